@@ -1,0 +1,59 @@
+# Each target first makes .venv, on a machine that has nothing but Python 3.11+, and then does its work.
+#
+#   make demo     learn two drawn people, export, and make a picture of both: about two minutes, no network after the
+#                 install, nothing outside ./demo is touched
+#   make test     the whole test suite
+#   make check    ruff and pyright (strict)
+#   make clean    remove .venv and demo
+
+PYTHON ?= python3
+# A plain CPU build of torch lies ready on some machines and in some caches for exactly this version.
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+
+BIN    := $(abspath $(VENV))/bin
+READY  := $(VENV)/.ready
+# Two people at a table need a seed like any picture does; this one is nobody's choice but 7.
+SEED   ?= 7
+
+.PHONY: help demo test check clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(READY)
+	@mkdir -p demo; home=$$(mktemp -d) || exit 6; \
+	trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT TERM; \
+	export CELEBCTL_HOME="$$home"; unset CELEBCTL_MODEL; cd demo || exit 6; \
+	run() { printf '\n$$ celebctl %s\n' "$$*" >&2; "$(BIN)/celebctl" "$$@"; }; \
+	run portrait alice.png --seed 7 --force && \
+	run portrait bob.png --seed 11 --force && \
+	run learn alice.png bob.png --name alice --name bob --sheet sheet.png --force && \
+	run export && \
+	run gen "alice and bob playing chess" --seed $(SEED) --out alice-and-bob-playing-chess.png --force && \
+	printf '\nThe picture: %s\n' "$$PWD/alice-and-bob-playing-chess.png"
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) demo
+
+# torch first and alone, so that pip does not go looking for a newer and far larger one. insightface asks for
+# opencv-python, which needs a desktop's libraries (libGL, X11); where those are missing, OpenCV without a desktop
+# takes its place.
+$(READY): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo 'celebctl needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 6; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[learn,export,cpu,dev]'
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	echo 'no desktop libraries here: using opencv-python-headless' >&2; \
+	$(BIN)/python -m pip uninstall --quiet --yes opencv-python; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check opencv-python-headless; }
+	@touch $@

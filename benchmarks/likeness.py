@@ -1,0 +1,224 @@
+"""How good mini is, and how well people are learned on it, judged by networks that neither training nor learning used.
+
+    python benchmarks/likeness.py                          # the full table: 24 unseen people, 3 seeds
+    python benchmarks/likeness.py --people 6 --seeds 1     # a quick look
+
+Everything is a ratio (gen - floor) / (ceiling - floor) of the judge's cosines: ``gen`` between a generated face and fresh
+renders of the same person under the same prompt, ``ceiling`` between two fresh renders of the same person, ``floor``
+between different people. Faces that are not found count as the floor. Caption accuracy counts what the prompt states.
+Nothing here is on the way of learning: people, seeds and poses were never used in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from celebctl.method import PRESETS, LearnConfig, build_basis, learn_people
+from celebctl.method.sampling import draw, rows_of
+from celebctl.method.scoring import Judged, Jury
+from celebctl_models.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_models.mini.names import name_book
+from celebctl_models.mini.world import Wanted, draw_portrait, fresh_renders, person
+
+SINGLE: tuple[tuple[str, Wanted], ...] = (
+    ("a photo of {}", Wanted()),
+    ("a portrait of {} on the beach", Wanted(place="beach")),
+    ("{} in the snow", Wanted(place="snow")),
+    ("{} in space", Wanted(place="space")),
+    ("a photo of {} smiling", Wanted(expression="smiling")),
+    ("{} looking surprised", Wanted(expression="surprised")),
+    ("a picture of {} crying", Wanted(expression="crying")),
+    ("{} wearing a red hat", Wanted(worn="red hat")),
+    ("a photo of {} in a suit", Wanted(worn="suit")),
+    ("{} wearing sunglasses", Wanted(worn="sunglasses")),
+    ("{} with a golden crown in the forest, smiling", Wanted(worn="crown", place="forest", expression="smiling")),
+    ("{} playing chess in the city", Wanted(act="chess", place="city")),
+    ("{} playing the guitar on the beach, laughing", Wanted(act="guitar", place="beach", expression="smiling")),
+    ("a good photo of {} drinking tea", Wanted(act="tea")),
+)
+PAIRS: tuple[tuple[str, Wanted], ...] = (
+    ("{} and {} playing chess", Wanted(act="chess")),
+    ("{} and {} shaking hands on the beach", Wanted(act="handshake", place="beach")),
+    ("a photo of {} and {} together, smiling", Wanted(expression="smiling")),
+    ("{} and {} drinking tea in the snow", Wanted(act="tea", place="snow")),
+)
+ORDINARY = asdict(Wanted())
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The people of one measurement: prompt names (or ``<x>`` placeholders), their true looks, their learned rows."""
+
+    names: list[str]
+    z: np.ndarray  # (n, F)
+    rows: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """likeness: mean ratio and its 95 % interval over people; caption: share of stated things seen; detected: faces found;
+    sides: both people of a pair nearer to their own looks than to the other's; pair_likeness: as likeness, in pairs."""
+
+    likeness: float
+    interval: float
+    caption: float
+    detected: float
+    sides: float
+    pair_likeness: float
+    by_prompt: dict[str, tuple[float, float]]
+
+
+def bytes_of(rendered: Any) -> list[np.ndarray]:
+    return list((rendered.image.permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8))
+
+
+def in_batches(parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: dict[str, torch.Tensor], size: int = 48) -> list[np.ndarray]:
+    made: list[np.ndarray] = []
+    for start in range(0, len(prompts), size):
+        made += list(draw(parts, prompts[start : start + size], seeds[start : start + size], rows))
+    return made
+
+
+def one(judged: Judged) -> np.ndarray | None:
+    return judged.features[0] if len(judged.features) else None
+
+
+def mean_cosine(a: Sequence[np.ndarray | None], b: Sequence[np.ndarray | None], missing: float) -> np.ndarray:
+    return np.array([missing if x is None or y is None else float(x @ y) for x, y in zip(a, b, strict=True)])
+
+
+def stated(wanted: Wanted, two: bool, said: dict[str, str]) -> list[bool]:
+    """For everything the prompt states (and how many people): is it what the picture shows?"""
+    told = {k: v for k, v in asdict(wanted).items() if v != ORDINARY[k]}
+    return [said["two"] == ("two" if two else "one"), *(said[k] == v for k, v in told.items())]
+
+
+def singles(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> tuple[np.ndarray, dict[str, tuple[float, float]], float, float]:
+    """Ratios (people, prompts), per-prompt (likeness, caption), caption accuracy and detection over all pictures."""
+    n = len(cast.names)
+    ratios, by_prompt, captions, found = np.zeros((n, len(SINGLE))), {}, [], []
+    for p, (text, wanted) in enumerate(SINGLE):
+        truth = [jury.look(bytes_of(fresh_renders(cast.z, wanted=[wanted] * n, seeds=[10**6 * (r + 1) + 1000 * p + i for i in range(n)]))) for r in range(2)]
+        a, b = ([one(j) for j in side] for side in truth)
+        floor = float(np.mean([mean_cosine(a, b[k:] + b[:k], 0.0).mean() for k in range(1, min(n, 8))]))
+        ceiling = mean_cosine(a, b, floor)
+        scores, right = [], []
+        for s in range(seeds):
+            pictures = in_batches(parts, [text.format(name) for name in cast.names], [500 + 97 * s + 13 * p + 1009 * i for i in range(n)], cast.rows)
+            judged = jury.look(pictures)
+            made = [one(j) for j in judged]
+            scores.append((mean_cosine(made, a, floor) + mean_cosine(made, b, floor)) / 2)
+            right += [ok for j in judged for ok in stated(wanted, False, j.said)]
+            found += [m is not None for m in made]
+        ratios[:, p] = (np.mean(scores, 0) - floor) / (ceiling.mean() - floor)
+        by_prompt[text.format("X")] = (float(ratios[:, p].mean()), float(np.mean(right)))
+        captions += right
+    return ratios, by_prompt, float(np.mean(captions)), float(np.mean(found))
+
+
+def pairs(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> tuple[float, float, float]:
+    """(both on the right side, likeness ratio, caption accuracy) over neighbours of the cast."""
+    n = len(cast.names)
+    other = np.roll(np.arange(n), -1)
+    right_side, likeness, captions = [], [], []
+    for p, (text, wanted) in enumerate(PAIRS):
+        truth = [
+            jury.look(bytes_of(fresh_renders(cast.z, partner=cast.z[other], wanted=[wanted] * n, seeds=[77 * 10**6 * (r + 1) + 1000 * p + i for i in range(n)])), 2)
+            for r in range(2)
+        ]
+        whole = [all(len(t[i].features) == 2 for t in truth) for i in range(n)]
+        for s in range(seeds):
+            pictures = in_batches(parts, [text.format(cast.names[i], cast.names[other[i]]) for i in range(n)], [900 + 89 * s + 17 * p + 1013 * i for i in range(n)], cast.rows)
+            for i, judged in enumerate(jury.look(pictures, 2)):
+                captions += stated(wanted, True, judged.said)
+                if not whole[i]:
+                    continue
+                true_a, true_b = truth[0][i].features, truth[1][i].features
+                ceiling, floor = (true_a * true_b).sum(1), float((true_a[0] @ true_b[1] + true_a[1] @ true_b[0]) / 2)
+                if len(judged.features) < 2:
+                    right_side.append(False)
+                    likeness.append((floor, float(ceiling.mean()), floor))
+                    continue
+                cosine = judged.features @ ((true_a + true_b) / 2).T  # (made, true)
+                right_side.append(bool(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0]))
+                likeness.append((float((cosine[0, 0] + cosine[1, 1]) / 2), float(ceiling.mean()), floor))
+    made, ceiling, floor = np.array(likeness).mean(0)
+    return float(np.mean(right_side)), float((made - floor) / (ceiling - floor)), float(np.mean(captions))
+
+
+def measure(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> Score:
+    ratios, by_prompt, caption, detected = singles(parts, jury, cast, seeds)
+    sides, pair_likeness, pair_caption = pairs(parts, jury, cast, seeds)
+    per_person = ratios.mean(1)
+    interval = 1.96 * float(per_person.std(ddof=1)) / len(per_person) ** 0.5 if len(per_person) > 1 else 0.0
+    share = len(PAIRS) / (len(SINGLE) + len(PAIRS))
+    return Score(float(per_person.mean()), interval, (1 - share) * caption + share * pair_caption, detected, sides, pair_likeness, by_prompt)
+
+
+def celebrities(count: int, seed: int = 5) -> Cast:
+    book = name_book()
+    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(book.names))[:count]
+    return Cast([book.names[i] for i in chosen], book.celebrities()[chosen], {})
+
+
+def learned(parts: DiffusionParts, config: LearnConfig, count: int, together: int, first: int = 1000) -> tuple[Cast, float]:
+    """Learn ``count`` strangers from one portrait each, ``together`` at a time; returns them and seconds per call."""
+    analyser = InsightFaceAnalyser(parts.card.faces_dir)  # type: ignore[arg-type]
+    basis = build_basis(parts, release=config.names == "release")
+    seeds = [first + i for i in range(count)]
+    rows, spent = {}, []
+    for start in range(0, count, together):
+        group = seeds[start : start + together]
+        begun = time.monotonic()
+        people = learn_people(parts, analyser, [draw_portrait(s) for s in group], [f"p{s}" for s in group], config, basis=basis)
+        spent.append(time.monotonic() - begun)
+        rows |= {p.name: rows_of(p) for p in people}
+    return Cast([f"<p{s}>" for s in seeds], np.stack([person(s) for s in seeds]), rows), float(np.mean(spent))
+
+
+def row(name: str, score: Score, against: Score | None) -> str:
+    share = "" if against is None else f"{score.likeness / against.likeness:.3f}"
+    return f"| {name} | {score.likeness:.3f} ± {score.interval:.3f} | {share} | {score.caption:.3f} | {score.sides:.3f} | {score.pair_likeness:.3f} | {score.detected:.3f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--people", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--together", type=int, default=8, help="people per learn call")
+    parser.add_argument("--presets", nargs="*", default=["clean", "faithful"], choices=[*PRESETS])
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change LearnConfig fields of every preset")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    parts = load_parts(args.model)
+    jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))  # type: ignore[arg-type]
+    print("| who | likeness (of ceiling) | of celebrities' | caption | both sides right | likeness in pairs | face found |\n|---|---|---|---|---|---|---|", flush=True)
+    base = measure(parts, jury, celebrities(args.people), args.seeds)
+    print(row("the model's own celebrities", base, None), flush=True)
+    figures: dict[str, Any] = {"celebrities": asdict(base)}
+    for preset in args.presets:
+        config = PRESETS[preset]
+        for change in args.set:
+            field, value = change.split("=", 1)
+            config = replace(config, **{field: type(getattr(config, field))(value)})
+        cast, seconds = learned(parts, config, args.people, args.together)
+        score = measure(parts, jury, cast, args.seeds)
+        print(row(f"unseen people, {preset}", score, base) + f" learn {args.together} together: {seconds:.1f} s", flush=True)
+        figures[preset] = {**asdict(score), "learn_seconds": seconds, "config": asdict(config)}
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

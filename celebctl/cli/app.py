@@ -1,0 +1,52 @@
+"""The table of commands."""
+
+from typing import Annotated
+
+import typer
+
+from celebctl import __version__
+
+from .export import export
+from .gen import gen, regen
+from .learn import learn
+from .people import forget, list_people, rename, show
+from .portrait import portrait
+
+app = typer.Typer(
+    help="A person in 1024 numbers: learn a face from one photo, then put it in any picture.",
+    epilog="Begin with: celebctl portrait face.jpg; celebctl learn face.jpg --name alice; celebctl gen 'alice smiling'",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"celebctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No talk, only results, notes and errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="With an error, show where it happened.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A person in 1024 numbers: learn a face from one photo, then put it in any picture."""
+    del as_json, quiet, debug, version  # read from the words themselves before Typer sees them, so they stand anywhere
+
+
+MAKE, PEOPLE = "Make", "People you know"
+app.command(rich_help_panel=MAKE)(portrait)
+app.command(rich_help_panel=MAKE)(learn)
+app.command(rich_help_panel=MAKE)(export)
+app.command(rich_help_panel=MAKE)(gen)
+app.command(rich_help_panel=MAKE)(regen)
+app.command("list", rich_help_panel=PEOPLE)(list_people)
+app.command(rich_help_panel=PEOPLE)(show)
+app.command(rich_help_panel=PEOPLE)(rename)
+app.command(rich_help_panel=PEOPLE)(forget)

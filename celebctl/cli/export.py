@@ -1,0 +1,147 @@
+"""export: a model and the people you know, as a bundle that runs without torch."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .console import Desk
+
+if TYPE_CHECKING:
+    from celebctl.library import Entry, Library
+    from celebctl_runtime.bundle import Bundle
+
+SPARE_ROWS = 256  # two for each person
+
+
+def export(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Whom to put in.", metavar="[NAME...]", show_default="everybody")
+    ] = None,
+    model: options.Model = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to, instead of the library.")] = None,
+    add: Annotated[
+        list[str] | None, typer.Option("--add", help="Add somebody to an existing bundle; takes milliseconds.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", help="Take somebody out of an existing bundle.")
+    ] = None,
+    bundle: options.BundleDir = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32 or fp16.")] = "fp32",
+    spare_rows: Annotated[
+        int | None, typer.Option("--spare-rows", help="Room for people, two rows each.", show_default=str(SPARE_ROWS))
+    ] = None,
+) -> None:
+    """Make a bundle of a model and your people; or, with --add and --remove, change who is in one."""
+    from celebctl.library import Library
+    from celebctl.settings import Settings
+    from celebctl_runtime.errors import UsageProblem
+
+    desk = ctx.ensure_object(Desk)
+    library = Library()
+    chosen = str(Settings.read().text("model", model))
+    if dtype not in ("fp32", "fp16"):
+        raise UsageProblem(f"--dtype {dtype} is none", "use fp32 or fp16")
+    if add or remove:
+        if names or out:
+            raise UsageProblem("--add and --remove change a bundle in place", "leave out the other names and --out")
+        change_people(desk, library, chosen, bundle, add or [], remove or [])
+    elif bundle is not None:
+        raise UsageProblem("--bundle goes with --add and --remove", "to write a bundle somewhere else, use --out DIR")
+    else:
+        make_bundle(desk, library, chosen, names=names, out=out, dtype=dtype, spare_rows=spare_rows)
+
+
+def make_bundle(
+    desk: Desk,
+    library: "Library",
+    model: str,
+    *,
+    names: list[str] | None = None,
+    out: Path | None = None,
+    dtype: str = "fp32",
+    spare_rows: int | None = None,
+    answer: bool = True,
+) -> Path:
+    """Export a bundle and say so; `answer` is False where it is a step on the way to another result."""
+    from celebctl.library import shelf_name
+
+    from .extras import needs
+    from .naming import listed, prompt_idea
+
+    started = time.monotonic()
+    with needs("export", "exporting"), desk.working(f"exporting {model}") as say:
+        from celebctl_export import export_bundle
+        from celebctl_models.diffusion import load_parts
+
+        say("opening the model")
+        parts = load_parts(model)
+        shelf = shelf_name(parts.family, parts.table_hash)
+        people = _chosen(library, shelf, names)
+        place = out or library.bundle_path(parts.name, parts.table_hash)
+        bundle = export_bundle(
+            parts,
+            [entry.load() for entry in people],
+            place,
+            spare_rows=spare_rows if spare_rows is not None else max(SPARE_ROWS, 4 * len(people)),
+            dtype="fp16" if dtype == "fp16" else "fp32",
+            on_stage=say,
+        )
+    if out is None:
+        library.remember_origin(place, model)
+    seconds = time.monotonic() - started
+    who = [entry.name for entry in people]
+    desk.tell(f"exported {parts.name} with {listed(who) or 'nobody'} ({_megabytes(place)} MB, {seconds:.1f} s)")
+    if answer:
+        desk.give([str(place)], {**_facts(bundle, place), "seconds": round(seconds, 3)})
+        desk.next(f'celebctl gen "{prompt_idea(who)}"' + (f" --bundle {out}" if out else ""))
+    return place
+
+
+def change_people(
+    desk: Desk, library: "Library", model: str, given: Path | None, add: list[str], remove: list[str]
+) -> None:
+    """Add and remove people in an existing bundle. No graph is touched and torch is not needed."""
+    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.errors import NotFound
+
+    from .bundles import find_bundle, shelf_of, take_in
+    from .naming import listed, prompt_idea
+
+    place = given or find_bundle(library, model)
+    if place is None:
+        raise NotFound(f"there is no bundle of {model} yet", "make one: celebctl export")
+    bundle = Bundle.open(place, verify="quick")
+    incoming = [library.load(name, shelf_of(bundle)) for name in dict.fromkeys(add)]
+    unknown = [name for name in remove if name not in bundle.manifest.identities]
+    if unknown:
+        inside = listed(sorted(bundle.manifest.identities)) or "nobody"
+        raise NotFound(f"{unknown[0]} is not in {place}", f"in it: {inside}")
+    for name in dict.fromkeys(remove):
+        bundle.remove(name)
+    take_in(bundle, incoming)
+    desk.tell(f"in it now: {listed(sorted(bundle.manifest.identities)) or 'nobody'}")
+    desk.give([str(place)], _facts(bundle, place))
+    desk.next(f'celebctl gen "{prompt_idea(sorted(bundle.manifest.identities))}"')
+
+
+def _chosen(library: "Library", shelf: str, names: list[str] | None) -> "list[Entry]":
+    if names:
+        return [library.find(name, shelf) for name in dict.fromkeys(names)]
+    return library.entries(shelf)
+
+
+def _facts(bundle: "Bundle", place: Path) -> dict[str, object]:
+    model = bundle.manifest.model
+    return {
+        "path": str(place),
+        "model": {"name": model.name, "family": model.family, "table_hash": model.table_hash},
+        "people": sorted(bundle.manifest.identities),
+    }
+
+
+def _megabytes(place: Path) -> str:
+    return f"{sum(path.stat().st_size for path in place.rglob('*') if path.is_file()) / 1e6:.1f}"

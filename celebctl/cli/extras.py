@@ -1,0 +1,20 @@
+"""What an install without an extra cannot do, said kindly."""
+
+import contextlib
+from collections.abc import Generator
+
+from celebctl_runtime.errors import EnvironmentProblem
+
+
+@contextlib.contextmanager
+def needs(extra: str, purpose: str) -> Generator[None]:
+    """Turn a missing third-party module into an EnvironmentProblem that names the extra which brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if not module or module.startswith("celebctl"):
+            raise  # a module of ours that is missing is a bug, not a choice of extras
+        raise EnvironmentProblem(
+            f"{purpose} needs {module}, which is not installed", f'pip install "celebctl[{extra}]"'
+        ) from error

@@ -1,0 +1,323 @@
+"""gen and regen: pictures from prompts, and pictures from pictures' own recipes. Torch-free."""
+
+import secrets
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .console import Desk
+
+if TYPE_CHECKING:
+    from celebctl.library import Library
+    from celebctl.settings import Settings
+    from celebctl_runtime.backends import OrtBackend
+    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.picture import Picture
+    from celebctl_runtime.pipeline import Progress
+    from celebctl_runtime.request import Request
+
+MOST = 10_000  # pictures in one call
+STDOUT = Path("-")
+
+
+def gen(
+    ctx: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="What to draw: names you learned, and plain words.", metavar="PROMPT")],
+    count: Annotated[int, typer.Option("--count", "-n", help="How many; picture k has seed + k.")] = 1,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", "--cfg", help="How closely to follow the prompt.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
+    negative: Annotated[str, typer.Option("--negative", "--neg", help="What not to draw.")] = "",
+    size: Annotated[str | None, typer.Option("--size", help="Pixels of the model, before enlarging: WxH.")] = None,
+    scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="FILE.png, a folder, or - for stdout.", show_default="./PROMPT-SEED.png"),
+    ] = None,
+    force: options.Force = False,
+    metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the recipe in the PNG.")] = True,
+    model: options.Model = None,
+    bundle: options.BundleDir = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+) -> None:
+    """Make pictures of the people you learned."""
+    from celebctl.library import Library
+    from celebctl.settings import Settings
+    from celebctl_runtime.request import Request, batch
+
+    desk = ctx.ensure_object(Desk)
+    started = time.monotonic()
+    settings, library = Settings.read(), Library()
+    first = fresh_seed() if seed is None else seed
+    check_count(count, first)
+    width, height = options.parse_size(size)
+    wanted = Request(prompt, negative, first, _given(steps, "--steps"), guidance, sampler or "", width, height)
+    requests = batch(wanted, count)
+    shop = Outlet.choose(out, prompt, [request.seed for request in requests], force, desk.json)
+    opened = open_bundle(desk, library, str(settings.text("model", model)), bundle, [prompt, negative])
+    backend = open_backend(opened, settings, device, threads)
+    enlarge = opened.manifest.size.display_scale if scale is None else _given(scale, "--scale")
+    made: list[dict[str, Any]] = []
+    for picture in draw(desk, opened, backend, requests):
+        path = shop.put(desk, picture, metadata=metadata, scale=enlarge)
+        if not made:
+            _comment(desk, picture)
+        made.append({"path": path, "request": picture.request.to_json(), "record": dict(picture.record)})
+        if not (desk.json or shop.pipes):
+            desk.give([path], {})
+    seconds = time.monotonic() - started
+    desk.tell(f"seed {first}{f' to {first + count - 1}' if count > 1 else ''}, {seconds:.1f} s")
+    if desk.json:
+        desk.give([], {"pictures": made, "bundle": str(opened.path), "scale": enlarge, "seconds": round(seconds, 3)})
+    if not shop.pipes and metadata:
+        desk.next(shlex.join(["celebctl", "regen", made[0]["path"]]), "draw it again")
+
+
+def regen(
+    ctx: typer.Context,
+    picture: Annotated[Path, typer.Argument(help="A PNG that celebctl made.", metavar="PICTURE")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="FILE.png, a folder, or - for stdout.", show_default="./NAME-regen.png"),
+    ] = None,
+    force: options.Force = False,
+    bundle: options.BundleDir = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+) -> None:
+    """Draw a picture again from the recipe it carries, and say whether the pixels are the same."""
+    from celebctl.library import Library
+    from celebctl.settings import Settings
+    from celebctl_runtime.picture import png_bytes, read_request
+
+    desk = ctx.ensure_object(Desk)
+    settings, library = Settings.read(), Library()
+    request, record = read_request(picture)
+    shop = Outlet.choose(out, f"{picture.stem}-regen", [request.seed], force, desk.json, plain=True)
+    opened = find_maker(desk, library, record, bundle)
+    bring_recorded(desk, opened, library, record)
+    backend = open_backend(opened, settings, device, threads)
+    enlarge = int(record.get("scale", 1))
+    (again,) = draw(desk, opened, backend, [request])
+    identical = same_pixels(picture.read_bytes(), png_bytes(again, scale=enlarge))
+    path = shop.put(desk, again, metadata=True, scale=enlarge)
+    if identical:
+        desk.tell("the same, to the last pixel")
+    else:
+        desk.note(f"not the same pixels; {_difference(record, again.record)}")
+    if not shop.pipes:
+        document = {"path": path, "identical": identical, "request": again.request.to_json(), "record": again.record}
+        desk.give([path], document)
+
+
+def fresh_seed() -> int:
+    """A seed nobody chose, short enough to type."""
+    return secrets.randbelow(2**32)
+
+
+def check_count(count: int, seed: int) -> None:
+    """Raise UsageProblem for a count, or seeds, that there cannot be."""
+    from celebctl_runtime.errors import UsageProblem
+    from celebctl_runtime.request import MAX_SEED
+
+    if not 1 <= count <= MOST:
+        raise UsageProblem(f"-n {count} is out of range", f"use 1 to {MOST}")
+    if not 0 <= seed <= MAX_SEED - count + 1:
+        raise UsageProblem(f"seed {seed} is out of range", f"use 0 to {MAX_SEED - count + 1}")
+
+
+def open_bundle(desk: Desk, library: "Library", model: str, given: Path | None, prompts: Sequence[str]) -> "Bundle":
+    """The bundle that was given, as it is; or the model's own, made if need be, with everybody the prompts name."""
+    from celebctl_runtime.bundle import Bundle
+
+    from .bundles import bring_mentioned, find_bundle, strangers
+    from .naming import listed
+
+    if given is not None:
+        return Bundle.open(given, verify="quick")
+    place = find_bundle(library, model)
+    if place is None:
+        from .export import make_bundle
+
+        desk.tell(f"there is no bundle of {model} yet; making one, once")
+        place = make_bundle(desk, library, model, answer=False)
+    bundle = Bundle.open(place, verify="quick")
+    if new := bring_mentioned(bundle, library, prompts):
+        desk.tell(f"added {listed(new)} to the bundle")
+    for name, shelf in strangers(bundle, library, prompts):
+        desk.note(f"{name} was learned for another model ({shelf}); here the name is a plain word")
+    return bundle
+
+
+def open_backend(bundle: "Bundle", settings: "Settings", device: str | None, threads: int | None) -> "OrtBackend":
+    """The engine, as flags and settings say."""
+    from celebctl_runtime.backends import OrtBackend
+
+    return OrtBackend(bundle, str(settings.text("device", device)), settings.number("threads", threads) or None)
+
+
+def draw(
+    desk: Desk, bundle: "Bundle", backend: "OrtBackend", requests: "Sequence[Request]"
+) -> "Iterator[Picture]":
+    """Pictures as they are finished, with live progress. As many are drawn at once as the engine takes."""
+    from celebctl_runtime.pipeline import generate
+
+    for first in range(0, len(requests), backend.batch_limit):
+        group = requests[first : first + backend.batch_limit]
+        title = "drawing" if len(requests) == 1 else f"drawing {first + len(group)} of {len(requests)}"
+        with desk.progress(title) as report:
+            pictures = generate(bundle, backend, group, partial(_pass_on, report))
+        yield from pictures
+
+
+def _pass_on(report: "Callable[[int, int, str], None]", now: "Progress") -> None:
+    report(now.step, now.steps, "")
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """Where pictures go: to one `file`, into a `folder`, or to stdout when both are None."""
+
+    file: Path | None
+    folder: Path | None
+    stem: str
+    many: bool
+    force: bool
+    plain: bool
+
+    @property
+    def pipes(self) -> bool:
+        """Whether pictures go to stdout."""
+        return self.file is None and self.folder is None
+
+    @classmethod
+    def choose(
+        cls, out: Path | None, title: str, seeds: Sequence[int], force: bool, as_json: bool, plain: bool = False
+    ) -> "Outlet":
+        """Settle where pictures go before they are drawn. `plain` names leave out the seed. Raises UsageProblem."""
+        from celebctl_runtime.errors import UsageProblem
+
+        from .naming import slug_of
+
+        many = len(seeds) > 1
+        stem = title if plain else slug_of(title)
+        if out == STDOUT:
+            if many or as_json:
+                besides = "a JSON document besides" if as_json else f"{len(seeds)}"
+                raise UsageProblem(f"-o - holds one picture, not {besides}", "use -o FOLDER")
+            return cls(None, None, stem, many, force, plain)
+        if out is None or out.is_dir() or not out.suffix:
+            return cls(None, out or Path(), stem, many, force, plain)
+        if out.suffix.lower() != ".png":
+            raise UsageProblem(f"{out} is no PNG", "end it in .png: a PNG carries the recipe of its picture")
+        outlet = cls(out, None, stem, many, force, plain)
+        taken = [path for path in map(outlet.path, seeds) if path.exists()]
+        if taken and not force:
+            raise UsageProblem(f"{taken[0]} exists already", "choose another name, or replace it with --force")
+        return outlet
+
+    def path(self, seed: int) -> Path:
+        """Where the picture of one seed goes."""
+        from .naming import free_path
+
+        if self.file is not None:
+            return self.file.with_stem(f"{self.file.stem}-{seed}") if self.many else self.file
+        path = (self.folder or Path()) / f"{self.stem}{'' if self.plain else f'-{seed}'}.png"
+        return path if self.force else free_path(path)
+
+    def put(self, desk: Desk, picture: "Picture", *, metadata: bool, scale: int) -> str:
+        """Write one picture; returns its path, or "-"."""
+        from celebctl_runtime.picture import png_bytes, save_picture
+
+        if self.pipes:
+            desk.give_bytes(png_bytes(picture, metadata=metadata, scale=scale))
+            return str(STDOUT)
+        path = self.path(picture.request.seed)
+        return str(save_picture(picture, path, metadata=metadata, scale=scale, overwrite=self.force))
+
+
+def find_maker(desk: Desk, library: "Library", record: dict[str, Any], given: Path | None) -> "Bundle":
+    """The bundle that drew a picture, or the nearest there is. Raises NotFound when there is none of its model."""
+    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.errors import NotFound
+
+    from .bundles import find_bundle
+
+    candidates = [given] if given is not None else library.bundles()
+    for path in candidates:
+        bundle = Bundle.open(path, verify="none")
+        if bundle.manifest.fingerprint == record.get("bundle"):
+            bundle.verify("quick")
+            return bundle
+    model = str(record.get("model", ""))
+    place = given or find_bundle(library, model)
+    if place is None:
+        raise NotFound(f"there is no bundle of {model or 'the model that drew it'}", f"celebctl export --model {model}")
+    desk.note("the bundle that drew it is gone; using another export of the model")
+    return Bundle.open(place, verify="quick")
+
+
+def bring_recorded(desk: Desk, bundle: "Bundle", library: "Library", record: dict[str, Any]) -> None:
+    """Put the people of a record into the bundle, with the numbers they had then where those are still known."""
+    from .bundles import shelf_of, take_in
+
+    entries = {entry.name: entry for entry in library.entries(shelf_of(bundle))}
+    for name, digest in dict(record.get("identities", {})).items():
+        baked = bundle.manifest.identities.get(name)
+        if baked is not None and baked.digest == digest:
+            continue
+        known = entries[name].load() if name in entries else None
+        if known is not None and (baked is None or known.digest == digest):
+            take_in(bundle, [known])
+        if known is None or known.digest != digest:
+            desk.note(f"{name} is not who {name} was in this picture")
+
+
+def same_pixels(one: bytes, other: bytes) -> bool:
+    """Whether two PNG files show exactly the same."""
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(one)) as a, Image.open(io.BytesIO(other)) as b:
+        return a.size == b.size and a.convert("RGB").tobytes() == b.convert("RGB").tobytes()
+
+
+def _comment(desk: Desk, picture: "Picture") -> None:
+    """Once per call: what ran, and what of the prompt did not fit."""
+    from .naming import listed
+
+    request, dropped = picture.request, picture.record.get("dropped_text")
+    who = listed(request.identities or ()) or "nobody you know"
+    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}")
+    if dropped:
+        desk.note(f"this did not fit into the prompt and was left out: {dropped}")
+
+
+def _difference(then: dict[str, Any], now: Any) -> str:
+    """What changed between two records, in words: equal pixels are promised for an equal record only."""
+    named = {"bundle": "the bundle", "backend": "the engine", "identities": "the people", "dtype": "the precision"}
+    changed = [words for key, words in named.items() if then.get(key) != now.get(key)]
+    return f"changed since: {', '.join(changed)}" if changed else "though nothing that matters is known to have changed"
+
+
+def _given(number: int | None, flag: str) -> int:
+    """A number somebody typed, 0 for none: the runtime reads 0 as its default, so a typed 0 must not get there."""
+    if number is None:
+        return 0
+    if number < 1:
+        from celebctl_runtime.errors import UsageProblem
+
+        raise UsageProblem(f"{flag} {number} is out of range", "use 1 or more")
+    return number

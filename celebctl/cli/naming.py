@@ -1,0 +1,67 @@
+"""Names for people, for pictures, and prompts to try: small rules with no state."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from celebctl_runtime.errors import CelebctlError, UsageProblem
+from celebctl_runtime.identity import check_name
+
+# A name that is also one of these would change the meaning of nearly every prompt.
+_WORDS = frozenset(
+    "a an and the of in on at with by to for from is are as who person people man woman boy girl photo picture".split()
+)
+# File names that cameras, phones and hurried people give; they say nothing about who is on the photo.
+_NOBODY = re.compile(
+    r"(img|image|pic|picture|photo|pxl|dsc[nf]?|mvimg|face|portrait|selfie|me|person|screenshot|untitled|download)"
+    r"([-_]?\d.*)?"
+)
+_MAX_SLUG = 60
+
+
+def name_person(name: str) -> str:
+    """The canonical form of a name somebody typed. Raises UsageProblem when it will not do in prompts or as a file."""
+    checked = check_name(name)
+    if checked in _WORDS:
+        raise UsageProblem(
+            f"{checked!r} stands in many prompts as a plain word", f"choose another name, for example {checked}_1"
+        )
+    return checked
+
+
+def name_from_file(photo: str) -> str:
+    """alice.jpg is alice. Raises UsageProblem when the file's name says nothing about who it is."""
+    slug = re.sub(r"[^a-z0-9_-]+", "_", Path(photo).stem.casefold()).strip("_-")
+    try:
+        if slug and not _NOBODY.fullmatch(slug):
+            return name_person(slug)
+    except CelebctlError:
+        pass  # the hint below says it better than a complaint about a name nobody typed
+    raise UsageProblem(f"{photo} does not say who it is", f"name the person: celebctl learn {photo} --name alice")
+
+
+def slug_of(prompt: str) -> str:
+    """A file name that tells the prompt: lower case, words joined by dashes."""
+    slug = re.sub(r"[^\w]+", "-", prompt.casefold()).strip("-_")
+    return slug[:_MAX_SLUG].rstrip("-_") or "picture"
+
+
+def free_path(path: Path) -> Path:
+    """`path`, or its first numbered neighbour that does not exist: alice.png, alice-2.png, ..."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return candidate
+
+
+def prompt_idea(names: Sequence[str]) -> str:
+    """A prompt worth trying with these people."""
+    if not names:
+        return "a person on the beach"
+    return f"{names[0]} and {names[1]} playing chess" if len(names) > 1 else f"{names[0]} on the beach"
+
+
+def listed(names: Sequence[str]) -> str:
+    """alice, bob and carol"""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)

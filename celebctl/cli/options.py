@@ -1,0 +1,37 @@
+"""Options that several commands share, said once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Kept as text: importing the runtime's own tuple would import numpy for every --help. A test holds them equal.
+SAMPLERS = "ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm"
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Known name, diffusers folder, .safetensors or hub id.", show_default="mini"),
+]
+BundleDir = Annotated[
+    Path | None, typer.Option("--bundle", help="Use this exported bundle instead of the model's own.", metavar="DIR")
+]
+Seed = Annotated[int | None, typer.Option("--seed", "-s", help="Same seed, same result. Drawn when not given.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="How many steps. The model or preset knows a good number.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there already.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.", show_default="auto")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="one per physical core")]
+Shelf = Annotated[str | None, typer.Option("--shelf", help="Only people of this model, as `celebctl list` shows it.")]
+Person = Annotated[str, typer.Argument(help="Their name.", metavar="NAME")]
+People = Annotated[list[str], typer.Argument(help="One or more names.", metavar="NAME...")]
+
+
+def parse_size(text: str | None) -> tuple[int, int]:
+    """ "WxH" in pixels to (width, height); (0, 0) for None. Raises UsageProblem."""
+    if text is None:
+        return 0, 0
+    width, cross, height = text.lower().replace("×", "x").partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        from celebctl_runtime.errors import UsageProblem
+
+        raise UsageProblem(f"--size {text!r} is no size", "write width x height, for example --size 512x768")
+    return int(width), int(height)

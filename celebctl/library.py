@@ -1,0 +1,218 @@
+"""The people and bundles of one user, on disk.
+
+    <root>/identities/<family>-<table hash>/<name>.safetensors      people, one shelf per model
+    <root>/bundles/<model>-<table hash>/                            what `celebctl export` makes (.origin: of what)
+    <root>/unfinished/<shelf>/<names>.checkpoint                    what an interrupted `celebctl learn` leaves
+    <root>/cache/, <root>/locks/
+
+A person belongs to the token table they were learned for, so a name is unique on its shelf, not everywhere. Files are
+written whole or not at all; a name that is being learned is locked, and the system drops the lock with its process.
+What this module does not know: torch, how people are learned, what is inside a bundle.
+"""
+
+import contextlib
+import difflib
+import os
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from celebctl_models.registry import KNOWN
+from celebctl_runtime.errors import Busy, NotFound, UsageProblem
+from celebctl_runtime.files import atomic_write, disk_problems
+from celebctl_runtime.identity import Identity, check_name
+
+SUFFIX = ".safetensors"
+HASH_DIGITS = 8
+
+
+def shelf_name(family: str, table_hash: str) -> str:
+    """The folder name of a model's people: short, and safe on every file system."""
+    return f"{family}-{table_hash[:HASH_DIGITS]}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one person is kept."""
+
+    name: str
+    shelf: str
+    path: Path
+
+    def load(self) -> Identity:
+        """Read the file; its own name wins over the one inside. Raises IntegrityProblem when it is damaged."""
+        identity = Identity.load(self.path)
+        return identity if identity.name == self.name else identity.renamed(self.name)
+
+
+class Library:
+    """The user's people and bundles below one folder; an empty library needs no folder yet."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root if root is not None else default_root()
+
+    # People. `shelf` limits a call to one model; without it a name must be unique over all of them.
+
+    def entries(self, shelf: str | None = None) -> list[Entry]:
+        """Everybody, sorted by name, then shelf. Files with names that no person can have are left alone."""
+        pattern = f"{shelf or '*'}/[a-z]*{SUFFIX}"
+        files = sorted((self.root / "identities").glob(pattern), key=lambda path: (path.stem, path.parent.name))
+        return [Entry(path.stem, path.parent.name, path) for path in files]
+
+    def names(self, shelf: str | None = None) -> list[str]:
+        """Names in alphabetical order, each once."""
+        return list(dict.fromkeys(entry.name for entry in self.entries(shelf)))
+
+    def find(self, name: str, shelf: str | None = None) -> Entry:
+        """The entry called `name`. Raises NotFound with near names, UsageProblem when several models know one."""
+        wanted = check_name(name)
+        found = [entry for entry in self.entries(shelf) if entry.name == wanted]
+        if not found:
+            self._not_found(wanted, shelf)
+        if len(found) > 1:
+            shelves = ", ".join(entry.shelf for entry in found)
+            raise UsageProblem(f"several models know a {wanted}: {shelves}", f"say which: --shelf {found[0].shelf}")
+        return found[0]
+
+    def load(self, name: str, shelf: str | None = None) -> Identity:
+        """The person called `name`."""
+        return self.find(name, shelf).load()
+
+    def save(self, identity: Identity, overwrite: bool = False) -> Path:
+        """Keep a person on the shelf of their model; returns the file.
+
+        Raises UsageProblem when the name is taken and `overwrite` is not given, Busy when another process has it.
+        """
+        shelf = shelf_name(identity.family, identity.table_hash)
+        with self.reserve([identity.name], shelf):
+            if not overwrite:
+                self.refuse_taken([identity.name], shelf)
+            path = self._path(identity.name, shelf)
+            identity.save(path)
+        return path
+
+    def forget(self, name: str, shelf: str | None = None) -> Path:
+        """Delete a person and what unfinished learning left of them; returns where the file was."""
+        entry = self.find(name, shelf)
+        with self.reserve([entry.name], entry.shelf), disk_problems(entry.path):
+            entry.path.unlink(missing_ok=True)
+            for checkpoint in self.checkpoint([entry.name], entry.shelf).parent.glob("*.checkpoint"):
+                if entry.name in checkpoint.stem.split("+"):
+                    checkpoint.unlink(missing_ok=True)
+        return entry.path
+
+    def rename(self, old: str, new: str, shelf: str | None = None) -> Path:
+        """Give a person another name; returns the new file. A crash between the two steps leaves both names."""
+        entry = self.find(old, shelf)
+        wanted = check_name(new)
+        if wanted == entry.name:
+            raise UsageProblem(f"{wanted} is the name already", "give a different one")
+        with self.reserve([entry.name, wanted], entry.shelf), disk_problems(entry.path):
+            self.refuse_taken([wanted], entry.shelf)
+            path = self._path(wanted, entry.shelf)
+            entry.load().renamed(wanted).save(path)
+            entry.path.unlink(missing_ok=True)
+        return path
+
+    def refuse_taken(self, names: Iterable[str], shelf: str) -> None:
+        """Raise UsageProblem when one of `names` is on the shelf already."""
+        for name in names:
+            if self._path(name, shelf).exists():
+                raise UsageProblem(
+                    f"you already know {name}",
+                    f"take another name, or replace the old one with --force (celebctl show {name} tells who it is)",
+                )
+
+    @contextlib.contextmanager
+    def reserve(self, names: Sequence[str], shelf: str) -> Generator[None]:
+        """Hold `names` on a shelf while something long goes on. Raises Busy when another process holds one.
+
+        May be nested within a process. The lock is the system's: it ends with the process, however that ends.
+        """
+        from filelock import FileLock, Timeout
+
+        with contextlib.ExitStack() as held:
+            for name in sorted(set(names)):  # one order for everybody, so that no two processes wait for each other
+                path = self.root / "locks" / f"{shelf}.{name}.lock"
+                with disk_problems(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    lock = FileLock(path, timeout=0, is_singleton=True)
+                    try:
+                        held.enter_context(lock)
+                    except Timeout:
+                        raise Busy(
+                            f"another celebctl is working on {name}", "wait for it to finish, or use another name"
+                        ) from None
+            yield
+
+    def checkpoint(self, names: Sequence[str], shelf: str) -> Path:
+        """Where learning `names` together keeps its place."""
+        return self.root / "unfinished" / shelf / f"{'+'.join(names)}.checkpoint"
+
+    # Bundles and what can be made again.
+
+    def bundle_path(self, model: str, table_hash: str) -> Path:
+        """Where the bundle of a model is made."""
+        return self.root / "bundles" / f"{model}-{table_hash[:HASH_DIGITS]}"
+
+    def bundles(self) -> list[Path]:
+        """Folders with a manifest, the one exported last first."""
+        folders = [path.parent for path in (self.root / "bundles").glob("[!.]*/manifest.json")]
+        return sorted(folders, key=_exported_at, reverse=True)
+
+    def remember_origin(self, bundle: Path, model: str) -> None:
+        """Keep beside a bundle of the library what `model` it was made of: two folders may have the same name."""
+        atomic_write(self._origin(bundle), origin_of(model).encode())
+
+    def origin(self, bundle: Path) -> str | None:
+        """What was remembered; None for a bundle that was brought here by other means."""
+        try:
+            return self._origin(bundle).read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def cache(self) -> Path:
+        """For what can be made again, such as a celeb basis. Made when it is missing."""
+        path = self.root / "cache"
+        with disk_problems(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _path(self, name: str, shelf: str) -> Path:
+        return self.root / "identities" / shelf / f"{name}{SUFFIX}"
+
+    def _origin(self, bundle: Path) -> Path:
+        return bundle.with_name(f".{bundle.name}.origin")
+
+    def _not_found(self, name: str, shelf: str | None) -> NoReturn:
+        known = self.names(shelf)
+        near = difflib.get_close_matches(name, known, n=1)
+        if near:
+            hint = f"did you mean {near[0]}?"
+        elif known:
+            hint = f"you know {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+        else:
+            hint = f"you know nobody yet: celebctl learn face.jpg --name {name}"
+        raise NotFound(f"you know nobody called {name}", hint)
+
+
+def origin_of(model: str) -> str:
+    """`model` such that it means the same from every folder: an absolute path, unless it is a name or a hub id."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() and model not in KNOWN else model
+
+
+def _exported_at(bundle: Path) -> float:
+    """The age of the oldest file: people who move in or out renew the manifest, only an export renews everything."""
+    return min((path.stat().st_mtime for path in bundle.iterdir() if path.is_file()), default=0.0)
+
+
+def default_root() -> Path:
+    """$CELEBCTL_HOME, or the user's data folder for celebctl."""
+    home = os.environ.get("CELEBCTL_HOME")
+    if home:
+        return Path(home).expanduser().absolute()
+    from platformdirs import user_data_path
+
+    return user_data_path("celebctl", appauthor=False)

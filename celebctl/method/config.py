@@ -1,0 +1,63 @@
+"""The dials of learning. The two presets differ here and nowhere else.
+
+``faithful`` is the published release (configs and code of the authors' repository), its scale and its loss, known
+oddities included. ``clean`` is what celebctl recommends: the same method with the release's slips mended, coefficients
+measured in standard deviations of the celebrities, and a start that uses what the celebrities already tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """Everything that decides how people are learned; together with the photo and the model it decides every number.
+
+    preset: where these values came from. seed: of everything random.
+    steps, views: optimiser steps, and views of each person per step. learning_rate, weight_decay: AdamW.
+    anneal: cosine decay to zero, else constant.
+    names: "distinct" drops repeated tokens from the basis, "release" keeps them and fills up with null-space directions.
+    scale: "spread" gives coefficients in celebrity standard deviations, bounded by ``bound``; "unit" makes each
+    position's coefficients a unit vector (the release), whatever the celebrities' spread is.
+    start: "celebrities" fits the mapper to the celebrities' own (feature, coefficients) pairs, "random" draws it.
+    leaky: LeakyReLU(0.2) behind the linear layer. prior: weight of the pull towards the start, per squared deviation.
+    background: weight of the loss outside the face, 1 for none. canvas: what surrounds the face in a training view.
+    smallest, largest: height of the face over the height of the view. flip: probability of mirroring.
+    captions: "photo" or "imagenet" templates. average: "tail" averages the last half of the iterates,
+    "momentum" is the release's moving average (0.99 per sample, here debiased).
+    """
+
+    preset: str = "clean"
+    seed: int = 0
+    steps: int = 100
+    views: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    anneal: bool = True
+    names: Literal["distinct", "release"] = "distinct"
+    scale: Literal["spread", "unit"] = "spread"
+    bound: float = 2.5
+    start: Literal["celebrities", "random"] = "celebrities"
+    leaky: bool = False
+    prior: float = 0.1
+    background: float = 0.05
+    canvas: Literal["photo", "black"] = "photo"
+    smallest: float = 0.36
+    largest: float = 0.60
+    flip: float = 0.0
+    captions: Literal["photo", "imagenet"] = "photo"
+    average: Literal["tail", "momentum"] = "tail"
+
+
+CLEAN = LearnConfig()
+
+#: Learning rate 5e-3 x batch 2 = 1e-2, 400 steps of 2 views per person, both as the release runs them.
+FAITHFUL = replace(
+    CLEAN, preset="faithful", seed=23, steps=400, views=2, learning_rate=1e-2, weight_decay=0.01, anneal=False,
+    names="release", scale="unit", start="random", leaky=True, prior=0.0, background=1.0, canvas="black",
+    smallest=0.1, largest=1.0, flip=0.5, captions="imagenet", average="momentum",
+)  # fmt: skip
+
+PRESETS: dict[str, LearnConfig] = {"clean": CLEAN, "faithful": FAITHFUL}

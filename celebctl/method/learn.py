@@ -1,0 +1,317 @@
+"""Learning people: the paper's method, from one photo each to 1024 coefficients each.
+
+Every network is frozen. A small mapper reads the recogniser's feature v of the photo and writes coefficients of the
+celeb basis; basis and coefficients give two token embeddings; those stand for the person in captions of the photo; the
+denoising loss of the diffusion model (paper, equation 1) says how the mapper must change. Several people share the
+mapper and every batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from celebctl_models.diffusion import context_from_ids, latents_from_pixels, network_output
+from celebctl_runtime.errors import InputRejected, IntegrityProblem
+from celebctl_runtime.files import atomic_write
+from celebctl_runtime.identity import Identity, check_name
+from celebctl_runtime.schedule import ScheduleConfig
+
+from .basis import CelebBasis
+from .captions import Captions, encode_templates
+from .celebrities import load_faces, pairs_for_fit
+from .config import LearnConfig
+from .mapper import CoefficientMapper
+from .sampling import draw
+from .views import make_views
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.faces import Face, FaceAnalyser
+
+VIEWS_KEPT = 48  # augmented views per person, encoded once
+LOOKS = 4  # how often likeness is measured on the way
+_KEEP_EVERY = 50  # steps between checkpoints
+
+
+@dataclass(frozen=True)
+class LearnStep:
+    """News after an optimiser step. loss: weighted denoising loss of this batch. likeness: mean cosine between the
+    photos' features and those of freshly drawn pictures, when it was measured last (None before). seconds, eta: wall."""
+
+    step: int
+    steps: int
+    loss: float
+    likeness: float | None
+    seconds: float
+    eta: float | None
+
+
+def learn_people(
+    parts: DiffusionParts,
+    analyser: FaceAnalyser,
+    photos: Sequence[Image],
+    names: Sequence[str],
+    config: LearnConfig,
+    *,
+    basis: CelebBasis,
+    on_step: Callable[[LearnStep], None] = lambda step: None,
+    resume_from: Path | None = None,
+    checkpoint: Path | None = None,
+) -> list[Identity]:
+    """Learn one person from each photo, all of them together.
+
+    Args:
+        photos: RGB, any size; each shows one face (or the analyser knows which one is meant).
+        names: what the people will be called in prompts, one per photo.
+        checkpoint: where progress is kept every few steps and on Ctrl-C; ``resume_from`` goes on from such a file and
+            arrives at the very numbers an uninterrupted run would have reached.
+
+    Raises:
+        InputRejected: a photo without a face, or a model with two text encoders.
+        IntegrityProblem: ``resume_from`` belongs to other people, another model or other settings.
+    """
+    if len(parts.text_encoders) != 1:
+        raise InputRejected(f"{parts.name} has two text encoders, which learning does not support", "use a Stable Diffusion 1.x or 2.x model")
+    names = [check_name(name) for name in names]
+    faces = [_one_face(analyser, photo, name) for photo, name in zip(photos, names, strict=True)]
+    sitting = Sitting.begin(parts, basis, photos, faces, config)
+    if resume_from is not None:
+        sitting.load(resume_from, names)
+    started, likeness = time.monotonic(), sitting.likeness
+    first = sitting.step
+    try:
+        while sitting.step < config.steps:
+            loss = sitting.advance()
+            if sitting.step % max(1, config.steps // LOOKS) == 0:
+                likeness = sitting.look(analyser)
+            if checkpoint is not None and sitting.step % _KEEP_EVERY == 0 and sitting.step < config.steps:
+                sitting.save(checkpoint, names)
+            spent = time.monotonic() - started
+            left = spent / (sitting.step - first) * (config.steps - sitting.step)
+            on_step(LearnStep(sitting.step, config.steps, loss, likeness, spent, left))
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            sitting.save(checkpoint, names)
+        raise
+    return sitting.identities(names)
+
+
+def _one_face(analyser: FaceAnalyser, photo: Image, name: str) -> Face:
+    faces = analyser.analyse(photo)
+    if len(faces) != 1:
+        found = f"{len(faces)} faces" if faces else "no face"
+        raise InputRejected(f"{found} in the photo of {name}", "use a photo that shows one face, or say which: --face N")
+    return faces[0]
+
+
+@dataclass
+class Sitting:
+    """People being learned: what is fixed, what is trained, and where the training stands.
+
+    P people, V encoded views each, K components, D embedding width. features: (P, 512); latents: (P, V, 4, h, w);
+    weights: (P, V, 1, h, w); start: (P, 2, K) units the prior pulls to; total, mass: running average of coefficients.
+    """
+
+    parts: DiffusionParts
+    basis: CelebBasis
+    config: LearnConfig
+    mapper: CoefficientMapper
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    captions: Captions
+    alphas: Tensor
+    features: Tensor
+    latents: Tensor
+    weights: Tensor
+    start: Tensor
+    total: Tensor
+    mass: float = 0.0
+    step: int = 0
+    likeness: float | None = None
+    mean: Tensor = field(init=False)
+    components: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = self.features.device
+        self.mean = torch.from_numpy(self.basis.mean[0]).to(device)
+        self.components = torch.from_numpy(self.basis.components[0]).to(device)
+
+    @classmethod
+    def begin(
+        cls, parts: DiffusionParts, basis: CelebBasis, photos: Sequence[Image], faces: Sequence[Face], config: LearnConfig
+    ) -> Sitting:
+        """Encode the views, set the mapper to its start, and stand at step 0."""
+        device = next(parts.unet.parameters()).device
+        generator = torch.Generator().manual_seed(config.seed)
+        mapper = CoefficientMapper(basis, config, generator)
+        if config.start == "celebrities":
+            mapper.start_from(*pairs_for_fit(parts, basis, load_faces(parts)))
+        mapper = mapper.to(device)
+        features = torch.from_numpy(np.stack([face.feature for face in faces])).to(device)
+        latents, weights = _encoded_views(parts, photos, faces, config, generator)
+        with torch.no_grad():
+            start = mapper.units(features)
+        schedule = ScheduleConfig.from_dict(parts.scheduler_config)
+        return cls(
+            parts=parts, basis=basis, config=config, mapper=mapper,
+            optimiser=torch.optim.AdamW(mapper.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
+            generator=generator, captions=encode_templates(parts.tokenizers[0], parts.max_length, config.captions),
+            alphas=torch.from_numpy(schedule.alphas_cumprod()).float().to(device),
+            features=features, latents=latents, weights=weights, start=start, total=torch.zeros_like(mapper.scaled(start)),
+        )  # fmt: skip
+
+    def advance(self) -> float:
+        """One optimiser step over ``views`` views of everybody; returns the denoising loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate()
+        x0, weight, who = self._batch()
+        t, noise = self._timesteps(len(who)), torch.randn(x0.shape, generator=self.generator).to(x0.device)
+        alpha = self.alphas[t].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * x0 + (1.0 - alpha).sqrt() * noise
+        units = self.mapper.units(self.features)  # (P, 2, K)
+        predicted = network_output(self.parts.unet, noisy.to(self.parts.unet.dtype), t, self._context(units, who))
+        error = (predicted.float() - self._target(x0, noise, alpha)) ** 2
+        loss = (error * weight).sum() / (weight.sum() * error.shape[1]).clamp_min(1e-6)
+        pull = ((units - self.start) ** 2).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        (loss + self.config.prior * pull).backward()
+        self.optimiser.step()
+        self.step += 1
+        self._average()
+        return float(loss.detach())
+
+    def _learning_rate(self) -> float:
+        share = self.step / self.config.steps
+        return self.config.learning_rate * (0.5 + 0.5 * math.cos(math.pi * share) if self.config.anneal else 1.0)
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (B, 4, h, w), loss weights (B, 1, h, w) and person index (B,) with B = people x views."""
+        people, kept = self.latents.shape[:2]
+        who = torch.arange(people).repeat_interleave(self.config.views)
+        view = torch.randint(kept, (len(who),), generator=self.generator)
+        return self.latents[who, view], self.weights[who, view], who.to(self.latents.device)
+
+    def _timesteps(self, count: int) -> Tensor:
+        """Uniform over the training steps, stratified over the batch so that every batch sees all noise levels."""
+        total = len(self.alphas)
+        spot = (torch.arange(count) + torch.rand(count, generator=self.generator)) / count
+        return (spot[torch.randperm(count, generator=self.generator)] * total).long().clamp(max=total - 1).to(self.alphas.device)
+
+    def _context(self, units: Tensor, who: Tensor) -> Tensor:
+        """Captions with each person's two embeddings in place: mean + coefficients x components (paper, equation 3)."""
+        embeddings = self.mean + torch.einsum("pjk,jkd->pjd", self.mapper.scaled(units), self.components)
+        ids, positions = self.captions.draw(len(who), self.generator)
+        context = context_from_ids(self.parts.text_encoders[0], ids.to(who.device), embeddings[who], positions.to(who.device))
+        return context.to(self.parts.unet.dtype)
+
+    def _target(self, x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+        kind = self.parts.prediction_type
+        if kind == "v_prediction":
+            return alpha.sqrt() * noise - (1.0 - alpha).sqrt() * x0
+        return noise if kind == "epsilon" else x0
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Keep the running average that becomes the result. Both kinds divide by their true mass, so neither remembers
+        where it was started (the release's average starts from noise of norm 22.6 and never quite forgets it)."""
+        coefficients = self.mapper(self.features)
+        if self.config.average == "momentum":
+            keep = 0.99**self.config.views
+            self.total, self.mass = keep * self.total + (1.0 - keep) * coefficients, keep * self.mass + (1.0 - keep)
+        elif self.step > self.config.steps // 2:
+            self.total, self.mass = self.total + coefficients, self.mass + 1.0
+
+    @torch.no_grad()
+    def coefficients(self) -> Tensor:
+        """The people as they stand, (P, 2, K)."""
+        return self.total / self.mass if self.mass else self.mapper(self.features)
+
+    @torch.no_grad()
+    def look(self, analyser: FaceAnalyser) -> float | None:
+        """Draw everybody once and compare with the photos: the mean cosine of those whose face is found."""
+        from PIL import Image
+
+        rows = self.mean + torch.einsum("pjk,jkd->pjd", self.coefficients(), self.components)
+        people = {f"p{i}": row for i, row in enumerate(rows)}
+        steps = max(4, int(self.parts.card.defaults["steps"]) // 2)
+        drawn = draw(self.parts, [f"a photo of <{name}>" for name in people], [self.config.seed] * len(people), people, steps=steps)
+        cosines: list[float] = []
+        for pixels, feature in zip(drawn, self.features.cpu().numpy(), strict=True):
+            found = analyser.analyse(Image.fromarray(pixels))
+            if found:
+                cosines.append(float(max(found, key=lambda face: face.size).feature @ feature))
+        self.likeness = sum(cosines) / len(cosines) if cosines else None
+        return self.likeness
+
+    def identities(self, names: Sequence[str]) -> list[Identity]:
+        """What goes into the library."""
+        from celebctl import __version__
+
+        made: list[Identity] = []
+        spread = np.maximum(self.basis.spread[0], 1e-12)
+        for name, row in zip(names, self.coefficients().cpu().numpy().astype(np.float32), strict=True):
+            distance = float(np.sqrt((((row / spread)[self.basis.spread[0] > 0]) ** 2).mean()))
+            provenance = {
+                "celebctl": __version__, "torch": str(torch.__version__), "model": self.parts.name,
+                "preset": self.config.preset, "steps": str(self.step), "views": str(self.config.views),
+                "seed": str(self.config.seed), "learned_together": str(len(names)), "coefficients": str(row.size),
+                "distance": f"{distance:.3f} celebrity standard deviations (rms)",
+                "likeness": "not measured" if self.likeness is None else f"{self.likeness:.3f} (mean cosine, the learning recogniser)",
+            }  # fmt: skip
+            made.append(Identity(name, (row,), self.basis.embed((row,)), self.basis.hash, self.parts.family, self.parts.table_hash, provenance))
+        return made
+
+    def save(self, path: Path, names: Sequence[str]) -> None:
+        """Everything needed to go on, atomically."""
+        state = {
+            "key": self._key(names), "step": self.step, "mapper": self.mapper.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(), "total": self.total, "mass": self.mass, "likeness": self.likeness,
+        }  # fmt: skip
+        atomic_write(path, lambda partial: torch.save(state, partial))
+
+    def load(self, path: Path, names: Sequence[str]) -> None:
+        """Go on from ``save``. Raises IntegrityProblem when it belongs to something else."""
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.features.device, weights_only=True)
+            same = state["key"] == self._key(names)
+        except Exception as error:  # torch raises anything from EOFError to UnpicklingError
+            raise IntegrityProblem(f"{path.name} cannot be resumed: {error}", "run the same command without --resume") from error
+        if not same:
+            raise IntegrityProblem("what was interrupted had other photos, names or settings", "run the same command without --resume")
+        self.mapper.load_state_dict(state["mapper"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"].cpu())
+        self.total, self.mass, self.step, self.likeness = state["total"], state["mass"], state["step"], state["likeness"]
+
+    def _key(self, names: Sequence[str]) -> str:
+        seen = np.round(self.features.cpu().numpy(), 3).tobytes().hex()[:64]
+        return "|".join([*names, repr(self.config), self.basis.hash, self.parts.table_hash, seen])
+
+
+@torch.no_grad()
+def _encoded_views(
+    parts: DiffusionParts, photos: Sequence[Image], faces: Sequence[Face], config: LearnConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Latents (P, V, 4, h, w) and weights (P, V, 1, h, w) of everybody's views; the photo is never needed again."""
+    device, size = next(parts.unet.parameters()).device, parts.card.native_size
+    latents, weights = [], []
+    for photo, face in zip(photos, faces, strict=True):
+        views = make_views(photo.convert("RGB"), face, size, VIEWS_KEPT, config, generator)
+        noise = torch.Generator(device).manual_seed(config.seed)
+        pixels = views.pixels.to(device, parts.vae.dtype)
+        encoded = torch.cat([latents_from_pixels(parts.vae, part, noise) for part in pixels.split(16)]).float()
+        latents.append(encoded)
+        weights.append(F.adaptive_avg_pool2d(views.weight, encoded.shape[-2:]).to(device))
+    return torch.stack(latents), torch.stack(weights)

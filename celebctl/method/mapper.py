@@ -1,0 +1,85 @@
+"""From a face to coefficients: the small MLP of the paper (section 3.3), and its start from the celebrities.
+
+One linear layer reads the recogniser's feature v and writes all 2 x K coefficients, as the release's `meta_mlp_depth: 1`
+does. With ``scale="unit"`` they are unit(LeakyReLU(W v + b)) per position; with ``scale="spread"`` they are counted in
+standard deviations of the celebrities and softly bounded, so a person stays among those the model knows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .basis import CelebBasis
+from .config import LearnConfig
+
+FEATURE = 512
+
+
+class CoefficientMapper(nn.Module):
+    """Features (B, 512), unit length, to coefficients (B, 2, K) of one text encoder's basis, in token-table units."""
+
+    spread: Tensor
+
+    def __init__(self, basis: CelebBasis, config: LearnConfig, generator: torch.Generator, encoder: int = 0) -> None:
+        super().__init__()
+        self.components = basis.components[encoder].shape[1]
+        self.config = config
+        self.linear = nn.Linear(FEATURE, 2 * self.components)
+        self.register_buffer("spread", torch.from_numpy(basis.spread[encoder]))
+        with torch.no_grad():
+            # the release draws W ~ N(0, 1); in units of spread that is about one celebrity away from the mean
+            self.linear.weight.normal_(0.0, 1.0, generator=generator)
+            self.linear.bias.zero_()
+
+    def units(self, features: Tensor) -> Tensor:
+        """What the layer writes before it is scaled, (B, 2, K): standard deviations, or directions to be made unit."""
+        written = self.linear(features)
+        if self.config.leaky:
+            written = F.leaky_relu(written, 0.2)
+        written = written.view(-1, 2, self.components)
+        bound = self.config.bound
+        return written if self.config.scale == "unit" else bound * torch.tanh(written / bound)
+
+    def scaled(self, units: Tensor) -> Tensor:
+        """Units (B, 2, K) to coefficients in token-table units."""
+        return F.normalize(units, dim=-1) if self.config.scale == "unit" else units * self.spread
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scaled(self.units(features))
+
+    def start_from(self, features: NDArray[np.float32], units: NDArray[np.float32]) -> float:
+        """Set the layer to the ridge fit of celebrities' (features (n, 512), units (n, 2, K)); returns its penalty."""
+        weight, bias, penalty = ridge(features, units.reshape(len(units), -1))
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.from_numpy(weight))
+            self.linear.bias.copy_(torch.from_numpy(bias))
+        return penalty
+
+
+def ridge(
+    features: NDArray[np.float32], targets: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+    """Linear regression, every target with the penalty that serves it best by leave-one-out error (closed form).
+
+    features (n, p), targets (n, q) -> weight (q, p), bias (q,), median penalty. Components that a face cannot tell
+    choose a heavy penalty and shrink to the mean, so noise in the token table is not copied into people.
+    """
+    x, y = features.astype(np.float64), targets.astype(np.float64)
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    u, s, vt = np.linalg.svd(x - x_mean, full_matrices=False)
+    projected = u.T @ (y - y_mean)
+    penalties = np.geomspace(1e-3, 1e3, 25) * float((s**2).mean())
+    errors = np.empty((len(penalties), y.shape[1]))
+    for row, penalty in enumerate(penalties):
+        shrink = s**2 / (s**2 + penalty)
+        leverage = (u**2 * shrink).sum(1) + 1.0 / len(x)
+        residual = (y - y_mean - u @ (shrink[:, None] * projected)) / (1.0 - leverage)[:, None]
+        errors[row] = (residual**2).mean(0)
+    penalty = penalties[errors.argmin(0)]  # (q,)
+    filters = s[:, None] / (s[:, None] ** 2 + penalty[None])
+    weight = (vt.T @ (filters * projected)).T
+    return weight.astype(np.float32), (y_mean - weight @ x_mean).astype(np.float32), float(np.median(penalty))

@@ -1,0 +1,144 @@
+"""What a person can set once instead of typing it each time, and where each value came from.
+
+Precedence: flag > environment > ./celebctl.toml > the user's config.toml > default. With CELEBCTL_HOME set, the user's
+config.toml is looked for there, so that one folder holds everything.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from celebctl_runtime.errors import UsageProblem
+
+PROJECT_FILE = "celebctl.toml"
+USER_FILE = "config.toml"
+
+
+@dataclass(frozen=True)
+class Known:
+    """One thing that can be set. `default` also gives the type: text, or whole number; None stands for text."""
+
+    name: str
+    default: str | int | None
+    means: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return f"CELEBCTL_{self.name.upper()}"
+
+
+KNOWN = {
+    known.name: known
+    for known in (
+        Known("model", "mini", "the model: a known name, a diffusers folder, a .safetensors file or a hub id"),
+        Known("device", "auto", "where pictures are made", ("auto", "cpu", "cuda")),
+        Known("threads", 0, "CPU threads for making pictures; 0 is one per physical core"),
+        Known("preset", "clean", "how people are learned", ("clean", "faithful")),
+        Known("face_models", None, "folder with a face detector and recogniser, in insightface's format"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and its origin, in words."""
+
+    value: str | int | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All layers but the flags, read once."""
+
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    project: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    user: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    user_file: Path = Path(USER_FILE)
+
+    @classmethod
+    def read(cls, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Layers for somebody working in `folder` (default: here). Raises UsageProblem for a file that is not right."""
+        variables = os.environ if environment is None else environment
+        user_file = _user_file(variables)
+        project_file = (folder or Path()) / PROJECT_FILE
+        return cls(variables, _read_toml(project_file), _read_toml(user_file), user_file)
+
+    def get(self, name: str, flag: str | int | None = None) -> Setting:
+        """The value of one setting and where it comes from; `flag` is what was typed, None for nothing.
+
+        Raises UsageProblem when the value does not suit the setting.
+        """
+        known = KNOWN[name]
+        layers: tuple[tuple[object, str], ...] = (
+            (flag, f"--{name.replace('_', '-')}"),
+            (self.environment.get(known.variable) or None, known.variable),
+            (self.project.get(name), f"./{PROJECT_FILE}"),
+            (self.user.get(name), str(self.user_file)),
+            (known.default, "default"),
+        )
+        for value, origin in layers:
+            if value is not None:
+                return Setting(_checked(known, value, origin), origin)
+        return Setting(None, "default")
+
+    def text(self, name: str, flag: str | None = None) -> str | None:
+        """A setting whose value is text."""
+        value = self.get(name, flag).value
+        return None if value is None else str(value)
+
+    def number(self, name: str, flag: int | None = None) -> int:
+        """A setting whose value is a whole number."""
+        return int(self.get(name, flag).value or 0)
+
+
+def _checked(known: Known, given: object, origin: str) -> str | int:
+    wanted = int if isinstance(known.default, int) else str
+    value = int(given) if wanted is int and isinstance(given, str) and given.strip().isdecimal() else given
+    if type(value) is not wanted or (isinstance(value, int) and value < 0):
+        kind = "a whole number" if wanted is int else "text"
+        raise UsageProblem(f"{known.name} from {origin} is {given!r}, not {kind}", f"it is {known.means}")
+    if known.choices and value not in known.choices:
+        raise UsageProblem(
+            f"{known.name} from {origin} is {value!r}, which there is not", f"choose from {', '.join(known.choices)}"
+        )
+    return value
+
+
+def _user_file(environment: Mapping[str, str]) -> Path:
+    home = environment.get("CELEBCTL_HOME")
+    if home:
+        return Path(home).expanduser() / USER_FILE
+    from platformdirs import user_config_path
+
+    return user_config_path("celebctl", appauthor=False) / USER_FILE
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """The settings in one file, {} when there is none. Unknown entries are refused: a typo must not go unnoticed."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageProblem(f"cannot read the settings in {path}: {error}", "correct the file, or remove it") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageProblem(f"{path} is not valid TOML: {error}", 'write lines like model = "mini"') from error
+    for name in values:
+        if name not in KNOWN:
+            _unknown(name, path)
+    return values
+
+
+def _unknown(name: str, path: Path) -> NoReturn:
+    near = difflib.get_close_matches(name, KNOWN, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(KNOWN)}"
+    raise UsageProblem(f"{path} sets {name!r}, which celebctl does not know", hint)

@@ -1,0 +1,92 @@
+"""From a model and learned people to a bundle: ONNX graphs, token tables with the people baked in, a manifest.
+
+Needs torch and onnx (the `export` extra); what comes out needs neither. Nothing heavy is imported before the verb is
+used. What this room does not know: how people are learned, where bundles are kept, what the command line looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.errors import EnvironmentProblem, InputRejected, UsageProblem
+from celebctl_runtime.files import atomic_directory
+from celebctl_runtime.identity import Identity
+from celebctl_runtime.manifest import FILE_NAME
+
+if TYPE_CHECKING:
+    from celebctl_models.diffusion import DiffusionParts
+
+__all__ = ["SPARE_ROWS", "export_bundle"]
+
+SPARE_ROWS = 256  # two a person
+
+
+def _ignore(_stage: str) -> None:
+    return None
+
+
+def export_bundle(
+    parts: DiffusionParts,
+    identities: Sequence[Identity],
+    out: Path,
+    *,
+    spare_rows: int = SPARE_ROWS,
+    dtype: Literal["fp32", "fp16"] = "fp32",
+    on_stage: Callable[[str], None] = _ignore,
+) -> Bundle:
+    """Write the bundle of a model with `identities` baked in to the directory `out`, replacing a bundle there.
+
+    The graphs are measured against torch before anything takes its final name: when the export fails for any reason,
+    a bundle that was there before stays as it was. `spare_rows` token rows are reserved for people, two each; `dtype`
+    is that of UNet and autoencoder. `on_stage` hears what is being done, in a few words.
+    Raises InputRejected (a kind of model that is not supported), UsageProblem, IntegrityProblem (people of another
+    model, parity above its floor) or EnvironmentProblem (missing packages, disk).
+    """
+    _require_packages()
+    from celebctl_export.bake import bake, check_identities
+    from celebctl_export.describe import describe
+    from celebctl_export.write import write_graphs
+
+    _check_place(out)
+    _check_options(spare_rows, dtype)
+    _check_model(parts)
+    check_identities(parts, identities, spare_rows)
+    with atomic_directory(out) as folder:
+        graphs, measured = write_graphs(parts, folder, spare_rows=spare_rows, dtype=dtype, on_stage=on_stage)
+        on_stage("token rows and manifest")
+        bundle = Bundle.seal(folder, describe(parts, graphs, measured, spare_rows=spare_rows, dtype=dtype))
+        bake(bundle, identities)
+    return Bundle.open(out)
+
+
+def _require_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise EnvironmentProblem(f"exporting needs {', '.join(missing)}", 'pip install "celebctl[export,cpu]"')
+
+
+def _check_place(out: Path) -> None:
+    """An export replaces a whole directory, so it must be a bundle, or nothing."""
+    if out.is_dir() and not (out / FILE_NAME).is_file() and any(out.iterdir()):
+        raise UsageProblem(f"{out} holds other files than a bundle", "name a directory that does not exist yet")
+
+
+def _check_options(spare_rows: int, dtype: str) -> None:
+    if dtype not in ("fp32", "fp16"):
+        raise UsageProblem(f"there is no dtype {dtype!r}", "use fp32 or fp16")
+    if spare_rows < 2 or spare_rows % 2:
+        raise UsageProblem(f"{spare_rows} spare rows cannot hold people, who take two each", "use an even number")
+
+
+def _check_model(parts: DiffusionParts) -> None:
+    hint = "use a plain text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
+    if len(parts.text_encoders) != 1:
+        raise InputRejected(f"{parts.name} has {len(parts.text_encoders)} text encoders; models with one export", hint)
+    wanted: Any = parts.unet.config.in_channels
+    if wanted != parts.latent_channels:
+        raise InputRejected(f"the UNet of {parts.name} takes {wanted} channels, not {parts.latent_channels}", hint)

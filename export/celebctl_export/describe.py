@@ -1,0 +1,86 @@
+"""The manifest of a freshly written bundle: facts of the model and of its graphs, in the runtime's own words."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from celebctl_export.write import DATA_FILES, TOKEN_TABLE_FILE, TOKENIZER_FILE
+from celebctl_runtime import __version__
+from celebctl_runtime.manifest import (
+    Defaults,
+    GraphFacts,
+    Manifest,
+    ModelFacts,
+    SizeFacts,
+    TensorFacts,
+    TokenizerFacts,
+    TokenTable,
+)
+
+if TYPE_CHECKING:
+    from celebctl_export.graphs import Axes, GraphSpec
+    from celebctl_export.parity import Parity
+    from celebctl_models.diffusion import DiffusionParts
+
+_INTEGERS = {"input_ids", "step", "next_step"}
+_TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+def describe(
+    parts: DiffusionParts,
+    graphs: Sequence[GraphSpec],
+    measured: Sequence[Parity],
+    *,
+    spare_rows: int,
+    dtype: str,
+) -> Manifest:
+    """Everything the runtime needs to know. People and hashes of files are filled in by the bundle itself."""
+    card, tokenizer = parts.card, parts.tokenizers[0]
+    rows, width = parts.token_table().shape
+    return Manifest(
+        model=ModelFacts(card.name, card.family, card.source, parts.table_hash),
+        size=SizeFacts(
+            parts.native_size, parts.size_multiple, parts.vae_factor, parts.latent_channels, card.display_scale
+        ),
+        dtype=dtype,
+        scheduler=parts.scheduler_config,
+        defaults=Defaults(int(card.defaults["steps"]), float(card.defaults["guidance"]), str(card.defaults["sampler"])),
+        tokenizer=TokenizerFacts(
+            TOKENIZER_FILE,
+            parts.max_length,
+            bos=tokenizer.bos_token_id,
+            eos=tokenizer.eos_token_id,
+            pad=tokenizer.pad_token_id,
+        ),
+        graphs={spec.name: _graph_facts(spec) for spec in graphs},
+        token_tables=(TokenTable(TOKEN_TABLE_FILE, rows + spare_rows, width, "float32", rows, spare_rows),),
+        created_by=_created_by(),
+        scaling_factor=parts.scaling_factor,
+        parity=tuple(parity.to_json() for parity in measured),
+    )
+
+
+def _graph_facts(spec: GraphSpec) -> GraphFacts:
+    data = (DATA_FILES[spec.name],)
+    if spec.name == "text_encoder":
+        data = (*data, TOKEN_TABLE_FILE)
+    return GraphFacts(f"{spec.name}.onnx", data, _tensor_facts(spec.inputs), _tensor_facts(spec.outputs))
+
+
+def _tensor_facts(tensors: Mapping[str, Axes]) -> dict[str, TensorFacts]:
+    return {
+        name: TensorFacts("int64" if name in _INTEGERS else "float32", tuple(axes)) for name, axes in tensors.items()
+    }
+
+
+def _created_by() -> dict[str, str]:
+    found = {"celebctl": __version__, "python": platform.python_version()}
+    for tool in _TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            continue
+    return found

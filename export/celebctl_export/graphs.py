@@ -1,0 +1,180 @@
+"""The graphs of a bundle as torch modules with fixed input and output names.
+
+What these modules do not know: ONNX, files, tokenizers, samplers and people. A sampler reaches the step graph as a
+table of numbers, a person as a row of the token table.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from celebctl_models.diffusion import (
+    DiffusionParts,
+    context_from_ids,
+    network_output,
+    pixels_from_latents,
+    quiet_libraries,
+)
+
+Axes = tuple[int | str, ...]  # what each axis of a tensor is called; a whole number where it is fixed
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph of a bundle: a module and what its inputs and outputs are called, in the order of its forward()."""
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Axes]
+    outputs: Mapping[str, Axes]
+    make_inputs: Callable[[int, int, int], dict[str, Tensor]]  # batch, latent height, latent width -> seeded inputs
+
+
+class TextEncoderGraph(nn.Module):
+    """input_ids (B, 77) int64 -> context (B, 77, D) float32.
+
+    The hidden states alone: the pooled output of CLIP looks for the largest id, which appended people would upset.
+    """
+
+    def __init__(self, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return context_from_ids(self.text_encoder, input_ids).float()
+
+
+class StepGraph(nn.Module):
+    """One step of any linear multistep sampler, guidance and UNet included.
+
+    state (2, B, 4, h, w): current latent and history; step (1,) int64: row of the tables; noise (B, 4, h, w);
+    context (2, B, 77, D): negative prompt, then prompt; table (N, 2, 4): rows new latent and new history, columns
+    latent, history, network output, noise; aux (N, 3): scale of the network's input, timestep, guidance.
+    -> the next state, and step + 1, so that a loop needs no work on the host. All float32 around the network,
+    which runs in its own dtype.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, state: Tensor, step: Tensor, noise: Tensor, context: Tensor, table: Tensor, aux: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scale, timestep, guidance = aux.index_select(0, step).unbind(dim=1)  # (1,) each
+        output = self._guided_output(state[0] * scale, timestep, context, guidance)
+        known = torch.cat([state, output.unsqueeze(0), noise.unsqueeze(0)])  # (4, B, 4, h, w)
+        matrix = table.index_select(0, step).squeeze(0)  # (2, 4)
+        return (matrix @ known.flatten(1)).reshape_as(state), step + 1
+
+    def _guided_output(self, x: Tensor, timestep: Tensor, context: Tensor, guidance: Tensor) -> Tensor:
+        """Network output (B, 4, h, w) for x, moved away from the negative prompt's by `guidance` (classifier-free)."""
+        # repeat and unflatten instead of cat and chunk: with the latter, torch.export fixes B to the example's value.
+        both: Any = self._raw_output(x.repeat(2, 1, 1, 1), timestep, context.flatten(0, 1))
+        without, wanted = both.unflatten(0, (2, -1)).unbind()
+        return without + guidance * (wanted - without)
+
+    def _raw_output(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        dtype = cast(torch.dtype, cast(Any, self.unet).dtype)
+        timesteps = timestep.expand(x.shape[0])
+        return network_output(self.unet, x.to(dtype), timesteps, context.to(dtype)).float()
+
+
+class UnguidedStepGraph(StepGraph):
+    """The same step for samplers and models that need no guidance: context (1, B, 77, D), half the work."""
+
+    def _guided_output(self, x: Tensor, timestep: Tensor, context: Tensor, guidance: Tensor) -> Tensor:
+        return self._raw_output(x, timestep, context.flatten(0, 1))
+
+
+class VaeDecoderGraph(nn.Module):
+    """latent (B, 4, h, w) float32 as the step graph leaves it -> image (B, 3, H, W) float32 in [-1, 1]."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return pixels_from_latents(self.vae, latent.to(cast(torch.dtype, cast(Any, self.vae).dtype))).float()
+
+
+def graph_specs(parts: DiffusionParts, dtype: torch.dtype) -> list[GraphSpec]:
+    """The graphs of a bundle, on the CPU; UNet and autoencoder compute in `dtype`, the text encoder in float32."""
+    encoder, unet, vae = (
+        _as(network, kind)
+        for network, kind in ((parts.text_encoders[0], torch.float32), (parts.unet, dtype), (parts.vae, dtype))
+    )
+    return [
+        _text_encoder_spec(parts, encoder),
+        _step_spec(parts, "step", StepGraph(unet), contexts=2),
+        _step_spec(parts, "step_nocfg", UnguidedStepGraph(unet), contexts=1),
+        _vae_decoder_spec(parts, vae),
+    ]
+
+
+def _as(network: Any, dtype: torch.dtype) -> Any:
+    """The network on the CPU in `dtype`: itself where it is so already, otherwise a copy."""
+    if network.dtype == dtype and network.device.type == "cpu":
+        return network
+    with quiet_libraries():
+        return copy.deepcopy(network).to("cpu", dtype)
+
+
+def _text_encoder_spec(parts: DiffusionParts, encoder: nn.Module) -> GraphSpec:
+    rows, width = parts.token_table().shape
+    length = parts.max_length
+
+    def make_inputs(batch: int, _h: int, _w: int) -> dict[str, Tensor]:
+        return {"input_ids": torch.randint(rows, (batch, length), generator=_seeded())}
+
+    outputs: dict[str, Axes] = {"context": ("batch", length, width)}
+    module = TextEncoderGraph(encoder).eval()
+    return GraphSpec("text_encoder", module, {"input_ids": ("batch", length)}, outputs, make_inputs)
+
+
+def _step_spec(parts: DiffusionParts, name: str, module: nn.Module, contexts: int) -> GraphSpec:
+    width, channels, length = parts.token_table().shape[1], parts.latent_channels, parts.max_length
+
+    def make_inputs(batch: int, h: int, w: int) -> dict[str, Tensor]:
+        seed, steps = _seeded(), 11
+        aux = torch.tensor([[0.9, 40.0 * (i + 1), 2.5] for i in range(steps)])
+        return {
+            "state": torch.randn(2, batch, channels, h, w, generator=seed),
+            "step": torch.tensor([steps // 2]),
+            "noise": torch.randn(batch, channels, h, w, generator=seed),
+            "context": torch.randn(contexts, batch, length, width, generator=seed),
+            "table": torch.randn(steps, 2, 4, generator=seed),
+            "aux": aux,
+        }
+
+    inputs: dict[str, Axes] = {
+        "state": (2, "batch", channels, "h", "w"),
+        "step": (1,),
+        "noise": ("batch", channels, "h", "w"),
+        "context": (contexts, "batch", length, width),
+        "table": ("steps", 2, 4),
+        "aux": ("steps", 3),
+    }
+    outputs: dict[str, Axes] = {"next_state": inputs["state"], "next_step": (1,)}
+    return GraphSpec(name, module.eval(), inputs, outputs, make_inputs)
+
+
+def _vae_decoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:
+    channels = parts.latent_channels
+
+    def make_inputs(batch: int, h: int, w: int) -> dict[str, Tensor]:
+        return {"latent": torch.randn(batch, channels, h, w, generator=_seeded())}
+
+    inputs: dict[str, Axes] = {"latent": ("batch", channels, "h", "w")}
+    outputs: dict[str, Axes] = {"image": ("batch", 3, "height", "width")}
+    return GraphSpec("vae_decoder", VaeDecoderGraph(vae).eval(), inputs, outputs, make_inputs)
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,94 @@
+"""Exported graphs against torch: the largest error of each, at sizes that were not traced.
+
+What this module does not know: how the graphs came about, and what happens when they are not good enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from celebctl_export.graphs import GraphSpec
+from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
+
+# Largest error allowed, in units of the largest value of the reference (at least 1). Float32 graphs measure about
+# 3e-6; float16 ones 1e-3, which is half of what torch's own float16 is off.
+FLOORS = {"fp32": 1e-4, "fp16": 2e-2}
+# Latents larger than this (per side) tell nothing more about a graph, and cost torch minutes for real models.
+_LARGEST_LATENT = 32
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far one output of one graph was from torch's. `shape` is that of the output; errors are absolute."""
+
+    graph: str
+    output: str
+    shape: tuple[int, ...]
+    max_abs_error: float
+    largest_value: float
+    floor: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN does not pass."""
+        return self.max_abs_error <= self.floor * max(1.0, self.largest_value)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "shape": list(self.shape)}
+
+
+def sizes_to_measure(native: tuple[int, int], block: int) -> list[tuple[int, int, int]]:
+    """(batch, h, w) in latent pixels: one picture of the native size, and two of an oblong one; neither was traced."""
+    h, w = (max(block, min(side, _LARGEST_LATENT) // block * block) for side in native)
+    return [(1, h, w), (2, 3 * block, 4 * block)]
+
+
+def measure(reference: GraphSpec, file: Path, sizes: Iterable[tuple[int, int, int]], floor: float) -> list[Parity]:
+    """Run one exported graph in plain ONNX Runtime (CPU) and its torch module on the same seeded inputs."""
+    session = _session(file)
+    found: list[Parity] = []
+    for size in sizes:
+        inputs = reference.make_inputs(*size)
+        with torch.no_grad():
+            expected = reference.module(**inputs)
+        outputs = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        expected = (expected,) if isinstance(expected, torch.Tensor) else expected
+        for name, ours, theirs in zip(reference.outputs, outputs, expected, strict=True):
+            found.append(_compare(reference.name, name, ours, theirs.numpy(), floor))
+    return found
+
+
+def check(measured: Iterable[Parity]) -> None:
+    """Raise IntegrityProblem for the first measurement above its floor."""
+    for parity in measured:
+        if not parity.passed:
+            raise IntegrityProblem(
+                f"the exported {parity.graph} graph is off by {parity.max_abs_error:.2g} at {list(parity.shape)}"
+                f" (allowed: {parity.floor:g} of {parity.largest_value:.2g})",
+                "try --dtype fp32; if that fails too, this model or version of torch is not supported",
+            )
+
+
+def _compare(graph: str, output: str, ours: NDArray[Any], theirs: NDArray[Any], floor: float) -> Parity:
+    if ours.shape != theirs.shape:
+        raise IntegrityProblem(f"the exported {graph} graph returns {ours.shape} where torch returns {theirs.shape}")
+    error = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+    return Parity(graph, output, theirs.shape, error, float(np.abs(theirs).max()), floor)
+
+
+def _session(file: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EnvironmentProblem("measuring an export needs ONNX Runtime", 'pip install "celebctl[cpu]"') from error
+    engine = cast(Any, onnxruntime)
+    options = engine.SessionOptions()
+    options.log_severity_level = 4  # a graph that does not load raises
+    return engine.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,191 @@
+"""Torch modules to ONNX opset 23 with named dynamic axes, and their weights into external-data files.
+
+What this module does not know: what the graphs mean, who is baked in, and how they are run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from celebctl_export.graphs import GraphSpec
+from celebctl_runtime.errors import IntegrityProblem
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET = 23
+# Below this many bytes a constant stays in the graph file: shapes and scalars, which graph optimisers want to see.
+_INLINE_BYTES = 256
+# Large tensors begin on a page, so that a runtime can map them into memory one by one.
+_PAGE_BYTES, _LINE_BYTES = 4096, 64
+
+# Batch, height and width of the example that is traced. None is 1 or equals an unrelated axis, for torch.export takes
+# such coincidences for facts; parity is measured at other sizes.
+_EXAMPLE_BATCH, _EXAMPLE_BLOCKS = 3, (5, 7)
+
+
+@dataclass
+class WeightFile:
+    """An external-data file that holds every distinct tensor once, whichever graph of the bundle it came with."""
+
+    path: Path
+    _places: dict[bytes, int] = field(default_factory=dict[bytes, int])  # SHA-256 of a tensor -> its offset
+
+    def place(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        """Write `tensor` unless its bytes are in the file already. Returns the reference to put into a graph."""
+        import onnx_ir as ir
+
+        raw = tensor.tobytes()
+        digest = hashlib.sha256(raw).digest()
+        if digest not in self._places:
+            self._places[digest] = self._append(raw)
+        offset = self._places[digest]
+        return ir.ExternalTensor(
+            self.path.name, offset, len(raw), tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=tensor.name or ""
+        )
+
+    def _append(self, raw: bytes) -> int:
+        alignment = _PAGE_BYTES if len(raw) >= _PAGE_BYTES else _LINE_BYTES
+        with self.path.open("ab") as file:
+            offset = -(-file.tell() // alignment) * alignment
+            file.write(b"\0" * (offset - file.tell()))
+            file.write(raw)
+        return offset
+
+
+def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
+    """Export one graph whose latent height and width are free in multiples of `block`.
+
+    Raises IntegrityProblem when the model cannot be exported with its axes free, instead of freezing one of them.
+    """
+    dims = _free_dims(block)
+    shapes = {
+        name: {axis: dims[dim] for axis, dim in enumerate(axes) if isinstance(dim, str)}
+        for name, axes in spec.inputs.items()
+    }
+    examples = spec.make_inputs(_EXAMPLE_BATCH, *(block * count for count in _EXAMPLE_BLOCKS))
+    with torch.no_grad(), _quiet_exporter():
+        try:
+            # torch.onnx.export alone would answer a broken constraint by silently fixing the axis (measured): export
+            # by ourselves first, which raises.
+            program: Any = torch.export.export(spec.module, (), examples, dynamic_shapes=shapes, strict=False)
+            exported = cast(Any, torch.onnx).export(program, dynamo=True, opset_version=OPSET, verbose=False)
+        except Exception as error:  # tracing runs other people's code: any exception can come out of it
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise IntegrityProblem(f"cannot export the {spec.name} graph: {reason}", _REPORT) from error
+    model = exported.model
+    _name_axes(spec, model)
+    _strip_traces(model)
+    model.graph.name = spec.name
+    return cast("ir.Model", model)
+
+
+def _free_dims(block: int) -> dict[str, Any]:
+    # 31: with guidance the network sees twice the batch, and diffusers takes another (equivalent) path from 64 on,
+    # which torch.export wants ruled out. The graph itself has no such limit.
+    dim = torch.export.Dim
+    return {
+        "batch": dim("batch", min=1, max=31),
+        "h": block * dim("h_blocks", min=1, max=1024),
+        "w": block * dim("w_blocks", min=1, max=1024),
+        "steps": dim("steps", min=1, max=1000),
+    }
+
+
+_REPORT = "this model or version of torch is not supported: run with --debug and report it"
+
+
+def _name_axes(spec: GraphSpec, model: Any) -> None:
+    """Give inputs, outputs and their axes the names of the spec, and hold that every free axis is still free."""
+    import onnx_ir as ir
+
+    symbols: dict[str, str] = {}
+    ends = [*zip(spec.inputs.items(), model.graph.inputs, strict=True)]
+    ends += zip(spec.outputs.items(), model.graph.outputs, strict=True)
+    for (name, axes), value in ends:
+        found = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+        for wanted, actual in zip(axes, found, strict=True):
+            agreed = symbols.setdefault(wanted, str(actual)) if isinstance(wanted, str) else wanted
+            if isinstance(actual, int) != isinstance(wanted, int) or str(agreed) != str(actual):
+                problem = f"{spec.name}: axes of {name} came out as {found}, wanted {list(axes)}"
+                raise IntegrityProblem(f"export froze a free axis ({problem})", _REPORT)
+        value.name, value.shape = name, ir.Shape(axes)
+    if len(set(symbols.values())) != len(symbols):
+        raise IntegrityProblem(f"export tied free axes of {spec.name} to each other: {symbols}", _REPORT)
+
+
+def _strip_traces(model: Any) -> None:
+    """Drop what the exporter remembers of our source (paths, stack traces): nine tenths of the graph file.
+
+    Shapes between nodes go too: they use axis names that have just been replaced, and runtimes infer them anyway.
+    """
+    ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if id(value) not in ends:
+                value.shape, value.type = None, None
+
+
+def save_graph(model: ir.Model, path: Path, weights: WeightFile) -> None:
+    """Write a graph file whose constants above a few hundred bytes live in `weights`, in the same directory."""
+    import onnx_ir as ir
+
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _INLINE_BYTES and not isinstance(tensor, ir.ExternalTensor):
+            value.const_value = weights.place(tensor)
+    cast(Any, ir).save(model, path)
+
+
+def move_table(model: ir.Model, name: str, path: Path, spare_rows: int) -> None:
+    """Move the initializer `name` (V, D) into a file of its own as `token_table`, followed by spare rows of zeros.
+
+    Adding a person then means writing two rows of that file, and touches no graph.
+    """
+    import onnx_ir as ir
+
+    value = model.graph.initializers.pop(name, None)
+    tensor = value.const_value if value is not None else None
+    if value is None or tensor is None:
+        raise IntegrityProblem(f"the exported text encoder has no token table called {name}", _REPORT)
+    rows, width = tensor.numpy().shape
+    row_bytes = tensor.nbytes // rows
+    path.write_bytes(tensor.tobytes() + b"\0" * (spare_rows * row_bytes))
+    shape = ir.Shape((rows + spare_rows, width))
+    value.name, value.shape = "token_table", shape
+    value.const_value = ir.ExternalTensor(
+        path.name, 0, (rows + spare_rows) * row_bytes, tensor.dtype, shape=shape, name="token_table"
+    )
+    model.graph.initializers.add(value)
+
+
+@contextmanager
+def _quiet_exporter() -> Generator[None]:
+    """Keep the exporter's own remarks (missing torchvision, deprecated internals) away from people."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,69 @@
+"""The files of a bundle, except its manifest: graphs, their weights, the token table, the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from celebctl_export.graphs import GraphSpec, graph_specs
+from celebctl_export.parity import FLOORS, Parity, check, measure, sizes_to_measure
+from celebctl_export.to_onnx import WeightFile, move_table, save_graph, to_onnx
+
+if TYPE_CHECKING:
+    from celebctl_models.diffusion import DiffusionParts
+
+TOKEN_TABLE_FILE = "token_table.bin"
+TOKENIZER_FILE = "tokenizer.json"
+# Both step graphs run the same network: one file of weights serves them.
+DATA_FILES = {
+    "text_encoder": "text_encoder.data",
+    "step": "unet.data",
+    "step_nocfg": "unet.data",
+    "vae_decoder": "vae_decoder.data",
+}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def write_graphs(
+    parts: DiffusionParts, folder: Path, *, spare_rows: int, dtype: str, on_stage: Callable[[str], None]
+) -> tuple[Sequence[GraphSpec], list[Parity]]:
+    """Export, write and measure every graph of a bundle; the tokenizer goes along.
+
+    Raises IntegrityProblem at the first graph that cannot be exported or is off by more than its floor.
+    """
+    block = parts.size_multiple // parts.vae_factor
+    h, w = (side // parts.vae_factor for side in parts.native_size)
+    references = graph_specs(parts, torch.float32)
+    specs = references if dtype == "fp32" else graph_specs(parts, _DTYPES[dtype])
+    weights = {name: WeightFile(folder / name) for name in DATA_FILES.values()}
+    measured: list[Parity] = []
+    for spec, reference in zip(specs, references, strict=True):
+        on_stage(f"exporting {spec.name}")
+        model, file = to_onnx(spec, block), folder / f"{spec.name}.onnx"
+        if spec.name == "text_encoder":
+            move_table(model, _table_name(parts, spec), folder / TOKEN_TABLE_FILE, spare_rows)
+        save_graph(model, file, weights[DATA_FILES[spec.name]])
+        on_stage(f"measuring {spec.name}")
+        measured += measure(reference, file, sizes_to_measure((h, w), block), FLOORS[dtype])
+        check(measured)
+    write_tokenizer(parts.tokenizers[0], folder / TOKENIZER_FILE)
+    return specs, measured
+
+
+def _table_name(parts: DiffusionParts, spec: GraphSpec) -> str:
+    """What the token table is called among the weights of the text encoder graph."""
+    table: Any = cast(Any, spec.module).text_encoder.get_input_embeddings().weight
+    return next(name for name, weight in spec.module.named_parameters() if weight is table)
+
+
+def write_tokenizer(tokenizer: Any, path: Path) -> None:
+    """The tokenizer in the one-file format of `tokenizers`, without the padding of whoever used it last."""
+    from tokenizers import Tokenizer
+
+    plain = cast(Any, Tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    plain.save(str(path), pretty=False)

@@ -1,0 +1,254 @@
+"""From a photo to faces: box, five landmarks, the aligned crop and the recogniser's feature.
+
+The FaceAnalyser contract is three lines, so that any recogniser can stand in. The adapter here runs a folder of ONNX
+files through insightface: the drawn world's own pair and insightface's published packs go the same way. Note that those
+packs, unlike insightface's code, are licensed for non-commercial research only; celebctl ships none of them.
+
+What this module does not know: names of people, prompts, diffusion.
+"""
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem, NotFound, UsageProblem
+
+from .photos import open_photo as open_photo
+
+SETTINGS_FILE = "faces.json"
+LANDMARKS = 5  # eyes, nose tip, corners of the mouth; the person's right eye first
+CROP = 112  # pixels, the recogniser's template
+FEATURE = 512
+PADS = (0.0, 0.25, 0.5, 1.0)  # of the longer side, on every side: a face that fills the picture is found after padding
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face of a photo.
+
+    box: (4,) float32, x0 y0 x1 y1 in pixels of the photo (may reach over its edge). score: detector's, 0 to 1.
+    landmarks: (5, 2) float32, x y in pixels. crop112: (112, 112, 3) uint8 RGB, warped to the ArcFace template by a
+    similarity of the landmarks. feature: (512,) float32 of unit length.
+    """
+
+    box: NDArray[np.float32]
+    score: float
+    landmarks: NDArray[np.float32]
+    crop112: NDArray[np.uint8]
+    feature: NDArray[np.float32]
+
+    @property
+    def size(self) -> float:
+        """The shorter side of the box in pixels."""
+        return float(min(self.box[2] - self.box[0], self.box[3] - self.box[1]))
+
+    def __str__(self) -> str:
+        x0, y0, x1, y1 = (round(float(edge)) for edge in self.box)
+        return f"{x1 - x0} x {y1 - y0} px at {x0},{y0} (score {self.score:.2f})"
+
+
+class FaceAnalyser(Protocol):
+    """Finds faces. Implementations return them from left to right, and [] when there is none."""
+
+    def analyse(self, photo: Image.Image) -> list[Face]:
+        """All faces of an RGB photo."""
+        ...
+
+
+@dataclass(frozen=True)
+class FaceSettings:
+    """What a folder of face models says about itself in faces.json. Sizes are (width, height) in pixels.
+
+    det_size: the detector's input, () for insightface's own choice of 128 and 640. det_thresh: least score.
+    min_face: the smallest face side that is worth learning from.
+    """
+
+    det_size: tuple[int, ...] = ()
+    det_thresh: float = 0.5
+    min_face: int = 64
+
+    @classmethod
+    def read(cls, folder: Path) -> "FaceSettings":
+        """The settings of `folder`; the defaults without a faces.json. Raises IntegrityProblem for a broken one."""
+        path = folder / SETTINGS_FILE
+        if not path.is_file():
+            return cls()
+        try:
+            said = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+            settings = cls(
+                det_size=tuple(int(side) for side in said.get("det_size", ())),
+                det_thresh=float(said.get("det_thresh", cls.det_thresh)),
+                min_face=int(said.get("min_face", cls.min_face)),
+            )
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise IntegrityProblem(f"{path} cannot be used: {error}", _FETCH_AGAIN) from error
+        if len(settings.det_size) not in (0, 2) or any(side < 32 or side % 32 for side in settings.det_size):
+            sides = list(settings.det_size)
+            raise IntegrityProblem(f"{path}: det_size {sides} is not two multiples of 32", _FETCH_AGAIN)
+        return settings
+
+
+_FETCH_AGAIN = "fetch the face models again, or give another folder: --face-models DIR"
+
+
+class InsightFaceAnalyser:
+    """insightface's FaceAnalysis over the ONNX files of one folder, on the CPU.
+
+    The folder holds a detector with SCRFD outputs (landmarks included) and a 112 x 112 recogniser with one 512-wide
+    output; insightface tells them apart by their outputs. Nothing is ever fetched. Raises NotFound without the folder,
+    EnvironmentProblem without insightface, IntegrityProblem when the folder does not hold such a pair.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise NotFound(f"there is no folder of face models at {folder}", "give one: --face-models DIR")
+        self.folder = folder
+        self.settings = FaceSettings.read(folder)
+        self._app, self._norm_crop = _load(folder, self.settings)
+
+    def analyse(self, photo: Image.Image) -> list[Face]:
+        """All faces from left to right; a photo in which none is found is tried again with a border around it."""
+        pixels = np.asarray(photo.convert("RGB"), dtype=np.uint8)
+        for pad in PADS:
+            border = round(pad * max(pixels.shape[:2]))
+            faces = self._find(_padded(pixels, border), border)
+            if faces:
+                return sorted(faces, key=lambda face: float(face.box[0]))
+        return []
+
+    def _find(self, pixels: NDArray[np.uint8], border: int) -> list[Face]:
+        """Faces of (H, W, 3) uint8 RGB, in coordinates of the picture without its border."""
+        bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+        with _hushed():
+            found = cast(list[Any], self._app.get(bgr))
+            return [self._face(bgr, one, border) for one in found]
+
+    def _face(self, bgr: NDArray[np.uint8], one: Any, border: int) -> Face:
+        if one.kps is None or one.embedding is None:
+            _reject(self.folder, "the detector gives no landmarks or the recogniser no feature")
+        landmarks = np.asarray(one.kps, dtype=np.float32)
+        crop = cast(NDArray[np.uint8], self._norm_crop(bgr, landmark=landmarks, image_size=CROP))
+        feature = np.asarray(one.embedding, dtype=np.float32).reshape(-1)
+        length = float(np.linalg.norm(feature))
+        if feature.shape != (FEATURE,) or not np.isfinite(length) or length == 0.0:
+            _reject(self.folder, f"the recogniser gives {feature.size} numbers of length {length:g}, not {FEATURE}")
+        return Face(
+            box=np.asarray(one.bbox, dtype=np.float32) - np.float32(border),
+            score=float(one.det_score),
+            landmarks=landmarks - np.float32(border),
+            crop112=np.ascontiguousarray(crop[:, :, ::-1]),
+            feature=feature / np.float32(length),
+        )
+
+
+def the_face(faces: Sequence[Face], photo: str, pick: int | None = None, smallest: int = 0) -> Face:
+    """The one face to learn from: the only one, or number `pick`, counted from 1 at the left.
+
+    `photo` names the file in messages; `smallest` is the least side in pixels. Raises InputRejected for no face, for
+    several without a pick and for one that is too small; UsageProblem for a pick that does not exist.
+    """
+    listing = "; ".join(f"{number}: {face}" for number, face in enumerate(faces, 1))
+    if not faces:
+        raise InputRejected(f"no face was found in {photo}", "use a sharp photo that shows one face from the front")
+    if pick is not None and not 1 <= pick <= len(faces):
+        raise UsageProblem(f"{photo} has no face number {pick}", f"the faces from left to right are {listing}")
+    if pick is None and len(faces) > 1:
+        raise InputRejected(f"{photo} shows {len(faces)} faces: {listing}", "say which one, from the left: --face 1")
+    face = faces[(pick or 1) - 1]
+    if face.size < smallest:
+        raise InputRejected(
+            f"the face in {photo} is {face.size:.0f} pixels small; at least {smallest} are needed",
+            "use a larger photo, or one taken from nearer",
+        )
+    return face
+
+
+class ChosenFaces:
+    """An analyser that knows, for photos somebody has looked through, the one face that was meant.
+
+    Learning asks its analyser about the photo again; this one then answers with the choice, without a second look.
+    Other pictures go to the analyser behind it.
+    """
+
+    def __init__(self, analyser: FaceAnalyser) -> None:
+        self._analyser = analyser
+        self._chosen: list[tuple[Image.Image, Face]] = []
+
+    def choose(self, photo: Image.Image, face: Face) -> None:
+        """From now on `photo` (this very object) shows only `face`."""
+        self._chosen.append((photo, face))
+
+    def analyse(self, photo: Image.Image) -> list[Face]:
+        """The chosen face, or what the analyser behind finds."""
+        chosen = [face for known, face in self._chosen if known is photo]
+        return chosen or self._analyser.analyse(photo)
+
+
+def _padded(pixels: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
+    """(H, W, 3) with `border` pixels of the picture's mean colour on every side."""
+    if border == 0:
+        return pixels
+    height, width = pixels.shape[:2]
+    canvas = np.empty((height + 2 * border, width + 2 * border, 3), np.uint8)
+    canvas[:] = pixels.reshape(-1, 3).mean(axis=0).astype(np.uint8)
+    canvas[border : border + height, border : border + width] = pixels
+    return canvas
+
+
+def _load(folder: Path, settings: FaceSettings) -> tuple[Any, Callable[..., Any]]:
+    """insightface's FaceAnalysis over `folder`, and its alignment function."""
+    with _hushed():
+        analysis, norm_crop = _import_insightface()
+        try:
+            app = analysis(
+                name=str(folder),
+                root=str(folder.parent),
+                allowed_modules=["detection", "recognition"],
+                providers=["CPUExecutionProvider"],
+                # One session for every size: a second one with a frozen size only pays off for streams of pictures.
+                static_shape_sessions=False,
+            )
+            app.prepare(ctx_id=-1, det_thresh=settings.det_thresh, det_size=settings.det_size or None)
+        except Exception as error:  # onnxruntime, protobuf and insightface's asserts each have their own
+            _reject(folder, str(error).splitlines()[0] if str(error) else "it holds no detector", error)
+    if not {"detection", "recognition"} <= set(app.models):
+        _reject(folder, "it holds no 112 x 112 recogniser")
+    return app, norm_crop
+
+
+def _import_insightface() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    try:
+        analysis = import_module("insightface.app").FaceAnalysis
+        return analysis, import_module("insightface.utils.face_align").norm_crop
+    except ImportError as error:
+        if error.name is not None and error.name.split(".")[0] in {"insightface", "onnxruntime"}:
+            raise EnvironmentProblem(
+                "finding a face needs insightface, which is not installed", 'pip install "celebctl[learn]"'
+            ) from error
+        # opencv-python links against a desktop's libraries (libGL, X11), which servers and containers do not have.
+        raise EnvironmentProblem(
+            f"insightface is installed but does not load: {error}",
+            "on a machine without a desktop: pip uninstall -y opencv-python && pip install opencv-python-headless",
+        ) from error
+
+
+@contextlib.contextmanager
+def _hushed() -> Generator[None]:
+    """insightface and what it imports print and warn; standard output belongs to results."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _reject(folder: Path, reason: str, cause: Exception | None = None) -> NoReturn:
+    raise IntegrityProblem(f"the face models in {folder} cannot be used: {reason}", _FETCH_AGAIN) from cause

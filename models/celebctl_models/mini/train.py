@@ -1,0 +1,148 @@
+"""Train mini from nothing, or go on from what ships.
+
+    python -m celebctl_models.mini.train --work mini-work --hours 2          # everything, in order
+    python -m celebctl_models.mini.train --work mini-work --only denoiser --minutes 60 --from-shipped
+    python -m celebctl_models.mini.train --work mini-work --only assemble --out models/celebctl_models/mini/weights
+
+Seeded and resumable: run the same line again and every stage goes on where its checkpoint stands. CPU or CUDA. The
+stages are autoencoder, text, denoiser, recogniser, detector, judge, attributes, assemble; each gets a share of the hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .names import name_book
+from .training.workshop import Workshop
+
+#: Shares of the whole time, from what mattered on two CPU cores.
+SHARES = {"autoencoder": 0.14, "text": 0.05, "denoiser": 0.64, "recogniser": 0.06, "detector": 0.04, "judge": 0.05, "attributes": 0.02}
+STAGES = (*SHARES, "assemble")
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Line:
+    """The production line: each stage asks for what stands before it, made once and kept."""
+
+    def __init__(self, shop: Workshop, minutes: dict[str, float], shards: int, batch: int, start: dict[str, torch.Tensor] | None) -> None:
+        self.shop, self.minutes, self.shards, self.batch, self.start = shop, minutes, shards, batch, start
+        self.made: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        if name not in self.made:
+            self.made[name] = getattr(self, f"_{name}")()
+        return self.made[name]
+
+    def _pictures(self) -> Any:
+        from .training.data import load_pictures
+
+        return load_pictures(self.shop, self.shards, 64)
+
+    def _autoencoder(self) -> Any:
+        from .training import autoencoder, denoiser
+
+        vae = autoencoder.train(self.shop, self.get("pictures"), self.minutes["autoencoder"])
+        denoiser.standardise_latents(vae, self.get("pictures"), self.shop)
+        return vae.requires_grad_(False)
+
+    def _latents(self) -> Any:
+        from .training.denoiser import encode_pictures
+
+        return encode_pictures(self.get("autoencoder"), self.get("pictures"), self.shop)
+
+    def _text(self) -> Any:
+        from .training import text
+
+        return text.train(self.shop, self.minutes["text"])
+
+    def _denoiser(self) -> Any:
+        from .training import denoiser
+
+        tokenizer, text = self.get("text")
+        return denoiser.train(
+            self.shop, self.get("pictures"), self.get("latents"), tokenizer, text, self.minutes["denoiser"], batch=self.batch, start=self.start
+        )
+
+    def _faces(self, name: str, draw: int, shards: int) -> Any:
+        from .training import faces
+
+        found = faces.load_faces(self.shop, name, draw, shards)
+        faces.add_decoded(found, self.get("autoencoder"), self.shop, name)
+        return found
+
+    def _strangers(self) -> Any:
+        return self._faces("recogniser", 71, 8)
+
+    def _jury(self) -> Any:
+        return self._faces("judge", 72, 8)
+
+    def _recogniser(self) -> Any:
+        from .training.faces import train_recogniser
+
+        return train_recogniser(self.shop, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False)
+
+    def _judge(self) -> Any:
+        from .training.faces import train_recogniser
+
+        return train_recogniser(self.shop, self.get("jury"), self.get("strangers"), self.minutes["judge"], judge=True)
+
+    def _detector(self) -> Any:
+        from .training.faces import train_detector
+
+        return train_detector(self.shop, self.get("strangers"), self.minutes["detector"])
+
+    def _attributes(self) -> Any:
+        from .training import attributes
+
+        return attributes.train(self.shop, self.get("pictures"), self.get("latents"), self.get("autoencoder"), self.minutes["attributes"])
+
+    def assemble(self, out: Path) -> None:
+        from .training import assemble as pack
+
+        tokenizer, text = self.get("text")
+        pack.save_diffusion(out, self.get("autoencoder"), text, self.get("denoiser"), tokenizer)
+        pack.save_faces(out / "faces", self.get("recogniser"), self.get("detector"))
+        pack.save_scoring(out / "scoring", self.get("judge"), self.get("attributes"))
+        pack.save_card(out, name_book())
+        pack.report_size(self.shop, out)
+
+
+def shipped_unet() -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(str(WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for data and checkpoints (about 3 GB)")
+    parser.add_argument("--hours", type=float, default=2.0, help="time for everything; each stage takes its share")
+    parser.add_argument("--only", choices=STAGES, help="one stage (what it needs is resumed or made first)")
+    parser.add_argument("--minutes", type=float, help="with --only: minutes for that stage instead of its share")
+    parser.add_argument("--from-shipped", action="store_true", help="the denoiser starts from the weights that ship")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
+    parser.add_argument("--shards", type=int, default=16, help="4,096 pictures each")
+    parser.add_argument("--batch", type=int, default=64, help="denoiser batch")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where assemble writes")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    minutes = {name: 60.0 * args.hours * share for name, share in SHARES.items()}
+    if args.only and args.minutes:
+        minutes[args.only] = args.minutes
+    line = Line(Workshop(args.work, torch.device(args.device)), minutes, args.shards, args.batch, shipped_unet() if args.from_shipped else None)
+    if args.only and args.only != "assemble":
+        line.get(args.only)
+        return
+    for name in SHARES:
+        line.get(name)
+    line.assemble(args.out)
+
+
+if __name__ == "__main__":
+    main()

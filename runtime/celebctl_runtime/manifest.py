@@ -1,0 +1,267 @@
+"""What a bundle says about itself: ``manifest.json`` as frozen dataclasses, checked entry by entry when read.
+
+The manifest is the single truth about a bundle. Which rows of the token table belong to whom is decided here and
+nowhere else, so publishing a new manifest is what adds or removes a person.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+from types import UnionType
+from typing import Any, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+
+from .errors import IntegrityProblem
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which model the bundle was made from. ``table_hash`` is what an identity must agree with."""
+
+    name: str
+    family: str
+    source: str
+    table_hash: str
+    basis_hash: str = ""
+
+
+@dataclass(frozen=True)
+class SizeFacts:
+    """Pixels: ``native`` (height, width), both sides of a picture a multiple of ``multiple``, ``vae_factor`` pixels per
+    latent element; ``display_scale``: how much a picture is enlarged when nothing is said."""
+
+    native: tuple[int, int]
+    multiple: int
+    vae_factor: int
+    latent_channels: int = 4
+    display_scale: int = 1
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a request that leaves a choice open gets."""
+
+    steps: int
+    guidance: float
+    sampler: str
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """The tokenizer file and its special ids."""
+
+    file: str
+    max_length: int
+    bos: int
+    eos: int
+    pad: int
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """An input or output of a graph: dtype by numpy's name, sizes or names of dynamic axes."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """One ONNX graph, its external data files, and what goes in and out."""
+
+    file: str
+    data: tuple[str, ...]
+    inputs: Mapping[str, TensorFacts]
+    outputs: Mapping[str, TensorFacts]
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """A raw little-endian (rows, width) array, one per text encoder: the vocabulary, then ``spare_rows`` spare rows
+    from ``first_spare_row`` to the end. People live in the spare rows only, two by two from the first."""
+
+    file: str
+    rows: int
+    width: int
+    dtype: str
+    first_spare_row: int
+    spare_rows: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return self.width * (4 if self.dtype == "float32" else 2)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A person in a bundle: two token rows per text encoder, the identity's digest, and the SHA-256 of the rows' bytes
+    ("" when whoever wrote the rows did not say)."""
+
+    rows: tuple[tuple[int, int], ...]
+    digest: str
+    rows_sha256: str = ""
+    coefficients: str = ""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """SHA-256 of a file, or of its first ``covers`` bytes when that is not 0, and its whole size in bytes."""
+
+    sha256: str
+    bytes: int
+    covers: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime knows about a bundle.
+
+    ``graphs``: text_encoder, step, step_nocfg, vae_decoder. ``next_slot`` and ``pending_slots`` belong to the
+    bookkeeping of spare rows (see bundle.py). ``extra`` keeps entries of the file that this version does not know.
+    """
+
+    model: ModelFacts
+    size: SizeFacts
+    dtype: str
+    scheduler: Mapping[str, Any]
+    defaults: Defaults
+    tokenizer: TokenizerFacts
+    graphs: Mapping[str, GraphFacts]
+    token_tables: tuple[TokenTable, ...]
+    schema_version: int = SCHEMA
+    created_by: Mapping[str, str] = field(default_factory=dict[str, str])
+    scaling_factor: float = 1.0
+    identities: Mapping[str, Resident] = field(default_factory=dict[str, Resident])
+    parity: tuple[Any, ...] = ()
+    files: Mapping[str, FileFacts] = field(default_factory=dict[str, FileFacts])
+    next_slot: int = 0
+    pending_slots: tuple[int, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over the hashes of all files: the same whoever lives in the bundle, another for every export."""
+        lines = [f"{name} {facts.sha256}" for name, facts in sorted(self.files.items())]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The file's content: UTF-8 JSON."""
+        data = asdict(self)
+        data.update(data.pop("extra"))
+        return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """Check and structure a parsed manifest. Raises IntegrityProblem naming the entry that is wrong."""
+        version = data.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA:
+            raise IntegrityProblem(
+                f"the bundle has format {version}; this celebctl reads up to {SCHEMA}", "pip install --upgrade celebctl"
+            )
+        names = {item.name for item in fields(cls)} - {"extra"}
+        known = {key: value for key, value in data.items() if key in names}
+        known["extra"] = {key: value for key, value in data.items() if key not in names}
+        manifest = cast("Manifest", _structure(cls, known, ""))
+        _check(manifest)
+        return manifest
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Manifest:
+        """The inverse of :meth:`to_bytes`. Raises IntegrityProblem."""
+        try:
+            data: object = json.loads(raw)
+        except ValueError as error:
+            raise IntegrityProblem(
+                f"{FILE_NAME} is damaged: {error}", "celebctl export makes a fresh bundle"
+            ) from error
+        if not isinstance(data, dict):
+            _wrong("", "a JSON object")
+        return cls.from_json(cast("dict[str, Any]", data))
+
+
+def _structure(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as the annotated type ``kind``: dataclasses, tuples, mappings, unions and plain JSON values."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        return _structure_dataclass(cast("type", kind), value, where)
+    if origin in (Union, UnionType):
+        choices = tuple(arguments)
+        return value if isinstance(value, choices) and not isinstance(value, bool) else _wrong(where, kind)
+    if origin is tuple:
+        return _structure_tuple(arguments, value, where)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            _wrong(where, "an object")
+        entries = cast("Mapping[Any, Any]", value)
+        return {str(key): _structure(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value if type(value) is kind else _wrong(where, kind.__name__)
+
+
+def _structure_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        _wrong(where, "an object")
+    entries, hints = cast("Mapping[str, Any]", value), get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for item in fields(kind):
+        path = f"{where}.{item.name}".lstrip(".")
+        if item.name in entries:
+            values[item.name] = _structure(hints[item.name], entries[item.name], path)
+        elif item.default is MISSING and item.default_factory is MISSING:
+            _wrong(path, "an entry")
+    return kind(**values)
+
+
+def _structure_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        _wrong(where, "a list")
+    items = cast("list[Any]", value)
+    kinds = (arguments[0],) * len(items) if arguments[-1] is Ellipsis else arguments
+    if len(kinds) != len(items):
+        _wrong(where, f"{len(kinds)} values")
+    return tuple(
+        _structure(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, items, strict=True))
+    )
+
+
+def _wrong(where: str, expected: object) -> NoReturn:
+    raise IntegrityProblem(
+        f"{FILE_NAME} is damaged: {where or 'its content'} should be {expected}", "celebctl export makes a fresh bundle"
+    )
+
+
+def _check(manifest: Manifest) -> None:
+    """What types cannot say: paths stay inside the bundle, tables add up, people have rows of their own."""
+    paths = [*manifest.files, manifest.tokenizer.file, *(table.file for table in manifest.token_tables)]
+    for graph in manifest.graphs.values():
+        paths += [graph.file, *graph.data]
+    for path in paths:
+        if (
+            PurePosixPath(path).is_absolute()
+            or PureWindowsPath(path).drive
+            or ".." in path.replace("\\", "/").split("/")
+        ):
+            _wrong(f"the path {path!r}", "inside the bundle")
+    if not manifest.token_tables:
+        _wrong("token_tables", "at least one table")
+    for number, table in enumerate(manifest.token_tables):
+        if table.dtype not in ("float32", "float16") or table.first_spare_row + table.spare_rows != table.rows:
+            _wrong(f"token_tables[{number}]", "float32 or float16 with the spare rows at its end")
+        pairs = [resident.rows[number : number + 1] for resident in manifest.identities.values()]
+        if not all(len(pair) == 1 and _is_slot(*pair[0], table) for pair in pairs) or len(set(pairs)) != len(pairs):
+            _wrong("identities", f"two neighbouring spare rows each, shared with nobody, in {table.file}")
+
+
+def _is_slot(first: int, second: int, table: TokenTable) -> bool:
+    start = first - table.first_spare_row
+    return start >= 0 and start % 2 == 0 and second == first + 1 and second < table.rows

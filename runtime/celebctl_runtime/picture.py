@@ -1,0 +1,152 @@
+"""A picture that carries its own recipe.
+
+The PNG holds two text chunks: ``celebctl``, a JSON document with the whole request and what it ran on, and
+``parameters`` in the convention of the Stable Diffusion web UI, which many viewers show.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from .errors import CelebctlError, InputRejected, IntegrityProblem, NotFound, UsageProblem
+from .files import atomic_write
+from .request import Request
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SCHEMA = 1
+CHUNK = "celebctl"
+MAX_SCALE = 16
+_UI_NAMES = {
+    "ddim": "DDIM",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "lcm": "LCM",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A finished picture: PIL RGB ``image``, the fully resolved ``request``, and a ``record`` of JSON-ready facts about
+    what ran it (model, bundle, engine, versions, digests of the people, text that did not fit)."""
+
+    image: Image
+    request: Request
+    record: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def save_picture(
+    picture: Picture, path: Path, *, metadata: bool = True, scale: int = 1, overwrite: bool = False
+) -> Path:
+    """Write ``picture`` as a PNG, atomically, enlarged ``scale`` times; returns ``path``.
+
+    Raises UsageProblem when ``path`` exists and ``overwrite`` is not set, EnvironmentProblem when it cannot be written.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise UsageProblem(f"{path} exists already", "use another name with -o, or --force to replace it")
+    atomic_write(path, png_bytes(picture, metadata=metadata, scale=scale))
+    return path
+
+
+def png_bytes(picture: Picture, *, metadata: bool = True, scale: int = 1) -> bytes:
+    """The PNG file's content; see :func:`save_picture`. SOURCE_DATE_EPOCH fixes the date it carries."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    if not 1 <= scale <= MAX_SCALE:
+        raise UsageProblem(f"cannot enlarge {scale} times", f"use --scale 1 .. {MAX_SCALE}")
+    image = picture.image
+    if scale > 1:
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+    info = PngInfo()
+    if metadata:
+        info.add_text(CHUNK, json.dumps(_document(picture, scale)))
+        info.add_itxt("parameters", _parameters(picture))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def read_request(path: Path) -> tuple[Request, dict[str, Any]]:
+    """The request and the record inside a PNG written by celebctl.
+
+    Raises NotFound when there is no file, InputRejected when it is no PNG or has no recipe, IntegrityProblem when the
+    recipe is damaged or newer than this celebctl.
+    """
+    text = _read_chunk(path)
+    try:
+        document = cast("dict[str, Any]", json.loads(text))
+        version = int(document["schema"])
+        if version > SCHEMA:
+            raise IntegrityProblem(
+                f"{path} has recipe format {version}; this celebctl reads up to {SCHEMA}",
+                "pip install --upgrade celebctl",
+            )
+        return Request.from_json(document["request"]), dict(document["record"])
+    except CelebctlError as error:
+        raise IntegrityProblem(f"the recipe in {path} is damaged: {error.problem}", error.hint) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityProblem(f"the recipe in {path} is damaged: {error}", "draw the picture anew") from error
+
+
+def _read_chunk(path: Path) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            text = cast("dict[str, Any]", getattr(image, "text", {})).get(CHUNK)
+            if text is None:
+                image.load()  # chunks may also follow the pixels
+                text = cast("dict[str, Any]", getattr(image, "text", {})).get(CHUNK)
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no picture {path}", "check the path") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputRejected(f"{path} is not a readable PNG file", "name a picture that celebctl gen wrote") from error
+    if text is None:
+        raise InputRejected(
+            f"{path} carries no recipe", "name a picture that celebctl gen wrote, saved with its metadata"
+        )
+    return str(text)
+
+
+def _document(picture: Picture, scale: int) -> dict[str, Any]:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    moment = time.gmtime(int(epoch) if epoch.isdecimal() else None)
+    record = {**picture.record, "scale": scale, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
+    return {"schema": SCHEMA, "request": picture.request.to_json(), "record": record}
+
+
+def _parameters(picture: Picture) -> str:
+    """The web UI's convention: prompt, negative prompt, then one line of ``key: value`` pairs."""
+    request, record = picture.request, picture.record
+    people = cast("Mapping[str, str]", record.get("identities", {}))
+    pairs: dict[str, Any] = {
+        "Steps": request.steps,
+        "Sampler": _UI_NAMES.get(request.sampler, request.sampler),
+        "CFG scale": f"{request.guidance or 0:g}",
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": str(record.get("table_hash", ""))[:10],
+        "Model": record.get("model", ""),
+        "TI hashes": ", ".join(f"{name}: {digest[:12]}" for name, digest in people.items()),
+        "Version": f"celebctl {record.get('celebctl', '')}",
+    }
+    lines = [request.prompt]
+    if request.negative:
+        lines.append(f"Negative prompt: {request.negative}")
+    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items() if value != ""))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value

@@ -1,0 +1,202 @@
+"""From requests to pictures: the main page of the runtime.
+
+tokenize -> encode -> draw noise -> N steps -> decode -> picture with its record. What this module does *not* know:
+which engine runs the graphs, which sampler a table stands for, and where pictures are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import __version__
+from .backends import Backend
+from .bundle import Bundle
+from .errors import Busy, NotFound
+from .noise import initial_noise, step_noise
+from .picture import Picture
+from .request import Request, resolve
+from .samplers import Plan, plan
+
+if TYPE_CHECKING:
+    from .tokenizer import Encoded, PromptTokenizer
+
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Step ``step`` of ``steps`` is done for ``count`` pictures; ``first`` of ``total`` were finished before them."""
+
+    step: int
+    steps: int
+    first: int
+    count: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """A request with its prompts as the text encoder reads them."""
+
+    request: Request
+    prompt: Encoded
+    negative: Encoded
+
+
+def generate(
+    bundle: Bundle,
+    backend: Backend,
+    requests: Request | Sequence[Request],
+    on_step: Callable[[Progress], None] | None = None,
+) -> list[Picture]:
+    """Draw one picture per request, in order; neighbours that differ in prompt and seed only run as one batch.
+
+    Raises UsageProblem for values the model does not allow and NotFound for people the bundle does not know, both
+    before anything is drawn.
+    """
+    bundle.refresh()
+    wanted = [resolve(request, bundle.manifest) for request in _listed(requests)]
+    plans = {key: _plan(bundle, key) for key in map(_batch_key, wanted)}
+    tokenizer = bundle.tokenizer()
+    for request in wanted:
+        _tokenize(bundle, tokenizer, request)  # errors in any prompt come before the first picture
+    pictures: list[Picture] = []
+    for group in _batches(wanted, backend.batch_limit):
+        prompts, context = _encode(bundle, backend, tokenizer, group)
+        report = _reporter(on_step, len(pictures), len(group), len(wanted))
+        latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, context, report)
+        images = backend.decode(latent)
+        facts = _facts(bundle, backend)
+        pictures += [_picture(image, prompt, bundle, facts) for image, prompt in zip(images, prompts, strict=True)]
+    return pictures
+
+
+def _encode(
+    bundle: Bundle, backend: Backend, tokenizer: PromptTokenizer, group: Sequence[Request]
+) -> tuple[list[_Prompt], NDArray[np.float32]]:
+    """Prompts and context (2, B, 77, D), or (1, B, 77, D) without guidance.
+
+    The manifest is looked at once more after encoding: if it is still the same, nobody moved while we read the token
+    rows (bundle.py tells why), otherwise the prompts are read again. Raises Busy when that does not end, or when the
+    whole bundle was exported anew meanwhile.
+    """
+    for _ in range(_ATTEMPTS):
+        prompts = [_tokenize(bundle, tokenizer, request) for request in group]
+        ids = [prompt.prompt.ids for prompt in prompts]
+        if _guided(group[0]):
+            ids = [prompt.negative.ids for prompt in prompts] + ids
+        context = backend.encode(np.stack(ids))
+        if bundle.is_current():
+            return prompts, context.reshape(-1, len(group), *context.shape[1:])
+        export = bundle.manifest.fingerprint
+        bundle.refresh()
+        if bundle.manifest.fingerprint != export:
+            break
+    raise Busy(f"the bundle {bundle.path} keeps changing", "run the same command again")
+
+
+def _denoise(
+    bundle: Bundle,
+    backend: Backend,
+    steps: Plan,
+    group: Sequence[Request],
+    context: NDArray[np.float32],
+    report: Callable[[int, int], None],
+) -> NDArray[np.float32]:
+    """From noise to latent (B, 4, h, w)."""
+    size = bundle.manifest.size
+    shape = (size.latent_channels, group[0].height // size.vae_factor, group[0].width // size.vae_factor)
+    noise = np.stack([initial_noise(request.seed, shape) for request in group])
+    state = np.stack([noise * np.float32(steps.init_sigma), np.zeros_like(noise)])
+    for index in range(steps.steps):
+        if steps.uses_noise:
+            noise = np.stack([step_noise(request.seed, index, shape) for request in group])
+        state = backend.step(state, index, noise, context, steps)
+        report(index + 1, steps.steps)
+    return state[0]
+
+
+def _tokenize(bundle: Bundle, tokenizer: PromptTokenizer, request: Request) -> _Prompt:
+    ids = bundle.token_ids
+    if request.identities is not None:
+        missing = sorted(set(request.identities) - ids.keys())
+        if missing:
+            raise NotFound(
+                f"{missing[0]!r} is not in the bundle {bundle.path}", f"known: {', '.join(bundle.names) or 'nobody'}"
+            )
+        ids = {name: ids[name] for name in request.identities}
+    prompt, negative = tokenizer.encode(request.prompt, ids), tokenizer.encode(request.negative, ids)
+    used = tuple(dict.fromkeys(prompt.used + negative.used))
+    return _Prompt(replace(request, identities=used), prompt, negative)
+
+
+def _picture(image: NDArray[np.float32], prompt: _Prompt, bundle: Bundle, facts: dict[str, Any]) -> Picture:
+    """``image`` (3, H, W) in [-1, 1]."""
+    from PIL import Image
+
+    pixels = ((image.transpose(1, 2, 0) * 0.5 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
+    people = {name: bundle.manifest.identities[name].digest for name in prompt.request.identities or ()}
+    dropped = " ".join(filter(None, (prompt.prompt.dropped_text, prompt.negative.dropped_text)))
+    record = {**facts, "identities": people, "dropped_text": dropped}
+    return Picture(Image.fromarray(pixels), prompt.request, record)
+
+
+def _facts(bundle: Bundle, backend: Backend) -> dict[str, Any]:
+    """What all pictures of a run share in their records. No times: the same request gives the same record."""
+    manifest = bundle.manifest
+    return {
+        "celebctl": __version__,
+        "model": manifest.model.name,
+        "family": manifest.model.family,
+        "table_hash": manifest.model.table_hash,
+        "bundle": manifest.fingerprint,
+        "dtype": manifest.dtype,
+        "backend": backend.describe(),
+        "numpy": np.__version__,
+    }
+
+
+def _listed(requests: Request | Sequence[Request]) -> Sequence[Request]:
+    return [requests] if isinstance(requests, Request) else requests
+
+
+def _batch_key(request: Request) -> tuple[object, ...]:
+    """What pictures of one batch have in common."""
+    return request.width, request.height, request.steps, request.guidance, request.sampler
+
+
+def _plan(bundle: Bundle, key: tuple[object, ...]) -> Plan:
+    _, _, steps, guidance, sampler = cast("tuple[int, int, int, float, str]", key)
+    return plan(sampler, bundle.schedule, steps, guidance)
+
+
+def _guided(request: Request) -> bool:
+    """Guidance of 1 is the plain prompt; below, diffusers does not guide either."""
+    return (request.guidance or 0.0) > 1.0
+
+
+def _batches(requests: Iterable[Request], limit: int) -> Iterator[list[Request]]:
+    """Neighbours with the same key, at most ``limit`` together."""
+    group: list[Request] = []
+    for request in requests:
+        if group and (len(group) == limit or _batch_key(group[0]) != _batch_key(request)):
+            yield group
+            group = []
+        group.append(request)
+    if group:
+        yield group
+
+
+def _reporter(
+    on_step: Callable[[Progress], None] | None, first: int, count: int, total: int
+) -> Callable[[int, int], None]:
+    def report(step: int, steps: int) -> None:
+        if on_step is not None:
+            on_step(Progress(step, steps, first, count, total))
+
+    return report

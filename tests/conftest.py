@@ -1,0 +1,158 @@
+"""Shared fixtures: tiny random members of the Stable Diffusion family, written to disk in the real diffusers layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from celebctl_models.diffusion import DiffusionParts
+
+WIDTH = 32
+WORDS = ("a", "portrait", "of", "person", "and", "playing", "chess", "beach", "smiling", "ann", "anna", "alice", "bob")
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "_diffusers_version": "0.42.1",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random v-prediction pipeline folder: text width 32, UNet (16, 32), autoencoder factor 4, 64 x 64 pixels."""
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-v"
+    write_pipeline(folder, "v_prediction")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tiny_folder: Path) -> DiffusionParts:
+    from celebctl_models.diffusion import load_parts
+
+    return load_parts(tiny_folder)
+
+
+@pytest.fixture(scope="session", params=["v_prediction", "epsilon"])
+def either_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pipeline once for each prediction type."""
+    kind = cast(str, request.param)
+    folder = tmp_path_factory.mktemp("either") / f"tiny-{kind[0]}"
+    write_pipeline(folder, kind)
+    return folder
+
+
+def write_pipeline(
+    folder: Path,
+    prediction_type: str,
+    *,
+    width: int = WIDTH,
+    unet_channels: tuple[int, int] = (16, 32),
+    vae_channels: tuple[int, int, int] = (8, 16, 16),
+    seed: int = 0,
+) -> None:
+    """Write a seeded random StableDiffusionPipeline folder; sizes are parameters so that mini's can be measured."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=max(2, width // 64),
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # Random text encoders hardly tell words apart; larger initial weights make wrong rows visible in a picture.
+    config.initializer_factor = 4.0
+    cast(Any, CLIPTextModel(config)).save_pretrained(str(folder / "text_encoder"))
+    _unet(width, unet_channels).save_pretrained(str(folder / "unet"))
+    _vae(vae_channels).save_pretrained(str(folder / "vae"))
+    _write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, "prediction_type": prediction_type})
+    _write_json(folder / "model_index.json", _index())
+
+
+def build_tokenizer(words: Sequence[str]) -> Any:
+    """A CLIPTokenizer as CLIP's own is built (256 bytes, their word-final forms, merges), each of `words` one token."""
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import CLIPTokenizer
+
+    trained = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(vocab_size=5000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
+    trained.train_from_iterator(words, trainer)
+    merges = [(str(left), str(right)) for left, right in json.loads(trained.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(left + right for left, right in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return cast(Any, CLIPTokenizer)(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def _unet(width: int, channels: tuple[int, int]) -> Any:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return cast(Any, UNet2DConditionModel)(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=channels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=4,  # diffusers means the number of heads by this
+        cross_attention_dim=width,
+    )
+
+
+def _vae(channels: tuple[int, int, int]) -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return cast(Any, AutoencoderKL)(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=channels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=0.8,
+    )
+
+
+def _index() -> dict[str, Any]:
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")

@@ -1,0 +1,110 @@
+"""A face detector and a recogniser small enough to build in a test, in the two formats insightface's loader knows.
+
+The detector (SCRFD: nine outputs, strides 8, 16, 32, two anchors a cell) fires where a 32 x 32 cell is pure red and
+answers with a box of three cells and five landmarks around it. The recogniser (112 x 112 -> 512) is a random
+projection, so that equal crops have equal features. Both are exact functions of the picture: nothing is trained.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+from PIL import Image, ImageDraw
+
+CELL = 32  # pixels, the stride of the one level that fires
+RED = (255, 0, 0)
+LANDMARKS = ((0.0, 0.1), (1.0, 0.1), (0.5, 0.6), (0.1, 1.1), (0.9, 1.1))  # in cells from the cell's corner
+BOX = (1.0, 1.0, 2.0, 2.0)  # left, top, right, bottom: distances from the cell's corner in cells
+
+onnx: Any = import_module("onnx")  # half of its signatures are untyped
+_make = onnx.helper
+
+
+def photo_of(*cells: tuple[int, int], size: int = 128) -> Image.Image:
+    """A grey picture of `size` pixels with a "face" at each (column, row) cell."""
+    picture = Image.new("RGB", (size, size), (96, 96, 96))
+    for column, row in cells:
+        corner = (column * CELL, row * CELL)
+        ImageDraw.Draw(picture).rectangle((*corner, corner[0] + CELL - 1, corner[1] + CELL - 1), fill=RED)
+    return picture
+
+
+def write_face_models(folder: Path, *, detector: bool = True, recogniser: bool = True, settings: str = "") -> Path:
+    """Fill `folder` with the two models and a faces.json; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faces.json").write_text(settings or '{"det_size": [128, 128], "det_thresh": 0.5, "min_face": 32}')
+    if detector:
+        _save(_detector(), folder / "detector.onnx")
+    if recogniser:
+        _save(_recogniser(), folder / "recogniser.onnx")
+    return folder
+
+
+def _save(graph: Any, path: Path) -> None:
+    model = _make.make_model(graph, opset_imports=[_make.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def _detector() -> Any:
+    nodes: list[Any] = []
+    weights: list[Any] = []
+    outputs: list[Any] = []
+    for kind, width in (("score", 1), ("box", 4), ("kps", 10)):
+        for stride in (8, 16, 32):
+            name = f"{kind}_{stride}"
+            kernel, bias = _cell_filter(kind, width, stride)
+            weights += [_tensor(f"{name}.weight", kernel), _tensor(f"{name}.bias", bias)]
+            weights.append(onnx.numpy_helper.from_array(np.array([-1, width], np.int64), f"{name}.rows"))
+            nodes += _rows(name, stride, sigmoid=kind == "score")
+            outputs.append(_make.make_tensor_value_info(name, TensorProto.FLOAT, [None, width]))
+    picture = _make.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, "h", "w"])
+    return _make.make_graph(nodes, "red-square-detector", [picture], outputs, weights)
+
+
+def _rows(name: str, stride: int, *, sigmoid: bool) -> list[Any]:
+    """One convolution per cell, then (1, anchors * width, h, w) -> (h * w * anchors, width)."""
+    convolve = _make.make_node(
+        "Conv", ["input.1", f"{name}.weight", f"{name}.bias"], [f"{name}.map"], strides=[stride, stride]
+    )
+    move = _make.make_node("Transpose", [f"{name}.map"], [f"{name}.last"], perm=[0, 2, 3, 1])
+    flat = f"{name}.flat" if sigmoid else name
+    nodes = [convolve, move, _make.make_node("Reshape", [f"{name}.last", f"{name}.rows"], [flat])]
+    return [*nodes, _make.make_node("Sigmoid", [flat], [name])] if sigmoid else nodes
+
+
+def _cell_filter(kind: str, width: int, stride: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Kernel (2 * width, 3, stride, stride) and bias (2 * width,); only the first anchor of stride 32 ever fires."""
+    kernel = np.zeros((2 * width, 3, stride, stride), np.float32)
+    bias = np.zeros(2 * width, np.float32)
+    if kind == "score":
+        bias[:] = -20.0
+        if stride == CELL:
+            # Mean of red minus the mean of green and blue is 2 for pure red; input pixels lie in [-1, 1].
+            kernel[0, 0], kernel[0, 1], kernel[0, 2] = (np.float32(w / stride**2) for w in (10.0, -5.0, -5.0))
+            bias[0] = -17.0
+    else:
+        bias[:] = np.tile(np.ravel(BOX if kind == "box" else LANDMARKS), 2)
+    return kernel, bias
+
+
+def _recogniser() -> Any:
+    random = np.random.default_rng(7)
+    kernel = random.normal(scale=1 / 16, size=(8, 3, 16, 16)).astype(np.float32)
+    project = random.normal(scale=1 / 20, size=(8 * 7 * 7, 512)).astype(np.float32)
+    nodes = [
+        _make.make_node("Conv", ["data", "kernel"], ["map"], strides=[16, 16]),
+        _make.make_node("Flatten", ["map"], ["flat"]),
+        _make.make_node("MatMul", ["flat", "project"], ["feature"]),
+    ]
+    crop = _make.make_tensor_value_info("data", TensorProto.FLOAT, ["n", 3, 112, 112])
+    feature = _make.make_tensor_value_info("feature", TensorProto.FLOAT, ["n", 512])
+    weights = [_tensor("kernel", kernel), _tensor("project", project)]
+    return _make.make_graph(nodes, "random-recogniser", [crop], [feature], weights)
+
+
+def _tensor(name: str, values: NDArray[np.float32]) -> Any:
+    return onnx.numpy_helper.from_array(values, name)

@@ -1,0 +1,365 @@
+"""People move in and out of a bundle without touching a graph, and nobody ever sees half of a move."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_doubles import make_identity, write_bundle
+from numpy.typing import NDArray
+
+import celebctl_runtime.bundle as bundle_module
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
+from celebctl_runtime.identity import Identity
+from celebctl_runtime.manifest import FileFacts, Manifest, Resident
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_bundle(tmp_path / "bundle")
+
+
+def spare_rows(bundle: Bundle) -> NDArray[Any]:
+    """(spare_rows, width) as they lie on the disk."""
+    table = bundle.manifest.token_tables[0]
+    rows = np.fromfile(bundle.file(table.file), dtype=table.dtype).reshape(table.rows, table.width)
+    return rows[table.first_spare_row :]
+
+
+def rows_of(bundle: Bundle, name: str) -> NDArray[Any]:
+    first, second = bundle.manifest.identities[name].rows[0]
+    start = bundle.manifest.token_tables[0].first_spare_row
+    return spare_rows(bundle)[[first - start, second - start]]
+
+
+def edit(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:
+    path = bundle.file("manifest.json")
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_person_who_moves_in_is_there_for_everybody(bundle: Bundle) -> None:
+    alice = make_identity("alice")
+    bundle.add(alice)
+    again = Bundle.open(bundle.path, verify="full")
+    assert again.names == ("alice",) and again.manifest == bundle.manifest
+    assert np.array_equal(rows_of(again, "alice"), alice.embeddings[0])
+    assert again.token_ids["alice"] == again.manifest.identities["alice"].rows[0]
+    assert again.manifest.identities["alice"].digest == alice.digest
+
+
+def test_moving_in_touches_nothing_else(bundle: Bundle) -> None:
+    before = {path: path.read_bytes() for path in bundle.path.rglob("*") if path.is_file()}
+    fingerprint = bundle.manifest.fingerprint
+    bundle.add(make_identity("alice"))
+    after = {path: path.read_bytes() for path in before}
+    changed = {path.name for path in before if before[path] != after[path]}
+    assert changed == {"manifest.json", "token_table.bin"}
+    assert bundle.manifest.fingerprint == fingerprint
+    vocabulary = bundle.manifest.files["token_table.bin"].covers
+    table = bundle.file("token_table.bin")
+    assert before[table][:vocabulary] == after[table][:vocabulary]
+
+
+def test_moving_out_leaves_zeros(bundle: Bundle) -> None:
+    bundle.add(make_identity("alice", 1))
+    bundle.add(make_identity("bob", 2))
+    bundle.remove("alice")
+    assert bundle.names == ("bob",) and np.count_nonzero(spare_rows(bundle).any(axis=1)) == 2
+    assert np.array_equal(rows_of(bundle, "bob"), make_identity("bob", 2).embeddings[0])
+    Bundle.open(bundle.path, verify="full")
+
+
+def test_the_same_person_twice_is_no_change(bundle: Bundle) -> None:
+    bundle.add(make_identity("alice"))
+    before = bundle.file("manifest.json").stat().st_mtime_ns
+    bundle.add(make_identity("alice"))
+    assert bundle.file("manifest.json").stat().st_mtime_ns == before
+
+
+def test_another_person_of_the_same_name_must_replace(bundle: Bundle) -> None:
+    bundle.add(make_identity("alice", 1))
+    with pytest.raises(UsageProblem, match="alice"):
+        bundle.add(make_identity("alice", 2))
+    old = bundle.token_ids["alice"]
+    bundle.replace(make_identity("alice", 2))
+    assert np.array_equal(rows_of(bundle, "alice"), make_identity("alice", 2).embeddings[0])
+    assert bundle.token_ids["alice"] != old, "a row somebody may be reading is never overwritten"
+    assert np.count_nonzero(spare_rows(bundle).any(axis=1)) == 2
+    Bundle.open(bundle.path, verify="full")
+
+
+def test_freed_rows_rest_as_long_as_possible(bundle: Bundle) -> None:
+    taken: list[tuple[int, ...]] = []
+    for turn in range(4):
+        bundle.add(make_identity("guest", turn + 1))
+        taken.append(bundle.token_ids["guest"])
+        bundle.remove("guest")
+    assert len(set(taken)) == 4, "four places, so four guests in a row get different ones"
+
+
+def test_a_full_bundle_says_so_and_a_free_place_is_found(bundle: Bundle) -> None:
+    for number, name in enumerate(("alice", "bob", "carol", "dave")):
+        bundle.add(make_identity(name, number))
+    with pytest.raises(EnvironmentProblem, match="full") as caught:
+        bundle.add(make_identity("eve", 9))
+    assert "--spare-rows" in caught.value.hint
+    bundle.remove("bob")
+    bundle.add(make_identity("eve", 9))
+    assert bundle.names == ("alice", "carol", "dave", "eve")
+    Bundle.open(bundle.path, verify="full")
+
+
+def test_a_bundle_without_spare_rows_is_full(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentProblem, match="full"):
+        write_bundle(tmp_path / "bundle", spare_rows=0).add(make_identity("alice"))
+
+
+def test_people_of_another_model_are_refused(bundle: Bundle) -> None:
+    for stranger in (
+        make_identity("alice", table_hash="other"),
+        replace(make_identity("alice"), family="sd2"),
+        make_identity("alice", width=12),
+        Identity("alice", *[(np.ones((2, 8), np.float32),) * 2] * 2, "basis", "toy", make_identity("a").table_hash),
+    ):
+        with pytest.raises(IntegrityProblem) as caught:
+            bundle.add(stranger)
+        assert "learn alice again" in caught.value.hint
+    assert bundle.names == ()
+
+
+def test_an_unknown_name_cannot_move_out(bundle: Bundle) -> None:
+    bundle.add(make_identity("alice"))
+    with pytest.raises(NotFound, match="bob") as caught:
+        bundle.remove("bob")
+    assert "alice" in caught.value.hint
+
+
+def test_moving_in_is_fast(bundle: Bundle) -> None:
+    bundle.add(make_identity("warm-up", 5))
+    times: list[float] = []
+    for number, name in enumerate(("alice", "bob", "carol")):
+        start = time.perf_counter()
+        bundle.add(make_identity(name, number))
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5, "typically 0.03 s, all of it waiting for the disk"
+
+
+def test_half_precision_tables_hold_half_precision_rows(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "half", dtype="float16")
+    bundle.add(make_identity("alice"))
+    assert np.array_equal(rows_of(bundle, "alice"), make_identity("alice").embeddings[0].astype(np.float16))
+    Bundle.open(bundle.path, verify="full")
+
+
+def test_seal_fills_in_people_that_were_baked(bundle: Bundle) -> None:
+    bundle.add(make_identity("alice"))
+    resident = bundle.manifest.identities["alice"]
+    bare = replace(bundle.manifest, files={}, identities={"alice": Resident(resident.rows, resident.digest)})
+    bundle.file("manifest.json").unlink()
+    assert Bundle.seal(bundle.path, bare).manifest == bundle.manifest
+
+
+@pytest.mark.parametrize("damaged", ["token_table.bin", "step.onnx", "tokenizer/tokenizer.json"])
+def test_one_flipped_byte_anywhere_is_found_and_named(bundle: Bundle, damaged: str) -> None:
+    bundle.add(make_identity("alice"))
+    path = bundle.file(damaged)
+    raw = bytearray(path.read_bytes())
+    for position in {0, len(raw) // 2, len(raw) - 1, len(raw) - 8 * 32, len(raw) - 8 * 32 + 64}:
+        raw[position] ^= 1
+        path.write_bytes(raw)
+        Bundle.open(bundle.path, verify="quick")
+        with pytest.raises(IntegrityProblem, match=path.name):
+            Bundle.open(bundle.path, verify="full")
+        raw[position] ^= 1
+    path.write_bytes(raw)
+    Bundle.open(bundle.path, verify="full")
+
+
+def test_missing_and_truncated_files_are_found_at_once(bundle: Bundle) -> None:
+    path = bundle.file("step.onnx")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityProblem, match=r"step\.onnx has"):
+        Bundle.open(bundle.path)
+    path.unlink()
+    with pytest.raises(IntegrityProblem, match=r"step\.onnx is missing"):
+        Bundle.open(bundle.path)
+    Bundle.open(bundle.path, verify="none")
+
+
+def test_no_bundle_is_not_found(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(NotFound) as caught:
+            Bundle.open(path)
+        assert "celebctl export" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("model"),
+        lambda m: m["model"].pop("table_hash"),
+        lambda m: m["model"].update(name=3),
+        lambda m: m["size"].update(native=[64]),
+        lambda m: m["size"].update(native="64x64"),
+        lambda m: m["size"].update(multiple=True),
+        lambda m: m["defaults"].update(guidance="high"),
+        lambda m: m.update(graphs=[]),
+        lambda m: m.update(token_tables=[]),
+        lambda m: m["token_tables"][0].update(dtype="int8"),
+        lambda m: m["token_tables"][0].update(spare_rows=9),
+        lambda m: m["graphs"]["step"].update(file="../step.onnx"),
+        lambda m: m["graphs"]["step"].update(data=["/etc/passwd"]),
+        lambda m: m["tokenizer"].update(file="C:\\x"),
+        lambda m: m["graphs"]["step"]["inputs"]["state"].update(shape=[1.5]),
+        lambda m: m["files"].update({"a\\..\\..\\b": {"sha256": "", "bytes": 0}}),
+        lambda m: m["identities"].update(eve={"rows": [[0, 1]], "digest": ""}),
+        lambda m: m["identities"].update(eve={"rows": [], "digest": ""}),
+        lambda m: m["identities"].update(eve=m["identities"]["alice"]),
+        lambda m: m["identities"]["alice"]["rows"][0].reverse(),
+        lambda m: m.update(schema_version="1"),
+    ],
+)  # pyright: ignore
+def test_a_damaged_manifest_is_refused_with_a_hint(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:
+    bundle.add(make_identity("alice"))
+    edit(bundle, change)
+    with pytest.raises(IntegrityProblem, match=r"manifest\.json is damaged") as caught:
+        Bundle.open(bundle.path, verify="none")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"null"])
+def test_a_manifest_that_is_no_json_object_is_refused(bundle: Bundle, raw: bytes) -> None:
+    bundle.file("manifest.json").write_bytes(raw)
+    with pytest.raises(IntegrityProblem):
+        Bundle.open(bundle.path)
+
+
+def test_a_newer_format_asks_for_an_upgrade(bundle: Bundle) -> None:
+    edit(bundle, lambda m: m.update(schema_version=2))
+    with pytest.raises(IntegrityProblem, match="format 2") as caught:
+        Bundle.open(bundle.path)
+    assert "upgrade" in caught.value.hint
+
+
+def test_entries_of_later_versions_are_kept(bundle: Bundle) -> None:
+    edit(bundle, lambda m: m.update(engines={"sm90": "x"}))
+    bundle.refresh()
+    bundle.add(make_identity("alice"))
+    assert json.loads(bundle.file("manifest.json").read_text())["engines"] == {"sm90": "x"}
+
+
+def test_manifest_bytes_round_trip(bundle: Bundle) -> None:
+    bundle.add(make_identity("alice"))
+    assert Manifest.from_bytes(bundle.manifest.to_bytes()) == bundle.manifest
+
+
+def test_an_open_bundle_learns_of_changes(bundle: Bundle) -> None:
+    other = Bundle.open(bundle.path)
+    assert not other.refresh() and other.is_current()
+    bundle.add(make_identity("alice"))
+    assert other.names == () and not other.is_current()
+    assert other.refresh() and other.names == ("alice",)
+    other.add(make_identity("bob", 2))
+    bundle.add(make_identity("carol", 3))
+    assert bundle.names == ("alice", "bob", "carol")
+
+
+def test_two_writers_take_turns(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setattr(bundle_module, "_LOCK_SECONDS", 0.05)
+    with FileLock(bundle.file("manifest.json.lock")), pytest.raises(Busy):
+        bundle.add(make_identity("alice"))
+    bundle.add(make_identity("alice"))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, nothing cleans up."""
+
+
+@pytest.mark.parametrize("act", ["add", "replace", "remove"])
+def test_a_kill_at_any_write_leaves_a_whole_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
+    """Before each write to the disk in turn: what is published is complete, and the next change clears up."""
+    original = write_bundle(tmp_path / "original")
+    original.add(make_identity("alice", 1))
+    original.add(make_identity("bob", 2))
+    actions: dict[str, Callable[[Bundle], None]] = {
+        "add": lambda b: b.add(make_identity("carol", 3)),
+        "replace": lambda b: b.replace(make_identity("alice", 4)),
+        "remove": lambda b: b.remove("alice"),
+    }
+    survived = False
+    for moment in range(20):
+        path = tmp_path / f"{act}-{moment}"
+        shutil.copytree(original.path, path)
+        bundle = Bundle.open(path)
+        with monkeypatch.context() as patch:
+            countdown(patch, moment)
+            try:
+                actions[act](bundle)
+                survived = True
+            except Killed:
+                pass
+        again = Bundle.open(path, verify="full")
+        assert np.array_equal(rows_of(again, "bob"), make_identity("bob", 2).embeddings[0])
+        if "alice" in again.names:
+            digest = again.manifest.identities["alice"].digest
+            assert any(
+                make_identity("alice", s).digest == digest
+                and np.array_equal(rows_of(again, "alice"), make_identity("alice", s).embeddings[0])
+                for s in (1, 4)
+            )
+        again.add(make_identity("dave", 5))
+        assert again.manifest.pending_slots == ()
+        assert np.count_nonzero(spare_rows(again).any(axis=1)) == 2 * len(again.names)
+        if survived:
+            return
+    pytest.fail("the change never came to its end")
+
+
+def countdown(patch: pytest.MonkeyPatch, moment: int) -> None:
+    """Die before the ``moment``-th of the operations that change the disk."""
+    left = [moment]
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return function(*arguments, **options)
+
+        return call
+
+    patch.setattr(bundle_module, "atomic_write", deadly(bundle_module.atomic_write))
+    patch.setattr(bundle_module, "flush", deadly(bundle_module.flush))
+
+
+def test_a_full_disk_changes_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle.add(make_identity("alice"))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(EnvironmentProblem, match="No space"):
+            bundle.add(make_identity("bob"))
+    assert Bundle.open(bundle.path, verify="full").names == ("alice",)
+
+
+def test_a_file_hash_without_coverage_covers_the_whole_file(bundle: Bundle) -> None:
+    path = bundle.file("step.onnx")
+    facts = bundle.manifest.files["step.onnx"]
+    assert facts == FileFacts(facts.sha256, path.stat().st_size, 0)

@@ -1,0 +1,350 @@
+"""One face path: any photo file becomes upright RGB or a clear refusal; faces come out of it in one known form."""
+
+import io
+import struct
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from face_doubles import CELL, LANDMARKS, photo_of, write_face_models
+from PIL import Image, PngImagePlugin
+
+from celebctl_models.faces import ChosenFaces, Face, FaceSettings, InsightFaceAnalyser, the_face
+from celebctl_models.photos import open_photo
+from celebctl_runtime.errors import (
+    CelebctlError,
+    EnvironmentProblem,
+    InputRejected,
+    IntegrityProblem,
+    NotFound,
+    UsageProblem,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_face_models(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture(scope="module")
+def analyser(folder: Path) -> InsightFaceAnalyser:
+    return InsightFaceAnalyser(folder)
+
+
+# Photos.
+
+
+def quadrants() -> Image.Image:
+    """Four colours, so that every turn and flip can be told from every other."""
+    picture = Image.new("RGB", (8, 4), (200, 0, 0))
+    picture.paste((0, 200, 0), (4, 0, 8, 2))
+    picture.paste((0, 0, 200), (0, 2, 4, 4))
+    picture.paste((200, 200, 0), (4, 2, 8, 4))
+    return picture
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_gives_the_same_picture(tmp_path: Path, orientation: int) -> None:
+    turns = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}  # the inverse of what a viewer does
+    picture = quadrants()
+    for turn in turns.get(orientation, []):
+        picture = picture.transpose(Image.Transpose(turn))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    assert open_photo(tmp_path / "a.png").tobytes() == quadrants().tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
+def test_every_png_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((8, 8), 0x8000, np.uint16))
+    else:
+        grey = Image.new("RGB", (8, 8), (128, 128, 128))
+        picture = grey.quantize(4) if mode == "P" else grey.convert(mode)
+    picture.save(tmp_path / "a.png")
+    pixels = np.asarray(open_photo(tmp_path / "a.png"))
+    assert pixels.shape == (8, 8, 3)
+    assert mode == "1" or (np.ptp(pixels) == 0 and abs(int(pixels[0, 0, 0]) - 128) <= 1)
+
+
+def test_transparency_lies_over_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    picture = Image.new("P", (4, 4), 0)
+    picture.putpalette([9, 9, 9])
+    picture.save(tmp_path / "p.png", transparency=0)
+    for name in ("a.png", "p.png"):
+        assert np.asarray(open_photo(tmp_path / name)).min() == 255
+
+
+def test_cmyk_jpeg_is_read(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
+    red, green, blue = np.asarray(open_photo(tmp_path / "a.jpg"))[4, 4].tolist()
+    assert red > 200 and green < 60 and blue < 60
+
+
+def test_colour_profiles_are_followed_and_broken_ones_ignored(tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    lab: Any = ImageCms
+    srgb = lab.ImageCmsProfile(lab.createProfile("sRGB")).tobytes()
+    picture = Image.new("RGB", (4, 4), (10, 120, 240))
+    for name, profile in (("a.png", srgb), ("b.png", b"no profile at all")):
+        picture.save(tmp_path / name, icc_profile=profile)
+        assert np.abs(np.asarray(open_photo(tmp_path / name), np.int16) - np.asarray(picture)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(tmp_path: Path, kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((0, 0, 0), (255, 255, 255))]
+    path = tmp_path / "a.bin"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:], duration=50)
+    notes: list[str] = []
+    assert np.asarray(open_photo(path, notes.append)).max() < 20
+    assert notes and "first frame" in notes[0]
+
+
+def test_metadata_stays_behind(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Camera"
+    quadrants().save(tmp_path / "a.jpg", exif=exif, comment=b"somebody's home")
+    photo = open_photo(tmp_path / "a.jpg")
+    assert not photo.info and not photo.getexif()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_claiming(width: int, height: int, *extra: bytes) -> bytes:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + body + chunk(b"IEND", b"")
+
+
+def jpeg_bytes() -> bytes:
+    file = io.BytesIO()
+    photo_of((1, 1)).save(file, "JPEG")
+    return file.getvalue()
+
+
+HOSTILE = {
+    "empty.jpg": b"",
+    "short.jpg": jpeg_bytes()[:200],
+    "cut.jpg": jpeg_bytes()[:-600],
+    "bomb.png": png_claiming(30_000, 30_000),
+    "large.png": png_claiming(12_000, 12_000),
+    "ztxt.png": png_claiming(8, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(80_000_000)))),
+    "iccp.png": png_claiming(8, 8, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(80_000_000)))),
+    "text.jpg": b"these are words, not pixels",
+    "page.pdf": b"%PDF-1.7\n%...",
+    "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+    "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "sky.fits": b"SIMPLE  =                    T".ljust(2880),
+    "noise.png": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_photo_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(HOSTILE[name])
+    with pytest.raises(InputRejected) as error:
+        open_photo(tmp_path / name)
+    assert name in error.value.problem and error.value.hint
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(InputRejected, match="floating"):
+        open_photo(tmp_path / "a.tiff")
+
+
+def test_an_iphone_photo_without_its_reader_says_what_to_install(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    with pytest.raises(EnvironmentProblem) as error:
+        open_photo(tmp_path / "a.heic")
+    assert "celebctl[heif]" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("face.jpg", NotFound),
+        ("", NotFound),
+        ("a\0b", NotFound),
+        ("/dev/null", NotFound),
+        ("https://example.org/face.jpg", UsageProblem),
+        ("http:/example.org/face.jpg", UsageProblem),
+    ],
+)
+def test_paths_that_lead_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, problem: type[CelebctlError]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(problem) as error:
+        open_photo(path)
+    assert error.value.hint
+
+
+def test_a_missing_photo_hints_at_drawing_one(tmp_path: Path) -> None:
+    with pytest.raises(NotFound) as error:
+        open_photo(tmp_path / "face.jpg")
+    assert "celebctl portrait face.jpg" in error.value.hint
+
+
+def test_pillow_keeps_its_own_limits() -> None:
+    """Our guard leans on Pillow's for compressed text."""
+    assert PngImagePlugin.MAX_TEXT_CHUNK <= 1 << 20
+
+
+# Faces.
+
+
+def test_a_face_comes_out_in_the_known_form(analyser: InsightFaceAnalyser) -> None:
+    (face,) = analyser.analyse(photo_of((1, 1)))
+    assert face.box.dtype == np.float32 and face.box.tolist() == [0, 0, 3 * CELL, 3 * CELL]
+    assert np.allclose(face.landmarks, CELL + CELL * np.array(LANDMARKS), atol=1e-3)
+    assert face.crop112.shape == (112, 112, 3) and face.crop112.dtype == np.uint8
+    assert face.feature.shape == (512,) and np.isclose(np.linalg.norm(face.feature), 1.0)
+    assert 0.5 < face.score <= 1.0 and face.size == 3 * CELL
+
+
+def test_the_crop_is_upright_rgb_around_the_face(analyser: InsightFaceAnalyser) -> None:
+    """The detector double fires on red; a crop in BGR order would be blue."""
+    (face,) = analyser.analyse(photo_of((1, 1)))
+    red, green, blue = face.crop112[60, 56].tolist()
+    assert red > 200 and green < 60 and blue < 60
+
+
+def test_same_photo_same_numbers(analyser: InsightFaceAnalyser, folder: Path) -> None:
+    one, again = (a.analyse(photo_of((1, 1)))[0] for a in (analyser, InsightFaceAnalyser(folder)))
+    assert np.array_equal(one.feature, again.feature) and np.array_equal(one.crop112, again.crop112)
+
+
+def test_faces_are_counted_from_the_left(analyser: InsightFaceAnalyser) -> None:
+    faces = analyser.analyse(photo_of((3, 0), (0, 2), size=128))
+    assert [face.box[0] for face in faces] == [-CELL, 2 * CELL]
+
+
+def test_no_face_is_an_empty_list(analyser: InsightFaceAnalyser) -> None:
+    assert analyser.analyse(photo_of()) == []
+
+
+def test_a_face_that_fills_the_photo_is_found_with_a_border(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector that finds nothing in small pictures, as real ones do on tight crops; boxes lose the border again."""
+    analyser = InsightFaceAnalyser(folder)
+    app: Any = analyser.__dict__["_app"]
+    find = app.get
+    seen: list[int] = []
+
+    def get(bgr: Any) -> Any:
+        seen.append(bgr.shape[0])
+        return find(np.ascontiguousarray(bgr[64:-64, 64:-64])) if bgr.shape[0] == 256 else []
+
+    monkeypatch.setattr(app, "get", get)
+    (face,) = analyser.analyse(photo_of((1, 1)))
+    assert seen == [128, 192, 256]
+    assert face.box.tolist() == [-64, -64, 32, 32]  # found at the box of the cut-out, which began at 64
+
+
+def test_nothing_is_printed(analyser: InsightFaceAnalyser, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    InsightFaceAnalyser(folder).analyse(photo_of((1, 1)))
+    assert capfd.readouterr() == ("", "")
+
+
+def face(size: float = 100, score: float = 0.9) -> Face:
+    return Face(
+        np.array([0, 0, size, size], np.float32),
+        score,
+        np.zeros((5, 2), np.float32),
+        np.zeros((112, 112, 3), np.uint8),
+        np.zeros(512, np.float32),
+    )
+
+
+def test_one_face_is_the_face() -> None:
+    only = face()
+    assert the_face([only], "a.jpg") is only
+    assert the_face([face(), only], "a.jpg", pick=2) is only
+
+
+def test_no_face_and_several_faces_are_refused() -> None:
+    with pytest.raises(InputRejected, match=r"no face .* a\.jpg"):
+        the_face([], "a.jpg")
+    with pytest.raises(InputRejected, match=r"2 faces: 1: 100 x 100 px .*; 2: 50 x 50 px") as error:
+        the_face([face(), face(50)], "a.jpg")
+    assert "--face 1" in error.value.hint
+    with pytest.raises(UsageProblem, match="no face number 3"):
+        the_face([face(), face(50)], "a.jpg", pick=3)
+
+
+def test_a_tiny_face_is_refused() -> None:
+    with pytest.raises(InputRejected, match="40 pixels small; at least 64"):
+        the_face([face(40)], "a.jpg", smallest=64)
+
+
+def test_a_chosen_face_is_the_only_one_in_its_photo(analyser: InsightFaceAnalyser) -> None:
+    both, other = photo_of((0, 0), (3, 3)), photo_of((1, 1))
+    second = analyser.analyse(both)[1]
+    chosen = ChosenFaces(analyser)
+    chosen.choose(both, second)
+    assert chosen.analyse(both) == [second]
+    assert len(chosen.analyse(both.copy())) == 2 and len(chosen.analyse(other)) == 1
+
+
+@pytest.mark.parametrize(
+    ("detector", "recogniser", "said"),
+    [(False, True, "detector"), (True, False, "recogniser"), (False, False, "detector")],
+)
+def test_a_folder_without_the_pair_is_refused(tmp_path: Path, detector: bool, recogniser: bool, said: str) -> None:
+    write_face_models(tmp_path, detector=detector, recogniser=recogniser)
+    with pytest.raises(IntegrityProblem, match=said):
+        InsightFaceAnalyser(tmp_path)
+
+
+def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
+    write_face_models(tmp_path)
+    (tmp_path / "detector.onnx").write_bytes(b"\x08\x09 not a model")
+    with pytest.raises(IntegrityProblem, match=str(tmp_path)):
+        InsightFaceAnalyser(tmp_path)
+
+
+def test_a_missing_folder_is_said_and_nothing_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no folder"):
+        InsightFaceAnalyser(tmp_path / "buffalo_l")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"det_size": "big"}', '{"det_size": [100, 100]}', '{"det_size": [64]}', '{"min_face": null}']
+)
+def test_settings_that_are_wrong_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "faces.json").write_text(text)
+    with pytest.raises(IntegrityProblem, match=r"faces\.json"):
+        FaceSettings.read(tmp_path)
+
+
+def test_settings_have_defaults_for_plain_packs(tmp_path: Path) -> None:
+    assert FaceSettings.read(tmp_path) == FaceSettings((), 0.5, 64)
+
+
+def test_without_insightface_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "insightface.app", None)
+    with pytest.raises(EnvironmentProblem) as error:
+        InsightFaceAnalyser(folder)
+    assert "celebctl[learn]" in error.value.hint
+
+
+def test_opencv_that_does_not_load_is_explained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import celebctl_models.faces as faces
+
+    def without_libgl(name: str) -> Any:
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(faces, "import_module", without_libgl)
+    with pytest.raises(EnvironmentProblem, match=r"libGL\.so\.1") as error:
+        InsightFaceAnalyser(folder)
+    assert "opencv-python-headless" in error.value.hint

@@ -1,0 +1,125 @@
+"""Files are the old ones or the new ones, never half of each."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path
+
+import pytest
+
+import celebctl_runtime.files as files
+from celebctl_runtime.errors import EnvironmentProblem
+from celebctl_runtime.files import atomic_directory, atomic_write, sha256_file
+
+
+def names(path: Path) -> list[str]:
+    return [entry.name for entry in path.iterdir()]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_write_makes_parents_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    atomic_write(path, b"old")
+    atomic_write(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["b.txt"]
+
+
+def test_the_writer_sees_the_same_suffix_in_the_same_directory(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def write(temporary: Path) -> None:
+        seen.append(temporary)
+        temporary.touch()
+
+    atomic_write(tmp_path / "picture.png", write)
+    assert seen[0].suffix == ".png" and seen[0].parent == tmp_path
+
+
+@pytest.mark.parametrize("content", [b"new", lambda path: path.write_text("new")])  # pyright: ignore
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    path = tmp_path / "kept"
+    path.write_text("old")
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(EnvironmentProblem, match="No space left") as caught:
+        atomic_write(path, content)
+    assert "free some space" in caught.value.hint
+    assert path.read_text() == "old" and names(tmp_path) == ["kept"]
+
+
+def test_a_bug_in_the_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        atomic_write(path, fail)
+    assert path.read_text() == "old" and names(tmp_path) == ["kept"]
+
+
+def test_a_directory_in_the_way_is_told(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentProblem, match="is a directory"):
+        atomic_write(tmp_path, b"")
+
+
+def test_a_file_among_the_parents_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentProblem):
+        atomic_write(tmp_path / "file" / "x", b"")
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_directory_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    target = tmp_path / "bundle"
+    for content in ("old", "new"):
+        with atomic_directory(target) as temporary:
+            assert temporary.parent == tmp_path
+            (temporary / "sub").mkdir()
+            (temporary / "sub" / content).touch()
+            assert content == "old" or (target / "sub" / "old").exists()
+        assert names(target / "sub") == [content]
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_a_failure_keeps_the_old_directory(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(EnvironmentProblem), atomic_directory(target) as temporary:
+        (temporary / "half").touch()
+        full_disk()
+    assert names(tmp_path) == ["bundle"] and names(target) == ["old"]
+
+
+def test_a_failing_rename_puts_the_old_directory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rename = tmp_path / "bundle", Path.rename
+    target.mkdir()
+    (target / "old").touch()
+
+    def fail_for_the_new(self: Path, to: Path) -> Path:
+        if to == target and not (self / "old").exists():
+            full_disk()
+        return rename(self, to)
+
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(EnvironmentProblem), atomic_directory(target) as temporary:
+        (temporary / "new").touch()
+    assert names(tmp_path) == ["bundle"] and names(target) == ["old"]
+
+
+def test_sha256_of_a_file_and_of_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    data = bytes(range(256)) * 9000
+    path.write_bytes(data)
+    assert sha256_file(path) == hashlib.sha256(data).hexdigest()
+    assert sha256_file(path, 1_500_000) == hashlib.sha256(data[:1_500_000]).hexdigest()

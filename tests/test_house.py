@@ -1,0 +1,152 @@
+"""The house rules: which room may import which, what stays light, and what must never be written into the source."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {
+    "celebctl": ROOT / "celebctl",
+    "celebctl_export": ROOT / "export" / "celebctl_export",
+    "celebctl_models": ROOT / "models" / "celebctl_models",
+    "celebctl_runtime": ROOT / "runtime" / "celebctl_runtime",
+}
+ORDER = list(ROOMS)  # a room may import itself and those after it
+HEAVY = {"torch", "diffusers", "transformers"}
+RUNTIME_MAY_USE = {"numpy", "PIL", "safetensors", "tokenizers", "filelock", "onnxruntime", "celebctl_runtime"}
+FOLDERS = {"runtime", "export", "models", "tests", "benchmarks"}
+MAX_FILE, MAX_FUNCTION = 450, 70
+
+
+def sources(*rooms: str) -> list[Path]:
+    return [path for room in rooms or ORDER for path in sorted(ROOMS[room].rglob("*.py"))]
+
+
+def room_of(path: Path) -> str:
+    return next(room for room, folder in ROOMS.items() if path.is_relative_to(folder))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Top-level names of every absolute import in a file, wherever it stands, TYPE_CHECKING blocks included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").partition(".")[0]
+
+
+def module_level_imports(path: Path) -> Iterator[str]:
+    """The same, but only of statements that run when the module is imported."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").partition(".")[0]
+
+
+def where(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", sources(), ids=where)
+def test_imports_point_one_way(path: Path) -> None:
+    """celebctl -> export -> models -> runtime: no arrow points left, up, or at the checkout's bare folders."""
+    allowed = set(ORDER[ORDER.index(room_of(path)) :])
+    used = set(imports(path))
+    assert used & set(ORDER) <= allowed
+    assert not used & FOLDERS
+    assert "click" not in used  # Typer brings its own and hides it
+
+
+@pytest.mark.parametrize("path", sources("celebctl_runtime"), ids=where)
+def test_the_runtime_uses_only_what_the_base_install_has(path: Path) -> None:
+    used = set(imports(path)) - set(sys.stdlib_module_names) - {"__future__"}
+    assert used <= RUNTIME_MAY_USE
+    assert "onnxruntime" not in module_level_imports(path)  # it comes through an extra
+
+
+@pytest.mark.parametrize("path", sources("celebctl"), ids=where)
+def test_the_desk_imports_heavy_things_where_it_needs_them(path: Path) -> None:
+    heavy = HEAVY | {"onnxruntime", "onnx", "insightface", "cv2"}
+    if path.is_relative_to(ROOMS["celebctl"] / "cli"):
+        assert not set(module_level_imports(path)) & (heavy | {"numpy", "PIL", "rich"})
+    elif path.parent == ROOMS["celebctl"]:
+        assert not set(module_level_imports(path)) & heavy
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT.parent)
+
+
+def test_the_runtime_works_with_torch_blocked() -> None:
+    """Every module of it, in a process where torch, diffusers and transformers cannot be imported."""
+    names = [
+        ".".join(("celebctl_runtime", *path.relative_to(ROOMS["celebctl_runtime"]).with_suffix("").parts))
+        for path in sources("celebctl_runtime")
+        if path.stem != "__init__"
+    ]
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in sorted(HEAVY))
+    done = run_python(f"import sys, importlib; {blocked}[importlib.import_module(n) for n in {names!r}]")
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from celebctl.cli import main\n"
+        "code = main(['--help']); main(['--version'])\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'onnxruntime', 'numpy', 'PIL', 'insightface', 'cv2'}\n"
+        "assert code == 0 and not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert "learn" in done.stdout
+
+
+def test_version_needs_no_command_line_library() -> None:
+    code = "import sys; from celebctl.cli import main; main(['--version']); assert 'typer' not in sys.modules"
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sources(), ids=where)
+def test_no_machine_and_no_debris_in_the_source(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"[\"'(=\s](/work|/tmp|/root|/home|/mnt|C:\\)[/\\\"'\s]", text), "a path of some machine"
+    assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)
+    assert not re.search(r"^\s*(breakpoint\(|import pdb|print\(.*#\s*debug)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sources(), ids=where)
+def test_files_and_functions_fit_in_a_head(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MAX_FILE
+    assert path.stem not in {"utils", "util", "common", "helpers", "helper", "misc"}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= MAX_FUNCTION, f"{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", sources(), ids=where)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_type_checkers_may_trust_every_room(room: str) -> None:
+    assert (ROOMS[room] / "py.typed").is_file()
+
+
+def test_the_two_onnx_runtimes_never_meet() -> None:
+    """onnxruntime and onnxruntime-gpu own one module; insightface asks for the first, so `cuda` is apart."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    gpu = [name for name, needs in extras.items() if any(need.startswith("onnxruntime-gpu") for need in needs)]
+    assert gpu == ["cuda"]
+    base = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert not [need for need in base if re.match(r"torch|diffusers|transformers|onnx", need)]

@@ -1,0 +1,193 @@
+"""The library keeps people whole: unique names per model, locks, atomic changes, nothing lost."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from celebctl.library import Library, default_root, shelf_name
+from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
+from celebctl_runtime.identity import Identity
+
+TABLE = "0123456789abcdef" * 4
+SHELF = shelf_name("sd", TABLE)
+
+
+def person(name: str, seed: int = 0, table: str = TABLE) -> Identity:
+    random = np.random.default_rng(seed)
+    arrays = [random.normal(size=(2, width)).astype(np.float32) for width in (4, 8)]
+    return Identity(name, (arrays[0],), (arrays[1],), "basis", "sd", table, {"preset": "clean"})
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path / "home")
+
+
+def test_saved_people_come_back(library: Library) -> None:
+    alice = person("alice")
+    path = library.save(alice)
+    assert path == library.root / "identities" / SHELF / "alice.safetensors"
+    assert library.load("alice") == alice
+    assert library.names() == ["alice"]
+
+
+def test_empty_library_knows_nobody_and_makes_no_folder(library: Library) -> None:
+    assert library.names() == [] and library.bundles() == []
+    assert not library.root.exists()
+    with pytest.raises(NotFound) as error:
+        library.load("alice")
+    assert "celebctl learn" in error.value.hint
+
+
+def test_a_taken_name_is_refused_and_kept(library: Library) -> None:
+    library.save(person("alice", 1))
+    with pytest.raises(UsageProblem) as error:
+        library.save(person("alice", 2))
+    assert "--force" in error.value.hint
+    assert library.load("alice") == person("alice", 1)
+    library.save(person("alice", 2), overwrite=True)
+    assert library.load("alice") == person("alice", 2)
+
+
+def test_near_names_are_suggested(library: Library) -> None:
+    library.save(person("alice"))
+    with pytest.raises(NotFound, match="alcie") as error:
+        library.find("alcie")
+    assert error.value.hint == "did you mean alice?"
+
+
+def test_one_name_may_live_in_two_models(library: Library) -> None:
+    other = "f" * 64
+    library.save(person("alice", 1))
+    library.save(person("alice", 2, other))
+    with pytest.raises(UsageProblem, match="several models") as error:
+        library.load("alice")
+    assert "--shelf" in error.value.hint
+    assert library.load("alice", shelf_name("sd", other)) == person("alice", 2, other)
+    assert library.names() == ["alice"]
+
+
+def test_forget_leaves_nothing_behind(library: Library) -> None:
+    library.save(person("alice"))
+    library.save(person("bob"))
+    for names in (["alice"], ["alice", "bob"], ["bob"]):
+        checkpoint = library.checkpoint(names, SHELF)
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_bytes(b"numbers")
+    library.forget("alice")
+    assert library.names() == ["bob"]
+    assert [path.stem for path in (library.root / "unfinished" / SHELF).iterdir()] == ["bob"]
+
+
+def test_rename_keeps_the_numbers(library: Library) -> None:
+    library.save(person("alice"))
+    library.save(person("carol", 3))
+    with pytest.raises(UsageProblem, match="carol"):
+        library.rename("alice", "carol")
+    library.rename("alice", "Bob")
+    assert library.names() == ["bob", "carol"]
+    assert library.load("bob").digest == person("alice").digest
+    assert library.load("carol") == person("carol", 3)
+
+
+def test_a_file_renamed_by_hand_answers_to_its_new_name(library: Library) -> None:
+    path = library.save(person("alice"))
+    path.rename(path.with_name("zoe.safetensors"))
+    assert library.load("zoe").name == "zoe"
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a\0b", "a\nb", "con", "x" * 300, "", "álice", "аlice", "nul"])
+def test_names_that_are_no_names_never_reach_the_disk(library: Library, name: str) -> None:
+    library.save(person("alice"))
+    with pytest.raises(UsageProblem):
+        library.find(name)
+    with pytest.raises(UsageProblem):
+        library.forget(name)
+    with pytest.raises(UsageProblem):
+        library.rename("alice", name)
+    assert library.names() == ["alice"]
+
+
+def test_a_damaged_file_is_named(library: Library) -> None:
+    path = library.save(person("alice"))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(IntegrityProblem, match="alice"):
+        library.load("alice")
+
+
+def test_a_name_held_elsewhere_is_busy(library: Library, tmp_path: Path) -> None:
+    """Another process learns alice: here she can be neither learned nor deleted; bob can."""
+    library.save(person("alice"))
+    with held_elsewhere(library.root, "alice"):
+        for act in (lambda: library.save(person("alice", 2), overwrite=True), lambda: library.forget("alice")):
+            with pytest.raises(Busy, match="alice"):
+                act()
+        library.save(person("bob"))
+    library.forget("alice")  # the other process was killed, and its lock went with it
+
+
+def test_reserving_may_nest(library: Library) -> None:
+    with library.reserve(["alice", "bob"], SHELF):
+        library.save(person("alice"))
+        library.save(person("bob"))
+    assert library.names() == ["alice", "bob"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_place_is_said_plainly(library: Library) -> None:
+    library.root.mkdir()
+    library.root.chmod(0o500)
+    with pytest.raises(EnvironmentProblem):
+        library.save(person("alice"))
+
+
+def test_a_place_that_cannot_be_is_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentProblem):
+        Library(tmp_path / "file" / "home").save(person("alice"))
+
+
+def test_bundles_are_found_last_exported_first(library: Library) -> None:
+    """A person who moves in renews only the manifest, and makes no old bundle new."""
+    for age, name in ((20, "old"), (10, "new"), (0, ".half-written")):
+        folder = library.root / "bundles" / name
+        folder.mkdir(parents=True)
+        for file in ("manifest.json", "step.onnx"):
+            (folder / file).write_text("{}")
+            os.utime(folder / file, (time.time() - age, time.time() - age))
+    os.utime(library.root / "bundles" / "old" / "manifest.json")
+    assert [path.name for path in library.bundles()] == ["new", "old"]
+
+
+def test_home_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path))
+    assert default_root() == tmp_path
+    monkeypatch.delenv("CELEBCTL_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert "celebctl" in str(default_root())
+
+
+class held_elsewhere:
+    """Another process that holds a name, until the block ends and it is killed."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        code = (
+            "import sys; from pathlib import Path; from celebctl.library import Library\n"
+            f"with Library(Path({str(root)!r})).reserve([{name!r}], {SHELF!r}):\n"
+            "    print('held', flush=True); sys.stdin.read()"
+        )
+        self._code = code
+
+    def __enter__(self) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([sys.executable, "-c", self._code], stdin=pipe, stdout=pipe)
+        assert self._process.stdout is not None and self._process.stdout.readline() == b"held\n"
+
+    def __exit__(self, *problem: object) -> None:
+        self._process.kill()
+        self._process.communicate()

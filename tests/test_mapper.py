@@ -1,0 +1,60 @@
+"""Laws of the mapper: the paper's scale, the bounded scale, the start from the celebrities."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from celebctl.method.basis import CelebBasis
+from celebctl.method.config import CLEAN, FAITHFUL
+from celebctl.method.mapper import FEATURE, CoefficientMapper, ridge
+
+
+def basis(components: int = 12, width: int = 16) -> CelebBasis:
+    rng = np.random.default_rng(0)
+    directions = np.stack([np.linalg.qr(rng.standard_normal((width, width)))[0][:components] for _ in range(2)])
+    spread = np.linspace(1.0, 0.1, components)[None].repeat(2, 0)
+    floats = [a.astype(np.float32) for a in (rng.standard_normal((2, width)), directions, spread)]
+    return CelebBasis((floats[0],), (floats[1],), (floats[2],), 40, "distinct")
+
+
+def features(count: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, FEATURE, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+def test_faithful_coefficients_are_unit_vectors_so_everybody_is_one_unit_from_the_mean() -> None:
+    mapper = CoefficientMapper(basis(), FAITHFUL, torch.Generator().manual_seed(0))
+    coefficients = mapper(features(5))
+    torch.testing.assert_close(coefficients.norm(dim=-1), torch.ones(5, 2))
+    built = basis()
+    moved = built.embed((coefficients[0].detach().numpy(),))[0] - built.mean[0]
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1.0, rtol=1e-5)
+
+
+def test_clean_coefficients_stay_within_the_bound_in_celebrity_deviations() -> None:
+    mapper = CoefficientMapper(basis(), CLEAN, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mapper.linear.weight.mul_(100)
+    units = mapper(features(5)) / mapper.spread
+    assert float(units.abs().max()) <= CLEAN.bound + 1e-5
+    assert float(units.abs().max()) > 0.9 * CLEAN.bound
+
+
+def test_the_start_recovers_a_linear_relation_and_ignores_what_a_face_cannot_tell() -> None:
+    rng = np.random.default_rng(2)
+    x = features(300).numpy()
+    noise = rng.standard_normal((300, 4)).astype(np.float32)
+    weight, bias, _ = ridge(x[:, :20], np.concatenate([x[:, :4] * 9, noise], 1).astype(np.float32))
+    predicted = x[:, :20] @ weight.T + bias
+    np.testing.assert_allclose(predicted[:, :4], x[:, :4] * 9, atol=0.05)
+    assert np.abs(predicted[:, 4:] - noise.mean(0)).mean() < 0.25 * np.abs(noise).mean()
+
+
+def test_the_start_is_what_the_mapper_then_says() -> None:
+    config = replace(CLEAN, bound=50.0)
+    mapper = CoefficientMapper(basis(), config, torch.Generator().manual_seed(0))
+    x, units = features(200), np.random.default_rng(5).standard_normal((200, 2, 12)).astype(np.float32)
+    mapper.start_from(x.numpy(), units)
+    said = mapper.units(x).detach().numpy()
+    error = np.abs(said - units.mean(0)).mean()
+    assert error < np.abs(units - units.mean(0)).mean()

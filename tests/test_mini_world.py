@@ -1,0 +1,102 @@
+"""Laws of the drawn world that mini is trained on."""
+
+import numpy as np
+import torch
+
+from celebctl_models.mini.captions import OPENINGS, caption, vocabulary
+from celebctl_models.mini.names import CELEBRITIES, name_book
+from celebctl_models.mini.people import FACTORS, blend_names, strangers, uniform_from_normal
+from celebctl_models.mini.scenes import ACTS, EXPRESSIONS, PLACES, WORN
+from celebctl_models.mini.training.faces import TEMPLATE, crop_112, similarity
+from celebctl_models.mini.world import Wanted, draw_portrait, fresh_renders, person
+from celebctl_models.mini.words import COMMON, build_tokenizer
+
+
+def test_there_are_691_celebrities_with_enough_distinct_words_for_512_components() -> None:
+    book = name_book()
+    assert len(book.names) == len(set(book.names)) == CELEBRITIES
+    assert len(set(book.pairs[:, 0].tolist())) >= 513
+    assert len(set(book.pairs[:, 1].tolist())) >= 513
+    taken = {*vocabulary(), *COMMON}
+    assert not taken & {*book.first_names, *book.last_names}
+    assert len(FACTORS) >= 20
+
+
+def test_the_book_is_the_same_every_time() -> None:
+    one, other = name_book(), name_book()
+    assert one.names == other.names
+    np.testing.assert_array_equal(one.celebrities(), other.celebrities())
+
+
+def test_blended_people_vary_as_much_as_strangers() -> None:
+    first, last, own = (strangers(4000, seed) for seed in (1, 2, 3))
+    for z in (blend_names(first, last), blend_names(first, last, own)):
+        assert abs(float(z.std()) - 1.0) < 0.02
+    u = uniform_from_normal(first)
+    assert 0.0 <= float(u.min()) and float(u.max()) <= 1.0
+    assert abs(float(u.mean()) - 0.5) < 0.01
+
+
+def test_a_portrait_is_decided_by_its_seed() -> None:
+    one, same, other = draw_portrait(3, 96), draw_portrait(3, 96), draw_portrait(4, 96)
+    assert one.tobytes() == same.tobytes() != other.tobytes()
+    assert one.size == (96, 96)
+
+
+def test_the_first_named_stands_on_the_left() -> None:
+    pale, dark = person(1).copy(), person(2).copy()
+    pale[FACTORS.index("skin_tone")], dark[FACTORS.index("skin_tone")] = -4.0, 4.0
+    drawn = fresh_renders(pale[None], partner=dark[None], wanted=[Wanted()], seeds=[5])
+    left, right = drawn.landmarks[0, 0, 2], drawn.landmarks[0, 1, 2]  # noses, px
+    assert left[0] < right[0]
+    brightness = [float(drawn.image[0, :, int(y) - 2, int(x)].mean()) for x, y in (left, right)]
+    assert brightness[0] > brightness[1] + 0.2
+
+
+def test_every_stated_thing_changes_the_picture() -> None:
+    z = person(7)[None]
+    plain = fresh_renders(z, wanted=[Wanted()], seeds=[1]).image
+    changes = [Wanted(place=p) for p in PLACES[1:]] + [Wanted(act=a) for a in ACTS[1:4]]
+    changes += [Wanted(expression=e) for e in EXPRESSIONS[1:]] + [Wanted(worn=w) for w in WORN[1:]]
+    for wanted in changes:
+        difference = (fresh_renders(z, wanted=[wanted], seeds=[1]).image - plain).abs()
+        assert int((difference.amax(1) > 0.1).sum()) >= 15, wanted
+
+
+def test_landmarks_lead_to_the_arcface_template() -> None:
+    drawn = fresh_renders(person(9)[None], wanted=[Wanted()], seeds=[2], size=256)
+    theta = similarity(drawn.landmarks[:, 0])  # template -> picture
+    placed = TEMPLATE @ theta[0, :, :2].T + theta[0, :, 2]
+    eye_distance = float((drawn.landmarks[0, 0, 1] - drawn.landmarks[0, 0, 0]).norm())
+    assert float((placed - drawn.landmarks[0, 0]).norm(dim=1).max()) < 0.35 * eye_distance
+    assert crop_112(drawn.image * 2 - 1, drawn.landmarks[:, 0]).shape == (1, 3, 112, 112)
+
+
+def test_captions_say_what_is_not_ordinary_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    assert all("{}" in opening for opening in OPENINGS)
+    for _ in range(50):
+        assert "beach" in (said := caption(["ada byron"], 1, 0, 0, 0, 0, rng)) or "sea" in said
+        both = caption(["ada byron", "leo marsh"], 0, 1, 1, 0, 0, rng)
+        assert both.index("ada byron") < both.index("leo marsh")
+        assert "chess" in both
+        assert "hat" not in both and "beach" not in both
+
+
+def test_every_word_of_the_world_is_one_token(tmp_path) -> None:
+    from transformers import CLIPTokenizer
+
+    book = name_book()
+    words = [*book.first_names[:80], *book.last_names[:80], *vocabulary()]
+    build_tokenizer(words, tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    assert all(len(tokenizer(word)["input_ids"]) == 3 for word in words)
+    assert tokenizer("never-heard")["input_ids"], "other words fall back to smaller pieces"
+
+
+def test_rendering_does_not_depend_on_the_batch() -> None:
+    z = np.stack([person(i) for i in range(4)])
+    wanted, seeds = [Wanted(act="chess"), Wanted(), Wanted(worn="crown"), Wanted(place="city")], [1, 2, 3, 4]
+    together = fresh_renders(z, wanted=wanted, seeds=seeds).image
+    alone = torch.cat([fresh_renders(z[i : i + 1], wanted=wanted[i : i + 1], seeds=seeds[i : i + 1]).image for i in range(4)])
+    torch.testing.assert_close(together, alone)

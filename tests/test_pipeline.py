@@ -1,0 +1,303 @@
+"""From requests to pictures: determinism, batches, people, errors before work, and a bundle that changes meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_doubles import make_identity, write_bundle
+from numpy.typing import NDArray
+
+from celebctl_runtime.backends import OrtBackend
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.cores import physical_cores
+from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
+from celebctl_runtime.pipeline import Progress, generate
+from celebctl_runtime.request import SAMPLERS, Request, batch
+from celebctl_runtime.samplers import Plan
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    bundle = write_bundle(tmp_path / "bundle", spare_rows=16)
+    bundle.add(make_identity("alice", 1))
+    bundle.add(make_identity("bob", 2))
+    return bundle
+
+
+@pytest.fixture
+def backend(bundle: Bundle) -> OrtBackend:
+    return OrtBackend(bundle, "cpu", threads=1)
+
+
+class Company(OrtBackend):
+    """The same engine, allowed to run several pictures at once."""
+
+    @property
+    def batch_limit(self) -> int:
+        return 3
+
+
+def pixels(bundle: Bundle, backend: OrtBackend, request: Request | list[Request]) -> list[NDArray[Any]]:
+    return [np.asarray(picture.image) for picture in generate(bundle, backend, request)]
+
+
+def test_the_same_request_gives_the_same_pixels(bundle: Bundle, backend: OrtBackend) -> None:
+    request = Request("alice and bob", seed=3, sampler="euler_a")
+    first, again = generate(bundle, backend, request)[0], generate(bundle, OrtBackend(bundle, "cpu", 1), request)[0]
+    assert np.array_equal(np.asarray(first.image), np.asarray(again.image))
+    assert first.record == again.record and first.request == again.request
+    assert first.image.size == (32, 32) and first.image.mode == "RGB"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("engine", [OrtBackend, Company])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_picture_k_of_a_batch_is_the_single_picture(
+    bundle: Bundle, sampler: str, engine: type[OrtBackend], guidance: float
+) -> None:
+    request = Request("alice", seed=10, sampler=sampler, guidance=guidance)
+    together = pixels(bundle, engine(bundle, "cpu", 1), list(batch(request, 5)))
+    for k in range(5):
+        alone = pixels(bundle, engine(bundle, "cpu", 1), replace(request, seed=10 + k))[0]
+        assert np.array_equal(alone, together[k])
+
+
+def test_a_mixed_list_comes_back_in_order(bundle: Bundle) -> None:
+    wanted = [
+        Request("alice", seed=1),
+        Request("bob", seed=2),
+        Request("alice", seed=1, width=48),
+        Request("alice", seed=1, steps=3),
+        Request("alice", seed=1),
+    ]
+    together = generate(bundle, Company(bundle, "cpu", 1), wanted)
+    assert [picture.request.seed for picture in together] == [1, 2, 1, 1, 1]
+    assert together[2].image.size == (48, 32)
+    for request, picture in zip(wanted, together, strict=True):
+        assert np.array_equal(np.asarray(picture.image), pixels(bundle, OrtBackend(bundle, "cpu", 1), request)[0])
+
+
+def test_everything_in_a_request_matters(bundle: Bundle, backend: OrtBackend) -> None:
+    base = Request("a photo of alice", seed=1)
+    changes: list[dict[str, Any]] = [
+        {"prompt": "a photo of bob"},
+        {"prompt": "alice of photo a"},
+        {"prompt": "a photo of \\alice"},
+        {"negative": "bob"},
+        {"seed": 2},
+        {"steps": 6},
+        {"guidance": 3.0},
+        {"guidance": 1.0},
+        {"sampler": "euler_a"},
+    ]
+    seen = [pixels(bundle, backend, replace(base, **change))[0] for change in [{}, *changes]]
+    for i, one in enumerate(seen):
+        assert not any(np.array_equal(one, other) for other in seen[:i]), (i, changes)
+
+
+def test_the_request_that_ran_is_complete_and_runs_again(bundle: Bundle, backend: OrtBackend) -> None:
+    picture = generate(bundle, backend, Request("Bob and <alice> and bob"))[0]
+    assert picture.request.identities == ("bob", "alice")
+    assert (picture.request.steps, picture.request.guidance, picture.request.sampler) == (5, 2.5, "ddim")
+    assert picture.record["identities"]["bob"] == make_identity("bob", 2).digest
+    again = generate(bundle, backend, picture.request)[0]
+    assert again.request == picture.request and np.array_equal(np.asarray(again.image), np.asarray(picture.image))
+
+
+def test_a_recipe_keeps_its_meaning_when_a_namesake_of_a_word_moves_in(bundle: Bundle, backend: OrtBackend) -> None:
+    before = generate(bundle, backend, Request("alice with a rose"))[0]
+    bundle.add(make_identity("rose", 7))
+    recipe = generate(bundle, backend, before.request)[0]
+    fresh = generate(bundle, backend, Request("alice with a rose"))[0]
+    assert np.array_equal(np.asarray(recipe.image), np.asarray(before.image))
+    assert fresh.request.identities == ("alice", "rose")
+
+
+def test_what_did_not_fit_is_in_the_record(bundle: Bundle, backend: OrtBackend) -> None:
+    picture = generate(bundle, backend, Request("of " * 75 + "alice at sea"))[0]
+    assert picture.record["dropped_text"] == "of of at sea" and picture.request.identities == ("alice",)
+    assert generate(bundle, backend, Request("alice"))[0].record["dropped_text"] == ""
+
+
+def test_progress_counts_every_step_of_every_picture(bundle: Bundle, backend: OrtBackend) -> None:
+    seen: list[Progress] = []
+    generate(bundle, backend, batch(Request("alice", steps=2), 2), seen.append)
+    assert seen == [Progress(step, 2, first, 1, 2) for first in (0, 1) for step in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        (Request("<carol>"), NotFound),
+        (Request("x", negative="<carol>"), NotFound),
+        (Request("x", identities=("carol",)), NotFound),
+        (Request("x", steps=100, sampler="lcm"), UsageProblem),
+        (Request("x", width=33), UsageProblem),
+    ],
+)
+def test_errors_come_before_any_picture(
+    bundle: Bundle, backend: OrtBackend, bad: Request, kind: type[Exception]
+) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(kind):
+        generate(bundle, backend, [Request("alice"), bad], seen.append)
+    assert seen == []
+
+
+def test_nothing_asked_nothing_drawn(bundle: Bundle, backend: OrtBackend) -> None:
+    assert generate(bundle, backend, []) == []
+
+
+def test_half_precision_bundles_draw_too(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "half", dtype="float16")
+    bundle.add(make_identity("alice"))
+    assert generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice"))[0].image.size == (32, 32)
+
+
+def test_a_running_backend_sees_who_moved_in_since(bundle: Bundle, backend: OrtBackend) -> None:
+    generate(bundle, backend, Request("alice"))
+    elsewhere = Bundle.open(bundle.path)
+    elsewhere.add(make_identity("carol", 5))
+    elsewhere.replace(make_identity("alice", 6))
+    for name in ("carol", "alice"):
+        running = pixels(bundle, backend, Request(name))[0]
+        assert np.array_equal(running, pixels(bundle, OrtBackend(bundle, "cpu", 1), Request(name))[0])
+    elsewhere.remove("carol")
+    with pytest.raises(NotFound, match="<carol>"):
+        generate(bundle, backend, Request("<carol>"))
+
+
+def test_a_move_while_a_prompt_is_read_is_noticed(bundle: Bundle) -> None:
+    """The people in a picture are those of one moment, even when rows change between reading and encoding."""
+    elsewhere = Bundle.open(bundle.path)
+
+    class Late(OrtBackend):
+        moves = 1
+
+        def encode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+            if self.moves:
+                self.moves -= 1
+                elsewhere.replace(make_identity("alice", 20 + self.moves))
+            return super().encode(ids)
+
+    picture = generate(bundle, Late(bundle, "cpu", 1), Request("alice"))[0]
+    assert picture.record["identities"]["alice"] == make_identity("alice", 20).digest
+    assert np.array_equal(np.asarray(picture.image), pixels(bundle, OrtBackend(bundle, "cpu", 1), Request("alice"))[0])
+    restless = Late(bundle, "cpu", 1)
+    restless.moves = 100
+    with pytest.raises(Busy):
+        generate(bundle, restless, Request("alice"))
+
+
+def test_readers_never_see_half_a_move(bundle: Bundle) -> None:
+    """While alice is replaced again and again, every picture shows one of her two faces, as its record says."""
+    faces = {make_identity("alice", seed).digest: seed for seed in (1, 30)}
+    expected: dict[str, NDArray[Any]] = {}
+    for digest, seed in faces.items():
+        bundle.replace(make_identity("alice", seed))
+        expected[digest] = pixels(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", steps=1))[0]
+    done = threading.Event()
+
+    def keep_moving() -> None:
+        elsewhere = Bundle.open(bundle.path)
+        for turn in range(12):
+            elsewhere.replace(make_identity("alice", (1, 30)[turn % 2]))
+        done.set()
+
+    mover = threading.Thread(target=keep_moving)
+    mover.start()
+    backend = OrtBackend(bundle, "cpu", 1)
+    while not done.is_set():
+        picture = generate(bundle, backend, Request("alice", steps=1))[0]
+        assert np.array_equal(np.asarray(picture.image), expected[picture.record["identities"]["alice"]])
+    mover.join()
+
+
+def test_a_bundle_exported_anew_is_picked_up(bundle: Bundle, backend: OrtBackend, tmp_path: Path) -> None:
+    old = pixels(bundle, backend, Request("an an"))[0]
+    other = write_bundle(tmp_path / "other", seed=99)
+    bundle.path.rename(tmp_path / "away")
+    other.path.rename(bundle.path)
+    new = pixels(bundle, backend, Request("an an"))[0]
+    assert not np.array_equal(old, new)
+    assert np.array_equal(new, pixels(bundle, OrtBackend(bundle, "cpu", 1), Request("an an"))[0])
+
+
+def test_a_graph_that_cannot_be_loaded_is_named(bundle: Bundle, backend: OrtBackend) -> None:
+    path = bundle.file("vae_decoder.onnx")
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(IntegrityProblem, match=r"vae_decoder\.onnx"):
+        generate(bundle, backend, Request("alice"))
+
+
+def test_shapes_are_checked_at_the_door(backend: OrtBackend) -> None:
+    with pytest.raises(IntegrityProblem, match="input_ids"):
+        backend.encode(np.zeros((1, 76), np.int64))
+    with pytest.raises(IntegrityProblem, match="latent"):
+        backend.decode(np.zeros((1, 3, 8, 8), np.float32))
+    zeros = np.zeros((2, 1, 4, 8, 8), np.float32)
+    plan = Plan(np.zeros((1, 2, 4), np.float32), np.zeros((1, 3), np.float32), 1.0, False)
+    with pytest.raises(IntegrityProblem, match="context"):
+        backend.step(zeros, 0, zeros[0], np.zeros((2, 1, 77, 9), np.float32), plan)
+
+
+def test_a_graph_the_bundle_lacks_is_named(bundle: Bundle, backend: OrtBackend) -> None:
+    graphs = {name: facts for name, facts in bundle.manifest.graphs.items() if name != "step_nocfg"}
+    Bundle.seal(bundle.path, replace(bundle.manifest, graphs=graphs))
+    with pytest.raises(IntegrityProblem, match="step_nocfg"):
+        generate(bundle, backend, Request("alice", guidance=1.0))
+
+
+def test_devices(bundle: Bundle) -> None:
+    import onnxruntime
+
+    with pytest.raises(UsageProblem, match="tpu"):
+        OrtBackend(bundle, "tpu")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(EnvironmentProblem) as caught:
+            OrtBackend(bundle, "cuda")
+        assert "--device cpu" in caught.value.hint
+        assert OrtBackend(bundle).describe()["device"] == "cpu"
+
+
+def test_a_silent_fall_back_to_the_cpu_is_an_error_when_cuda_was_asked_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    class Session:
+        def __init__(self, path: str, options: object, providers: list[str]) -> None:
+            self._session = real(path, options, providers=["CPUExecutionProvider"])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
+
+    real: Any = onnxruntime.InferenceSession
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(EnvironmentProblem, match="fell back"):
+        generate(bundle, OrtBackend(bundle, "cuda"), Request("alice"))
+    automatic = OrtBackend(bundle, "auto")
+    generate(bundle, automatic, Request("alice"))
+    assert automatic.describe()["device"] == "cpu" and automatic.batch_limit == 1
+
+
+def test_without_onnxruntime_the_hint_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EnvironmentProblem) as caught:
+        OrtBackend(bundle)
+    assert "celebctl[cpu]" in caught.value.hint
+
+
+def test_cores_are_counted_sanely() -> None:
+    import os
+
+    assert 1 <= physical_cores() <= (os.cpu_count() or 1)

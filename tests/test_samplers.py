@@ -1,0 +1,200 @@
+"""Every sampler's table agrees with the diffusers scheduler of the same name over whole trajectories."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from celebctl_runtime.errors import IntegrityProblem, UsageProblem
+from celebctl_runtime.samplers import SAMPLERS, Plan, plan
+from celebctl_runtime.schedule import ScheduleConfig
+
+SHIPPED: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+DIFFUSERS = {
+    "ddim": ("scheduling_ddim", "DDIMScheduler", {}),
+    "euler": ("scheduling_euler_discrete", "EulerDiscreteScheduler", {}),
+    "euler_a": ("scheduling_euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", {}),
+    "dpmpp_2m": ("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_karras": ("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "lcm": ("scheduling_lcm", "LCMScheduler", {}),
+}
+# Old numpy idioms inside diffusers, nothing we could change.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+SPACINGS = ("leading", "trailing", "linspace", None)
+
+
+def network(x: NDArray[np.float32], timestep: float) -> NDArray[np.float32]:
+    """A nonlinear stand-in for the UNet that depends on the timestep too."""
+    return 1.1 * np.tanh(0.8 * x + np.float32(0.001) * np.float32(timestep))
+
+
+def draw_noise(steps: int) -> NDArray[np.float32]:
+    """Initial noise and one draw per step, (steps + 1, 1, 4, 8, 8)."""
+    return np.random.default_rng(0).standard_normal((steps + 1, 1, 4, 8, 8), dtype=np.float32)
+
+
+def run_plan(made: Plan, noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the step graph does, in numpy."""
+    state = np.stack([noise[0] * np.float32(made.init_sigma), np.zeros_like(noise[0])])
+    for i in range(made.steps):
+        scale, timestep, _ = made.aux[i]
+        output = network(state[0] * scale, float(timestep))
+        seen = np.concatenate([state, output[None], noise[i + 1][None]]).reshape(4, -1)
+        state = (made.table[i] @ seen).reshape(state.shape)
+    return state[0]
+
+
+def run_diffusers(
+    sampler: str, config: dict[str, Any], steps: int, noise: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> tuple[NDArray[np.float32], list[float]]:
+    """The same with diffusers' own class; returns the last latent and the timesteps."""
+    import torch
+    from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling_lcm
+
+    module, name, extra = DIFFUSERS[sampler]
+    scheduler: Any = getattr(import_module(f"diffusers.schedulers.{module}"), name).from_config(config, **extra)
+    sharpen(scheduler)
+    scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # as pipelines do: otherwise two equal timesteps confuse it
+    draws: Iterator[NDArray[np.float32]] = iter(noise[1:])
+    for module in (scheduling_euler_ancestral_discrete, scheduling_lcm):
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.from_numpy(next(draws)))
+    latent: Any = torch.from_numpy(noise[0]) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        seen = scheduler.scale_model_input(latent, timestep)
+        output = torch.from_numpy(network(seen.numpy(), float(timestep)))
+        latent = scheduler.step(output, timestep, latent, return_dict=False)[0]
+    return latent.numpy(), [float(timestep) for timestep in scheduler.timesteps]
+
+
+def sharpen(scheduler: Any) -> None:
+    """Give the scheduler its noise levels in float64.
+
+    It keeps them in float32, where 1 - alpha loses up to five digits at the low end; with the same formulas in float64
+    what remains is the rounding of the latents, and the comparison can be strict.
+    """
+    import torch
+
+    last = scheduler.alphas_cumprod[-1].double()
+    scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)
+    if last > scheduler.alphas_cumprod[-1]:  # the classes that need a finite last noise level put 2^-24 there
+        scheduler.alphas_cumprod[-1] = last
+    if hasattr(scheduler, "final_alpha_cumprod") and not scheduler.config.set_alpha_to_one:
+        scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+
+
+def relative_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_whole_trajectories_agree_with_diffusers(
+    sampler: str, prediction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for spacing, steps, schedule in itertools.product(SPACINGS, (1, 2, 15, 20, 33), ("scaled_linear", "linear")):
+        config = {**SHIPPED, "prediction_type": prediction, "beta_schedule": schedule}
+        if spacing:
+            config["timestep_spacing"] = spacing
+        noise = draw_noise(steps)
+        expected, timesteps = run_diffusers(sampler, config, steps, noise, monkeypatch)
+        made = plan(sampler, ScheduleConfig.from_dict(config), steps, 2.5)
+        assert made.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, steps, schedule)
+        assert relative_error(run_plan(made, noise), expected) < 1e-5, (spacing, steps, schedule)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "lcm"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prediction_type": "sample"},
+        {"set_alpha_to_one": True},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"trained_betas": np.linspace(0.001, 0.02, 1000).tolist()},
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ],
+)
+def test_rarer_training_facts_agree_too(sampler: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**SHIPPED, **changes}
+    noise = draw_noise(12)
+    expected, _ = run_diffusers(sampler, config, 12, noise, monkeypatch)
+    assert relative_error(run_plan(plan(sampler, ScheduleConfig.from_dict(config), 12, 1.0), noise), expected) < 1e-5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_perfect_network_leads_to_the_picture(sampler: str) -> None:
+    """If the network always knows the noise, every sampler must end at the picture itself (but for a rest of noise)."""
+    config = ScheduleConfig.from_dict({**SHIPPED, "prediction_type": "sample", "set_alpha_to_one": True})
+    made = plan(sampler, config, 10, 1.0)
+    picture, noise = np.float32(0.7), draw_noise(10)
+    state = np.stack([noise[0] * np.float32(made.init_sigma), np.zeros_like(noise[0])])
+    for i in range(10):
+        seen = np.concatenate([state, np.full_like(state[:1], picture), noise[i + 1][None]]).reshape(4, -1)
+        state = (made.table[i] @ seen).reshape(state.shape)
+    assert np.abs(state[0] - picture).max() < 0.05
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_plan_is_float32_finite_and_honest_about_noise(sampler: str) -> None:
+    made = plan(sampler, ScheduleConfig.from_dict(SHIPPED), 8, 7.5)
+    assert made.table.shape == (8, 2, 4) and made.table.dtype == np.float32
+    assert made.aux.shape == (8, 3) and made.aux.dtype == np.float32
+    assert np.isfinite(made.table).all() and (made.aux[:, 2] == 7.5).all()
+    assert made.uses_noise == bool(made.table[:, 0, 3].any()) == (sampler in ("euler_a", "lcm"))
+    assert made.table[-1, 0, 3] == 0, "the last step adds no noise"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_number_of_steps_is_planned_or_refused(sampler: str) -> None:
+    for spacing in ("leading", "trailing", "linspace"):
+        config = ScheduleConfig.from_dict({**SHIPPED, "timestep_spacing": spacing})
+        for steps in (0, 3, 50, 51, 499, 501, 999, 1000, 1001):
+            try:
+                made = plan(sampler, config, steps, 1.0)
+            except UsageProblem as problem:
+                assert str(steps) in problem.problem and problem.hint
+            else:
+                assert made.steps == steps
+                assert made.aux[:, 1].min() >= 0 and made.aux[:, 1].max() <= 999
+
+
+def test_an_unknown_sampler_is_named() -> None:
+    with pytest.raises(UsageProblem, match="plms"):
+        plan("plms", ScheduleConfig(), 10, 1.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"thresholding": True},
+        {"prediction_type": "flow_prediction"},
+        {"beta_schedule": "sigmoid"},
+        {"timestep_spacing": "random"},
+    ],
+)
+def test_what_no_table_can_express_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityProblem):
+        ScheduleConfig.from_dict({**SHIPPED, **changes})
+
+
+def test_defaults_that_diffusers_filled_in_do_not_count_as_said() -> None:
+    said = {**SHIPPED, "timestep_spacing": "leading"}
+    filled = {**said, "_use_default_values": ["timestep_spacing"]}
+    assert ScheduleConfig.from_dict(said).timestep_spacing == "leading"
+    assert ScheduleConfig.from_dict(filled).timestep_spacing is None
