@@ -82,7 +82,9 @@ def bytes_of(rendered: Any) -> list[np.ndarray]:
     return list((rendered.image.permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8))
 
 
-def in_batches(parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: dict[str, torch.Tensor], size: int = 48) -> list[np.ndarray]:
+def in_batches(
+    parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: dict[str, torch.Tensor], size: int = 48
+) -> list[np.ndarray]:
     made: list[np.ndarray] = []
     for start in range(0, len(prompts), size):
         made += list(draw(parts, prompts[start : start + size], seeds[start : start + size], rows))
@@ -103,18 +105,32 @@ def stated(wanted: Wanted, two: bool, said: dict[str, str]) -> list[bool]:
     return [said["two"] == ("two" if two else "one"), *(said[k] == v for k, v in told.items())]
 
 
-def singles(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> tuple[np.ndarray, dict[str, tuple[float, float]], float, float]:
+def singles(
+    parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int
+) -> tuple[np.ndarray, dict[str, tuple[float, float]], float, float]:
     """Ratios (people, prompts), per-prompt (likeness, caption), caption accuracy and detection over all pictures."""
     n = len(cast.names)
     ratios, by_prompt, captions, found = np.zeros((n, len(SINGLE))), {}, [], []
     for p, (text, wanted) in enumerate(SINGLE):
-        truth = [jury.look(bytes_of(fresh_renders(cast.z, wanted=[wanted] * n, seeds=[10**6 * (r + 1) + 1000 * p + i for i in range(n)]))) for r in range(2)]
+        truth = [
+            jury.look(
+                bytes_of(
+                    fresh_renders(cast.z, wanted=[wanted] * n, seeds=[10**6 * (r + 1) + 1000 * p + i for i in range(n)])
+                )
+            )
+            for r in range(2)
+        ]
         a, b = ([one(j) for j in side] for side in truth)
         floor = float(np.mean([mean_cosine(a, b[k:] + b[:k], 0.0).mean() for k in range(1, min(n, 8))]))
         ceiling = mean_cosine(a, b, floor)
         scores, right = [], []
         for s in range(seeds):
-            pictures = in_batches(parts, [text.format(name) for name in cast.names], [500 + 97 * s + 13 * p + 1009 * i for i in range(n)], cast.rows)
+            pictures = in_batches(
+                parts,
+                [text.format(name) for name in cast.names],
+                [500 + 97 * s + 13 * p + 1009 * i for i in range(n)],
+                cast.rows,
+            )
             judged = jury.look(pictures)
             made = [one(j) for j in judged]
             scores.append((mean_cosine(made, a, floor) + mean_cosine(made, b, floor)) / 2)
@@ -133,12 +149,27 @@ def pairs(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> tuple[fl
     right_side, likeness, captions = [], [], []
     for p, (text, wanted) in enumerate(PAIRS):
         truth = [
-            jury.look(bytes_of(fresh_renders(cast.z, partner=cast.z[other], wanted=[wanted] * n, seeds=[77 * 10**6 * (r + 1) + 1000 * p + i for i in range(n)])), 2)
+            jury.look(
+                bytes_of(
+                    fresh_renders(
+                        cast.z,
+                        partner=cast.z[other],
+                        wanted=[wanted] * n,
+                        seeds=[77 * 10**6 * (r + 1) + 1000 * p + i for i in range(n)],
+                    )
+                ),
+                2,
+            )
             for r in range(2)
         ]
         whole = [all(len(t[i].features) == 2 for t in truth) for i in range(n)]
         for s in range(seeds):
-            pictures = in_batches(parts, [text.format(cast.names[i], cast.names[other[i]]) for i in range(n)], [900 + 89 * s + 17 * p + 1013 * i for i in range(n)], cast.rows)
+            pictures = in_batches(
+                parts,
+                [text.format(cast.names[i], cast.names[other[i]]) for i in range(n)],
+                [900 + 89 * s + 17 * p + 1013 * i for i in range(n)],
+                cast.rows,
+            )
             for i, judged in enumerate(jury.look(pictures, 2)):
                 captions += stated(wanted, True, judged.said)
                 if not whole[i]:
@@ -162,7 +193,15 @@ def measure(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> Score:
     per_person = ratios.mean(1)
     interval = 1.96 * float(per_person.std(ddof=1)) / len(per_person) ** 0.5 if len(per_person) > 1 else 0.0
     share = len(PAIRS) / (len(SINGLE) + len(PAIRS))
-    return Score(float(per_person.mean()), interval, (1 - share) * caption + share * pair_caption, detected, sides, pair_likeness, by_prompt)
+    return Score(
+        float(per_person.mean()),
+        interval,
+        (1 - share) * caption + share * pair_caption,
+        detected,
+        sides,
+        pair_likeness,
+        by_prompt,
+    )
 
 
 def celebrities(count: int, seed: int = 5) -> Cast:
@@ -171,7 +210,9 @@ def celebrities(count: int, seed: int = 5) -> Cast:
     return Cast([book.names[i] for i in chosen], book.celebrities()[chosen], {})
 
 
-def learned(parts: DiffusionParts, config: LearnConfig, count: int, together: int, first: int = 1000) -> tuple[Cast, float]:
+def learned(
+    parts: DiffusionParts, config: LearnConfig, count: int, together: int, first: int = 1000
+) -> tuple[Cast, float]:
     """Learn ``count`` strangers from one portrait each, ``together`` at a time; returns them and seconds per call."""
     analyser = InsightFaceAnalyser(parts.card.faces_dir)  # type: ignore[arg-type]
     basis = build_basis(parts, release=config.names == "release")
@@ -180,7 +221,9 @@ def learned(parts: DiffusionParts, config: LearnConfig, count: int, together: in
     for start in range(0, count, together):
         group = seeds[start : start + together]
         begun = time.monotonic()
-        people = learn_people(parts, analyser, [draw_portrait(s) for s in group], [f"p{s}" for s in group], config, basis=basis)
+        people = learn_people(
+            parts, analyser, [draw_portrait(s) for s in group], [f"p{s}" for s in group], config, basis=basis
+        )
         spent.append(time.monotonic() - begun)
         rows |= {p.name: rows_of(p) for p in people}
     return Cast([f"<p{s}>" for s in seeds], np.stack([person(s) for s in seeds]), rows), float(np.mean(spent))
@@ -198,12 +241,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--together", type=int, default=8, help="people per learn call")
     parser.add_argument("--presets", nargs="*", default=["clean", "faithful"], choices=[*PRESETS])
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change LearnConfig fields of every preset")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change LearnConfig fields of every preset"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     parts = load_parts(args.model)
     jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))  # type: ignore[arg-type]
-    print("| who | likeness (of ceiling) | of celebrities' | caption | both sides right | likeness in pairs | face found |\n|---|---|---|---|---|---|---|", flush=True)
+    print(
+        "| who | likeness (of ceiling) | of celebrities' | caption | both sides right | likeness in pairs | face found |\n|---|---|---|---|---|---|---|",
+        flush=True,
+    )
     base = measure(parts, jury, celebrities(args.people), args.seeds)
     print(row("the model's own celebrities", base, None), flush=True)
     figures: dict[str, Any] = {"celebrities": asdict(base)}
@@ -214,7 +262,10 @@ def main() -> None:
             config = replace(config, **{field: type(getattr(config, field))(value)})
         cast, seconds = learned(parts, config, args.people, args.together)
         score = measure(parts, jury, cast, args.seeds)
-        print(row(f"unseen people, {preset}", score, base) + f" learn {args.together} together: {seconds:.1f} s", flush=True)
+        print(
+            row(f"unseen people, {preset}", score, base) + f" learn {args.together} together: {seconds:.1f} s",
+            flush=True,
+        )
         figures[preset] = {**asdict(score), "learn_seconds": seconds, "config": asdict(config)}
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")

@@ -147,7 +147,7 @@ def write_tokenizer(path: Path) -> dict[str, int]:
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
-    letters = sorted(cast("list[str]", pre_tokenizers.ByteLevel.alphabet()))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("a", "n"), ("a", "n</w>"), ("an", "d</w>"), ("o", "f</w>"), ("c", "h"), ("e", "s"), ("es", "s</w>")]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -164,7 +164,7 @@ def write_tokenizer(path: Path) -> dict[str, int]:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    cast(Any, tokenizer).add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
     return vocabulary
@@ -200,7 +200,7 @@ def _save(text: str, path: Path, table: NDArray[Any] | None = None, places: NDAr
 def _graphs(path: Path) -> dict[str, GraphFacts]:
     graphs: dict[str, GraphFacts] = {}
     for file in sorted(path.glob("*.onnx")):
-        graph = onnx.load(str(file), load_external_data=False).graph
+        graph = onnx.ModelProto.FromString(file.read_bytes()).graph
         data = ("token_table.bin",) if file.stem == "text_encoder" else ()
         graphs[file.stem] = GraphFacts(file.name, data, _ends(graph.input), _ends(graph.output))
     return graphs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from celebctl_models.diffusion import DiffusionParts
+    from celebctl_runtime.identity import Identity
 
 WIDTH = 32
 WORDS = ("a", "portrait", "of", "person", "and", "playing", "chess", "beach", "smiling", "ann", "anna", "alice", "bob")
@@ -44,6 +46,24 @@ def tiny_parts(tiny_folder: Path) -> DiffusionParts:
     return load_parts(tiny_folder)
 
 
+@pytest.fixture(scope="session")
+def ann(tiny_parts: DiffusionParts) -> Identity:
+    return make_identity(tiny_parts, "ann", seed=1)
+
+
+@pytest.fixture(scope="session")
+def exported_path(tiny_parts: DiffusionParts, ann: Identity, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's bundle with ann baked in. Exported once for all tests: look at it, change a copy."""
+    from celebctl_export import export_bundle
+
+    return export_bundle(tiny_parts, [ann], tmp_path_factory.mktemp("bundles") / "tiny", spare_rows=8).path
+
+
+@pytest.fixture
+def exported_copy(exported_path: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported_path, tmp_path / "bundle"))
+
+
 @pytest.fixture(scope="session", params=["v_prediction", "epsilon"])
 def either_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same pipeline once for each prediction type."""
@@ -51,6 +71,17 @@ def either_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("either") / f"tiny-{kind[0]}"
     write_pipeline(folder, kind)
     return folder
+
+
+def make_identity(parts: DiffusionParts, name: str, seed: int) -> Identity:
+    """A person of random coefficients who fits the model; rows as long as those of its vocabulary."""
+    import numpy as np
+
+    from celebctl_runtime.identity import Identity
+
+    table = parts.token_table().numpy()
+    rows = np.random.default_rng(seed).normal(size=(2, table.shape[1])) * table.std()
+    return Identity(name, (rows[:, :4],), (rows,), "no-basis", parts.family, parts.table_hash)
 
 
 def write_pipeline(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import celebctl_runtime.bundle as bundle_module
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
-from celebctl_runtime.identity import Identity
+from celebctl_runtime.files import atomic_write, flush
 from celebctl_runtime.manifest import FileFacts, Manifest, Resident
 
 
@@ -42,10 +42,20 @@ def rows_of(bundle: Bundle, name: str) -> NDArray[Any]:
     return spare_rows(bundle)[[first - start, second - start]]
 
 
-def edit(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:
+def edit(bundle: Bundle, entry: str, value: object) -> None:
+    """Set one entry of the manifest file, given by its keys with slashes between; None removes it."""
     path = bundle.file("manifest.json")
-    data = json.loads(path.read_text())
-    change(data)
+    data: Any = json.loads(path.read_text())
+    *way, last = entry.split("/")
+    place = data
+    for key in way:
+        place = place[int(key) if isinstance(place, list) else key]
+    if isinstance(place, list):
+        place[int(last)] = value
+    elif value is None:
+        del place[last]
+    else:
+        place[last] = value
     path.write_text(json.dumps(data))
 
 
@@ -127,11 +137,12 @@ def test_a_bundle_without_spare_rows_is_full(tmp_path: Path) -> None:
 
 
 def test_people_of_another_model_are_refused(bundle: Bundle) -> None:
+    two_rows = np.ones((2, 8), np.float32)
     for stranger in (
         make_identity("alice", table_hash="other"),
         replace(make_identity("alice"), family="sd2"),
         make_identity("alice", width=12),
-        Identity("alice", *[(np.ones((2, 8), np.float32),) * 2] * 2, "basis", "toy", make_identity("a").table_hash),
+        replace(make_identity("alice"), coefficients=(two_rows, two_rows), embeddings=(two_rows, two_rows)),
     ):
         with pytest.raises(IntegrityProblem) as caught:
             bundle.add(stranger)
@@ -206,34 +217,36 @@ def test_no_bundle_is_not_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("entry", "value"),
     [
-        lambda m: m.pop("model"),
-        lambda m: m["model"].pop("table_hash"),
-        lambda m: m["model"].update(name=3),
-        lambda m: m["size"].update(native=[64]),
-        lambda m: m["size"].update(native="64x64"),
-        lambda m: m["size"].update(multiple=True),
-        lambda m: m["defaults"].update(guidance="high"),
-        lambda m: m.update(graphs=[]),
-        lambda m: m.update(token_tables=[]),
-        lambda m: m["token_tables"][0].update(dtype="int8"),
-        lambda m: m["token_tables"][0].update(spare_rows=9),
-        lambda m: m["graphs"]["step"].update(file="../step.onnx"),
-        lambda m: m["graphs"]["step"].update(data=["/etc/passwd"]),
-        lambda m: m["tokenizer"].update(file="C:\\x"),
-        lambda m: m["graphs"]["step"]["inputs"]["state"].update(shape=[1.5]),
-        lambda m: m["files"].update({"a\\..\\..\\b": {"sha256": "", "bytes": 0}}),
-        lambda m: m["identities"].update(eve={"rows": [[0, 1]], "digest": ""}),
-        lambda m: m["identities"].update(eve={"rows": [], "digest": ""}),
-        lambda m: m["identities"].update(eve=m["identities"]["alice"]),
-        lambda m: m["identities"]["alice"]["rows"][0].reverse(),
-        lambda m: m.update(schema_version="1"),
+        ("model", None),
+        ("model/table_hash", None),
+        ("model/name", 3),
+        ("size/native", [64]),
+        ("size/native", "64x64"),
+        ("size/multiple", True),
+        ("defaults/guidance", "high"),
+        ("graphs", []),
+        ("token_tables", []),
+        ("token_tables/0/dtype", "int8"),
+        ("token_tables/0/spare_rows", 9),
+        ("graphs/step/file", "../step.onnx"),
+        ("graphs/step/data", ["/etc/passwd"]),
+        ("graphs/step/inputs/state/shape", [1.5]),
+        ("tokenizer/file", "C:\\x"),
+        ("files/a\\..\\..\\b", {"sha256": "", "bytes": 0}),
+        ("identities/eve", {"rows": [[0, 1]], "digest": ""}),
+        ("identities/eve", {"rows": [], "digest": ""}),
+        ("identities/eve", "the rows of alice"),
+        ("identities/alice/rows/0", [1, 0]),
+        ("schema_version", "1"),
     ],
-)  # pyright: ignore
-def test_a_damaged_manifest_is_refused_with_a_hint(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:
+)
+def test_a_damaged_manifest_is_refused_with_a_hint(bundle: Bundle, entry: str, value: object) -> None:
+    """``value`` None leaves the entry out."""
     bundle.add(make_identity("alice"))
-    edit(bundle, change)
+    residents: Any = json.loads(bundle.file("manifest.json").read_text())["identities"]
+    edit(bundle, entry, residents["alice"] if value == "the rows of alice" else value)
     with pytest.raises(IntegrityProblem, match=r"manifest\.json is damaged") as caught:
         Bundle.open(bundle.path, verify="none")
     assert caught.value.hint
@@ -247,14 +260,14 @@ def test_a_manifest_that_is_no_json_object_is_refused(bundle: Bundle, raw: bytes
 
 
 def test_a_newer_format_asks_for_an_upgrade(bundle: Bundle) -> None:
-    edit(bundle, lambda m: m.update(schema_version=2))
+    edit(bundle, "schema_version", 2)
     with pytest.raises(IntegrityProblem, match="format 2") as caught:
         Bundle.open(bundle.path)
     assert "upgrade" in caught.value.hint
 
 
 def test_entries_of_later_versions_are_kept(bundle: Bundle) -> None:
-    edit(bundle, lambda m: m.update(engines={"sm90": "x"}))
+    edit(bundle, "engines", {"sm90": "x"})
     bundle.refresh()
     bundle.add(make_identity("alice"))
     assert json.loads(bundle.file("manifest.json").read_text())["engines"] == {"sm90": "x"}
@@ -342,8 +355,8 @@ def countdown(patch: pytest.MonkeyPatch, moment: int) -> None:
 
         return call
 
-    patch.setattr(bundle_module, "atomic_write", deadly(bundle_module.atomic_write))
-    patch.setattr(bundle_module, "flush", deadly(bundle_module.flush))
+    patch.setattr(bundle_module, "atomic_write", deadly(atomic_write))
+    patch.setattr(bundle_module, "flush", deadly(flush))
 
 
 def test_a_full_disk_changes_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from single_file_double import write_single_file
 
 from celebctl_models.diffusion import (
     context_from_ids,
@@ -159,6 +160,24 @@ def test_a_hub_id_offline_tells_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(EnvironmentProblem, match="someone/some-model") as caught:
         load_parts("someone/some-model")
     assert "HF_HUB_OFFLINE" in caught.value.hint
+
+
+def test_a_single_file_gives_the_same_parts(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
+    """The tensors of a checkpoint under the original code's names, with its configs beside it."""
+    write_single_file(tiny_parts, tmp_path / "merged.safetensors")
+    without_weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(tiny_parts.path, tmp_path / "merged", ignore=without_weights)
+    parts = load_parts(tmp_path / "merged.safetensors")
+    assert (parts.name, parts.table_hash, parts.prediction_type) == ("merged", tiny_parts.table_hash, "v_prediction")
+    for ours, theirs in ((parts.unet, tiny_parts.unet), (parts.vae, tiny_parts.vae)):
+        expected = theirs.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_a_damaged_single_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "merged.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(IntegrityProblem, match="damaged"):
+        load_parts(tmp_path / "merged.safetensors")
 
 
 def test_damaged_weights_name_their_part(copied_folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from celebctl_runtime.files import atomic_directory, atomic_write, sha256_file
 
 def names(path: Path) -> list[str]:
     return [entry.name for entry in path.iterdir()]
+
+
+def never(*_: object) -> bool:
+    return False
 
 
 def full_disk(*_: object) -> None:
@@ -44,7 +49,7 @@ def test_the_writer_sees_the_same_suffix_in_the_same_directory(tmp_path: Path) -
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     path = tmp_path / "kept"
     path.write_text("old")
-    monkeypatch.setattr(files.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(EnvironmentProblem, match="No space left") as caught:
         atomic_write(path, content)
     assert "free some space" in caught.value.hint
@@ -78,7 +83,7 @@ def test_a_file_among_the_parents_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_directory_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_exchange", never)
     target = tmp_path / "bundle"
     for content in ("old", "new"):
         with atomic_directory(target) as temporary:
@@ -110,7 +115,7 @@ def test_a_failing_rename_puts_the_old_directory_back(tmp_path: Path, monkeypatc
             full_disk()
         return rename(self, to)
 
-    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(files, "_exchange", never)
     monkeypatch.setattr(Path, "rename", fail_for_the_new)
     with pytest.raises(EnvironmentProblem), atomic_directory(target) as temporary:
         (temporary / "new").touch()

@@ -16,14 +16,14 @@ from safetensors.numpy import save
 from celebctl_runtime.errors import IntegrityProblem, NotFound, UsageProblem
 from celebctl_runtime.identity import Identity, check_name
 
-FACTS = {"basis_hash": "b", "family": "sd1", "table_hash": "t"}
+FACTS: dict[str, Any] = {"basis_hash": "b", "family": "sd1", "table_hash": "t"}
 
 
 def rows(*shape: int, value: float = 1.0) -> Any:
     return np.full(shape, value, np.float32)
 
 
-def damage(path: Path, tensors: dict[str, Any] | None = None, **metadata: str) -> None:
+def damage(path: Path, tensors: dict[str, Any] | None = None, **metadata: Any) -> None:
     """Write an identity file with some parts replaced; a metadata value "" leaves the entry out."""
     entries = {"schema": "1", "name": "alice", "provenance": "{}", **FACTS, **metadata}
     default = {"coefficients.0": rows(2, 5), "embeddings.0": rows(2, 8)}
@@ -132,7 +132,7 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         ({"schema": "2"}, "format 2"),
     ],
 )
-def test_damaged_metadata_is_refused(tmp_path: Path, metadata: dict[str, str], reason: str) -> None:
+def test_damaged_metadata_is_refused(tmp_path: Path, metadata: dict[str, Any], reason: str) -> None:
     damage(tmp_path / "x", **metadata)
     with pytest.raises(IntegrityProblem, match=reason) as caught:
         Identity.load(tmp_path / "x")

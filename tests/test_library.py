@@ -123,7 +123,7 @@ def test_a_damaged_file_is_named(library: Library) -> None:
 def test_a_name_held_elsewhere_is_busy(library: Library, tmp_path: Path) -> None:
     """Another process learns alice: here she can be neither learned nor deleted; bob can."""
     library.save(person("alice"))
-    with held_elsewhere(library.root, "alice"):
+    with HeldElsewhere(library.root, "alice"):
         for act in (lambda: library.save(person("alice", 2), overwrite=True), lambda: library.forget("alice")):
             with pytest.raises(Busy, match="alice"):
                 act()
@@ -172,16 +172,15 @@ def test_home_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "celebctl" in str(default_root())
 
 
-class held_elsewhere:
+class HeldElsewhere:
     """Another process that holds a name, until the block ends and it is killed."""
 
-    def __init__(self, root: Path, name: str) -> None:
-        code = (
+    def __init__(self, root: Path, name: str, shelf: str = SHELF) -> None:
+        self._code = (
             "import sys; from pathlib import Path; from celebctl.library import Library\n"
-            f"with Library(Path({str(root)!r})).reserve([{name!r}], {SHELF!r}):\n"
+            f"with Library(Path({str(root)!r})).reserve([{name!r}], {shelf!r}):\n"
             "    print('held', flush=True); sys.stdin.read()"
         )
-        self._code = code
 
     def __enter__(self) -> None:
         pipe = subprocess.PIPE

@@ -8,8 +8,8 @@ from celebctl_models.mini.names import CELEBRITIES, name_book
 from celebctl_models.mini.people import FACTORS, blend_names, strangers, uniform_from_normal
 from celebctl_models.mini.scenes import ACTS, EXPRESSIONS, PLACES, WORN
 from celebctl_models.mini.training.faces import TEMPLATE, crop_112, similarity
-from celebctl_models.mini.world import Wanted, draw_portrait, fresh_renders, person
 from celebctl_models.mini.words import COMMON, build_tokenizer
+from celebctl_models.mini.world import Wanted, draw_portrait, fresh_renders, person
 
 
 def test_there_are_691_celebrities_with_enough_distinct_words_for_512_components() -> None:
@@ -33,7 +33,7 @@ def test_blended_people_vary_as_much_as_strangers() -> None:
     for z in (blend_names(first, last), blend_names(first, last, own)):
         assert abs(float(z.std()) - 1.0) < 0.02
     u = uniform_from_normal(first)
-    assert 0.0 <= float(u.min()) and float(u.max()) <= 1.0
+    assert float(u.min()) >= 0.0 and float(u.max()) <= 1.0
     assert abs(float(u.mean()) - 0.5) < 0.01
 
 
@@ -98,5 +98,7 @@ def test_rendering_does_not_depend_on_the_batch() -> None:
     z = np.stack([person(i) for i in range(4)])
     wanted, seeds = [Wanted(act="chess"), Wanted(), Wanted(worn="crown"), Wanted(place="city")], [1, 2, 3, 4]
     together = fresh_renders(z, wanted=wanted, seeds=seeds).image
-    alone = torch.cat([fresh_renders(z[i : i + 1], wanted=wanted[i : i + 1], seeds=seeds[i : i + 1]).image for i in range(4)])
+    alone = torch.cat(
+        [fresh_renders(z[i : i + 1], wanted=wanted[i : i + 1], seeds=seeds[i : i + 1]).image for i in range(4)]
+    )
     torch.testing.assert_close(together, alone)

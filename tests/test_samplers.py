@@ -25,7 +25,7 @@ SHIPPED: dict[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-DIFFUSERS = {
+DIFFUSERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddim": ("scheduling_ddim", "DDIMScheduler", {}),
     "euler": ("scheduling_euler_discrete", "EulerDiscreteScheduler", {}),
     "euler_a": ("scheduling_euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", {}),
@@ -40,7 +40,7 @@ SPACINGS = ("leading", "trailing", "linspace", None)
 
 def network(x: NDArray[np.float32], timestep: float) -> NDArray[np.float32]:
     """A nonlinear stand-in for the UNet that depends on the timestep too."""
-    return 1.1 * np.tanh(0.8 * x + np.float32(0.001) * np.float32(timestep))
+    return np.float32(1.1) * np.tanh(np.float32(0.8) * x + np.float32(0.001 * timestep))
 
 
 def draw_noise(steps: int) -> NDArray[np.float32]:
@@ -60,21 +60,32 @@ def run_plan(made: Plan, noise: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def run_diffusers(
-    sampler: str, config: dict[str, Any], steps: int, noise: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+    sampler: str,
+    config: dict[str, Any],
+    steps: int,
+    noise: NDArray[np.float32],
+    monkeypatch: pytest.MonkeyPatch,
+    sharp: bool = True,
 ) -> tuple[NDArray[np.float32], list[float]]:
     """The same with diffusers' own class; returns the last latent and the timesteps."""
-    import torch
+    import torch as any_torch
     from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling_lcm
 
+    torch: Any = any_torch
     module, name, extra = DIFFUSERS[sampler]
     scheduler: Any = getattr(import_module(f"diffusers.schedulers.{module}"), name).from_config(config, **extra)
-    sharpen(scheduler)
+    if sharp:
+        sharpen(scheduler)
     scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # as pipelines do: otherwise two equal timesteps confuse it
     draws: Iterator[NDArray[np.float32]] = iter(noise[1:])
+
+    def next_draw(*_: object, **__: object) -> Any:
+        return torch.from_numpy(next(draws))
+
     for module in (scheduling_euler_ancestral_discrete, scheduling_lcm):
-        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.from_numpy(next(draws)))
+        monkeypatch.setattr(module, "randn_tensor", next_draw)
     latent: Any = torch.from_numpy(noise[0]) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         seen = scheduler.scale_model_input(latent, timestep)
@@ -117,6 +128,17 @@ def test_whole_trajectories_agree_with_diffusers(
         made = plan(sampler, ScheduleConfig.from_dict(config), steps, 2.5)
         assert made.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, steps, schedule)
         assert relative_error(run_plan(made, noise), expected) < 1e-5, (spacing, steps, schedule)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_diffusers_untouched_agrees_at_what_models_ship(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same without :func:`sharpen`, at a usual number of steps."""
+    for prediction, steps in itertools.product(("epsilon", "v_prediction"), (15, 25)):
+        config = {**SHIPPED, "prediction_type": prediction, "timestep_spacing": "leading"}
+        noise = draw_noise(steps)
+        expected, _ = run_diffusers(sampler, config, steps, noise, monkeypatch, sharp=False)
+        made = plan(sampler, ScheduleConfig.from_dict(config), steps, 1.0)
+        assert relative_error(run_plan(made, noise), expected) < 1e-5, (prediction, steps)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "lcm"])

@@ -175,6 +175,11 @@ def test_a_person_is_never_split(tokenizer: PromptTokenizer, before: int, people
     assert ids[0] == tokenizer.bos and tokenizer.eos in ids and len(ids) == 77
 
 
+def test_a_very_long_prompt_takes_no_time(tokenizer: PromptTokenizer) -> None:
+    encoded = tokenizer.encode("chess alice " * 5_000, PEOPLE)
+    assert len(encoded.positions) == 37 and len(encoded.dropped_text) > 50_000
+
+
 def test_padding_may_be_another_token(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "tokenizer.json")
     encoded = PromptTokenizer(tmp_path / "tokenizer.json", 10, bos=1, eos=2, pad=0).encode("an", {})

@@ -86,16 +86,15 @@ class Desk:
         if not self.lively:
             yield self._plain_progress(title)
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
-        columns = (*columns, TextColumn("{task.fields[text]}"))
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"))
         # Left alone, rich would send what is printed to stdout meanwhile to its own console, which is stderr.
         with Progress(*columns, console=self._rich(), transient=True, redirect_stdout=False) as bar:
             task = bar.add_task(title, total=None, text="")
 
             def report(step: int, steps: int, text: str) -> None:
-                bar.update(task, completed=step, total=steps or None, text=text)
+                bar.update(task, completed=step, total=steps, text=f"{step}/{steps}  {text}")
 
             yield report
 

@@ -76,7 +76,8 @@ def learn(
         check_sheet(sheet, force)
     chosen_model = str(settings.text("model", model))
     with needs("learn", "learning"):
-        analyser, pictures = look(desk, sitters, face_folder(settings, chosen_model, face_models))
+        pictures = open_photos(desk, sitters)
+        analyser = look(desk, sitters, pictures, face_folder(settings, chosen_model, face_models))
         config = configure(settings, preset, steps, seed)
         with desk.working(f"opening {chosen_model}"):
             from celebctl_models.diffusion import load_parts
@@ -149,11 +150,17 @@ def face_folder(settings: "Settings", model: str, flag: Path | None) -> Path:
     return folder
 
 
-def look(desk: Desk, sitters: Sequence[Sitter], folder: Path) -> "tuple[ChosenFaces, list[Image]]":
-    """Open the photos and settle on one face in each, before anything slow begins."""
-    from celebctl_models.faces import ChosenFaces, InsightFaceAnalyser, open_photo, the_face
+def open_photos(desk: Desk, sitters: Sequence[Sitter]) -> "list[Image]":
+    """The photos as upright RGB images."""
+    from celebctl_models.photos import open_photo
 
-    pictures = [open_photo(sitter.photo, desk.note) for sitter in sitters]
+    return [open_photo(sitter.photo, desk.note) for sitter in sitters]
+
+
+def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", folder: Path) -> "ChosenFaces":
+    """Settle on one face in each photo, before anything slow begins."""
+    from celebctl_models.faces import ChosenFaces, InsightFaceAnalyser, the_face
+
     analyser = InsightFaceAnalyser(folder)
     chosen = ChosenFaces(analyser)
     found: list[Any] = []
@@ -167,7 +174,7 @@ def look(desk: Desk, sitters: Sequence[Sitter], folder: Path) -> "tuple[ChosenFa
     for (one, a), (other, b) in combinations(zip(sitters, found, strict=True), 2):
         if (alike := float(a @ b)) > ALIKE:
             desk.note(f"{one.name} and {other.name} look alike ({alike:.2f}); a picture of both may mix them up")
-    return chosen, pictures
+    return chosen
 
 
 def configure(settings: "Settings", preset: str | None, steps: int | None, seed: int | None) -> "LearnConfig":

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["PRESETS", "CelebBasis", "LearnConfig", "LearnStep", "build_basis", "contact_sheet", "learn_people"]
 
-_HOMES = {"CelebBasis": "basis", "build_basis": "basis", "LearnStep": "learn", "learn_people": "learn", "contact_sheet": "sheet"}
+_HOMES = {
+    "CelebBasis": "basis",
+    "build_basis": "basis",
+    "LearnStep": "learn",
+    "learn_people": "learn",
+    "contact_sheet": "sheet",
+}
 
 
 def __getattr__(name: str) -> Any:

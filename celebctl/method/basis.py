@@ -160,9 +160,10 @@ def load_basis(path: Path) -> CelebBasis | None:
     try:
         with safe_open(str(path), framework="np") as opened:
             metadata: dict[str, str] = opened.metadata() or {}
-            encoders = sum(key.startswith("mean.") for key in opened.keys())
+            encoders = sum(key.startswith("mean.") for key in opened)
             mean, components, spread = (
-                tuple(opened.get_tensor(f"{kind}.{e}") for e in range(encoders)) for kind in ("mean", "components", "spread")
+                tuple(opened.get_tensor(f"{kind}.{e}") for e in range(encoders))
+                for kind in ("mean", "components", "spread")
             )
         basis = CelebBasis(mean, components, spread, int(metadata["names"]), metadata["kind"])
     except (SafetensorError, OSError, KeyError, ValueError):

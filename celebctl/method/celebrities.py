@@ -53,7 +53,9 @@ def measure_celebrities(
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         prompts = [PROMPTS[k % len(PROMPTS)].format(name) for name, k in part]
-        for (name, _), pixels in zip(part, draw(parts, prompts, [7919 + start + i for i in range(len(part))], {}), strict=True):
+        for (name, _), pixels in zip(
+            part, draw(parts, prompts, [7919 + start + i for i in range(len(part))], {}), strict=True
+        ):
             faces = analyser.analyse(Image.fromarray(pixels))
             if faces:
                 feature = max(faces, key=lambda face: face.size).feature
@@ -128,7 +130,10 @@ def main() -> None:
     if folder is None:
         parser.error(f"{args.model} brings no face models; give --faces")
     found = measure_celebrities(
-        parts, InsightFaceAnalyser(folder), pictures=args.pictures, on_name=lambda done, of: print(f"{done}/{of}", flush=True)
+        parts,
+        InsightFaceAnalyser(folder),
+        pictures=args.pictures,
+        on_name=lambda done, of: print(f"{done}/{of}", flush=True),
     )
     save_faces(found, parts.table_hash, args.out)
     print(f"{len(found.names)} names have a face; written to {args.out}")

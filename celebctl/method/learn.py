@@ -83,7 +83,10 @@ def learn_people(
         IntegrityProblem: ``resume_from`` belongs to other people, another model or other settings.
     """
     if len(parts.text_encoders) != 1:
-        raise InputRejected(f"{parts.name} has two text encoders, which learning does not support", "use a Stable Diffusion 1.x or 2.x model")
+        raise InputRejected(
+            f"{parts.name} has two text encoders, which learning does not support",
+            "use a Stable Diffusion 1.x or 2.x model",
+        )
     names = [check_name(name) for name in names]
     faces = [_one_face(analyser, photo, name) for photo, name in zip(photos, names, strict=True)]
     sitting = Sitting.begin(parts, basis, photos, faces, config)
@@ -112,7 +115,9 @@ def _one_face(analyser: FaceAnalyser, photo: Image, name: str) -> Face:
     faces = analyser.analyse(photo)
     if len(faces) != 1:
         found = f"{len(faces)} faces" if faces else "no face"
-        raise InputRejected(f"{found} in the photo of {name}", "use a photo that shows one face, or say which: --face N")
+        raise InputRejected(
+            f"{found} in the photo of {name}", "use a photo that shows one face, or say which: --face N"
+        )
     return faces[0]
 
 
@@ -150,7 +155,12 @@ class Sitting:
 
     @classmethod
     def begin(
-        cls, parts: DiffusionParts, basis: CelebBasis, photos: Sequence[Image], faces: Sequence[Face], config: LearnConfig
+        cls,
+        parts: DiffusionParts,
+        basis: CelebBasis,
+        photos: Sequence[Image],
+        faces: Sequence[Face],
+        config: LearnConfig,
     ) -> Sitting:
         """Encode the views, set the mapper to its start, and stand at step 0."""
         device = next(parts.unet.parameters()).device
@@ -207,13 +217,20 @@ class Sitting:
         """Uniform over the training steps, stratified over the batch so that every batch sees all noise levels."""
         total = len(self.alphas)
         spot = (torch.arange(count) + torch.rand(count, generator=self.generator)) / count
-        return (spot[torch.randperm(count, generator=self.generator)] * total).long().clamp(max=total - 1).to(self.alphas.device)
+        return (
+            (spot[torch.randperm(count, generator=self.generator)] * total)
+            .long()
+            .clamp(max=total - 1)
+            .to(self.alphas.device)
+        )
 
     def _context(self, units: Tensor, who: Tensor) -> Tensor:
         """Captions with each person's two embeddings in place: mean + coefficients x components (paper, equation 3)."""
         embeddings = self.mean + torch.einsum("pjk,jkd->pjd", self.mapper.scaled(units), self.components)
         ids, positions = self.captions.draw(len(who), self.generator)
-        context = context_from_ids(self.parts.text_encoders[0], ids.to(who.device), embeddings[who], positions.to(who.device))
+        context = context_from_ids(
+            self.parts.text_encoders[0], ids.to(who.device), embeddings[who], positions.to(who.device)
+        )
         return context.to(self.parts.unet.dtype)
 
     def _target(self, x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
@@ -246,7 +263,13 @@ class Sitting:
         rows = self.mean + torch.einsum("pjk,jkd->pjd", self.coefficients(), self.components)
         people = {f"p{i}": row for i, row in enumerate(rows)}
         steps = max(4, int(self.parts.card.defaults["steps"]) // 2)
-        drawn = draw(self.parts, [f"a photo of <{name}>" for name in people], [self.config.seed] * len(people), people, steps=steps)
+        drawn = draw(
+            self.parts,
+            [f"a photo of <{name}>" for name in people],
+            [self.config.seed] * len(people),
+            people,
+            steps=steps,
+        )
         cosines: list[float] = []
         for pixels, feature in zip(drawn, self.features.cpu().numpy(), strict=True):
             found = analyser.analyse(Image.fromarray(pixels))
@@ -270,7 +293,17 @@ class Sitting:
                 "distance": f"{distance:.3f} celebrity standard deviations (rms)",
                 "likeness": "not measured" if self.likeness is None else f"{self.likeness:.3f} (mean cosine, the learning recogniser)",
             }  # fmt: skip
-            made.append(Identity(name, (row,), self.basis.embed((row,)), self.basis.hash, self.parts.family, self.parts.table_hash, provenance))
+            made.append(
+                Identity(
+                    name,
+                    (row,),
+                    self.basis.embed((row,)),
+                    self.basis.hash,
+                    self.parts.family,
+                    self.parts.table_hash,
+                    provenance,
+                )
+            )
         return made
 
     def save(self, path: Path, names: Sequence[str]) -> None:
@@ -287,13 +320,22 @@ class Sitting:
             state: dict[str, Any] = torch.load(path, map_location=self.features.device, weights_only=True)
             same = state["key"] == self._key(names)
         except Exception as error:  # torch raises anything from EOFError to UnpicklingError
-            raise IntegrityProblem(f"{path.name} cannot be resumed: {error}", "run the same command without --resume") from error
+            raise IntegrityProblem(
+                f"{path.name} cannot be resumed: {error}", "run the same command without --resume"
+            ) from error
         if not same:
-            raise IntegrityProblem("what was interrupted had other photos, names or settings", "run the same command without --resume")
+            raise IntegrityProblem(
+                "what was interrupted had other photos, names or settings", "run the same command without --resume"
+            )
         self.mapper.load_state_dict(state["mapper"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"].cpu())
-        self.total, self.mass, self.step, self.likeness = state["total"], state["mass"], state["step"], state["likeness"]
+        self.total, self.mass, self.step, self.likeness = (
+            state["total"],
+            state["mass"],
+            state["step"],
+            state["likeness"],
+        )
 
     def _key(self, names: Sequence[str]) -> str:
         seen = np.round(self.features.cpu().numpy(), 3).tobytes().hex()[:64]
@@ -302,7 +344,11 @@ class Sitting:
 
 @torch.no_grad()
 def _encoded_views(
-    parts: DiffusionParts, photos: Sequence[Image], faces: Sequence[Face], config: LearnConfig, generator: torch.Generator
+    parts: DiffusionParts,
+    photos: Sequence[Image],
+    faces: Sequence[Face],
+    config: LearnConfig,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Latents (P, V, 4, h, w) and weights (P, V, 1, h, w) of everybody's views; the photo is never needed again."""
     device, size = next(parts.unet.parameters()).device, parts.card.native_size

@@ -69,13 +69,17 @@ def draw(
     )  # fmt: skip
     height, width = (side // parts.vae_factor for side in parts.native_size)
     shape = (parts.latent_channels, height, width)
-    context = torch.cat([prompt_contexts(parts, [""], {}).expand(len(prompts), -1, -1), prompt_contexts(parts, prompts, people)])
+    context = torch.cat(
+        [prompt_contexts(parts, [""], {}).expand(len(prompts), -1, -1), prompt_contexts(parts, prompts, people)]
+    )
     x = torch.from_numpy(np.stack([initial_noise(s, shape) for s in seeds])).to(device) * table.init_sigma
     history = torch.zeros_like(x)
     for i in range(table.steps):
         scale, timestep, strength = (float(v) for v in table.aux[i])
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            both = network_output(parts.unet, (x * scale).repeat(2, 1, 1, 1), torch.tensor(timestep, device=device), context)
+            both = network_output(
+                parts.unet, (x * scale).repeat(2, 1, 1, 1), torch.tensor(timestep, device=device), context
+            )
         plain, told = both.float().chunk(2)
         output = plain + strength * (told - plain)
         noise = torch.zeros_like(x)

@@ -44,10 +44,13 @@ class Jury:
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
         self._judge, self._reader = (
-            ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"]) for name in ("judge.onnx", "attributes.onnx")
+            ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+            for name in ("judge.onnx", "attributes.onnx")
         )
         self._finder = finder
-        self.vocabulary = cast("dict[str, list[str]]", json.loads((folder / "attributes.json").read_text(encoding="utf-8")))
+        self.vocabulary = cast(
+            "dict[str, list[str]]", json.loads((folder / "attributes.json").read_text(encoding="utf-8"))
+        )
 
     def look(self, pictures: Sequence[NDArray[np.uint8]], faces: int = 1) -> list[Judged]:
         """Judge pictures (H, W, 3) uint8. Of more faces than ``faces`` the largest are kept."""
@@ -63,7 +66,9 @@ class Jury:
         features = self._features(crops)
         said = self._attributes(pictures)
         ends = np.cumsum(counts)
-        return [Judged(features[end - count : end], words) for end, count, words in zip(ends, counts, said, strict=True)]
+        return [
+            Judged(features[end - count : end], words) for end, count, words in zip(ends, counts, said, strict=True)
+        ]
 
     def _features(self, crops: Sequence[NDArray[np.uint8]]) -> Floats:
         rows = [np.zeros((0, 1), np.float32)] if not crops else []
@@ -80,5 +85,10 @@ class Jury:
             ends = np.cumsum([len(words) for words in self.vocabulary.values()])
             parts = np.split(logits, ends[:-1], axis=1)
             for row in range(len(batch)):
-                told.append({name: words[int(part[row].argmax())] for (name, words), part in zip(self.vocabulary.items(), parts, strict=True)})
+                told.append(
+                    {
+                        name: words[int(part[row].argmax())]
+                        for (name, words), part in zip(self.vocabulary.items(), parts, strict=True)
+                    }
+                )
         return told

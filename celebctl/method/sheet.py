@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,17 @@ def contact_sheet(parts: DiffusionParts, identities: Sequence[Identity], photos:
     people = {person.name: rows_of(person) for person in identities}
     names = list(people)
     prompts = [p.format(f"<{name}>") for name in names for p in PROMPTS]
-    together = [f"<{a}> and <{b}> {act}" for a, b in zip(names, names[1:], strict=False) for act in ("playing chess", "shaking hands")][: len(PROMPTS)]
-    drawn = draw(parts, [*prompts, *together], [11 + i % len(PROMPTS) for i in range(len(prompts) + len(together))], people)
+    together = [
+        f"<{a}> and <{b}> {act}" for a, b in itertools.pairwise(names) for act in ("playing chess", "shaking hands")
+    ][: len(PROMPTS)]
+    drawn = draw(
+        parts, [*prompts, *together], [11 + i % len(PROMPTS) for i in range(len(prompts) + len(together))], people
+    )
     pictures = [Image.fromarray(pixels) for pixels in drawn]
-    rows = [(name, [photo, *pictures[i * len(PROMPTS) : (i + 1) * len(PROMPTS)]]) for i, (name, photo) in enumerate(zip(names, photos, strict=True))]
+    rows = [
+        (name, [photo, *pictures[i * len(PROMPTS) : (i + 1) * len(PROMPTS)]])
+        for i, (name, photo) in enumerate(zip(names, photos, strict=True))
+    ]
     said = [["the photo", *[p.format(name) for p in PROMPTS]] for name in names]
     if together:
         rows.append(("together", pictures[len(prompts) :]))
@@ -53,4 +61,6 @@ def _fit(picture: Image.Image) -> Image.Image:
     """The largest centred square, at cell size."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return picture.convert("RGB").resize(
+        (CELL, CELL), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    )

@@ -30,7 +30,9 @@ class Views:
     weight: Tensor
 
 
-def make_views(photo: Image.Image, face: Any, size: int, count: int, config: LearnConfig, generator: torch.Generator) -> Views:
+def make_views(
+    photo: Image.Image, face: Any, size: int, count: int, config: LearnConfig, generator: torch.Generator
+) -> Views:
     """``count`` views of ``size`` px of the face in an RGB photo. Deterministic in the generator."""
     draw = _black_canvas if config.canvas == "black" else _from_photo
     made = [draw(photo, face, size, config, generator) for _ in range(count)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from celebctl_export.graphs import GraphSpec
-from celebctl_runtime.errors import IntegrityProblem
+from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -79,6 +79,8 @@ def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
             # by ourselves first, which raises.
             program: Any = torch.export.export(spec.module, (), examples, dynamic_shapes=shapes, strict=False)
             exported = cast(Any, torch.onnx).export(program, dynamo=True, opset_version=OPSET, verbose=False)
+        except MemoryError as error:
+            raise EnvironmentProblem(f"no memory left to export {spec.name}", "close other programs") from error
         except Exception as error:  # tracing runs other people's code: any exception can come out of it
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise IntegrityProblem(f"cannot export the {spec.name} graph: {reason}", _REPORT) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -225,48 +225,57 @@ def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> Di
     """A single-file checkpoint. Its configs come from the folder of the same name beside it, else from the hub."""
     import torch
 
-    configs = location.path.with_suffix("")
-    options: dict[str, Any] = {"config": str(configs), "local_files_only": True} if configs.is_dir() else {}
-    try:
-        with quiet_libraries():
-            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
-            load: Callable[..., Any] = cast(Any, StableDiffusionPipeline).from_single_file
-            pipe = load(str(location.path), torch_dtype=torch.float32, safety_checker=None, **options)
-    except Exception as error:  # anything from a broken file to configs that are not cached
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = f"put the configs of its diffusers folder into {configs.name}/ beside it, or give a diffusers folder"
-        raise IntegrityProblem(f"cannot load {location.path.name}: {reason}", hint) from error
-    card = derive_card(
-        location.name, location.source, unet=dict(pipe.unet.config), vae=dict(pipe.vae.config), text_encoders=1
-    )
     dtype = dtype or torch.float32
-    unet, vae = _freeze(pipe.unet.to(dtype), device), _freeze(pipe.vae.to(dtype), device)
-    encoders = (_freeze(pipe.text_encoder, device),)
-    scheduler = dict(pipe.scheduler.config)
+    configs = location.path.with_suffix("")
+    with quiet_libraries():
+        pipe = _read_file(location.path, configs if configs.is_dir() else None)
+        unet, vae = _freeze(pipe.unet.to(dtype), device), _freeze(pipe.vae.to(dtype), device)
+    if configs.is_dir():
+        card = card_for(configs, location.name, location.source)
+    else:
+        unet_config, vae_config = dict(unet.config), dict(vae.config)
+        card = derive_card(location.name, location.source, unet=unet_config, vae=vae_config, text_encoders=1)
+    encoders, scheduler = (_freeze(pipe.text_encoder, device),), dict(pipe.scheduler.config)
     return DiffusionParts(location.path, (pipe.tokenizer,), encoders, unet, vae, scheduler, card)
+
+
+def _read_file(path: Path, configs: Path | None) -> Any:
+    """The StableDiffusionPipeline of a single-file checkpoint, in float32."""
+    import torch
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from safetensors import SafetensorError, safe_open
+
+    options: dict[str, Any] = {"config": str(configs), "local_files_only": True} if configs else {}
+    try:
+        with safe_open(str(path), framework="np"):
+            pass  # a damaged file is told from missing configs
+        load: Callable[..., Any] = cast(Any, StableDiffusionPipeline).from_single_file
+        return load(str(path), torch_dtype=torch.float32, safety_checker=None, **options)
+    except SafetensorError as error:
+        raise IntegrityProblem(f"{path} is damaged: {error}", "fetch the file again") from error
+    except Exception as error:  # anything from a network error to tensors that do not fit the configs
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if configs is None:
+            hint = f"put the configs of its diffusers folder into {path.stem}/ beside it"
+            raise EnvironmentProblem(f"cannot find out how {path.name} is built: {reason}", hint) from error
+        hint = f"check that {configs.name}/ beside it holds the configs of this very model"
+        raise IntegrityProblem(f"cannot load {path.name}: {reason}", hint) from error
 
 
 @contextmanager
 def quiet_libraries() -> Generator[None]:
     """Errors only, and no bars: advice of diffusers and transformers (accelerate, torchvision) is not for our users."""
-    import logging
-
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
-    bars = transformers_logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
+    with ExitStack() as restore:
+        for library in cast("tuple[Any, ...]", (diffusers_logging, transformers_logging)):
+            restore.callback(library.set_verbosity, library.get_verbosity())
+            library.set_verbosity_error()
+            if library.is_progress_bar_enabled():
+                restore.callback(library.enable_progress_bar)
+                library.disable_progress_bar()
         yield
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def context_from_ids(

@@ -6,6 +6,8 @@ a row of a table), no prompt and no person.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -23,6 +25,7 @@ __all__ = ["Backend", "OrtBackend", "physical_cores"]
 
 DEVICES = ("auto", "cpu", "cuda")
 _GPU_BATCH = 4
+_FATAL = 4  # ONNX Runtime's log level
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 # On a machine that does other work too, threads that wait actively double the time of a step (28 against 55 ms measured
@@ -91,6 +94,8 @@ class OrtBackend:
     @property
     def batch_limit(self) -> int:
         """One on the CPU, several on CUDA."""
+        if _CUDA in self._providers:
+            self._session("vae_decoder")  # only a session tells whether CUDA is really there
         return _GPU_BATCH if _CUDA in self._providers else 1
 
     def encode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -166,7 +171,7 @@ class OrtBackend:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # its complaints reach people through our own errors
+        options.log_severity_level = _FATAL  # its complaints reach people through our own errors
         for key, value in _SESSION_CONFIG.items():
             options.add_session_config_entry(key, value)
         return options
@@ -178,7 +183,11 @@ class OrtBackend:
                 "the installed ONNX Runtime cannot use CUDA",
                 "pip uninstall onnxruntime; pip install 'celebctl[cuda]', or use --device cpu",
             )
-        return [_CUDA, _CPU] if device != "cpu" and _CUDA in present else [_CPU]
+        if device == "cpu" or _CUDA not in present:
+            return [_CPU]
+        with contextlib.redirect_stdout(sys.stderr):  # it prints its warnings, and stdout is for data
+            self._ort.preload_dlls()
+        return [_CUDA, _CPU]
 
     def _check_provider(self, session: Any) -> None:
         """ONNX Runtime falls back to the CPU in silence; believe only what the session itself reports."""
@@ -218,4 +227,6 @@ def _load_onnxruntime() -> Any:
         raise EnvironmentProblem(
             "ONNX Runtime is not installed", "pip install 'celebctl[cpu]' (or 'celebctl[cuda]' on an NVIDIA GPU)"
         ) from error
-    return onnxruntime
+    engine: Any = onnxruntime
+    engine.set_default_logger_severity(_FATAL)  # missing providers are reported by our own check
+    return engine

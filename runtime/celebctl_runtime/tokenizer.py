@@ -34,11 +34,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What is kept or dropped as one: a token of ordinary text, or all ids of a person. ``rest`` is read when cut."""
+    """What is kept or dropped as one: a token of ordinary text, or all ids of a person.
+
+    It begins at ``start`` of ``text``, which is part number ``part`` of the prompt.
+    """
 
     ids: tuple[int, ...]
     part: int
-    rest: str
+    text: str
+    start: int = 0
     name: str = ""
 
 
@@ -83,26 +87,26 @@ class PromptTokenizer:
     def _pieces(self, prompt: str, names: Mapping[str, tuple[int, ...]]) -> Iterator[_Piece]:
         for number, part in enumerate(split_prompt(prompt, names)):
             if isinstance(part, Mention):
-                yield _Piece(names[part.name], number, part.name, part.name)
+                yield _Piece(names[part.name], number, part.name, name=part.name)
             else:
                 yield from self._text_pieces(part, number)
 
     def _text_pieces(self, words: Words, part: int) -> Iterator[_Piece]:
         encoding = self._tokenizer.encode(words.text, add_special_tokens=False)
         for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
-            yield _Piece((token,), part, words.text[start:].strip())
+            yield _Piece((token,), part, words.text, start)
 
     def _fit(self, pieces: list[_Piece]) -> tuple[list[_Piece], str]:
         room = self.max_length - 2
         text_room = room - sum(len(piece.ids) for piece in pieces if piece.name)
         kept: list[_Piece] = []
-        dropped: dict[int, str] = {}  # per part of the prompt: what is left of it after the cut
+        cuts: dict[int, str] = {}  # per part of the prompt: what is left of it after its first cut
         for piece in pieces:
             fits = room >= len(piece.ids) and (bool(piece.name) or text_room > 0)
             if fits:
                 kept.append(piece)
                 room -= len(piece.ids)
                 text_room -= not piece.name
-            else:
-                dropped.setdefault(piece.part, piece.rest)
-        return kept, " ".join(dropped.values())
+            elif piece.part not in cuts:
+                cuts[piece.part] = piece.text[piece.start :].strip()
+        return kept, " ".join(cuts.values())

@@ -18,8 +18,30 @@ from .people import FACTORS
 EXPRESSIONS: tuple[str, ...] = ("neutral", "smiling", "surprised", "crying")
 WORN: tuple[str, ...] = ("nothing", "red hat", "suit", "sunglasses", "crown")
 
-SKIN = torch.tensor([[0.99, 0.88, 0.79], [0.95, 0.77, 0.62], [0.83, 0.61, 0.44], [0.66, 0.44, 0.29], [0.46, 0.29, 0.19], [0.31, 0.19, 0.13]])
-HAIR = torch.tensor([[0.09, 0.08, 0.09], [0.29, 0.17, 0.10], [0.52, 0.31, 0.15], [0.90, 0.74, 0.38], [0.96, 0.90, 0.72], [0.76, 0.28, 0.12], [0.62, 0.63, 0.66], [0.86, 0.35, 0.58], [0.25, 0.42, 0.78], [0.20, 0.58, 0.50]])
+SKIN = torch.tensor(
+    [
+        [0.99, 0.88, 0.79],
+        [0.95, 0.77, 0.62],
+        [0.83, 0.61, 0.44],
+        [0.66, 0.44, 0.29],
+        [0.46, 0.29, 0.19],
+        [0.31, 0.19, 0.13],
+    ]
+)
+HAIR = torch.tensor(
+    [
+        [0.09, 0.08, 0.09],
+        [0.29, 0.17, 0.10],
+        [0.52, 0.31, 0.15],
+        [0.90, 0.74, 0.38],
+        [0.96, 0.90, 0.72],
+        [0.76, 0.28, 0.12],
+        [0.62, 0.63, 0.66],
+        [0.86, 0.35, 0.58],
+        [0.25, 0.42, 0.78],
+        [0.20, 0.58, 0.50],
+    ]
+)
 EYE = torch.tensor([[0.26, 0.15, 0.08], [0.50, 0.32, 0.12], [0.24, 0.52, 0.24], [0.20, 0.45, 0.80], [0.50, 0.58, 0.64]])
 LIPS = torch.tensor([[0.66, 0.40, 0.34], [0.80, 0.42, 0.40], [0.85, 0.22, 0.28], [0.60, 0.12, 0.24]])
 FRAMES = torch.tensor([[0.10, 0.10, 0.12], [0.66, 0.14, 0.14], [0.15, 0.25, 0.60], [0.80, 0.62, 0.20]])
@@ -123,7 +145,9 @@ class Figure:
         self.lay(bob, hair, self._is("bob"))
         afro = ellipse(self.u, self.v + 0.32, span(volume, 1.12, 1.42), span(volume, 1.02, 1.24))
         self.lay(afro, hair, self._is("afro"))
-        bun = ellipse(self.u, self.v + self.half_height.view(-1, 1, 1) + 0.16, span(volume, 0.28, 0.42), span(volume, 0.26, 0.38))
+        bun = ellipse(
+            self.u, self.v + self.half_height.view(-1, 1, 1) + 0.16, span(volume, 0.28, 0.42), span(volume, 0.26, 0.38)
+        )
         self.lay(bun, hair, self._is("bun"))
         mohawk = box(self.u, self.v + 0.95, span(volume, 0.13, 0.22), span(f["hairline"], 0.42, 0.62))
         self.lay(mohawk, hair, self._is("mohawk"))
@@ -152,7 +176,11 @@ class Figure:
             lobe = ellipse(self.u - side * col(self.half_width), self.v - 0.05, ear * 0.75, ear)
             self.lay(lobe, self._lit(self.skin * 0.90))
             ring = ellipse(self.u - side * col(self.half_width + 0.04), self.v - 0.10 - col(ear), 0.075, 0.10)
-            metal = torch.where((f["earrings"] > 0.82)[:, None], torch.tensor([0.35, 0.70, 0.95], device=ear.device), torch.tensor([0.98, 0.80, 0.22], device=ear.device))
+            metal = torch.where(
+                (f["earrings"] > 0.82)[:, None],
+                torch.tensor([0.35, 0.70, 0.95], device=ear.device),
+                torch.tensor([0.98, 0.80, 0.22], device=ear.device),
+            )
             self.lay(ring, metal, f["earrings"] > 0.62)
         self.lay(self.outline, self._lit(self.skin))
         blush = torch.lerp(self.skin, torch.tensor([[0.93, 0.36, 0.36]], device=ear.device), 0.55)
@@ -262,13 +290,19 @@ class Figure:
         curved = both(cap, self.v - col(line) - 0.22 * (self.u / 0.8) ** 2)
         lit = self._lit(self.hair)
         self.lay(curved, lit, self._is("short", "afro", "bun"))
-        swept = both(cap, self.v - col(line) - 0.32 * self.u * torch.where(f["hair_volume"] > 0.5, 1.0, -1.0).view(-1, 1, 1) - 0.06)
+        swept = both(
+            cap,
+            self.v - col(line) - 0.32 * self.u * torch.where(f["hair_volume"] > 0.5, 1.0, -1.0).view(-1, 1, 1) - 0.06,
+        )
         self.lay(swept, lit, self._is("swept"))
         parted = both(cap, self.v - col(line) - 0.55 * self.u.abs() + 0.12)
         self.lay(parted, lit, self._is("long"))
         fringe = both(cap, self.v - col(line) - 0.16)
         self.lay(fringe, lit, self._is("bob"))
-        ridge = both(either(top, box(self.u, self.v + 0.95, span(f["hair_volume"], 0.13, 0.22), 0.3)), self.u.abs() - col(span(f["hair_volume"], 0.13, 0.22)))
+        ridge = both(
+            either(top, box(self.u, self.v + 0.95, span(f["hair_volume"], 0.13, 0.22), 0.3)),
+            self.u.abs() - col(span(f["hair_volume"], 0.13, 0.22)),
+        )
         self.lay(ridge, lit, self._is("mohawk") & ~hat)
 
     def _hats(self) -> None:

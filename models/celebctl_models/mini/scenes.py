@@ -109,7 +109,9 @@ def render(scenes: Scenes, size: int = 64, crop: tuple[float, float, float] | No
         canvas.x, canvas.y = canvas.x * crop[2] + crop[0], canvas.y * crop[2] + crop[1]
     _background(canvas, scenes)
     figures = [
-        Figure(canvas, scenes.factors[:, who], moment_of(scenes, who), scenes.two | torch.tensor(who == 0, device=device))
+        Figure(
+            canvas, scenes.factors[:, who], moment_of(scenes, who), scenes.two | torch.tensor(who == 0, device=device)
+        )
         for who in (1, 0)
     ]
     for figure in figures:
@@ -133,7 +135,7 @@ def _rgb(scenes: Scenes, r: float, g: float, b: float) -> Tensor:
 
 
 def _background(canvas: Canvas, scenes: Scenes) -> None:
-    n, x, y = scenes.nuisance, canvas.x, canvas.y
+    n, _x, y = scenes.nuisance, canvas.x, canvas.y
     everywhere = torch.full_like(y, -1.0).expand(len(scenes), -1, -1)
     wall = 0.25 + 0.65 * n[:, 24:27]
     canvas.paint(everywhere, wall)
@@ -157,7 +159,9 @@ def _outdoors(canvas: Canvas, scenes: Scenes, everywhere: Tensor) -> None:
         canvas.paint(peak, _rgb(scenes, 0.50, 0.57, 0.68), snow)
     canvas.paint(-(y - 0.22).expand_as(everywhere), _rgb(scenes, 0.97, 0.98, 1.0), snow)
     for k in range(10):
-        flake = ellipse(x - col(((n[:, 30] + 0.37 * k) % 1.0) * 2 - 1), y - col(((n[:, 31] + 0.61 * k) % 1.0) * 2 - 1), 0.035, 0.035)
+        flake = ellipse(
+            x - col(((n[:, 30] + 0.37 * k) % 1.0) * 2 - 1), y - col(((n[:, 31] + 0.61 * k) % 1.0) * 2 - 1), 0.035, 0.035
+        )
         canvas.paint(flake, _rgb(scenes, 1.0, 1.0, 1.0), snow)
 
 
@@ -174,7 +178,10 @@ def _forest_and_city(canvas: Canvas, scenes: Scenes, everywhere: Tensor) -> None
         height = 0.55 + 0.45 * n[:, 31 + k]
         tower = box(x - col(centre), y - (0.9 - col(height)), 0.24, height)
         canvas.paint(tower, _rgb(scenes, 0.33, 0.30, 0.46), city)
-        windows = both(tower + 0.05, torch.maximum(((x - col(centre)) * 7 % 1.0 - 0.5).abs(), (y * 6 % 1.0 - 0.5).abs()) / 7 - 0.035)
+        windows = both(
+            tower + 0.05,
+            torch.maximum(((x - col(centre)) * 7 % 1.0 - 0.5).abs(), (y * 6 % 1.0 - 0.5).abs()) / 7 - 0.035,
+        )
         canvas.paint(windows, _rgb(scenes, 1.0, 0.88, 0.45), city)
     canvas.paint(-(y - 0.5).expand_as(everywhere), _rgb(scenes, 0.28, 0.55, 0.22), forest)
     canvas.paint(-(y - 0.6).expand_as(everywhere), _rgb(scenes, 0.36, 0.36, 0.40), city)
@@ -185,7 +192,9 @@ def _space(canvas: Canvas, scenes: Scenes, everywhere: Tensor) -> None:
     space = (scenes.place == 3).float()
     canvas.paint(everywhere, _rgb(scenes, 0.05, 0.04, 0.15), space)
     for k in range(14):
-        star = ellipse(x - col(((n[:, 30] + 0.381 * k) % 1.0) * 2 - 1), y - col(((n[:, 31] + 0.727 * k) % 1.0) * 2 - 1), 0.03, 0.03)
+        star = ellipse(
+            x - col(((n[:, 30] + 0.381 * k) % 1.0) * 2 - 1), y - col(((n[:, 31] + 0.727 * k) % 1.0) * 2 - 1), 0.03, 0.03
+        )
         canvas.paint(star, _rgb(scenes, 0.95, 0.95, 1.0), space)
     planet_x = col(torch.where(n[:, 27] > 0.5, 0.72, -0.72))
     planet = ellipse(x - planet_x, y + 0.70, 0.19, 0.19)
@@ -256,4 +265,16 @@ def _handshake(canvas: Canvas, scenes: Scenes, figures: list[Figure]) -> None:
         canvas.paint(hand.expand(len(scenes), -1, -1), figure.skin, shake)
 
 
-__all__ = ["ACTS", "NUISANCES", "EXPRESSIONS", "PLACES", "STYLES", "WORN", "Rendered", "Scenes", "moment_of", "random_scenes", "render"]
+__all__ = [
+    "ACTS",
+    "EXPRESSIONS",
+    "NUISANCES",
+    "PLACES",
+    "STYLES",
+    "WORN",
+    "Rendered",
+    "Scenes",
+    "moment_of",
+    "random_scenes",
+    "render",
+]

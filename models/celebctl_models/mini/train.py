@@ -20,7 +20,15 @@ from .names import name_book
 from .training.workshop import Workshop
 
 #: Shares of the whole time, from what mattered on two CPU cores.
-SHARES = {"autoencoder": 0.14, "text": 0.05, "denoiser": 0.64, "recogniser": 0.06, "detector": 0.04, "judge": 0.05, "attributes": 0.02}
+SHARES = {
+    "autoencoder": 0.14,
+    "text": 0.05,
+    "denoiser": 0.64,
+    "recogniser": 0.06,
+    "detector": 0.04,
+    "judge": 0.05,
+    "attributes": 0.02,
+}
 STAGES = (*SHARES, "assemble")
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -28,7 +36,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 class Line:
     """The production line: each stage asks for what stands before it, made once and kept."""
 
-    def __init__(self, shop: Workshop, minutes: dict[str, float], shards: int, batch: int, start: dict[str, torch.Tensor] | None) -> None:
+    def __init__(
+        self, shop: Workshop, minutes: dict[str, float], shards: int, batch: int, start: dict[str, torch.Tensor] | None
+    ) -> None:
         self.shop, self.minutes, self.shards, self.batch, self.start = shop, minutes, shards, batch, start
         self.made: dict[str, Any] = {}
 
@@ -64,7 +74,14 @@ class Line:
 
         tokenizer, text = self.get("text")
         return denoiser.train(
-            self.shop, self.get("pictures"), self.get("latents"), tokenizer, text, self.minutes["denoiser"], batch=self.batch, start=self.start
+            self.shop,
+            self.get("pictures"),
+            self.get("latents"),
+            tokenizer,
+            text,
+            self.minutes["denoiser"],
+            batch=self.batch,
+            start=self.start,
         )
 
     def _faces(self, name: str, draw: int, shards: int) -> Any:
@@ -83,7 +100,9 @@ class Line:
     def _recogniser(self) -> Any:
         from .training.faces import train_recogniser
 
-        return train_recogniser(self.shop, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False)
+        return train_recogniser(
+            self.shop, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False
+        )
 
     def _judge(self) -> Any:
         from .training.faces import train_recogniser
@@ -98,7 +117,9 @@ class Line:
     def _attributes(self) -> Any:
         from .training import attributes
 
-        return attributes.train(self.shop, self.get("pictures"), self.get("latents"), self.get("autoencoder"), self.minutes["attributes"])
+        return attributes.train(
+            self.shop, self.get("pictures"), self.get("latents"), self.get("autoencoder"), self.minutes["attributes"]
+        )
 
     def assemble(self, out: Path) -> None:
         from .training import assemble as pack
@@ -135,7 +156,13 @@ def main() -> None:
     minutes = {name: 60.0 * args.hours * share for name, share in SHARES.items()}
     if args.only and args.minutes:
         minutes[args.only] = args.minutes
-    line = Line(Workshop(args.work, torch.device(args.device)), minutes, args.shards, args.batch, shipped_unet() if args.from_shipped else None)
+    line = Line(
+        Workshop(args.work, torch.device(args.device)),
+        minutes,
+        args.shards,
+        args.batch,
+        shipped_unet() if args.from_shipped else None,
+    )
     if args.only and args.only != "assemble":
         line.get(args.only)
         return

@@ -25,7 +25,11 @@ def build_tokenizer(words: list[str], folder: Path) -> int:
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=20000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=sorted(alphabet), show_progress=False
+        vocab_size=20000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
     )
     bpe.train_from_iterator([" ".join(unique)], trainer)
     import json
@@ -34,7 +38,9 @@ def build_tokenizer(words: list[str], folder: Path) -> int:
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in state["merges"]]
     # CLIP's own order: bytes, bytes at word end, merges, then the two specials.
     symbols = sorted(alphabet)
-    tokens = symbols + [s + "</w>" for s in symbols] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = (
+        symbols + [s + "</w>" for s in symbols] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    )
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
     split = [w for w in unique if len(tokenizer(w)["input_ids"]) != 3]

@@ -58,7 +58,9 @@ def staged(factors: torch.Tensor, *, two: bool, wanted: Sequence[Wanted], seeds:
     )  # fmt: skip
 
 
-def fresh_renders(z: Floats, *, wanted: Sequence[Wanted], seeds: Sequence[int], partner: Floats | None = None, size: int = 64) -> Rendered:
+def fresh_renders(
+    z: Floats, *, wanted: Sequence[Wanted], seeds: Sequence[int], partner: Floats | None = None, size: int = 64
+) -> Rendered:
     """True pictures of people ``z`` (B, F), with ``partner`` (B, F) on the right if given, at ``size`` px."""
     first = torch.from_numpy(uniform_from_normal(z))
     second = first if partner is None else torch.from_numpy(uniform_from_normal(partner))

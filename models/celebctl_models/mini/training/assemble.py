@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..names import NameBook
+from celebctl_models.mini.names import NameBook
+
 from .data import FACTS
 from .denoiser import SCHEDULE
 from .networks import AttributeReader, Detector
@@ -39,13 +40,22 @@ class UnitScale(nn.Module):
         return nn.functional.normalize(made, dim=1) if self.normalise else made
 
 
-def save_onnx(network: nn.Module, example: Tensor, path: Path, names: tuple[list[str], list[str]], dynamic: Any) -> None:
+def save_onnx(
+    network: nn.Module, example: Tensor, path: Path, names: tuple[list[str], list[str]], dynamic: Any
+) -> None:
     """Weights rounded to fp16 and stored so, computed in fp32 (a Cast behind each): half the bytes, any runtime."""
     import onnx
 
     network = network.float().eval().to(memory_format=torch.contiguous_format)
     program = torch.onnx.export(
-        network, (example,), dynamo=True, input_names=names[0], output_names=names[1], dynamic_shapes=dynamic, opset_version=18, verbose=False
+        network,
+        (example,),
+        dynamo=True,
+        input_names=names[0],
+        output_names=names[1],
+        dynamic_shapes=dynamic,
+        opset_version=18,
+        verbose=False,
     )
     assert program is not None
     model = halve_weights(program.model_proto)
@@ -89,19 +99,33 @@ def save_diffusion(folder: Path, vae: Any, text: Any, unet: Any, tokenizer: Any)
 
 def save_faces(folder: Path, recogniser: nn.Module, detector: Detector) -> None:
     batch = torch.export.Dim.DYNAMIC
-    save_onnx(recogniser, torch.zeros(2, 3, 112, 112), folder / "recogniser.onnx", (["input.1"], ["feature"]), ({0: batch},))
+    save_onnx(
+        recogniser, torch.zeros(2, 3, 112, 112), folder / "recogniser.onnx", (["input.1"], ["feature"]), ({0: batch},)
+    )
     outputs = [f"{kind}_{stride}" for kind in ("score", "bbox", "kps") for stride in Detector.STRIDES]
     save_onnx(detector, torch.zeros(1, 3, 128, 128), folder / "detector.onnx", (["input.1"], outputs), None)
-    (folder / "faces.json").write_text(json.dumps({"det_size": [128, 128], "det_thresh": 0.5}, indent=1) + "\n")
+    (folder / "faces.json").write_text(json.dumps({"det_size": [128, 128], "det_thresh": 0.5, "min_face": 16}, indent=1) + "\n")
 
 
 def save_scoring(folder: Path, judge: nn.Module, attributes: AttributeReader) -> None:
-    from ..figure import EXPRESSIONS, WORN
-    from ..scenes import ACTS, PLACES, STYLES
+    from celebctl_models.mini.figure import EXPRESSIONS, WORN
+    from celebctl_models.mini.scenes import ACTS, PLACES, STYLES
 
     batch = torch.export.Dim.DYNAMIC
-    save_onnx(UnitScale(judge, normalise=True), torch.zeros(2, 3, 112, 112), folder / "judge.onnx", (["pixels"], ["feature"]), ({0: batch},))
-    save_onnx(UnitScale(attributes, normalise=False), torch.zeros(2, 3, 64, 64), folder / "attributes.onnx", (["pixels"], ["logits"]), ({0: batch},))
+    save_onnx(
+        UnitScale(judge, normalise=True),
+        torch.zeros(2, 3, 112, 112),
+        folder / "judge.onnx",
+        (["pixels"], ["feature"]),
+        ({0: batch},),
+    )
+    save_onnx(
+        UnitScale(attributes, normalise=False),
+        torch.zeros(2, 3, 64, 64),
+        folder / "attributes.onnx",
+        (["pixels"], ["logits"]),
+        ({0: batch},),
+    )
     labels = dict(zip(FACTS, [["one", "two"], PLACES, ACTS, EXPRESSIONS, WORN, STYLES], strict=True))
     assert tuple(len(v) for v in labels.values()) == SIZES
     (folder / "attributes.json").write_text(json.dumps({k: list(v) for k, v in labels.items()}, indent=1) + "\n")

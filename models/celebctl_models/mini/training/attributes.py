@@ -17,7 +17,10 @@ from .workshop import TimeBox, Workshop, batches, run_stage
 
 
 def attribute_loss(logits: Tensor, facts: Tensor) -> Tensor:
-    return sum((F.cross_entropy(part, facts[:, i]) for i, part in enumerate(logits.split(SIZES, 1))), torch.zeros((), device=logits.device))
+    return sum(
+        (F.cross_entropy(part, facts[:, i]) for i, part in enumerate(logits.split(SIZES, 1))),
+        torch.zeros((), device=logits.device),
+    )
 
 
 def train(shop: Workshop, pictures: Pictures, latents: Tensor, vae: Any, minutes: float) -> AttributeReader:
@@ -49,6 +52,9 @@ def train(shop: Workshop, pictures: Pictures, latents: Tensor, vae: Any, minutes
     with torch.no_grad():
         index = np.arange(held, len(pictures))
         parts = network(pictures.images(index).to(shop.device)).split(SIZES, 1)
-        right = {name: float((part.argmax(1).cpu() == torch.from_numpy(pictures.facts[index, i])).float().mean()) for i, (name, part) in enumerate(zip(FACTS, parts, strict=True))}
+        right = {
+            name: float((part.argmax(1).cpu() == torch.from_numpy(pictures.facts[index, i])).float().mean())
+            for i, (name, part) in enumerate(zip(FACTS, parts, strict=True))
+        }
     shop.say("attributes on 1,024 held-out scenes: " + "  ".join(f"{k} {v:.3f}" for k, v in right.items()))
     return network

@@ -45,7 +45,9 @@ def reconstruction_loss(made: Tensor, image: Tensor, weight: Tensor) -> Tensor:
 
 
 def random_crop(image: Tensor, weight: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    top, left = (int(torch.randint(0, image.shape[-1] - side + 1, (1,), generator=generator)) // 4 * 4 for _ in range(2))
+    top, left = (
+        int(torch.randint(0, image.shape[-1] - side + 1, (1,), generator=generator)) // 4 * 4 for _ in range(2)
+    )
     window = (..., slice(top, top + side), slice(left, left + side))
     return image[window], weight[window]
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..captions import ANYONE, caption
-from ..names import NameBook, name_book
-from ..people import FACTORS, strangers, uniform_from_normal
-from ..scenes import Scenes, random_scenes, render
+from celebctl_models.mini.captions import ANYONE, caption
+from celebctl_models.mini.names import NameBook, name_book
+from celebctl_models.mini.people import FACTORS, strangers, uniform_from_normal
+from celebctl_models.mini.scenes import Scenes, random_scenes, render
+
 from .workshop import Workshop
 
 SHARD = 4096
@@ -36,11 +37,15 @@ def draw_people(book: NameBook, count: int, rng: np.random.Generator) -> People:
     """Mostly celebrities, some ordinary people whose names recombine, a few nobody names."""
     kind = rng.choice(3, size=(count, 2), p=[0.74, 0.22, 0.04])
     famous = rng.integers(len(book.pairs), size=(count, 2))
-    mixed = np.stack([rng.integers(len(book.first_names), size=(count, 2)), rng.integers(len(book.last_names), size=(count, 2))], -1)
+    mixed = np.stack(
+        [rng.integers(len(book.first_names), size=(count, 2)), rng.integers(len(book.last_names), size=(count, 2))], -1
+    )
     pair = np.where((kind == 0)[..., None], book.pairs[famous], mixed)
     ordinary = book.ordinary(pair.reshape(-1, 2)).reshape(count, 2, -1)
     unnamed = strangers(2 * count, int(rng.integers(2**62))).reshape(count, 2, -1)
-    z = np.where((kind == 0)[..., None], book.celebrities()[famous], np.where((kind == 1)[..., None], ordinary, unnamed))
+    z = np.where(
+        (kind == 0)[..., None], book.celebrities()[famous], np.where((kind == 1)[..., None], ordinary, unnamed)
+    )
     return People(kind, np.where((kind == 2)[..., None], -1, pair), z.astype(np.float32))
 
 
@@ -109,7 +114,11 @@ def who(book: NameBook, people: People, index: int, two: bool, rng: np.random.Ge
     said: list[str] = []
     for slot in range(2 if two else 1):
         first, last = people.pair[index, slot]
-        said.append(ANYONE[int(rng.integers(len(ANYONE)))] if first < 0 else f"{book.first_names[first]} {book.last_names[last]}")
+        said.append(
+            ANYONE[int(rng.integers(len(ANYONE)))]
+            if first < 0
+            else f"{book.first_names[first]} {book.last_names[last]}"
+        )
     return said
 
 
@@ -118,7 +127,9 @@ def captions_for(book: NameBook, pictures: Pictures, index: NDArray[np.int64], r
     told: list[str] = []
     for i in index:
         two, place, act, expression, worn, style = (int(v) for v in pictures.facts[i])
-        told.append(caption(who(book, pictures.people, int(i), bool(two), rng), place, act, expression, worn, style, rng))
+        told.append(
+            caption(who(book, pictures.people, int(i), bool(two), rng), place, act, expression, worn, style, rng)
+        )
     return told
 
 

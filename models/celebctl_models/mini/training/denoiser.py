@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..names import name_book
+from celebctl_models.mini.names import name_book
+
 from .data import Pictures, captions_for
 from .text import LENGTH, WIDTH
 from .workshop import Average, TimeBox, Workshop, batches, run_stage
 
 CHANNELS = (96, 192)
-SCHEDULE = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-    set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction", timestep_spacing="leading",
-)  # fmt: skip
+SCHEDULE = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
+    "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "v_prediction", "timestep_spacing": "leading",
+}  # fmt: skip
 
 
 def build() -> Any:
@@ -38,7 +39,9 @@ def build() -> Any:
 def standardise_latents(vae: Any, pictures: Pictures, shop: Workshop) -> None:
     """Fold zero mean and unit variance per channel into the 1 x 1 convolutions beside the latent, so scaling_factor is 1."""
     index = np.arange(0, len(pictures), max(1, len(pictures) // 1024))[:1024]
-    means = torch.cat([vae.encode(pictures.images(part).to(shop.device)).latent_dist.mean for part in np.array_split(index, 16)])
+    means = torch.cat(
+        [vae.encode(pictures.images(part).to(shop.device)).latent_dist.mean for part in np.array_split(index, 16)]
+    )
     mu, sd = means.mean((0, 2, 3)), means.std((0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
     quant.weight[:4] /= sd.view(-1, 1, 1, 1)

@@ -19,15 +19,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..people import strangers, uniform_from_normal
-from ..scenes import random_scenes, render
+from celebctl_models.mini.people import strangers, uniform_from_normal
+from celebctl_models.mini.scenes import random_scenes, render
+
 from .networks import Detector, Judge, Recogniser
 from .text import appearance
 from .workshop import TimeBox, Workshop, batches, run_stage
 
 IDENTITIES, FACE_SHARD = 3600, 3000
 #: ArcFace's 112 x 112 template (insightface `face_align.arcface_dst`), px.
-TEMPLATE = torch.tensor([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+TEMPLATE = torch.tensor(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
 
 
 def make_face_shard(path: Path, seed: int, draw: int) -> None:
@@ -40,7 +43,11 @@ def make_face_shard(path: Path, seed: int, draw: int) -> None:
     who = torch.randint(0, IDENTITIES, (FACE_SHARD, 2), generator=generator)
     factors = torch.from_numpy(uniform_from_normal(z))[who]
     scenes = random_scenes(factors, torch.rand(FACE_SHARD, generator=generator) < 0.55, generator)
-    images, points, boxes = np.empty((FACE_SHARD, 3, 64, 64), np.uint8), np.empty((FACE_SHARD, 2, 5, 2), np.float32), np.empty((FACE_SHARD, 2, 4), np.float32)
+    images, points, boxes = (
+        np.empty((FACE_SHARD, 3, 64, 64), np.uint8),
+        np.empty((FACE_SHARD, 2, 5, 2), np.float32),
+        np.empty((FACE_SHARD, 2, 4), np.float32),
+    )
     with torch.no_grad():
         for start in range(0, FACE_SHARD, 30):
             drawn = render(scenes[slice(start, start + 30)], 64)
@@ -65,7 +72,9 @@ class Faces:
     def slots(self) -> NDArray[np.int64]:
         """(M, 2) of (picture, person) for everyone who is there."""
         rows = np.arange(len(self.two))
-        return np.concatenate([np.stack([rows, np.zeros_like(rows)], 1), np.stack([rows, np.ones_like(rows)], 1)[self.two]])
+        return np.concatenate(
+            [np.stack([rows, np.zeros_like(rows)], 1), np.stack([rows, np.ones_like(rows)], 1)[self.two]]
+        )
 
 
 def load_faces(shop: Workshop, name: str, draw: int, shards: int) -> Faces:
@@ -79,7 +88,9 @@ def load_faces(shop: Workshop, name: str, draw: int, shards: int) -> Faces:
             list(pool.map(make_face_shard, [p for p, _ in missing], [s for _, s in missing], [draw] * len(missing)))
     known = [np.load(p.with_suffix(".npz")) for p in paths]
     joined = {key: np.concatenate([k[key] for k in known]) for key in ("who", "two", "points", "boxes")}
-    return Faces(images=np.concatenate([np.load(p.with_suffix(".npy")) for p in paths]), z=strangers(IDENTITIES, draw), **joined)
+    return Faces(
+        images=np.concatenate([np.load(p.with_suffix(".npy")) for p in paths]), z=strangers(IDENTITIES, draw), **joined
+    )
 
 
 @torch.no_grad()
@@ -92,7 +103,9 @@ def add_decoded(faces: Faces, vae: Any, shop: Workshop, name: str) -> None:
         for start in range(0, len(chosen), 32):
             image = torch.from_numpy(faces.images[chosen[start : start + 32]]).float().div(127.5).sub(1).to(shop.device)
             with shop.autocast():
-                decoded = vae.decode(vae.encode(image.contiguous(memory_format=torch.channels_last)).latent_dist.mean).sample
+                decoded = vae.decode(
+                    vae.encode(image.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+                ).sample
             made[start : start + 32] = ((decoded.float().clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).cpu().numpy()
         np.save(path, made)
     faces.images[chosen] = np.load(path)
@@ -166,11 +179,20 @@ def verification(network: nn.Module, faces: Faces, shop: Workshop) -> str:
     who = torch.from_numpy(faces.who[slots[:, 0], slots[:, 1]])
     image = torch.from_numpy(faces.images[slots[:, 0]]).float().div(127.5).sub(1)
     points = torch.from_numpy(faces.points[slots[:, 0], slots[:, 1]])
-    feature = torch.cat([F.normalize(network(crop_112(i, p).to(shop.device)).float(), dim=1).cpu() for i, p in zip(image.split(100), points.split(100), strict=True)])
+    feature = torch.cat(
+        [
+            F.normalize(network(crop_112(i, p).to(shop.device)).float(), dim=1).cpu()
+            for i, p in zip(image.split(100), points.split(100), strict=True)
+        ]
+    )
     cosine, same = feature @ feature.T, who[:, None] == who[None]
     upper = torch.ones_like(cosine).triu(1).bool()
     positive, negative = cosine[same & upper], cosine[~same & upper]
-    threshold = negative.quantile(0.999) if len(negative) < 1.5e7 else negative[::2].sort().values[int(0.999 * len(negative[::2]))]
+    threshold = (
+        negative.quantile(0.999)
+        if len(negative) < 1.5e7
+        else negative[::2].sort().values[int(0.999 * len(negative[::2]))]
+    )
     network.train()
     return f"same {positive.mean():.3f} other {negative.mean():.3f}+-{negative.std():.3f} TAR@1e-3 {(positive > threshold).float().mean():.3f}"
 
@@ -180,7 +202,9 @@ def train_recogniser(shop: Workshop, faces: Faces, held_out: Faces, minutes: flo
     name = "judge" if judge else "recogniser"
     torch.manual_seed(shop.seed + (31 if judge else 21))
     network: nn.Module = (Judge() if judge else Recogniser()).to(shop.device).to(memory_format=torch.channels_last)
-    margin = Margin(faces.z, 256 if judge else 512, additive=judge, seed=shop.seed + (32 if judge else 22)).to(shop.device)
+    margin = Margin(faces.z, 256 if judge else 512, additive=judge, seed=shop.seed + (32 if judge else 22)).to(
+        shop.device
+    )
     optimiser = torch.optim.AdamW([*network.parameters(), *margin.parameters()], lr=2e-3, weight_decay=0.02)
     generator = torch.Generator().manual_seed(shop.seed + (33 if judge else 23))
     slots, stream = faces.slots(), None
@@ -191,7 +215,9 @@ def train_recogniser(shop: Workshop, faces: Faces, held_out: Faces, minutes: flo
         image = torch.from_numpy(faces.images[at[:, 0]]).float().div_(127.5).sub_(1.0)
         points = torch.from_numpy(faces.points[at[:, 0], at[:, 1]])
         points = points + 0.35 * torch.randn(points.shape, generator=generator)
-        crop = F.interpolate(augment(crop_112(image, points, 56), generator), size=112, mode="bilinear", align_corners=False)
+        crop = F.interpolate(
+            augment(crop_112(image, points, 56), generator), size=112, mode="bilinear", align_corners=False
+        )
         crop = crop.to(shop.device, memory_format=torch.channels_last)
         with shop.autocast():
             feature = network(crop)
@@ -205,7 +231,9 @@ def train_recogniser(shop: Workshop, faces: Faces, held_out: Faces, minutes: flo
     return network.eval()
 
 
-def detector_batch(faces: Faces, index: NDArray[np.int64], side: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def detector_batch(
+    faces: Faces, index: NDArray[np.int64], side: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Randomly zoomed and shifted scenes at ``side`` px: image (B, 3, side, side) in [-1, 1], boxes, points, present (B, 2)."""
     count = len(index)
     zoom = torch.exp(torch.empty(count).uniform_(-0.75, 0.35, generator=generator))  # < 1 shrinks the scene
@@ -214,7 +242,10 @@ def detector_batch(faces: Faces, index: NDArray[np.int64], side: int, generator:
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1.0 / zoom
     theta[:, :, 2] = -shift / zoom[:, None]
-    picture = F.grid_sample(image, F.affine_grid(theta, [count, 3, side, side], align_corners=False), align_corners=False) - 1.0
+    picture = (
+        F.grid_sample(image, F.affine_grid(theta, [count, 3, side, side], align_corners=False), align_corners=False)
+        - 1.0
+    )
 
     def move(px: Tensor) -> Tensor:  # (B, 2, n, 2) in 64-px pixels -> side px
         unit = px / 32.0 - 1.0
@@ -236,7 +267,11 @@ def detector_loss(maps: list[Tensor], boxes: Tensor, points: Tensor, present: Te
     for k, (raw, stride) in enumerate(zip(maps, Detector.STRIDES, strict=True)):
         raw = raw.float()
         rows, columns = raw.shape[2:]
-        y, x = torch.meshgrid(torch.arange(rows, device=raw.device) * stride, torch.arange(columns, device=raw.device) * stride, indexing="ij")
+        y, x = torch.meshgrid(
+            torch.arange(rows, device=raw.device) * stride,
+            torch.arange(columns, device=raw.device) * stride,
+            indexing="ij",
+        )
         cell = torch.stack([x, y], -1).float()  # (h, w, 2)
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
         near = (cell[None, None] - centre[:, :, None, None]).abs().amax(-1) <= 0.75 * stride
@@ -244,14 +279,18 @@ def detector_loss(maps: list[Tensor], boxes: Tensor, points: Tensor, present: Te
         taken = mine.any(1)
         score = raw[:, 0]
         p = score.sigmoid()
-        focal = F.binary_cross_entropy_with_logits(score, taken.float(), reduction="none") * torch.where(taken, (1 - p) ** 2, 0.6 * p**2)
+        focal = F.binary_cross_entropy_with_logits(score, taken.float(), reduction="none") * torch.where(
+            taken, (1 - p) ** 2, 0.6 * p**2
+        )
         total = total + focal.sum() / present.sum().clamp_min(1)
         b, person, i, j = mine.nonzero(as_tuple=True)
         if len(b):
             at = cell[i, j]
             box, point = boxes[b, person], points[b, person]
             want = torch.cat([at - box[:, :2], box[:, 2:] - at, (point - at[:, None]).flatten(1)], 1) / stride
-            total = total + 0.5 * F.smooth_l1_loss(raw[b, 1:, i, j], want, beta=0.1) * len(b) / present.sum().clamp_min(1)
+            total = total + 0.5 * F.smooth_l1_loss(raw[b, 1:, i, j], want, beta=0.1) * len(b) / present.sum().clamp_min(
+                1
+            )
             hits += p[taken].mean().item()
     return total, hits / 3
 

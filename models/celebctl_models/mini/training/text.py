@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..captions import ANYONE, caption, vocabulary
-from ..drawing import classes, pick, ramp
-from ..figure import EXPRESSIONS, HAIR, SKIN, STYLE_SHARES, WORN
-from ..names import NameBook, name_book
-from ..people import FACTORS, uniform_from_normal
-from ..scenes import ACTS, PLACES, STYLES, random_scenes
-from ..words import COMMON, build_tokenizer
+from celebctl_models.mini.captions import ANYONE, caption, vocabulary
+from celebctl_models.mini.drawing import classes, pick, ramp
+from celebctl_models.mini.figure import EXPRESSIONS, HAIR, SKIN, STYLE_SHARES, WORN
+from celebctl_models.mini.names import NameBook, name_book
+from celebctl_models.mini.people import FACTORS, uniform_from_normal
+from celebctl_models.mini.scenes import ACTS, PLACES, STYLES, random_scenes
+from celebctl_models.mini.words import COMMON, build_tokenizer
+
 from .data import FACTS, draw_people
 from .workshop import TimeBox, Workshop, run_stage
 
@@ -54,7 +55,9 @@ def appearance(z: np.ndarray) -> Tensor:
         F.one_hot(classes(column["hair_style"], STYLE_SHARES), 8), F.one_hot(classes(column["glasses"], (0.62, 0.20, 0.18)), 3),
         F.one_hot(classes(column["beard"], (0.58, 0.13, 0.13, 0.16)), 4), F.one_hot(classes(column["marks"], (0.58, 0.18, 0.12, 0.12)), 4),
     ]  # fmt: skip
-    return torch.cat([torch.from_numpy(z), 3.0 * (skin - 0.5), 3.0 * (hair - 0.5), *[k.float() * 2.0 for k in kinds]], 1)
+    return torch.cat(
+        [torch.from_numpy(z), 3.0 * (skin - 0.5), 3.0 * (hair - 0.5), *[k.float() * 2.0 for k in kinds]], 1
+    )
 
 
 def make_tokenizer(folder: Path, book: NameBook) -> Any:
@@ -76,7 +79,9 @@ class Reader(nn.Module):
         self.scene = nn.Linear(WIDTH, sum(SIZES))
 
 
-def text_batch(book: NameBook, tokenizer: Any, count: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+def text_batch(
+    book: NameBook, tokenizer: Any, count: int, rng: np.random.Generator, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Captions with all that is known: ids (B, L), positions of last names (B, 2, -1 if none), looks (B, 2, A), facts (B, 6)."""
     people = draw_people(book, count, rng)
     scenes = random_scenes(torch.zeros(count, 2, len(FACTORS)), torch.rand(count, generator=generator) < 0.5, generator)
@@ -86,11 +91,15 @@ def text_batch(book: NameBook, tokenizer: Any, count: int, rng: np.random.Genera
         who = []
         for slot in range(2 if facts[i, 0] else 1):
             first, last = people.pair[i, slot]
-            who.append(ANYONE[int(rng.integers(4))] if first < 0 else f"{book.first_names[first]} {book.last_names[last]}")
+            who.append(
+                ANYONE[int(rng.integers(4))] if first < 0 else f"{book.first_names[first]} {book.last_names[last]}"
+            )
         texts.append(caption(who, *(int(v) for v in facts[i, 1:]), rng))
     ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
     last_ids = torch.tensor(tokenizer.convert_tokens_to_ids([name + "</w>" for name in book.last_names]))
-    wanted = torch.where(torch.from_numpy(people.pair[..., 1]) < 0, -2, last_ids[torch.from_numpy(people.pair[..., 1]).clamp_min(0)])
+    wanted = torch.where(
+        torch.from_numpy(people.pair[..., 1]) < 0, -2, last_ids[torch.from_numpy(people.pair[..., 1]).clamp_min(0)]
+    )
     wanted[facts[:, 0] == 0, 1] = -2
     at = torch.full((count, 2), -1)
     for slot in range(2):
@@ -109,7 +118,9 @@ def text_loss(model: Any, reader: Reader, batch: dict[str, Tensor], end: int) ->
     named = batch["at"] >= 0
     token = hidden[rows[:, None], batch["at"].clamp_min(0)]  # (B, 2, D)
     person = ((reader.person(token) - batch["looks"]) ** 2).mean(-1)[named].mean()
-    role = F.cross_entropy(reader.role(token)[named], torch.arange(2, device=hidden.device).expand(len(hidden), 2)[named])
+    role = F.cross_entropy(
+        reader.role(token)[named], torch.arange(2, device=hidden.device).expand(len(hidden), 2)[named]
+    )
     read = reader.people(eos).view(len(hidden), 2, -1)
     everyone = ((read - batch["looks"]) ** 2).mean(-1)[named].mean()
     scene = sum(
@@ -124,9 +135,15 @@ def train(shop: Workshop, minutes: float) -> tuple[Any, Any]:
     book = name_book()
     tokenizer = make_tokenizer(shop.path("tokenizer"), book)
     torch.manual_seed(shop.seed + 2)
-    model, reader = build(len(tokenizer)).to(shop.device), Reader(appearance(np.zeros((1, len(FACTORS)), np.float32)).shape[1]).to(shop.device)
+    model, reader = (
+        build(len(tokenizer)).to(shop.device),
+        Reader(appearance(np.zeros((1, len(FACTORS)), np.float32)).shape[1]).to(shop.device),
+    )
     optimiser = torch.optim.AdamW(
-        [{"params": model.parameters(), "lr": 1.0e-3, "weight_decay": 0.02}, {"params": reader.parameters(), "lr": 3e-3}],
+        [
+            {"params": model.parameters(), "lr": 1.0e-3, "weight_decay": 0.02},
+            {"params": reader.parameters(), "lr": 3e-3},
+        ],
         betas=(0.9, 0.98),
     )
     rng, generator = np.random.Generator(np.random.PCG64(shop.seed + 3)), torch.Generator().manual_seed(shop.seed + 4)

@@ -1,0 +1,149 @@
+"""Stand-ins for the slow rooms behind the desk: a model without weights, a method that learns in no time, an exporter.
+
+They keep the real names and signatures (a test compares them), so that the command line is tested as it runs.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from bundle_doubles import FAMILY, TABLE_HASH, make_identity, write_bundle
+from face_doubles import write_face_models
+from PIL import Image
+
+from celebctl.library import Library, shelf_name
+from celebctl.method import PRESETS, LearnConfig
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.identity import Identity
+from celebctl_runtime.request import Request
+
+MODEL = "toy"
+SHELF = shelf_name(FAMILY, TABLE_HASH)
+
+
+@dataclass(frozen=True)
+class LearnStep:
+    """As the method reports."""
+
+    step: int
+    steps: int
+    loss: float
+    likeness: float | None
+    seconds: float
+    eta: float | None
+
+
+@dataclass
+class Stage:
+    """What the stand-ins were asked for, and how they are to behave."""
+
+    calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    interrupt_at: int | None = None
+    keep_checkpoint: bool = True
+
+    def learn_people(
+        self,
+        parts: Any,
+        analyser: Any,
+        photos: Sequence[Image.Image],
+        names: Sequence[str],
+        config: LearnConfig,
+        *,
+        basis: Any,
+        on_step: Callable[[LearnStep], None] = lambda step: None,
+        resume_from: Path | None = None,
+        checkpoint: Path | None = None,
+    ) -> list[Identity]:
+        """Learn by making numbers up; the same name and seed give the same numbers."""
+        faces = [analyser.analyse(photo) for photo in photos]
+        self.calls.append({"names": list(names), "config": config, "faces": faces, "resume_from": resume_from})
+        for step in range(1, 4):
+            if step == self.interrupt_at:
+                if checkpoint is not None and self.keep_checkpoint:
+                    checkpoint.write_text("half")
+                raise KeyboardInterrupt
+            on_step(LearnStep(step, 3, 1.0 / step, None if step == 1 else 0.5, float(step), float(3 - step)))
+        return [make_identity(name, seed=sum(name.encode()) + config.seed) for name in names]
+
+    def export_bundle(
+        self,
+        parts: Any,
+        identities: Sequence[Identity],
+        out: Path,
+        *,
+        spare_rows: int = 256,
+        dtype: str = "fp32",
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> Bundle:
+        """Write the toy bundle."""
+        self.calls.append({"out": out, "dtype": dtype, "people": [person.name for person in identities]})
+        on_stage("exporting step")
+        bundle = write_bundle(out, spare_rows=spare_rows)
+        for person in identities:
+            bundle.add(person)
+        return bundle
+
+
+def contact_sheet(parts: Any, identities: Sequence[Identity], photos: Sequence[Image.Image]) -> Image.Image:
+    """A small page."""
+    return Image.new("RGB", (32 * len(photos), 32), "white")
+
+
+def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False) -> str:
+    """Nobody looks at it here."""
+    return f"basis in {cache}"
+
+
+def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:
+    """A model that is only its name."""
+    return SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH)
+
+
+def draw_portrait(seed: int, size: int) -> Image.Image:
+    """Somebody in one colour."""
+    return Image.new("RGB", (size, size), (seed % 256, 128, 128))
+
+
+def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
+    """Put the stand-ins where the desk will import them from, with an empty library and face models in `folder`."""
+    stage = Stage()
+    monkeypatch.setenv("CELEBCTL_HOME", str(folder / "home"))
+    monkeypatch.setenv("CELEBCTL_MODEL", MODEL)
+    monkeypatch.setenv("CELEBCTL_FACE_MODELS", str(write_face_models(folder / "faces")))
+    rooms: dict[str, dict[str, Any]] = {
+        "celebctl.method": {
+            "LearnConfig": LearnConfig,
+            "PRESETS": {name: replace(preset, steps=3) for name, preset in PRESETS.items()},
+            "LearnStep": LearnStep,
+            "build_basis": build_basis,
+            "learn_people": stage.learn_people,
+            "contact_sheet": contact_sheet,
+        },
+        "celebctl_models.diffusion": {"load_parts": load_parts},
+        "celebctl_export": {"export_bundle": stage.export_bundle},
+        "celebctl_models.mini.world": {"draw_portrait": draw_portrait},
+    }
+    for name, contents in rooms.items():
+        module = ModuleType(name)
+        module.__dict__.update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    return stage
+
+
+def toy_bundle(library: Library, *people: Identity) -> Bundle:
+    """The model's bundle in the library, with these people."""
+    bundle = write_bundle(library.bundle_path(MODEL, TABLE_HASH))
+    for person in people:
+        bundle.add(person)
+    return bundle
+
+
+def recipe(path: Path) -> Request:
+    """The request in a picture."""
+    from celebctl_runtime.picture import read_request
+
+    return read_request(path)[0]

@@ -1,0 +1,292 @@
+"""Laws of the workshop: what is exported equals torch, at sizes it was not traced at, and people are only rows."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+
+torch: Any = pytest.importorskip("torch")
+onnx: Any = pytest.importorskip("onnx")
+ort: Any = pytest.importorskip("onnxruntime")
+
+from conftest import make_identity  # noqa: E402
+
+from celebctl_export import export_bundle, parity  # noqa: E402
+from celebctl_export.graphs import GraphSpec, graph_specs  # noqa: E402
+from celebctl_export.to_onnx import WeightFile, save_graph, to_onnx  # noqa: E402
+from celebctl_models.diffusion import context_from_ids  # noqa: E402
+from celebctl_runtime.backends import OrtBackend  # noqa: E402
+from celebctl_runtime.bundle import Bundle  # noqa: E402
+from celebctl_runtime.errors import (  # noqa: E402
+    CelebctlError,
+    EnvironmentProblem,
+    InputRejected,
+    IntegrityProblem,
+    UsageProblem,
+)
+from celebctl_runtime.files import sha256_file  # noqa: E402
+from celebctl_runtime.noise import initial_noise  # noqa: E402
+from celebctl_runtime.pipeline import generate  # noqa: E402
+from celebctl_runtime.request import Request  # noqa: E402
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_runtime.identity import Identity
+
+GRAPHS = ("text_encoder", "step", "step_nocfg", "vae_decoder")
+UNTRACED = [(1, 16, 16), (2, 6, 12), (4, 2, 4)]  # batch, latent height, latent width; the example was (3, 10, 14)
+
+
+@pytest.fixture(scope="module")
+def specs(tiny_parts: DiffusionParts) -> dict[str, GraphSpec]:
+    return {spec.name: spec for spec in graph_specs(tiny_parts, torch.float32)}
+
+
+def session(path: Path) -> Any:
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def graph_hashes(bundle: Path) -> dict[str, str]:
+    """Everything but the manifest and the token table."""
+    files = [path for path in bundle.iterdir() if path.suffix in {".onnx", ".data"} or path.name == "tokenizer.json"]
+    assert len(files) == 8
+    return {path.name: sha256_file(path) for path in files}
+
+
+def context_of(bundle: Path, parts: DiffusionParts, prompt: str) -> NDArray[np.float32]:
+    """The context of a prompt as any ONNX Runtime program gets it."""
+    opened = Bundle.open(bundle)
+    ids = opened.tokenizer().encode(prompt, opened.token_ids).ids
+    return session(bundle / "text_encoder.onnx").run(None, {"input_ids": ids[None]})[0]
+
+
+def inserted_context(bundle: Path, parts: DiffusionParts, prompt: str, person: Identity) -> Any:
+    """The same by torch: the untouched text encoder, with the person's embeddings put in."""
+    opened = Bundle.open(bundle)
+    encoded = opened.tokenizer().encode(prompt, opened.token_ids)
+    ids = torch.from_numpy(encoded.ids[None].copy())
+    first = next(at for name, at in encoded.positions if name == person.name)
+    ids[0, first : first + 2] = 0
+    rows = torch.from_numpy(person.embeddings[0].copy())[None]
+    return context_from_ids(parts.text_encoders[0], ids, rows, torch.tensor([[first, first + 1]]))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_graphs_equal_torch_at_sizes_not_traced(exported_path: Path, specs: dict[str, GraphSpec], graph: str) -> None:
+    for measured in parity.measure(specs[graph], exported_path / f"{graph}.onnx", UNTRACED, floor=1e-4):
+        assert measured.passed, measured
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_graphs_are_valid_opset_23_with_named_free_axes(exported_path: Path, graph: str) -> None:
+    model = onnx.load(str(exported_path / f"{graph}.onnx"), load_external_data=False)
+    onnx.checker.check_model(str(exported_path / f"{graph}.onnx"))
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == 23
+    facts = Bundle.open(exported_path).manifest.graphs[graph]
+    ends = {**facts.inputs, **facts.outputs}
+    for value in (*model.graph.input, *model.graph.output):
+        tensor = value.type.tensor_type
+        assert tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim) == ends[value.name].shape
+        assert str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)) == ends[value.name].dtype
+    assert "batch" in {dim for tensor in ends.values() for dim in tensor.shape}
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_graph_files_tell_nothing_of_the_machine_that_made_them(exported_path: Path, graph: str) -> None:
+    content = (exported_path / f"{graph}.onnx").read_bytes()
+    assert b".py" not in content and b"forward" not in content
+
+
+def test_baked_people_equal_inserted_embeddings(exported_path: Path, tiny_parts: DiffusionParts, ann: Identity) -> None:
+    prompt = "a portrait of ann playing chess"
+    context = context_of(exported_path, tiny_parts, prompt)
+    assert np.abs(context - inserted_context(exported_path, tiny_parts, prompt, ann).numpy()).max() < 1e-4
+    assert np.abs(context - context_of(exported_path, tiny_parts, prompt.replace("ann", r"\ann"))).max() > 1e-2
+
+
+def test_the_text_encoder_runs_anywhere_with_ids_alone(exported_path: Path, tiny_parts: DiffusionParts) -> None:
+    encoder = session(exported_path / "text_encoder.onnx")
+    assert [value.name for value in encoder.get_inputs()] == ["input_ids"]
+    options = {"padding": "max_length", "max_length": 77, "return_tensors": "pt"}
+    ids = tiny_parts.tokenizers[0](["a portrait of bob", "chess"], **options).input_ids
+    expected = tiny_parts.text_encoders[0](ids).last_hidden_state.numpy()
+    assert np.abs(encoder.run(None, {"input_ids": ids.numpy()})[0] - expected).max() < 1e-4
+
+
+def test_people_come_and_go_without_touching_a_graph(exported_copy: Path, tiny_parts: DiffusionParts) -> None:
+    before, prompt = graph_hashes(exported_copy), "bob and ann"
+    plain = context_of(exported_copy, tiny_parts, prompt)
+    bundle, bob = Bundle.open(exported_copy), make_identity(tiny_parts, "bob", seed=2)
+    start = time.perf_counter()
+    bundle.add(bob)
+    assert time.perf_counter() - start < 1
+    learned = context_of(exported_copy, tiny_parts, "bob")
+    assert np.abs(learned - inserted_context(exported_copy, tiny_parts, "bob", bob).numpy()).max() < 1e-4
+    start = time.perf_counter()
+    bundle.remove("bob")
+    assert time.perf_counter() - start < 1
+    assert np.array_equal(context_of(exported_copy, tiny_parts, prompt), plain)
+    assert graph_hashes(exported_copy) == before
+    Bundle.open(exported_copy, verify="full")
+
+
+def test_both_steps_share_one_file_of_weights(exported_path: Path, tiny_parts: DiffusionParts) -> None:
+    graphs = Bundle.open(exported_path).manifest.graphs
+    assert graphs["step"].data == graphs["step_nocfg"].data == ("unet.data",)
+    weights = sum(weight.numel() * 4 for weight in tiny_parts.unet.parameters())
+    count = len(list(tiny_parts.unet.parameters()))
+    assert (exported_path / "unet.data").stat().st_size < weights + 4096 * count + 65536
+    assert (exported_path / "unet.data").stat().st_size < 1.5 * weights
+
+
+def test_the_manifest_tells_the_facts_of_the_model(exported_path: Path, tiny_parts: DiffusionParts) -> None:
+    manifest = Bundle.open(exported_path, verify="full").manifest
+    assert manifest.model.table_hash == tiny_parts.table_hash and manifest.scheduler == tiny_parts.scheduler_config
+    assert (manifest.size.native, manifest.size.multiple, manifest.size.vae_factor) == ((64, 64), 8, 4)
+    table, vocabulary = manifest.token_tables[0], len(tiny_parts.tokenizers[0])
+    assert (table.first_spare_row, table.spare_rows, table.rows) == (vocabulary, 8, vocabulary + 8)
+    assert manifest.identities["ann"].rows == ((vocabulary, vocabulary + 1),)
+    assert {entry["graph"] for entry in manifest.parity} == set(GRAPHS)
+    assert len({tuple(entry["shape"]) for entry in manifest.parity if entry["output"] == "next_state"}) == 2
+    assert {"celebctl", "torch", "onnx", "onnxruntime"} <= manifest.created_by.keys()
+    assert str(tiny_parts.path) not in (exported_path / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_a_picture_equals_that_of_an_untouched_diffusers(
+    exported_copy: Path, tiny_folder: Path, tiny_parts: DiffusionParts, ann: Identity, prediction: str
+) -> None:
+    """Same noise, same prompt with a baked person: the runtime's pixels are StableDiffusionPipeline's."""
+    diffusers: Any = pytest.importorskip("diffusers")
+    manifest = json.loads((exported_copy / "manifest.json").read_text())
+    manifest["scheduler"]["prediction_type"] = prediction
+    (exported_copy / "manifest.json").write_text(json.dumps(manifest))
+    bundle, prompt, negative = Bundle.open(exported_copy), "a portrait of ann on the beach", "smiling"
+    decoded: list[NDArray[np.float32]] = []
+
+    class Recording(OrtBackend):
+        def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
+            decoded.append(super().decode(latent))
+            return decoded[-1]
+
+    request = Request(prompt, negative, seed=3, steps=6, guidance=2.5, sampler="ddim", width=64, height=48)
+    (picture,) = generate(bundle, Recording(bundle, "cpu"), request)
+
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(str(tiny_folder), local_files_only=True)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(manifest["scheduler"])
+    pipe.set_progress_bar_config(disable=True)
+    ids = torch.from_numpy(bundle.tokenizer().encode(negative, {}).ids[None].copy())
+    expected = pipe(
+        prompt_embeds=inserted_context(exported_copy, tiny_parts, prompt, ann),
+        negative_prompt_embeds=context_from_ids(tiny_parts.text_encoders[0], ids),
+        latents=torch.from_numpy(initial_noise(3, (4, 12, 16))[None]),
+        num_inference_steps=6,
+        guidance_scale=2.5,
+        width=64,
+        height=48,
+        output_type="pt",
+    ).images
+    assert np.abs(decoded[0] / 2 + 0.5 - expected.numpy()).max() < 1e-3
+    assert picture.request.identities == ("ann",)
+
+
+def test_a_failing_export_leaves_the_old_bundle(
+    exported_copy: Path, tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, beside = graph_hashes(exported_copy), sorted(exported_copy.parent.iterdir())
+    monkeypatch.setitem(parity.FLOORS, "fp32", 0.0)
+    with pytest.raises(IntegrityProblem, match="text_encoder graph is off by"):
+        export_bundle(tiny_parts, [], exported_copy, spare_rows=8)
+    assert sorted(exported_copy.parent.iterdir()) == beside and graph_hashes(exported_copy) == before
+    assert Bundle.open(exported_copy, verify="full").names == ("ann",)
+
+
+def test_nan_does_not_pass_for_parity() -> None:
+    good = parity.Parity("step", "next_state", (2, 1, 4, 8, 8), 1e-6, 3.0, 1e-4)
+    assert good.passed and not replace(good, max_abs_error=float("nan")).passed
+    with pytest.raises(IntegrityProblem):
+        parity.check([good, replace(good, max_abs_error=1.0)])
+
+
+def test_a_frozen_axis_is_an_error_and_never_a_graph(specs: dict[str, GraphSpec]) -> None:
+    class Frozen(torch.nn.Module):
+        def forward(self, latent: Any) -> Any:
+            return latent.reshape(3, 4, -1).sum(dim=-1)
+
+    spec = replace(specs["vae_decoder"], module=Frozen(), outputs={"image": ("batch", 4)})
+    with pytest.raises(IntegrityProblem, match="vae_decoder"):
+        to_onnx(spec, block=2)
+
+
+def test_half_precision_is_measured_against_float32(
+    tiny_parts: DiffusionParts, specs: dict[str, GraphSpec], tmp_path: Path
+) -> None:
+    half = next(spec for spec in graph_specs(tiny_parts, torch.float16) if spec.name == "vae_decoder")
+    assert tiny_parts.vae.dtype == torch.float32
+    save_graph(to_onnx(half, block=2), tmp_path / "vae_decoder.onnx", WeightFile(tmp_path / "vae_decoder.data"))
+    measured = parity.measure(specs["vae_decoder"], tmp_path / "vae_decoder.onnx", UNTRACED, parity.FLOORS["fp16"])
+    assert all(entry.passed and entry.max_abs_error > 1e-5 for entry in measured)
+
+
+def test_the_same_model_gives_the_same_bytes_in_silence(
+    specs: dict[str, GraphSpec], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (tmp_path / "first", tmp_path / "again"):
+        folder.mkdir()
+        save_graph(to_onnx(specs["text_encoder"], block=2), folder / "graph.onnx", WeightFile(folder / "graph.data"))
+    for name in ("graph.onnx", "graph.data"):
+        assert sha256_file(tmp_path / "first" / name) == sha256_file(tmp_path / "again" / name)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_people_are_checked_before_exporting(tiny_parts: DiffusionParts, ann: Identity, tmp_path: Path) -> None:
+    stranger = replace(ann, table_hash="0" * 64)
+    cases: list[tuple[type[CelebctlError], list[Identity], int]] = [
+        (IntegrityProblem, [stranger], 8),
+        (UsageProblem, [ann, ann], 8),
+        (UsageProblem, [ann, ann.renamed("anna")], 2),
+        (UsageProblem, [], 3),
+    ]
+    for problem, people, spare_rows in cases:
+        with pytest.raises(problem) as caught:
+            export_bundle(tiny_parts, people, tmp_path / "bundle", spare_rows=spare_rows)
+        assert caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_do_not_fit_are_refused(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
+    twins = replace(tiny_parts, text_encoders=tiny_parts.text_encoders * 2)
+    inpainting = replace(tiny_parts, unet=SimpleNamespace(config=SimpleNamespace(in_channels=9)))
+    for parts in (twins, inpainting):
+        with pytest.raises(InputRejected):
+            export_bundle(parts, [], tmp_path / "bundle")
+    with pytest.raises(UsageProblem):
+        export_bundle(tiny_parts, [], tmp_path / "bundle", dtype=cast(Any, "int3"))
+
+
+def test_a_directory_of_other_things_is_never_replaced(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageProblem, match="other files"):
+        export_bundle(tiny_parts, [], tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_missing_packages_are_named(
+    tiny_parts: DiffusionParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_spec(name: str) -> str | None:
+        return None if name == "onnxscript" else name
+
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
+    with pytest.raises(EnvironmentProblem, match="onnxscript") as caught:
+        export_bundle(tiny_parts, [], tmp_path / "bundle")
+    assert "celebctl[export" in caught.value.hint

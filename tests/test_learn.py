@@ -1,0 +1,187 @@
+"""Laws of learning, on the bundled model: determinism, resume, several people, refusals."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from celebctl.method import PRESETS, CelebBasis, LearnConfig, LearnStep, build_basis, contact_sheet, learn_people
+from celebctl.method.captions import encode_templates
+from celebctl.method.celebrities import load_faces, pairs_for_fit
+from celebctl.method.sampling import draw, rows_of
+from celebctl.method.views import FFHQ, align_ffhq, make_views, similarity
+from celebctl_models.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_models.mini.world import draw_portrait
+from celebctl_runtime.errors import InputRejected, IntegrityProblem
+from celebctl_runtime.identity import Identity
+
+SHORT = replace(PRESETS["clean"], steps=6, views=2, seed=4)
+
+
+@pytest.fixture(scope="module")
+def parts() -> DiffusionParts:
+    return load_parts("mini")
+
+
+@pytest.fixture(scope="module")
+def analyser(parts: DiffusionParts) -> InsightFaceAnalyser:
+    assert parts.card.faces_dir is not None
+    return InsightFaceAnalyser(parts.card.faces_dir)
+
+
+@pytest.fixture(scope="module")
+def basis(parts: DiffusionParts) -> CelebBasis:
+    return build_basis(parts)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Image.Image]:
+    return [draw_portrait(seed, 256) for seed in (21, 22)]
+
+
+def run(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis, photos: list[Image.Image], config: LearnConfig,
+    **options: object,
+) -> list[Identity]:  # fmt: skip
+    names = ["alice", "bob", "carol"][: len(photos)]
+    return learn_people(parts, analyser, photos, names, config, basis=basis, **options)  # type: ignore[arg-type]
+
+
+def test_the_bundled_basis_has_literally_1024_coefficients(basis: CelebBasis) -> None:
+    assert basis.size == 1024
+    assert basis.names == 691
+    assert (basis.spread[0] > 0).all(), "no null-space directions"
+
+
+def test_faithful_differs_from_clean_in_the_config_alone() -> None:
+    clean, faithful = PRESETS["clean"], PRESETS["faithful"]
+    assert type(clean) is type(faithful) is LearnConfig
+    assert (faithful.scale, faithful.start, faithful.background, faithful.steps * faithful.views) == (
+        "unit",
+        "random",
+        1.0,
+        800,
+    )
+
+
+def test_same_seed_same_numbers(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis, photos: list[Image.Image]
+) -> None:
+    one, again = (run(parts, analyser, basis, photos[:1], SHORT)[0] for _ in range(2))
+    assert one.digest == again.digest
+    other = run(parts, analyser, basis, photos[:1], replace(SHORT, seed=5))[0]
+    assert other.digest != one.digest
+
+
+def test_an_interrupted_run_resumes_to_the_very_same_numbers(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    whole = run(parts, analyser, basis, photos, SHORT)
+    kept = tmp_path / "checkpoint.pt"
+
+    def stop(now: LearnStep) -> None:
+        if now.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, analyser, basis, photos, SHORT, on_step=stop, checkpoint=kept)
+    resumed = run(parts, analyser, basis, photos, SHORT, resume_from=kept)
+    assert [p.digest for p in resumed] == [p.digest for p in whole]
+    with pytest.raises(IntegrityProblem, match="other photos, names or settings"):
+        run(parts, analyser, basis, photos, replace(SHORT, steps=7), resume_from=kept)
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(IntegrityProblem, match="cannot be resumed"):
+        run(parts, analyser, basis, photos, SHORT, resume_from=kept)
+
+
+def test_people_learned_together_are_different_people_and_carry_their_provenance(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    steps: list[LearnStep] = []
+    alice, bob = run(parts, analyser, basis, photos, SHORT, on_step=steps.append)
+    assert alice.coefficients[0].shape == (2, 512)
+    np.testing.assert_allclose(alice.embeddings[0], basis.embed(alice.coefficients)[0], atol=1e-6)
+    assert np.abs(alice.coefficients[0] - bob.coefficients[0]).max() > 1e-3
+    assert [s.step for s in steps] == list(range(1, 7))
+    assert steps[-1].likeness is not None
+    assert alice.provenance["preset"] == "clean" and alice.provenance["learned_together"] == "2"
+    alice.save(tmp_path / "alice.safetensors")
+    assert (tmp_path / "alice.safetensors").stat().st_size < 16_000
+    assert Identity.load(tmp_path / "alice.safetensors") == alice
+
+
+def test_the_faithful_preset_lands_one_unit_from_the_mean(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, photos: list[Image.Image]
+) -> None:
+    release = build_basis(parts, release=True)
+    config = replace(PRESETS["faithful"], steps=3)
+    person = run(parts, analyser, release, photos[:1], config)[0]
+    distance = np.linalg.norm(person.embeddings[0] - release.mean[0], axis=1)
+    assert (distance > 0.9).all() and (distance < 1.0 + 1e-4).all(), "an average of unit vectors"
+    assert (release.radius[0] < 0.6).all(), "far outside the celebrities, as METHOD section 8 item 2 says"
+
+
+def test_photos_without_exactly_one_face_are_refused(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis
+) -> None:
+    with pytest.raises(InputRejected, match="no face in the photo of alice"):
+        run(parts, analyser, basis, [Image.new("RGB", (200, 200), "grey")], SHORT)
+
+
+def test_views_keep_the_face_in_sight_and_weigh_it(analyser: InsightFaceAnalyser, photos: list[Image.Image]) -> None:
+    face = analyser.analyse(photos[0])[0]
+    for config in (PRESETS["clean"], PRESETS["faithful"]):
+        views = make_views(photos[0], face, 64, 12, config, torch.Generator().manual_seed(0))
+        assert views.pixels.shape == (12, 3, 64, 64) and views.weight.shape == (12, 1, 64, 64)
+        assert float(views.pixels.abs().max()) <= 1.0
+    clean = make_views(photos[0], face, 64, 12, PRESETS["clean"], torch.Generator().manual_seed(0))
+    share = (clean.weight > 0.9).float().mean((1, 2, 3))
+    assert (share > 0.05).all() and (share < 0.75).all()
+
+
+def test_alignment_brings_landmarks_to_the_template(photos: list[Image.Image], analyser: InsightFaceAnalyser) -> None:
+    points = analyser.analyse(photos[0])[0].landmarks
+    a, b, tx, ty = similarity(points.astype(np.float64), FFHQ)
+    moved = points @ np.array([[a, b], [-b, a]]) + [tx, ty]
+    assert np.linalg.norm(moved - FFHQ, axis=1).mean() < 60  # of 512; the drawn faces are no photographs
+    assert align_ffhq(photos[0], points, 128).size == (128, 128)
+
+
+def test_templates_hold_two_places_side_by_side_and_one_end(parts: DiffusionParts) -> None:
+    for kind in ("photo", "imagenet"):
+        captions = encode_templates(parts.tokenizers[0], 77, kind)
+        assert captions.ids.shape[1] == 77
+        assert (captions.positions[:, 1] == captions.positions[:, 0] + 1).all()
+        end = parts.tokenizers[0].eos_token_id
+        first_end = (captions.ids == end).long().argmax(1)
+        assert (first_end > captions.positions[:, 1]).all()
+
+
+def test_the_celebrities_pairs_come_from_this_very_text_encoder(parts: DiffusionParts, basis: CelebBasis) -> None:
+    features, units = pairs_for_fit(parts, basis, load_faces(parts))
+    assert len(features) == len(units) > 600
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, atol=1e-3)
+    assert abs(float((units**2).mean()) - 1.0) < 0.15, "units are celebrity standard deviations"
+
+
+def test_learned_rows_draw_like_baked_ones_whatever_the_batch(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis, photos: list[Image.Image]
+) -> None:
+    alice = run(parts, analyser, basis, photos[:1], SHORT)[0]
+    rows = {"alice": rows_of(alice)}
+    prompts = ["a photo of <alice>", "<alice> on the beach"]
+    together = draw(parts, prompts, [1, 2], rows, steps=3, fast=False)
+    alone = draw(parts, prompts[1:], [2], rows, steps=3, fast=False)
+    assert int(np.abs(together[1].astype(int) - alone[0].astype(int)).max()) <= 1
+
+
+def test_the_contact_sheet_has_a_row_for_everybody_and_one_for_both(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis, photos: list[Image.Image]
+) -> None:
+    people = run(parts, analyser, basis, photos, replace(SHORT, steps=2))
+    sheet = contact_sheet(parts, people, photos)
+    assert sheet.width > 7 * 192 and sheet.height > 3 * 192
