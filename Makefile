@@ -1,7 +1,6 @@
 # Each target first makes .venv, on a machine that has nothing but Python 3.11+, and then does its work.
 #
-#   make demo     learn two drawn people, export, and make a picture of both: about two minutes, no network after the
-#                 install, nothing outside ./demo is touched
+#   make demo     draw two people, learn them, export, make a picture of both; only ./demo is touched
 #   make test     the whole test suite
 #   make check    ruff and pyright (strict)
 #   make clean    remove .venv and demo
@@ -13,7 +12,7 @@ VENV   ?= .venv
 
 BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
-# Two people at a table need a seed like any picture does; this one is nobody's choice but 7.
+# Another seed, another game: make demo SEED=8
 SEED   ?= 7
 
 .PHONY: help demo test check clean
@@ -46,7 +45,7 @@ clean:
 # torch first and alone, so that pip does not go looking for a newer and far larger one. insightface asks for
 # opencv-python, which needs a desktop's libraries (libGL, X11); where those are missing, OpenCV without a desktop
 # takes its place.
-$(READY): pyproject.toml Makefile
+$(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo 'celebctl needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 6; }
 	$(PYTHON) -m venv $(VENV)

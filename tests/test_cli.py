@@ -1,5 +1,6 @@
 """The desk: results on stdout, talk on stderr, an exit code and a hint for everything that goes wrong."""
 
+import errno
 import inspect
 import json
 import os
@@ -219,7 +220,7 @@ def test_portrait_draws_and_tells_what_next(desk: Desk) -> None:
     assert said.lines == ["face.jpg"]
     assert "celebctl learn face.jpg --name alice" in said.err
     with Image.open("face.jpg") as picture:
-        assert picture.format == "JPEG" and picture.size == (256, 256)
+        assert picture.format == "JPEG" and picture.size == (512, 512)
 
 
 def test_portrait_tells_the_seed_it_drew(desk: Desk) -> None:
@@ -573,6 +574,17 @@ def test_pictures_replace_nothing_unasked(desk: Desk) -> None:
 def test_what_the_model_cannot_do_is_code_2(desk: Desk, words: tuple[str, ...], problem: str) -> None:
     toy_bundle(desk.library)
     refused(desk("gen", "beach", *words), 2, problem)
+
+
+def test_a_full_disk_is_code_6_and_leaves_no_half_picture(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_bundle(desk.library)
+
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    refused(desk("gen", "beach", "-o", "beach.png"), 6, "beach.png", "disk is full")
+    assert not list(desk.folder.iterdir())
 
 
 def test_cuda_without_cuda_is_code_6(desk: Desk) -> None:

@@ -19,8 +19,8 @@ ort: Any = pytest.importorskip("onnxruntime")
 from conftest import make_identity  # noqa: E402
 
 from celebctl_export import export_bundle, parity  # noqa: E402
-from celebctl_export.graphs import GraphSpec, graph_specs  # noqa: E402
-from celebctl_export.to_onnx import WeightFile, save_graph, to_onnx  # noqa: E402
+from celebctl_export.graphs import GraphSpec, Size, graph_specs  # noqa: E402
+from celebctl_export.to_onnx import save_graph, to_onnx  # noqa: E402
 from celebctl_models.diffusion import context_from_ids  # noqa: E402
 from celebctl_runtime.backends import OrtBackend  # noqa: E402
 from celebctl_runtime.bundle import Bundle  # noqa: E402
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
     from celebctl_runtime.identity import Identity
 
-GRAPHS = ("text_encoder", "step", "step_nocfg", "vae_decoder")
-UNTRACED = [(1, 16, 16), (2, 6, 12), (4, 2, 4)]  # batch, latent height, latent width; the example was (3, 10, 14)
+GRAPHS = ("text_encoder", "step", "vae_decoder")
+UNTRACED = [Size(1, 16, 16), Size(2, 6, 12, guides=1), Size(4, 2, 4)]  # traced: Size(3, 10, 14)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def session(path: Path) -> Any:
 def graph_hashes(bundle: Path) -> dict[str, str]:
     """Everything but the manifest and the token table."""
     files = [path for path in bundle.iterdir() if path.suffix in {".onnx", ".data"} or path.name == "tokenizer.json"]
-    assert len(files) == 8
+    assert len(files) == 7
     return {path.name: sha256_file(path) for path in files}
 
 
@@ -93,6 +93,8 @@ def test_graphs_are_valid_opset_23_with_named_free_axes(exported_path: Path, gra
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == 23
     facts = Bundle.open(exported_path).manifest.graphs[graph]
     ends = {**facts.inputs, **facts.outputs}
+    if graph == "step":  # the manifest has it twice, with and without guidance
+        ends["context"] = replace(ends["context"], shape=("guides", *ends["context"].shape[1:]))
     for value in (*model.graph.input, *model.graph.output):
         tensor = value.type.tensor_type
         assert tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim) == ends[value.name].shape
@@ -139,13 +141,21 @@ def test_people_come_and_go_without_touching_a_graph(exported_copy: Path, tiny_p
     Bundle.open(exported_copy, verify="full")
 
 
-def test_both_steps_share_one_file_of_weights(exported_path: Path, tiny_parts: DiffusionParts) -> None:
+def test_one_file_serves_steps_with_and_without_guidance(exported_path: Path, tiny_parts: DiffusionParts) -> None:
     graphs = Bundle.open(exported_path).manifest.graphs
-    assert graphs["step"].data == graphs["step_nocfg"].data == ("unet.data",)
-    weights = sum(weight.numel() * 4 for weight in tiny_parts.unet.parameters())
-    count = len(list(tiny_parts.unet.parameters()))
-    assert (exported_path / "unet.data").stat().st_size < weights + 4096 * count + 65536
-    assert (exported_path / "unet.data").stat().st_size < 1.5 * weights
+    step, alone = graphs["step"], graphs["step_nocfg"]
+    assert (step.file, step.data) == (alone.file, alone.data) == ("step.onnx", ("unet.data",))
+    assert (step.inputs["context"].shape[0], alone.inputs["context"].shape[0]) == (2, 1)
+    weights = [weight.numel() * 4 for weight in tiny_parts.unet.parameters()]
+    assert (exported_path / "unet.data").stat().st_size < sum(weights) + 4096 * len(weights)  # each weight once
+
+
+def test_one_context_is_guidance_of_one(exported_path: Path, specs: dict[str, GraphSpec]) -> None:
+    inputs = {name: tensor.numpy() for name, tensor in specs["step"].make_inputs(Size(2, 8, 8)).items()}
+    step = session(exported_path / "step.onnx")
+    alone = step.run(None, {**inputs, "context": inputs["context"][1:]})[0]
+    inputs["aux"][:, 2] = 1.0
+    assert np.abs(step.run(None, inputs)[0] - alone).max() < 1e-4
 
 
 def test_the_manifest_tells_the_facts_of_the_model(exported_path: Path, tiny_parts: DiffusionParts) -> None:
@@ -156,7 +166,7 @@ def test_the_manifest_tells_the_facts_of_the_model(exported_path: Path, tiny_par
     assert (table.first_spare_row, table.spare_rows, table.rows) == (vocabulary, 8, vocabulary + 8)
     assert manifest.identities["ann"].rows == ((vocabulary, vocabulary + 1),)
     assert {entry["graph"] for entry in manifest.parity} == set(GRAPHS)
-    assert len({tuple(entry["shape"]) for entry in manifest.parity if entry["output"] == "next_state"}) == 2
+    assert len({tuple(entry["shape"]) for entry in manifest.parity if entry["output"] == "next_state"}) == 3
     assert {"celebctl", "torch", "onnx", "onnxruntime"} <= manifest.created_by.keys()
     assert str(tiny_parts.path) not in (exported_path / "manifest.json").read_text()
 
@@ -232,7 +242,7 @@ def test_half_precision_is_measured_against_float32(
 ) -> None:
     half = next(spec for spec in graph_specs(tiny_parts, torch.float16) if spec.name == "vae_decoder")
     assert tiny_parts.vae.dtype == torch.float32
-    save_graph(to_onnx(half, block=2), tmp_path / "vae_decoder.onnx", WeightFile(tmp_path / "vae_decoder.data"))
+    save_graph(to_onnx(half, block=2), tmp_path / "vae_decoder.onnx", tmp_path / "vae_decoder.data")
     measured = parity.measure(specs["vae_decoder"], tmp_path / "vae_decoder.onnx", UNTRACED, parity.FLOORS["fp16"])
     assert all(entry.passed and entry.max_abs_error > 1e-5 for entry in measured)
 
@@ -242,7 +252,7 @@ def test_the_same_model_gives_the_same_bytes_in_silence(
 ) -> None:
     for folder in (tmp_path / "first", tmp_path / "again"):
         folder.mkdir()
-        save_graph(to_onnx(specs["text_encoder"], block=2), folder / "graph.onnx", WeightFile(folder / "graph.data"))
+        save_graph(to_onnx(specs["text_encoder"], block=2), folder / "graph.onnx", folder / "graph.data")
     for name in ("graph.onnx", "graph.data"):
         assert sha256_file(tmp_path / "first" / name) == sha256_file(tmp_path / "again" / name)
     assert capfd.readouterr() == ("", "")

@@ -191,9 +191,10 @@ def test_paths_that_lead_nowhere(
 
 
 def test_a_missing_photo_hints_at_drawing_one(tmp_path: Path) -> None:
-    with pytest.raises(NotFound) as error:
-        open_photo(tmp_path / "face.jpg")
-    assert "celebctl portrait face.jpg" in error.value.hint
+    for name, drawn in (("face.jpg", str(tmp_path / "face.jpg")), ("face.heic", "face.png")):
+        with pytest.raises(NotFound) as error:
+            open_photo(tmp_path / name)
+        assert f"celebctl portrait {drawn} draws" in error.value.hint
 
 
 def test_pillow_keeps_its_own_limits() -> None:

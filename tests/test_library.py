@@ -1,5 +1,6 @@
 """The library keeps people whole: unique names per model, locks, atomic changes, nothing lost."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -138,12 +139,23 @@ def test_reserving_may_nest(library: Library) -> None:
     assert library.names() == ["alice", "bob"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_place_is_said_plainly(library: Library) -> None:
-    library.root.mkdir()
-    library.root.chmod(0o500)
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_disk_that_refuses_leaves_everything_as_it_was(
+    library: Library, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    library.save(person("alice", 1))
+
+    def refuse(*paths: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(EnvironmentProblem, match="cannot write") as error:
+        library.save(person("alice", 2), overwrite=True)
+    assert error.value.hint
     with pytest.raises(EnvironmentProblem):
-        library.save(person("alice"))
+        library.rename("alice", "bob")
+    assert library.load("alice") == person("alice", 1)
+    assert [path.name for path in (library.root / "identities" / SHELF).iterdir()] == ["alice.safetensors"]
 
 
 def test_a_place_that_cannot_be_is_said_plainly(tmp_path: Path) -> None:

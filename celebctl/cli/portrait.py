@@ -16,7 +16,7 @@ def portrait(
     ctx: typer.Context,
     path: Annotated[Path, typer.Argument(help="Where to write it: .png, .jpg or .webp.")] = Path("face.png"),
     seed: options.Seed = None,
-    size: Annotated[int, typer.Option("--size", help="Side in pixels.")] = 256,
+    size: Annotated[int, typer.Option("--size", help="Side in pixels.")] = 512,
     force: options.Force = False,
 ) -> None:
     """Draw a fresh person of mini's world, to try things with."""

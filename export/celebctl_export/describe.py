@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -55,12 +56,23 @@ def describe(
             eos=tokenizer.eos_token_id,
             pad=tokenizer.pad_token_id,
         ),
-        graphs={spec.name: _graph_facts(spec) for spec in graphs},
+        graphs=_graphs(graphs),
         token_tables=(TokenTable(TOKEN_TABLE_FILE, rows + spare_rows, width, "float32", rows, spare_rows),),
         created_by=_created_by(),
         scaling_factor=parts.scaling_factor,
         parity=tuple(parity.to_json() for parity in measured),
     )
+
+
+def _graphs(specs: Sequence[GraphSpec]) -> dict[str, GraphFacts]:
+    """The graphs by the names the runtime calls them: the step has two, for one file runs with and without guidance."""
+    graphs = {spec.name: _graph_facts(spec) for spec in specs}
+    step = graphs["step"]
+    context = step.inputs["context"]
+    for name, guides in (("step", 2), ("step_nocfg", 1)):
+        fixed = replace(context, shape=(guides, *context.shape[1:]))
+        graphs[name] = replace(step, inputs={**step.inputs, "context": fixed})
+    return graphs
 
 
 def _graph_facts(spec: GraphSpec) -> GraphFacts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,15 @@ from celebctl_models.diffusion import (
 Axes = tuple[int | str, ...]  # what each axis of a tensor is called; a whole number where it is fixed
 
 
+class Size(NamedTuple):
+    """How large an example is: pictures, latent height and width, contexts per picture (2 with guidance, 1 without)."""
+
+    batch: int
+    h: int
+    w: int
+    guides: int = 2
+
+
 @dataclass(frozen=True)
 class GraphSpec:
     """One graph of a bundle: a module and what its inputs and outputs are called, in the order of its forward()."""
@@ -33,7 +42,7 @@ class GraphSpec:
     module: nn.Module
     inputs: Mapping[str, Axes]
     outputs: Mapping[str, Axes]
-    make_inputs: Callable[[int, int, int], dict[str, Tensor]]  # batch, latent height, latent width -> seeded inputs
+    make_inputs: Callable[[Size], dict[str, Tensor]]  # seeded
 
 
 class TextEncoderGraph(nn.Module):
@@ -54,8 +63,9 @@ class StepGraph(nn.Module):
     """One step of any linear multistep sampler, guidance and UNet included.
 
     state (2, B, 4, h, w): current latent and history; step (1,) int64: row of the tables; noise (B, 4, h, w);
-    context (2, B, 77, D): negative prompt, then prompt; table (N, 2, 4): rows new latent and new history, columns
-    latent, history, network output, noise; aux (N, 3): scale of the network's input, timestep, guidance.
+    context (2, B, 77, D): negative prompt, then prompt, or (1, B, 77, D): prompt alone, no guidance and half the
+    work; table (N, 2, 4): rows new latent and new history, columns latent, history, network output, noise;
+    aux (N, 3): scale of the network's input, timestep, guidance.
     -> the next state, and step + 1, so that a loop needs no work on the host. All float32 around the network,
     which runs in its own dtype.
     """
@@ -68,29 +78,22 @@ class StepGraph(nn.Module):
         self, state: Tensor, step: Tensor, noise: Tensor, context: Tensor, table: Tensor, aux: Tensor
     ) -> tuple[Tensor, Tensor]:
         scale, timestep, guidance = aux.index_select(0, step).unbind(dim=1)  # (1,) each
-        output = self._guided_output(state[0] * scale, timestep, context, guidance)
+        outputs = self._network_outputs(state[0] * scale, timestep, context)  # (2, B, 4, h, w), or (1, ...)
+        # Classifier-free guidance: away from the negative prompt. With one context, first and last are the same.
+        output = outputs[0] + guidance * (outputs[-1] - outputs[0])
         known = torch.cat([state, output.unsqueeze(0), noise.unsqueeze(0)])  # (4, B, 4, h, w)
         matrix = table.index_select(0, step).squeeze(0)  # (2, 4)
         return (matrix @ known.flatten(1)).reshape_as(state), step + 1
 
-    def _guided_output(self, x: Tensor, timestep: Tensor, context: Tensor, guidance: Tensor) -> Tensor:
-        """Network output (B, 4, h, w) for x, moved away from the negative prompt's by `guidance` (classifier-free)."""
-        # repeat and unflatten instead of cat and chunk: with the latter, torch.export fixes B to the example's value.
-        both: Any = self._raw_output(x.repeat(2, 1, 1, 1), timestep, context.flatten(0, 1))
-        without, wanted = both.unflatten(0, (2, -1)).unbind()
-        return without + guidance * (wanted - without)
-
-    def _raw_output(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def _network_outputs(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """The network's output for x (B, 4, h, w) under every context, all in one batch."""
+        guides, batch = context.shape[0], x.shape[0]
         dtype = cast(torch.dtype, cast(Any, self.unet).dtype)
-        timesteps = timestep.expand(x.shape[0])
-        return network_output(self.unet, x.to(dtype), timesteps, context.to(dtype)).float()
-
-
-class UnguidedStepGraph(StepGraph):
-    """The same step for samplers and models that need no guidance: context (1, B, 77, D), half the work."""
-
-    def _guided_output(self, x: Tensor, timestep: Tensor, context: Tensor, guidance: Tensor) -> Tensor:
-        return self._raw_output(x, timestep, context.flatten(0, 1))
+        # repeat and unflatten instead of cat and chunk: with the latter, torch.export fixes B to the example's value.
+        repeated = x.repeat(guides, 1, 1, 1).to(dtype)
+        timesteps = timestep.expand(guides * batch)
+        outputs: Any = network_output(self.unet, repeated, timesteps, context.flatten(0, 1).to(dtype)).float()
+        return outputs.unflatten(0, (guides, batch))
 
 
 class VaeDecoderGraph(nn.Module):
@@ -112,8 +115,7 @@ def graph_specs(parts: DiffusionParts, dtype: torch.dtype) -> list[GraphSpec]:
     )
     return [
         _text_encoder_spec(parts, encoder),
-        _step_spec(parts, "step", StepGraph(unet), contexts=2),
-        _step_spec(parts, "step_nocfg", UnguidedStepGraph(unet), contexts=1),
+        _step_spec(parts, unet),
         _vae_decoder_spec(parts, vae),
     ]
 
@@ -130,25 +132,25 @@ def _text_encoder_spec(parts: DiffusionParts, encoder: nn.Module) -> GraphSpec:
     rows, width = parts.token_table().shape
     length = parts.max_length
 
-    def make_inputs(batch: int, _h: int, _w: int) -> dict[str, Tensor]:
-        return {"input_ids": torch.randint(rows, (batch, length), generator=_seeded())}
+    def make_inputs(size: Size) -> dict[str, Tensor]:
+        return {"input_ids": torch.randint(rows, (size.batch, length), generator=_seeded())}
 
     outputs: dict[str, Axes] = {"context": ("batch", length, width)}
     module = TextEncoderGraph(encoder).eval()
     return GraphSpec("text_encoder", module, {"input_ids": ("batch", length)}, outputs, make_inputs)
 
 
-def _step_spec(parts: DiffusionParts, name: str, module: nn.Module, contexts: int) -> GraphSpec:
+def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
     width, channels, length = parts.token_table().shape[1], parts.latent_channels, parts.max_length
 
-    def make_inputs(batch: int, h: int, w: int) -> dict[str, Tensor]:
-        seed, steps = _seeded(), 11
+    def make_inputs(size: Size) -> dict[str, Tensor]:
+        (batch, h, w, guides), seed, steps = size, _seeded(), 11
         aux = torch.tensor([[0.9, 40.0 * (i + 1), 2.5] for i in range(steps)])
         return {
             "state": torch.randn(2, batch, channels, h, w, generator=seed),
             "step": torch.tensor([steps // 2]),
             "noise": torch.randn(batch, channels, h, w, generator=seed),
-            "context": torch.randn(contexts, batch, length, width, generator=seed),
+            "context": torch.randn(guides, batch, length, width, generator=seed),
             "table": torch.randn(steps, 2, 4, generator=seed),
             "aux": aux,
         }
@@ -157,19 +159,19 @@ def _step_spec(parts: DiffusionParts, name: str, module: nn.Module, contexts: in
         "state": (2, "batch", channels, "h", "w"),
         "step": (1,),
         "noise": ("batch", channels, "h", "w"),
-        "context": (contexts, "batch", length, width),
+        "context": ("guides", "batch", length, width),
         "table": ("steps", 2, 4),
         "aux": ("steps", 3),
     }
     outputs: dict[str, Axes] = {"next_state": inputs["state"], "next_step": (1,)}
-    return GraphSpec(name, module.eval(), inputs, outputs, make_inputs)
+    return GraphSpec("step", StepGraph(unet).eval(), inputs, outputs, make_inputs)
 
 
 def _vae_decoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:
     channels = parts.latent_channels
 
-    def make_inputs(batch: int, h: int, w: int) -> dict[str, Tensor]:
-        return {"latent": torch.randn(batch, channels, h, w, generator=_seeded())}
+    def make_inputs(size: Size) -> dict[str, Tensor]:
+        return {"latent": torch.randn(size.batch, channels, size.h, size.w, generator=_seeded())}
 
     inputs: dict[str, Axes] = {"latent": ("batch", channels, "h", "w")}
     outputs: dict[str, Axes] = {"image": ("batch", 3, "height", "width")}

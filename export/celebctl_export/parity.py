@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from celebctl_export.graphs import GraphSpec
+from celebctl_export.graphs import GraphSpec, Size
 from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 
 # Largest error allowed, in units of the largest value of the reference (at least 1). Float32 graphs measure about
@@ -44,18 +44,18 @@ class Parity:
         return {**asdict(self), "shape": list(self.shape)}
 
 
-def sizes_to_measure(native: tuple[int, int], block: int) -> list[tuple[int, int, int]]:
-    """(batch, h, w) in latent pixels: one picture of the native size, and two of an oblong one; neither was traced."""
+def sizes_to_measure(native: tuple[int, int], block: int) -> list[Size]:
+    """One picture of the native size (in latent pixels), two oblong ones, one without guidance; none was traced."""
     h, w = (max(block, min(side, _LARGEST_LATENT) // block * block) for side in native)
-    return [(1, h, w), (2, 3 * block, 4 * block)]
+    return [Size(1, h, w), Size(2, 3 * block, 4 * block), Size(1, 4 * block, 2 * block, guides=1)]
 
 
-def measure(reference: GraphSpec, file: Path, sizes: Iterable[tuple[int, int, int]], floor: float) -> list[Parity]:
+def measure(reference: GraphSpec, file: Path, sizes: Iterable[Size], floor: float) -> list[Parity]:
     """Run one exported graph in plain ONNX Runtime (CPU) and its torch module on the same seeded inputs."""
     session = _session(file)
     found: list[Parity] = []
     for size in sizes:
-        inputs = reference.make_inputs(*size)
+        inputs = reference.make_inputs(size)
         with torch.no_grad():
             expected = reference.module(**inputs)
         outputs = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})

@@ -5,18 +5,16 @@ What this module does not know: what the graphs mean, who is baked in, and how t
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from celebctl_export.graphs import GraphSpec
+from celebctl_export.graphs import GraphSpec, Size
 from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 
 if TYPE_CHECKING:
@@ -28,38 +26,9 @@ _INLINE_BYTES = 256
 # Large tensors begin on a page, so that a runtime can map them into memory one by one.
 _PAGE_BYTES, _LINE_BYTES = 4096, 64
 
-# Batch, height and width of the example that is traced. None is 1 or equals an unrelated axis, for torch.export takes
-# such coincidences for facts; parity is measured at other sizes.
-_EXAMPLE_BATCH, _EXAMPLE_BLOCKS = 3, (5, 7)
-
-
-@dataclass
-class WeightFile:
-    """An external-data file that holds every distinct tensor once, whichever graph of the bundle it came with."""
-
-    path: Path
-    _places: dict[bytes, int] = field(default_factory=dict[bytes, int])  # SHA-256 of a tensor -> its offset
-
-    def place(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-        """Write `tensor` unless its bytes are in the file already. Returns the reference to put into a graph."""
-        import onnx_ir as ir
-
-        raw = tensor.tobytes()
-        digest = hashlib.sha256(raw).digest()
-        if digest not in self._places:
-            self._places[digest] = self._append(raw)
-        offset = self._places[digest]
-        return ir.ExternalTensor(
-            self.path.name, offset, len(raw), tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=tensor.name or ""
-        )
-
-    def _append(self, raw: bytes) -> int:
-        alignment = _PAGE_BYTES if len(raw) >= _PAGE_BYTES else _LINE_BYTES
-        with self.path.open("ab") as file:
-            offset = -(-file.tell() // alignment) * alignment
-            file.write(b"\0" * (offset - file.tell()))
-            file.write(raw)
-        return offset
+# Size of the example that is traced, height and width in blocks. No axis is 1 or equals an unrelated one, for
+# torch.export takes such coincidences for facts; parity is measured at other sizes.
+_EXAMPLE = Size(batch=3, h=5, w=7)
 
 
 def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
@@ -72,7 +41,7 @@ def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
         name: {axis: dims[dim] for axis, dim in enumerate(axes) if isinstance(dim, str)}
         for name, axes in spec.inputs.items()
     }
-    examples = spec.make_inputs(_EXAMPLE_BATCH, *(block * count for count in _EXAMPLE_BLOCKS))
+    examples = spec.make_inputs(_EXAMPLE._replace(h=block * _EXAMPLE.h, w=block * _EXAMPLE.w))
     with torch.no_grad(), _quiet_exporter():
         try:
             # torch.onnx.export alone would answer a broken constraint by silently fixing the axis (measured): export
@@ -100,6 +69,7 @@ def _free_dims(block: int) -> dict[str, Any]:
         "h": block * dim("h_blocks", min=1, max=1024),
         "w": block * dim("w_blocks", min=1, max=1024),
         "steps": dim("steps", min=1, max=1000),
+        "guides": dim("guides", min=1, max=2),
     }
 
 
@@ -144,14 +114,23 @@ def _strip_traces(model: Any) -> None:
                 value.shape, value.type = None, None
 
 
-def save_graph(model: ir.Model, path: Path, weights: WeightFile) -> None:
-    """Write a graph file whose constants above a few hundred bytes live in `weights`, in the same directory."""
+def save_graph(model: ir.Model, path: Path, data: Path) -> None:
+    """Write a graph file, and its constants above a few hundred bytes into the external-data file `data` beside it."""
     import onnx_ir as ir
 
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes >= _INLINE_BYTES and not isinstance(tensor, ir.ExternalTensor):
-            value.const_value = weights.place(tensor)
+    with data.open("wb") as file:
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < _INLINE_BYTES or isinstance(tensor, ir.ExternalTensor):
+                continue
+            raw = tensor.tobytes()
+            alignment = _PAGE_BYTES if len(raw) >= _PAGE_BYTES else _LINE_BYTES
+            file.write(b"\0" * (-file.tell() % alignment))
+            shape = ir.Shape(tensor.numpy().shape)
+            value.const_value = ir.ExternalTensor(
+                data.name, file.tell(), len(raw), tensor.dtype, shape=shape, name=value.name or ""
+            )
+            file.write(raw)
     cast(Any, ir).save(model, path)
 
 

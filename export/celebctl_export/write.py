@@ -10,20 +10,14 @@ import torch
 
 from celebctl_export.graphs import GraphSpec, graph_specs
 from celebctl_export.parity import FLOORS, Parity, check, measure, sizes_to_measure
-from celebctl_export.to_onnx import WeightFile, move_table, save_graph, to_onnx
+from celebctl_export.to_onnx import move_table, save_graph, to_onnx
 
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
 
 TOKEN_TABLE_FILE = "token_table.bin"
 TOKENIZER_FILE = "tokenizer.json"
-# Both step graphs run the same network: one file of weights serves them.
-DATA_FILES = {
-    "text_encoder": "text_encoder.data",
-    "step": "unet.data",
-    "step_nocfg": "unet.data",
-    "vae_decoder": "vae_decoder.data",
-}
+DATA_FILES = {"text_encoder": "text_encoder.data", "step": "unet.data", "vae_decoder": "vae_decoder.data"}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -38,14 +32,13 @@ def write_graphs(
     h, w = (side // parts.vae_factor for side in parts.native_size)
     references = graph_specs(parts, torch.float32)
     specs = references if dtype == "fp32" else graph_specs(parts, _DTYPES[dtype])
-    weights = {name: WeightFile(folder / name) for name in DATA_FILES.values()}
     measured: list[Parity] = []
     for spec, reference in zip(specs, references, strict=True):
         on_stage(f"exporting {spec.name}")
         model, file = to_onnx(spec, block), folder / f"{spec.name}.onnx"
         if spec.name == "text_encoder":
             move_table(model, _table_name(parts, spec), folder / TOKEN_TABLE_FILE, spare_rows)
-        save_graph(model, file, weights[DATA_FILES[spec.name]])
+        save_graph(model, file, folder / DATA_FILES[spec.name])
         on_stage(f"measuring {spec.name}")
         measured += measure(reference, file, sizes_to_measure((h, w), block), FLOORS[dtype])
         check(measured)

@@ -60,7 +60,7 @@ def open_photo(path: str | Path, note: Note = _no_note) -> Image.Image:
 
 
 def _registered() -> tuple[str, ...]:
-    """FORMATS, after making sure that Pillow knows them: asked for one it has not met, it loads every decoder it has."""
+    """FORMATS, known to Pillow by now: asked for one it has not met, it would load every decoder it has."""
     for name in FORMATS:
         import_module(f"PIL.{'WebP' if name == 'WEBP' else name.title()}ImagePlugin")
     return FORMATS
@@ -91,7 +91,8 @@ def _kind(mode: int) -> str:
 def _missing_hint(given: str, place: Path) -> str:
     if "\0" in given or place.exists():
         return "check the permissions of the file"
-    return f"no photo at hand? celebctl portrait {place.name} draws somebody"
+    drawable = place if place.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") else "face.png"
+    return f"no photo at hand? celebctl portrait {drawable} draws somebody"
 
 
 def _heif(data: bytes, place: Path) -> tuple[str, ...]:

@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
     parser.add_argument("--shards", type=int, default=16, help="4,096 pictures each")
-    parser.add_argument("--batch", type=int, default=64, help="denoiser batch")
+    parser.add_argument("--batch", type=int, default=32, help="denoiser batch")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where assemble writes")
     args = parser.parse_args()
     if args.threads:

@@ -89,7 +89,7 @@ def face_emphasis(boxes: np.ndarray) -> Tensor:
 
 def train(
     shop: Workshop, pictures: Pictures, latents: Tensor, tokenizer: Any, text: Any, minutes: float, *,
-    batch: int = 64, peak: float = 8e-4, start: dict[str, Tensor] | None = None,
+    batch: int = 32, peak: float = 7e-4, start: dict[str, Tensor] | None = None,
 ) -> Any:  # fmt: skip
     """v-prediction with stratified timesteps, captions reworded every time, 10 % of them empty for guidance."""
     book = name_book()
@@ -97,7 +97,7 @@ def train(
     unet = build().to(shop.device).to(memory_format=torch.channels_last)
     if start is not None:
         unet.load_state_dict(start)
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(unet.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     generator = torch.Generator().manual_seed(shop.seed + 6)
     rng = np.random.Generator(np.random.PCG64(shop.seed + 7))
     stream, abar = batches(len(latents), batch, generator), alphas_cumprod().to(shop.device)

@@ -1,0 +1,46 @@
+"""The product's bars on a small sample, judged by networks that learning never uses.
+
+The full measurement is `make bench-likeness`; here six people and one seed have to stay above floors that leave room for
+the small sample. A broken step anywhere between photo and picture falls through them.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from celebctl.method import PRESETS
+from celebctl.method.scoring import Jury
+from celebctl_models.diffusion import load_parts
+from celebctl_models.faces import InsightFaceAnalyser
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "likeness.py"
+PEOPLE, SEEDS = 6, 1
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_likeness", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_celebrities_and_learned_people_are_recognised_obeyed_and_kept_apart(bench: ModuleType) -> None:
+    parts = load_parts("mini")
+    assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
+    jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    famous = bench.measure(parts, jury, bench.celebrities(PEOPLE), SEEDS)
+    people, seconds = bench.learned(parts, PRESETS["clean"], PEOPLE, PEOPLE)
+    learned = bench.measure(parts, jury, people, SEEDS)
+    print(f"celebrities {famous}\nlearned {learned}\nlearned together in {seconds:.1f} s")
+    assert famous.detected > 0.95 and learned.detected > 0.95
+    assert famous.likeness > 0.60
+    assert learned.likeness > 0.80 * famous.likeness
+    assert famous.caption > 0.90 and learned.caption > famous.caption - 0.08
+    assert famous.sides > 0.85 and learned.sides > 0.75
