@@ -3,10 +3,10 @@
     python benchmarks/likeness.py                          # the full table: 24 unseen people, 3 seeds
     python benchmarks/likeness.py --people 6 --seeds 1     # a quick look
 
-Everything is a ratio (gen - floor) / (ceiling - floor) of the judge's cosines: ``gen`` between a generated face and fresh
-renders of the same person under the same prompt, ``ceiling`` between two fresh renders of the same person, ``floor``
-between different people. Faces that are not found count as the floor. Caption accuracy counts what the prompt states.
-Nothing here is on the way of learning: people, seeds and poses were never used in training.
+Everything is a ratio (gen - floor) / (ceiling - floor) of the judge's cosines: ``gen`` between a generated face and
+fresh renders of the same person under the same prompt, ``ceiling`` between two fresh renders of the same person,
+``floor`` between different people. Faces that are not found count as the floor. Caption accuracy counts what the prompt
+states. Nothing here is on the way of learning: people, seeds and poses were never used in training.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from celebctl.method import PRESETS, LearnConfig, build_basis, learn_people
 from celebctl.method.sampling import draw, rows_of
@@ -29,6 +30,11 @@ from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_models.mini.names import name_book
 from celebctl_models.mini.world import Wanted, draw_portrait, fresh_renders, person
+from celebctl_runtime.errors import NotFound
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Pixels = NDArray[np.uint8]
 
 SINGLE: tuple[tuple[str, Wanted], ...] = (
     ("a photo of {}", Wanted()),
@@ -53,6 +59,9 @@ PAIRS: tuple[tuple[str, Wanted], ...] = (
     ("{} and {} drinking tea in the snow", Wanted(act="tea", place="snow")),
 )
 ORDINARY = asdict(Wanted())
+HEAD = """\
+| who | likeness (of ceiling) | of celebrities' | caption | both sides right | likeness in pairs | face found |
+|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
@@ -60,14 +69,15 @@ class Cast:
     """The people of one measurement: prompt names (or ``<x>`` placeholders), their true looks, their learned rows."""
 
     names: list[str]
-    z: np.ndarray  # (n, F)
+    z: Floats  # (n, F)
     rows: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Score:
-    """likeness: mean ratio and its 95 % interval over people; caption: share of stated things seen; detected: faces found;
-    sides: both people of a pair nearer to their own looks than to the other's; pair_likeness: as likeness, in pairs."""
+    """likeness: mean ratio and its 95 % interval over people; caption: share of stated things seen; detected: faces
+    found; sides: both people of a pair nearer to their own looks than to the other's; pair_likeness: as likeness, in
+    pairs."""
 
     likeness: float
     interval: float
@@ -78,24 +88,38 @@ class Score:
     by_prompt: dict[str, tuple[float, float]]
 
 
-def bytes_of(rendered: Any) -> list[np.ndarray]:
+def folder(found: Path | None, what: str) -> Path:
+    """The folder a model brings for ``what``. Raises NotFound when it brings none."""
+    if found is None:
+        raise NotFound(f"the model brings no {what}", "likeness can be measured on --model mini")
+    return found
+
+
+def bytes_of(rendered: Any) -> list[Pixels]:
     return list((rendered.image.permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8))
+
+
+def true_looks(jury: Jury, z: Floats, wanted: Wanted, first_seed: int, partner: Floats | None = None) -> list[Judged]:
+    """What the jury says of fresh renders of people ``z`` (n, F), alone or with ``partner`` (n, F) on the right."""
+    seeds = [first_seed + i for i in range(len(z))]
+    rendered = fresh_renders(z, partner=partner, wanted=[wanted] * len(z), seeds=seeds)
+    return jury.look(bytes_of(rendered), 1 if partner is None else 2)
 
 
 def in_batches(
     parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: dict[str, torch.Tensor], size: int = 48
-) -> list[np.ndarray]:
-    made: list[np.ndarray] = []
+) -> list[Pixels]:
+    made: list[Pixels] = []
     for start in range(0, len(prompts), size):
         made += list(draw(parts, prompts[start : start + size], seeds[start : start + size], rows))
     return made
 
 
-def one(judged: Judged) -> np.ndarray | None:
+def one(judged: Judged) -> Floats | None:
     return judged.features[0] if len(judged.features) else None
 
 
-def mean_cosine(a: Sequence[np.ndarray | None], b: Sequence[np.ndarray | None], missing: float) -> np.ndarray:
+def mean_cosine(a: Sequence[Floats | None], b: Sequence[Floats | None], missing: float) -> Doubles:
     return np.array([missing if x is None or y is None else float(x @ y) for x, y in zip(a, b, strict=True)])
 
 
@@ -107,31 +131,24 @@ def stated(wanted: Wanted, two: bool, said: dict[str, str]) -> list[bool]:
 
 def singles(
     parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int
-) -> tuple[np.ndarray, dict[str, tuple[float, float]], float, float]:
+) -> tuple[Doubles, dict[str, tuple[float, float]], float, float]:
     """Ratios (people, prompts), per-prompt (likeness, caption), caption accuracy and detection over all pictures."""
     n = len(cast.names)
-    ratios, by_prompt, captions, found = np.zeros((n, len(SINGLE))), {}, [], []
+    ratios = np.zeros((n, len(SINGLE)))
+    by_prompt: dict[str, tuple[float, float]] = {}
+    captions: list[bool] = []
+    found: list[bool] = []
     for p, (text, wanted) in enumerate(SINGLE):
-        truth = [
-            jury.look(
-                bytes_of(
-                    fresh_renders(cast.z, wanted=[wanted] * n, seeds=[10**6 * (r + 1) + 1000 * p + i for i in range(n)])
-                )
-            )
-            for r in range(2)
-        ]
+        truth = [true_looks(jury, cast.z, wanted, 10**6 * (r + 1) + 1000 * p) for r in range(2)]
         a, b = ([one(j) for j in side] for side in truth)
         floor = float(np.mean([mean_cosine(a, b[k:] + b[:k], 0.0).mean() for k in range(1, min(n, 8))]))
         ceiling = mean_cosine(a, b, floor)
-        scores, right = [], []
+        scores: list[Doubles] = []
+        right: list[bool] = []
+        prompts = [text.format(name) for name in cast.names]
         for s in range(seeds):
-            pictures = in_batches(
-                parts,
-                [text.format(name) for name in cast.names],
-                [500 + 97 * s + 13 * p + 1009 * i for i in range(n)],
-                cast.rows,
-            )
-            judged = jury.look(pictures)
+            noise = [500 + 97 * s + 13 * p + 1009 * i for i in range(n)]
+            judged = jury.look(in_batches(parts, prompts, noise, cast.rows))
             made = [one(j) for j in judged]
             scores.append((mean_cosine(made, a, floor) + mean_cosine(made, b, floor)) / 2)
             right += [ok for j in judged for ok in stated(wanted, False, j.said)]
@@ -145,32 +162,19 @@ def singles(
 def pairs(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> tuple[float, float, float]:
     """(both on the right side, likeness ratio, caption accuracy) over neighbours of the cast."""
     n = len(cast.names)
-    other = np.roll(np.arange(n), -1)
-    right_side, likeness, captions = [], [], []
+    other = [(i + 1) % n for i in range(n)]
+    right_side: list[bool] = []
+    likeness: list[tuple[float, float, float]] = []  # (made, ceiling, floor)
+    captions: list[bool] = []
     for p, (text, wanted) in enumerate(PAIRS):
         truth = [
-            jury.look(
-                bytes_of(
-                    fresh_renders(
-                        cast.z,
-                        partner=cast.z[other],
-                        wanted=[wanted] * n,
-                        seeds=[77 * 10**6 * (r + 1) + 1000 * p + i for i in range(n)],
-                    )
-                ),
-                2,
-            )
-            for r in range(2)
+            true_looks(jury, cast.z, wanted, 77 * 10**6 * (r + 1) + 1000 * p, partner=cast.z[other]) for r in range(2)
         ]
         whole = [all(len(t[i].features) == 2 for t in truth) for i in range(n)]
+        prompts = [text.format(cast.names[i], cast.names[other[i]]) for i in range(n)]
         for s in range(seeds):
-            pictures = in_batches(
-                parts,
-                [text.format(cast.names[i], cast.names[other[i]]) for i in range(n)],
-                [900 + 89 * s + 17 * p + 1013 * i for i in range(n)],
-                cast.rows,
-            )
-            for i, judged in enumerate(jury.look(pictures, 2)):
+            noise = [900 + 89 * s + 17 * p + 1013 * i for i in range(n)]
+            for i, judged in enumerate(jury.look(in_batches(parts, prompts, noise, cast.rows), 2)):
                 captions += stated(wanted, True, judged.said)
                 if not whole[i]:
                     continue
@@ -214,10 +218,11 @@ def learned(
     parts: DiffusionParts, config: LearnConfig, count: int, together: int, first: int = 1000
 ) -> tuple[Cast, float]:
     """Learn ``count`` strangers from one portrait each, ``together`` at a time; returns them and seconds per call."""
-    analyser = InsightFaceAnalyser(parts.card.faces_dir)  # type: ignore[arg-type]
+    analyser = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
     basis = build_basis(parts, release=config.names == "release")
     seeds = [first + i for i in range(count)]
-    rows, spent = {}, []
+    rows: dict[str, torch.Tensor] = {}
+    spent: list[float] = []
     for start in range(0, count, together):
         group = seeds[start : start + together]
         begun = time.monotonic()
@@ -231,7 +236,9 @@ def learned(
 
 def row(name: str, score: Score, against: Score | None) -> str:
     share = "" if against is None else f"{score.likeness / against.likeness:.3f}"
-    return f"| {name} | {score.likeness:.3f} ± {score.interval:.3f} | {share} | {score.caption:.3f} | {score.sides:.3f} | {score.pair_likeness:.3f} | {score.detected:.3f} |"
+    likeness = f"{score.likeness:.3f} ± {score.interval:.3f}"
+    rest = (score.caption, score.sides, score.pair_likeness, score.detected)
+    return f"| {name} | {likeness} | {share} | {' | '.join(f'{value:.3f}' for value in rest)} |"
 
 
 def main() -> None:
@@ -247,11 +254,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     parts = load_parts(args.model)
-    jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))  # type: ignore[arg-type]
-    print(
-        "| who | likeness (of ceiling) | of celebrities' | caption | both sides right | likeness in pairs | face found |\n|---|---|---|---|---|---|---|",
-        flush=True,
-    )
+    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
+    jury = Jury(folder(parts.card.scoring_dir, "judges"), finder)
+    print(HEAD, flush=True)
     base = measure(parts, jury, celebrities(args.people), args.seeds)
     print(row("the model's own celebrities", base, None), flush=True)
     figures: dict[str, Any] = {"celebrities": asdict(base)}

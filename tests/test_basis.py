@@ -1,7 +1,10 @@
 """Laws of the celeb basis and of the names it is made from."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from celebctl.method.basis import basis_from_table, load_basis, principal_components, save_basis
 from celebctl.method.names import token_pairs
@@ -24,7 +27,7 @@ class Words:
 NAMES = [f"first{i} last{i}" for i in range(40)]
 
 
-def table(rows: int = 200, width: int = 24) -> np.ndarray:
+def table(rows: int = 200, width: int = 24) -> NDArray[np.float32]:
     return np.random.default_rng(3).standard_normal((rows, width)).astype(np.float32)
 
 
@@ -82,7 +85,7 @@ def test_too_few_names_are_refused() -> None:
         basis_from_table(table(), token_pairs(Words(), ["ada byron", "cher"]))
 
 
-def test_a_basis_survives_the_disk_and_a_damaged_one_is_not_believed(tmp_path) -> None:
+def test_a_basis_survives_the_disk_and_a_damaged_one_is_not_believed(tmp_path: Path) -> None:
     basis = basis_from_table(table(), token_pairs(Words(), NAMES))
     path = tmp_path / "basis.safetensors"
     save_basis(basis, path)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,11 +45,11 @@ def photos() -> list[Image.Image]:
 
 
 def run(
-    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis, photos: list[Image.Image], config: LearnConfig,
-    **options: object,
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis,
+    photos: list[Image.Image], config: LearnConfig, **options: Any,
 ) -> list[Identity]:  # fmt: skip
     names = ["alice", "bob", "carol"][: len(photos)]
-    return learn_people(parts, analyser, photos, names, config, basis=basis, **options)  # type: ignore[arg-type]
+    return learn_people(parts, analyser, photos, names, config, basis=basis, **options)
 
 
 def test_the_bundled_basis_has_literally_1024_coefficients(basis: CelebBasis) -> None:

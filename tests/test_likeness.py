@@ -1,7 +1,7 @@
 """The product's bars on a small sample, judged by networks that learning never uses.
 
-The full measurement is `make bench-likeness`; here six people and one seed have to stay above floors that leave room for
-the small sample. A broken step anywhere between photo and picture falls through them.
+The full measurement is `make bench-likeness`; here six people and one seed have to stay above floors that leave room
+for the small sample. A broken step anywhere between photo and picture falls through them.
 """
 
 import importlib.util

@@ -72,7 +72,8 @@ def test_4_picture_k_of_a_batch_is_the_single_picture_with_that_seed(workplace: 
 
 def test_5_no_torch_is_loaded_to_draw(workplace: Path) -> None:
     script = (
-        "import sys, json; from celebctl.cli import main; code = main(['gen', 'alice', '--seed', '1', '--out', 'lean.png']);"
+        "import sys, json; from celebctl.cli import main;"
+        "code = main(['gen', 'alice', '--seed', '1', '--out', 'lean.png']);"
         "print(json.dumps([code, sorted(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules)]))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=workplace, capture_output=True, text=True, check=True)

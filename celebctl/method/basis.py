@@ -19,6 +19,7 @@ from celebctl_runtime.errors import EnvironmentProblem, InputRejected
 from celebctl_runtime.files import atomic_write
 
 from .names import TokenPairs, token_pairs
+from .tensors import read_tensors
 
 Floats = NDArray[np.float32]
 
@@ -101,7 +102,7 @@ def basis_from_table(table: Floats, pairs: TokenPairs, *, release: bool = False)
             "give a list with more two-word names that the tokenizer keeps whole",
         )
     ids = np.array(pairs.pairs)
-    found = []
+    found: list[tuple[Floats, Floats, Floats]] = []
     for position in range(2):
         column = ids[:, position] if release else np.unique(ids[:, position])
         found.append(principal_components(table[column], min(COMPONENTS, table.shape[1]), fill=release))
@@ -155,17 +156,13 @@ def save_basis(basis: CelebBasis, path: Path) -> None:
 
 def load_basis(path: Path) -> CelebBasis | None:
     """A cached basis, or None when the file is damaged: the caller builds it again."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(path), framework="np") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-            encoders = sum(key.startswith("mean.") for key in opened)
-            mean, components, spread = (
-                tuple(opened.get_tensor(f"{kind}.{e}") for e in range(encoders))
-                for kind in ("mean", "components", "spread")
-            )
+        tensors, metadata = read_tensors(path)
+        encoders = sum(key.startswith("mean.") for key in tensors)
+        mean, components, spread = (
+            tuple(tensors[f"{kind}.{e}"] for e in range(encoders)) for kind in ("mean", "components", "spread")
+        )
         basis = CelebBasis(mean, components, spread, int(metadata["names"]), metadata["kind"])
-    except (SafetensorError, OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError):
         return None
     return basis if encoders and basis.hash == metadata.get("hash") else None

@@ -20,11 +20,13 @@ _ADJECTIVES = (
 #: The release's list: the ImageNet templates of textual inversion around "face of {} person".
 IMAGENET: tuple[str, ...] = (
     "a photo of a face of {} person", "a rendering of a face of {} person", "a cropped photo of the face of {} person",
-    "the photo of a face of {} person", "a dark photo of the face of {} person", "a close-up photo of a face of {} person",
-    "a bright photo of the face of {} person", "a cropped photo of a face of {} person", "a photo of the face of {} person",
-    "a good photo of the face of {} person", "a close-up photo of the face of {} person", "a rendition of the face of {} person",
-    "a rendition of a face of {} person", "a good photo of a face of {} person", "an illustration of a face of {} person",
-    "a depiction of a face of {} person", *(f"a photo of {word} face of {{}} person" for word in _ADJECTIVES if "close-up" not in word),
+    "the photo of a face of {} person", "a dark photo of the face of {} person",
+    "a close-up photo of a face of {} person", "a bright photo of the face of {} person",
+    "a cropped photo of a face of {} person", "a photo of the face of {} person",
+    "a good photo of the face of {} person", "a close-up photo of the face of {} person",
+    "a rendition of the face of {} person", "a rendition of a face of {} person", "a good photo of a face of {} person",
+    "an illustration of a face of {} person", "a depiction of a face of {} person",
+    *(f"a photo of {word} face of {{}} person" for word in _ADJECTIVES if "close-up" not in word),
 )  # fmt: skip
 
 TEMPLATES: dict[str, tuple[str, ...]] = {"photo": PHOTO, "imagenet": IMAGENET}
@@ -45,7 +47,8 @@ class Captions:
 
 def encode_templates(tokenizer: Any, length: int, kind: str) -> Captions:
     """Tokenise the templates of one kind around two placeholder ids, which the person's rows will replace."""
-    ids, positions = [], []
+    ids: list[Tensor] = []
+    positions: list[Tensor] = []
     for template in TEMPLATES[kind]:
         row, at = place_people(tokenizer, length, template.split("{}"))
         ids.append(row)

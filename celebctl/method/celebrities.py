@@ -22,6 +22,7 @@ from celebctl_runtime.files import atomic_write
 
 from .basis import CelebBasis, read_names
 from .names import token_pairs
+from .tensors import read_tensors
 
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
@@ -32,7 +33,8 @@ PROMPTS = ("a photo of {}", "a close-up photo of {}", "a portrait of {}")
 
 @dataclass(frozen=True, eq=False)
 class CelebrityFaces:
-    """names: (n,), lower case; features: (n, 512) float32 of unit length, what the recogniser sees in their pictures."""
+    """names: (n,), lower case; features: (n, 512) float32 of unit length, what the recogniser sees in their
+    pictures."""
 
     names: tuple[str, ...]
     features: NDArray[np.float32]
@@ -78,8 +80,6 @@ def load_faces(parts: DiffusionParts) -> CelebrityFaces:
 
     Raises EnvironmentProblem when it brings none, IntegrityProblem when they were measured on another text encoder.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = parts.card.features_file
     if path is None or not path.is_file():
         raise EnvironmentProblem(
@@ -87,11 +87,10 @@ def load_faces(parts: DiffusionParts) -> CelebrityFaces:
             "measure them once with python -m celebctl.method.celebrities, or learn with --preset faithful",
         )
     try:
-        with safe_open(str(path), framework="np") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-            features = opened.get_tensor("features").astype(np.float32)
+        tensors, metadata = read_tensors(path)
+        features = tensors["features"].astype(np.float32)
         names = tuple(metadata["names"].split("\n"))
-    except (SafetensorError, OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise IntegrityProblem(f"{path.name} cannot be read: {error}", "fetch the model again") from error
     if metadata.get("table_hash") != parts.table_hash:
         raise IntegrityProblem(f"{path.name} was measured on another text encoder", "measure the celebrities again")
@@ -106,8 +105,8 @@ def pairs_for_fit(
     chosen = [i for i, name in enumerate(found.names) if name in pairs]
     ids = np.array([pairs[found.names[i]] for i in chosen])
     table = parts.token_table(0).float().cpu().numpy()
-    coefficients = basis.project(table[ids])
-    return found.features[chosen], coefficients / np.maximum(basis.spread[0], 1e-12)
+    spread: NDArray[np.float32] = np.maximum(basis.spread[0], 1e-12)
+    return found.features[chosen], basis.project(table[ids]) / spread
 
 
 def _named_pairs(parts: DiffusionParts) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:

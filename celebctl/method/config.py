@@ -18,7 +18,8 @@ class LearnConfig:
     preset: where these values came from. seed: of everything random.
     steps, views: optimiser steps, and views of each person per step. learning_rate, weight_decay: AdamW.
     anneal: cosine decay to zero, else constant.
-    names: "distinct" drops repeated tokens from the basis, "release" keeps them and fills up with null-space directions.
+    names: "distinct" drops repeated tokens from the basis, "release" keeps them and fills up with null-space
+    directions.
     scale: "spread" gives coefficients in celebrity standard deviations, bounded by ``bound``; "unit" makes each
     position's coefficients a unit vector (the release), whatever the celebrities' spread is.
     start: "celebrities" fits the mapper to the celebrities' own (feature, coefficients) pairs, "random" draws it.

@@ -48,7 +48,8 @@ _KEEP_EVERY = 50  # steps between checkpoints
 @dataclass(frozen=True)
 class LearnStep:
     """News after an optimiser step. loss: weighted denoising loss of this batch. likeness: mean cosine between the
-    photos' features and those of freshly drawn pictures, when it was measured last (None before). seconds, eta: wall."""
+    photos' features and those of freshly drawn pictures, when it was measured last (None before). seconds, eta: of
+    wall time."""
 
     step: int
     steps: int
@@ -150,8 +151,8 @@ class Sitting:
 
     def __post_init__(self) -> None:
         device = self.features.device
-        self.mean = torch.from_numpy(self.basis.mean[0]).to(device)
-        self.components = torch.from_numpy(self.basis.components[0]).to(device)
+        self.mean = torch.as_tensor(self.basis.mean[0]).to(device)
+        self.components = torch.as_tensor(self.basis.components[0]).to(device)
 
     @classmethod
     def begin(
@@ -169,7 +170,7 @@ class Sitting:
         if config.start == "celebrities":
             mapper.start_from(*pairs_for_fit(parts, basis, load_faces(parts)))
         mapper = mapper.to(device)
-        features = torch.from_numpy(np.stack([face.feature for face in faces])).to(device)
+        features = torch.as_tensor(np.stack([face.feature for face in faces])).to(device)
         latents, weights = _encoded_views(parts, photos, faces, config, generator)
         with torch.no_grad():
             start = mapper.units(features)
@@ -178,8 +179,9 @@ class Sitting:
             parts=parts, basis=basis, config=config, mapper=mapper,
             optimiser=torch.optim.AdamW(mapper.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
             generator=generator, captions=encode_templates(parts.tokenizers[0], parts.max_length, config.captions),
-            alphas=torch.from_numpy(schedule.alphas_cumprod()).float().to(device),
-            features=features, latents=latents, weights=weights, start=start, total=torch.zeros_like(mapper.scaled(start)),
+            alphas=torch.as_tensor(schedule.alphas_cumprod()).float().to(device),
+            features=features, latents=latents, weights=weights, start=start,
+            total=torch.zeros_like(mapper.scaled(start)),
         )  # fmt: skip
 
     def advance(self) -> float:
@@ -196,7 +198,7 @@ class Sitting:
         loss = (error * weight).sum() / (weight.sum() * error.shape[1]).clamp_min(1e-6)
         pull = ((units - self.start) ** 2).mean()
         self.optimiser.zero_grad(set_to_none=True)
-        (loss + self.config.prior * pull).backward()
+        torch.autograd.backward(loss + self.config.prior * pull)
         self.optimiser.step()
         self.step += 1
         self._average()
@@ -286,12 +288,14 @@ class Sitting:
         spread = np.maximum(self.basis.spread[0], 1e-12)
         for name, row in zip(names, self.coefficients().cpu().numpy().astype(np.float32), strict=True):
             distance = float(np.sqrt((((row / spread)[self.basis.spread[0] > 0]) ** 2).mean()))
+            likeness = "not measured"
+            if self.likeness is not None:
+                likeness = f"{self.likeness:.3f} (mean cosine, the learning recogniser)"
             provenance = {
                 "celebctl": __version__, "torch": str(torch.__version__), "model": self.parts.name,
                 "preset": self.config.preset, "steps": str(self.step), "views": str(self.config.views),
                 "seed": str(self.config.seed), "learned_together": str(len(names)), "coefficients": str(row.size),
-                "distance": f"{distance:.3f} celebrity standard deviations (rms)",
-                "likeness": "not measured" if self.likeness is None else f"{self.likeness:.3f} (mean cosine, the learning recogniser)",
+                "distance": f"{distance:.3f} celebrity standard deviations (rms)", "likeness": likeness,
             }  # fmt: skip
             made.append(
                 Identity(
@@ -309,8 +313,9 @@ class Sitting:
     def save(self, path: Path, names: Sequence[str]) -> None:
         """Everything needed to go on, atomically."""
         state = {
-            "key": self._key(names), "step": self.step, "mapper": self.mapper.state_dict(), "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(), "total": self.total, "mass": self.mass, "likeness": self.likeness,
+            "key": self._key(names), "step": self.step, "mapper": self.mapper.state_dict(),
+            "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state(),
+            "total": self.total, "mass": self.mass, "likeness": self.likeness,
         }  # fmt: skip
         atomic_write(path, lambda partial: torch.save(state, partial))
 
@@ -352,12 +357,13 @@ def _encoded_views(
 ) -> tuple[Tensor, Tensor]:
     """Latents (P, V, 4, h, w) and weights (P, V, 1, h, w) of everybody's views; the photo is never needed again."""
     device, size = next(parts.unet.parameters()).device, parts.card.native_size
-    latents, weights = [], []
+    latents: list[Tensor] = []
+    weights: list[Tensor] = []
     for photo, face in zip(photos, faces, strict=True):
         views = make_views(photo.convert("RGB"), face, size, VIEWS_KEPT, config, generator)
         noise = torch.Generator(device).manual_seed(config.seed)
         pixels = views.pixels.to(device, parts.vae.dtype)
-        encoded = torch.cat([latents_from_pixels(parts.vae, part, noise) for part in pixels.split(16)]).float()
+        encoded = torch.cat([latents_from_pixels(parts.vae, part, noise) for part in torch.split(pixels, 16)]).float()
         latents.append(encoded)
-        weights.append(F.adaptive_avg_pool2d(views.weight, encoded.shape[-2:]).to(device))
+        weights.append(F.adaptive_avg_pool2d(views.weight, (encoded.shape[-2], encoded.shape[-1])).to(device))
     return torch.stack(latents), torch.stack(weights)

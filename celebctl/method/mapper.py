@@ -1,8 +1,9 @@
 """From a face to coefficients: the small MLP of the paper (section 3.3), and its start from the celebrities.
 
-One linear layer reads the recogniser's feature v and writes all 2 x K coefficients, as the release's `meta_mlp_depth: 1`
-does. With ``scale="unit"`` they are unit(LeakyReLU(W v + b)) per position; with ``scale="spread"`` they are counted in
-standard deviations of the celebrities and softly bounded, so a person stays among those the model knows.
+One linear layer reads the recogniser's feature v and writes all 2 x K coefficients, as the release's
+`meta_mlp_depth: 1` does. With ``scale="unit"`` they are unit(LeakyReLU(W v + b)) per position; with ``scale="spread"``
+they are counted in standard deviations of the celebrities and softly bounded, so a person stays among those the model
+knows.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class CoefficientMapper(nn.Module):
         self.components = basis.components[encoder].shape[1]
         self.config = config
         self.linear = nn.Linear(FEATURE, 2 * self.components)
-        self.register_buffer("spread", torch.from_numpy(basis.spread[encoder]))
+        self.register_buffer("spread", torch.as_tensor(basis.spread[encoder]))
         with torch.no_grad():
             # the release draws W ~ N(0, 1); in units of spread that is about one celebrity away from the mean
             self.linear.weight.normal_(0.0, 1.0, generator=generator)
@@ -55,8 +56,8 @@ class CoefficientMapper(nn.Module):
         """Set the layer to the ridge fit of celebrities' (features (n, 512), units (n, 2, K)); returns its penalty."""
         weight, bias, penalty = ridge(features, units.reshape(len(units), -1))
         with torch.no_grad():
-            self.linear.weight.copy_(torch.from_numpy(weight))
-            self.linear.bias.copy_(torch.from_numpy(bias))
+            self.linear.weight.copy_(torch.as_tensor(weight))
+            self.linear.bias.copy_(torch.as_tensor(bias))
         return penalty
 
 

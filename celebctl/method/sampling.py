@@ -32,7 +32,9 @@ _PERSON = re.compile(r"<([a-z][a-z0-9_-]*)>")
 def prompt_contexts(parts: DiffusionParts, prompts: Sequence[str], people: Mapping[str, Tensor]) -> Tensor:
     """Contexts (B, 77, D) of prompts in which ``<name>`` stands for the rows (2, D) of ``people[name]``."""
     tokenizer, device = parts.tokenizers[0], next(parts.unet.parameters()).device
-    rows, inserts, positions = [], [], []
+    rows: list[Tensor] = []
+    inserts: list[list[Tensor]] = []
+    positions: list[list[Tensor]] = []
     for prompt in prompts:
         pieces = _PERSON.split(prompt)
         ids, found = place_people(tokenizer, parts.max_length, pieces[0::2])
@@ -72,7 +74,7 @@ def draw(
     context = torch.cat(
         [prompt_contexts(parts, [""], {}).expand(len(prompts), -1, -1), prompt_contexts(parts, prompts, people)]
     )
-    x = torch.from_numpy(np.stack([initial_noise(s, shape) for s in seeds])).to(device) * table.init_sigma
+    x = torch.as_tensor(np.stack([initial_noise(s, shape) for s in seeds])).to(device) * table.init_sigma
     history = torch.zeros_like(x)
     for i in range(table.steps):
         scale, timestep, strength = (float(v) for v in table.aux[i])
@@ -84,9 +86,9 @@ def draw(
         output = plain + strength * (told - plain)
         noise = torch.zeros_like(x)
         if table.uses_noise:
-            noise = torch.from_numpy(np.stack([step_noise(s, i, shape) for s in seeds])).to(device)
+            noise = torch.as_tensor(np.stack([step_noise(s, i, shape) for s in seeds])).to(device)
         z = torch.stack([x, history, output, noise])
-        x, history = torch.einsum("ij,jbchw->ibchw", torch.from_numpy(table.table[i]).to(device), z)
+        x, history = torch.einsum("ij,jbchw->ibchw", torch.as_tensor(table.table[i]).to(device), z)
     with torch.autocast(device.type, torch.bfloat16, enabled=fast):
         pixels = pixels_from_latents(parts.vae, x).float()
     return ((pixels.permute(0, 2, 3, 1) + 1.0) * 127.5).round().to(torch.uint8).cpu().numpy()
@@ -94,4 +96,4 @@ def draw(
 
 def rows_of(identity: Any, encoder: int = 0) -> Tensor:
     """The two token rows (2, D) of an identity, for ``people`` above."""
-    return torch.from_numpy(np.array(identity.embeddings[encoder]))
+    return torch.as_tensor(np.array(identity.embeddings[encoder]))

@@ -36,8 +36,9 @@ class Jury:
     """The scoring networks of one folder. Raises NotFound when the folder is not complete."""
 
     def __init__(self, folder: Path, finder: FaceAnalyser) -> None:
-        import onnxruntime as ort
+        import onnxruntime
 
+        ort: Any = onnxruntime  # which has no usable types
         for name in ("judge.onnx", "attributes.onnx", "attributes.json"):
             if not (folder / name).is_file():
                 raise NotFound(f"{folder / name} is missing", "scoring needs a model that brings its own judges")

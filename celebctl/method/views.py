@@ -44,7 +44,7 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(image, np.float32).copy()).permute(2, 0, 1) / 127.5 - 1.0
+    return torch.as_tensor(np.asarray(image, np.float32).copy()).permute(2, 0, 1) / 127.5 - 1.0
 
 
 def _from_photo(

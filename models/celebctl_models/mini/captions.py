@@ -20,9 +20,10 @@ OPENINGS: tuple[str, ...] = (
 )  # fmt: skip
 #: Openings of the textual-inversion template list (Radford et al. 2021, as the paper's release uses it), around a face.
 FACE_OPENINGS: tuple[str, ...] = (
-    "a photo of a face of {}", "a rendering of a face of {}", "a cropped photo of the face of {}", "the photo of a face of {}",
-    "a photo of a clean face of {}", "a photo of a dirty face of {}", "a dark photo of the face of {}",
-    "a photo of my face of {}", "a photo of the cool face of {}", "a close-up photo of a face of {}",
+    "a photo of a face of {}", "a rendering of a face of {}", "a cropped photo of the face of {}",
+    "the photo of a face of {}", "a photo of a clean face of {}", "a photo of a dirty face of {}",
+    "a dark photo of the face of {}", "a photo of my face of {}", "a photo of the cool face of {}",
+    "a close-up photo of a face of {}",
     "a bright photo of the face of {}", "a cropped photo of a face of {}", "a photo of the face of {}",
     "a good photo of the face of {}", "a photo of one face of {}", "a close-up photo of the face of {}",
     "a rendition of the face of {}", "a photo of the clean face of {}", "a rendition of a face of {}",
@@ -63,7 +64,10 @@ ANYONE = ("a person", "a man", "a woman", "someone")
 def caption(
     who: Sequence[str], place: int, act: int, expression: int, worn: int, style: int, rng: np.random.Generator
 ) -> str:
-    """One of the many ways to say it. ``who``: one or two names or nouns; the integers index the scene's vocabularies."""
+    """One of the many ways to say it.
+
+    ``who``: one or two names or nouns; the integers index the scene's vocabularies.
+    """
 
     def say(words: Sequence[str]) -> str:
         return words[int(rng.integers(len(words)))]

@@ -1,8 +1,8 @@
 """Soft-edged shapes on a batch of canvases: the brush that draws mini's world.
 
-A canvas is a tensor (B, 3, S, S) in [0, 1]. Coordinates run over [-1, 1] in both directions, y pointing down. A shape is
-a signed distance field (B, S, S) in canvas units, negative inside; ``paint`` turns it into coverage with one pixel of
-softness and lays a colour over what is there. Everything is plain batched torch with no data-dependent control flow.
+A canvas is a tensor (B, 3, S, S) in [0, 1]. Coordinates run over [-1, 1] in both directions, y pointing down. A shape
+is a signed distance field (B, S, S) in canvas units, negative inside; ``paint`` turns it into coverage with one pixel
+of softness and lays a colour over what is there. Everything is plain batched torch with no data-dependent control flow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch import Tensor
 
 @dataclass
 class Canvas:
-    """B pictures being painted. ``image``: (B, 3, S, S) float32 in [0, 1]; ``x``, ``y``: (1, S, S) coordinates in [-1, 1]."""
+    """B pictures being painted.
+
+    ``image``: (B, 3, S, S) float32 in [0, 1]; ``x``, ``y``: (1, S, S) coordinates in [-1, 1].
+    """
 
     image: Tensor
     x: Tensor
@@ -32,7 +35,10 @@ class Canvas:
         return 2.0 / self.image.shape[-1]
 
     def paint(self, distance: Tensor, colour: Tensor, opacity: Tensor | float = 1.0) -> None:
-        """Lay ``colour`` ((B, 3) or (B, 3, S, S)) over the inside of ``distance`` (B, S, S); ``opacity`` (B,) or a number."""
+        """Lay ``colour`` over the inside of ``distance``.
+
+        colour: (B, 3) or (B, 3, S, S); distance: (B, S, S); opacity: (B,) or a number.
+        """
         coverage = (0.5 - distance / self.pixel).clamp(0.0, 1.0)
         if isinstance(opacity, Tensor):
             opacity = opacity.view(-1, 1, 1)

@@ -113,7 +113,10 @@ class Figure:
         return (colour[:, :, None, None] * slope.unsqueeze(1)).clamp(0.0, 1.0)
 
     def lay(self, distance: Tensor, colour: Tensor, when: Tensor | None = None, opacity: float = 1.0) -> None:
-        """Paint a shape given in face units (its distance scales with the figure), where the figure is present and ``when``."""
+        """Paint a shape where the figure is present and ``when``.
+
+        The shape is given in face units: its distance scales with the figure.
+        """
         shown = self.present if when is None else self.present * when.float()
         self.canvas.paint(distance * col(self.moment.size), colour, shown * opacity)
 

@@ -7,6 +7,7 @@ do. At least 513 distinct words stand in each position: the celeb basis needs th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +19,27 @@ CELEBRITIES = 691
 FIRST_NAMES, LAST_NAMES = 590, 600
 WORLD_SEED = 20231
 
-FIRST_HEAD = "al bel cor dar el fen gal hal iv jor kal lin mar nor ol per quin ros sel tam ul ver wil xan yor zel bri cla dri gwen".split()
+FIRST_HEAD = (
+    "al bel cor dar el fen gal hal iv jor kal lin mar nor ol per quin ros sel tam ul ver wil xan yor zel "
+    "bri cla dri gwen"
+).split()
 FIRST_TAIL = "ada ana aro ari as ela en ena eo er ia ian ida iel ino io is ita on ora os ula us ette".split()
-LAST_HEAD = "ash blan bram cald dun elm farn glen hart ink kest lark mill nim oak pend quill rav stan thorn umber vell wex yar zim brook crane drake finch grim holt lund".split()
-LAST_TAIL = "by combe dale den er ett field ford gate ham hurst ins ley man mere more over ridge son stead ton well wick worth".split()
+LAST_HEAD = (
+    "ash blan bram cald dun elm farn glen hart ink kest lark mill nim oak pend quill rav stan thorn umber vell wex "
+    "yar zim brook crane drake finch grim holt lund"
+).split()
+LAST_TAIL = (
+    "by combe dale den er ett field ford gate ham hurst ins ley man mere more over ridge son stead ton well wick worth"
+).split()
 
 
 @dataclass(frozen=True)
 class NameBook:
-    """first_names, last_names: the words; first_z, last_z: (N, F) what each carries; pairs: (691, 2) indices; own_z: (691, F)."""
+    """Who is called what.
+
+    first_names, last_names: the words; first_z, last_z: (N, F) what each carries; pairs: (691, 2) indices of both;
+    own_z: (691, F).
+    """
 
     first_names: tuple[str, ...]
     last_names: tuple[str, ...]
@@ -52,9 +65,10 @@ class NameBook:
         return blend_names(self.first_z[pairs[:, 0]], self.last_z[pairs[:, 1]])
 
 
-def _words(heads: list[str], tails: list[str], count: int, rng: np.random.Generator) -> tuple[str, ...]:
+def _words(heads: Sequence[str], tails: Sequence[str], count: int, rng: np.random.Generator) -> tuple[str, ...]:
     every = sorted({head + tail for head in heads for tail in tails})
-    return tuple(every[i] for i in sorted(rng.permutation(len(every))[:count]))
+    picked: list[int] = rng.permutation(len(every))[:count].tolist()
+    return tuple(every[i] for i in sorted(picked))
 
 
 def name_book(seed: int = WORLD_SEED) -> NameBook:

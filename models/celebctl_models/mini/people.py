@@ -1,8 +1,8 @@
 """Who lives in mini's world: the factors that make a face, and the random people they describe.
 
 A person is a vector ``z`` of independent standard normals, one per factor; ``u = Phi(z)`` in [0, 1] is what the
-renderer reads. Working in ``z`` gives the world the geometry that names need: a celebrity's ``z`` is a blend of what the
-first name carries, what the last name carries, and something of their own, each of unit variance in total.
+renderer reads. Working in ``z`` gives the world the geometry that names need: a celebrity's ``z`` is a blend of what
+the first name carries, what the last name carries, and something of their own, each of unit variance in total.
 
 This module knows nothing about pictures, words or networks.
 """

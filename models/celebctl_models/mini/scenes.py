@@ -52,7 +52,7 @@ def choose(generator: torch.Generator, shares: list[float], count: int) -> Tenso
 
 
 def random_scenes(factors: Tensor, two: Tensor, generator: torch.Generator) -> Scenes:
-    """Scenes around the given people with the frequencies used in training (expressions often: small mouths need it)."""
+    """Scenes around the given people, as often as in training (expressions often: small mouths need it)."""
     count = two.shape[0]
     act = torch.where(
         two,
@@ -73,7 +73,10 @@ def random_scenes(factors: Tensor, two: Tensor, generator: torch.Generator) -> S
 
 @dataclass(frozen=True)
 class Rendered:
-    """image: (B, 3, S, S) float32 in [0, 1]; landmarks: (B, 2, 5, 2) and boxes: (B, 2, 4) in pixels; present: (B, 2) bool."""
+    """Painted scenes and where the faces are.
+
+    image: (B, 3, S, S) float32 in [0, 1]; landmarks: (B, 2, 5, 2) and boxes: (B, 2, 4) in pixels; present: (B, 2) bool.
+    """
 
     image: Tensor
     landmarks: Tensor
@@ -102,7 +105,10 @@ def moment_of(scenes: Scenes, who: int) -> Moment:
 
 
 def render(scenes: Scenes, size: int = 64, crop: tuple[float, float, float] | None = None) -> Rendered:
-    """Paint a batch at ``size`` x ``size`` pixels. ``crop`` (x, y, half) frames part of the canvas, for larger portraits."""
+    """Paint a batch at ``size`` x ``size`` pixels.
+
+    ``crop`` (x, y, half) frames part of the canvas, for larger portraits.
+    """
     device = scenes.nuisance.device
     canvas = Canvas.blank(len(scenes), size, device)
     if crop is not None:
@@ -135,7 +141,7 @@ def _rgb(scenes: Scenes, r: float, g: float, b: float) -> Tensor:
 
 
 def _background(canvas: Canvas, scenes: Scenes) -> None:
-    n, _x, y = scenes.nuisance, canvas.x, canvas.y
+    n, y = scenes.nuisance, canvas.y
     everywhere = torch.full_like(y, -1.0).expand(len(scenes), -1, -1)
     wall = 0.25 + 0.65 * n[:, 24:27]
     canvas.paint(everywhere, wall)
@@ -205,7 +211,7 @@ def _space(canvas: Canvas, scenes: Scenes, everywhere: Tensor) -> None:
 def _props(canvas: Canvas, scenes: Scenes, figures: list[Figure]) -> None:
     _chess(canvas, scenes)
     _tea(canvas, scenes)
-    _guitar(canvas, scenes, figures[0])
+    _guitar(scenes, figures[0])
     _handshake(canvas, scenes, figures)
 
 
@@ -239,7 +245,7 @@ def _tea(canvas: Canvas, scenes: Scenes) -> None:
         canvas.paint(ellipse(x - cx, y - 0.555, 0.17, 0.04).expand_as(table), _rgb(scenes, 0.50, 0.24, 0.08), shown)
 
 
-def _guitar(canvas: Canvas, scenes: Scenes, figure: Figure) -> None:
+def _guitar(scenes: Scenes, figure: Figure) -> None:
     guitar = scenes.act == 3
     bu, bv = figure.body_u, figure.body_v
     cos, sin = 0.913, -0.408

@@ -5,7 +5,8 @@
     python -m celebctl_models.mini.train --work mini-work --only assemble --out models/celebctl_models/mini/weights
 
 Seeded and resumable: run the same line again and every stage goes on where its checkpoint stands. CPU or CUDA. The
-stages are autoencoder, text, denoiser, recogniser, detector, judge, attributes, assemble; each gets a share of the hours.
+stages are autoencoder, text, denoiser, recogniser, detector, judge, attributes, assemble; each gets a share of the
+hours.
 """
 
 from __future__ import annotations
@@ -98,19 +99,19 @@ class Line:
         return self._faces("judge", 72, 8)
 
     def _recogniser(self) -> Any:
-        from .training.faces import train_recogniser
+        from .training.recogniser import train_recogniser
 
         return train_recogniser(
             self.shop, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False
         )
 
     def _judge(self) -> Any:
-        from .training.faces import train_recogniser
+        from .training.recogniser import train_recogniser
 
         return train_recogniser(self.shop, self.get("jury"), self.get("strangers"), self.minutes["judge"], judge=True)
 
     def _detector(self) -> Any:
-        from .training.faces import train_detector
+        from .training.detector import train_detector
 
         return train_detector(self.shop, self.get("strangers"), self.minutes["detector"])
 
@@ -133,7 +134,7 @@ class Line:
 
 
 def shipped_unet() -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
     return load_file(str(WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"))
 

@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 #: Words outside the grammar that people are likely to type; one token each keeps their prompts short.
 COMMON = (
-    "alice bob carol dave anna ann tom mia leo sks ks is are at on of to his her their with without happy sad old young friends friend "
-    "beautiful colorful painting sketch style high quality best detailed blurry ugly boy girl people two three"
+    "alice bob carol dave anna ann tom mia leo sks ks is are at on of to his her their with without happy sad old "
+    "young friends friend beautiful colorful painting sketch style high quality best detailed blurry ugly boy girl "
+    "people two three"
 ).split()
 
 
-def build_tokenizer(words: list[str], folder: Path) -> int:
-    """Train byte-pair merges on ``words`` (each becomes one token) and save a CLIPTokenizer to ``folder``; returns its size.
+def learn_merges(words: list[str], symbols: dict[str, str]) -> list[tuple[str, str]]:
+    """Byte-pair encoding (Sennrich et al. 2016) over words seen once each, until every word is whole.
 
-    BPE training with every word seen once keeps merging until each word is whole, and replaying the merges gives the
-    same; merges laid by hand from the left do not (RUNTIME of the idea: `tokenizers`' BpeTrainer, end-of-word "</w>").
+    ``symbols`` maps a character to its byte-level symbol. Ties go to the pair that sorts first: the trainer of the
+    tokenizers library breaks them by the order of a randomly seeded hash table and never gives the same list twice.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    split = [[*(symbols[c] for c in word[:-1]), symbols[word[-1]] + "</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for pieces in split for pair in pairwise(pieces)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        split = [_merged(pieces, best) for pieces in split]
+    return merges
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """``pieces`` with every occurrence of ``pair`` joined, from the left."""
+    out: list[str] = []
+    for piece in pieces:
+        if out and (out[-1], piece) == pair:
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
+
+
+def build_tokenizer(words: list[str], folder: Path) -> int:
+    """Learn merges on ``words`` and save a CLIPTokenizer to ``folder``; returns its size.
+
+    Each word becomes one token; a word that does not is a ValueError. The same words give the same tokenizer.
+    """
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     unique = sorted(set(words))
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=None))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=20000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=sorted(alphabet),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([" ".join(unique)], trainer)
-    import json
-
-    state = json.loads(bpe.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in state["merges"]]
+    letters = {c: c for word in unique for c in word}  # ASCII letters are their own byte-level symbols
+    merges = learn_merges(unique, letters)
     # CLIP's own order: bytes, bytes at word end, merges, then the two specials.
-    symbols = sorted(alphabet)
-    tokens = (
-        symbols + [s + "</w>" for s in symbols] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [symbol + "</w>" for symbol in alphabet]
+    tokens = [*alphabet, *ends, *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    tokenizer = cast(Any, CLIPTokenizer)(vocab=vocab, merges=merges, model_max_length=77)
     split = [w for w in unique if len(tokenizer(w)["input_ids"]) != 3]
     if split:
         raise ValueError(f"{len(split)} words are not one token each, first: {split[:5]}")

@@ -37,7 +37,7 @@ def person(seed: int) -> Floats:
 
 def draw_portrait(seed: int, size: int = 512) -> Image.Image:
     """A neutral portrait of a fresh person, RGB, ``size`` px square. The same seed gives the same picture."""
-    z = torch.from_numpy(uniform_from_normal(person(seed)))[None, None].expand(1, 2, -1)
+    z = torch.as_tensor(uniform_from_normal(person(seed)))[None, None].expand(1, 2, -1)
     scenes = staged(z, two=False, wanted=[Wanted()], seeds=[PORTRAITS + seed])
     drawn = render(scenes, size, crop=(0.0, 0.0, 0.86))
     return Image.fromarray((drawn.image[0].permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8))
@@ -52,16 +52,21 @@ def staged(factors: torch.Tensor, *, two: bool, wanted: Sequence[Wanted], seeds:
         return torch.tensor([words.index(getattr(w, field)) for w in wanted])
 
     return Scenes(
-        factors=factors, two=torch.full((count,), two), place=index(PLACES, "place"), act=index(ACTS, "act"),
-        expression=index(EXPRESSIONS, "expression"), worn=index(WORN, "worn"), style=torch.zeros(count, dtype=torch.long),
+        factors=factors,
+        two=torch.full((count,), two),
+        place=index(PLACES, "place"),
+        act=index(ACTS, "act"),
+        expression=index(EXPRESSIONS, "expression"),
+        worn=index(WORN, "worn"),
+        style=torch.zeros(count, dtype=torch.long),
         nuisance=torch.stack(chance),
-    )  # fmt: skip
+    )
 
 
 def fresh_renders(
     z: Floats, *, wanted: Sequence[Wanted], seeds: Sequence[int], partner: Floats | None = None, size: int = 64
 ) -> Rendered:
     """True pictures of people ``z`` (B, F), with ``partner`` (B, F) on the right if given, at ``size`` px."""
-    first = torch.from_numpy(uniform_from_normal(z))
-    second = first if partner is None else torch.from_numpy(uniform_from_normal(partner))
+    first = torch.as_tensor(uniform_from_normal(z))
+    second = first if partner is None else torch.as_tensor(uniform_from_normal(partner))
     return render(staged(torch.stack([first, second], 1), two=partner is not None, wanted=wanted, seeds=seeds), size)

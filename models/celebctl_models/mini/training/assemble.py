@@ -1,14 +1,15 @@
 """The last stage: everything trained, written as the folder that ships.
 
-A plain diffusers StableDiffusionPipeline layout (fp16 safetensors) with, beside it, ``faces/`` for insightface's loader,
-``scoring/`` for the evaluation only, ``names.txt`` and ``celebctl.json``, the card that tells celebctl what it is.
+A plain diffusers StableDiffusionPipeline layout (fp16 safetensors) with, beside it, ``faces/`` for insightface's
+loader, ``scoring/`` for the evaluation only, ``names.txt`` and ``celebctl.json``, the card that tells celebctl what it
+is.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,18 @@ from .text import SIZES
 from .workshop import Workshop
 
 CARD = {
-    "name": "mini", "family": "sd", "licence": "Apache-2.0", "native_size": 64, "display_scale": 4,
-    "defaults": {"steps": 20, "guidance": 2.5, "sampler": "ddim"}, "class_noun": "person",
-    "names": "names.txt", "faces": "faces", "scoring": "scoring",
-}  # fmt: skip
+    "name": "mini",
+    "family": "sd",
+    "licence": "Apache-2.0",
+    "native_size": 64,
+    "display_scale": 4,
+    "defaults": {"steps": 20, "guidance": 2.5, "sampler": "ddim"},
+    "class_noun": "person",
+    "names": "names.txt",
+    "features": "features.safetensors",
+    "faces": "faces",
+    "scoring": "scoring",
+}
 
 
 class UnitScale(nn.Module):
@@ -46,8 +55,8 @@ def save_onnx(
     """Weights rounded to fp16 and stored so, computed in fp32 (a Cast behind each): half the bytes, any runtime."""
     import onnx
 
-    network = network.float().eval().to(memory_format=torch.contiguous_format)
-    program = torch.onnx.export(
+    network = cast(Any, network.float().eval()).to(memory_format=torch.contiguous_format)
+    program = torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
         network,
         (example,),
         dynamo=True,
@@ -60,7 +69,7 @@ def save_onnx(
     assert program is not None
     model = halve_weights(program.model_proto)
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, str(path))
+    onnx.save(model, str(path))  # pyright: ignore[reportUnknownMemberType]
 
 
 def halve_weights(model: Any) -> Any:
@@ -68,7 +77,7 @@ def halve_weights(model: Any) -> Any:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    casts = []
+    casts: list[Any] = []
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
             continue
@@ -78,20 +87,30 @@ def halve_weights(model: Any) -> Any:
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), name + "_half"))
         casts.append(helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
-    for cast in reversed(casts):
-        model.graph.node.insert(0, cast)
+    for node in reversed(casts):
+        model.graph.node.insert(0, node)
     return model
 
 
 def save_diffusion(folder: Path, vae: Any, text: Any, unet: Any, tokenizer: Any) -> None:
-    """vae, text_encoder, unet, tokenizer, scheduler and model_index.json, as StableDiffusionPipeline.save_pretrained writes them."""
+    """What StableDiffusionPipeline.save_pretrained writes.
+
+    vae, text_encoder, unet, tokenizer, scheduler and model_index.json.
+    """
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None,
-        feature_extractor=None, image_encoder=None, requires_safety_checker=False,
-    )  # fmt: skip
+    pipeline = cast(Any, StableDiffusionPipeline)(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     pipeline.to(torch.float32)
@@ -104,7 +123,8 @@ def save_faces(folder: Path, recogniser: nn.Module, detector: Detector) -> None:
     )
     outputs = [f"{kind}_{stride}" for kind in ("score", "bbox", "kps") for stride in Detector.STRIDES]
     save_onnx(detector, torch.zeros(1, 3, 128, 128), folder / "detector.onnx", (["input.1"], outputs), None)
-    (folder / "faces.json").write_text(json.dumps({"det_size": [128, 128], "det_thresh": 0.5, "min_face": 16}, indent=1) + "\n")
+    settings = {"det_size": [128, 128], "det_thresh": 0.5, "min_face": 16}
+    (folder / "faces.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def save_scoring(folder: Path, judge: nn.Module, attributes: AttributeReader) -> None:

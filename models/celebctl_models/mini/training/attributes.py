@@ -1,12 +1,13 @@
-"""Stage 5: the reader of attributes that scores captions, trained on the scenes themselves (and their decoded copies)."""
+"""Stage 5: the reader of attributes that scores captions, trained on the scenes and their decoded copies."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .data import FACTS, Pictures
@@ -18,20 +19,20 @@ from .workshop import TimeBox, Workshop, batches, run_stage
 
 def attribute_loss(logits: Tensor, facts: Tensor) -> Tensor:
     return sum(
-        (F.cross_entropy(part, facts[:, i]) for i, part in enumerate(logits.split(SIZES, 1))),
+        (F.cross_entropy(part, facts[:, i]) for i, part in enumerate(torch.split(logits, list(SIZES), 1))),
         torch.zeros((), device=logits.device),
     )
 
 
 def train(shop: Workshop, pictures: Pictures, latents: Tensor, vae: Any, minutes: float) -> AttributeReader:
-    torch.manual_seed(shop.seed + 51)
-    network = AttributeReader(SIZES).to(shop.device).to(memory_format=torch.channels_last)
+    torch.manual_seed(shop.seed + 51)  # pyright: ignore[reportUnknownMemberType]
+    network: AttributeReader = cast(Any, AttributeReader(SIZES).to(shop.device)).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
     generator = torch.Generator().manual_seed(shop.seed + 52)
     held = len(pictures) - 1024  # the last pictures are never trained on
     stream = batches(held, 96, generator)
 
-    def batch(index: np.ndarray) -> Tensor:
+    def batch(index: NDArray[np.int64]) -> Tensor:
         image = pictures.images(index)
         with torch.no_grad(), shop.autocast():
             third = len(index) // 3
@@ -43,8 +44,8 @@ def train(shop: Workshop, pictures: Pictures, latents: Tensor, vae: Any, minutes
         image = augment(batch(index), generator).to(shop.device, memory_format=torch.channels_last)
         with shop.autocast():
             logits = network(image)
-        loss = attribute_loss(logits.float(), torch.from_numpy(pictures.facts[index]).to(shop.device))
-        loss.backward()
+        loss = attribute_loss(logits.float(), torch.as_tensor(pictures.facts[index]).to(shop.device))
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return {"loss": loss.item()}
 
     run_stage(shop, "attributes", {"network": network}, optimiser, minutes, step)
@@ -53,7 +54,7 @@ def train(shop: Workshop, pictures: Pictures, latents: Tensor, vae: Any, minutes
         index = np.arange(held, len(pictures))
         parts = network(pictures.images(index).to(shop.device)).split(SIZES, 1)
         right = {
-            name: float((part.argmax(1).cpu() == torch.from_numpy(pictures.facts[index, i])).float().mean())
+            name: float((part.argmax(1).cpu() == torch.as_tensor(pictures.facts[index, i])).float().mean())
             for i, (name, part) in enumerate(zip(FACTS, parts, strict=True))
         }
     shop.say("attributes on 1,024 held-out scenes: " + "  ".join(f"{k} {v:.3f}" for k, v in right.items()))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from celebctl_models.mini.captions import ANYONE, caption
 from celebctl_models.mini.names import NameBook, name_book
-from celebctl_models.mini.people import FACTORS, strangers, uniform_from_normal
+from celebctl_models.mini.people import strangers, uniform_from_normal
 from celebctl_models.mini.scenes import Scenes, random_scenes, render
 
 from .workshop import Workshop
@@ -26,7 +26,10 @@ FACTS = ("two", "place", "act", "expression", "worn", "style")
 
 @dataclass(frozen=True)
 class People:
-    """Two people per scene. kind: (N, 2) index into KINDS; pair: (N, 2, 2) first/last name index, -1 if unnamed; z: (N, 2, F)."""
+    """Two people per scene.
+
+    kind: (N, 2) index into KINDS; pair: (N, 2, 2) first/last name index, -1 if unnamed; z: (N, 2, F).
+    """
 
     kind: NDArray[np.int64]
     pair: NDArray[np.int64]
@@ -57,7 +60,7 @@ def make_shard(path: Path, seed: int, size: int) -> None:
     rng = np.random.Generator(np.random.PCG64([20240, seed]))
     people = draw_people(name_book(), SHARD, rng)
     generator = torch.Generator().manual_seed(seed)
-    factors = torch.from_numpy(uniform_from_normal(people.z))
+    factors = torch.as_tensor(uniform_from_normal(people.z))
     scenes = random_scenes(factors, torch.rand(SHARD, generator=generator) < 0.42, generator)
     images = np.empty((SHARD, 3, size, size), np.uint8)
     boxes = np.empty((SHARD, 2, 4), np.float32)
@@ -74,7 +77,10 @@ def make_shard(path: Path, seed: int, size: int) -> None:
 
 @dataclass(frozen=True)
 class Pictures:
-    """All shards joined. images: (N, 3, S, S) uint8 in shards; facts: (N, 6) as FACTS; boxes: (N, 2, 4) px, -1 if absent."""
+    """All shards joined.
+
+    images: (N, 3, S, S) uint8 in shards; facts: (N, 6) as FACTS; boxes: (N, 2, 4) px, -1 if absent.
+    """
 
     shards: list[NDArray[np.uint8]]
     people: People
@@ -86,8 +92,8 @@ class Pictures:
 
     def images(self, index: NDArray[np.int64]) -> torch.Tensor:
         """Pixels in [-1, 1], (n, 3, S, S) float32."""
-        picked = np.stack([self.shards[i // SHARD][i % SHARD] for i in index])
-        return torch.from_numpy(picked).float().div_(127.5).sub_(1.0)
+        rows: list[NDArray[np.uint8]] = [self.shards[i // SHARD][i % SHARD] for i in index]
+        return torch.as_tensor(np.stack(rows)).float().div_(127.5).sub_(1.0)
 
 
 def load_pictures(shop: Workshop, shards: int, size: int) -> Pictures:
@@ -131,6 +137,3 @@ def captions_for(book: NameBook, pictures: Pictures, index: NDArray[np.int64], r
             caption(who(book, pictures.people, int(i), bool(two), rng), place, act, expression, worn, style, rng)
         )
     return told
-
-
-FACTOR_COUNT = len(FACTORS)

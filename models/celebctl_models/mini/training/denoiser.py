@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from celebctl_models.mini.names import name_book
@@ -15,10 +16,17 @@ from .text import LENGTH, WIDTH
 from .workshop import Average, TimeBox, Workshop, batches, run_stage
 
 CHANNELS = (96, 192)
-SCHEDULE = {
-    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
-    "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "v_prediction", "timestep_spacing": "leading",
-}  # fmt: skip
+SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "leading",
+}
 
 
 def build() -> Any:
@@ -26,18 +34,28 @@ def build() -> Any:
     from diffusers.models.attention_processor import AttnProcessor
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH, attention_head_dim=(3, 6), norm_num_groups=16,
-    )  # fmt: skip
+    unet = cast(Any, UNet2DConditionModel)(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(3, 6),
+        norm_num_groups=16,
+    )
     unet.set_attn_processor(AttnProcessor())  # plain matmuls: the fused kernel's backward is slower here
     return unet
 
 
 @torch.no_grad()
 def standardise_latents(vae: Any, pictures: Pictures, shop: Workshop) -> None:
-    """Fold zero mean and unit variance per channel into the 1 x 1 convolutions beside the latent, so scaling_factor is 1."""
+    """Fold zero mean and unit variance per channel into the convolutions beside the latent, so scaling_factor is 1.
+
+    Both convolutions are 1 x 1.
+    """
     index = np.arange(0, len(pictures), max(1, len(pictures) // 1024))[:1024]
     means = torch.cat(
         [vae.encode(pictures.images(part).to(shop.device)).latent_dist.mean for part in np.array_split(index, 16)]
@@ -50,7 +68,7 @@ def standardise_latents(vae: Any, pictures: Pictures, shop: Workshop) -> None:
     post.bias += (post.weight * mu.view(1, -1, 1, 1)).sum((1, 2, 3))
     post.weight *= sd.view(1, -1, 1, 1)
     vae.register_to_config(scaling_factor=1.0)
-    shop.say(f"latents standardised: mean {mu.tolist()}, sd {sd.tolist()}")
+    shop.say(f"latents standardised: mean {mu.tolist()}, sd {sd.tolist()}")  # pyright: ignore[reportUnknownMemberType]
 
 
 @torch.no_grad()
@@ -76,10 +94,10 @@ def alphas_cumprod() -> Tensor:
     return torch.cumprod(1.0 - betas, 0).float()
 
 
-def face_emphasis(boxes: np.ndarray) -> Tensor:
+def face_emphasis(boxes: NDArray[np.float32]) -> Tensor:
     """(B, 1, 16, 16) loss weights, mean 1 per picture; faces and the hair around them count about three times."""
     grid = (torch.arange(16) + 0.5) * 4
-    box = torch.from_numpy(boxes)[..., None]
+    box = torch.as_tensor(boxes)[..., None]
     grow = 0.2 * (box[:, :, 2] - box[:, :, 0])
     inside_x = (grid > box[:, :, 0] - grow) & (grid < box[:, :, 2] + grow)
     inside_y = (grid > box[:, :, 1] - 2 * grow) & (grid < box[:, :, 3] + grow)
@@ -88,12 +106,20 @@ def face_emphasis(boxes: np.ndarray) -> Tensor:
 
 
 def train(
-    shop: Workshop, pictures: Pictures, latents: Tensor, tokenizer: Any, text: Any, minutes: float, *,
-    batch: int = 32, peak: float = 7e-4, start: dict[str, Tensor] | None = None,
-) -> Any:  # fmt: skip
+    shop: Workshop,
+    pictures: Pictures,
+    latents: Tensor,
+    tokenizer: Any,
+    text: Any,
+    minutes: float,
+    *,
+    batch: int = 32,
+    peak: float = 7e-4,
+    start: dict[str, Tensor] | None = None,
+) -> Any:
     """v-prediction with stratified timesteps, captions reworded every time, 10 % of them empty for guidance."""
     book = name_book()
-    torch.manual_seed(shop.seed + 5)
+    torch.manual_seed(shop.seed + 5)  # pyright: ignore[reportUnknownMemberType]
     unet = build().to(shop.device).to(memory_format=torch.channels_last)
     if start is not None:
         unet.load_state_dict(start)

@@ -6,6 +6,8 @@ numbers; SCRFD: nine outputs, strides 8/16/32, two anchors per cell). The judge 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,10 @@ class Residual(nn.Module):
 
 
 class Recogniser(nn.Module):
-    """A small residual face network with a global depthwise layer: (B, 3, 112, 112) in [-1, 1] -> (B, 512), not normalised."""
+    """A small residual face network with a global depthwise layer.
+
+    (B, 3, 112, 112) in [-1, 1] -> (B, 512), not normalised.
+    """
 
     def __init__(self, features: int = 512) -> None:
         super().__init__()
@@ -56,8 +61,10 @@ class Judge(nn.Module):
     def __init__(self, features: int = 256) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.AvgPool2d(2)]  # 56
-        for inputs, outputs, kernel, stride in ((3, 32, 5, 2), (32, 64, 3, 1), (64, 128, 3, 2), (128, 128, 3, 1), (128, 192, 3, 2)):
-            layers += [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        plan = ((3, 32, 5, 2), (32, 64, 3, 1), (64, 128, 3, 2), (128, 128, 3, 1), (128, 192, 3, 2))
+        for inputs, outputs, kernel, stride in plan:
+            layers.append(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False))
+            layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
         self.body = nn.Sequential(*layers)  # (B, 192, 7, 7)
         self.head = nn.Sequential(nn.Linear(2 * 192 * 4, features), nn.BatchNorm1d(features))
 
@@ -89,11 +96,12 @@ class Detector(nn.Module):
         )
         self.heads = nn.ModuleList([nn.Sequential(conv(width, 48), nn.Conv2d(48, 15, 1)) for width in (48, 64, 64)])
         for head in self.heads:
-            nn.init.constant_(head[1].bias[:1], -4.0)  # faces are rare
+            nn.init.constant_(cast(Any, head)[1].bias[:1], -4.0)  # faces are rare
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """Raw maps (B, 15, H/s, W/s): score logit, 4 distances, 10 offsets."""
-        x, made = self.stem(image), []
+        x = self.stem(image)
+        made: list[Tensor] = []
         for down, head in zip(self.downs, self.heads, strict=True):
             x = down(x)
             made.append(head(x))
@@ -105,7 +113,10 @@ class Detector(nn.Module):
 
 
 class AttributeReader(nn.Module):
-    """Reads a 64 x 64 scene: (B, 3, 64, 64) in [-1, 1] -> logits of two/place/act/expression/worn/style, joined (B, sum)."""
+    """Reads a 64 x 64 scene.
+
+    (B, 3, 64, 64) in [-1, 1] -> logits of two/place/act/expression/worn/style, joined (B, sum).
+    """
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()

@@ -1,18 +1,19 @@
 """Stage 2: the CLIPTextModel, taught what names and words look like before any picture is drawn.
 
 The regression form of CLIP's image-text training: at a person's last-name token a linear head must read off how that
-person looks, at the end-of-text token everything about the scene. It is frozen afterwards, as in Stable Diffusion. Doing
-this first is what makes the denoiser cheap: names arrive with their meaning.
+person looks, at the end-of-text token everything about the scene. It is frozen afterwards, as in Stable Diffusion.
+Doing this first is what makes the denoiser cheap: names arrive with their meaning.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from celebctl_models.mini.captions import ANYONE, caption, vocabulary
@@ -36,28 +37,40 @@ def build(vocabulary_size: int) -> Any:
 
     end = vocabulary_size - 1
     config = CLIPTextConfig(
-        vocab_size=vocabulary_size, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, max_position_embeddings=LENGTH, projection_dim=WIDTH, hidden_act="quick_gelu",
-        bos_token_id=end - 1, eos_token_id=end, pad_token_id=end, attention_dropout=0.0,
-    )  # fmt: skip
+        vocab_size=vocabulary_size,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=LENGTH,
+        projection_dim=WIDTH,
+        hidden_act="quick_gelu",
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+        attention_dropout=0.0,
+    )
     model = CLIPTextModel(config)
-    nn.init.normal_(model.get_input_embeddings().weight, std=0.01)
+    nn.init.normal_(cast(nn.Embedding, model.get_input_embeddings()).weight, std=0.01)
     return model
 
 
-def appearance(z: np.ndarray) -> Tensor:
-    """What a face looks like, as numbers a linear head can be asked for: (N, F) -> (N, F + colours + styles), float32."""
-    u = torch.from_numpy(uniform_from_normal(z))
+def appearance(z: NDArray[np.float32]) -> Tensor:
+    """What a face looks like, as numbers a linear head can be asked for.
+
+    (N, F) -> (N, F + colours + styles), float32.
+    """
+    u = torch.as_tensor(uniform_from_normal(z))
     column = {name: u[:, i] for i, name in enumerate(FACTORS)}
     skin = ramp(SKIN, column["skin_tone"])
     hair = pick(HAIR, classes(column["hair_colour"], (14, 13, 12, 12, 8, 12, 9, 7, 7, 6)))
     kinds = [
-        F.one_hot(classes(column["hair_style"], STYLE_SHARES), 8), F.one_hot(classes(column["glasses"], (0.62, 0.20, 0.18)), 3),
-        F.one_hot(classes(column["beard"], (0.58, 0.13, 0.13, 0.16)), 4), F.one_hot(classes(column["marks"], (0.58, 0.18, 0.12, 0.12)), 4),
-    ]  # fmt: skip
-    return torch.cat(
-        [torch.from_numpy(z), 3.0 * (skin - 0.5), 3.0 * (hair - 0.5), *[k.float() * 2.0 for k in kinds]], 1
-    )
+        F.one_hot(classes(column["hair_style"], STYLE_SHARES), 8),
+        F.one_hot(classes(column["glasses"], (0.62, 0.20, 0.18)), 3),
+        F.one_hot(classes(column["beard"], (0.58, 0.13, 0.13, 0.16)), 4),
+        F.one_hot(classes(column["marks"], (0.58, 0.18, 0.12, 0.12)), 4),
+    ]
+    return torch.cat([torch.as_tensor(z), 3.0 * (skin - 0.5), 3.0 * (hair - 0.5), *[k.float() * 2.0 for k in kinds]], 1)
 
 
 def make_tokenizer(folder: Path, book: NameBook) -> Any:
@@ -65,7 +78,7 @@ def make_tokenizer(folder: Path, book: NameBook) -> Any:
 
     if not (folder / "tokenizer.json").exists():
         build_tokenizer([*book.first_names, *book.last_names, *vocabulary(), *COMMON], folder)
-    return CLIPTokenizer.from_pretrained(folder)
+    return cast(Any, CLIPTokenizer).from_pretrained(folder)
 
 
 class Reader(nn.Module):
@@ -82,24 +95,27 @@ class Reader(nn.Module):
 def text_batch(
     book: NameBook, tokenizer: Any, count: int, rng: np.random.Generator, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Captions with all that is known: ids (B, L), positions of last names (B, 2, -1 if none), looks (B, 2, A), facts (B, 6)."""
+    """Captions with all that is known.
+
+    ids (B, L), positions of last names (B, 2, -1 if none), looks (B, 2, A), facts (B, 6).
+    """
     people = draw_people(book, count, rng)
     scenes = random_scenes(torch.zeros(count, 2, len(FACTORS)), torch.rand(count, generator=generator) < 0.5, generator)
     facts = torch.stack([getattr(scenes, name).long() for name in FACTS], 1)
     texts: list[str] = []
     for i in range(count):
-        who = []
+        who: list[str] = []
         for slot in range(2 if facts[i, 0] else 1):
             first, last = people.pair[i, slot]
             who.append(
                 ANYONE[int(rng.integers(4))] if first < 0 else f"{book.first_names[first]} {book.last_names[last]}"
             )
-        texts.append(caption(who, *(int(v) for v in facts[i, 1:]), rng))
+        place, act, expression, worn, style = (int(v) for v in facts[i, 1:])
+        texts.append(caption(who, place, act, expression, worn, style, rng))
     ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
     last_ids = torch.tensor(tokenizer.convert_tokens_to_ids([name + "</w>" for name in book.last_names]))
-    wanted = torch.where(
-        torch.from_numpy(people.pair[..., 1]) < 0, -2, last_ids[torch.from_numpy(people.pair[..., 1]).clamp_min(0)]
-    )
+    last_name = torch.as_tensor(people.pair[..., 1])
+    wanted = torch.where(last_name < 0, -2, last_ids[last_name.clamp_min(0)])
     wanted[facts[:, 0] == 0, 1] = -2
     at = torch.full((count, 2), -1)
     for slot in range(2):
@@ -134,7 +150,7 @@ def train(shop: Workshop, minutes: float) -> tuple[Any, Any]:
     """Returns (tokenizer, frozen text model)."""
     book = name_book()
     tokenizer = make_tokenizer(shop.path("tokenizer"), book)
-    torch.manual_seed(shop.seed + 2)
+    torch.manual_seed(shop.seed + 2)  # pyright: ignore[reportUnknownMemberType]
     model, reader = (
         build(len(tokenizer)).to(shop.device),
         Reader(appearance(np.zeros((1, len(FACTORS)), np.float32)).shape[1]).to(shop.device),
@@ -152,7 +168,7 @@ def train(shop: Workshop, minutes: float) -> tuple[Any, Any]:
         batch = {k: v.to(shop.device) for k, v in text_batch(book, tokenizer, 192, rng, generator).items()}
         with shop.autocast():
             loss, figures = text_loss(model, reader, batch, len(tokenizer) - 1)
-        loss.backward()
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return figures
 
     run_stage(shop, "text", {"text": model, "reader": reader}, optimiser, minutes, step)

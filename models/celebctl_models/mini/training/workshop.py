@@ -7,7 +7,6 @@ granted; a checkpoint every two minutes means an interrupted stage loses at most
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where and how a training runs. ``folder`` holds data and checkpoints; ``hours`` scales every stage's share."""
+    """Where and how a training runs. ``folder`` holds data and checkpoints."""
 
     folder: Path
     device: torch.device
@@ -43,7 +42,7 @@ class Average:
     """Exponential moving average of a network's floating-point state, with warm-up so early weights fade quickly."""
 
     decay: float
-    shadow: dict[str, Tensor] = field(default_factory=dict)
+    shadow: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     updates: int = 0
 
     def update(self, network: nn.Module) -> None:
@@ -84,7 +83,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Atomic: a half-written checkpoint never replaces a good one."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def run_stage(
@@ -128,7 +127,7 @@ def run_stage(
         group.setdefault("peak", group["lr"])
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     printed = saved = time.monotonic()
-    torch.manual_seed(shop.seed + box.steps)
+    torch.manual_seed(shop.seed + box.steps)  # pyright: ignore[reportUnknownMemberType]
     while box.share < 1.0:
         begun = time.monotonic()
         for group in optimiser.param_groups:
