@@ -23,6 +23,7 @@ class LearnConfig:
     scale: "spread" gives coefficients in celebrity standard deviations, bounded by ``bound``; "unit" makes each
     position's coefficients a unit vector (the release), whatever the celebrities' spread is.
     start: "celebrities" fits the mapper to the celebrities' own (feature, coefficients) pairs, "random" draws it.
+    start_gain: distance from the average face that the fit's careful answer is stretched by.
     leaky: LeakyReLU(0.2) behind the linear layer. prior: weight of the pull towards the start, per squared deviation.
     background: weight of the loss outside the face, 1 for none. canvas: what surrounds the face in a training view.
     smallest, largest: height of the face over the height of the view. flip: probability of mirroring.
@@ -41,6 +42,7 @@ class LearnConfig:
     scale: Literal["spread", "unit"] = "spread"
     bound: float = 2.5
     start: Literal["celebrities", "random"] = "celebrities"
+    start_gain: float = 1.0
     leaky: bool = False
     prior: float = 0.1
     background: float = 0.05

@@ -53,11 +53,17 @@ class CoefficientMapper(nn.Module):
         return self.scaled(self.units(features))
 
     def start_from(self, features: NDArray[np.float32], units: NDArray[np.float32]) -> float:
-        """Set the layer to the ridge fit of celebrities' (features (n, 512), units (n, 2, K)); returns its penalty."""
-        weight, bias, penalty = ridge(features, units.reshape(len(units), -1))
+        """Set the layer to the ridge fit of celebrities' (features (n, 512), units (n, 2, K)); returns its penalty.
+
+        A regression answers carefully: what it is unsure of it draws towards the average face. ``start_gain`` gives
+        people back the distance from the average that the celebrities have.
+        """
+        targets = units.reshape(len(units), -1)
+        weight, bias, penalty = ridge(features, targets)
+        gain, middle = self.config.start_gain, targets.mean(0)
         with torch.no_grad():
-            self.linear.weight.copy_(torch.as_tensor(weight))
-            self.linear.bias.copy_(torch.as_tensor(bias))
+            self.linear.weight.copy_(torch.as_tensor(gain * weight))
+            self.linear.bias.copy_(torch.as_tensor(gain * bias + (1.0 - gain) * middle))
         return penalty
 
 

@@ -1,12 +1,13 @@
 """Train mini from nothing, or go on from what ships.
 
     python -m celebctl_models.mini.train --work mini-work --hours 2          # everything, in order
-    python -m celebctl_models.mini.train --work mini-work --only denoiser --minutes 60 --from-shipped
-    python -m celebctl_models.mini.train --work mini-work --only assemble --out models/celebctl_models/mini/weights
+    python -m celebctl_models.mini.train --work mini-work --only assemble    # write what the checkpoints hold
+    python -m celebctl_models.mini.train --work mini-more --from-shipped --only denoiser --minutes 60
+    python -m celebctl_models.mini.train --work mini-more --from-shipped --only assemble
 
 Seeded and resumable: run the same line again and every stage goes on where its checkpoint stands. CPU or CUDA. The
 stages are autoencoder, text, denoiser, recogniser, detector, judge, attributes, assemble; each gets a share of the
-hours.
+hours. With --from-shipped everything but the denoiser is what ships, and the denoiser starts from its weights.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from celebctl_models.diffusion import load_parts
 
 from .names import name_book
 from .training.workshop import Workshop
@@ -38,9 +41,9 @@ class Line:
     """The production line: each stage asks for what stands before it, made once and kept."""
 
     def __init__(
-        self, shop: Workshop, minutes: dict[str, float], shards: int, batch: int, start: dict[str, torch.Tensor] | None
+        self, shop: Workshop, minutes: dict[str, float], shards: int, batch: int, shipped: Path | None
     ) -> None:
-        self.shop, self.minutes, self.shards, self.batch, self.start = shop, minutes, shards, batch, start
+        self.shop, self.minutes, self.shards, self.batch, self.shipped = shop, minutes, shards, batch, shipped
         self.made: dict[str, Any] = {}
 
     def get(self, name: str) -> Any:
@@ -56,6 +59,8 @@ class Line:
     def _autoencoder(self) -> Any:
         from .training import autoencoder, denoiser
 
+        if self.shipped is not None:
+            return self._shipped("vae").to(memory_format=torch.channels_last)
         vae = autoencoder.train(self.shop, self.get("pictures"), self.minutes["autoencoder"])
         denoiser.standardise_latents(vae, self.get("pictures"), self.shop)
         return vae.requires_grad_(False)
@@ -68,12 +73,15 @@ class Line:
     def _text(self) -> Any:
         from .training import text
 
+        if self.shipped is not None:
+            return self._shipped("tokenizers"), self._shipped("text_encoders")
         return text.train(self.shop, self.minutes["text"])
 
     def _denoiser(self) -> Any:
         from .training import denoiser
 
         tokenizer, text = self.get("text")
+        start = None if self.shipped is None else self._shipped("unet").state_dict()
         return denoiser.train(
             self.shop,
             self.get("pictures"),
@@ -82,8 +90,15 @@ class Line:
             text,
             self.minutes["denoiser"],
             batch=self.batch,
-            start=self.start,
+            start=start,
         )
+
+    def _shipped(self, part: str) -> Any:
+        """One network of the shipped folder, frozen, in float32."""
+        if "parts" not in self.made:
+            self.made["parts"] = load_parts(self.shipped or WEIGHTS, device=str(self.shop.device))
+        found = getattr(self.made["parts"], part)
+        return found[0] if isinstance(found, tuple) else found
 
     def _faces(self, name: str, draw: int, shards: int) -> Any:
         from .training import faces
@@ -124,28 +139,28 @@ class Line:
 
     def assemble(self, out: Path) -> None:
         from .training import assemble as pack
+        from .training import celebrity_faces
 
         tokenizer, text = self.get("text")
         pack.save_diffusion(out, self.get("autoencoder"), text, self.get("denoiser"), tokenizer)
-        pack.save_faces(out / "faces", self.get("recogniser"), self.get("detector"))
-        pack.save_scoring(out / "scoring", self.get("judge"), self.get("attributes"))
         pack.save_card(out, name_book())
+        if self.shipped is None:
+            pack.save_faces(out / "faces", self.get("recogniser"), self.get("detector"))
+            pack.save_scoring(out / "scoring", self.get("judge"), self.get("attributes"))
+            celebrity_faces.save(celebrity_faces.measure(self.shop, out, name_book()), out)
+        elif out.resolve() != self.shipped.resolve():
+            for kept in ("faces", "scoring", "features.safetensors"):
+                pack.copy(self.shipped / kept, out / kept)
         pack.report_size(self.shop, out)
-
-
-def shipped_unet() -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
-
-    return load_file(str(WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for data and checkpoints (about 3 GB)")
     parser.add_argument("--hours", type=float, default=2.0, help="time for everything; each stage takes its share")
-    parser.add_argument("--only", choices=STAGES, help="one stage (what it needs is resumed or made first)")
+    parser.add_argument("--only", choices=STAGES, help="one stage; what it needs is taken as its checkpoint has it")
     parser.add_argument("--minutes", type=float, help="with --only: minutes for that stage instead of its share")
-    parser.add_argument("--from-shipped", action="store_true", help="the denoiser starts from the weights that ship")
+    parser.add_argument("--from-shipped", action="store_true", help="go on from the weights that ship (denoiser only)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
     parser.add_argument("--shards", type=int, default=16, help="4,096 pictures each")
@@ -155,19 +170,23 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     minutes = {name: 60.0 * args.hours * share for name, share in SHARES.items()}
-    if args.only and args.minutes:
-        minutes[args.only] = args.minutes
+    if args.only:
+        minutes = dict.fromkeys(SHARES, 1e-6) | {args.only: args.minutes or minutes.get(args.only, 0.0)}
+        needed = ("denoiser",) if args.from_shipped else STAGES[:-1]
+        missing = [name for name in needed if not (args.work / f"{name}.pt").is_file()]
+        if args.only == "assemble" and missing:
+            parser.error(f"nothing to assemble yet: {', '.join(missing)} not trained in {args.work}")
     line = Line(
         Workshop(args.work, torch.device(args.device)),
         minutes,
         args.shards,
         args.batch,
-        shipped_unet() if args.from_shipped else None,
+        WEIGHTS if args.from_shipped else None,
     )
     if args.only and args.only != "assemble":
         line.get(args.only)
         return
-    for name in SHARES:
+    for name in ("denoiser",) if args.from_shipped else SHARES:
         line.get(name)
     line.assemble(args.out)
 

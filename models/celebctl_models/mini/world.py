@@ -37,8 +37,13 @@ def person(seed: int) -> Floats:
 
 def draw_portrait(seed: int, size: int = 512) -> Image.Image:
     """A neutral portrait of a fresh person, RGB, ``size`` px square. The same seed gives the same picture."""
-    z = torch.as_tensor(uniform_from_normal(person(seed)))[None, None].expand(1, 2, -1)
-    scenes = staged(z, two=False, wanted=[Wanted()], seeds=[PORTRAITS + seed])
+    return portrait_of(person(seed), PORTRAITS + seed, size)
+
+
+def portrait_of(z: Floats, seed: int, size: int) -> Image.Image:
+    """A neutral portrait of a given person ``z`` (F,); the seed decides pose, light and clothes."""
+    factors = torch.as_tensor(uniform_from_normal(z))[None, None].expand(1, 2, -1)
+    scenes = staged(factors, two=False, wanted=[Wanted()], seeds=[seed])
     drawn = render(scenes, size, crop=(0.0, 0.0, 0.86))
     return Image.fromarray((drawn.image[0].permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8))
 

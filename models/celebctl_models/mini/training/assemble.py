@@ -8,6 +8,7 @@ is.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,7 +68,7 @@ def save_onnx(
         verbose=False,
     )
     assert program is not None
-    model = halve_weights(program.model_proto)
+    model = strip_traces(halve_weights(program.model_proto))
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, str(path))  # pyright: ignore[reportUnknownMemberType]
 
@@ -89,6 +90,17 @@ def halve_weights(model: Any) -> Any:
         casts.append(helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
     for node in reversed(casts):
         model.graph.node.insert(0, node)
+    return model
+
+
+def strip_traces(model: Any) -> Any:
+    """The exporter notes where in whose source each node was made: half the file, and paths of one machine."""
+    for owner in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        owner.ClearField("metadata_props")
+        owner.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output):
+        value.ClearField("metadata_props")
+    model.graph.ClearField("value_info")
     return model
 
 
@@ -154,6 +166,14 @@ def save_scoring(folder: Path, judge: nn.Module, attributes: AttributeReader) ->
 def save_card(folder: Path, book: NameBook) -> None:
     (folder / "names.txt").write_text("\n".join(book.names) + "\n")
     (folder / "celebctl.json").write_text(json.dumps(CARD, indent=1) + "\n")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Take over what this training does not change."""
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, target)
 
 
 def report_size(shop: Workshop, folder: Path) -> None:
