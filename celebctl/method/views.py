@@ -73,9 +73,8 @@ def _cut(photo: Image.Image, window: tuple[float, float, float, float], size: in
     """The window (left, top, right, bottom in photo pixels, may reach outside) resampled once to size x size."""
     side = window[2] - window[0]
     border = int(np.ceil(max(0.0, -window[0], -window[1], window[2] - photo.width, window[3] - photo.height))) + 1
-    mean = tuple(int(v) for v in np.asarray(photo).reshape(-1, 3).mean(0))
-    canvas = Image.new("RGB", (photo.width + 2 * border, photo.height + 2 * border), mean)
-    canvas.paste(photo, (border, border))
+    # the edge goes on outside the photo: a frame of another colour would be seen as part of the person
+    canvas = Image.fromarray(np.pad(np.asarray(photo), ((border, border), (border, border), (0, 0)), mode="edge"))
     left, top = window[0] + border, window[1] + border
     return canvas.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -97,8 +97,8 @@ class Line:
         """One network of the shipped folder, frozen, in float32."""
         if "parts" not in self.made:
             self.made["parts"] = load_parts(self.shipped or WEIGHTS, device=str(self.shop.device))
-        found = getattr(self.made["parts"], part)
-        return found[0] if isinstance(found, tuple) else found
+        found: Any = getattr(self.made["parts"], part)
+        return cast(Any, found[0]) if isinstance(found, tuple) else found
 
     def _faces(self, name: str, draw: int, shards: int) -> Any:
         from .training import faces

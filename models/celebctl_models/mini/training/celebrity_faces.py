@@ -21,6 +21,7 @@ from celebctl_runtime.files import atomic_write
 from .workshop import Workshop
 
 SEED = 900_000_000
+MOMENTS = [Wanted(), Wanted(expression="smiling")]
 
 
 def measure(shop: Workshop, folder: Path, book: NameBook) -> dict[str, NDArray[np.float32]]:
@@ -29,7 +30,7 @@ def measure(shop: Workshop, folder: Path, book: NameBook) -> dict[str, NDArray[n
     people = book.celebrities()
     found: dict[str, NDArray[np.float32]] = {}
     for i, (name, z) in enumerate(zip(book.names, people, strict=True)):
-        drawn = fresh_renders(z[None].repeat(2, 0), wanted=[Wanted(), Wanted(expression="smiling")], seeds=[SEED + i] * 2)
+        drawn = fresh_renders(z[None].repeat(2, 0), wanted=MOMENTS, seeds=[SEED + i] * 2)
         scenes = (drawn.image.permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8)
         pictures = [portrait_of(z, SEED + i, 256), *(Image.fromarray(scene) for scene in scenes)]
         features = [faces[0].feature for faces in map(analyser.analyse, pictures) if len(faces) == 1]
@@ -45,7 +46,7 @@ def save(found: dict[str, NDArray[np.float32]], folder: Path) -> None:
     """``features.safetensors``: features (n, 512) int8 (largest entry of a row = 127); names and table hash beside."""
     from safetensors.numpy import save as serialise
 
-    rows = np.stack(list(found.values()))
-    scaled = np.round(rows * (127.0 / np.abs(rows).max(1, keepdims=True))).astype(np.int8)
+    rows: NDArray[np.float32] = np.stack(list(found.values()))
+    scaled: NDArray[np.int8] = np.round(rows * (127.0 / np.abs(rows).max(1, keepdims=True))).astype(np.int8)
     metadata = {"names": "\n".join(found), "table_hash": load_parts(folder).table_hash}
     atomic_write(folder / "features.safetensors", serialise({"features": scaled}, metadata=metadata))
