@@ -12,7 +12,7 @@ import pytest
 from face_doubles import CELL, LANDMARKS, photo_of, write_face_models
 from PIL import Image, PngImagePlugin
 
-from celebctl_models.faces import ChosenFaces, Face, FaceSettings, InsightFaceAnalyser, the_face
+from celebctl_models.faces import ChosenFaces, Face, FaceSettings, InsightFaceAnalyser, the_face, without_nested
 from celebctl_models.photos import open_photo
 from celebctl_runtime.errors import (
     CelebctlError,
@@ -349,3 +349,12 @@ def test_opencv_that_does_not_load_is_explained(folder: Path, monkeypatch: pytes
     with pytest.raises(EnvironmentProblem, match=r"libGL\.so\.1") as error:
         InsightFaceAnalyser(folder)
     assert "opencv-python-headless" in error.value.hint
+
+
+def test_a_face_inside_a_face_is_no_second_person() -> None:
+    def face(*box: float) -> Face:
+        points, crop = np.zeros((5, 2), np.float32), np.zeros((112, 112, 3), np.uint8)
+        return Face(np.array(box, np.float32), 0.6, points, crop, np.eye(512, dtype=np.float32)[0])
+
+    outer, mouth, neighbour = face(126, 100, 354, 413), face(215, 314, 292, 412), face(380, 90, 500, 300)
+    assert without_nested([mouth, outer, neighbour]) == [outer, neighbour]

@@ -131,7 +131,7 @@ class InsightFaceAnalyser:
         bgr = np.ascontiguousarray(pixels[:, :, ::-1])
         with _hushed():
             found = cast(list[Any], self._app.get(bgr))
-            return [self._face(bgr, one, border) for one in found]
+            return without_nested([self._face(bgr, one, border) for one in found])
 
     def _face(self, bgr: NDArray[np.uint8], one: Any, border: int) -> Face:
         if one.kps is None or one.embedding is None:
@@ -149,6 +149,16 @@ class InsightFaceAnalyser:
             crop112=np.ascontiguousarray(crop[:, :, ::-1]),
             feature=feature / np.float32(length),
         )
+
+
+def without_nested(faces: Sequence[Face]) -> list[Face]:
+    """Drop faces whose middle lies inside a larger one: detectors take a mouth with a beard for a second face."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.size):
+        x, y = (face.box[:2] + face.box[2:]) / 2
+        if not any(one.box[0] < x < one.box[2] and one.box[1] < y < one.box[3] for one in kept):
+            kept.append(face)
+    return kept
 
 
 def the_face(faces: Sequence[Face], photo: str, pick: int | None = None, smallest: int = 0) -> Face:

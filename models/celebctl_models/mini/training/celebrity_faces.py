@@ -47,6 +47,7 @@ def save(found: dict[str, NDArray[np.float32]], folder: Path) -> None:
     from safetensors.numpy import save as serialise
 
     rows: NDArray[np.float32] = np.stack(list(found.values()))
-    scaled: NDArray[np.int8] = np.round(rows * (127.0 / np.abs(rows).max(1, keepdims=True))).astype(np.int8)
+    peaks: NDArray[np.float32] = np.max(np.abs(rows), axis=1, keepdims=True)
+    scaled: NDArray[np.int8] = np.rint(rows * (127.0 / peaks)).astype(np.int8)
     metadata = {"names": "\n".join(found), "table_hash": load_parts(folder).table_hash}
     atomic_write(folder / "features.safetensors", serialise({"features": scaled}, metadata=metadata))
