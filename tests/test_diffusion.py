@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from single_file_double import write_single_file
@@ -205,3 +205,17 @@ def test_another_kind_of_model_is_refused_by_its_index(copied_folder: Path) -> N
 def test_loading_is_silent(tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_parts(tiny_folder)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_untouched_diffusers_loads_the_bundled_model_and_draws_a_celebrity() -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    folder = locate("mini").path
+    names = card_for(folder).names_file
+    assert names is not None
+    pipe: Any = cast(Any, StableDiffusionPipeline).from_pretrained(str(folder), local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    first = names.read_text(encoding="utf-8").splitlines()[0]
+    picture = pipe(first, num_inference_steps=2, height=64, width=64, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3)
+    assert float(picture.std()) > 0.02

@@ -14,7 +14,7 @@ PHOTO: tuple[str, ...] = (
 )  # fmt: skip
 
 _ADJECTIVES = (
-    "a clean", "a dirty", "my", "the cool", "a close-up", "a nice", "the nice", "the small", "the weird", "the large",
+    "a clean", "a dirty", "my", "the cool", "a nice", "the nice", "the small", "the weird", "the large",
     "a cool", "a small", "one", "the clean",
 )  # fmt: skip
 #: The release's list: the ImageNet templates of textual inversion around "face of {} person".
@@ -26,7 +26,7 @@ IMAGENET: tuple[str, ...] = (
     "a good photo of the face of {} person", "a close-up photo of the face of {} person",
     "a rendition of the face of {} person", "a rendition of a face of {} person", "a good photo of a face of {} person",
     "an illustration of a face of {} person", "a depiction of a face of {} person",
-    *(f"a photo of {word} face of {{}} person" for word in _ADJECTIVES if "close-up" not in word),
+    *(f"a photo of {word} face of {{}} person" for word in _ADJECTIVES),
 )  # fmt: skip
 
 TEMPLATES: dict[str, tuple[str, ...]] = {"photo": PHOTO, "imagenet": IMAGENET}
