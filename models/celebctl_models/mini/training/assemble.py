@@ -126,6 +126,9 @@ def save_diffusion(folder: Path, vae: Any, text: Any, unet: Any, tokenizer: Any)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     pipeline.to(torch.float32)
+    # transformers loads in the dtype the config names, diffusers in float32: without this they would not meet
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
 def save_faces(folder: Path, recogniser: nn.Module, detector: Detector) -> None:
