@@ -33,13 +33,13 @@ def build(channels: tuple[int, ...] = CHANNELS) -> Any:
 
 
 def face_weights(boxes: NDArray[np.float32], size: int) -> Tensor:
-    """(n, 1, S, S) loss weights: faces count four times, because faces are what people look at."""
+    """(n, 1, S, S) loss weights: faces count six times, because faces are what people look at."""
     grid = torch.arange(size) + 0.5
     box = torch.as_tensor(boxes)[:, :, :, None]  # (n, 2, 4, 1)
     inside_x = (grid > box[:, :, 0]) & (grid < box[:, :, 2])  # (n, 2, S)
     inside_y = (grid > box[:, :, 1]) & (grid < box[:, :, 3])
     inside = (inside_y[:, :, :, None] & inside_x[:, :, None, :]).any(1, keepdim=True)
-    return 1.0 + 3.0 * inside.float()
+    return 1.0 + 5.0 * inside.float()
 
 
 def reconstruction_loss(made: Tensor, image: Tensor, weight: Tensor) -> Tensor:
@@ -49,6 +49,15 @@ def reconstruction_loss(made: Tensor, image: Tensor, weight: Tensor) -> Tensor:
     dx = (error[..., :, 1:] - error[..., :, :-1]).abs() * weight[..., :, 1:]
     dy = (error[..., 1:, :] - error[..., :-1, :]).abs() * weight[..., 1:, :]
     return pixel + 0.5 * (dx.mean() + dy.mean())
+
+
+def tone_weights(image: Tensor) -> Tensor:
+    """(n, 1, S, S), mean about 1: errors weigh as the eye sees them, relative to how dark the place is.
+
+    Without it a frame or a birthmark on dark skin costs a third of what it costs on light skin, and is left out.
+    """
+    light = F.avg_pool2d(image.mean(1, keepdim=True), 5, 1, 2) * 0.5 + 0.5
+    return 0.75 / (0.25 + light)
 
 
 def random_crop(image: Tensor, weight: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -67,10 +76,12 @@ def train(shop: Workshop, pictures: Pictures, minutes: float) -> Any:
     generator = torch.Generator().manual_seed(shop.seed + 1)
     stream = batches(len(pictures), 32, generator)
     average = Average(0.998)
+    shop.compile(vae.encoder, vae.decoder)
 
     def step(box: TimeBox) -> dict[str, float]:
         index = next(stream).numpy()
-        image, weight = pictures.images(index), face_weights(pictures.boxes[index], 64)
+        image = pictures.images(index)
+        weight = face_weights(pictures.boxes[index], 64) * tone_weights(image)
         if box.share < 0.6:
             image, weight = random_crop(image, weight, 32, generator)
         image, weight = image.to(shop.device, memory_format=torch.channels_last), weight.to(shop.device)

@@ -21,6 +21,7 @@ from torch import Tensor
 from celebctl_models.mini.people import strangers, uniform_from_normal
 from celebctl_models.mini.scenes import random_scenes, render
 
+from .data import FACTS
 from .workshop import Workshop
 
 IDENTITIES, FACE_SHARD = 3600, 3000
@@ -30,14 +31,14 @@ TEMPLATE = torch.tensor(
 )
 
 
-def make_face_shard(path: Path, seed: int, draw: int) -> None:
-    """One shard of scenes with landmarks. ``draw`` picks the population of strangers."""
+def make_face_shard(path: Path, seed: int, draw: int, identities: int) -> None:
+    """One shard of scenes with landmarks. ``draw`` picks the population of ``identities`` strangers."""
     if path.with_suffix(".npz").exists():
         return
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
-    z = strangers(IDENTITIES, draw)
-    who = torch.randint(0, IDENTITIES, (FACE_SHARD, 2), generator=generator)
+    z = strangers(identities, draw)
+    who = torch.randint(0, identities, (FACE_SHARD, 2), generator=generator)
     factors = torch.as_tensor(uniform_from_normal(z))[who]
     scenes = random_scenes(factors, torch.rand(FACE_SHARD, generator=generator) < 0.55, generator)
     images, points, boxes = (
@@ -52,7 +53,9 @@ def make_face_shard(path: Path, seed: int, draw: int) -> None:
             images[part] = (drawn.image * 255 + 0.5).to(torch.uint8).numpy()
             points[part], boxes[part] = drawn.landmarks.numpy(), drawn.boxes.numpy()
     np.save(path.with_suffix(".npy"), images)
-    np.savez(path.with_suffix(".npz"), who=who.numpy(), two=scenes.two.numpy(), points=points, boxes=boxes)
+    facts = np.stack([getattr(scenes, name).numpy().astype(np.int64) for name in FACTS], 1)
+    known = {"who": who.numpy(), "two": scenes.two.numpy(), "points": points, "boxes": boxes, "facts": facts}
+    np.savez(path.with_suffix(".npz"), **known)
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Faces:
     """Scenes of strangers.
 
     images: (N, 3, 64, 64) uint8; who: (N, 2) identity; two: (N,); points: (N, 2, 5, 2) px; boxes: (N, 2, 4) px;
-    z: (I, F).
+    facts: (N, 6) as data.FACTS; z: (I, F).
     """
 
     images: NDArray[np.uint8]
@@ -68,6 +71,7 @@ class Faces:
     two: NDArray[np.bool_]
     points: NDArray[np.float32]
     boxes: NDArray[np.float32]
+    facts: NDArray[np.int64]
     z: NDArray[np.float32]
 
     def slots(self) -> NDArray[np.int64]:
@@ -78,7 +82,7 @@ class Faces:
         )
 
 
-def load_faces(shop: Workshop, name: str, draw: int, shards: int) -> Faces:
+def load_faces(shop: Workshop, name: str, draw: int, shards: int, identities: int = IDENTITIES) -> Faces:
     folder = shop.path(f"faces-{name}")
     folder.mkdir(exist_ok=True)
     paths = [folder / f"shard-{i:02d}" for i in range(shards)]
@@ -86,11 +90,12 @@ def load_faces(shop: Workshop, name: str, draw: int, shards: int) -> Faces:
     if missing:
         shop.say(f"drawing {len(missing) * FACE_SHARD} scenes of strangers ({name})")
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-            list(pool.map(make_face_shard, [p for p, _ in missing], [s for _, s in missing], [draw] * len(missing)))
+            each = ([draw] * len(missing), [identities] * len(missing))
+            list(pool.map(make_face_shard, [p for p, _ in missing], [s for _, s in missing], *each))
     known = [np.load(p.with_suffix(".npz")) for p in paths]
-    joined = {key: np.concatenate([k[key] for k in known]) for key in ("who", "two", "points", "boxes")}
+    joined = {key: np.concatenate([k[key] for k in known]) for key in ("who", "two", "points", "boxes", "facts")}
     return Faces(
-        images=np.concatenate([np.load(p.with_suffix(".npy")) for p in paths]), z=strangers(IDENTITIES, draw), **joined
+        images=np.concatenate([np.load(p.with_suffix(".npy")) for p in paths]), z=strangers(identities, draw), **joined
     )
 
 

@@ -137,3 +137,25 @@ class AttributeReader(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))
+
+
+class LatentReader(nn.Module):
+    """Reads who and what is in a latent; a sense of detail for the denoiser's training, never shipped.
+
+    (B, 4, 16, 16) standardised latents -> maps (B, 128, 8, 8) and (B, 192, 4, 4), looks (B, 2, A), facts (B, sum).
+    """
+
+    def __init__(self, looks: int, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.looks = looks
+        self.fine = nn.Sequential(conv(4, 96), conv(96, 96))
+        self.middle = nn.Sequential(conv(96, 128, stride=2), conv(128, 128))
+        self.coarse = nn.Sequential(conv(128, 192, stride=2), conv(192, 192))
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(192 * 16, 512), nn.PReLU())
+        self.person, self.scene = nn.Linear(512, 2 * looks), nn.Linear(512, sum(sizes))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        middle = self.middle(self.fine(x))
+        coarse = self.coarse(middle)
+        known = self.trunk(coarse)
+        return middle, coarse, self.person(known).view(len(x), 2, self.looks), self.scene(known)
