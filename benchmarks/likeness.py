@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from celebctl.method import PRESETS, LearnConfig, build_basis, learn_people
-from celebctl.method.sampling import draw, rows_of
+from celebctl.method.sampling import People, draw, rows_of
 from celebctl.method.scoring import Judged, Jury
 from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces import InsightFaceAnalyser
@@ -70,7 +70,7 @@ class Cast:
 
     names: list[str]
     z: Floats  # (n, F)
-    rows: dict[str, torch.Tensor]
+    rows: People
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def true_looks(jury: Jury, z: Floats, wanted: Wanted, first_seed: int, partner: 
 
 
 def in_batches(
-    parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: dict[str, torch.Tensor], size: int = 48
+    parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: People, size: int = 48
 ) -> list[Pixels]:
     made: list[Pixels] = []
     for start in range(0, len(prompts), size):
@@ -221,7 +221,7 @@ def learned(
     analyser = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
     basis = build_basis(parts, release=config.names == "release")
     seeds = [first + i for i in range(count)]
-    rows: dict[str, torch.Tensor] = {}
+    rows: dict[str, tuple[torch.Tensor, ...]] = {}
     spent: list[float] = []
     for start in range(0, count, together):
         group = seeds[start : start + together]

@@ -30,6 +30,23 @@ SCHEDULER = {
     "timestep_spacing": "leading",
 }
 
+XL_SCHEDULER = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon"}
+
+
+@pytest.fixture(scope="session")
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL pipeline folder: two text encoders, pooled text and picture size told to the UNet."""
+    folder = tmp_path_factory.mktemp("tiny-xl") / "tiny-xl"
+    write_xl_pipeline(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xl_parts(xl_folder: Path) -> DiffusionParts:
+    from celebctl_models.diffusion import load_parts
+
+    return load_parts(xl_folder)
+
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -118,6 +135,54 @@ def write_pipeline(
     _vae(vae_channels).save_pretrained(str(folder / "vae"))
     _write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, "prediction_type": prediction_type})
     _write_json(folder / "model_index.json", _index())
+
+
+def write_xl_pipeline(folder: Path, *, scheduler: dict[str, Any] | None = None, seed: int = 0) -> None:
+    """Write a seeded random StableDiffusionXLPipeline folder: text widths 32 and 48, pooled 40, three UNet levels."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    tokenizer.pad_token = "!"  # as SDXL's second tokenizer pads
+    tokenizer.save_pretrained(str(folder / "tokenizer_2"))
+    common = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 77}
+    # SDXL's own configs still say 2, which makes transformers look for the largest id
+    common |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "initializer_factor": 4.0}
+    first = CLIPTextConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, projection_dim=32, **common)
+    second = CLIPTextConfig(hidden_size=48, intermediate_size=96, num_attention_heads=3, projection_dim=40, **common)
+    cast(Any, CLIPTextModel(first)).save_pretrained(str(folder / "text_encoder"))
+    cast(Any, CLIPTextModelWithProjection(second)).save_pretrained(str(folder / "text_encoder_2"))
+    _xl_unet().save_pretrained(str(folder / "unet"))
+    _vae((8, 16, 16)).save_pretrained(str(folder / "vae"))
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler or {**SCHEDULER, **XL_SCHEDULER})
+    two = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"], "tokenizer_2": _index()["tokenizer"]}
+    one = {key: value for key, value in _index().items() if "safety" not in key}
+    kind = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+    _write_json(folder / "model_index.json", {**one, **two, **kind})
+
+
+def _xl_unet() -> Any:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return cast(Any, UNet2DConditionModel)(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=(2, 4, 4),
+        transformer_layers_per_block=(1, 1, 2),
+        cross_attention_dim=32 + 48,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=40 + 6 * 8,
+    )
 
 
 def build_tokenizer(words: Sequence[str]) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from celebctl.method.basis import basis_from_table, load_basis, principal_components, save_basis
+from celebctl.method.basis import basis_from_tables, load_basis, principal_components, save_basis
 from celebctl.method.names import token_pairs
 from celebctl_runtime.errors import InputRejected
 
@@ -62,7 +62,7 @@ def test_rank_is_measured_and_null_space_is_only_filled_on_request() -> None:
 def test_zero_coefficients_are_the_mean_and_every_celebrity_is_reached_exactly() -> None:
     tokenizer, rows = Words(), table()
     pairs = token_pairs(tokenizer, NAMES)
-    basis = basis_from_table(rows, pairs)
+    basis = basis_from_tables([rows], pairs)
     nothing = np.zeros_like(basis.spread[0])
     np.testing.assert_array_equal(basis.embed((nothing,))[0], basis.mean[0])
     celebrity = rows[np.array(pairs.pairs)]  # (n, 2, D)
@@ -73,7 +73,7 @@ def test_zero_coefficients_are_the_mean_and_every_celebrity_is_reached_exactly()
 def test_repeated_tokens_weigh_once_unless_the_release_is_wanted() -> None:
     rows = table()
     pairs = token_pairs(Words(), [*NAMES, *[f"first0 other{i}" for i in range(30)]])
-    distinct, release = basis_from_table(rows, pairs), basis_from_table(rows, pairs, release=True)
+    distinct, release = basis_from_tables([rows], pairs), basis_from_tables([rows], pairs, release=True)
     assert distinct.kind == "distinct" and release.kind == "release"
     pull = [float(np.linalg.norm(b.mean[0][0] - rows[pairs.pairs[0][0]])) for b in (distinct, release)]
     assert pull[1] < pull[0]
@@ -82,11 +82,11 @@ def test_repeated_tokens_weigh_once_unless_the_release_is_wanted() -> None:
 
 def test_too_few_names_are_refused() -> None:
     with pytest.raises(InputRejected, match="only 1 of 2 names"):
-        basis_from_table(table(), token_pairs(Words(), ["ada byron", "cher"]))
+        basis_from_tables([table()], token_pairs(Words(), ["ada byron", "cher"]))
 
 
 def test_a_basis_survives_the_disk_and_a_damaged_one_is_not_believed(tmp_path: Path) -> None:
-    basis = basis_from_table(table(), token_pairs(Words(), NAMES))
+    basis = basis_from_tables([table()], token_pairs(Words(), NAMES))
     path = tmp_path / "basis.safetensors"
     save_basis(basis, path)
     again = load_basis(path)

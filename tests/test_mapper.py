@@ -24,7 +24,7 @@ def features(count: int) -> torch.Tensor:
 
 def test_faithful_coefficients_are_unit_vectors_so_everybody_is_one_unit_from_the_mean() -> None:
     mapper = CoefficientMapper(basis(), FAITHFUL, torch.Generator().manual_seed(0))
-    coefficients = mapper(features(5))
+    (coefficients,) = mapper.split(mapper(features(5)))
     torch.testing.assert_close(coefficients.norm(dim=-1), torch.ones(5, 2))
     built = basis()
     moved = built.embed((coefficients[0].detach().numpy(),))[0] - built.mean[0]
@@ -53,8 +53,20 @@ def test_the_start_recovers_a_linear_relation_and_ignores_what_a_face_cannot_tel
 def test_the_start_is_what_the_mapper_then_says() -> None:
     config = replace(CLEAN, bound=50.0)
     mapper = CoefficientMapper(basis(), config, torch.Generator().manual_seed(0))
-    x, units = features(200), np.random.default_rng(5).standard_normal((200, 2, 12)).astype(np.float32)
+    x, units = features(200), np.random.default_rng(5).standard_normal((200, 24)).astype(np.float32)
     mapper.start_from(x.numpy(), units)
     said = mapper.units(x).detach().numpy()
     error = np.abs(said - units.mean(0)).mean()
     assert error < np.abs(units - units.mean(0)).mean()
+
+
+def test_two_text_encoders_are_two_stretches_of_one_layer() -> None:
+    one, other = basis(), basis()
+    both = CelebBasis(one.mean + other.mean, one.components + other.components, one.spread + other.spread, 40, "distinct")
+    for config in (CLEAN, FAITHFUL):
+        mapper = CoefficientMapper(both, config, torch.Generator().manual_seed(0))
+        flat = mapper(features(3))
+        first, second = mapper.split(flat)
+        assert flat.shape == (3, both.size) and first.shape == second.shape == (3, 2, 12)
+        torch.testing.assert_close(torch.cat([first.flatten(1), second.flatten(1)], 1), flat)
+        assert not torch.allclose(first, second)

@@ -7,6 +7,7 @@ and the directions in which those rows differ. A person is ``embedding_j = mean_
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,8 +46,8 @@ class CelebBasis:
 
     @property
     def size(self) -> int:
-        """Coefficients per person and encoder: 2 K."""
-        return 2 * self.components[0].shape[1]
+        """Coefficients per person: 2 K for every text encoder."""
+        return sum(2 * components.shape[1] for components in self.components)
 
     @cached_property
     def hash(self) -> str:
@@ -94,21 +95,27 @@ def principal_components(rows: Floats, components: int, *, fill: bool) -> tuple[
     return mean.astype(np.float32), chosen.astype(np.float32), deviation.astype(np.float32)
 
 
-def basis_from_table(table: Floats, pairs: TokenPairs, *, release: bool = False) -> CelebBasis:
-    """The basis of one text encoder from its token table (V, D). Raises InputRejected when too few names are left."""
+def basis_from_tables(tables: Sequence[Floats], pairs: TokenPairs, *, release: bool = False) -> CelebBasis:
+    """The basis from the token table (V, D) of every text encoder. Raises InputRejected when too few names are left."""
     if len(pairs.names) < 3:
         raise InputRejected(
             f"only {len(pairs.names)} of {len(pairs.names) + len(pairs.dropped)} names can be used for the celeb basis",
             "give a list with more two-word names that the tokenizer keeps whole",
         )
     ids = np.array(pairs.pairs)
+    mean, components, spread = zip(*(_of_one_table(table, ids, release) for table in tables), strict=True)
+    return CelebBasis(mean, components, spread, len(pairs.names), "release" if release else "distinct")
+
+
+def _of_one_table(table: Floats, ids: NDArray[np.int64], release: bool) -> tuple[Floats, Floats, Floats]:
+    """Mean (2, D), components (2, K, D) and spread (2, K); K is what both positions have."""
     found: list[tuple[Floats, Floats, Floats]] = []
     for position in range(2):
         column = ids[:, position] if release else np.unique(ids[:, position])
         found.append(principal_components(table[column], min(COMPONENTS, table.shape[1]), fill=release))
     shared = min(len(components) for _, components, _ in found)
     mean, components, spread = (np.stack([part[i][:shared] if i else part[i] for part in found]) for i in range(3))
-    return CelebBasis((mean,), (components,), (spread,), len(pairs.names), "release" if release else "distinct")
+    return mean, components, spread
 
 
 def read_names(parts: Any) -> list[str]:
@@ -135,8 +142,8 @@ def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False)
         if found is not None:
             return found
     pairs = token_pairs(parts.tokenizers[0], names, release=release)
-    table = parts.token_table(0).float().cpu().numpy()
-    basis = basis_from_table(table, pairs, release=release)
+    tables = [parts.token_table(encoder).float().cpu().numpy() for encoder in range(len(parts.text_encoders))]
+    basis = basis_from_tables(tables, pairs, release=release)
     if path is not None:
         save_basis(basis, path)
     return basis

@@ -100,13 +100,15 @@ def load_faces(parts: DiffusionParts) -> CelebrityFaces:
 def pairs_for_fit(
     parts: DiffusionParts, basis: CelebBasis, found: CelebrityFaces
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Features (n, 512) and coefficients (n, 2, K) in standard deviations, name by name."""
+    """Features (n, 512) and coefficients (n, S) of all text encoders in standard deviations, name by name."""
     pairs = dict(zip(*_named_pairs(parts), strict=True))
     chosen = [i for i, name in enumerate(found.names) if name in pairs]
     ids = np.array([pairs[found.names[i]] for i in chosen])
-    table = parts.token_table(0).float().cpu().numpy()
-    spread: NDArray[np.float32] = np.maximum(basis.spread[0], 1e-12)
-    return found.features[chosen], basis.project(table[ids]) / spread
+    units: list[NDArray[np.float32]] = []
+    for encoder, spread in enumerate(basis.spread):
+        table = parts.token_table(encoder).float().cpu().numpy()
+        units.append((basis.project(table[ids], encoder) / np.maximum(spread, 1e-12)).reshape(len(ids), -1))
+    return found.features[chosen], np.concatenate(units, axis=1)
 
 
 def _named_pairs(parts: DiffusionParts) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:

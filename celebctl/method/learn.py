@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from celebctl_models.diffusion import context_from_ids, latents_from_pixels, network_output
+from celebctl_models.diffusion import Extras, latents_from_pixels, network_output, read_texts
 from celebctl_runtime.errors import InputRejected, IntegrityProblem
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.identity import Identity, check_name
@@ -80,14 +80,9 @@ def learn_people(
             arrives at the very numbers an uninterrupted run would have reached.
 
     Raises:
-        InputRejected: a photo without a face, or a model with two text encoders.
+        InputRejected: a photo without a face.
         IntegrityProblem: ``resume_from`` belongs to other people, another model or other settings.
     """
-    if len(parts.text_encoders) != 1:
-        raise InputRejected(
-            f"{parts.name} has two text encoders, which learning does not support",
-            "use a Stable Diffusion 1.x or 2.x model",
-        )
     names = [check_name(name) for name in names]
     faces = [_one_face(analyser, photo, name) for photo, name in zip(photos, names, strict=True)]
     sitting = Sitting.begin(parts, basis, photos, faces, config)
@@ -126,8 +121,9 @@ def _one_face(analyser: FaceAnalyser, photo: Image, name: str) -> Face:
 class Sitting:
     """People being learned: what is fixed, what is trained, and where the training stands.
 
-    P people, V encoded views each, K components, D embedding width. features: (P, 512); latents: (P, V, 4, h, w);
-    weights: (P, V, 1, h, w); start: (P, 2, K) units the prior pulls to; total, mass: running average of coefficients.
+    P people, V encoded views each, S coefficients over all text encoders. features: (P, 512); latents: (P, V, 4, h, w);
+    weights: (P, V, 1, h, w); start: (P, S) units the prior pulls to; total, mass: running average of coefficients;
+    mean, components: the basis as tensors, (2, D) and (2, K, D) per text encoder.
     """
 
     parts: DiffusionParts
@@ -146,13 +142,13 @@ class Sitting:
     mass: float = 0.0
     step: int = 0
     likeness: float | None = None
-    mean: Tensor = field(init=False)
-    components: Tensor = field(init=False)
+    mean: list[Tensor] = field(init=False)
+    components: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         device = self.features.device
-        self.mean = torch.as_tensor(self.basis.mean[0]).to(device)
-        self.components = torch.as_tensor(self.basis.components[0]).to(device)
+        self.mean = [torch.as_tensor(mean).to(device) for mean in self.basis.mean]
+        self.components = [torch.as_tensor(components).to(device) for components in self.basis.components]
 
     @classmethod
     def begin(
@@ -192,8 +188,9 @@ class Sitting:
         t, noise = self._timesteps(len(who)), torch.randn(x0.shape, generator=self.generator).to(x0.device)
         alpha = self.alphas[t].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * x0 + (1.0 - alpha).sqrt() * noise
-        units = self.mapper.units(self.features)  # (P, 2, K)
-        predicted = network_output(self.parts.unet, noisy.to(self.parts.unet.dtype), t, self._context(units, who))
+        units = self.mapper.units(self.features)  # (P, S)
+        context, extras = self._texts(units, who)
+        predicted = network_output(self.parts.unet, noisy.to(self.parts.unet.dtype), t, context, extras)
         error = (predicted.float() - self._target(x0, noise, alpha)) ** 2
         loss = (error * weight).sum() / (weight.sum() * error.shape[1]).clamp_min(1e-6)
         pull = ((units - self.start) ** 2).mean()
@@ -226,14 +223,19 @@ class Sitting:
             .to(self.alphas.device)
         )
 
-    def _context(self, units: Tensor, who: Tensor) -> Tensor:
-        """Captions with each person's two embeddings in place: mean + coefficients x components (paper, equation 3)."""
-        embeddings = self.mean + torch.einsum("pjk,jkd->pjd", self.mapper.scaled(units), self.components)
+    def embed(self, coefficients: Tensor) -> list[Tensor]:
+        """Coefficients (P, S) to (P, 2, D) per text encoder: mean + coefficients x components (paper, equation 3)."""
+        parts = zip(self.mapper.split(coefficients), self.mean, self.components, strict=True)
+        return [mean + torch.einsum("pjk,jkd->pjd", given, components) for given, mean, components in parts]
+
+    def _texts(self, units: Tensor, who: Tensor) -> tuple[Tensor, Extras]:
+        """Captions with each person's two embeddings in place, as the UNet reads them."""
+        rows = [embeddings[who] for embeddings in self.embed(self.mapper.scaled(units))]
         ids, positions = self.captions.draw(len(who), self.generator)
-        context = context_from_ids(
-            self.parts.text_encoders[0], ids.to(who.device), embeddings[who], positions.to(who.device)
-        )
-        return context.to(self.parts.unet.dtype)
+        context, pooled = read_texts(self.parts, ids.to(who.device), rows, positions.to(who.device))
+        guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=who.device)
+        extras = Extras(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
+        return context.to(self.parts.unet.dtype), extras
 
     def _target(self, x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
         kind = self.parts.prediction_type
@@ -254,7 +256,7 @@ class Sitting:
 
     @torch.no_grad()
     def coefficients(self) -> Tensor:
-        """The people as they stand, (P, 2, K)."""
+        """The people as they stand, (P, S)."""
         return self.total / self.mass if self.mass else self.mapper(self.features)
 
     @torch.no_grad()
@@ -262,7 +264,7 @@ class Sitting:
         """Draw everybody once and compare with the photos: the mean cosine of those whose face is found."""
         from PIL import Image
 
-        rows = self.mean + torch.einsum("pjk,jkd->pjd", self.coefficients(), self.components)
+        rows = zip(*self.embed(self.coefficients()), strict=True)
         people = {f"p{i}": row for i, row in enumerate(rows)}
         steps = max(4, int(self.parts.card.defaults["steps"]) // 2)
         drawn = draw(
@@ -285,23 +287,24 @@ class Sitting:
         from celebctl import __version__
 
         made: list[Identity] = []
-        spread = np.maximum(self.basis.spread[0], 1e-12)
-        for name, row in zip(names, self.coefficients().cpu().numpy().astype(np.float32), strict=True):
-            distance = float(np.sqrt((((row / spread)[self.basis.spread[0] > 0]) ** 2).mean()))
+        spread = self.mapper.spread
+        for name, flat in zip(names, self.coefficients(), strict=True):
+            distance = float((flat / spread.clamp_min(1e-12))[spread > 0].square().mean().sqrt())
+            rows = tuple(part.cpu().numpy().astype(np.float32) for part in self.mapper.split(flat))
             likeness = "not measured"
             if self.likeness is not None:
                 likeness = f"{self.likeness:.3f} (mean cosine, the learning recogniser)"
             provenance = {
                 "celebctl": __version__, "torch": str(torch.__version__), "model": self.parts.name,
                 "preset": self.config.preset, "steps": str(self.step), "views": str(self.config.views),
-                "seed": str(self.config.seed), "learned_together": str(len(names)), "coefficients": str(row.size),
+                "seed": str(self.config.seed), "learned_together": str(len(names)), "coefficients": str(flat.numel()),
                 "distance": f"{distance:.3f} celebrity standard deviations (rms)", "likeness": likeness,
             }  # fmt: skip
             made.append(
                 Identity(
                     name,
-                    (row,),
-                    self.basis.embed((row,)),
+                    rows,
+                    self.basis.embed(rows),
                     self.basis.hash,
                     self.parts.family,
                     self.parts.table_hash,

@@ -1,6 +1,6 @@
 """From a face to coefficients: the small MLP of the paper (section 3.3), and its start from the celebrities.
 
-One linear layer reads the recogniser's feature v and writes all 2 x K coefficients, as the release's
+One linear layer reads the recogniser's feature v and writes all coefficients, 2 x K per text encoder, as the release's
 `meta_mlp_depth: 1` does. With ``scale="unit"`` they are unit(LeakyReLU(W v + b)) per position; with ``scale="spread"``
 they are counted in standard deviations of the celebrities and softly bounded, so a person stays among those the model
 knows.
@@ -21,46 +21,54 @@ FEATURE = 512
 
 
 class CoefficientMapper(nn.Module):
-    """Features (B, 512), unit length, to coefficients (B, 2, K) of one text encoder's basis, in token-table units."""
+    """Features (B, 512), unit length, to coefficients (B, S) in token-table units.
+
+    S counts all coefficients: 2 x K for every text encoder, one after the other; ``split`` takes them apart.
+    """
 
     spread: Tensor
 
-    def __init__(self, basis: CelebBasis, config: LearnConfig, generator: torch.Generator, encoder: int = 0) -> None:
+    def __init__(self, basis: CelebBasis, config: LearnConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.components = basis.components[encoder].shape[1]
         self.config = config
-        self.linear = nn.Linear(FEATURE, 2 * self.components)
-        self.register_buffer("spread", torch.as_tensor(basis.spread[encoder]))
+        self.widths = tuple(components.shape[1] for components in basis.components)  # K per text encoder
+        self.linear = nn.Linear(FEATURE, basis.size)
+        self.register_buffer("spread", torch.as_tensor(np.concatenate([spread.ravel() for spread in basis.spread])))
         with torch.no_grad():
             # the release draws W ~ N(0, 1); in units of spread that is about one celebrity away from the mean
             self.linear.weight.normal_(0.0, 1.0, generator=generator)
             self.linear.bias.zero_()
 
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """(..., S) to one (..., 2, K) per text encoder."""
+        parts = torch.split(flat, [2 * width for width in self.widths], dim=-1)
+        return tuple(part.unflatten(-1, (2, width)) for part, width in zip(parts, self.widths, strict=True))
+
     def units(self, features: Tensor) -> Tensor:
-        """What the layer writes before it is scaled, (B, 2, K): standard deviations, or directions to be made unit."""
+        """What the layer writes before it is scaled, (B, S): standard deviations, or directions to be made unit."""
         written = self.linear(features)
         if self.config.leaky:
             written = F.leaky_relu(written, 0.2)
-        written = written.view(-1, 2, self.components)
         bound = self.config.bound
         return written if self.config.scale == "unit" else bound * torch.tanh(written / bound)
 
     def scaled(self, units: Tensor) -> Tensor:
-        """Units (B, 2, K) to coefficients in token-table units."""
-        return F.normalize(units, dim=-1) if self.config.scale == "unit" else units * self.spread
+        """Units (B, S) to coefficients in token-table units."""
+        if self.config.scale == "spread":
+            return units * self.spread
+        return torch.cat([F.normalize(part, dim=-1).flatten(-2) for part in self.split(units)], dim=-1)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.scaled(self.units(features))
 
     def start_from(self, features: NDArray[np.float32], units: NDArray[np.float32]) -> float:
-        """Set the layer to the ridge fit of celebrities' (features (n, 512), units (n, 2, K)); returns its penalty.
+        """Set the layer to the ridge fit of celebrities' (features (n, 512), units (n, S)); returns its penalty.
 
         A regression answers carefully: what it is unsure of it draws towards the average face. ``start_gain`` gives
         people back the distance from the average that the celebrities have.
         """
-        targets = units.reshape(len(units), -1)
-        weight, bias, penalty = ridge(features, targets)
-        gain, middle = self.config.start_gain, targets.mean(0)
+        weight, bias, penalty = ridge(features, units)
+        gain, middle = self.config.start_gain, units.mean(0)
         with torch.no_grad():
             self.linear.weight.copy_(torch.as_tensor(gain * weight))
             self.linear.bias.copy_(torch.as_tensor(gain * bias + (1.0 - gain) * middle))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from celebctl_models.registry import vae_factor as factor_of
 from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator, Sequence
 
     import torch
     from torch import Tensor, nn
@@ -56,11 +57,12 @@ class DiffusionParts:
 
     path: Path  # the folder or file the weights came from
     tokenizers: tuple[Any, ...]  # transformers CLIPTokenizer, one per text encoder
-    text_encoders: tuple[Any, ...]  # transformers CLIPTextModel, float32 always
+    text_encoders: tuple[Any, ...]  # transformers CLIPTextModel, float32 always; XL: CLIPTextModelWithProjection second
     unet: Any  # diffusers UNet2DConditionModel
     vae: Any  # diffusers AutoencoderKL
     scheduler_config: dict[str, Any]
     card: ModelCard
+    zero_empty_prompt: bool = False  # an empty negative prompt means zeros, not the encoding of "" (SDXL base)
 
     @property
     def name(self) -> str:
@@ -95,6 +97,36 @@ class DiffusionParts:
         return int(self.text_encoders[0].config.max_position_embeddings)
 
     @property
+    def context_width(self) -> int:
+        """Width D of the context: of all text encoders together."""
+        return sum(int(self.token_table(e).shape[1]) for e in range(len(self.text_encoders)))
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the pooled text that an XL UNet is told; 0 for one that is not."""
+        if self.unet.config.addition_embed_type != "text_time":
+            return 0
+        return int(self.text_encoders[-1].config.projection_dim)
+
+    @property
+    def guidance_is_embedded(self) -> bool:
+        """Whether the UNet is told the guidance scale instead of being run twice (latent consistency models)."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    @property
+    def end_id(self) -> int:
+        """The token id that ends a prompt. The config of an old text encoder may say 2 and mean the largest id."""
+        return int(self.tokenizers[0].eos_token_id)
+
+    def size_ids(self, height: int, width: int) -> Tensor | None:
+        """What an XL UNet is told about the picture's size and crop, (6,) float32; None for other models."""
+        import torch
+
+        if not self.pooled_width:
+            return None
+        return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+
+    @property
     def prediction_type(self) -> str:
         """What the UNet predicts: "epsilon", "v_prediction" or "sample" (diffusers' words)."""
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
@@ -124,10 +156,10 @@ class DiffusionParts:
 
 
 def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionParts:
-    """Load a model: a known name, a diffusers folder, a .safetensors file or a hub id (HF_HUB_OFFLINE is honoured).
+    """Load a model: a known name, a diffusers folder, a single checkpoint file or a hub id (HF_HUB_OFFLINE is honoured).
 
     `dtype` is that of UNet and autoencoder (None: float32); text encoders stay float32, for identities are made of
-    their table rows. Only safetensors are read, never pickles. Raises NotFound, InputRejected (another kind of
+    their table rows. Nothing in a file is ever executed: of a .ckpt only the tensors are read. Raises NotFound, InputRejected (another kind of
     model), IntegrityProblem (broken files) or EnvironmentProblem (missing packages, no network).
     """
     location = locate(model)
@@ -170,8 +202,26 @@ def _load_folder(folder: Path, card: ModelCard, dtype: torch.dtype | None, devic
             encoders.append(part(CLIPTextModelWithProjection, "text_encoder_2", **fp32))
         unet, vae = part(UNet2DConditionModel, "unet", **rest), part(AutoencoderKL, "vae", **rest)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    frozen = [_freeze(network, device) for network in (*encoders, unet, vae)]
-    return DiffusionParts(folder, tuple(tokenizers), tuple(frozen[:-2]), frozen[-2], frozen[-1], scheduler, card)
+    zero = bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False))
+    encoders = tuple(_freeze(encoder, device) for encoder in encoders)
+    unet, vae = _freeze(unet, device), _freeze(_full_precision(vae), device)
+    return _checked(DiffusionParts(folder, tuple(tokenizers), encoders, unet, vae, scheduler, card, zero))
+
+
+def _full_precision(vae: Any) -> Any:
+    """An autoencoder that says it overflows in float16 (SDXL's) stays in float32."""
+    import torch
+
+    return vae.to(torch.float32) if vae.config.force_upcast and vae.dtype == torch.float16 else vae
+
+
+def _checked(parts: DiffusionParts) -> DiffusionParts:
+    """A person is the same ids for both text encoders, so both must number their words alike."""
+    first, *others = (tokenizer.get_vocab() for tokenizer in parts.tokenizers)
+    if any(other != first for other in others):
+        hint = "use a Stable Diffusion XL checkpoint with its own tokenizers"
+        raise InputRejected(f"the two tokenizers of {parts.name} know different words", hint)
+    return parts
 
 
 def _check_kind(folder: Path) -> None:
@@ -229,30 +279,31 @@ def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> Di
     configs = location.path.with_suffix("")
     with quiet_libraries():
         pipe = _read_file(location.path, configs if configs.is_dir() else None)
-        unet, vae = _freeze(pipe.unet.to(dtype), device), _freeze(pipe.vae.to(dtype), device)
+        unet = _freeze(pipe.unet.to(dtype), device)
+        vae = _freeze(_full_precision(pipe.vae.to(dtype)), device)
+    two = getattr(pipe, "text_encoder_2", None) is not None
     if configs.is_dir():
         card = card_for(configs, location.name, location.source)
     else:
         unet_config, vae_config = dict(unet.config), dict(vae.config)
-        card = derive_card(location.name, location.source, unet=unet_config, vae=vae_config, text_encoders=1)
-    encoders, scheduler = (_freeze(pipe.text_encoder, device),), dict(pipe.scheduler.config)
-    return DiffusionParts(location.path, (pipe.tokenizer,), encoders, unet, vae, scheduler, card)
+        card = derive_card(location.name, location.source, unet=unet_config, vae=vae_config, text_encoders=1 + two)
+    encoders, tokenizers = [pipe.text_encoder], [pipe.tokenizer]
+    if two:
+        encoders, tokenizers = [*encoders, pipe.text_encoder_2], [*tokenizers, pipe.tokenizer_2]
+    frozen, scheduler = tuple(_freeze(encoder, device) for encoder in encoders), dict(pipe.scheduler.config)
+    zero = bool(pipe.config.get("force_zeros_for_empty_prompt", False))
+    return _checked(DiffusionParts(location.path, tuple(tokenizers), frozen, unet, vae, scheduler, card, zero))
 
 
 def _read_file(path: Path, configs: Path | None) -> Any:
-    """The StableDiffusionPipeline of a single-file checkpoint, in float32."""
+    """The pipeline of a single-file checkpoint, in float32. Pickles (.ckpt) are read for their tensors only."""
     import torch
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-    from safetensors import SafetensorError, safe_open
 
     options: dict[str, Any] = {"config": str(configs), "local_files_only": True} if configs else {}
+    names = _tensor_names(path)
     try:
-        with safe_open(str(path), framework="np"):
-            pass  # a damaged file is told from missing configs
-        load: Callable[..., Any] = cast(Any, StableDiffusionPipeline).from_single_file
-        return load(str(path), torch_dtype=torch.float32, safety_checker=None, **options)
-    except SafetensorError as error:
-        raise IntegrityProblem(f"{path} is damaged: {error}", "fetch the file again") from error
+        pipeline, more = _pipeline_class(names)
+        return cast(Any, pipeline).from_single_file(str(path), torch_dtype=torch.float32, **options, **more)
     except Exception as error:  # anything from a network error to tensors that do not fit the configs
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if configs is None:
@@ -260,6 +311,39 @@ def _read_file(path: Path, configs: Path | None) -> Any:
             raise EnvironmentProblem(f"cannot find out how {path.name} is built: {reason}", hint) from error
         hint = f"check that {configs.name}/ beside it holds the configs of this very model"
         raise IntegrityProblem(f"cannot load {path.name}: {reason}", hint) from error
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """What the tensors of a checkpoint are called; a damaged file is told from missing configs here.
+
+    Raises IntegrityProblem for a file that is damaged, and for a pickle that holds anything but tensors.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="np") as file:
+                return list(file.keys())
+        held: Any = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except SafetensorError as error:
+        raise IntegrityProblem(f"{path} is damaged: {error}", "fetch the file again") from error
+    except Exception as error:  # a refused pickle, a file cut short, no zip archive: no common root
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = "fetch the file again, or find it as .safetensors"
+        raise IntegrityProblem(f"{path.name} cannot be read safely: {reason}", hint) from error
+    return list(cast("dict[str, Any]", held.get("state_dict", held)))
+
+
+def _pipeline_class(names: list[str]) -> tuple[type, dict[str, Any]]:
+    """The pipeline that reads a checkpoint, and what it wants to be told: SDXL names its text encoders differently."""
+    if any(name.startswith("conditioner.embedders.1.") for name in names):
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline, {}
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    return StableDiffusionPipeline, {"safety_checker": None}
 
 
 @contextmanager
@@ -287,8 +371,61 @@ def context_from_ids(
     prompts with fewer people fit one batch. Rows go in before position embeddings, exactly where a row of the token
     table would: the result equals that of a table which holds them, bit for bit. Differentiable in `inserts`.
     """
+    with _inserted(text_encoder, inserts, insert_positions):
+        return cast("Tensor", text_encoder(input_ids=ids).last_hidden_state)
+
+
+def texts_from_ids(
+    text_encoders: Sequence[Any],
+    ids: Sequence[Tensor],
+    end: int,
+    inserts: Sequence[Tensor] | None = None,
+    insert_positions: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What the UNet reads: context (B, 77, D), and for two text encoders the pooled text (B, P), else None.
+
+    One tensor of `ids`, and of `inserts`, per encoder, as in `context_from_ids`. Two encoders give the states before
+    their last layer, side by side, and the second its projected state at the first `end` (SDXL; transformers' own
+    pooling looks for the largest id in old configs, which the rows of people would be).
+    """
+    given = list(inserts) if inserts is not None else [None] * len(ids)
+    if len(text_encoders) == 1:
+        return context_from_ids(text_encoders[0], ids[0], given[0], insert_positions), None
+    states: list[Tensor] = []
+    out: Any = None
+    for encoder, row, rows in zip(text_encoders, ids, given, strict=True):
+        with _inserted(encoder, rows, insert_positions):
+            out = encoder(input_ids=row, output_hidden_states=True)
+        states.append(cast("Tensor", out.hidden_states[-2]))
+    import torch
+
+    at_end = (ids[-1] == end).int().argmax(dim=1)
+    last = cast("Tensor", out.last_hidden_state)
+    ended = last.gather(1, at_end.view(-1, 1, 1).expand(-1, 1, last.shape[2])).squeeze(1)
+    return torch.cat(states, dim=-1), cast("Tensor", text_encoders[-1].text_projection(ended))
+
+
+def read_texts(
+    parts: DiffusionParts,
+    ids: Tensor,
+    inserts: Sequence[Tensor] | None = None,
+    insert_positions: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`texts_from_ids` for ids (B, 77) of the first tokenizer; the second may only differ in how it pads."""
+    padding = (ids == parts.end_id).int().cumsum(dim=1).roll(1, dims=1)
+    padding[:, 0] = 0
+    rows = [ids]
+    for tokenizer in parts.tokenizers[1:]:
+        rows.append(ids.masked_fill(padding > 0, int(tokenizer.pad_token_id)))
+    return texts_from_ids(parts.text_encoders, rows, parts.end_id, inserts, insert_positions)
+
+
+@contextmanager
+def _inserted(text_encoder: Any, inserts: Tensor | None, insert_positions: Tensor | None) -> Generator[None]:
+    """While this lasts, chosen positions get other rows than the token table's."""
     if inserts is None or insert_positions is None:
-        return _last_hidden_state(text_encoder, ids)
+        yield
+        return
     used = insert_positions >= 0
     samples, slots = used.nonzero(as_tuple=True)
     rows, positions = inserts[samples, slots], insert_positions[samples, slots]
@@ -298,21 +435,48 @@ def context_from_ids(
 
     # A hook on the embedding: CLIPTextModel takes no embeddings as input (transformers 5), and the path to the
     # module differs between versions while get_input_embeddings() does not.
-    embedding = cast("nn.Module", cast(Any, text_encoder).get_input_embeddings())
+    embedding = cast("nn.Module", text_encoder.get_input_embeddings())
     handle = embedding.register_forward_hook(put_rows)
     try:
-        return _last_hidden_state(text_encoder, ids)
+        yield
     finally:
         handle.remove()
 
 
-def _last_hidden_state(text_encoder: nn.Module, ids: Tensor) -> Tensor:
-    return cast("Tensor", text_encoder(input_ids=ids).last_hidden_state)
+@dataclass(frozen=True)
+class Extras:
+    """What some UNets are told beside the context.
+
+    pooled: (B, P), and size_ids: (6,), for XL models. guidance: (B,) or (1,), for latent consistency models.
+    """
+
+    pooled: Tensor | None = None
+    size_ids: Tensor | None = None
+    guidance: Tensor | None = None
 
 
-def network_output(unet: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+def network_output(
+    unet: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor, extras: Extras | None = None
+) -> Tensor:
     """The UNet's raw prediction (B, 4, h, w), epsilon or v as trained, for latents x at timesteps (B,) or scalar."""
-    return cast("Tensor", unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0])
+    options: dict[str, Any] = {}
+    if extras is not None and extras.pooled is not None and extras.size_ids is not None:
+        sizes = extras.size_ids.to(context).unsqueeze(0).expand(context.shape[0], -1)
+        options["added_cond_kwargs"] = {"text_embeds": extras.pooled.to(context), "time_ids": sizes}
+    width = cast(Any, unet).config.time_cond_proj_dim
+    if width is not None and extras is not None and extras.guidance is not None:
+        options["timestep_cond"] = guidance_embedding(extras.guidance, width).to(context).expand(x.shape[0], -1)
+    return cast("Tensor", unet(x, timesteps, encoder_hidden_states=context, return_dict=False, **options)[0])
+
+
+def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
+    """Sinusoids of a guidance scale (B,) -> (B, width) (Meng et al. 2023; diffusers' LatentConsistencyModelPipeline)."""
+    import torch
+
+    half = width // 2
+    rates = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (guidance.float() - 1.0).unsqueeze(1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def latents_from_pixels(vae: nn.Module, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:

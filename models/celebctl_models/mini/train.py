@@ -125,11 +125,14 @@ class Line:
         return self._faces("judge", 72, 8)
 
     def _recogniser(self) -> Any:
+        from .training import faces
         from .training.recogniser import train_recogniser
 
+        portraits = faces.load_portraits(self.shop, "recogniser", 71, 9)
         return train_recogniser(
-            self.shop, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False
-        )
+            self.shop, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False,
+            portraits=portraits,
+        )  # fmt: skip
 
     def _judge(self) -> Any:
         from .training.recogniser import train_recogniser

@@ -25,6 +25,7 @@ from .data import FACTS
 from .workshop import Workshop
 
 IDENTITIES, FACE_SHARD = 3600, 3000
+PORTRAIT_SHARD, PORTRAIT_SIZE = 1200, 128
 #: ArcFace's 112 x 112 template (insightface `face_align.arcface_dst`), px.
 TEMPLATE = torch.tensor(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
@@ -96,6 +97,52 @@ def load_faces(shop: Workshop, name: str, draw: int, shards: int, identities: in
     joined = {key: np.concatenate([k[key] for k in known]) for key in ("who", "two", "points", "boxes", "facts")}
     return Faces(
         images=np.concatenate([np.load(p.with_suffix(".npy")) for p in paths]), z=strangers(identities, draw), **joined
+    )
+
+
+def make_portrait_shard(path: Path, seed: int, draw: int) -> None:
+    """Portraits of the same population at twice the size: photographs are sharper than what the model draws."""
+    if path.with_suffix(".npz").exists():
+        return
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(seed)
+    who = torch.randint(0, IDENTITIES, (PORTRAIT_SHARD,), generator=generator)
+    factors = torch.as_tensor(uniform_from_normal(strangers(IDENTITIES, draw)))[who][:, None].expand(-1, 2, -1)
+    scenes = random_scenes(factors, torch.zeros(PORTRAIT_SHARD, dtype=torch.bool), generator)
+    images = np.empty((PORTRAIT_SHARD, 3, PORTRAIT_SIZE, PORTRAIT_SIZE), np.uint8)
+    points = np.empty((PORTRAIT_SHARD, 5, 2), np.float32)
+    with torch.no_grad():
+        for start in range(0, PORTRAIT_SHARD, 20):
+            part = slice(start, start + 20)
+            drawn = render(scenes[part], PORTRAIT_SIZE, crop=(0.0, 0.0, 0.86))
+            images[part] = (drawn.image * 255 + 0.5).to(torch.uint8).numpy()
+            points[part] = ((drawn.landmarks[:, 0] / (PORTRAIT_SIZE / 2) - 1.0) / 0.86 + 1.0) * (PORTRAIT_SIZE / 2)
+    np.save(path.with_suffix(".npy"), images)
+    np.savez(path.with_suffix(".npz"), who=who.numpy(), points=points)
+
+
+@dataclass
+class Portraits:
+    """images: (N, 3, 128, 128) uint8; who: (N,) identity; points: (N, 5, 2) px."""
+
+    images: NDArray[np.uint8]
+    who: NDArray[np.int64]
+    points: NDArray[np.float32]
+
+
+def load_portraits(shop: Workshop, name: str, draw: int, shards: int) -> Portraits:
+    folder = shop.path(f"portraits-{name}")
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"shard-{i:02d}" for i in range(shards)]
+    shop.say(f"portraits of strangers ({name})")
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        seeds = [2000 * draw + i for i in range(shards)]
+        list(pool.map(make_portrait_shard, paths, seeds, [draw] * shards))
+    known = [np.load(p.with_suffix(".npz")) for p in paths]
+    return Portraits(
+        images=np.concatenate([np.load(p.with_suffix(".npy")) for p in paths]),
+        who=np.concatenate([k["who"] for k in known]),
+        points=np.concatenate([k["points"] for k in known]),
     )
 
 

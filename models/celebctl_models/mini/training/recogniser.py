@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .faces import Faces, augment, crop_112
+from .faces import Faces, Portraits, augment, crop_112
 from .networks import Judge, Recogniser
 from .text import appearance
 from .workshop import TimeBox, Workshop, batches, run_stage
@@ -75,8 +75,13 @@ def verification(network: nn.Module, faces: Faces, shop: Workshop) -> str:
     return f"same {positive.mean():.3f} {others} TAR@1e-3 {accepted:.3f}"
 
 
-def train_recogniser(shop: Workshop, faces: Faces, held_out: Faces, minutes: float, *, judge: bool) -> nn.Module:
-    """The recogniser (ArcFace) or the judge (CosFace)."""
+def train_recogniser(
+    shop: Workshop, faces: Faces, held_out: Faces, minutes: float, *, judge: bool, portraits: Portraits | None = None
+) -> nn.Module:
+    """The recogniser (ArcFace) or the judge (CosFace).
+
+    With ``portraits`` a quarter of every batch is sharp: the recogniser is shown photographs, the judge never is.
+    """
     name = "judge" if judge else "recogniser"
     torch.manual_seed(shop.seed + (31 if judge else 21))  # pyright: ignore[reportUnknownMemberType]
     fresh = Judge() if judge else Recogniser()
@@ -87,21 +92,29 @@ def train_recogniser(shop: Workshop, faces: Faces, held_out: Faces, minutes: flo
     optimiser = torch.optim.AdamW([*network.parameters(), *margin.parameters()], lr=2e-3, weight_decay=0.02)
     generator = torch.Generator().manual_seed(shop.seed + (33 if judge else 23))
     slots = faces.slots()
-    stream = batches(len(slots), 128, generator)
+    stream = batches(len(slots), 128 if portraits is None else 96, generator)
+    sharp = None if portraits is None else batches(len(portraits.who), 32, generator)
+
+    def crops(images: NDArray[np.uint8], points: NDArray[np.float32], side: int) -> Tensor:
+        """Aligned crops of shaky landmarks, disturbed, (B, 3, 112, 112)."""
+        image = torch.as_tensor(images).float().div_(127.5).sub_(1.0)
+        at = torch.as_tensor(points)
+        at = at + 0.35 * (image.shape[-1] / 64) * torch.randn(at.shape, generator=generator)
+        made = augment(crop_112(image, at, side), generator)
+        return F.interpolate(made, size=112, mode="bilinear", align_corners=False) if side < 112 else made
 
     def step(box: TimeBox) -> dict[str, float]:
         at = slots[next(stream).numpy()]
-        image = torch.as_tensor(faces.images[at[:, 0]]).float().div_(127.5).sub_(1.0)
-        points = torch.as_tensor(faces.points[at[:, 0], at[:, 1]])
-        points = points + 0.35 * torch.randn(points.shape, generator=generator)
-        crop = F.interpolate(
-            augment(crop_112(image, points, 56), generator), size=112, mode="bilinear", align_corners=False
-        )
-        crop = crop.to(shop.device, memory_format=torch.channels_last)
+        crop = crops(faces.images[at[:, 0]], faces.points[at[:, 0], at[:, 1]], 56)
+        who = torch.as_tensor(faces.who[at[:, 0], at[:, 1]])
+        if portraits is not None and sharp is not None:
+            chosen = next(sharp).numpy()
+            crop = torch.cat([crop, crops(portraits.images[chosen], portraits.points[chosen], 112)])
+            who = torch.cat([who, torch.as_tensor(portraits.who[chosen])])
         with shop.autocast():
-            feature = network(crop)
-        who = torch.as_tensor(faces.who[at[:, 0], at[:, 1]]).to(shop.device)
-        loss = margin(feature, who, 0.35 * min(1.0, box.share * 4), 4.0 * max(0.05, 1.0 - 1.5 * box.share))
+            feature = network(crop.to(shop.device, memory_format=torch.channels_last))
+        # the readable looks stay in the loss: a feature is not only for telling apart, the mapper draws from it
+        loss = margin(feature, who.to(shop.device), 0.35 * min(1.0, box.share * 4), max(0.6, 4.0 - 6.0 * box.share))
         loss.backward()
         return {"loss": loss.item()}
 

@@ -1,0 +1,71 @@
+"""Laws of models with two text encoders, on a small random SDXL: against diffusers, and through the whole thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from celebctl_models.diffusion import load_parts, read_texts
+
+if TYPE_CHECKING:
+    from celebctl_models.diffusion import DiffusionParts
+
+torch: Any = pytest.importorskip("torch")
+
+PROMPTS = ["a portrait of ann and bob playing chess", "beach"]
+
+
+def pipeline(folder: Path) -> Any:
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+
+
+def ids_of(parts: DiffusionParts, prompts: list[str]) -> Any:
+    options = {"padding": "max_length", "max_length": 77, "return_tensors": "pt"}
+    return parts.tokenizers[0](prompts, **options).input_ids
+
+
+def test_the_parts_tell_what_an_xl_model_is(xl_parts: DiffusionParts) -> None:
+    assert xl_parts.family == "sdxl" and xl_parts.zero_empty_prompt
+    assert (xl_parts.context_width, xl_parts.pooled_width, xl_parts.guidance_is_embedded) == (80, 40, False)
+
+
+def test_texts_equal_diffusers_encoding(xl_parts: DiffusionParts, xl_folder: Path) -> None:
+    """Context and pooled text are what diffusers' own pipeline would hand its UNet."""
+    context, pooled = read_texts(xl_parts, ids_of(xl_parts, PROMPTS))
+    theirs = pipeline(xl_folder).encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+    torch.testing.assert_close(context, theirs[0])
+    torch.testing.assert_close(pooled, theirs[2])
+
+
+def test_rows_in_place_equal_rows_in_both_tables(xl_folder: Path) -> None:
+    """Inserting a person gives, bit for bit, what tables that hold the person give; pooling is not upset by its ids."""
+    parts = load_parts(xl_folder)
+    ids = ids_of(parts, PROMPTS)
+    rows = [torch.randn(1, 2, 32).expand(2, -1, -1), torch.randn(1, 2, 48).expand(2, -1, -1)]
+    inserted = read_texts(parts, ids, rows, torch.tensor([[4, 6], [-1, -1]]))
+    for encoder, given in enumerate(rows):
+        parts.token_table(encoder)[ids[0, [4, 6]]] = given[0]
+    baked = read_texts(parts, ids)
+    assert all(torch.equal(a, b) for a, b in zip(inserted, baked, strict=True))
+    assert not torch.equal(inserted[0][0], inserted[0][1])
+
+
+def test_a_picture_equals_diffusers(xl_parts: DiffusionParts, xl_folder: Path) -> None:
+    """The same noise and steps give the picture of an untouched StableDiffusionXLPipeline."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    from celebctl.method.sampling import draw
+    from celebctl_runtime.noise import initial_noise
+
+    pipe = pipeline(xl_folder)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    ours = draw(xl_parts, PROMPTS[:1], [7], {}, steps=4, guidance=5.0, sampler="ddim", fast=False)[0]
+    latents = torch.as_tensor(initial_noise(7, (4, 16, 16)))[None]
+    theirs = pipe(PROMPTS[0], num_inference_steps=4, guidance_scale=5.0, latents=latents, output_type="np").images[0]
+    assert np.abs(ours.astype(float) - theirs * 255).max() <= 1.0
