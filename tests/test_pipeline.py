@@ -12,7 +12,7 @@ import pytest
 from bundle_doubles import make_identity, write_bundle
 from numpy.typing import NDArray
 
-from celebctl_runtime.backends import OrtBackend
+from celebctl_runtime.backends import OrtBackend, Texts
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.cores import physical_cores
 from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
@@ -243,7 +243,7 @@ def test_shapes_are_checked_at_the_door(backend: OrtBackend) -> None:
     zeros = np.zeros((2, 1, 4, 8, 8), np.float32)
     plan = Plan(np.zeros((1, 2, 4), np.float32), np.zeros((1, 3), np.float32), 1.0, False)
     with pytest.raises(IntegrityProblem, match="context"):
-        backend.step(zeros, 0, zeros[0], np.zeros((2, 1, 77, 9), np.float32), plan)
+        backend.step(zeros, 0, zeros[0], Texts(np.zeros((2, 1, 77, 9), np.float32)), plan)
 
 
 def test_a_graph_the_bundle_lacks_is_named(bundle: Bundle, backend: OrtBackend) -> None:

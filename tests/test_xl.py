@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from celebctl_export import export_bundle
 from celebctl_models.diffusion import load_parts, read_texts
+from celebctl_runtime.backends import OrtBackend
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.identity import Identity
+from celebctl_runtime.pipeline import generate
+from celebctl_runtime.request import Request
 
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
 
 torch: Any = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from celebctl.method.sampling import draw, rows_of  # noqa: E402
 
 PROMPTS = ["a portrait of ann and bob playing chess", "beach"]
 
@@ -55,11 +65,49 @@ def test_rows_in_place_equal_rows_in_both_tables(xl_folder: Path) -> None:
     assert not torch.equal(inserted[0][0], inserted[0][1])
 
 
+@pytest.fixture(scope="module")
+def bundle(xl_parts: DiffusionParts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny model exported with eve, whose rows are random, for both text encoders."""
+    place = tmp_path_factory.mktemp("xl-bundle") / "xl"
+    return export_bundle(xl_parts, [eve(xl_parts)], place, spare_rows=8)
+
+
+def eve(parts: DiffusionParts) -> Identity:
+    rng = np.random.default_rng(3)
+    rows = tuple((rng.standard_normal((2, width)) * 0.1).astype(np.float32) for width in (32, 48))
+    return Identity("eve", tuple(r[:, :4] for r in rows), rows, "no-basis", parts.family, parts.table_hash)
+
+
+def test_the_bundle_draws_what_torch_draws(xl_parts: DiffusionParts, bundle: Bundle) -> None:
+    """A person baked into both tables, a zeroed empty negative prompt and the picture's size: the same picture."""
+    made = generate(bundle, OrtBackend(bundle, "cpu", 1), Request("eve playing chess", seed=5, steps=3, guidance=4.0))
+    rows = {"eve": rows_of(eve(xl_parts))}
+    torchs = draw(xl_parts, ["<eve> playing chess"], [5], rows, steps=3, guidance=4.0, fast=False)[0]
+    assert np.abs(np.asarray(made[0].image).astype(int) - torchs.astype(int)).max() <= 1
+
+
+def test_a_negative_prompt_is_read_and_an_empty_one_is_not(bundle: Bundle) -> None:
+    backend = OrtBackend(bundle, "cpu", 1)
+    requests = [Request("eve", negative=text, seed=5, steps=2, guidance=9.0) for text in ("", "chess")]
+    plain, other = (np.asarray(picture.image).astype(int) for picture in generate(bundle, backend, requests))
+    assert np.abs(plain - other).max() > 1
+
+
+def test_people_move_in_and_out_of_both_tables(xl_parts: DiffusionParts, bundle: Bundle, tmp_path: Path) -> None:
+    copy = Bundle.open(Path(shutil.copytree(bundle.path, tmp_path / "copy")))
+    copy.add(eve(xl_parts).renamed("dan"))
+    assert [len(pairs) for pairs in (copy.manifest.identities["dan"].rows, copy.manifest.token_tables)] == [2, 2]
+    copy.verify("full")
+    copy.remove("dan")
+    copy.verify("full")
+    tables = [copy.file(table.file).read_bytes() for table in bundle.manifest.token_tables]
+    assert tables == [bundle.file(table.file).read_bytes() for table in bundle.manifest.token_tables]
+
+
 def test_a_picture_equals_diffusers(xl_parts: DiffusionParts, xl_folder: Path) -> None:
     """The same noise and steps give the picture of an untouched StableDiffusionXLPipeline."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    from celebctl.method.sampling import draw
     from celebctl_runtime.noise import initial_noise
 
     pipe = pipeline(xl_folder)

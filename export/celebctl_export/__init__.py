@@ -84,9 +84,9 @@ def _check_options(spare_rows: int, dtype: str) -> None:
 
 
 def _check_model(parts: DiffusionParts) -> None:
-    hint = "use a plain text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
-    if len(parts.text_encoders) != 1:
-        raise InputRejected(f"{parts.name} has {len(parts.text_encoders)} text encoders; models with one export", hint)
     wanted: Any = parts.unet.config.in_channels
     if wanted != parts.latent_channels:
-        raise InputRejected(f"the UNet of {parts.name} takes {wanted} channels, not {parts.latent_channels}", hint)
+        raise InputRejected(
+            f"the UNet of {parts.name} takes {wanted} channels, not {parts.latent_channels}",
+            "use a plain text-to-image checkpoint, not one for inpainting or depth",
+        )

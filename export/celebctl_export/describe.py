@@ -8,7 +8,8 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from celebctl_export.write import DATA_FILES, TOKEN_TABLE_FILE, TOKENIZER_FILE
+from celebctl_export.graphs import encoder_graph
+from celebctl_export.write import DATA_FILES, TABLE_FILES, TOKENIZER_FILE
 from celebctl_runtime import __version__
 from celebctl_runtime.manifest import (
     Defaults,
@@ -40,7 +41,6 @@ def describe(
 ) -> Manifest:
     """Everything the runtime needs to know. People and hashes of files are filled in by the bundle itself."""
     card, tokenizer = parts.card, parts.tokenizers[0]
-    rows, width = parts.token_table().shape
     return Manifest(
         model=ModelFacts(card.name, card.family, card.source, parts.table_hash),
         size=SizeFacts(
@@ -55,30 +55,38 @@ def describe(
             bos=tokenizer.bos_token_id,
             eos=tokenizer.eos_token_id,
             pad=tokenizer.pad_token_id,
+            more_pads=tuple(int(other.pad_token_id) for other in parts.tokenizers[1:]),
         ),
         graphs=_graphs(graphs),
-        token_tables=(TokenTable(TOKEN_TABLE_FILE, rows + spare_rows, width, "float32", rows, spare_rows),),
+        token_tables=tuple(_table_facts(parts, number, spare_rows) for number in range(len(parts.text_encoders))),
         created_by=_created_by(),
         scaling_factor=parts.scaling_factor,
         parity=tuple(parity.to_json() for parity in measured),
+        guidance_is_embedded=parts.guidance_is_embedded,
+        zero_empty_prompt=parts.zero_empty_prompt,
     )
+
+
+def _table_facts(parts: DiffusionParts, number: int, spare_rows: int) -> TokenTable:
+    rows, width = parts.token_table(number).shape
+    return TokenTable(TABLE_FILES[encoder_graph(number)], rows + spare_rows, width, "float32", rows, spare_rows)
 
 
 def _graphs(specs: Sequence[GraphSpec]) -> dict[str, GraphFacts]:
     """The graphs by the names the runtime calls them: the step has two, for one file runs with and without guidance."""
     graphs = {spec.name: _graph_facts(spec) for spec in specs}
     step = graphs["step"]
-    context = step.inputs["context"]
+    guided = {name: facts for name, facts in step.inputs.items() if facts.shape[0] == "guides"}
     for name, guides in (("step", 2), ("step_nocfg", 1)):
-        fixed = replace(context, shape=(guides, *context.shape[1:]))
-        graphs[name] = replace(step, inputs={**step.inputs, "context": fixed})
+        fixed = {key: replace(facts, shape=(guides, *facts.shape[1:])) for key, facts in guided.items()}
+        graphs[name] = replace(step, inputs={**step.inputs, **fixed})
     return graphs
 
 
 def _graph_facts(spec: GraphSpec) -> GraphFacts:
     data = (DATA_FILES[spec.name],)
-    if spec.name == "text_encoder":
-        data = (*data, TOKEN_TABLE_FILE)
+    if spec.name in TABLE_FILES:
+        data = (*data, TABLE_FILES[spec.name])
     return GraphFacts(f"{spec.name}.onnx", data, _tensor_facts(spec.inputs), _tensor_facts(spec.outputs))
 
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from celebctl_models.diffusion import (
     DiffusionParts,
+    Extras,
     context_from_ids,
     network_output,
     pixels_from_latents,
     quiet_libraries,
+    states_from_ids,
 )
 
 Axes = tuple[int | str, ...]  # what each axis of a tensor is called; a whole number where it is fixed
@@ -59,13 +61,29 @@ class TextEncoderGraph(nn.Module):
         return context_from_ids(self.text_encoder, input_ids).float()
 
 
+class StatesGraph(nn.Module):
+    """One of two text encoders: input_ids (B, 77) int64 -> context (B, 77, D), the states before its last layer.
+
+    With ``end`` also pooled (B, P), the projected last state at the first end token.
+    """
+
+    def __init__(self, text_encoder: nn.Module, end: int | None) -> None:
+        super().__init__()
+        self.text_encoder, self.end = text_encoder, end
+
+    def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        context, pooled = states_from_ids(self.text_encoder, input_ids, self.end)
+        return context.float() if pooled is None else (context.float(), pooled.float())
+
+
 class StepGraph(nn.Module):
     """One step of any linear multistep sampler, guidance and UNet included.
 
     state (2, B, 4, h, w): current latent and history; step (1,) int64: row of the tables; noise (B, 4, h, w);
     context (2, B, 77, D): negative prompt, then prompt, or (1, B, 77, D): prompt alone, no guidance and half the
     work; table (N, 2, 4): rows new latent and new history, columns latent, history, network output, noise;
-    aux (N, 3): scale of the network's input, timestep, guidance.
+    aux (N, 3): scale of the network's input, timestep, guidance. An XL model also takes pooled (G, B, P) and size_ids
+    (6,); a latent consistency model is told the guidance instead of being guided.
     -> the next state, and step + 1, so that a loop needs no work on the host. All float32 around the network,
     which runs in its own dtype.
     """
@@ -75,24 +93,34 @@ class StepGraph(nn.Module):
         self.unet = unet
 
     def forward(
-        self, state: Tensor, step: Tensor, noise: Tensor, context: Tensor, table: Tensor, aux: Tensor
+        self,
+        state: Tensor,
+        step: Tensor,
+        noise: Tensor,
+        context: Tensor,
+        table: Tensor,
+        aux: Tensor,
+        pooled: Tensor | None = None,
+        size_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         scale, timestep, guidance = aux.index_select(0, step).unbind(dim=1)  # (1,) each
-        outputs = self._network_outputs(state[0] * scale, timestep, context)  # (2, B, 4, h, w), or (1, ...)
+        extras = Extras(None if pooled is None else pooled.flatten(0, 1), size_ids, guidance)
+        outputs = self._network_outputs(state[0] * scale, timestep, context, extras)  # (2, B, 4, h, w), or (1, ...)
         # Classifier-free guidance: away from the negative prompt. With one context, first and last are the same.
         output = outputs[0] + guidance * (outputs[-1] - outputs[0])
         known = torch.cat([state, output.unsqueeze(0), noise.unsqueeze(0)])  # (4, B, 4, h, w)
         matrix = table.index_select(0, step).squeeze(0)  # (2, 4)
         return (matrix @ known.flatten(1)).reshape_as(state), step + 1
 
-    def _network_outputs(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def _network_outputs(self, x: Tensor, timestep: Tensor, context: Tensor, extras: Extras) -> Tensor:
         """The network's output for x (B, 4, h, w) under every context, all in one batch."""
         guides, batch = context.shape[0], x.shape[0]
         dtype = cast(torch.dtype, cast(Any, self.unet).dtype)
         # repeat and unflatten instead of cat and chunk: with the latter, torch.export fixes B to the example's value.
         repeated = x.repeat(guides, 1, 1, 1).to(dtype)
         timesteps = timestep.expand(guides * batch)
-        outputs: Any = network_output(self.unet, repeated, timesteps, context.flatten(0, 1).to(dtype)).float()
+        flat = context.flatten(0, 1).to(dtype)
+        outputs: Any = network_output(self.unet, repeated, timesteps, flat, extras).float()
         return outputs.unflatten(0, (guides, batch))
 
 
@@ -108,16 +136,22 @@ class VaeDecoderGraph(nn.Module):
 
 
 def graph_specs(parts: DiffusionParts, dtype: torch.dtype) -> list[GraphSpec]:
-    """The graphs of a bundle, on the CPU; UNet and autoencoder compute in `dtype`, the text encoder in float32."""
-    encoder, unet, vae = (
-        _as(network, kind)
-        for network, kind in ((parts.text_encoders[0], torch.float32), (parts.unet, dtype), (parts.vae, dtype))
-    )
+    """The graphs of a bundle, on the CPU; UNet and autoencoder compute in `dtype`, the text encoders in float32.
+
+    An autoencoder that overflows in float16 and says so stays in float32.
+    """
+    encoders = [_as(encoder, torch.float32) for encoder in parts.text_encoders]
+    vae = _as(parts.vae, torch.float32 if parts.vae.config.force_upcast and parts.pooled_width else dtype)
     return [
-        _text_encoder_spec(parts, encoder),
-        _step_spec(parts, unet),
+        *(_text_encoder_spec(parts, number, encoder) for number, encoder in enumerate(encoders)),
+        _step_spec(parts, _as(parts.unet, dtype)),
         _vae_decoder_spec(parts, vae),
     ]
+
+
+def encoder_graph(number: int) -> str:
+    """What the graph of a text encoder is called, counted from 0."""
+    return "text_encoder" if number == 0 else f"text_encoder_{number + 1}"
 
 
 def _as(network: Any, dtype: torch.dtype) -> Any:
@@ -128,25 +162,33 @@ def _as(network: Any, dtype: torch.dtype) -> Any:
         return copy.deepcopy(network).to("cpu", dtype)
 
 
-def _text_encoder_spec(parts: DiffusionParts, encoder: nn.Module) -> GraphSpec:
-    rows, width = parts.token_table().shape
-    length = parts.max_length
+def _text_encoder_spec(parts: DiffusionParts, number: int, encoder: nn.Module) -> GraphSpec:
+    rows, width = parts.token_table(number).shape
+    length, last = parts.max_length, number == len(parts.text_encoders) - 1
 
     def make_inputs(size: Size) -> dict[str, Tensor]:
-        return {"input_ids": torch.randint(rows, (size.batch, length), generator=_seeded())}
+        ids = torch.randint(parts.end_id, (size.batch, length), generator=_seeded()) % rows
+        ids[:, length // 3] = parts.end_id  # a prompt that ends
+        return {"input_ids": ids}
 
     outputs: dict[str, Axes] = {"context": ("batch", length, width)}
-    module = TextEncoderGraph(encoder).eval()
-    return GraphSpec("text_encoder", module, {"input_ids": ("batch", length)}, outputs, make_inputs)
+    if len(parts.text_encoders) == 1:
+        module: nn.Module = TextEncoderGraph(encoder)
+    else:
+        module = StatesGraph(encoder, parts.end_id if last else None)
+        if last:
+            outputs["pooled"] = ("batch", parts.pooled_width)
+    return GraphSpec(encoder_graph(number), module.eval(), {"input_ids": ("batch", length)}, outputs, make_inputs)
 
 
 def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
-    width, channels, length = parts.token_table().shape[1], parts.latent_channels, parts.max_length
+    width, channels, length = parts.context_width, parts.latent_channels, parts.max_length
+    pooled = parts.pooled_width
 
     def make_inputs(size: Size) -> dict[str, Tensor]:
         (batch, h, w, guides), seed, steps = size, _seeded(), 11
         aux = torch.tensor([[0.9, 40.0 * (i + 1), 2.5] for i in range(steps)])
-        return {
+        made = {
             "state": torch.randn(2, batch, channels, h, w, generator=seed),
             "step": torch.tensor([steps // 2]),
             "noise": torch.randn(batch, channels, h, w, generator=seed),
@@ -154,6 +196,10 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
             "table": torch.randn(steps, 2, 4, generator=seed),
             "aux": aux,
         }
+        if pooled:
+            made["pooled"] = torch.randn(guides, batch, pooled, generator=seed)
+            made["size_ids"] = torch.tensor([16.0, 24.0, 0.0, 0.0, 16.0, 24.0])
+        return made
 
     inputs: dict[str, Axes] = {
         "state": (2, "batch", channels, "h", "w"),
@@ -163,6 +209,8 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
         "table": ("steps", 2, 4),
         "aux": ("steps", 3),
     }
+    if pooled:
+        inputs |= {"pooled": ("guides", "batch", pooled), "size_ids": (6,)}
     outputs: dict[str, Axes] = {"next_state": inputs["state"], "next_step": (1,)}
     return GraphSpec("step", StepGraph(unet).eval(), inputs, outputs, make_inputs)
 

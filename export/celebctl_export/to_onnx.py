@@ -80,18 +80,20 @@ def _name_axes(spec: GraphSpec, model: Any) -> None:
     """Give inputs, outputs and their axes the names of the spec, and hold that every free axis is still free."""
     import onnx_ir as ir
 
-    symbols: dict[str, str] = {}
+    symbols: dict[str, set[str]] = {}  # torch may keep two symbols for one axis, but never one for two axes
     ends = [*zip(spec.inputs.items(), model.graph.inputs, strict=True)]
     ends += zip(spec.outputs.items(), model.graph.outputs, strict=True)
     for (name, axes), value in ends:
         found = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
         for wanted, actual in zip(axes, found, strict=True):
-            agreed = symbols.setdefault(wanted, str(actual)) if isinstance(wanted, str) else wanted
-            if isinstance(actual, int) != isinstance(wanted, int) or str(agreed) != str(actual):
+            free = isinstance(wanted, str) and isinstance(actual, str)
+            if not free and wanted != actual:
                 problem = f"{spec.name}: axes of {name} came out as {found}, wanted {list(axes)}"
                 raise IntegrityProblem(f"export froze a free axis ({problem})", _REPORT)
+            if free:
+                symbols.setdefault(wanted, set()).add(actual)
         value.name, value.shape = name, ir.Shape(axes)
-    if len(set(symbols.values())) != len(symbols):
+    if len(set[str]().union(*symbols.values())) != sum(map(len, symbols.values())):
         raise IntegrityProblem(f"export tied free axes of {spec.name} to each other: {symbols}", _REPORT)
 
 

@@ -15,9 +15,14 @@ from celebctl_export.to_onnx import move_table, save_graph, to_onnx
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
 
-TOKEN_TABLE_FILE = "token_table.bin"
+TABLE_FILES = {"text_encoder": "token_table.bin", "text_encoder_2": "token_table_2.bin"}
 TOKENIZER_FILE = "tokenizer.json"
-DATA_FILES = {"text_encoder": "text_encoder.data", "step": "unet.data", "vae_decoder": "vae_decoder.data"}
+DATA_FILES = {
+    "text_encoder": "text_encoder.data",
+    "text_encoder_2": "text_encoder_2.data",
+    "step": "unet.data",
+    "vae_decoder": "vae_decoder.data",
+}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -36,8 +41,8 @@ def write_graphs(
     for spec, reference in zip(specs, references, strict=True):
         on_stage(f"exporting {spec.name}")
         model, file = to_onnx(spec, block), folder / f"{spec.name}.onnx"
-        if spec.name == "text_encoder":
-            move_table(model, _table_name(parts, spec), folder / TOKEN_TABLE_FILE, spare_rows)
+        if spec.name in TABLE_FILES:
+            move_table(model, _table_name(spec), folder / TABLE_FILES[spec.name], spare_rows)
         save_graph(model, file, folder / DATA_FILES[spec.name])
         on_stage(f"measuring {spec.name}")
         measured += measure(reference, file, sizes_to_measure((h, w), block), FLOORS[dtype])
@@ -46,7 +51,7 @@ def write_graphs(
     return specs, measured
 
 
-def _table_name(parts: DiffusionParts, spec: GraphSpec) -> str:
+def _table_name(spec: GraphSpec) -> str:
     """What the token table is called among the weights of the text encoder graph."""
     table: Any = cast(Any, spec.module).text_encoder.get_input_embeddings().weight
     return next(name for name, weight in spec.module.named_parameters() if weight is table)

@@ -204,12 +204,13 @@ def _load_folder(folder: Path, card: ModelCard, dtype: torch.dtype | None, devic
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     zero = bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False))
     encoders = tuple(_freeze(encoder, device) for encoder in encoders)
-    unet, vae = _freeze(unet, device), _freeze(_full_precision(vae), device)
+    vae = _full_precision(vae) if len(encoders) > 1 else vae
+    unet, vae = _freeze(unet, device), _freeze(vae, device)
     return _checked(DiffusionParts(folder, tuple(tokenizers), encoders, unet, vae, scheduler, card, zero))
 
 
 def _full_precision(vae: Any) -> Any:
-    """An autoencoder that says it overflows in float16 (SDXL's) stays in float32."""
+    """SDXL's autoencoder overflows in float16 and says so, unless it is the repaired one; then it stays in float32."""
     import torch
 
     return vae.to(torch.float32) if vae.config.force_upcast and vae.dtype == torch.float16 else vae
@@ -280,8 +281,9 @@ def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> Di
     with quiet_libraries():
         pipe = _read_file(location.path, configs if configs.is_dir() else None)
         unet = _freeze(pipe.unet.to(dtype), device)
-        vae = _freeze(_full_precision(pipe.vae.to(dtype)), device)
-    two = getattr(pipe, "text_encoder_2", None) is not None
+        two = getattr(pipe, "text_encoder_2", None) is not None
+        vae = pipe.vae.to(dtype)
+        vae = _freeze(_full_precision(vae) if two else vae, device)
     if configs.is_dir():
         card = card_for(configs, location.name, location.source)
     else:
@@ -391,18 +393,27 @@ def texts_from_ids(
     given = list(inserts) if inserts is not None else [None] * len(ids)
     if len(text_encoders) == 1:
         return context_from_ids(text_encoders[0], ids[0], given[0], insert_positions), None
-    states: list[Tensor] = []
-    out: Any = None
-    for encoder, row, rows in zip(text_encoders, ids, given, strict=True):
-        with _inserted(encoder, rows, insert_positions):
-            out = encoder(input_ids=row, output_hidden_states=True)
-        states.append(cast("Tensor", out.hidden_states[-2]))
     import torch
 
-    at_end = (ids[-1] == end).int().argmax(dim=1)
+    states: list[Tensor] = []
+    pooled: Tensor | None = None
+    for number, (encoder, row, rows) in enumerate(zip(text_encoders, ids, given, strict=True)):
+        with _inserted(encoder, rows, insert_positions):
+            context, pooled = states_from_ids(encoder, row, end if number == len(ids) - 1 else None)
+        states.append(context)
+    return torch.cat(states, dim=-1), pooled
+
+
+def states_from_ids(text_encoder: Any, ids: Tensor, end: int | None) -> tuple[Tensor, Tensor | None]:
+    """One of two text encoders: the states (B, 77, D) before its last layer and, given `end`, its pooled text (B, P)."""
+    out = text_encoder(input_ids=ids, output_hidden_states=True)
+    context = cast("Tensor", out.hidden_states[-2])
+    if end is None:
+        return context, None
+    at_end = (ids == end).int().argmax(dim=1)
     last = cast("Tensor", out.last_hidden_state)
     ended = last.gather(1, at_end.view(-1, 1, 1).expand(-1, 1, last.shape[2])).squeeze(1)
-    return torch.cat(states, dim=-1), cast("Tensor", text_encoders[-1].text_projection(ended))
+    return context, cast("Tensor", text_encoder.text_projection(ended))
 
 
 def read_texts(

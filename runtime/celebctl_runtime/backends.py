@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from .samplers import Plan
 if TYPE_CHECKING:
     from .bundle import Bundle
 
-__all__ = ["Backend", "OrtBackend", "physical_cores"]
+__all__ = ["Backend", "OrtBackend", "Texts", "physical_cores"]
 
 DEVICES = ("auto", "cpu", "cuda")
 _GPU_BATCH = 4
@@ -33,6 +34,19 @@ _CPU = "CPUExecutionProvider"
 _SESSION_CONFIG = {"session.intra_op.allow_spinning": "0"}
 
 
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What the network reads of the prompts. G is 2 with guidance (the negative prompt first), 1 without.
+
+    context: (G, B, 77, D) float32. For XL models, else None: pooled (G, B, P) float32 and size_ids (6,) float32, the
+    picture's height, width, crop top, crop left, height, width in pixels.
+    """
+
+    context: NDArray[np.float32]
+    pooled: NDArray[np.float32] | None = None
+    size_ids: NDArray[np.float32] | None = None
+
+
 class Backend(Protocol):
     """An engine that runs a bundle. B pictures, text width D, latent (4, h, w), picture (3, H, W)."""
 
@@ -41,8 +55,8 @@ class Backend(Protocol):
         """How many pictures the engine takes at once."""
         ...
 
-    def encode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Token ids (B, 77) -> context (B, 77, D)."""
+    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Token ids (B, 77) -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
         ...
 
     def step(
@@ -50,13 +64,10 @@ class Backend(Protocol):
         state: NDArray[np.float32],
         index: int,
         noise: NDArray[np.float32],
-        context: NDArray[np.float32],
+        texts: Texts,
         plan: Plan,
     ) -> NDArray[np.float32]:
-        """Step ``index`` of ``plan``: state (2, B, 4, h, w), noise (B, 4, h, w) -> the next state.
-
-        ``context``: (2, B, 77, D) with the negative prompt first, or (1, B, 77, D) to run without guidance.
-        """
+        """Step ``index`` of ``plan``: state (2, B, 4, h, w), noise (B, 4, h, w) -> the next state."""
         ...
 
     def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,36 +109,46 @@ class OrtBackend:
             self._session("vae_decoder")  # only a session tells whether CUDA is really there
         return _GPU_BATCH if _CUDA in self._providers else 1
 
-    def encode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Token ids (B, 77) int64 -> context (B, 77, D)."""
-        people = {
-            row: resident.digest for resident in self._bundle.manifest.identities.values() for row in resident.rows[0]
-        }
+    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+        manifest = self._bundle.manifest
+        graphs = ["text_encoder", *(f"text_encoder_{n}" for n in range(2, len(manifest.token_tables) + 1))]
+        people = {row: resident.digest for resident in manifest.identities.values() for row in resident.rows[0]}
         # A session on a GPU, or one whose engine copied the table, does not see rows that were written after it began.
         if any(people.get(row) != self._people.get(row) for row in set(ids.ravel().tolist())):
-            self._sessions.pop("text_encoder", None)
+            for graph in graphs:
+                self._sessions.pop(graph, None)
         if "text_encoder" not in self._sessions:
             self._people = people
-        return self._run("text_encoder", {"input_ids": ids})
+        padding = np.cumsum(ids == manifest.tokenizer.eos, axis=1) - (ids == manifest.tokenizer.eos) > 0
+        pads = (manifest.tokenizer.pad, *manifest.tokenizer.more_pads)
+        found = [
+            self._run_all(graph, {"input_ids": np.where(padding, pad, ids)})
+            for graph, pad in zip(graphs, pads, strict=True)
+        ]
+        context = np.concatenate([outputs[0] for outputs in found], axis=-1)
+        return context, found[-1][1] if len(found[-1]) > 1 else None
 
     def step(
         self,
         state: NDArray[np.float32],
         index: int,
         noise: NDArray[np.float32],
-        context: NDArray[np.float32],
+        texts: Texts,
         plan: Plan,
     ) -> NDArray[np.float32]:
         """One step; see :class:`Backend`."""
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "state": state,
             "step": np.array([index], dtype=np.int64),
             "noise": noise,
-            "context": context,
+            "context": texts.context,
             "table": plan.table,
             "aux": plan.aux,
         }
-        return self._run("step" if len(context) == 2 else "step_nocfg", feeds)
+        if texts.pooled is not None and texts.size_ids is not None:
+            feeds |= {"pooled": texts.pooled, "size_ids": texts.size_ids}
+        return self._run("step" if len(texts.context) == 2 else "step_nocfg", feeds)
 
     def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
         """Latent (B, 4, h, w) -> pictures (B, 3, H, W) in [-1, 1]."""
@@ -140,8 +161,11 @@ class OrtBackend:
         return facts if device == "cuda" else {**facts, "threads": str(self._threads)}
 
     def _run(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return self._run_all(graph, feeds)[0]
+
+    def _run_all(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         outputs: list[NDArray[Any]] = self._session(graph).run(None, self._checked(graph, feeds))
-        return outputs[0].astype(np.float32, copy=False)
+        return [output.astype(np.float32, copy=False) for output in outputs]
 
     def _session(self, graph: str) -> Any:
         fingerprint = self._bundle.manifest.fingerprint

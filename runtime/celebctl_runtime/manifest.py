@@ -54,13 +54,14 @@ class Defaults:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """The tokenizer file and its special ids."""
+    """The tokenizer file and its special ids; ``more_pads``: the padding of every further text encoder."""
 
     file: str
     max_length: int
     bos: int
     eos: int
     pad: int
+    more_pads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ class FileFacts:
 class Manifest:
     """Everything the runtime knows about a bundle.
 
-    ``graphs``: text_encoder, step, step_nocfg, vae_decoder. ``next_slot`` and ``pending_slots`` belong to the
-    bookkeeping of spare rows (see bundle.py). ``extra`` keeps entries of the file that this version does not know.
+    ``graphs``: text_encoder (and text_encoder_2), step, step_nocfg, vae_decoder. ``guidance_is_embedded``: the network
+    is told the guidance and never run twice. ``zero_empty_prompt``: an empty negative prompt is zeros, not a text.
+    ``next_slot`` and ``pending_slots`` belong to the bookkeeping of spare rows (see bundle.py). ``extra`` keeps entries of the file that this version does not know.
     """
 
     model: ModelFacts
@@ -141,6 +143,8 @@ class Manifest:
     identities: Mapping[str, Resident] = field(default_factory=dict[str, Resident])
     parity: tuple[Any, ...] = ()
     files: Mapping[str, FileFacts] = field(default_factory=dict[str, FileFacts])
+    guidance_is_embedded: bool = False
+    zero_empty_prompt: bool = False
     next_slot: int = 0
     pending_slots: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -252,8 +256,8 @@ def _check(manifest: Manifest) -> None:
             or ".." in path.replace("\\", "/").split("/")
         ):
             _wrong(f"the path {path!r}", "inside the bundle")
-    if not manifest.token_tables:
-        _wrong("token_tables", "at least one table")
+    if len(manifest.token_tables) != 1 + len(manifest.tokenizer.more_pads):
+        _wrong("token_tables", "one table per text encoder")
     for number, table in enumerate(manifest.token_tables):
         if table.dtype not in ("float32", "float16") or table.first_spare_row + table.spare_rows != table.rows:
             _wrong(f"token_tables[{number}]", "float32 or float16 with the spare rows at its end")

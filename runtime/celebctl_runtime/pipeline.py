@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .backends import Backend
+from .backends import Backend, Texts
 from .bundle import Bundle
 from .errors import Busy, NotFound
 from .noise import initial_noise, step_noise
@@ -67,9 +67,9 @@ def generate(
         _tokenize(bundle, tokenizer, request)  # errors in any prompt come before the first picture
     pictures: list[Picture] = []
     for group in _batches(wanted, backend.batch_limit):
-        prompts, context = _encode(bundle, backend, tokenizer, group)
+        prompts, texts = _encode(bundle, backend, tokenizer, group)
         report = _reporter(on_step, len(pictures), len(group), len(wanted))
-        latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, context, report)
+        latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, texts, report)
         images = backend.decode(latent)
         facts = _facts(bundle, backend)
         pictures += [_picture(image, prompt, bundle, facts) for image, prompt in zip(images, prompts, strict=True)]
@@ -78,8 +78,8 @@ def generate(
 
 def _encode(
     bundle: Bundle, backend: Backend, tokenizer: PromptTokenizer, group: Sequence[Request]
-) -> tuple[list[_Prompt], NDArray[np.float32]]:
-    """Prompts and context (2, B, 77, D), or (1, B, 77, D) without guidance.
+) -> tuple[list[_Prompt], Texts]:
+    """Prompts, and what the network reads of them.
 
     The manifest is looked at once more after encoding: if it is still the same, nobody moved while we read the token
     rows (bundle.py tells why), otherwise the prompts are read again. Raises Busy when that does not end, or when the
@@ -88,11 +88,11 @@ def _encode(
     for _ in range(_ATTEMPTS):
         prompts = [_tokenize(bundle, tokenizer, request) for request in group]
         ids = [prompt.prompt.ids for prompt in prompts]
-        if _guided(group[0]):
+        if _guided(group[0]) and not bundle.manifest.guidance_is_embedded:
             ids = [prompt.negative.ids for prompt in prompts] + ids
-        context = backend.encode(np.stack(ids))
+        context, pooled = backend.encode(np.stack(ids))
         if bundle.is_current():
-            return prompts, context.reshape(-1, len(group), *context.shape[1:])
+            return prompts, _texts(bundle, group, context, pooled)
         export = bundle.manifest.fingerprint
         bundle.refresh()
         if bundle.manifest.fingerprint != export:
@@ -100,12 +100,31 @@ def _encode(
     raise Busy(f"the bundle {bundle.path} keeps changing", "run the same command again")
 
 
+def _texts(
+    bundle: Bundle, group: Sequence[Request], context: NDArray[np.float32], pooled: NDArray[np.float32] | None
+) -> Texts:
+    """Encodings of B prompts, or of B negative prompts and B prompts, by guide; with the picture's size for XL."""
+    count = len(group)
+    blank = np.array([bundle.manifest.zero_empty_prompt and not request.negative for request in group])
+    grouped = [
+        None if states is None else states.reshape(-1, count, *states.shape[1:]).copy() for states in (context, pooled)
+    ]
+    for states in grouped:
+        if states is not None and len(states) == 2:
+            states[0, blank] = 0.0
+    by_guide, pooled_by_guide = cast("tuple[NDArray[np.float32], NDArray[np.float32] | None]", tuple(grouped))
+    if pooled_by_guide is None:
+        return Texts(by_guide)
+    height, width = group[0].height, group[0].width
+    return Texts(by_guide, pooled_by_guide, np.array([height, width, 0, 0, height, width], dtype=np.float32))
+
+
 def _denoise(
     bundle: Bundle,
     backend: Backend,
     steps: Plan,
     group: Sequence[Request],
-    context: NDArray[np.float32],
+    texts: Texts,
     report: Callable[[int, int], None],
 ) -> NDArray[np.float32]:
     """From noise to latent (B, 4, h, w)."""
@@ -116,7 +135,7 @@ def _denoise(
     for index in range(steps.steps):
         if steps.uses_noise:
             noise = np.stack([step_noise(request.seed, index, shape) for request in group])
-        state = backend.step(state, index, noise, context, steps)
+        state = backend.step(state, index, noise, texts, steps)
         report(index + 1, steps.steps)
     return state[0]
 

@@ -118,7 +118,7 @@ def train(
     reader: LatentReader,
     batch: int = 32,
     peak: float = 7e-4,
-    detail: float = 0.1,
+    detail: float = 0.5,
     start: dict[str, Tensor] | None = None,
 ) -> Any:
     """v-prediction with stratified timesteps, captions reworded every time, 10 % of them empty for guidance.

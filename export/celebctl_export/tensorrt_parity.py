@@ -1,0 +1,179 @@
+"""Built engines against ONNX Runtime: how far each output is off, and how long both take.
+
+Both are run by NVIDIA's Polygraphy and not by our own runner, so that a mistake there cannot hide a mistake here. What
+this module does not know: how engines came about, and how pictures are drawn with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from celebctl_export.tensorrt_plan import EnginePlan
+from celebctl_runtime.engines import Profile
+from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
+from celebctl_runtime.manifest import Manifest
+from celebctl_runtime.samplers import plan as sampler_plan
+from celebctl_runtime.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    from celebctl_runtime.bundle import Bundle
+
+# Largest error allowed, in units of the largest value of ONNX Runtime's output (at least 1). Neither has a reference
+# that is exact: in float16 both round at every layer, in other orders.
+FLOORS = {"fp32": 1e-3, "fp16": 3e-2}
+_STEPS = 10
+Feeds = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class EngineParity:
+    """How far one output of one engine was from ONNX Runtime's (absolute), and milliseconds of one run of each."""
+
+    engine: str
+    graph: str
+    output: str
+    shape: tuple[int, ...]
+    max_abs_error: float
+    largest_value: float
+    floor: float
+    tensorrt_ms: float
+    onnxruntime_ms: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN does not pass."""
+        return self.max_abs_error <= self.floor * max(1.0, self.largest_value)
+
+
+class Runner(Protocol):
+    """What is used of a Polygraphy runner, between ``with`` and its end."""
+
+    def infer(self, feed_dict: Feeds) -> Mapping[str, NDArray[Any]]: ...
+
+    def last_inference_time(self) -> float: ...
+
+
+# (ONNX file, serialized engine, index of the profile) -> a runner of TensorRT and one of ONNX Runtime.
+Runners = Callable[[Path, bytes, int], tuple[AbstractContextManager[Runner], AbstractContextManager[Runner]]]
+
+
+def measurer(
+    bundle: Bundle, runners: Runners | None = None, on_rows: Callable[[list[EngineParity]], None] = lambda _: None
+) -> Callable[[EnginePlan, bytes], list[dict[str, Any]]]:
+    """What `build_engines` takes as ``measure``. ``on_rows`` hears the rows of an engine, passed or not.
+
+    Raises IntegrityProblem, from the function returned, for an engine above its floor.
+    """
+    chosen = runners or polygraphy_runners()
+
+    def measure(plan: EnginePlan, content: bytes) -> list[dict[str, Any]]:
+        rows = measure_engine(bundle, plan, content, chosen)
+        on_rows(rows)
+        for row in rows:
+            if not row.passed:
+                raise IntegrityProblem(
+                    f"{row.engine} is off by {row.max_abs_error:.2g} in {row.output} of {row.graph}"
+                    f" (allowed: {row.floor:g} of {row.largest_value:.2g})",
+                    "export with --dtype fp32 and build again; if that fails too, report it with both versions",
+                )
+        return [asdict(row) for row in rows]
+
+    return measure
+
+
+def measure_engine(bundle: Bundle, plan: EnginePlan, content: bytes, runners: Runners) -> list[EngineParity]:
+    """Run every profile of an engine at the shapes it is tuned for, on seeded inputs, twice for the times."""
+    rows: list[EngineParity] = []
+    for index, profile in enumerate(plan.profiles):
+        feeds = make_feeds(bundle, profile, plan)
+        without = {name: array for name, array in feeds.items() if name not in plan.inputs_from_data}
+        ours, theirs = runners(bundle.file(plan.onnx), content, index)
+        got, tensorrt_ms = _run(ours, feeds)
+        expected, onnxruntime_ms = _run(theirs, without)
+        for output in expected:
+            floor = FLOORS["fp16" if "16" in bundle.manifest.dtype else "fp32"]
+            rows.append(
+                EngineParity(
+                    plan.file,
+                    profile.graph,
+                    output,
+                    tuple(expected[output].shape),
+                    _largest_difference(got[output], expected[output]),
+                    float(np.abs(expected[output].astype(np.float64)).max()),
+                    floor,
+                    tensorrt_ms,
+                    onnxruntime_ms,
+                )
+            )
+    return rows
+
+
+def make_feeds(bundle: Bundle, profile: Profile, plan: EnginePlan) -> Feeds:
+    """Inputs of the shapes that a profile is tuned for: seeded noise, real token ids, a real sampler's table."""
+    random, manifest = np.random.default_rng(0), bundle.manifest
+    feeds: Feeds = {}
+    for name, (_, shape, _) in profile.shapes.items():
+        if name in plan.inputs_from_data:
+            table = manifest.token_tables[0]
+            feeds[name] = np.fromfile(bundle.file(table.file), np.dtype(table.dtype)).reshape(shape)
+        elif name == "input_ids":
+            feeds[name] = random.integers(manifest.token_tables[0].first_spare_row, size=shape, dtype=np.int64)
+        elif name == "step":
+            feeds[name] = np.array([_STEPS // 2], np.int64)
+        elif name not in ("table", "aux"):
+            feeds[name] = random.standard_normal(shape, dtype=np.float32)
+    if "table" in profile.shapes:
+        feeds |= _tables(manifest, profile)
+    dtypes = manifest.graphs[profile.graph].inputs
+    return {name: array.astype(dtypes[name].dtype) if name in dtypes else array for name, array in feeds.items()}
+
+
+def _tables(manifest: Manifest, profile: Profile) -> Feeds:
+    steps = sampler_plan("ddim", ScheduleConfig.from_dict(manifest.scheduler), _STEPS, manifest.defaults.guidance)
+    feeds: Feeds = {}
+    for name, numbers in (("table", steps.table), ("aux", steps.aux)):
+        feeds[name] = np.zeros(profile.shapes[name][1], np.float32)
+        feeds[name][: len(numbers)] = numbers
+    return feeds
+
+
+def _run(opened: AbstractContextManager[Runner], feeds: Feeds) -> tuple[dict[str, NDArray[Any]], float]:
+    """Outputs, and milliseconds of the second of two runs."""
+    with opened as runner:
+        runner.infer(feeds)
+        outputs = {name: np.array(array) for name, array in runner.infer(feeds).items()}
+        return outputs, round(1000 * runner.last_inference_time(), 3)
+
+
+def _largest_difference(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
+    if ours.shape != theirs.shape:
+        raise IntegrityProblem(f"an engine returns {ours.shape} where ONNX Runtime returns {theirs.shape}")
+    return float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+
+
+def polygraphy_runners() -> Runners:
+    """Raises EnvironmentProblem when Polygraphy is missing."""
+    try:
+        from polygraphy.backend.onnxrt import (  # pyright: ignore[reportMissingImports]
+            OnnxrtRunner,
+            SessionFromOnnx,
+        )
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise EnvironmentProblem("measuring engines needs Polygraphy", 'pip install "celebctl[trt]"') from error
+    ort: Any = OnnxrtRunner
+    session: Any = SessionFromOnnx
+    trt_runner: Any = TrtRunner
+    engine: Any = EngineFromBytes
+
+    def make(path: Path, content: bytes, profile: int) -> tuple[Any, Any]:
+        return trt_runner(engine(content), optimization_profile=profile), ort(session(str(path)))
+
+    return make
