@@ -108,6 +108,8 @@ def write_pipeline(
     width: int = WIDTH,
     unet_channels: tuple[int, int] = (16, 32),
     vae_channels: tuple[int, int, int] = (8, 16, 16),
+    scheduler: dict[str, Any] | None = None,
+    time_cond_proj_dim: int | None = None,
     seed: int = 0,
 ) -> None:
     """Write a seeded random StableDiffusionPipeline folder; sizes are parameters so that mini's can be measured."""
@@ -131,9 +133,10 @@ def write_pipeline(
     # Random text encoders hardly tell words apart; larger initial weights make wrong rows visible in a picture.
     config.initializer_factor = 4.0
     cast(Any, CLIPTextModel(config)).save_pretrained(str(folder / "text_encoder"))
-    _unet(width, unet_channels).save_pretrained(str(folder / "unet"))
+    _unet(width, unet_channels, time_cond_proj_dim=time_cond_proj_dim).save_pretrained(str(folder / "unet"))
     _vae(vae_channels).save_pretrained(str(folder / "vae"))
-    _write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, "prediction_type": prediction_type})
+    wanted = {**SCHEDULER, "prediction_type": prediction_type, **(scheduler or {})}
+    _write_json(folder / "scheduler" / "scheduler_config.json", wanted)
     _write_json(folder / "model_index.json", _index())
 
 
@@ -203,7 +206,7 @@ def build_tokenizer(words: Sequence[str]) -> Any:
     return cast(Any, CLIPTokenizer)(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
-def _unet(width: int, channels: tuple[int, int]) -> Any:
+def _unet(width: int, channels: tuple[int, int], **more: Any) -> Any:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     return cast(Any, UNet2DConditionModel)(
@@ -217,6 +220,7 @@ def _unet(width: int, channels: tuple[int, int]) -> Any:
         norm_num_groups=8,
         attention_head_dim=4,  # diffusers means the number of heads by this
         cross_attention_dim=width,
+        **more,
     )
 
 

@@ -75,6 +75,11 @@ def save_faces(found: CelebrityFaces, table_hash: str, path: Path) -> None:
     atomic_write(path, save({"features": found.features.astype(np.float16)}, metadata=metadata))
 
 
+def has_faces(parts: DiffusionParts) -> bool:
+    """Whether the model brings the celebrities' faces along."""
+    return parts.card.features_file is not None and parts.card.features_file.is_file()
+
+
 def load_faces(parts: DiffusionParts) -> CelebrityFaces:
     """The pairs' faces that come with a model.
 

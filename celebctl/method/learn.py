@@ -28,9 +28,10 @@ from celebctl_runtime.schedule import ScheduleConfig
 
 from .basis import CelebBasis
 from .captions import Captions, encode_templates
-from .celebrities import load_faces, pairs_for_fit
+from .celebrities import has_faces, load_faces, pairs_for_fit
 from .config import LearnConfig
 from .mapper import CoefficientMapper
+from .places import has_bfloat16_units
 from .sampling import draw
 from .views import make_views
 
@@ -123,7 +124,8 @@ class Sitting:
 
     P people, V encoded views each, S coefficients over all text encoders. features: (P, 512); latents: (P, V, 4, h, w);
     weights: (P, V, 1, h, w); start: (P, S) units the prior pulls to; total, mass: running average of coefficients;
-    mean, components: the basis as tensors, (2, D) and (2, K, D) per text encoder.
+    mean, components: the basis as tensors, (2, D) and (2, K, D) per text encoder. fast: the network computes in
+    bfloat16, where the processor has units for it.
     """
 
     parts: DiffusionParts
@@ -142,11 +144,13 @@ class Sitting:
     mass: float = 0.0
     step: int = 0
     likeness: float | None = None
+    fast: bool = field(init=False)
     mean: list[Tensor] = field(init=False)
     components: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         device = self.features.device
+        self.fast = self.parts.unet.dtype == torch.float32 and has_bfloat16_units(device)
         self.mean = [torch.as_tensor(mean).to(device) for mean in self.basis.mean]
         self.components = [torch.as_tensor(components).to(device) for components in self.basis.components]
 
@@ -163,8 +167,10 @@ class Sitting:
         device = next(parts.unet.parameters()).device
         generator = torch.Generator().manual_seed(config.seed)
         mapper = CoefficientMapper(basis, config, generator)
-        if config.start == "celebrities":
+        if config.start == "celebrities" and has_faces(parts):
             mapper.start_from(*pairs_for_fit(parts, basis, load_faces(parts)))
+        elif config.start == "celebrities":
+            mapper.start_from_average()
         mapper = mapper.to(device)
         features = torch.as_tensor(np.stack([face.feature for face in faces])).to(device)
         latents, weights = _encoded_views(parts, photos, faces, config, generator)
@@ -190,12 +196,19 @@ class Sitting:
         noisy = alpha.sqrt() * x0 + (1.0 - alpha).sqrt() * noise
         units = self.mapper.units(self.features)  # (P, S)
         context, extras = self._texts(units, who)
-        predicted = network_output(self.parts.unet, noisy.to(self.parts.unet.dtype), t, context, extras)
+        unet = self.parts.unet
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.fast):
+            predicted = network_output(unet, noisy.to(unet.dtype), t, context, extras)
         error = (predicted.float() - self._target(x0, noise, alpha)) ** 2
         loss = (error * weight).sum() / (weight.sum() * error.shape[1]).clamp_min(1e-6)
         pull = ((units - self.start) ** 2).mean()
         self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss + self.config.prior * pull)
+        # gradients on their way through a float16 network would vanish below 6e-8
+        loudness = 1024.0 if unet.dtype == torch.float16 else 1.0
+        torch.autograd.backward((loss + self.config.prior * pull) * loudness)
+        for parameter in self.mapper.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(loudness)
         self.optimiser.step()
         self.step += 1
         self._average()
@@ -298,7 +311,7 @@ class Sitting:
                 "celebctl": __version__, "torch": str(torch.__version__), "model": self.parts.name,
                 "preset": self.config.preset, "steps": str(self.step), "views": str(self.config.views),
                 "seed": str(self.config.seed), "learned_together": str(len(names)), "coefficients": str(flat.numel()),
-                "distance": f"{distance:.3f} celebrity standard deviations (rms)", "likeness": likeness,
+                "start": self._start(), "distance": f"{distance:.3f} celebrity standard deviations (rms)", "likeness": likeness,
             }  # fmt: skip
             made.append(
                 Identity(
@@ -312,6 +325,10 @@ class Sitting:
                 )
             )
         return made
+
+    def _start(self) -> str:
+        known = self.config.start == "random" or has_faces(self.parts)
+        return self.config.start if known else "average celebrity"
 
     def save(self, path: Path, names: Sequence[str]) -> None:
         """Everything needed to go on, atomically."""

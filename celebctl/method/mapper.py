@@ -74,6 +74,12 @@ class CoefficientMapper(nn.Module):
             self.linear.bias.copy_(torch.as_tensor(gain * bias + (1.0 - gain) * middle))
         return penalty
 
+    def start_from_average(self) -> None:
+        """Begin with the average celebrity, whatever the face: all units are 0 until learning moves them."""
+        with torch.no_grad():
+            self.linear.weight.zero_()
+            self.linear.bias.zero_()
+
 
 def ridge(
     features: NDArray[np.float32], targets: NDArray[np.float32]

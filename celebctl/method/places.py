@@ -1,0 +1,101 @@
+"""Where learning computes: the device, the precision of the frozen network, and how much memory that takes.
+
+The coefficients and the mapper are float32 everywhere; only the frozen UNet and autoencoder are ever smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from celebctl_runtime.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from celebctl_models.diffusion import DiffusionParts
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Place:
+    """device: "cpu", "cuda" or "cuda:1". dtype: of UNet and autoencoder."""
+
+    device: str
+    dtype: torch.dtype
+
+
+def choose_place(wanted: str = "auto") -> Place:
+    """The best place there is: a CUDA device in bfloat16 (float16 before Ampere), else the CPU in float32.
+
+    Raises EnvironmentProblem when CUDA is asked for and torch has none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return Place("cpu", torch.float32)
+    if not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            f"torch {torch.__version__} finds no CUDA device", "install a CUDA build of torch, or use --device cpu"
+        )
+    return Place("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether a network in float32 is well served by autocasting to bfloat16: without units for it, it would be slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes. weights: of all networks. saved: what one learning step keeps for its way back. total: with a margin."""
+
+    weights: int
+    saved: int
+
+    @property
+    def total(self) -> int:
+        """Weights, activations, and a fifth of these for workspaces and fragmentation."""
+        return self.weights + int(1.2 * self.saved)
+
+
+def estimate_memory(parts: DiffusionParts, batch: int, *, checkpointing: bool = False) -> MemoryEstimate:
+    """What a learning step on ``batch`` views takes, counted on a copy of the UNet that has shapes and no numbers.
+
+    With ``checkpointing`` the UNet keeps the inputs of its blocks only, and one block at a time is run again.
+    """
+    networks = (*parts.text_encoders, parts.unet, parts.vae)
+    weights = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+    return MemoryEstimate(weights, _saved_bytes(parts, batch, checkpointing))
+
+
+def _saved_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> int:
+    """Bytes that autograd holds after the UNet's forward pass, each tensor once, weights not counted."""
+    config = dict(parts.unet.config)
+    with torch.device("meta"):
+        unet: Any = type(parts.unet).from_config(config).to(parts.unet.dtype).requires_grad_(False)
+        size, width = parts.native_size[0] // parts.vae_factor, parts.context_width
+        x = torch.empty(batch, parts.latent_channels, size, size, dtype=unet.dtype)
+        context = torch.empty(batch, parts.max_length, width, dtype=unet.dtype, requires_grad=True)
+        options: dict[str, Any] = {}
+        if parts.pooled_width:
+            pooled = torch.empty(batch, parts.pooled_width, dtype=unet.dtype)
+            options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.empty(batch, 6)}
+        if checkpointing:
+            unet.train()
+            unet.enable_gradient_checkpointing()
+        seen: dict[int, int] = {}
+        own = {id(p.untyped_storage()) for p in unet.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor.untyped_storage()) not in own:
+                seen[id(tensor)] = tensor.numel() * tensor.element_size()
+                held.append(tensor)  # alive, so that no other tensor gets its id
+            return tensor
+
+        held: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            unet(x, torch.zeros((), dtype=torch.long), encoder_hidden_states=context, return_dict=False, **options)
+    return sum(seen.values())

@@ -1,0 +1,88 @@
+"""Every family of models that is supported goes through learn, export and gen, at small width and real structure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_pipeline, write_xl_pipeline
+
+torch: Any = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+pytest.importorskip("insightface")
+
+from celebctl.method import build_basis, learn_people  # noqa: E402
+from celebctl.method.config import CLEAN  # noqa: E402
+from celebctl.method.sampling import draw, rows_of  # noqa: E402
+from celebctl_export import export_bundle  # noqa: E402
+from celebctl_models.diffusion import guidance_embedding, load_parts  # noqa: E402
+from celebctl_models.faces import InsightFaceAnalyser  # noqa: E402
+from celebctl_models.mini.world import draw_portrait  # noqa: E402
+from celebctl_models.registry import CARD_FILE, card_for, locate  # noqa: E402
+from celebctl_runtime.backends import OrtBackend  # noqa: E402
+from celebctl_runtime.pipeline import generate  # noqa: E402
+from celebctl_runtime.request import Request  # noqa: E402
+
+NAMES = ["ann bob", "anna alice", "alice person", "bob chess", "person beach", "chess anna", "beach ann"]
+TRAILING = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
+LCM = {"_class_name": "LCMScheduler", "original_inference_steps": 50}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a small member is written, and how its pictures are asked for."""
+
+    name: str
+    write: Callable[[Path], None]
+    sampler: str
+    guidance: float
+    encoders: int = 1
+
+
+FAMILIES = [
+    Family("sd1", lambda folder: write_pipeline(folder, "epsilon"), "dpmpp_2m", 6.0),
+    Family("sd2", lambda folder: write_pipeline(folder, "v_prediction"), "ddim", 6.0),
+    Family("sd-turbo", lambda folder: write_pipeline(folder, "epsilon", scheduler=TRAILING), "euler_a", 0.0),
+    Family(
+        "lcm", lambda folder: write_pipeline(folder, "epsilon", scheduler=LCM, time_cond_proj_dim=16), "lcm", 8.0
+    ),
+    Family("sdxl", write_xl_pipeline, "euler", 5.0, encoders=2),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_learn_export_and_gen(family: Family, tmp_path: Path) -> None:
+    """A person learned on the family is baked into its bundle, and the bundle draws what torch draws of them."""
+    folder = tmp_path / family.name
+    family.write(folder)
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    (folder / CARD_FILE).write_text(json.dumps({"names": "names.txt", "defaults": {"guidance": 8.0}}))
+    parts = load_parts(folder)
+    faces = card_for(locate("mini").path).faces_dir
+    assert faces is not None and parts.guidance_is_embedded == (family.name == "lcm")
+    basis = build_basis(parts)
+    config = replace(CLEAN, steps=2, views=2, learning_rate=0.2)
+    (alice,) = learn_people(parts, InsightFaceAnalyser(faces), [draw_portrait(3, 128)], ["alice"], config, basis=basis)
+    assert len(alice.embeddings) == family.encoders and alice.provenance["start"] == "average celebrity"
+    assert all(np.abs(np.asarray(units)).max() > 0 for units in alice.coefficients), "nothing was learned"
+    bundle = export_bundle(parts, [alice], tmp_path / "bundle", spare_rows=4)
+    asked = Request("alice playing chess", seed=3, steps=3, guidance=family.guidance, sampler=family.sampler)
+    (made,) = generate(bundle, OrtBackend(bundle, "cpu", 1), asked)
+    options: dict[str, Any] = {"steps": 3, "guidance": family.guidance, "sampler": family.sampler, "fast": False}
+    expected = draw(parts, ["<alice> playing chess"], [3], {"alice": rows_of(alice)}, **options)[0]
+    assert np.abs(np.asarray(made.image).astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_the_guidance_embedding_is_that_of_diffusers() -> None:
+    from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
+        LatentConsistencyModelPipeline,
+    )
+
+    scales = torch.tensor([1.0, 4.5, 8.0])
+    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scales - 1.0, embedding_dim=16)
+    torch.testing.assert_close(guidance_embedding(scales, 16), theirs)
