@@ -5,7 +5,9 @@ config.toml is looked for there, so that one folder holds everything.
 """
 
 import difflib
+import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from celebctl_runtime.errors import UsageProblem
+from celebctl_runtime.files import atomic_write
 
 PROJECT_FILE = "celebctl.toml"
 USER_FILE = "config.toml"
@@ -36,11 +39,13 @@ class Known:
 KNOWN = {
     known.name: known
     for known in (
-        Known("model", "mini", "the model: a known name, a diffusers folder, a .safetensors file or a hub id"),
+        Known(
+            "model", "mini", "the model: a known name, a diffusers folder, a .safetensors or .ckpt file, or a hub id"
+        ),
         Known("device", "auto", "where pictures are made", ("auto", "cpu", "cuda")),
         Known("threads", 0, "CPU threads for making pictures; 0 is one per physical core"),
         Known("preset", "clean", "how people are learned", ("clean", "faithful")),
-        Known("face_models", None, "folder with a face detector and recogniser, in insightface's format"),
+        Known("face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"),
     )
 }
 
@@ -98,6 +103,40 @@ class Settings:
         return int(self.get(name, flag).value or 0)
 
 
+def remember(name: str, value: str, environment: Mapping[str, str] | None = None) -> Path:
+    """Set one text in the user's config.toml, leaving every other line and comment as it is; returns the file.
+
+    Raises UsageProblem when the value does not suit the setting, or the file cannot be changed safely.
+    """
+    path = _user_file(os.environ if environment is None else environment)
+    before = _read_toml(path)
+    _checked(KNOWN[name], value, "the command line")
+    text = _set_line(_text_of(path), name, value)
+    try:
+        after = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        after = {}
+    if after != {**before, name: value}:
+        raise UsageProblem(f"cannot change {name} in {path} safely", f"write it there yourself: {_line(name, value)}")
+    atomic_write(path, text.encode())
+    return path
+
+
+def _set_line(text: str, name: str, value: str) -> str:
+    """`text` with the value of `name` replaced where it stands, or else a line put on top, where no table has begun."""
+    found = re.compile(
+        rf"""^(?P<key>[ \t]*["']?{name}["']?[ \t]*=[ \t]*)(?:"(?:[^"\\\r\n]|\\.)*"|'[^'\r\n]*')""", re.MULTILINE
+    )
+    changed, count = found.subn(lambda match: match["key"] + json.dumps(value, ensure_ascii=False), text, count=1)
+    newline = "\r\n" if "\r\n" in text else "\n"
+    return changed if count else f"{_line(name, value)}{newline}{text}"
+
+
+def _line(name: str, value: str) -> str:
+    # A JSON string is a TOML string, but for a few control characters; the result is parsed before it is kept.
+    return f"{name} = {json.dumps(value, ensure_ascii=False)}"
+
+
 def _checked(known: Known, given: object, origin: str) -> str | int:
     wanted = int if isinstance(known.default, int) else str
     value = int(given) if wanted is int and isinstance(given, str) and given.strip().isdecimal() else given
@@ -123,19 +162,23 @@ def _user_file(environment: Mapping[str, str]) -> Path:
 def _read_toml(path: Path) -> dict[str, Any]:
     """The settings in one file, {} when there is none. Unknown entries are refused: a typo must not go unnoticed."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageProblem(f"cannot read the settings in {path}: {error}", "correct the file, or remove it") from error
-    try:
-        values = tomllib.loads(text)
+        values = tomllib.loads(_text_of(path))
     except tomllib.TOMLDecodeError as error:
         raise UsageProblem(f"{path} is not valid TOML: {error}", 'write lines like model = "mini"') from error
     for name in values:
         if name not in KNOWN:
             _unknown(name, path)
     return values
+
+
+def _text_of(path: Path) -> str:
+    """The file as it is, line ends included; "" when there is none."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageProblem(f"cannot read the settings in {path}: {error}", "correct the file, or remove it") from error
 
 
 def _unknown(name: str, path: Path) -> NoReturn:

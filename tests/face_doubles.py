@@ -1,10 +1,12 @@
 """A face detector and a recogniser small enough to build in a test, in the two formats insightface's loader knows.
 
 The detector (SCRFD: nine outputs, strides 8, 16, 32, two anchors a cell) fires where a 32 x 32 cell is pure red and
-answers with a box of three cells and five landmarks around it. The recogniser (112 x 112 -> 512) is a random
-projection, so that equal crops have equal features. Both are exact functions of the picture: nothing is trained.
+answers with a box of three cells and five landmarks around it, which a test may choose: the pose of the "face". The
+recogniser (112 x 112 -> 512) is a random projection, so that equal crops have equal features. Both are exact functions
+of the picture: nothing is trained.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from PIL import Image, ImageDraw
 
 CELL = 32  # pixels, the stride of the one level that fires
 RED = (255, 0, 0)
-LANDMARKS = ((0.0, 0.1), (1.0, 0.1), (0.5, 0.6), (0.1, 1.1), (0.9, 1.1))  # in cells from the cell's corner
+Points = Sequence[Sequence[float]]
+LANDMARKS: Points = ((0.0, 0.1), (1.0, 0.1), (0.5, 0.6), (0.1, 1.1), (0.9, 1.1))  # in cells from the cell's corner
 BOX = (1.0, 1.0, 2.0, 2.0)  # left, top, right, bottom: distances from the cell's corner in cells
 
 onnx: Any = import_module("onnx")  # half of its signatures are untyped
@@ -32,12 +35,29 @@ def photo_of(*cells: tuple[int, int], size: int = 128) -> Image.Image:
     return picture
 
 
-def write_face_models(folder: Path, *, detector: bool = True, recogniser: bool = True, settings: str = "") -> Path:
-    """Fill `folder` with the two models and a faces.json; returns the folder."""
+def turned(degrees: float) -> Points:
+    """LANDMARKS turned clockwise in the picture around their middle."""
+    points = np.array(LANDMARKS) @ (1, 1j)
+    points = (points - points.mean()) * np.exp(1j * np.radians(degrees)) + points.mean()
+    return [(float(point.real), float(point.imag)) for point in points]
+
+
+def write_face_models(
+    folder: Path,
+    *,
+    detector: bool = True,
+    recogniser: bool = True,
+    settings: str = "",
+    landmarks: Points | None = LANDMARKS,
+) -> Path:
+    """Fill `folder` with the two models and a faces.json; returns the folder.
+
+    landmarks: where the detector sees them, (5, 2) in cells from the red cell's corner; None for one that sees none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "faces.json").write_text(settings or '{"det_size": [128, 128], "det_thresh": 0.5, "min_face": 32}')
     if detector:
-        _save(_detector(), folder / "detector.onnx")
+        _save(_detector(landmarks), folder / "detector.onnx")
     if recogniser:
         _save(_recogniser(), folder / "recogniser.onnx")
     return folder
@@ -49,14 +69,16 @@ def _save(graph: Any, path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def _detector() -> Any:
+def _detector(landmarks: Points | None) -> Any:
     nodes: list[Any] = []
     weights: list[Any] = []
     outputs: list[Any] = []
-    for kind, width in (("score", 1), ("box", 4), ("kps", 10)):
+    answers: dict[str, Points] = {"score": ((0.0,),), "box": (BOX,), **({"kps": landmarks} if landmarks else {})}
+    for kind, answer in answers.items():
+        width = np.size(answer)
         for stride in (8, 16, 32):
             name = f"{kind}_{stride}"
-            kernel, bias = _cell_filter(kind, width, stride)
+            kernel, bias = _cell_filter(kind, answer, stride)
             weights += [_tensor(f"{name}.weight", kernel), _tensor(f"{name}.bias", bias)]
             weights.append(onnx.numpy_helper.from_array(np.array([-1, width], np.int64), f"{name}.rows"))
             nodes += _rows(name, stride, sigmoid=kind == "score")
@@ -76,8 +98,9 @@ def _rows(name: str, stride: int, *, sigmoid: bool) -> list[Any]:
     return [*nodes, _make.make_node("Sigmoid", [flat], [name])] if sigmoid else nodes
 
 
-def _cell_filter(kind: str, width: int, stride: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _cell_filter(kind: str, answer: Points, stride: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Kernel (2 * width, 3, stride, stride) and bias (2 * width,); only the first anchor of stride 32 ever fires."""
+    width = np.size(answer)
     kernel = np.zeros((2 * width, 3, stride, stride), np.float32)
     bias = np.zeros(2 * width, np.float32)
     if kind == "score":
@@ -87,7 +110,7 @@ def _cell_filter(kind: str, width: int, stride: int) -> tuple[NDArray[np.float32
             kernel[0, 0], kernel[0, 1], kernel[0, 2] = (np.float32(w / stride**2) for w in (10.0, -5.0, -5.0))
             bias[0] = -17.0
     else:
-        bias[:] = np.tile(np.ravel(BOX if kind == "box" else LANDMARKS), 2)
+        bias[:] = np.tile(np.ravel(answer), 2)
     return kernel, bias
 
 

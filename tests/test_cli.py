@@ -96,7 +96,11 @@ def test_version(desk: Desk, words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["portrait", "learn", "export", "gen", "regen", "list", "show", "rename", "forget"]
+    "command",
+    [
+        *("portrait", "check", "learn", "export", "gen", "regen", "list", "show", "rename", "forget"),
+        *("export-embedding", "import", "inspect", "use", "setup", "doctor", "basis"),
+    ],
 )
 def test_every_command_explains_itself(desk: Desk, command: str) -> None:
     said = desk(command, "--help")
@@ -406,8 +410,9 @@ def test_a_full_bundle_does_not_undo_the_learning(desk: Desk) -> None:
 
 def test_a_model_without_face_models_says_what_to_give(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CELEBCTL_FACE_MODELS")
+    monkeypatch.setenv("HOME", str(desk.library.root))  # insightface's own folder would be found there
     said = desk("learn", desk.photo(), "--name", "alice", "--model", "owner/model")
-    refused(said, 6, "owner/model brings no face", "--face-models")
+    refused(said, 4, "buffalo_l are not on this machine", "celebctl setup buffalo_l")
     refused(desk("learn", desk.photo(), "--name", "alice", "--face-models", "nowhere"), 4, "nowhere")
 
 

@@ -147,9 +147,9 @@ def test_places_are_told_apart_without_loading(tiny_folder: Path, tmp_path: Path
     assert [locate(model).kind for model in (tiny_folder, single, "someone/some-model")] == ["folder", "file", "hub"]
     with pytest.raises(NotFound, match="no diffusers model folder"):
         locate(tmp_path)
-    (tmp_path / "old.ckpt").write_bytes(b"")
+    (tmp_path / "old.bin").write_bytes(b"")
     with pytest.raises(NotFound, match="safetensors"):
-        locate(tmp_path / "old.ckpt")
+        locate(tmp_path / "old.bin")
 
 
 def test_a_hub_id_offline_tells_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

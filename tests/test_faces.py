@@ -3,9 +3,13 @@
 import io
 import struct
 import sys
+import warnings
 import zlib
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -156,6 +160,13 @@ def test_what_is_no_photo_is_refused_by_name(tmp_path: Path, name: str) -> None:
     assert name in error.value.problem and error.value.hint
 
 
+def test_of_a_phones_jpeg_with_several_pictures_the_main_one_is_taken(tmp_path: Path) -> None:
+    frames = [quadrants().resize((64, 32)), Image.new("RGB", (64, 32), "white")]
+    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
+    notes: list[str] = []
+    assert np.asarray(open_photo(tmp_path / "a.jpg", notes.append)).min() < 60 and not notes
+
+
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(InputRejected, match="floating"):
@@ -168,6 +179,23 @@ def test_an_iphone_photo_without_its_reader_says_what_to_install(tmp_path: Path,
     with pytest.raises(EnvironmentProblem) as error:
         open_photo(tmp_path / "a.heic")
     assert "celebctl[heif]" in error.value.hint
+
+
+def test_iphone_photos_are_read_upright_at_their_main_picture(tmp_path: Path) -> None:
+    heif: Any = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    picture = quadrants().resize((64, 32), Image.Resampling.NEAREST)
+    for orientation in (1, 3, 6, 8):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for name in ("a.heic", "a.jpg"):
+            picture.save(tmp_path / name, exif=exif.tobytes(), quality=95)
+        one, other = (np.asarray(open_photo(tmp_path / name), np.int16) for name in ("a.heic", "a.jpg"))
+        assert one.shape == other.shape and np.median(np.abs(one - other)) <= 3
+    blank = Image.new("RGB", (64, 32), "white")
+    picture.save(tmp_path / "b.heic", save_all=True, append_images=[blank], primary_index=1)
+    notes: list[str] = []
+    assert np.asarray(open_photo(tmp_path / "b.heic", notes.append)).min() > 240 and not notes
 
 
 @pytest.mark.parametrize(
@@ -235,21 +263,90 @@ def test_no_face_is_an_empty_list(analyser: InsightFaceAnalyser) -> None:
     assert analyser.analyse(photo_of()) == []
 
 
+def detecting(
+    analyser: InsightFaceAnalyser, monkeypatch: pytest.MonkeyPatch, instead: Callable[[Any, Any], Any]
+) -> None:
+    """Let `instead(detect, bgr)` answer for the analyser's detector."""
+    detector: Any = vars(analyser)["_detector"]
+    monkeypatch.setattr(detector, "detect", partial(instead, detector.detect))
+
+
+NOBODY = np.empty((0, 5), np.float32), np.empty((0, 5, 2), np.float32)
+
+
 def test_a_face_that_fills_the_photo_is_found_with_a_border(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A detector that finds nothing in small pictures, as real ones do on tight crops; boxes lose the border again."""
     analyser = InsightFaceAnalyser(folder)
-    app: Any = analyser.__dict__["_app"]
-    find = app.get
     seen: list[int] = []
 
-    def get(bgr: Any) -> Any:
+    def large_only(detect: Any, bgr: Any) -> Any:
         seen.append(bgr.shape[0])
-        return find(np.ascontiguousarray(bgr[64:-64, 64:-64])) if bgr.shape[0] == 256 else []
+        return detect(np.ascontiguousarray(bgr[64:-64, 64:-64])) if bgr.shape[0] == 256 else NOBODY
 
-    monkeypatch.setattr(app, "get", get)
-    (face,) = analyser.analyse(photo_of((1, 1)))
+    detecting(analyser, monkeypatch, large_only)
+    (face,) = analyser.analyse(photo_of((2, 2)))
     assert seen == [128, 192, 256]
-    assert face.box.tolist() == [-64, -64, 32, 32]  # found at the box of the cut-out, which began at 64
+    assert face.box.tolist() == [-32, -32, 64, 64]  # found at the box of the cut-out, which began at 64
+
+
+def test_a_face_in_the_border_is_no_face_of_the_photo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    analyser = InsightFaceAnalyser(folder)
+    box = np.array([[0, 0, 40, 40, 0.9]], np.float32), np.full((1, 5, 2), 20, np.float32)
+    detecting(analyser, monkeypatch, lambda detect, bgr: box if bgr.shape[0] > 128 else NOBODY)
+    assert analyser.analyse(photo_of()) == []
+
+
+def test_the_crop_is_the_reference_warp_of_the_photos_own_pixels(analyser: InsightFaceAnalyser) -> None:
+    """Also of a photo so large that it is searched in a reduced copy."""
+    norm_crop: Any = import_module("insightface.utils.face_align").norm_crop
+    for photo in (photo_of((1, 1)), photo_of((1, 1)).resize((4096, 4096), Image.Resampling.NEAREST)):
+        (face,) = analyser.analyse(photo)
+        scale = photo.width / 128
+        assert np.allclose(face.landmarks, scale * (CELL + CELL * np.array(LANDMARKS)), atol=scale)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted = norm_crop(np.asarray(photo), landmark=face.landmarks, image_size=112)
+        assert np.abs(wanted.astype(int) - face.crop112).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5000, 10), (3, 400), (33, 1)])
+def test_strips_and_specks_show_nobody(analyser: InsightFaceAnalyser, size: tuple[int, int]) -> None:
+    assert analyser.analyse(Image.new("RGB", size)) == []
+
+
+def test_photos_of_every_mode_are_analysed(analyser: InsightFaceAnalyser) -> None:
+    photo = photo_of((1, 1))
+    for mode in ("RGBA", "CMYK", "P"):
+        assert len(analyser.analyse(photo.convert(mode))) == 1
+
+
+def test_a_crop_is_recognised_as_its_face_was(analyser: InsightFaceAnalyser) -> None:
+    (face,) = analyser.analyse(photo_of((1, 1)))
+    assert np.array_equal(analyser.recognise(face.crop112), face.feature)
+    mirrored = analyser.recognise(np.ascontiguousarray(face.crop112[:, ::-1]))
+    assert np.isclose(np.linalg.norm(mirrored), 1.0)
+
+
+# Which processor.
+
+
+def test_the_processor_is_said_and_really_runs(analyser: InsightFaceAnalyser, folder: Path) -> None:
+    assert analyser.providers == ("CPUExecutionProvider",)
+    with pytest.raises(EnvironmentProblem, match="has no NoSuchProvider") as error:
+        InsightFaceAnalyser(folder, providers=["NoSuchProvider", "CPUExecutionProvider"])
+    assert "celebctl doctor" in error.value.hint
+
+
+def test_there_is_no_quiet_way_back_to_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime that lists CUDA but cannot start it, as without its libraries, goes on with the CPU."""
+    import onnxruntime
+
+    known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if known[0] in cast(Any, onnxruntime).get_available_providers():
+        pytest.skip("CUDA may start here")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    with pytest.raises(EnvironmentProblem, match="CUDAExecutionProvider did not start"):
+        InsightFaceAnalyser(folder, providers=known)
 
 
 def test_nothing_is_printed(analyser: InsightFaceAnalyser, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -312,6 +409,12 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "detector.onnx").write_bytes(b"\x08\x09 not a model")
     with pytest.raises(IntegrityProblem, match=str(tmp_path)):
         InsightFaceAnalyser(tmp_path)
+
+
+def test_a_detector_without_landmarks_is_refused(tmp_path: Path) -> None:
+    analyser = InsightFaceAnalyser(write_face_models(tmp_path, landmarks=None))
+    with pytest.raises(IntegrityProblem, match="no landmarks"):
+        analyser.analyse(photo_of((1, 1)))
 
 
 def test_a_missing_folder_is_said_and_nothing_is_fetched(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_the_start_is_what_the_mapper_then_says() -> None:
 
 def test_two_text_encoders_are_two_stretches_of_one_layer() -> None:
     one, other = basis(), basis()
-    both = CelebBasis(one.mean + other.mean, one.components + other.components, one.spread + other.spread, 40, "distinct")
+    arrays = (one.mean + other.mean, one.components + other.components, one.spread + other.spread)
+    both = CelebBasis(*arrays, 40, "distinct")
     for config in (CLEAN, FAITHFUL):
         mapper = CoefficientMapper(both, config, torch.Generator().manual_seed(0))
         flat = mapper(features(3))

@@ -1,10 +1,13 @@
 """A setting comes from the nearest layer that has it, and says which."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from celebctl.settings import KNOWN, Settings
+from celebctl.settings import KNOWN, Settings, remember
 from celebctl_runtime.errors import UsageProblem
 
 
@@ -27,17 +30,17 @@ def test_precedence_and_origin(tmp_path: Path, home: Path) -> None:
     assert read(tmp_path, home).get("model").origin == str(home / "config.toml")
     (tmp_path / "celebctl.toml").write_text('model = "from-project"\n')
     assert read(tmp_path, home).get("model").origin == "./celebctl.toml"
-    settings = read(tmp_path, home, CELEBCTL_MODEL="from-environment")
-    assert (settings.get("model").value, settings.get("model").origin) == ("from-environment", "CELEBCTL_MODEL")
-    assert settings.get("model", "from-flag").origin == "--model"
-    assert settings.text("model", "from-flag") == "from-flag"
+    found = read(tmp_path, home, CELEBCTL_MODEL="from-environment")
+    assert (found.get("model").value, found.get("model").origin) == ("from-environment", "CELEBCTL_MODEL")
+    assert found.get("model", "from-flag").origin == "--model"
+    assert found.text("model", "from-flag") == "from-flag"
 
 
 def test_defaults_without_any_file(tmp_path: Path) -> None:
-    settings = Settings.read(tmp_path, {"XDG_CONFIG_HOME": str(tmp_path), "HOME": str(tmp_path)})
-    assert settings.text("model") == "mini"
-    assert settings.text("face_models") is None
-    assert settings.number("threads") == 0
+    found = Settings.read(tmp_path, {"XDG_CONFIG_HOME": str(tmp_path), "HOME": str(tmp_path)})
+    assert found.text("model") == "mini"
+    assert found.text("face_models") is None
+    assert found.number("threads") == 0
 
 
 def test_an_empty_variable_is_no_value(tmp_path: Path, home: Path) -> None:
@@ -61,9 +64,9 @@ def test_an_empty_variable_is_no_value(tmp_path: Path, home: Path) -> None:
 def test_mistakes_are_refused_with_a_cure(tmp_path: Path, home: Path, toml: str, said: str) -> None:
     (tmp_path / "celebctl.toml").write_text(toml)
     with pytest.raises(UsageProblem) as error:
-        settings = read(tmp_path, home)
+        found = read(tmp_path, home)
         for name in KNOWN:
-            settings.get(name)
+            found.get(name)
     assert said in error.value.hint
 
 
@@ -82,3 +85,59 @@ def test_files_that_are_not_text_are_named(tmp_path: Path, home: Path) -> None:
     (tmp_path / "celebctl.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageProblem, match=r"celebctl\.toml"):
         read(tmp_path, home)
+
+
+# Setting something once.
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", 'model = "sd15"\n'),
+        ("# mine\nthreads = 2  # few\n", 'model = "sd15"\n# mine\nthreads = 2  # few\n'),
+        ("# mine\n  model = 'old' # was good\nthreads = 2", '# mine\n  model = "sd15" # was good\nthreads = 2'),
+        ('threads = 2\r\nmodel="a\\"b"\r\n', 'threads = 2\r\nmodel="sd15"\r\n'),
+        ("threads = 2\r\n", 'model = "sd15"\r\nthreads = 2\r\n'),
+        ('# model = "no"\n', 'model = "sd15"\n# model = "no"\n'),
+    ],
+)
+def test_other_lines_and_comments_stay(tmp_path: Path, home: Path, before: str, after: str) -> None:
+    file = home / "config.toml"
+    file.write_bytes(before.encode())
+    assert remember("model", "sd15", {"CELEBCTL_HOME": str(home)}) == file
+    assert file.read_bytes().decode() == after
+    assert read(tmp_path, home).text("model") == "sd15"
+
+
+@settings(max_examples=40, deadline=None)
+@given(value=st.text(st.characters(codec="utf-8"), min_size=1))
+def test_any_text_is_kept_or_refused_whole(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
+    """What was set is what is read; a value that TOML cannot hold leaves the file as it was."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "config.toml").write_text("threads = 2\n")
+    try:
+        remember("model", value, {"CELEBCTL_HOME": str(home)})
+    except UsageProblem:
+        assert (home / "config.toml").read_text() == "threads = 2\n"
+    else:
+        assert tomllib.loads((home / "config.toml").read_bytes().decode()) == {"model": value, "threads": 2}
+
+
+def test_the_first_setting_makes_the_file(tmp_path: Path) -> None:
+    home = tmp_path / "not" / "yet"
+    remember("model", "sd15", {"CELEBCTL_HOME": str(home)})
+    assert read(tmp_path, home).text("model") == "sd15"
+
+
+@pytest.mark.parametrize("before", ['model = """\nold"""\n', "model = 3\n"])
+def test_what_cannot_be_changed_safely_is_left_alone(home: Path, before: str) -> None:
+    (home / "config.toml").write_text(before)
+    with pytest.raises(UsageProblem, match="safely") as caught:
+        remember("model", "sd15", {"CELEBCTL_HOME": str(home)})
+    assert 'model = "sd15"' in caught.value.hint and (home / "config.toml").read_text() == before
+
+
+def test_a_value_that_does_not_suit_is_refused(home: Path) -> None:
+    with pytest.raises(UsageProblem, match="device"):
+        remember("device", "gpu", {"CELEBCTL_HOME": str(home)})
+    assert not (home / "config.toml").exists()

@@ -6,11 +6,17 @@ import typer
 
 from celebctl import __version__
 
+from .basis import app as basis
+from .check import check
+from .doctor import doctor
 from .export import export
 from .gen import gen, regen
 from .learn import learn
 from .people import forget, list_people, rename, show
+from .portable import export_embedding, import_person, inspect_file
 from .portrait import portrait
+from .setup import setup
+from .use import use
 
 app = typer.Typer(
     help="A person in 1024 numbers: learn a face from one photo, then put it in any picture.",
@@ -40,8 +46,9 @@ def options(
     del as_json, quiet, debug, version  # read from the words themselves before Typer sees them, so they stand anywhere
 
 
-MAKE, PEOPLE = "Make", "People you know"
+MAKE, PEOPLE, MACHINE = "Make", "People you know", "Models and this machine"
 app.command(rich_help_panel=MAKE)(portrait)
+app.command(rich_help_panel=MAKE)(check)
 app.command(rich_help_panel=MAKE)(learn)
 app.command(rich_help_panel=MAKE)(export)
 app.command(rich_help_panel=MAKE)(gen)
@@ -50,3 +57,10 @@ app.command("list", rich_help_panel=PEOPLE)(list_people)
 app.command(rich_help_panel=PEOPLE)(show)
 app.command(rich_help_panel=PEOPLE)(rename)
 app.command(rich_help_panel=PEOPLE)(forget)
+app.command("export-embedding", rich_help_panel=PEOPLE)(export_embedding)
+app.command("import", rich_help_panel=PEOPLE)(import_person)
+app.command("inspect", rich_help_panel=PEOPLE)(inspect_file)
+app.command(rich_help_panel=MACHINE)(use)
+app.command(rich_help_panel=MACHINE)(setup)
+app.command(rich_help_panel=MACHINE)(doctor)
+app.add_typer(basis, name="basis", rich_help_panel=MACHINE)

@@ -167,9 +167,7 @@ def open_backend(bundle: "Bundle", settings: "Settings", device: str | None, thr
     return OrtBackend(bundle, str(settings.text("device", device)), settings.number("threads", threads) or None)
 
 
-def draw(
-    desk: Desk, bundle: "Bundle", backend: "OrtBackend", requests: "Sequence[Request]"
-) -> "Iterator[Picture]":
+def draw(desk: Desk, bundle: "Bundle", backend: "OrtBackend", requests: "Sequence[Request]") -> "Iterator[Picture]":
     """Pictures as they are finished, with live progress. As many are drawn at once as the engine takes."""
     from celebctl_runtime.pipeline import generate
 

@@ -58,9 +58,7 @@ def learn(
         Path | None, typer.Option("--sheet", help="Where the contact sheet goes.", show_default="./NAME-sheet.png")
     ] = None,
     no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
-    face_models: Annotated[
-        Path | None, typer.Option("--face-models", help="Folder with a face detector and recogniser.", metavar="DIR")
-    ] = None,
+    face_models: options.FaceModels = None,
 ) -> None:
     """Learn people from one photo each. Several photos in one call are learned together."""
     from celebctl.library import Library, shelf_name
@@ -131,23 +129,12 @@ def check_sheet(path: Path, force: bool) -> None:
         raise UsageProblem(f"{path} exists already", "choose another place for the sheet, or add --force")
 
 
-def face_folder(settings: "Settings", model: str, flag: Path | None) -> Path:
-    """Where the face models are: what was said, or what the model brings along. Raises EnvironmentProblem."""
-    from celebctl_models.registry import card_for, locate
-    from celebctl_runtime.errors import EnvironmentProblem
+def face_folder(settings: "Settings", model: str, flag: str | None) -> Path:
+    """Where the face models are: what was said, what the model brings along, or the default pack."""
+    from celebctl.library import default_root
+    from celebctl_models.face_packs import choose_face_models
 
-    said = settings.text("face_models", None if flag is None else str(flag))
-    if said is not None:
-        return Path(said).expanduser()
-    place = locate(model)
-    folder = card_for(place.path, place.name, place.source).faces_dir if place.kind == "folder" else None
-    if folder is None:
-        raise EnvironmentProblem(
-            f"{model} brings no face detector and recogniser along",
-            "point --face-models at a folder that holds an insightface pack, such as buffalo_l unpacked"
-            " (those packs are for non-commercial research only)",
-        )
-    return folder
+    return choose_face_models(settings.text("face_models", flag), model, default_root())
 
 
 def open_photos(desk: Desk, sitters: Sequence[Sitter]) -> "list[Image]":
@@ -170,7 +157,7 @@ def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", fol
         found.append(face.feature)
         desk.tell(f"{sitter.name}: face of {face}")
         if face.score < DOUBTFUL:
-            desk.note(f"the face in {sitter.photo} is hard to see; a sharper, more frontal photo would serve better")
+            desk.note(f"the face in {sitter.photo} is hard to see; celebctl check {sitter.photo} says more")
     for (one, a), (other, b) in combinations(zip(sitters, found, strict=True), 2):
         if (alike := float(a @ b)) > ALIKE:
             desk.note(f"{one.name} and {other.name} look alike ({alike:.2f}); a picture of both may mix them up")

@@ -10,7 +10,7 @@ SAMPLERS = "ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm"
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Known name, diffusers folder, .safetensors or hub id.", show_default="mini"),
+    typer.Option("--model", "-m", help="Known name, diffusers folder, checkpoint file or hub id.", show_default="mini"),
 ]
 BundleDir = Annotated[
     Path | None, typer.Option("--bundle", help="Use this exported bundle instead of the model's own.", metavar="DIR")
@@ -20,6 +20,9 @@ Steps = Annotated[int | None, typer.Option("--steps", help="How many steps. The 
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there already.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.", show_default="auto")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="one per physical core")]
+FaceModels = Annotated[
+    str | None, typer.Option("--face-models", help="buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR")
+]
 Shelf = Annotated[str | None, typer.Option("--shelf", help="Only people of this model, as `celebctl list` shows it.")]
 Person = Annotated[str, typer.Argument(help="Their name.", metavar="NAME")]
 People = Annotated[list[str], typer.Argument(help="One or more names.", metavar="NAME...")]

@@ -22,8 +22,10 @@ class LearnConfig:
     directions.
     scale: "spread" gives coefficients in celebrity standard deviations, bounded by ``bound``; "unit" makes each
     position's coefficients a unit vector (the release), whatever the celebrities' spread is.
-    start: "celebrities" fits the mapper to the celebrities' own (feature, coefficients) pairs, "random" draws it.
-    start_gain: distance from the average face that the fit's careful answer is stretched by.
+    start: "fitted" takes the mapper that comes with the model, fitted to many people whose token rows are known;
+    "celebrities" fits it to the celebrities' own (feature, coefficients) pairs; "average" answers the average
+    celebrity; "random" draws it. What a model does not bring is replaced by the next in this order.
+    start_gain: distance from the average face that a fit's careful answer is stretched by.
     leaky: LeakyReLU(0.2) behind the linear layer. prior: weight of the pull towards the start, per squared deviation.
     background: weight of the loss outside the face, 1 for none. canvas: what surrounds the face in a training view.
     smallest, largest: height of the face over the height of the view. flip: probability of mirroring.
@@ -41,7 +43,7 @@ class LearnConfig:
     names: Literal["distinct", "release"] = "distinct"
     scale: Literal["spread", "unit"] = "spread"
     bound: float = 2.5
-    start: Literal["celebrities", "random"] = "celebrities"
+    start: Literal["fitted", "celebrities", "average", "random"] = "fitted"
     start_gain: float = 1.8
     leaky: bool = False
     prior: float = 1.0

@@ -28,11 +28,11 @@ from celebctl_runtime.schedule import ScheduleConfig
 
 from .basis import CelebBasis
 from .captions import Captions, encode_templates
-from .celebrities import has_faces, load_faces, pairs_for_fit
 from .config import LearnConfig
 from .mapper import CoefficientMapper
 from .places import has_bfloat16_units
 from .sampling import draw
+from .starts import set_start, start_of
 from .views import make_views
 
 if TYPE_CHECKING:
@@ -167,10 +167,7 @@ class Sitting:
         device = next(parts.unet.parameters()).device
         generator = torch.Generator().manual_seed(config.seed)
         mapper = CoefficientMapper(basis, config, generator)
-        if config.start == "celebrities" and has_faces(parts):
-            mapper.start_from(*pairs_for_fit(parts, basis, load_faces(parts)))
-        elif config.start == "celebrities":
-            mapper.start_from_average()
+        set_start(mapper, parts, basis)
         mapper = mapper.to(device)
         features = torch.as_tensor(np.stack([face.feature for face in faces])).to(device)
         latents, weights = _encoded_views(parts, photos, faces, config, generator)
@@ -311,7 +308,8 @@ class Sitting:
                 "celebctl": __version__, "torch": str(torch.__version__), "model": self.parts.name,
                 "preset": self.config.preset, "steps": str(self.step), "views": str(self.config.views),
                 "seed": str(self.config.seed), "learned_together": str(len(names)), "coefficients": str(flat.numel()),
-                "start": self._start(), "distance": f"{distance:.3f} celebrity standard deviations (rms)", "likeness": likeness,
+                "start": start_of(self.parts, self.config), "likeness": likeness,
+                "distance": f"{distance:.3f} celebrity standard deviations (rms)",
             }  # fmt: skip
             made.append(
                 Identity(
@@ -325,10 +323,6 @@ class Sitting:
                 )
             )
         return made
-
-    def _start(self) -> str:
-        known = self.config.start == "random" or has_faces(self.parts)
-        return self.config.start if known else "average celebrity"
 
     def save(self, path: Path, names: Sequence[str]) -> None:
         """Everything needed to go on, atomically."""

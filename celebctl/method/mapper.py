@@ -74,6 +74,12 @@ class CoefficientMapper(nn.Module):
             self.linear.bias.copy_(torch.as_tensor(gain * bias + (1.0 - gain) * middle))
         return penalty
 
+    def start_from_fitted(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+        """Set the layer to a fitted one, weight (S, 512) and bias (S,), stretched by ``start_gain``."""
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.as_tensor(self.config.start_gain * weight))
+            self.linear.bias.copy_(torch.as_tensor(self.config.start_gain * bias))
+
     def start_from_average(self) -> None:
         """Begin with the average celebrity, whatever the face: all units are 0 until learning moves them."""
         with torch.no_grad():

@@ -41,7 +41,7 @@ def choose_place(wanted: str = "auto") -> Place:
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether a network in float32 is well served by autocasting to bfloat16: without units for it, it would be slower."""
+    """Whether autocasting a float32 network to bfloat16 pays: without units for it, it would be slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -73,29 +73,45 @@ def estimate_memory(parts: DiffusionParts, batch: int, *, checkpointing: bool = 
 
 def _saved_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> int:
     """Bytes that autograd holds after the UNet's forward pass, each tensor once, weights not counted."""
-    config = dict(parts.unet.config)
-    with torch.device("meta"):
-        unet: Any = type(parts.unet).from_config(config).to(parts.unet.dtype).requires_grad_(False)
-        size, width = parts.native_size[0] // parts.vae_factor, parts.context_width
-        x = torch.empty(batch, parts.latent_channels, size, size, dtype=unet.dtype)
-        context = torch.empty(batch, parts.max_length, width, dtype=unet.dtype, requires_grad=True)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config, dtype = dict(parts.unet.config), parts.unet.dtype
+    size, width, pooled_width = parts.native_size[0] // parts.vae_factor, parts.context_width, parts.pooled_width
+    # not torch's "meta" device: there attention takes another path, which keeps a weight for every pair of pixels
+    with FakeTensorMode():
+        unet = _built_as(type(parts.unet), config, dtype)
+        x = torch.empty(batch, parts.latent_channels, size, size, dtype=dtype)
+        context = torch.empty(batch, parts.max_length, width, dtype=dtype, requires_grad=True)
         options: dict[str, Any] = {}
-        if parts.pooled_width:
-            pooled = torch.empty(batch, parts.pooled_width, dtype=unet.dtype)
-            options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.empty(batch, 6)}
+        if pooled_width:
+            pooled = torch.empty(batch, pooled_width, dtype=dtype)
+            options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.empty(batch, 6, dtype=dtype)}
         if checkpointing:
             unet.train()
             unet.enable_gradient_checkpointing()
-        seen: dict[int, int] = {}
-        own = {id(p.untyped_storage()) for p in unet.parameters()}
+        kept: dict[int, torch.UntypedStorage] = {}
+        own = {_storage_key(p) for p in unet.parameters()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor.untyped_storage()) not in own:
-                seen[id(tensor)] = tensor.numel() * tensor.element_size()
-                held.append(tensor)  # alive, so that no other tensor gets its id
+            if _storage_key(tensor) not in own:
+                kept[_storage_key(tensor)] = tensor.untyped_storage()
             return tensor
 
-        held: list[torch.Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             unet(x, torch.zeros((), dtype=torch.long), encoder_hidden_states=context, return_dict=False, **options)
-    return sum(seen.values())
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _built_as(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
+    """A frozen network of this configuration; tensors without numbers cannot be converted, only made in a dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return kind.from_config(config).requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _storage_key(tensor: torch.Tensor) -> int:
+    """The same for all views of one piece of memory; tensors without numbers have no address to tell them apart by."""
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

@@ -34,7 +34,7 @@ People = Mapping[str, tuple[Tensor, ...]]
 
 
 def prompt_texts(parts: DiffusionParts, prompts: Sequence[str], people: People) -> tuple[Tensor, Tensor | None]:
-    """Contexts (B, 77, D), and pooled texts (B, P) or None, of prompts in which ``<name>`` stands for one of ``people``."""
+    """Contexts (B, 77, D), and pooled texts (B, P) or None; in a prompt ``<name>`` stands for one of ``people``."""
     device = next(parts.unet.parameters()).device
     rows: list[Tensor] = []
     inserts: list[list[tuple[Tensor, ...]]] = []

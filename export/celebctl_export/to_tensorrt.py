@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_export.tensorrt_plan import EnginePlan
 from celebctl_runtime.cuda_memory import Cuda
@@ -243,7 +243,7 @@ def with_data_inputs(path: Path, inputs: Mapping[str, str]) -> bytes:
     """
     import onnx
 
-    model = onnx.load(str(path), load_external_data=False)
+    model = cast(Any, onnx).load(str(path), load_external_data=False)
     graph = model.graph
     for name, file in inputs.items():
         found = [tensor for tensor in graph.initializer if file in _locations(tensor)]

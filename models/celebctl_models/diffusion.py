@@ -9,34 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from celebctl_models.registry import INDEX_FILE, Location, ModelCard, card_for, derive_card, locate, read_json
+from celebctl_models.registry import (
+    INDEX_FILE,
+    Location,
+    ModelCard,
+    card_for,
+    derive_card,
+    locate,
+    read_json,
+    why_unsupported,
+)
 from celebctl_models.registry import vae_factor as factor_of
-from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem, NotFound
+from celebctl_models.sources import fetch_folder, quiet_libraries, read_checkpoint
+from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     import torch
     from torch import Tensor, nn
-
-# What a fetched model folder is made of. Names in full, because hub repositories carry the same weights several
-# times over (fp16 variants, non-EMA, pickles) and only these are read.
-_HUB_FILES = [
-    "*.json",
-    "*/*.json",
-    "*/merges.txt",
-    "text_encoder*/model.safetensors",
-    "text_encoder*/model-0*.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model-0*.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-]
 
 _CLASSES = {
     "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
@@ -156,17 +153,18 @@ class DiffusionParts:
 
 
 def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionParts:
-    """Load a model: a known name, a diffusers folder, a single checkpoint file or a hub id (HF_HUB_OFFLINE is honoured).
+    """Load a model: a known name, a diffusers folder, a checkpoint file or a hub id (HF_HUB_OFFLINE is honoured).
 
     `dtype` is that of UNet and autoencoder (None: float32); text encoders stay float32, for identities are made of
-    their table rows. Nothing in a file is ever executed: of a .ckpt only the tensors are read. Raises NotFound, InputRejected (another kind of
-    model), IntegrityProblem (broken files) or EnvironmentProblem (missing packages, no network).
+    their table rows. Nothing in a file is ever executed: of a .ckpt only the tensors are read. Raises NotFound,
+    InputRejected (another kind of model), IntegrityProblem (broken files) or EnvironmentProblem (missing packages, no
+    network).
     """
     location = locate(model)
     _require_packages()
     if location.kind == "file":
         return _load_file(location, dtype, device)
-    folder = _fetch(location) if location.kind == "hub" else location.path
+    folder = fetch_folder(location) if location.kind == "hub" else location.path
     return _load_folder(folder, card_for(folder, location.name, location.source), dtype, device)
 
 
@@ -228,6 +226,9 @@ def _checked(parts: DiffusionParts) -> DiffusionParts:
 def _check_kind(folder: Path) -> None:
     """Refuse models of another family by their index, before any weights are read."""
     index = read_json(folder / INDEX_FILE)
+    why = why_unsupported(index)
+    if why is not None:
+        raise InputRejected(f"{folder.name} cannot be used: {why}", "use a Stable Diffusion 1.x, 2.x or XL checkpoint")
     for part, expected in _CLASSES.items():
         entry: Any = index.get(part)
         if entry is None and part.endswith("_2"):
@@ -254,24 +255,6 @@ def _freeze(network: Any, device: str) -> Any:
     return network.eval().requires_grad_(False).to(device)
 
 
-def _fetch(location: Location) -> Path:
-    """Download a model from the hub, or find it in the hub's cache. Returns its folder."""
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(location.source, allow_patterns=_HUB_FILES))
-    except GatedRepoError as error:
-        hint = f"accept its licence at huggingface.co/{location.source}, then set HF_TOKEN"
-        raise EnvironmentProblem(f"the model {location.source} is gated", hint) from error
-    except RepositoryNotFoundError as error:
-        raise NotFound(f"the hub has no model {location.source}", "check the spelling, or set HF_TOKEN") from error
-    except Exception as error:  # offline mode, no network, a full disk: the hub client's errors have no common root
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "check the network and HF_HUB_OFFLINE, or give a local folder"
-        raise EnvironmentProblem(f"cannot fetch {location.source}: {reason}", hint) from error
-
-
 def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> DiffusionParts:
     """A single-file checkpoint. Its configs come from the folder of the same name beside it, else from the hub."""
     import torch
@@ -279,7 +262,7 @@ def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> Di
     dtype = dtype or torch.float32
     configs = location.path.with_suffix("")
     with quiet_libraries():
-        pipe = _read_file(location.path, configs if configs.is_dir() else None)
+        pipe = read_checkpoint(location.path, configs if configs.is_dir() else None)
         unet = _freeze(pipe.unet.to(dtype), device)
         two = getattr(pipe, "text_encoder_2", None) is not None
         vae = pipe.vae.to(dtype)
@@ -295,73 +278,6 @@ def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> Di
     frozen, scheduler = tuple(_freeze(encoder, device) for encoder in encoders), dict(pipe.scheduler.config)
     zero = bool(pipe.config.get("force_zeros_for_empty_prompt", False))
     return _checked(DiffusionParts(location.path, tuple(tokenizers), frozen, unet, vae, scheduler, card, zero))
-
-
-def _read_file(path: Path, configs: Path | None) -> Any:
-    """The pipeline of a single-file checkpoint, in float32. Pickles (.ckpt) are read for their tensors only."""
-    import torch
-
-    options: dict[str, Any] = {"config": str(configs), "local_files_only": True} if configs else {}
-    names = _tensor_names(path)
-    try:
-        pipeline, more = _pipeline_class(names)
-        return cast(Any, pipeline).from_single_file(str(path), torch_dtype=torch.float32, **options, **more)
-    except Exception as error:  # anything from a network error to tensors that do not fit the configs
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if configs is None:
-            hint = f"put the configs of its diffusers folder into {path.stem}/ beside it"
-            raise EnvironmentProblem(f"cannot find out how {path.name} is built: {reason}", hint) from error
-        hint = f"check that {configs.name}/ beside it holds the configs of this very model"
-        raise IntegrityProblem(f"cannot load {path.name}: {reason}", hint) from error
-
-
-def _tensor_names(path: Path) -> list[str]:
-    """What the tensors of a checkpoint are called; a damaged file is told from missing configs here.
-
-    Raises IntegrityProblem for a file that is damaged, and for a pickle that holds anything but tensors.
-    """
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="np") as file:
-                return list(file.keys())
-        held: Any = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except SafetensorError as error:
-        raise IntegrityProblem(f"{path} is damaged: {error}", "fetch the file again") from error
-    except Exception as error:  # a refused pickle, a file cut short, no zip archive: no common root
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = "fetch the file again, or find it as .safetensors"
-        raise IntegrityProblem(f"{path.name} cannot be read safely: {reason}", hint) from error
-    return list(cast("dict[str, Any]", held.get("state_dict", held)))
-
-
-def _pipeline_class(names: list[str]) -> tuple[type, dict[str, Any]]:
-    """The pipeline that reads a checkpoint, and what it wants to be told: SDXL names its text encoders differently."""
-    if any(name.startswith("conditioner.embedders.1.") for name in names):
-        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
-        return StableDiffusionXLPipeline, {}
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
-    return StableDiffusionPipeline, {"safety_checker": None}
-
-
-@contextmanager
-def quiet_libraries() -> Generator[None]:
-    """Errors only, and no bars: advice of diffusers and transformers (accelerate, torchvision) is not for our users."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    with ExitStack() as restore:
-        for library in cast("tuple[Any, ...]", (diffusers_logging, transformers_logging)):
-            restore.callback(library.set_verbosity, library.get_verbosity())
-            library.set_verbosity_error()
-            if library.is_progress_bar_enabled():
-                restore.callback(library.enable_progress_bar)
-                library.disable_progress_bar()
-        yield
 
 
 def context_from_ids(
@@ -405,7 +321,7 @@ def texts_from_ids(
 
 
 def states_from_ids(text_encoder: Any, ids: Tensor, end: int | None) -> tuple[Tensor, Tensor | None]:
-    """One of two text encoders: the states (B, 77, D) before its last layer and, given `end`, its pooled text (B, P)."""
+    """One of two text encoders: states (B, 77, D) before its last layer and, given `end`, its pooled text (B, P)."""
     out = text_encoder(input_ids=ids, output_hidden_states=True)
     context = cast("Tensor", out.hidden_states[-2])
     if end is None:
@@ -481,7 +397,7 @@ def network_output(
 
 
 def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
-    """Sinusoids of a guidance scale (B,) -> (B, width) (Meng et al. 2023; diffusers' LatentConsistencyModelPipeline)."""
+    """Sinusoids of a guidance scale (B,) -> (B, width) (Meng et al. 2023; diffusers' consistency pipelines)."""
     import torch
 
     half = width // 2

@@ -30,6 +30,9 @@ LANDMARKS = 5  # eyes, nose tip, corners of the mouth; the person's right eye fi
 CROP = 112  # pixels, the recogniser's template
 FEATURE = 512
 PADS = (0.0, 0.25, 0.5, 1.0)  # of the longer side, on every side: a face that fills the picture is found after padding
+LONGEST = 2048  # pixels of the picture that is searched; detectors reduce it to a third of that themselves
+SLIMMEST = 32  # longer side over shorter: no face is found in a slimmer strip
+CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,53 +105,74 @@ _FETCH_AGAIN = "fetch the face models again, or give another folder: --face-mode
 
 
 class InsightFaceAnalyser:
-    """insightface's FaceAnalysis over the ONNX files of one folder, on the CPU.
+    """insightface's FaceAnalysis over the ONNX files of one folder.
 
     The folder holds a detector with SCRFD outputs (landmarks included) and a 112 x 112 recogniser with one 512-wide
-    output; insightface tells them apart by their outputs. Nothing is ever fetched. Raises NotFound without the folder,
-    EnvironmentProblem without insightface, IntegrityProblem when the folder does not hold such a pair.
+    output; insightface tells them apart by their outputs. Nothing is ever fetched. `providers` are ONNX Runtime's, in
+    order of preference; the first must really run, no quiet way back to the CPU. Raises NotFound without the folder,
+    EnvironmentProblem without insightface or the provider, IntegrityProblem when the folder does not hold such a pair.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, providers: Sequence[str] = (CPU,)) -> None:
         if not folder.is_dir():
             raise NotFound(f"there is no folder of face models at {folder}", "give one: --face-models DIR")
         self.folder = folder
         self.settings = FaceSettings.read(folder)
-        self._app, self._norm_crop = _load(folder, self.settings)
+        self._detector, self._recogniser, self._norm_crop = _load(folder, self.settings, providers)
+        self.providers = tuple(str(name) for name in self._recogniser.session.get_providers())
 
     def analyse(self, photo: Image.Image) -> list[Face]:
-        """All faces from left to right; a photo in which none is found is tried again with a border around it."""
-        pixels = np.asarray(photo.convert("RGB"), dtype=np.uint8)
+        """All faces from left to right; a photo in which none is found is tried again with a border around it.
+
+        Faces are looked for in a reduced copy of a large photo; crops are always cut from the photo's own pixels.
+        """
+        rgb = photo if photo.mode == "RGB" else photo.convert("RGB")
+        if max(rgb.size) > SLIMMEST * min(rgb.size):
+            return []  # the detector's input would be only a few pixels high
+        seen = _reduced(rgb)
+        scale = (np.array(rgb.size) / np.array(seen.size)).astype(np.float32)
         for pad in PADS:
-            border = round(pad * max(pixels.shape[:2]))
-            faces = self._find(_padded(pixels, border), border)
-            if faces:
-                return sorted(faces, key=lambda face: float(face.box[0]))
+            found = self._find(seen, round(pad * max(seen.size)))
+            if found:
+                faces = [self._face(rgb, box, points, scale) for box, points in found]
+                return sorted(without_nested(faces), key=lambda face: float(face.box[0]))
         return []
 
-    def _find(self, pixels: NDArray[np.uint8], border: int) -> list[Face]:
-        """Faces of (H, W, 3) uint8 RGB, in coordinates of the picture without its border."""
-        bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+    def recognise(self, crop: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The unit feature (512,) of a crop (112, 112, 3) uint8 RGB that is aligned as `Face.crop112` is."""
         with _hushed():
-            found = cast(list[Any], self._app.get(bgr))
-            return without_nested([self._face(bgr, one, border) for one in found])
-
-    def _face(self, bgr: NDArray[np.uint8], one: Any, border: int) -> Face:
-        if one.kps is None or one.embedding is None:
-            _reject(self.folder, "the detector gives no landmarks or the recogniser no feature")
-        landmarks = np.asarray(one.kps, dtype=np.float32)
-        crop = cast(NDArray[np.uint8], self._norm_crop(bgr, landmark=landmarks, image_size=CROP))
-        feature = np.asarray(one.embedding, dtype=np.float32).reshape(-1)
+            feature = np.asarray(self._recogniser.get_feat(crop[:, :, ::-1]), dtype=np.float32).reshape(-1)
         length = float(np.linalg.norm(feature))
         if feature.shape != (FEATURE,) or not np.isfinite(length) or length == 0.0:
             _reject(self.folder, f"the recogniser gives {feature.size} numbers of length {length:g}, not {FEATURE}")
-        return Face(
-            box=np.asarray(one.bbox, dtype=np.float32) - np.float32(border),
-            score=float(one.det_score),
-            landmarks=landmarks - np.float32(border),
-            crop112=np.ascontiguousarray(crop[:, :, ::-1]),
-            feature=feature / np.float32(length),
-        )
+        return feature / np.float32(length)
+
+    def _find(self, picture: Image.Image, border: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Boxes with scores (5,) and landmarks (5, 2), in coordinates of the picture without its border."""
+        bgr = np.ascontiguousarray(_padded(np.asarray(picture, dtype=np.uint8), border)[:, :, ::-1])
+        with _hushed():
+            boxes, landmarks = self._detector.detect(bgr)
+        if landmarks is None:
+            _reject(self.folder, "the detector gives no landmarks")
+        shift = np.array([border, border, border, border, 0], np.float32)
+        found = [
+            (np.asarray(box, np.float32) - shift, np.asarray(points, np.float32) - np.float32(border))
+            for box, points in zip(boxes, landmarks, strict=True)
+        ]
+        return [(box, points) for box, points in found if _middle_inside(box, picture.size)]
+
+    def _face(
+        self, photo: Image.Image, found: NDArray[np.float32], points: NDArray[np.float32], scale: NDArray[np.float32]
+    ) -> Face:
+        """A face of the photo from box with score (5,) and landmarks (5, 2) in a copy of it; `scale` leads back."""
+        landmarks = points * scale
+        window = _around(landmarks, photo.size)
+        pixels = np.asarray(photo.crop(window), dtype=np.uint8)
+        with _hushed():
+            crop = self._norm_crop(pixels, landmark=landmarks - np.array(window[:2], np.float32), image_size=CROP)
+        crop112 = np.ascontiguousarray(crop, dtype=np.uint8)
+        box = found[:4] * np.concatenate([scale, scale])
+        return Face(box, float(found[4]), landmarks, crop112, self.recognise(crop112))
 
 
 def without_nested(faces: Sequence[Face]) -> list[Face]:
@@ -204,6 +228,31 @@ class ChosenFaces:
         return chosen or self._analyser.analyse(photo)
 
 
+def _reduced(photo: Image.Image) -> Image.Image:
+    """The photo, or a copy of it whose longer side is LONGEST."""
+    scale = LONGEST / max(photo.size)
+    if scale >= 1:
+        return photo
+    size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
+    return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def _middle_inside(box: NDArray[np.float32], size: tuple[int, int]) -> bool:
+    """Whether the middle of a box (5,) lies in the picture, not in the border that was put around it."""
+    x, y = (float(edge) for edge in (box[:2] + box[2:4]) / 2)
+    return 0 <= x < size[0] and 0 <= y < size[1]
+
+
+def _around(landmarks: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The part of a photo, in whole pixels, that an aligned crop can reach into: no need to copy all of a large one."""
+    centre = landmarks.mean(axis=0)
+    # The template's corners are 3.7 times as far from the landmarks' mean as the landmarks are on average.
+    half = max(16.0, 8.0 * float(np.sqrt(((landmarks - centre) ** 2).sum(axis=1).mean())))
+    low = np.clip(np.floor(centre - half), 0, np.subtract(size, 1)).astype(int)
+    high = np.clip(np.ceil(centre + half), low + 1, size).astype(int)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
 def _padded(pixels: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
     """(H, W, 3) with `border` pixels of the picture's mean colour on every side."""
     if border == 0:
@@ -215,25 +264,47 @@ def _padded(pixels: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
     return canvas
 
 
-def _load(folder: Path, settings: FaceSettings) -> tuple[Any, Callable[..., Any]]:
-    """insightface's FaceAnalysis over `folder`, and its alignment function."""
+def _load(folder: Path, settings: FaceSettings, providers: Sequence[str]) -> tuple[Any, Any, Callable[..., Any]]:
+    """insightface's detector and recogniser over `folder`, and its alignment function."""
     with _hushed():
         analysis, norm_crop = _import_insightface()
+        _check_provider(providers[0])
         try:
             app = analysis(
                 name=str(folder),
                 root=str(folder.parent),
                 allowed_modules=["detection", "recognition"],
-                providers=["CPUExecutionProvider"],
+                providers=list(providers),
                 # One session for every size: a second one with a frozen size only pays off for streams of pictures.
                 static_shape_sessions=False,
             )
-            app.prepare(ctx_id=-1, det_thresh=settings.det_thresh, det_size=settings.det_size or None)
+            # A negative ctx_id would move the sessions to the CPU, whatever was asked for.
+            app.prepare(ctx_id=0, det_thresh=settings.det_thresh, det_size=settings.det_size or None)
         except Exception as error:  # onnxruntime, protobuf and insightface's asserts each have their own
             _reject(folder, str(error).splitlines()[0] if str(error) else "it holds no detector", error)
     if not {"detection", "recognition"} <= set(app.models):
         _reject(folder, "it holds no 112 x 112 recogniser")
-    return app, norm_crop
+    for model in app.models.values():
+        _check_running(model.session.get_providers(), providers[0])
+    return app.models["detection"], app.models["recognition"], norm_crop
+
+
+def _check_provider(wanted: str) -> None:
+    """Whether this ONNX Runtime knows the provider at all. Raises EnvironmentProblem."""
+    known: list[str] = import_module("onnxruntime").get_available_providers()
+    if wanted not in known:
+        raise EnvironmentProblem(
+            f"this ONNX Runtime has no {wanted}, only {', '.join(known)}", "celebctl doctor says what is installed"
+        )
+
+
+def _check_running(active: Sequence[str], wanted: str) -> None:
+    """Whether the provider is the one that really runs: ONNX Runtime goes on with the CPU when it does not start."""
+    if not active or active[0] != wanted:
+        raise EnvironmentProblem(
+            f"{wanted} did not start; the face models would run on {', '.join(active)}",
+            "celebctl doctor says what is missing",
+        )
 
 
 def _import_insightface() -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -23,6 +23,7 @@ MAX_BYTES = 256 << 20
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/{1,2}[^/]")
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+_ANIMATED = {"GIF", "PNG", "WEBP", "TIFF"}  # a HEIC or a phone's JPEG opens at its main picture, which is to stay
 _WIDE_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
 Note = Callable[[str], object]
@@ -49,9 +50,9 @@ def open_photo(path: str | Path, note: Note = _no_note) -> Image.Image:
         try:
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_size(image, place)
-                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                    note(f"{place.name} is animated; the first frame is used")
-                image.seek(0)
+                if getattr(image, "n_frames", 1) > 1 and image.format in _ANIMATED:
+                    note(f"{place.name} is animated or has several pages; the first frame is used")
+                    image.seek(0)
                 return _upright_rgb(image, place)
         except CelebctlError:
             raise

@@ -1,10 +1,13 @@
-"""What a model is, apart from its weights: its card, the table of known models, and where a model's name leads.
+"""What a model is, apart from its weights: its card, where its name leads, and which files it is made of.
 
-Torch-free and cheap to import. A model folder may declare itself in `celebctl.json`; what it leaves out is derived
-from the diffusers configs beside it, so any plain `StableDiffusionPipeline` folder has a card.
+Torch-free and cheap to import. A model folder may declare itself in `celebctl.json`; what it leaves out is told by the
+table in known_models.py, and what neither says is derived from the diffusers configs beside it, so any plain
+`StableDiffusionPipeline` folder has a card. What this module does not know: networks, downloads.
 """
 
+import difflib
 import json
+import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +15,12 @@ from typing import Any, Literal, cast
 
 from celebctl_runtime.errors import IntegrityProblem, NotFound
 
+from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
+from .known_models import why_unsupported as why_unsupported
+
 CARD_FILE = "celebctl.json"
 INDEX_FILE = "model_index.json"
+FILE_SUFFIXES = (".safetensors", ".ckpt")  # single-file checkpoints
 
 Config = dict[str, Any]
 
@@ -32,19 +39,12 @@ class ModelCard:
     class_noun: str = "person"  # the word the model knows for what a learned name stands for
     names_file: Path | None = None  # names the model knows, one "first last" a line
     faces_dir: Path | None = None  # face detector and recogniser that fit the model's world
+    mapper_file: Path | None = None  # the mapper from faces to people, as learning begins with it (safetensors)
     features_file: Path | None = None  # what the recogniser sees when the model draws those names (safetensors)
     scoring_dir: Path | None = None  # networks kept apart from learning, only for judging
 
 
-@dataclass(frozen=True)
-class KnownModel:
-    """One row of the table: where a short name leads."""
-
-    source: str  # a folder inside this package ("mini/weights") or a hub id
-    bundled: bool
-
-
-KNOWN: dict[str, KnownModel] = {"mini": KnownModel("mini/weights", bundled=True)}
+# Where models are.
 
 _FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -52,22 +52,24 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model is: `folder` and `file` carry a path, `hub` carries an id to fetch."""
+    """Where a model is: `folder` and `file` carry a path, `hub` carries an id and a revision to fetch."""
 
     kind: Literal["folder", "file", "hub"]
     name: str
     source: str
     path: Path = Path()
+    revision: str = "main"
 
 
 def locate(model: str | Path) -> Location:
-    """Find what `model` means: a known name, a diffusers folder, a .safetensors file or a hub id, in this order.
+    """Find what `model` means: a known name, a diffusers folder, a single checkpoint file or a hub id, in this order.
 
-    Nothing is loaded or fetched. Raises NotFound when it is none of them.
+    Nothing is loaded or fetched; a model that was fetched before is a folder. Raises NotFound when it is none of them,
+    InputRejected for the name of a family that cannot be supported.
     """
     known = KNOWN.get(str(model))
     if known is not None:
-        return _locate_known(str(model), known)
+        return _locate_bundled(str(model), known) if known.bundled else _locate_hub(str(model), known)
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / INDEX_FILE).is_file():
@@ -75,43 +77,156 @@ def locate(model: str | Path) -> Location:
         name = path.resolve().name
         return Location("folder", name, name, path)
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise NotFound(f"{path} is not a .safetensors file", "convert it to safetensors first")
+        if path.suffix not in FILE_SUFFIXES:
+            raise NotFound(f"{path} is not a {' or '.join(FILE_SUFFIXES)} file", "convert it to safetensors first")
         return Location("file", path.stem, path.name, path)
+    refuse_unsupported(str(model))
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
-        return Location("hub", model.rsplit("/", 1)[1], model)
-    raise NotFound(f"no model called '{model}'", _known_hint())
+        return _locate_hub(model, known_by_source(model))
+    near = difflib.get_close_matches(str(model), KNOWN, n=1)
+    raise NotFound(f"no model called '{model}'", f"did you mean {near[0]}? {_known_hint()}" if near else _known_hint())
 
 
-def _locate_known(name: str, known: KnownModel) -> Location:
-    if not known.bundled:
-        return Location("hub", name, known.source)
+def _locate_bundled(name: str, known: KnownModel) -> Location:
     path = Path(__file__).parent / known.source
     if not (path / INDEX_FILE).is_file():
         raise NotFound(f"the weights of model '{name}' are not installed", "reinstall celebctl, or give --model FOLDER")
     return Location("folder", name, name, path)
 
 
+def _locate_hub(model: str, known: KnownModel | None) -> Location:
+    """`model` is a known name or a hub id; `known` its row, if it has one."""
+    source, revision = (known.source, known.revision) if known else (model, "main")
+    name = model.rsplit("/", 1)[-1]
+    for folder in (installed_folder(model), cached_folder(source, revision)):
+        if folder is not None and (folder / INDEX_FILE).is_file() and not missing_parts(folder):
+            return Location("folder", name, source, folder, revision)
+    return Location("hub", name, source, revision=revision)
+
+
 def _known_hint() -> str:
     return f"give a diffusers folder, a .safetensors file, a hub id like owner/name, or one of: {', '.join(KNOWN)}"
 
 
+def data_root() -> Path:
+    """$CELEBCTL_HOME, or the user's data folder for celebctl."""
+    home = os.environ.get("CELEBCTL_HOME")
+    if home:
+        return Path(home).expanduser().absolute()
+    from platformdirs import user_data_path
+
+    return user_data_path("celebctl", appauthor=False)
+
+
+def installed_folder(model: str) -> Path:
+    """Where `celebctl setup MODEL --from DIR` puts a known model or hub id; it need not exist."""
+    return data_root() / "models" / model.replace("/", "--")
+
+
+def hub_cache() -> Path:
+    """The hub client's cache, by its own rules (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME), without importing it."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path("~") / ".cache")
+    home = os.environ.get("HF_HOME") or str(Path(cache) / "huggingface")
+    said = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or str(Path(home) / "hub")
+    return Path(os.path.expandvars(said)).expanduser()
+
+
+def cached_folder(source: str, revision: str, cache: Path | None = None) -> Path | None:
+    """The snapshot of a hub repository in the hub client's cache, whole or not; None when there is none yet."""
+    repository = (cache or hub_cache()) / f"models--{source.replace('/', '--')}"
+    try:
+        commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision  # a commit has no name to look up
+    folder = repository / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+# What a model folder is made of.
+
+_WEIGHTS = {
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+
+
+def parts_of(index: Config) -> list[str]:
+    """The folders of a model that celebctl reads, by its model_index.json."""
+    second = [part for part in ("tokenizer_2", "text_encoder_2") if class_of(index, part)]
+    return ["tokenizer", "text_encoder", *second, "unet", "vae", "scheduler"]
+
+
+def wanted_files(names: list[str], index: Config) -> list[str]:
+    """Those of a model's files that celebctl reads: repositories hold the same weights in several precisions."""
+    shard = r"{0}(-\d+-of-\d+)?\.safetensors|{0}\.safetensors\.index\.json"
+    patterns = [re.escape(INDEX_FILE), re.escape(CARD_FILE)]
+    for part in parts_of(index):
+        kinds = [r"[\w.-]*config\.json", r"tokenizer\.json|vocab\.json|merges\.txt|special_tokens_map\.json"]
+        kinds += [shard.format(_WEIGHTS[part])] if part in _WEIGHTS else []
+        patterns.append(f"{part}/(?:{'|'.join(kinds)})")
+    return sorted(name for name in names if re.fullmatch("|".join(patterns), name))
+
+
+def missing_parts(folder: Path, names: list[str] | None = None) -> list[str]:
+    """What a model folder lacks to be read, as relative paths; [] when it is whole. Files are not opened but indexes.
+
+    `names`: look at this list of relative paths in place of the folder's own, of which only the index must be there.
+    """
+    if names is None:
+        names = [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()]
+    there = set(names)
+    missing: list[str] = []
+    for part in parts_of(read_json(folder / INDEX_FILE)):
+        if part.startswith("tokenizer"):
+            needed = {"tokenizer.json"} if f"{part}/tokenizer.json" in there else {"vocab.json", "merges.txt"}
+        elif part in _WEIGHTS:
+            needed = {"config.json", *_weight_files(folder, part, there)}
+        else:
+            needed = {"scheduler_config.json"}
+        missing += sorted({f"{part}/{name}" for name in needed} - there)
+    return missing
+
+
+def _weight_files(folder: Path, part: str, there: set[str]) -> set[str]:
+    """The files that hold the weights of a part: one, or the shards an index lists."""
+    whole = f"{_WEIGHTS[part]}.safetensors"
+    index = f"{whole}.index.json"
+    if f"{part}/{whole}" in there or f"{part}/{index}" not in there:
+        return {whole}
+    if not (folder / part / index).is_file():
+        return {index}
+    return {index, *map(str, cast(Config, read_json(folder / part / index).get("weight_map", {})).values())}
+
+
+# Cards.
+
+
 def card_for(path: Path, name: str | None = None, source: str | None = None) -> ModelCard:
-    """The card of the diffusers model in folder `path`: its own celebctl.json over what the configs say.
+    """The card of the diffusers model in folder `path`: its own celebctl.json over the table over what configs say.
 
     `name` and `source` are used where celebctl.json gives none (default: the folder's name).
     Raises IntegrityProblem when one of the JSON files is broken or holds a value of the wrong type.
     """
     fallback = name or path.resolve().name
-    derived = derive_card(
+    card = derive_card(
         fallback,
         source or fallback,
         unet=read_json(path / "unet" / "config.json"),
         vae=read_json(path / "vae" / "config.json"),
         text_encoders=1 + (path / "text_encoder_2").is_dir(),
     )
+    known = known_by_source(card.source)
+    if known is not None:
+        card = replace(
+            card,
+            licence=known.licence.name,
+            native_size=known.native_size,
+            defaults={**card.defaults, **known.defaults},
+        )
     declared = path / CARD_FILE
-    return _apply(derived, read_json(declared), declared) if declared.is_file() else derived
+    return _apply(card, read_json(declared), declared) if declared.is_file() else card
 
 
 def derive_card(name: str, source: str, *, unet: Config, vae: Config, text_encoders: int) -> ModelCard:
@@ -141,7 +256,19 @@ def read_json(path: Path) -> Config:
 
 _TEXT = {"name": "name", "family": "family", "licence": "licence", "class_noun": "class_noun"}
 _WHOLE = {"native_size": "native_size", "display_scale": "display_scale"}
-_PLACES = {"names": "names_file", "faces": "faces_dir", "features": "features_file", "scoring": "scoring_dir"}
+_PLACES = {
+    "names": "names_file",
+    "faces": "faces_dir",
+    "features": "features_file",
+    "mapper": "mapper_file",
+    "scoring": "scoring_dir",
+}
+    "names": "names_file",
+    "faces": "faces_dir",
+    "features": "features_file",
+    "mapper": "mapper_file",
+    "scoring": "scoring_dir",
+}
 
 
 def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:

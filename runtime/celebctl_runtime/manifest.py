@@ -126,7 +126,8 @@ class Manifest:
 
     ``graphs``: text_encoder (and text_encoder_2), step, step_nocfg, vae_decoder. ``guidance_is_embedded``: the network
     is told the guidance and never run twice. ``zero_empty_prompt``: an empty negative prompt is zeros, not a text.
-    ``next_slot`` and ``pending_slots`` belong to the bookkeeping of spare rows (see bundle.py). ``extra`` keeps entries of the file that this version does not know.
+    ``next_slot`` and ``pending_slots`` belong to the bookkeeping of spare rows (see bundle.py). ``extra`` keeps entries
+    of the file that this version does not know.
     """
 
     model: ModelFacts

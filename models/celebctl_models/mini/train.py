@@ -2,12 +2,14 @@
 
     python -m celebctl_models.mini.train --work mini-work --hours 2          # everything, in order
     python -m celebctl_models.mini.train --work mini-work --only assemble    # write what the checkpoints hold
+    python -m celebctl.method.pretrain --model ... --pairs ... --out ...     # `learn`'s start; assemble prints the line
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only denoiser --minutes 60
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only assemble
 
-Seeded and resumable: run the same line again and every stage goes on where its checkpoint stands. CPU or CUDA. The
-stages are autoencoder, text, latent_reader, denoiser, recogniser, detector, judge, attributes, assemble; each gets a share of the
-hours. With --from-shipped everything but the denoiser is what ships, and the denoiser starts from its weights.
+Seeded and resumable: run the same line again and every stage goes on where its checkpoint stands; with more minutes
+than it had, it trains on. CPU or CUDA. The stages are autoencoder, text, latent_reader, denoiser, recogniser, detector,
+judge, attributes, assemble; each gets a share of the hours. With --from-shipped everything but the denoiser is what
+ships, and the denoiser starts from its weights.
 """
 
 from __future__ import annotations
@@ -81,9 +83,7 @@ class Line:
     def _latent_reader(self) -> Any:
         from .training import faces, latent_reader
 
-        seen = faces.load_faces(
-            self.shop, "unique", latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES
-        )
+        seen = faces.load_faces(self.shop, "unique", latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES)
         latents = latent_reader.encode_faces(self.get("autoencoder"), seen, self.shop)
         return latent_reader.train(self.shop, seen, latents, self.minutes["latent_reader"])
 
@@ -161,9 +161,12 @@ class Line:
         if self.shipped is None:
             pack.save_faces(out / "faces", self.get("recogniser"), self.get("detector"))
             pack.save_scoring(out / "scoring", self.get("judge"), self.get("attributes"))
-            celebrity_faces.save(celebrity_faces.measure(self.shop, out, name_book()), out)
+            celebrity_faces.measure(self.shop, out / "faces", name_book())
+            pairs = self.shop.path(celebrity_faces.PAIRS)
+            command = f"--model {out} --pairs {pairs} --out {out / 'mapper.safetensors'}"
+            self.shop.say(f"last: python -m celebctl.method.pretrain {command}")
         elif out.resolve() != self.shipped.resolve():
-            for kept in ("faces", "scoring", "features.safetensors"):
+            for kept in ("faces", "scoring", "mapper.safetensors"):
                 pack.copy(self.shipped / kept, out / kept)
         pack.report_size(self.shop, out)
 

@@ -32,7 +32,7 @@ CARD = {
     "defaults": {"steps": 20, "guidance": 2.5, "sampler": "ddim"},
     "class_noun": "person",
     "names": "names.txt",
-    "features": "features.safetensors",
+    "mapper": "mapper.safetensors",
     "faces": "faces",
     "scoring": "scoring",
 }

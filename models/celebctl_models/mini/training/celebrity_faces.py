@@ -1,53 +1,59 @@
-"""Stage 6: what the recogniser makes of photographs of the celebrities, for the mapper of `learn` to start from.
+"""Stage 8: what the recogniser makes of photographs of people whose names the text encoder knows.
 
-A portrait and two scenes of every celebrity, found and embedded through the same detector and loader that serve
-anybody's photo; the mean feature is kept, as bytes (a unit vector of 512 entries loses under half a percent that way).
+Two portraits of every celebrity and one of many ordinary people, whose names recombine those of celebrities, found and
+embedded through the same detector and loader that serve anybody's photo. From these pairs of name and feature the
+mapper of `learn` gets its start (celebctl.method.pretrain); they stay in the work folder.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from celebctl_models.diffusion import load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_models.mini.names import NameBook
-from celebctl_models.mini.world import Wanted, fresh_renders, portrait_of
-from celebctl_runtime.files import atomic_write
+from celebctl_models.mini.world import portrait_of
 
 from .workshop import Workshop
 
 SEED = 900_000_000
-MOMENTS = [Wanted(), Wanted(expression="smiling")]
+ORDINARY, SIZE, PART = 5000, 192, 250
+PAIRS = "pairs.safetensors"
 
 
-def measure(shop: Workshop, folder: Path, book: NameBook) -> dict[str, NDArray[np.float32]]:
-    """Name -> mean unit feature (512,), for every celebrity with at least one detected face."""
-    analyser = InsightFaceAnalyser(folder / "faces")
-    people = book.celebrities()
-    found: dict[str, NDArray[np.float32]] = {}
-    for i, (name, z) in enumerate(zip(book.names, people, strict=True)):
-        drawn = fresh_renders(z[None].repeat(2, 0), wanted=MOMENTS, seeds=[SEED + i] * 2)
-        scenes = (drawn.image.permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8)
-        pictures = [portrait_of(z, SEED + i, 256), *(Image.fromarray(scene) for scene in scenes)]
-        features = [faces[0].feature for faces in map(analyser.analyse, pictures) if len(faces) == 1]
-        if features:
-            mean = np.mean(features, axis=0)
-            found[name] = mean / np.linalg.norm(mean)
-        if i % 100 == 0:
-            shop.say(f"celebrity faces: {i}/{len(people)}")
-    return found
+def named_people(book: NameBook, ordinary: int) -> tuple[list[str], NDArray[np.float32]]:
+    """Names, and looks ``z`` (n, F): every celebrity twice, then ordinary people."""
+    rng = np.random.Generator(np.random.PCG64(SEED))
+    mixed = np.stack([rng.integers(len(words), size=ordinary) for words in (book.first_names, book.last_names)], 1)
+    called = [f"{book.first_names[first]} {book.last_names[last]}" for first, last in mixed]
+    looks = [book.celebrities(), book.celebrities(), book.ordinary(mixed)]
+    return [*book.names, *book.names, *called], np.concatenate(looks)
 
 
-def save(found: dict[str, NDArray[np.float32]], folder: Path) -> None:
-    """``features.safetensors``: features (n, 512) int8 (largest entry of a row = 127); names and table hash beside."""
-    from safetensors.numpy import save as serialise
+def photographed(folder: Path, z: NDArray[np.float32], first: int) -> list[NDArray[np.float32] | None]:
+    """Features (512,) of portraits of people ``z`` (n, F); None where not exactly one face is found."""
+    import torch
 
-    rows: NDArray[np.float32] = np.stack(list(found.values()))
-    peaks: NDArray[np.float32] = np.max(np.abs(rows), axis=1, keepdims=True)
-    scaled: NDArray[np.int8] = np.rint(rows * (127.0 / peaks)).astype(np.int8)
-    metadata = {"names": "\n".join(found), "table_hash": load_parts(folder).table_hash}
-    atomic_write(folder / "features.safetensors", serialise({"features": scaled}, metadata=metadata))
+    torch.set_num_threads(1)
+    analyser = InsightFaceAnalyser(folder)
+    found = [analyser.analyse(portrait_of(looks, SEED + first + i, SIZE)) for i, looks in enumerate(z)]
+    return [faces[0].feature if len(faces) == 1 else None for faces in found]
+
+
+def measure(shop: Workshop, faces: Path, book: NameBook, ordinary: int = ORDINARY) -> None:
+    """``pairs.safetensors`` in the work folder: features (n, 512) float16, and the names, one a line."""
+    from safetensors.numpy import save_file
+
+    names, z = named_people(book, ordinary)
+    starts = range(0, len(names), PART)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = pool.map(photographed, [faces] * len(starts), [z[s : s + PART] for s in starts], starts)
+        features = [feature for part in jobs for feature in part]
+    seen = [i for i, feature in enumerate(features) if feature is not None]
+    rows = np.stack([features[i] for i in seen]).astype(np.float16)  # pyright: ignore
+    save_file({"features": rows}, shop.path(PAIRS), {"names": "\n".join(names[i] for i in seen)})
+    shop.say(f"{len(seen)} of {len(names)} portraits of named people have a face")

@@ -1,0 +1,333 @@
+"""basis: the celebrities' names behind a model's celeb basis, which of them count, and what the basis looks like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from celebctl_runtime.errors import UsageProblem
+
+from . import options
+from .console import Desk
+
+if TYPE_CHECKING:
+    from celebctl.library import Library
+    from celebctl.method import CelebBasis
+    from celebctl.method.names import ChosenNames, NameReport
+    from celebctl.method.spectrum import Spectrum
+    from celebctl.settings import Settings
+    from celebctl_models.diffusion import DiffusionParts
+
+SHOWN = 5  # names told as examples for each reason
+WORK = "celeb-basis"  # what is locked while a basis is being built
+
+app = typer.Typer(
+    help="The celeb basis of a model: which names it is made of, and what it looks like.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", help="clean, or faithful to the published release.", show_default="clean"),
+]
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    model: options.Model = None,
+    preset: Preset = None,
+    picture: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Draw the spectrum into this .png, .jpg or .webp.")
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Names used and left out, rank, explained variance and hash of a model's celeb basis."""
+    from celebctl.library import Library
+    from celebctl.settings import Settings
+
+    from .extras import needs
+
+    desk = ctx.ensure_object(Desk)
+    settings, library = Settings.read(), Library()
+    if picture is not None:
+        check_picture(picture, force)
+    release = str(settings.text("preset", preset)) == "faithful"
+    with needs("learn", "the celeb basis"):
+        view = look_at(open_model(desk, settings, model), library, release)
+        if picture is not None:
+            save_picture(view, picture)
+    if picture is not None:
+        desk.tell(f"the spectrum is drawn in {picture}")
+    facts = {**view.facts, **({"picture": str(picture)} if picture else {})}
+    rows = view.rows + ([("picture", str(picture))] if picture else [])
+    desk.give_list(
+        [f"{key}: {value}" for key, value in rows],
+        facts,
+        lambda: desk.table(f"celeb basis of {view.parts.name}", ("what", "value"), rows),
+    )
+
+
+@app.command()
+def build(
+    ctx: typer.Context,
+    names: Annotated[
+        Path | None,
+        typer.Option("--names", help='A text file with one "first last" a line.', show_default="the model's own"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check-by-rendering", help="Draw every name; keep those the model has a face for.")
+    ] = False,
+    model: options.Model = None,
+    face_models: options.FaceModels = None,
+    force: options.Force = False,
+) -> None:
+    """Choose the names behind a model's celeb basis and build it. People learned from now on use it."""
+    from celebctl.library import Library
+    from celebctl.method.names import read_name_list
+    from celebctl.settings import Settings
+
+    from .extras import needs
+
+    desk = ctx.ensure_object(Desk)
+    settings, library = Settings.read(), Library()
+    if names is not None:
+        read_name_list(names)  # what is wrong with it is said before anything slow begins
+    with needs("learn", "the celeb basis"):
+        parts = open_model(desk, settings, model)
+        choice = choice_for(library, parts)
+        with library.reserve([WORK], choice.shelf):
+            settle(desk, Bench(settings, library, parts, face_models), choice, names, check, force)
+            view = look_at(parts, library, release=False)
+    for line in view.told:
+        desk.tell(line)
+    desk.give([str(view.facts["file"])], view.facts)
+    desk.next(f"celebctl basis show{'' if model is None else f' --model {model}'} -o spectrum.png")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What building a basis works with."""
+
+    settings: "Settings"
+    library: "Library"
+    parts: "DiffusionParts"
+    face_models: str | None
+
+
+@dataclass(frozen=True)
+class View:
+    """A basis to show. told: the report on its names as talk."""
+
+    parts: "DiffusionParts"
+    basis: "CelebBasis"
+    spectra: "tuple[tuple[Spectrum, ...], ...]"
+    facts: dict[str, Any]
+    rows: list[tuple[str, str]]
+    told: list[str]
+
+
+def open_model(desk: Desk, settings: "Settings", model: str | None) -> "DiffusionParts":
+    """Load the model that was asked for, or the one that is set."""
+    chosen = str(settings.text("model", model))
+    with desk.working(f"opening {chosen}"):
+        from celebctl_models.diffusion import load_parts
+
+        return load_parts(chosen)
+
+
+def choice_for(library: "Library", parts: "DiffusionParts") -> "ChosenNames":
+    """The names chosen for a model, or the place for them."""
+    from celebctl.library import shelf_name
+    from celebctl.method.names import ChosenNames
+
+    return ChosenNames(library.root, shelf_name(parts.family, parts.table_hash))
+
+
+def settle(desk: Desk, bench: Bench, choice: "ChosenNames", names: Path | None, check: bool, force: bool) -> None:
+    """Decide on the list for this model and keep the decision, once it is known that a basis can be made of it.
+
+    Raises UsageProblem when another list was chosen already and `force` is not given.
+    """
+    from celebctl.method.names import names_file, read_name_list
+
+    source = names_file(bench.parts, names)
+    listed = read_name_list(source)
+    same = names is not None and not check and choice.file is not None and read_name_list(choice.file) == listed
+    if choice.file is not None and not same and not force:
+        raise UsageProblem(
+            f"other names were chosen for this model already: {choice.path}",
+            "replace them with --force; people you have learned keep what they were learned with",
+        )
+    if names is None and not check:
+        choice.remove()
+        return
+    reports: list[NameReport] = []
+    if check:
+        listed, reports = drop_unseen(desk, bench, listed)
+    try_out(bench, listed)
+    choice.save(listed, source, reports)
+
+
+def try_out(bench: Bench, names: Sequence[str]) -> None:
+    """Build and cache the basis of a list that is not yet chosen. Raises InputRejected when it does not suffice."""
+    from tempfile import TemporaryDirectory
+
+    from celebctl.method.basis import build_basis
+    from celebctl.method.names import with_names
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "names.txt"
+        path.write_text("\n".join(names), encoding="utf-8")
+        build_basis(with_names(bench.parts, path), bench.library.cache())
+
+
+def drop_unseen(desk: Desk, bench: Bench, names: Sequence[str]) -> "tuple[list[str], list[NameReport]]":
+    """The names that the model draws a face of its own for, and the report on both filters for each tokenizer."""
+    from functools import partial
+
+    from celebctl.method.names import name_report, shared_pairs
+    from celebctl.method.rendered_names import judge_names, log_of, pictures_at_once, render_names
+    from celebctl.method.sampling import draw
+    from celebctl_models.faces import InsightFaceAnalyser
+    from celebctl_runtime.files import sha256_file
+
+    from .learn import face_folder
+
+    parts = bench.parts
+    folder = face_folder(bench.settings, str(parts.path), bench.face_models)
+    analyser = InsightFaceAnalyser(folder)
+    pairs = shared_pairs(parts.tokenizers, names)
+    faces = "".join(sha256_file(path) for path in sorted(folder.glob("*.onnx")))
+    log = log_of(bench.library.cache(), parts, faces)
+    try:
+        with desk.progress("drawing the names") as report:
+            rendered = render_names(
+                pairs[0].names, partial(draw, parts, people={}), analyser, log,
+                batch=pictures_at_once(parts.native_size), on_name=report,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        desk.tell("what is drawn is kept: the same command goes on from here")
+        raise
+    verdict = judge_names(rendered)
+    return list(verdict.kept), [name_report(names, one).without(verdict.dropped) for one in pairs]
+
+
+def look_at(parts: "DiffusionParts", library: "Library", release: bool) -> View:
+    """Build the basis, or take it from the cache, and gather what there is to say about it."""
+    from celebctl.method.basis import build_basis
+    from celebctl.method.names import name_report, names_file, read_names, shared_pairs, with_names
+    from celebctl.method.spectrum import spectra_of
+
+    choice = choice_for(library, parts)
+    named = with_names(parts, choice.file)
+    names = read_names(named)
+    basis = build_basis(named, library.cache(), release=release)
+    pairs = shared_pairs(parts.tokenizers, names, release=release)
+    spectra = spectra_of(parts, pairs, release=release)
+    source, reports = choice.story() if choice.file is not None else (names_file(parts), [])
+    reports = reports or [name_report(names, one) for one in pairs]
+    facts: dict[str, Any] = {
+        "model": parts.name,
+        "kind": basis.kind,
+        "coefficients": basis.size,
+        "components": [components.shape[1] for components in basis.components],
+        "names_file": str(source),
+        "names": [_document(report) for report in reports],
+        "positions": _positions(basis, spectra),
+        "hash": basis.hash,
+        "file": str(cached_file(library.cache(), basis.hash)),
+    }
+    return View(parts, basis, spectra, facts, _rows(facts), _talk(reports))
+
+
+def cached_file(cache: Path, wanted: str) -> Path:
+    """The file in the cache that holds the basis of this hash, which was just built or read."""
+    from celebctl.method.basis import load_basis
+
+    newest_first = sorted(cache.glob("basis-*.safetensors"), key=lambda path: -path.stat().st_mtime)
+    found = ((path, load_basis(path)) for path in newest_first)
+    return next(path for path, basis in found if basis is not None and basis.hash == wanted)
+
+
+def check_picture(path: Path, force: bool) -> None:
+    """Refuse, before the work, a place where the picture cannot go. Raises UsageProblem."""
+    from .portrait import FORMATS
+
+    if path.suffix.lower() not in FORMATS:
+        raise UsageProblem(f"{path} is no picture file celebctl writes", f"end it in {', '.join(FORMATS)}")
+    if path.exists() and not force:
+        raise UsageProblem(f"{path} exists already", "choose another name, or replace it with --force")
+
+
+def save_picture(view: View, path: Path) -> None:
+    """Draw the spectrum."""
+    from celebctl.method.spectrum import draw_spectrum
+    from celebctl_runtime.files import atomic_write
+
+    kept = " and ".join(f"{count:,}" for count in dict.fromkeys(view.facts["components"]))
+    first = view.facts["names"][0]
+    said = f"{first['used']:,} of {first['read']:,} names, {kept} components per position"
+    drawn = draw_spectrum(view.spectra, f"The celeb basis of {view.parts.name}", said)
+    atomic_write(path, drawn.save)
+
+
+def _document(report: "NameReport") -> dict[str, Any]:
+    return {
+        "read": report.read,
+        "used": report.used,
+        "first_token_only": report.first_only,
+        "left_out": report.counts(),
+        "examples": {reason: list(names[:SHOWN]) for reason, names in report.dropped.items()},
+    }
+
+
+def _positions(basis: "CelebBasis", spectra: "Sequence[Sequence[Spectrum]]") -> list[dict[str, Any]]:
+    """What is known of each text encoder and position, as plain numbers."""
+    from celebctl.method.spectrum import POSITIONS, TOLD
+
+    return [
+        {
+            "text_encoder": encoder + 1,
+            "position": POSITIONS[position],
+            "tokens": spectrum.tokens,
+            "rank": spectrum.rank,
+            "explained": {str(count): round(spectrum.explained(count), 6) for count in TOLD},
+            "radius": round(float(basis.radius[encoder][position]), 6),
+        }
+        for encoder, pair in enumerate(spectra)
+        for position, spectrum in enumerate(pair)
+    ]
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts as text, one line each."""
+    rows = [(key, str(facts[key])) for key in ("model", "kind", "coefficients", "names_file") if facts[key] is not None]
+    for number, report in enumerate(facts["names"], 1):
+        which = f" (tokenizer {number})" if len(facts["names"]) > 1 else ""
+        rows.append((f"names{which}", f"{report['used']} of {report['read']} used"))
+        if report["first_token_only"]:
+            rows.append((f"first token only{which}", str(report["first_token_only"])))
+        rows += [(f"left out{which}", f"{count}: {why}") for why, count in report["left_out"].items()]
+    for one in facts["positions"]:
+        which = f" (text encoder {one['text_encoder']})" if facts["positions"][-1]["text_encoder"] > 1 else ""
+        shares = ", ".join(f"{float(share):.1%} in {count}" for count, share in one["explained"].items())
+        rows.append((f"{one['position']}{which}", f"{one['tokens']} tokens, rank {one['rank']}"))
+        rows.append((f"{one['position']} explain{which}", shares))
+        rows.append((f"{one['position']} radius{which}", f"{one['radius']:.4f}"))
+    return [*rows, ("hash", str(facts["hash"])), ("file", str(facts["file"]))]
+
+
+def _talk(reports: "Sequence[NameReport]") -> list[str]:
+    """The report on the names, with examples."""
+    lines: list[str] = []
+    for number, report in enumerate(reports, 1):
+        which = f" for tokenizer {number}" if len(reports) > 1 else ""
+        lines.append(f"{report.used} of {report.read} names are used{which}")
+        for why, count in report.counts().items():
+            examples = ", ".join(report.dropped.get(why, ())[:SHOWN])
+            lines.append(f"  {count} left out, {why}{f': {examples}' if examples else ''}")
+    return lines

@@ -1,0 +1,146 @@
+"""check: is this a photo to learn somebody from?"""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from . import options
+from .console import Desk
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from celebctl.photo_check import Report
+
+
+def check(
+    ctx: typer.Context,
+    photo: Annotated[str, typer.Argument(help="The photo to look at.", metavar="PHOTO")],
+    face: Annotated[
+        int | None, typer.Option("--face", help="Which face, from the left, where there are several.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the photo with the findings on it.", metavar="FILE.png")
+    ] = None,
+    force: options.Force = False,
+    model: options.Model = None,
+    face_models: options.FaceModels = None,
+) -> None:
+    """Grade a photo for learning: size, sharpness, pose, light, framing, and what to do about each."""
+    from celebctl.library import Library
+    from celebctl.settings import Settings
+    from celebctl_models.face_packs import choose_face_models
+
+    desk = ctx.ensure_object(Desk)
+    settings = Settings.read()
+    if out is not None:
+        refuse_place(out, force)
+    chosen = str(settings.text("model", model))
+    folder = choose_face_models(settings.text("face_models", face_models), chosen, Library().root)
+    report = examine(desk, photo, face, folder, native_size(chosen), out)
+    if not report.usable:
+        turn_down(desk, photo, report)
+    tell(desk, photo, report, out)
+
+
+def examine(desk: Desk, photo: str, face: int | None, folder: Path, native: int, out: Path | None) -> "Report":
+    """Find, grade, and draw the findings to `out`. Raises InputRejected without a face, UsageProblem without that one.
+
+    The picture is written even when no face is found: it shows what the detector was shown.
+    """
+    from celebctl.photo_check import check_face
+    from celebctl_models.faces import InsightFaceAnalyser, the_face
+    from celebctl_models.photos import open_photo
+
+    picture = open_photo(photo, desk.note)
+    analyser = InsightFaceAnalyser(folder)
+    faces = analyser.analyse(picture)
+    if not faces:
+        draw(desk, picture, None, out)
+    if not faces or face is not None:
+        the_face(faces, photo, face)
+    least = analyser.settings.min_face
+    report = check_face(picture, faces, face, least=least, native=native, recognise=analyser.recognise)
+    draw(desk, picture, report, out)
+    return report
+
+
+def draw(desk: Desk, picture: "Image", report: "Report | None", out: Path | None) -> None:
+    """Write the annotated picture, if one was asked for."""
+    if out is None:
+        return
+    from celebctl.photo_check import annotate
+    from celebctl_runtime.files import atomic_write
+
+    atomic_write(out, annotate(picture, report).save)
+    desk.tell(f"annotated: {out}")
+
+
+def turn_down(desk: Desk, photo: str, report: "Report") -> NoReturn:
+    """Raise InputRejected for a face that learning would refuse, after saying what there is to say about it."""
+    from celebctl_runtime.errors import InputRejected
+
+    for grade in report.grades:
+        desk.tell(f"{grade.verdict}  {grade.what}: {grade.says}")
+    raise InputRejected(f"the face in {photo} is {report.summary}", "use a larger photo, or one taken from nearer")
+
+
+def tell(desk: Desk, photo: str, report: "Report", out: Path | None) -> None:
+    """The grades as lines, table or document."""
+    rows = [(grade.what, grade.verdict, grade.says) for grade in report.grades]
+    for number, one in enumerate(report.faces if len(report.faces) > 1 else (), 1):
+        desk.tell(f"face {number}: {one}{', graded here' if number == report.number else ''}")
+    desk.give_list(
+        [f"{verdict}  {what}: {says}" for what, verdict, says in rows],
+        document(photo, report, out),
+        lambda: desk.table(f"face {report.number} of {photo}", ("what", "verdict", "finding"), rows),
+    )
+    desk.tell(f"{report.verdict}: {report.summary}")
+    pick = ["--face", str(report.number)] if len(report.faces) > 1 else []
+    desk.next(shlex.join(["celebctl", "learn", photo, *pick, "--name", "alice"]))
+
+
+def document(photo: str, report: "Report", out: Path | None) -> dict[str, Any]:
+    """What --json gives."""
+    return {
+        "photo": photo,
+        "verdict": report.verdict,
+        "summary": report.summary,
+        "usable": report.usable,
+        "face": report.number,
+        "faces": [
+            {
+                "number": number,
+                "box": [round(float(edge), 1) for edge in one.box],
+                "landmarks": [[round(float(value), 1) for value in point] for point in one.landmarks],
+                "score": round(one.score, 4),
+            }
+            for number, one in enumerate(report.faces, 1)
+        ],
+        "grades": [
+            {"what": grade.what, "verdict": grade.verdict, "says": grade.says, "measured": dict(grade.measured)}
+            for grade in report.grades
+        ],
+        "annotated": None if out is None else str(out),
+    }
+
+
+def refuse_place(path: Path, force: bool) -> None:
+    """Refuse, before the work, a place where the annotated picture cannot go. Raises UsageProblem."""
+    from celebctl_runtime.errors import UsageProblem
+
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UsageProblem(f"-o {path} is no picture file", "end it in .png")
+    if path.exists() and not force:
+        raise UsageProblem(f"{path} exists already", "choose another place, or add --force")
+
+
+def native_size(model: str) -> int:
+    """The side in px of the pictures a model draws; of most models, where nothing on this machine tells."""
+    from celebctl.photo_check import NATIVE
+    from celebctl_models.registry import card_for, locate
+
+    place = locate(model)
+    return card_for(place.path, place.name, place.source).native_size if place.kind == "folder" else NATIVE

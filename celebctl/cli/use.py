@@ -1,0 +1,104 @@
+"""use: which model is meant when none is named, and which ones have a name."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import Desk
+
+if TYPE_CHECKING:
+    from celebctl_models.registry import Location
+
+
+def use(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Known name, diffusers folder, .safetensors or hub id.", show_default="show the present one"
+        ),
+    ] = None,
+) -> None:
+    """Set the model that commands take when --model is not given; without a name, show it and those there are."""
+    desk = ctx.ensure_object(Desk)
+    if model is None:
+        _show(desk)
+    else:
+        _set(desk, model)
+
+
+def _show(desk: Desk) -> None:
+    from celebctl.settings import Settings
+
+    present = Settings.read().get("model")
+    models = known_models()
+    rows = [(str(m["name"]), str(m["about"]), str(m["size"]), str(m["state"]), str(m["licence"])) for m in models]
+    lines = [f"model: {present.value}", f"origin: {present.origin}", *("\t".join(row) for row in rows)]
+
+    def table() -> None:
+        desk.table("", ("name", "what", "download", "state", "licence"), rows)
+        desk.tell(f"in use: {present.value} ({present.origin})")
+
+    desk.give_list(lines, {"model": present.value, "origin": present.origin, "known": models}, table)
+
+
+def known_models() -> list[dict[str, object]]:
+    """The table of known models with what this machine has of each."""
+    from rich.filesize import decimal
+
+    from celebctl_models.known_models import KNOWN
+    from celebctl_models.registry import locate
+
+    return [
+        {
+            "name": name,
+            "about": row.title,
+            "source": row.source,
+            "revision": row.revision,
+            "size": decimal(row.size) if row.size else "none",
+            "bytes": row.size,
+            "state": "bundled" if row.bundled else "here" if locate(name).kind == "folder" else "not here",
+            "licence": row.licence.name,
+            "family": row.family,
+            "native_size": row.native_size,
+            "prediction": row.prediction,
+            "defaults": row.defaults,
+            "gated": row.gated,
+            "face_models": row.face_pack,
+            "note": row.note,
+        }
+        for name, row in KNOWN.items()
+    ]
+
+
+def _set(desk: Desk, model: str) -> None:
+    from celebctl.library import origin_of
+    from celebctl.settings import Settings, remember
+    from celebctl_models.registry import locate
+
+    place = locate(model)
+    value = origin_of(model)
+    file = remember("model", value)
+    desk.tell(f"{value} is the model from now on")
+    winner = Settings.read().get("model")
+    if winner.value != value:
+        desk.note(f"here {winner.origin} says {winner.value}, and that goes before {file}")
+    desk.give([value], {"model": value, "path": str(file), "here": place.kind != "hub"})
+    desk.next(_next_step(value, place))
+
+
+def _next_step(model: str, place: "Location") -> str:
+    """What is missing before a photo can be learned, as a command."""
+    from celebctl.library import default_root
+    from celebctl.settings import Settings
+    from celebctl_models.face_packs import DEFAULT_PACK, PACKS, choose_face_models
+    from celebctl_runtime.errors import CelebctlError
+
+    if place.kind == "hub":
+        return f"celebctl setup {model}"
+    said = Settings.read().text("face_models")
+    try:
+        choose_face_models(said, model, default_root())
+    except CelebctlError:
+        return f"celebctl setup {said if said in PACKS else DEFAULT_PACK}"
+    return "celebctl learn face.jpg --name alice"

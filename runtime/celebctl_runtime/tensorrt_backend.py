@@ -1,0 +1,366 @@
+"""TensorRT behind the contract of backends.py: engines are chosen by shape, the loop is one CUDA graph.
+
+The text encoder's token table lies in device memory; a person who moved in since costs one copy of two rows. A batch
+that no engine takes whole is drawn in the largest pieces that one does. What no engine fits goes to a fallback, said
+once, or is an error where there is none. What this module does not know: samplers, prompts, the command line.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import Backend, OrtBackend, Texts
+from .cuda_memory import Cuda, DeviceBuffer, Stream
+from .engines import (
+    TABLE_INPUT,
+    EngineRecord,
+    Shape,
+    choose,
+    encoder_number,
+    find_records,
+    has_engines,
+    read_plan,
+    read_seal_key,
+    table_rows,
+)
+from .errors import EnvironmentProblem, IntegrityProblem, NotFound
+from .samplers import Plan
+from .tensorrt_runner import DenoisingLoop, Session, TensorRt
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .manifest import Manifest
+
+__all__ = ["TensorRtBackend", "choose_backend"]
+
+_SESSIONS = 6  # kept at once: each holds device memory for one engine at one set of shapes
+Feeds = Mapping[str, NDArray[Any]]
+Pieces = list[tuple[slice, tuple[EngineRecord, int]]]  # which pictures of a batch, and the engine and profile for them
+Kept = TypeVar("Kept")
+
+
+def choose_backend(
+    bundle: Bundle, device: str, threads: int | None, seal_key: Path, note: Callable[[str], None]
+) -> Backend:
+    """The engine for ``--device``: auto takes TensorRT where engines fit and ONNX Runtime for the rest, trt insists.
+
+    ``seal_key``: the file with the key of this user's engines. ``note`` hears, once each, what runs elsewhere and why.
+    Raises UsageProblem, NotFound, IntegrityProblem or EnvironmentProblem.
+    """
+    if device == "trt":
+        return TensorRtBackend(bundle, read_seal_key(seal_key))
+    if device == "auto" and has_engines(bundle.path):
+        try:
+            return TensorRtBackend(
+                bundle, read_seal_key(seal_key), fallback=lambda: OrtBackend(bundle, "auto", threads), note=note
+            )
+        except (EnvironmentProblem, IntegrityProblem, NotFound) as problem:
+            note(f"{problem.problem}; ONNX Runtime draws instead")
+    return OrtBackend(bundle, device, threads)
+
+
+class TensorRtBackend:
+    """TensorRT on the current CUDA device. Engines are loaded when first needed."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        seal_key: bytes,
+        *,
+        fallback: Callable[[], Backend] | None = None,
+        note: Callable[[str], None] = lambda _: None,
+        library: TensorRt | None = None,
+        cuda: Cuda | None = None,
+    ) -> None:
+        """``fallback`` makes who runs what no engine fits; without it that is an error.
+
+        Raises EnvironmentProblem (no TensorRT, CUDA or GPU), NotFound (no engines for this machine) or
+        IntegrityProblem (engines that this user did not build).
+        """
+        self._bundle, self._seal_key, self._note = bundle, seal_key, note
+        self._make_fallback = fallback
+        self._library = library or TensorRt.load()
+        self._cuda = cuda or Cuda.load()
+        self._machine = self._library.machine(self._cuda)
+        self._stream = Stream(self._cuda)
+        self._fallback: Backend | None = None
+        self._said: set[str] = set()
+        self._elsewhere: set[str] = set()  # graphs that the fallback ran for the latest pictures
+        self._read_records()
+
+    @property
+    def batch_limit(self) -> int:
+        """The largest batch that an engine was built for; the fallback's where no engine draws."""
+        batches = [
+            profile.shapes["noise"][2][0]
+            for record in self._records
+            for profile in record.profiles
+            if "noise" in profile.shapes
+        ]
+        return max(batches) if batches else self._other("step", "the step").batch_limit
+
+    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+        self._read_records()
+        self._elsewhere.clear()
+        manifest = self._bundle.manifest
+        encoders = [graph for graph in manifest.graphs if encoder_number(graph) is not None]
+        feeds = {graph: {"input_ids": ids_for(manifest, encoder_number(graph) or 0, ids)} for graph in encoders}
+        pieces = {graph: self._pieces(graph, feeds[graph], self._table_shapes(graph)) for graph in encoders}
+        for graph in encoders:
+            if not pieces[graph]:
+                return self._other(graph, f"{len(ids)} prompts at once").encode(ids)
+        found = [self._encode_one(graph, feeds[graph], pieces[graph]) for graph in sorted(encoders)]
+        context = np.concatenate([outputs["context"] for outputs in found], axis=-1)
+        return context, found[-1].get("pooled")
+
+    def _encode_one(self, graph: str, feeds: Feeds, pieces: Pieces) -> dict[str, NDArray[np.float32]]:
+        shared = {TABLE_INPUT: self._current_table(encoder_number(graph) or 0)}
+        found: list[dict[str, NDArray[np.float32]]] = []
+        for piece, engine in pieces:
+            part = self._cut(graph, feeds, piece)
+            found.append(self._session(engine, {**_shapes(part), **self._table_shapes(graph)}, shared).run(part))
+        return {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
+
+    def step(
+        self,
+        state: NDArray[np.float32],
+        index: int,
+        noise: NDArray[np.float32],
+        texts: Texts,
+        plan: Plan,
+    ) -> NDArray[np.float32]:
+        """One step; see :class:`Backend`. Whole runs go faster through :meth:`denoise`."""
+        graph = _step_graph(texts)
+        feeds = {**self._step_feeds(state, texts, plan), "noise": noise, "step": np.array([index], np.int64)}
+        pieces = self._pieces(graph, feeds)
+        if not pieces:
+            return self._other(graph, self._size(noise)).step(state, index, noise, texts, plan)
+        return np.concatenate(self._run_pieces(graph, feeds, pieces, "next_state"), axis=1)
+
+    def denoise(
+        self,
+        state: NDArray[np.float32],
+        noise: Callable[[int], NDArray[np.float32]],
+        texts: Texts,
+        plan: Plan,
+        report: Callable[[int, int], None],
+    ) -> NDArray[np.float32]:
+        """All steps of ``plan``: state (2, B, 4, h, w) -> the last state, as N calls of :meth:`step` give it.
+
+        ``noise(k)``: the noise (B, 4, h, w) of step k. ``report(done, steps)`` is called after each piece.
+        """
+        graph, first = _step_graph(texts), noise(0)
+        inputs = self._step_feeds(state, texts, plan)
+        feeds = {**inputs, "noise": first, "step": np.zeros(1, np.int64)}
+        pieces = self._pieces(graph, feeds)
+        if not pieces:
+            return self._step_elsewhere(state, noise, texts, plan, report)
+        parts: list[NDArray[np.float32]] = []
+        for number, (piece, engine) in enumerate(pieces):
+            loop = self._loop(engine, _shapes(self._cut(graph, feeds, piece)), plan)
+            part = self._cut(graph, inputs, piece)
+            parts.append(loop.run(part, lambda k, piece=piece: (noise(k) if k else first)[piece]))
+            report(plan.steps * (number + 1) // len(pieces), plan.steps)
+        return np.concatenate(parts, axis=1)
+
+    def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Latent (B, 4, h, w) -> pictures (B, 3, H, W) in [-1, 1]."""
+        feeds = {"latent": latent}
+        pieces = self._pieces("vae_decoder", feeds)
+        if not pieces:
+            return self._other("vae_decoder", self._size(latent)).decode(latent)
+        return np.concatenate(self._run_pieces("vae_decoder", feeds, pieces, "image"))
+
+    def _run_pieces(self, graph: str, feeds: Feeds, pieces: Pieces, output: str) -> list[NDArray[np.float32]]:
+        parts = [(engine, self._cut(graph, feeds, piece)) for piece, engine in pieces]
+        return [self._session(engine, _shapes(part)).run(part)[output] for engine, part in parts]
+
+    def describe(self) -> dict[str, str]:
+        """Engine, version and device, and what ran on the fallback for the latest pictures."""
+        facts = {"engine": "tensorrt", "version": self._machine.tensorrt, "device": self._machine.gpu}
+        if not self._elsewhere or self._fallback is None:
+            return facts
+        other = self._fallback.describe()
+        return {**facts, "elsewhere": f"{other['engine']} {other['version']}: {', '.join(sorted(self._elsewhere))}"}
+
+    def _read_records(self) -> None:
+        """Look for engines again when the bundle was exported anew under us."""
+        manifest = self._bundle.manifest
+        if getattr(self, "_fingerprint", None) == manifest.fingerprint:
+            return
+        first = not hasattr(self, "_records")
+        try:
+            self._folder, self._records = find_records(self._bundle.path, manifest, self._machine, self._seal_key)
+        except (IntegrityProblem, NotFound) as problem:
+            if first or self._make_fallback is None:
+                raise
+            self._records = []
+            self._note(f"{problem.problem}; ONNX Runtime draws instead")
+        self._fingerprint = manifest.fingerprint
+        self._engines: dict[str, Any] = {}  # of ICudaEngine, by file
+        self._sessions: OrderedDict[Hashable, Session] = OrderedDict()
+        self._loops: OrderedDict[Hashable, DenoisingLoop] = OrderedDict()
+        self._tables: dict[int, DeviceBuffer] = {}  # by text encoder
+        self._rows_there: dict[tuple[int, int], str] = {}  # encoder, token row -> digest of whom the device holds there
+
+    def _pieces(self, graph: str, feeds: Feeds, fixed: Mapping[str, Shape] | None = None) -> Pieces:
+        """A batch as the largest runs of pictures that some engine takes; empty where none fits."""
+        axes = self._batch_axes(graph)
+        batch = next(array.shape[axes[name]] for name, array in feeds.items() if name in axes)
+        found: Pieces = []
+        start = 0
+        while start < batch:
+            for stop in range(batch, start, -1):
+                shapes = {**_shapes(self._cut(graph, feeds, slice(start, stop))), **(fixed or {})}
+                engine = choose(self._records, graph, shapes)
+                if engine is not None:
+                    found.append((slice(start, stop), engine))
+                    start = stop
+                    break
+            else:
+                return []
+        return found
+
+    def _batch_axes(self, graph: str) -> dict[str, int]:
+        """Which axis of each input counts pictures."""
+        inputs = self._bundle.manifest.graphs[graph].inputs
+        return {name: facts.shape.index("batch") for name, facts in inputs.items() if "batch" in facts.shape}
+
+    def _cut(self, graph: str, feeds: Feeds, piece: slice) -> dict[str, NDArray[Any]]:
+        axes = self._batch_axes(graph)
+        return {
+            name: array[(slice(None),) * axes[name] + (piece,)] if name in axes else array
+            for name, array in feeds.items()
+        }
+
+    def _step_feeds(self, state: NDArray[np.float32], texts: Texts, plan: Plan) -> dict[str, NDArray[Any]]:
+        """What stays the same from step to step; the tables are filled up to the length engines are built for."""
+        rows = table_rows(self._bundle.manifest)
+        table, aux = (np.zeros((rows, *part.shape[1:]), np.float32) for part in (plan.table, plan.aux))
+        table[: plan.steps], aux[: plan.steps] = plan.table, plan.aux
+        feeds = {"state": state, "context": texts.context, "table": table, "aux": aux}
+        if texts.pooled is not None and texts.size_ids is not None:
+            feeds |= {"pooled": texts.pooled, "size_ids": texts.size_ids}
+        return feeds
+
+    def _session(
+        self,
+        engine: tuple[EngineRecord, int],
+        shapes: Mapping[str, Shape],
+        shared: Mapping[str, DeviceBuffer] | None = None,
+    ) -> Session:
+        record, profile = engine
+        key = (record.file, profile, tuple(sorted(shapes.items())))
+        return _recent(
+            self._sessions,
+            key,
+            lambda: Session(self._library, self._cuda, self._stream, self._engine(record), profile, shapes, shared),
+        )
+
+    def _loop(self, engine: tuple[EngineRecord, int], shapes: Mapping[str, Shape], plan: Plan) -> DenoisingLoop:
+        """The captured loop. It has a session to itself, for it leaves buffers bound where its last step had them."""
+        record, profile = engine
+        key = (record.file, profile, tuple(sorted(shapes.items())), plan.steps, plan.uses_noise)
+
+        def make() -> DenoisingLoop:
+            session = Session(self._library, self._cuda, self._stream, self._engine(record), profile, shapes)
+            return DenoisingLoop(session, self._cuda, plan.steps, plan.uses_noise)
+
+        return _recent(self._loops, key, make)
+
+    def _engine(self, record: EngineRecord) -> Any:
+        if record.file not in self._engines:
+            self._engines[record.file] = self._library.deserialize(read_plan(self._folder, record), record.file)
+        return self._engines[record.file]
+
+    def _table_shapes(self, graph: str) -> dict[str, Shape]:
+        table = self._bundle.manifest.token_tables[encoder_number(graph) or 0]
+        return {TABLE_INPUT: (table.rows, table.width)}
+
+    def _current_table(self, encoder: int) -> DeviceBuffer:
+        """A text encoder's token table on the device, with the rows of everybody who lives in the bundle now."""
+        manifest = self._bundle.manifest
+        table = manifest.token_tables[encoder]
+        shape = (table.rows, table.width)
+        file = np.memmap(self._bundle.file(table.file), np.dtype(table.dtype), "r", shape=shape)
+        if encoder not in self._tables:
+            buffer = DeviceBuffer(self._cuda, file.nbytes)
+            self._stream.upload(file, buffer.address)
+            self._stream.synchronize()
+            self._tables[encoder] = buffer
+        moved: dict[tuple[int, int], str] = {}
+        for resident in manifest.identities.values():
+            first, last = resident.rows[encoder]
+            if self._rows_there.get((encoder, first)) != resident.digest:
+                rows = np.array(file[first : last + 1])
+                self._stream.upload(rows, self._tables[encoder].address + first * table.row_bytes)
+                self._stream.synchronize()
+                moved[encoder, first] = resident.digest
+        if self._bundle.is_current():  # otherwise what was read may be half of something; read it again next time
+            self._rows_there.update(moved)
+        return self._tables[encoder]
+
+    def _step_elsewhere(
+        self,
+        state: NDArray[np.float32],
+        noise: Callable[[int], NDArray[np.float32]],
+        texts: Texts,
+        plan: Plan,
+        report: Callable[[int, int], None],
+    ) -> NDArray[np.float32]:
+        block = noise(0)
+        other = self._other(_step_graph(texts), self._size(block))
+        for index in range(plan.steps):
+            state = other.step(state, index, noise(index) if plan.uses_noise else block, texts, plan)
+            report(index + 1, plan.steps)
+        return state
+
+    def _other(self, graph: str, what: str) -> Backend:
+        """Who runs what no engine fits; says so once. Raises EnvironmentProblem where nobody else may."""
+        problem = f"no TensorRT engine of {self._machine.gpu} fits {what}"
+        if self._make_fallback is None:
+            raise EnvironmentProblem(problem, "build one: celebctl export --trt --engine BxHxW, or use --device auto")
+        if problem not in self._said:
+            self._said.add(problem)
+            self._note(f"{problem}; ONNX Runtime runs that part")
+        self._elsewhere.add(graph)
+        if self._fallback is None:
+            self._fallback = self._make_fallback()
+        return self._fallback
+
+    def _size(self, latent: NDArray[np.float32]) -> str:
+        batch, _, h, w = latent.shape
+        factor = self._bundle.manifest.size.vae_factor
+        return f"{batch} picture{'s' if batch > 1 else ''} of {w * factor}x{h * factor} pixels"
+
+
+def _recent(kept: OrderedDict[Hashable, Kept], key: Hashable, make: Callable[[], Kept]) -> Kept:
+    """The one for ``key``, made if need be; those not used for longest go, and their device memory with them."""
+    if key not in kept:
+        while len(kept) >= _SESSIONS:
+            kept.popitem(last=False)
+        kept[key] = make()
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def ids_for(manifest: Manifest, encoder: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Token ids (B, 77) as one of the text encoders wants them: what follows the first end is its own padding."""
+    facts = manifest.tokenizer
+    ends = ids == facts.eos
+    return np.where(np.cumsum(ends, axis=1) - ends > 0, (facts.pad, *facts.more_pads)[encoder], ids)
+
+
+def _step_graph(texts: Texts) -> str:
+    return "step" if len(texts.context) == 2 else "step_nocfg"
+
+
+def _shapes(feeds: Feeds) -> dict[str, Shape]:
+    return {name: array.shape for name, array in feeds.items()}

@@ -1,0 +1,305 @@
+"""Published face models: used once their licence is accepted, installed when every byte is the published one."""
+
+import hashlib
+import json
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from face_doubles import photo_of, write_face_models
+from PIL import Image
+
+from celebctl_models import face_packs
+from celebctl_models.face_packs import (
+    DEFAULT_PACK,
+    LICENCES_FILE,
+    PACKS,
+    Pack,
+    PackFile,
+    accept,
+    accepted_at,
+    choose_face_models,
+    find_pack,
+    install_pack,
+    pack_folder,
+    pack_in,
+    require_accepted,
+    verify_pack,
+)
+from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_runtime.errors import IntegrityProblem, NotFound, PolicyRefusal
+
+TOY = "toy"
+NAMES = ("detector.onnx", "recogniser.onnx")
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_face_models(tmp_path_factory.mktemp("unpacked") / TOY)
+
+
+@pytest.fixture(autouse=True)
+def toy(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
+    """A pack as small as a test needs, in the table beside the published ones."""
+
+    def entry(name: str) -> PackFile:
+        data = (unpacked / name).read_bytes()
+        return PackFile(name, len(data), hashlib.sha256(data).hexdigest())
+
+    pack = Pack(TOY, "doubles", 1_000_000, "0" * 64, (entry(NAMES[0]), entry(NAMES[1])))
+    monkeypatch.setattr(face_packs, "PACKS", {**PACKS, TOY: pack})
+    return pack
+
+
+def zipped(folder: Path, path: Path, names: Sequence[str] = NAMES, inside: str = "") -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.write(folder / Path(name).name, f"{inside}{name}")
+    return path
+
+
+# The table.
+
+
+def test_the_table_is_complete() -> None:
+    assert set(PACKS) == {"buffalo_l", "antelopev2"} and DEFAULT_PACK in PACKS
+    for name, pack in PACKS.items():
+        assert pack.name == name and "non-commercial" in pack.licence
+        assert all(url.startswith("https://github.com/deepinsight/insightface/releases/") for url in pack.urls)
+        assert all(url.endswith(f"/{name}.zip") for url in pack.urls)
+        for digest in (pack.sha256, *(file.sha256 for file in pack.files)):
+            assert len(bytes.fromhex(digest)) == 32
+        assert sum(file.size for file in pack.files) < pack.size  # what is left in the archive is the larger part
+    assert len({file.sha256 for pack in PACKS.values() for file in pack.files}) == 3  # one detector under two names
+
+
+# Finding.
+
+
+def test_a_pack_is_found_in_the_library_first_then_where_insightface_keeps_it(tmp_path: Path, unpacked: Path) -> None:
+    root, home = tmp_path / "library", tmp_path / "home"
+    with pytest.raises(NotFound) as error:
+        find_pack(TOY, root, home)
+    assert "celebctl setup toy" in error.value.hint
+    theirs = home / ".insightface" / "models" / TOY
+    nested = Path(shutil.copytree(unpacked, theirs / TOY))  # as insightface itself unpacks antelopev2
+    assert find_pack(TOY, root, home) == nested
+    shutil.copytree(unpacked, theirs, dirs_exist_ok=True)
+    assert find_pack(TOY, root, home) == theirs
+    ours = Path(shutil.copytree(unpacked, pack_folder(TOY, root)))
+    assert find_pack(TOY, root, home) == ours
+    assert pack_in(ours) is not None and pack_in(root) is None
+
+
+def test_half_a_pack_is_no_pack(tmp_path: Path, unpacked: Path) -> None:
+    folder = Path(shutil.copytree(unpacked, pack_folder(TOY, tmp_path)))
+    (folder / NAMES[1]).write_bytes((folder / NAMES[1]).read_bytes()[:-1])  # a download that was cut short
+    with pytest.raises(NotFound):
+        find_pack(TOY, tmp_path, tmp_path)
+
+
+def test_an_unknown_pack_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(NotFound) as error:
+        find_pack("buffalo_x", tmp_path)
+    assert "buffalo_l" in error.value.hint
+
+
+def test_verifying_reads_the_contents(tmp_path: Path, unpacked: Path) -> None:
+    folder = Path(shutil.copytree(unpacked, tmp_path / TOY))
+    verify_pack(TOY, folder)
+    data = bytearray((folder / NAMES[0]).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / NAMES[0]).write_bytes(data)
+    assert pack_in(folder) is not None
+    with pytest.raises(IntegrityProblem, match=r"detector\.onnx"):
+        verify_pack(TOY, folder)
+
+
+# Licences.
+
+
+def test_a_licence_is_asked_for_once(tmp_path: Path) -> None:
+    with pytest.raises(PolicyRefusal) as error:
+        require_accepted(TOY, tmp_path)
+    assert "non-commercial" in error.value.problem and "celebctl setup toy --accept-licence" in error.value.hint
+    assert error.value.exit_code == 7
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    accept(TOY, tmp_path, when)
+    require_accepted(TOY, tmp_path)
+    assert accepted_at(TOY, tmp_path) == when
+    assert accepted_at("buffalo_l", tmp_path) is None
+
+
+def test_another_text_asks_again(tmp_path: Path, toy: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept(TOY, tmp_path)
+    monkeypatch.setitem(face_packs.PACKS, TOY, replace(toy, licence="Other terms."))
+    with pytest.raises(PolicyRefusal):
+        require_accepted(TOY, tmp_path)
+
+
+def test_accepting_keeps_what_others_wrote(tmp_path: Path) -> None:
+    path = tmp_path / LICENCES_FILE
+    path.write_text('{"sd15": {"anything": 1}}')
+    accept(TOY, tmp_path)
+    accept("buffalo_l", tmp_path)
+    said = json.loads(path.read_text())
+    assert set(said) == {"sd15", TOY, "buffalo_l"} and said["sd15"] == {"anything": 1}
+    assert "non-commercial" in said[TOY]["licence"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"yes"'])
+def test_a_broken_file_of_licences_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / LICENCES_FILE).write_text(text)
+    for use in (lambda: require_accepted(TOY, tmp_path), lambda: accept(TOY, tmp_path)):
+        with pytest.raises(IntegrityProblem, match=LICENCES_FILE):
+            use()
+    assert (tmp_path / LICENCES_FILE).read_text() == text
+
+
+def test_an_odd_date_is_no_acceptance_in_silence(tmp_path: Path, toy: Pack) -> None:
+    entry = {"text_sha256": toy.licence_sha256, "accepted": "yesterday"}
+    (tmp_path / LICENCES_FILE).write_text(json.dumps({TOY: entry}))
+    with pytest.raises(IntegrityProblem):
+        accepted_at(TOY, tmp_path)
+
+
+# Choosing.
+
+
+def test_what_was_said_wins_then_what_the_model_brings_then_the_default(
+    tmp_path: Path, unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled = choose_face_models(None, "mini", tmp_path, tmp_path)
+    assert (bundled / "detector.onnx").is_file() and "mini" in bundled.parts
+    assert choose_face_models(str(bundled), "owner/model", tmp_path, tmp_path) == bundled
+    with pytest.raises(NotFound, match="buffalo_l"):
+        choose_face_models(None, "owner/model", tmp_path, tmp_path)
+    monkeypatch.setattr(face_packs, "DEFAULT_PACK", TOY)
+    install_pack(TOY, unpacked, tmp_path)
+    for said in (None, TOY, str(unpacked)):  # a known pack asks for its licence wherever it lies
+        with pytest.raises(PolicyRefusal):
+            choose_face_models(said, "owner/model", tmp_path, tmp_path)
+    accept(TOY, tmp_path)
+    assert choose_face_models(None, "owner/model", tmp_path, tmp_path) == pack_folder(TOY, tmp_path)
+    assert choose_face_models(str(unpacked), "mini", tmp_path, tmp_path) == unpacked
+
+
+# Installing.
+
+
+@pytest.mark.parametrize("layout", ["flat", "nested", "folder", "folder in folder", "windows"])
+def test_every_layout_gives_the_same_folder_and_it_works(tmp_path: Path, unpacked: Path, layout: str) -> None:
+    if layout == "folder":
+        source = unpacked
+    elif layout == "folder in folder":
+        source = unpacked.parent
+    else:
+        inside = {"flat": "", "nested": "toy/", "windows": "toy\\"}[layout]
+        source = zipped(unpacked, tmp_path / "toy.zip", inside=inside)
+        with zipfile.ZipFile(source, "a") as archive:
+            archive.writestr(f"{inside}genderage.onnx", b"not needed")
+    folder = install_pack(TOY, source, tmp_path / "library")
+    assert folder == pack_folder(TOY, tmp_path / "library")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
+    verify_pack(TOY, folder)
+    assert [path.name for path in folder.parent.iterdir()] == [TOY]
+    if layout == "flat":
+        photo = photo_of((1, 1)).resize((256, 256), Image.Resampling.NEAREST)
+        assert len(InsightFaceAnalyser(folder).analyse(photo)) == 1
+
+
+def evil(name: str, link: bool = False) -> Callable[[Path, Path], None]:
+    """An archive that is right but for one member more."""
+
+    def write(folder: Path, path: Path) -> None:
+        zipped(folder, path)
+        with zipfile.ZipFile(path, "a") as archive:
+            member = zipfile.ZipInfo(name)
+            member.external_attr = ((stat.S_IFLNK if link else stat.S_IFREG) | 0o644) << 16
+            archive.writestr(member, b"../../etc/passwd" if link else b"hello")
+
+    return write
+
+
+def altered(change: Callable[[bytes], bytes]) -> Callable[[Path, Path], None]:
+    """An archive whose detector differs from the published one."""
+
+    def write(folder: Path, path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(NAMES[0], change((folder / NAMES[0]).read_bytes()))
+            archive.write(folder / NAMES[1], NAMES[1])
+
+    return write
+
+
+def damaged(change: Callable[[bytes], bytes]) -> Callable[[Path, Path], None]:
+    """An archive whose bytes were changed after it was made."""
+
+    def write(folder: Path, path: Path) -> None:
+        path.write_bytes(change(zipped(folder, path).read_bytes()))
+
+    return write
+
+
+def encrypted(data: bytes) -> bytes:
+    """Set the flag of the first member, in its own header and in the directory."""
+    central = data.index(b"PK\x01\x02")
+    changed = bytearray(data)
+    changed[6] |= 1
+    changed[central + 8] |= 1
+    return bytes(changed)
+
+
+HOSTILE: dict[str, Callable[[Path, Path], object]] = {
+    "leads up": evil("../outside.txt"),
+    "leads up with backslashes": evil("..\\outside.txt"),
+    "absolute": evil("/outside.txt"),
+    "a drive": evil("C:/outside.txt"),
+    "a link": evil("toy/link", link=True),
+    "twice": evil("toy/detector.onnx"),
+    "other content": altered(lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    "shorter": altered(lambda data: data[:-1]),
+    "longer": altered(lambda data: data + b"\0"),
+    "a bomb": altered(lambda data: data + bytes(8_000_000)),
+    "one file missing": lambda folder, path: zipped(folder, path, NAMES[:1]),
+    "too deep": lambda folder, path: zipped(folder, path, inside="a/b/"),
+    "cut": damaged(lambda data: data[: len(data) // 2]),
+    "flipped": damaged(lambda data: data[:5000] + bytes(64) + data[5064:]),
+    "encrypted": damaged(encrypted),
+    "no zip": lambda folder, path: path.write_bytes(b"<html>404</html>"),
+    "empty": lambda folder, path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_an_archive_that_is_not_the_published_one_is_refused_whole(tmp_path: Path, unpacked: Path, kind: str) -> None:
+    root, archive = tmp_path / "in" / "library", tmp_path / "toy.zip"
+    before = install_pack(TOY, unpacked, root)
+    HOSTILE[kind](unpacked, archive)
+    with pytest.raises(IntegrityProblem, match=r"toy\.zip") as error:
+        install_pack(TOY, archive, root)
+    assert "download" in error.value.hint
+    verify_pack(TOY, before)  # what was there before still stands, and nothing else
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted([*NAMES, "toy.zip"])
+
+
+def test_an_archive_of_many_files_is_no_pack(tmp_path: Path, unpacked: Path) -> None:
+    path = zipped(unpacked, tmp_path / "toy.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(100):
+            archive.writestr(f"{number}.txt", b"")
+    with pytest.raises(IntegrityProblem, match="102 files"):
+        install_pack(TOY, path, tmp_path)
+
+
+def test_nothing_to_install_from_says_where_it_is_published(tmp_path: Path) -> None:
+    for source in (tmp_path / "toy.zip", tmp_path):
+        with pytest.raises(NotFound) as error:
+            install_pack(TOY, source, tmp_path / "library")
+        assert "https://github.com/deepinsight/insightface" in error.value.hint
+    assert not (tmp_path / "library").exists()

@@ -1,0 +1,360 @@
+"""Laws of the celebrities' names: which tokenizer keeps which, where lists come from, which of them a model draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from conftest import build_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from celebctl.method.basis import principal_components
+from celebctl.method.names import (
+    OTHER_TOKENIZER,
+    SAME_TOKENS,
+    ChosenNames,
+    name_report,
+    names_file,
+    read_name_list,
+    read_names,
+    shared_pairs,
+    token_pairs,
+    with_names,
+)
+from celebctl.method.rendered_names import (
+    FIRST_SEED,
+    NO_FACE,
+    NO_LIKENESS,
+    Rendered,
+    judge_names,
+    pictures_at_once,
+    render_names,
+)
+from celebctl.method.spectrum import TOLD, Spectrum, draw_spectrum, spectrum_of
+from celebctl_models.faces import Face
+from celebctl_models.names import WELL_KNOWN
+from celebctl_models.registry import ModelCard, locate
+from celebctl_runtime.errors import InputRejected, IntegrityProblem, NotFound
+
+KNOWN_WORDS = ("ann", "bob", "zoé", "lee", "king", "mary", "stone")
+words = st.sampled_from([*KNOWN_WORDS, "Ann", "KING", "unheard", "o'neal", "x7", "zoe\u0301", "<|endoftext|>"])
+lines = st.lists(st.lists(words, max_size=3).map(" ".join) | st.just("  "), max_size=25)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return build_tokenizer(KNOWN_WORDS)
+
+
+@pytest.fixture(scope="module")
+def mini_tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    return cast(Any, CLIPTokenizer).from_pretrained(str(locate("mini").path / "tokenizer"))
+
+
+def whole(tokenizer: Any, word: str) -> bool:
+    """Whether a word alone is one token without a meaning of its own."""
+    ids = tokenizer([word], add_special_tokens=False).input_ids[0]
+    return len(ids) == 1 and ids[0] not in tokenizer.all_special_ids
+
+
+# The filter.
+
+
+@settings(max_examples=60, deadline=None)
+@given(names=lines)
+def test_a_name_stays_if_and_only_if_it_is_two_words_of_one_token_each(tokenizer: Any, names: list[str]) -> None:
+    found = token_pairs(tokenizer, names)
+    given_names = {name.lower() for name in names if name.strip()}
+    fit = {name for name in given_names if len(name.split()) == 2 and all(whole(tokenizer, w) for w in name.split())}
+    doubles = {name for name, reason in found.dropped.items() if reason == SAME_TOKENS}
+    assert set(found.names) | doubles == fit
+    assert len(set(found.pairs)) == len(found.pairs), "no two names have the same tokens"
+    assert {*found.names, *found.dropped} == given_names and not found.first_only
+
+
+def test_names_that_only_look_different_count_once(tokenizer: Any) -> None:
+    found = token_pairs(tokenizer, ["zoé lee", "zoe\u0301 lee", "Zoé  LEE"])
+    assert len(found.names) == 1 and list(found.dropped.values()) == [SAME_TOKENS]
+
+
+@settings(max_examples=60, deadline=None)
+@given(names=lines, release=st.booleans())
+def test_the_report_adds_up_to_the_list(tokenizer: Any, names: list[str], release: bool) -> None:
+    report = name_report(names, token_pairs(tokenizer, names, release=release))
+    assert report.read == sum(bool(name.strip()) for name in names)
+    assert report.read == report.used + report.first_only + sum(report.counts().values())
+    assert all(len(names) == report.counts()[reason] for reason, names in report.dropped.items())
+
+
+def test_the_release_truncates_keeps_repeats_and_takes_single_tokens_for_first_names(tokenizer: Any) -> None:
+    """METHOD of the published code: columns are the first and the second token of whatever there is."""
+    names = ["Mary", "Bob King", "Bob Lee", "Bob Lee Stone", "Unheard King"]
+    found = token_pairs(tokenizer, names, release=True)
+    ids = {name: tokenizer([name.lower()], add_special_tokens=False).input_ids[0] for name in names}
+    assert not found.dropped
+    assert dict(zip(found.names, found.pairs, strict=True))["unheard king"] == tuple(ids["Unheard King"][:2])
+    assert found.pairs.count((ids["Bob Lee"][0], ids["Bob Lee"][1])) == 2, "the same tokens stay as often as they come"
+    assert found.first_only == (("mary", ids["Mary"][0]),)
+    assert len(found.column(0)) == len(found.column(1)) + 1 == len(names)
+    assert sorted(found.column(0)) == sorted(row[0] for row in ids.values())
+
+
+def test_a_name_must_survive_every_tokenizer(tokenizer: Any) -> None:
+    other = build_tokenizer([word for word in KNOWN_WORDS if word != "stone"])
+    names = ["ann lee", "bob stone", "mary king", "cher"]
+    first, second = shared_pairs([tokenizer, other], names)
+    assert first.names == second.names == ("ann lee", "mary king")
+    assert first.dropped["bob stone"] == OTHER_TOKENIZER and "tokens" in second.dropped["bob stone"]
+    for pairs, one in ((first, tokenizer), (second, other)):
+        assert pairs.pairs == token_pairs(one, pairs.names).pairs
+        report = name_report(names, pairs)
+        assert report.read == report.used + sum(report.counts().values())
+
+
+def test_the_bundled_model_keeps_all_of_its_own_names_and_no_stranger(mini_tokenizer: Any) -> None:
+    place = locate("mini")
+    own = read_name_list(place.path / "names.txt")
+    found = token_pairs(mini_tokenizer, [*own, "ada byron", own[0].split()[0]])
+    assert set(found.names) == set(own)
+    assert all(whole(mini_tokenizer, word) for name in found.names for word in name.split())
+
+
+# Lists.
+
+
+def test_our_list_is_long_sorted_and_without_repeats() -> None:
+    lines = WELL_KNOWN.read_text(encoding="utf-8").splitlines()
+    assert len(lines) >= 1700
+    folded = [line.casefold() for line in lines]
+    assert folded == sorted(set(folded)), "sorted, and nobody twice"
+    assert all(len(line.split()) >= 2 and line == " ".join(line.split()) for line in lines)
+    assert read_name_list(WELL_KNOWN) == lines
+
+
+def test_names_files_of_every_editor_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeff# who we know\r\n\r\nAnn  Lee \r\n  # more\r\nZoé King".encode())
+    assert read_name_list(path) == ["Ann Lee", "Zoé King"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem", "error"),
+    [
+        (None, "there is no list", NotFound),
+        (b"", "holds no name", InputRejected),
+        (b"# nobody\n\n", "holds no name", InputRejected),
+        ("Zoé King".encode("latin-1"), "cannot be read", InputRejected),
+    ],
+)
+def test_a_names_file_that_cannot_serve_is_told(
+    tmp_path: Path, content: bytes | None, problem: str, error: type[Exception]
+) -> None:
+    path = tmp_path / "names.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=problem):
+        read_name_list(path)
+    with pytest.raises(InputRejected, match="cannot be read"):
+        read_name_list(tmp_path)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A loaded model as far as names go."""
+
+    card: ModelCard
+    name: str = "toy"
+
+
+def parts_with(names: Path | None) -> Parts:
+    return Parts(ModelCard("toy", "sd", "toy", "none", 64, names_file=names))
+
+
+def test_a_chosen_list_wins_over_the_models_own_and_that_over_ours(tmp_path: Path) -> None:
+    own, chosen = tmp_path / "own.txt", tmp_path / "chosen.txt"
+    own.write_text("ann lee")
+    chosen.write_text("bob king")
+    assert read_names(parts_with(own), chosen) == ["bob king"]
+    assert read_names(parts_with(own)) == ["ann lee"]
+    assert names_file(parts_with(None)) == WELL_KNOWN
+    assert with_names(parts_with(own), chosen).card.names_file == chosen
+    with pytest.raises(IntegrityProblem, match="lacks its list"):
+        names_file(parts_with(tmp_path / "gone.txt"))
+
+
+def test_a_choice_is_kept_with_its_story_and_can_be_taken_back(tmp_path: Path, tokenizer: Any) -> None:
+    choice = ChosenNames(tmp_path, "sd-12345678")
+    assert choice.file is None
+    names = ["Ann Lee", "Bob King", "cher"]
+    report = name_report(names, token_pairs(tokenizer, names)).without({"bob king": NO_FACE})
+    choice.save(["ann lee"], WELL_KNOWN, [report])
+    assert choice.file is not None and read_name_list(choice.file) == ["ann lee"]
+    assert choice.story() == (WELL_KNOWN, [report])
+    assert report.read == report.used + sum(report.counts().values()) == 3
+    choice.path.with_suffix(".json").write_text("{")
+    with pytest.raises(IntegrityProblem):
+        choice.story()
+    choice.remove()
+    assert choice.file is None and not list(choice.path.parent.iterdir())
+
+
+# The spectrum.
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), tokens=st.integers(2, 30), width=st.integers(2, 20), release=st.booleans())
+def test_the_cumulative_variance_never_falls_and_ends_at_one(seed: int, tokens: int, width: int, release: bool) -> None:
+    random = np.random.default_rng(seed)
+    table = random.standard_normal((50, width)).astype(np.float32)
+    spectrum = spectrum_of(table, [0, 1, *random.integers(0, 50, tokens)], release=release)
+    assert 1 <= spectrum.rank <= min(spectrum.tokens - 1, width)
+    assert (np.diff(spectrum.cumulative) >= 0).all() and spectrum.cumulative[-1] == 1.0
+    assert (np.diff(spectrum.singular_values) <= 0).all()
+    shares = [spectrum.explained(count) for count in TOLD]
+    assert shares == sorted(shares) and spectrum.explained(spectrum.rank) == spectrum.explained(10**6) == 1.0
+    assert spectrum.explained(spectrum.needed(0.9)) >= 0.9 > spectrum.explained(spectrum.needed(0.9) - 1)
+
+
+def test_the_spectrum_is_the_one_of_the_basis() -> None:
+    table = np.random.default_rng(1).standard_normal((60, 16)).astype(np.float32)
+    ids = [3, 4, 4, 9, 20, 21, 22, 40]
+    _, components, spread = principal_components(table[np.unique(ids)], 512, fill=False)
+    spectrum = spectrum_of(table, ids)
+    assert spectrum.rank == len(components) == spectrum.tokens - 1
+    np.testing.assert_allclose(spectrum.singular_values / np.sqrt(spectrum.tokens - 1), spread, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 700])
+def test_every_spectrum_can_be_drawn(rank: int) -> None:
+    one = Spectrum(np.geomspace(3, 0.01, rank), rank + 1)
+    other = Spectrum(np.geomspace(2, 0.05, 40), 41)
+    alone, both = (draw_spectrum([(one, other)] * encoders, "basis", "names") for encoders in (1, 2))
+    assert alone.width == both.width and both.height > alone.height
+    assert len(alone.getcolors(2**20) or ()) > 50, "something is drawn"
+
+
+# Names the model can draw.
+
+STEADY, FACELESS, FICKLE = "steady", "faceless", "fickle"
+
+
+class World:
+    """A model and a recogniser in one: names that begin with "steady" have a face of their own, "fickle" ones get
+    another each time, "faceless" ones none in most pictures. ``common`` is how alike all of its faces are."""
+
+    def __init__(self, names: Sequence[str], common: float = 0.0, crowd: bool = False) -> None:
+        self.names, self.common, self.crowd = list(names), common, crowd
+        self.drawn: list[tuple[str, int]] = []
+        self.stop_after: int | None = None
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        if self.stop_after is not None and len(self.drawn) >= self.stop_after:
+            raise KeyboardInterrupt
+        pictures = np.zeros((len(prompts), 8, 8, 3), np.uint8)
+        for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
+            name = prompt.removeprefix("a photo of ")
+            self.drawn.append((name, seed))
+            picture[0, 0] = self.names.index(name), seed - FIRST_SEED, 0
+        return pictures
+
+    def analyse(self, photo: Image.Image) -> list[Face]:
+        number, k, _ = (int(value) for value in np.asarray(photo)[0, 0])
+        name = self.names[number]
+        if name.startswith(FACELESS) and k > 0:
+            return [self._face(0, 0), self._face(1, 0)] if self.crowd else []
+        return [self._face(number, k if name.startswith(FICKLE) else 0, noise=k)]
+
+    def _face(self, *who: int, noise: int = 0) -> Face:
+        own = np.random.default_rng([7, *who]).standard_normal(512)
+        shaken = own + 0.5 * np.random.default_rng([8, *who, noise]).standard_normal(512)
+        feature = shaken / np.linalg.norm(shaken)
+        feature = np.sqrt(1 - self.common) * feature + np.sqrt(self.common) * np.eye(512)[0]
+        feature = (feature / np.linalg.norm(feature)).astype(np.float32)
+        nothing = np.zeros(4, np.float32), 1.0, np.zeros((5, 2), np.float32), np.zeros((112, 112, 3), np.uint8)
+        return Face(*nothing, feature)
+
+
+CAST = [f"{kind} {number}" for kind in (STEADY, FACELESS, FICKLE) for number in range(12)]
+
+
+@pytest.mark.parametrize("common", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("crowd", [False, True])
+def test_a_name_stays_when_the_model_draws_one_and_the_same_face_for_it(
+    tmp_path: Path, common: float, crowd: bool
+) -> None:
+    """However alike all faces of a model are to its recogniser: the measure is how alike strangers are."""
+    world = World(CAST, common, crowd)
+    verdict = judge_names(render_names(CAST, world.draw, world, tmp_path / "log.jsonl"))
+    assert [name for name in verdict.kept if name.startswith(STEADY)] == CAST[:12]
+    assert {name for name, why in verdict.dropped.items() if why == NO_FACE} == set(CAST[12:24])
+    chance = [name for name in verdict.kept if name.startswith(FICKLE)]
+    assert len(chance) <= 3, "one in twenty of those without a face of their own"
+    assert set(verdict.dropped) - set(CAST[12:24]) == set(CAST[24:]) - set(chance)
+    assert all(verdict.likeness[name] > verdict.strangers[3] for name in verdict.kept)
+    assert set(verdict.dropped.values()) == {NO_FACE, NO_LIKENESS}
+
+
+def test_a_stopped_check_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    run: Callable[[World, Path], list[Rendered]] = partial(_run, CAST)
+    straight = run(World(CAST), tmp_path / "straight.jsonl")
+    world, log = World(CAST), tmp_path / "stopped.jsonl"
+    world.stop_after = 20
+    with pytest.raises(KeyboardInterrupt):
+        run(world, log)
+    with log.open("ab") as file:
+        file.write(b'{"name": "fickle 11", "fac')  # what a crash may leave
+    world.stop_after = None
+    again = run(world, log)
+    assert len(world.drawn) == len(set(world.drawn)) == 3 * len(CAST), "nothing is drawn twice"
+    assert log.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
+    for one, other in zip(straight, again, strict=True):
+        assert (one.name, one.faces) == (other.name, other.faces)
+        np.testing.assert_array_equal(one.features, other.features)
+    read = run(World([]), log)  # which could not draw
+    assert judge_names(read).kept == judge_names(straight).kept
+
+
+def _run(names: Sequence[str], world: World, log: Path) -> list[Rendered]:
+    return render_names(names, world.draw, world, log, batch=7)
+
+
+def test_too_few_faces_to_compare_are_told(tmp_path: Path) -> None:
+    cast = CAST[:2]
+    world = World(cast)
+    with pytest.raises(InputRejected, match="only 2 of 2 names"):
+        judge_names(render_names(cast, world.draw, world, tmp_path / "log.jsonl"))
+
+
+def test_large_pictures_are_drawn_few_at_a_time() -> None:
+    assert pictures_at_once((64, 64)) == 64
+    assert pictures_at_once((512, 512)) == 8
+    assert pictures_at_once((1024, 1024)) == 3
+
+
+@pytest.mark.slow
+def test_the_bundled_model_draws_most_of_its_own_names_and_no_invented_one(tmp_path: Path) -> None:
+    from celebctl.method.sampling import draw
+    from celebctl_models.diffusion import load_parts
+    from celebctl_models.faces import InsightFaceAnalyser
+
+    parts = load_parts("mini")
+    faces = parts.card.faces_dir
+    assert faces is not None
+    names = token_pairs(parts.tokenizers[0], read_names(parts)).names[::70]
+    invented = ["smiling beach", "chess suit"]
+    draw_some = partial(draw, parts, people={})
+    rendered = render_names([*names, *invented], draw_some, InsightFaceAnalyser(faces), tmp_path / "log.jsonl")
+    verdict = judge_names(rendered)
+    print({one.name: (one.faces, round(verdict.likeness.get(one.name, 0), 3)) for one in rendered}, verdict.strangers)
+    assert len(set(names) & set(verdict.kept)) >= 0.7 * len(names)
+    assert not set(invented) & set(verdict.kept)

@@ -1,0 +1,65 @@
+"""Laws of where learning computes: the memory it foretells is the memory it takes, and devices are not made up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+torch: Any = pytest.importorskip("torch")
+
+from celebctl.method.places import choose_place, estimate_memory, has_bfloat16_units  # noqa: E402
+from celebctl_models.diffusion import Extras, network_output  # noqa: E402
+from celebctl_runtime.errors import EnvironmentProblem  # noqa: E402
+
+if TYPE_CHECKING:
+    from celebctl_models.diffusion import DiffusionParts
+
+
+def really_saved(parts: DiffusionParts, batch: int) -> int:
+    """Bytes of distinct tensors that autograd keeps in a real forward pass, weights not counted."""
+    size = parts.native_size[0] // parts.vae_factor
+    context = torch.randn(batch, 77, parts.context_width, requires_grad=True)
+    pooled = torch.randn(batch, parts.pooled_width) if parts.pooled_width else None
+    weights = {p.untyped_storage().data_ptr() for p in parts.unet.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        extras = Extras(pooled, parts.size_ids(*parts.native_size))
+        network_output(parts.unet, torch.randn(batch, 4, size, size), torch.tensor(5), context, extras)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("which", ["tiny_parts", "xl_parts"])
+def test_the_foretold_activations_are_the_real_ones(which: str, request: pytest.FixtureRequest) -> None:
+    parts: DiffusionParts = request.getfixturevalue(which)
+    told = estimate_memory(parts, 3)
+    assert told.saved == pytest.approx(really_saved(parts, 3), rel=0.05)
+    assert told.total > told.weights + told.saved > 0
+
+
+def test_activations_grow_with_the_batch_and_checkpointing_keeps_fewer(tiny_parts: DiffusionParts) -> None:
+    one, four = (estimate_memory(tiny_parts, batch) for batch in (1, 4))
+    assert 3.5 < four.saved / one.saved < 4.5 and four.weights == one.weights
+    assert estimate_memory(tiny_parts, 4, checkpointing=True).saved < 0.6 * four.saved
+
+
+def test_the_estimate_leaves_the_model_as_it_was(tiny_parts: DiffusionParts) -> None:
+    estimate_memory(tiny_parts, 1, checkpointing=True)
+    assert not tiny_parts.unet.training and not tiny_parts.unet.is_gradient_checkpointing
+    assert next(tiny_parts.unet.parameters()).device.type == "cpu"
+
+
+def test_cuda_is_not_pretended() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert choose_place().device == "cpu"
+    with pytest.raises(EnvironmentProblem, match="no CUDA device"):
+        choose_place("cuda")
+    assert isinstance(has_bfloat16_units(torch.device("cpu")), bool)

@@ -1,0 +1,266 @@
+"""The table of known models, what is refused and why, and where names lead."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+from model_doubles import COMMIT, model_index, write_cache, write_model
+
+from celebctl.library import Library
+from celebctl_models.known_models import KNOWN, UNSUPPORTED, KnownModel, known_by_source, why_unsupported
+from celebctl_models.registry import (
+    CARD_FILE,
+    card_for,
+    data_root,
+    hub_cache,
+    installed_folder,
+    locate,
+    missing_parts,
+    read_json,
+    wanted_files,
+)
+from celebctl_runtime.errors import InputRejected, NotFound
+from celebctl_runtime.request import SAMPLERS
+
+FETCHED = [name for name, row in KNOWN.items() if not row.bundled]
+
+
+@pytest.fixture(autouse=True)
+def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the library nor the hub cache of whoever runs the tests."""
+    monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+# The table.
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_row_can_be_acted_on(name: str) -> None:
+    row = KNOWN[name]
+    assert set(row.defaults) == {"steps", "guidance", "sampler"} and row.defaults["sampler"] in SAMPLERS
+    assert row.licence.url.startswith("https://") and row.licence.means.endswith(".")
+    assert row.prediction in ("epsilon", "v_prediction")
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in row.sha256.values())
+    if not row.bundled:
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", row.source) and row.size > 1e9
+        assert re.fullmatch(r"[0-9a-f]{40}", row.revision), "a known model is pinned"
+
+
+def test_the_row_of_mini_says_what_mini_says() -> None:
+    folder = locate("mini").path
+    card, row = card_for(folder, "mini", "mini"), KNOWN["mini"]
+    assert (card.family, card.licence, card.native_size) == (row.family, row.licence.name, row.native_size)
+    assert card.defaults == row.defaults
+    assert read_json(folder / "scheduler" / "scheduler_config.json")["prediction_type"] == row.prediction
+
+
+def test_the_few_step_relatives_take_few_steps() -> None:
+    assert all(KNOWN[name].defaults["steps"] <= 8 for name in ("sd-turbo", "sdxl-turbo", "lcm"))
+    assert all(KNOWN[name].defaults["guidance"] <= 1 for name in ("sd-turbo", "sdxl-turbo"))
+    assert KNOWN["lcm"].defaults["sampler"] == "lcm"
+
+
+def test_the_table_flows_into_the_card_and_the_model_has_the_last_word(tmp_path: Path) -> None:
+    folder, row = write_model(tmp_path / "model"), KNOWN["sd-turbo"]
+    plain, known = card_for(folder, "x", "someone/x"), card_for(folder, "x", row.source)
+    assert (plain.licence, plain.native_size, plain.defaults["steps"]) == ("unknown", 512, 30)
+    assert (known.licence, known.native_size, known.defaults) == (row.licence.name, row.native_size, row.defaults)
+    (folder / CARD_FILE).write_text(json.dumps({"licence": "its own", "defaults": {"steps": 2}}))
+    own = card_for(folder, "x", row.source)
+    assert (own.licence, own.defaults) == ("its own", {**row.defaults, "steps": 2})
+
+
+# What cannot be supported.
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ({"_class_name": "StableDiffusion3Pipeline"}, "T5"),
+        ({"_class_name": "FluxPipeline"}, "T5"),
+        ({"_class_name": "Flux2Pipeline"}, "language model"),
+        ({"_class_name": "PixArtSigmaPipeline"}, "T5"),
+        ({"_class_name": "KandinskyV22Pipeline"}, "prior"),
+        ({"_class_name": "WuerstchenDecoderPipeline"}, "cascade"),
+        ({"_class_name": "StableDiffusionInpaintPipeline"}, "mask"),
+        (model_index(_class_name="NewPipeline", text_encoder=["transformers", "UMT5EncoderModel"]), "T5"),
+        (model_index(_class_name="NewPipeline", text_encoder=["transformers", "Qwen3Model"]), "language model"),
+        (model_index(_class_name="NewPipeline", transformer=["diffusers", "NewTransformer2DModel"]), "UNet"),
+        (
+            model_index(text_encoder=[None, None], text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
+            "refiner",
+        ),
+    ],
+)
+def test_other_families_are_refused_with_a_reason(index: dict[str, object], reason: str) -> None:
+    assert reason in str(why_unsupported(index))
+
+
+@pytest.mark.parametrize(
+    "class_name",
+    [
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+        "LatentConsistencyModelPipeline",
+        "StableDiffusionPAGPipeline",
+    ],
+)
+def test_the_family_is_not_refused(class_name: str) -> None:
+    assert why_unsupported(model_index(_class_name=class_name)) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sd3", "SD3.5", "flux", "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3-medium-diffusers",
+     "PixArt-alpha/PixArt-XL-2-1024-MS", "kandinsky-community/kandinsky-2-2-decoder", "warp-ai/wuerstchen"],
+)  # fmt: skip
+def test_their_names_are_refused_before_anything_is_fetched(name: str) -> None:
+    with pytest.raises(InputRejected, match="not supported"):
+        locate(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["flux-fan/sd15-mix", "someone/sd3-like-sd15", *(KNOWN[name].source for name in FETCHED)]
+)
+def test_names_that_only_look_alike_are_not(name: str) -> None:
+    assert locate(name).kind == "hub"
+
+
+@pytest.mark.parametrize("row", UNSUPPORTED, ids=lambda row: row.title)
+def test_no_known_model_is_refused(row: object) -> None:
+    names = re.compile(str(getattr(row, "names", "")))
+    assert not [name for name in KNOWN if names.fullmatch(name)]
+
+
+# Where names lead.
+
+
+@pytest.mark.parametrize("name", FETCHED)
+def test_a_known_name_is_a_pinned_hub_id_until_it_is_here(name: str, tmp_path: Path) -> None:
+    place, row = locate(name), KNOWN[name]
+    assert (place.kind, place.name, place.source, place.revision) == ("hub", name, row.source, row.revision)
+    folder = write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
+    assert (locate(name).kind, locate(name).path, locate(name).name) == ("folder", folder, name)
+    assert card_for(folder, name, locate(name).source).licence == row.licence.name
+
+
+def test_a_hub_id_is_found_in_the_cache_by_its_branch(tmp_path: Path) -> None:
+    assert locate("someone/model").kind == "hub"
+    folder = write_cache(tmp_path / "hub", "someone/model", write_model(tmp_path / "m"), COMMIT)
+    assert (locate("someone/model").path, locate("someone/model").name) == (folder, "model")
+
+
+@pytest.mark.parametrize(
+    "lost", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json", "tokenizer/merges.txt"]
+)
+def test_half_a_model_is_not_here_yet(tmp_path: Path, lost: str) -> None:
+    row = KNOWN["sd15"]
+    folder = write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
+    (folder / lost).unlink()
+    assert missing_parts(folder) == [lost]
+    assert locate("sd15").kind == "hub"
+
+
+def test_a_link_to_nothing_is_no_file(tmp_path: Path) -> None:
+    """Cleaning a hub cache by hand can leave links without their blobs."""
+    row = KNOWN["sd15"]
+    folder = write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
+    (folder / "unet" / "config.json").resolve().unlink()
+    assert missing_parts(folder) == ["unet/config.json"]
+
+
+def test_what_was_brought_along_goes_before_the_cache(tmp_path: Path) -> None:
+    row = KNOWN["sd15"]
+    write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
+    write_model(installed_folder("sd15"))
+    assert locate("sd15").path == installed_folder("sd15")
+    assert installed_folder("a/b").parent == installed_folder("sd15").parent
+
+
+def test_single_files_of_both_kinds(tmp_path: Path) -> None:
+    for suffix in (".safetensors", ".ckpt"):
+        (tmp_path / f"x{suffix}").write_bytes(b"")
+        assert locate(tmp_path / f"x{suffix}").kind == "file"
+    (tmp_path / "x.bin").write_bytes(b"")
+    with pytest.raises(NotFound, match="ckpt"):
+        locate(tmp_path / "x.bin")
+
+
+def test_a_slip_of_the_finger_is_understood() -> None:
+    with pytest.raises(NotFound) as caught:
+        locate("sd51")
+    assert "did you mean sd" in caught.value.hint
+
+
+def test_one_root_for_all_rooms() -> None:
+    assert data_root() == Library().root
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"HF_HOME": "~/elsewhere"},
+        {"XDG_CACHE_HOME": "/x/cache"},
+        {"HF_HOME": "/x/home", "XDG_CACHE_HOME": "/y"},
+        {"HUGGINGFACE_HUB_CACHE": "/x/old"},
+        {"HF_HUB_CACHE": "$HOME/new", "HUGGINGFACE_HUB_CACHE": "/x/old"},
+    ],
+)
+def test_the_hub_cache_is_where_the_client_has_it(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> None:
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    import huggingface_hub
+
+    path = Path(huggingface_hub.__file__).parent / "constants.py"
+    spec = importlib.util.spec_from_file_location("huggingface_hub.read_again", path)
+    assert spec and spec.loader
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    assert str(hub_cache()) == str(Path(fresh.HF_HUB_CACHE))
+
+
+# What a model folder is made of.
+
+
+def test_only_full_precision_safetensors_are_wanted() -> None:
+    names = [
+        "README.md",
+        "v1-5-pruned.ckpt",
+        "safety_checker/model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "tokenizer/vocab.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "unet/../../outside.safetensors",
+        "vae/config.json",
+    ]
+    assert wanted_files(names, model_index()) == [names[4], names[6], names[7], names[9], names[11]]
+
+
+def test_shards_are_told_by_their_index(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    shard = "diffusion_pytorch_model-00001-of-00002.safetensors"
+    whole.rename(folder / "unet" / shard)
+    index = folder / "unet" / f"{whole.name}.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard, "b": shard.replace("00001-", "00002-")}}))
+    assert missing_parts(folder) == ["unet/diffusion_pytorch_model-00002-of-00002.safetensors"]
+
+
+def test_mini_is_whole() -> None:
+    assert not missing_parts(locate("mini").path)
+
+
+def test_a_row_is_found_by_its_hub_id() -> None:
+    row = known_by_source("stabilityai/sd-turbo")
+    assert isinstance(row, KnownModel) and row is KNOWN["sd-turbo"]
+    assert known_by_source("mini/weights") is None and known_by_source("someone/else") is None

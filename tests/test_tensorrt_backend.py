@@ -1,0 +1,406 @@
+"""Drawing with TensorRT, on a make-believe device: the same pictures as ONNX Runtime's, one launch a run, two rows a
+person, and a clear word wherever an engine is missing, foreign or too large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_doubles import make_identity, write_bundle
+from numpy.typing import NDArray
+from tensorrt_doubles import CudaError, FakeCudart, FakeTrt, make_believe
+
+from celebctl_export.tensorrt_plan import EngineRequest, plan_engines
+from celebctl_export.to_tensorrt import build_engines
+from celebctl_runtime.backends import OrtBackend, Texts
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.cuda_memory import Cuda
+from celebctl_runtime.engines import make_seal_key
+from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem, NotFound
+from celebctl_runtime.noise import initial_noise, step_noise
+from celebctl_runtime.pipeline import generate
+from celebctl_runtime.request import SAMPLERS, Request, batch
+from celebctl_runtime.samplers import plan
+from celebctl_runtime.tensorrt_backend import TensorRtBackend, choose_backend
+from celebctl_runtime.tensorrt_runner import TensorRt
+
+SEAL_KEY = bytes(range(32))
+ROW = 8 * 4  # bytes of a token row in the toy bundle
+
+
+class Bench:
+    """A toy bundle with engines, and the make-believe machine they were built on."""
+
+    def __init__(self, path: Path, *sizes: str, dynamic: bool = False, room: int = 1 << 30) -> None:
+        self.bundle = write_bundle(path / "bundle", spare_rows=16)
+        self.bundle.add(make_identity("alice", 1))
+        self.bundle.add(make_identity("bob", 2))
+        self.trt, self.cudart, self.library, self.cuda = make_believe(room)
+        self.notes: list[str] = []
+        self.build(*sizes, dynamic=dynamic)
+
+    def build(self, *sizes: str, dynamic: bool = False) -> None:
+        plans = plan_engines(self.bundle.manifest, [EngineRequest.parse(size) for size in sizes], dynamic=dynamic)
+        build_engines(self.bundle, plans, SEAL_KEY, library=self.library, cuda=self.cuda)
+
+    def backend(self, *, falls_back: bool = False, **changes: Any) -> TensorRtBackend:
+        def fallback() -> OrtBackend:
+            return OrtBackend(self.bundle, "cpu", 1)
+
+        options: dict[str, Any] = {"library": self.library, "cuda": self.cuda, "note": self.notes.append, **changes}
+        return TensorRtBackend(self.bundle, SEAL_KEY, fallback=fallback if falls_back else None, **options)
+
+    def expected(self, request: Request) -> NDArray[Any]:
+        return pixels(self.bundle, OrtBackend(self.bundle, "cpu", 1), request)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, "1x32x32")
+
+
+def pixels(bundle: Bundle, backend: Any, request: Request) -> NDArray[Any]:
+    return np.asarray(generate(bundle, backend, request)[0].image)
+
+
+def inputs(bundle: Bundle, sampler: str, pictures: int = 1, guides: int = 2) -> tuple[Any, ...]:
+    """State, noise per step, texts and plan for some pictures of the toy bundle."""
+    steps, shape = plan(sampler, bundle.schedule, 5, 2.5), (4, 8, 8)
+    first = np.stack([initial_noise(seed, shape) for seed in range(pictures)])
+    state = np.stack([first * np.float32(steps.init_sigma), np.zeros_like(first)])
+    context = np.random.default_rng(0).standard_normal((guides, pictures, 77, 8), dtype=np.float32)
+
+    def noise(index: int) -> NDArray[np.float32]:
+        return np.stack([step_noise(seed, index, shape) for seed in range(pictures)]) if steps.uses_noise else first
+
+    return state, noise, Texts(context), steps
+
+
+def stepwise(backend: Any, state: Any, noise: Any, texts: Any, steps: Any) -> NDArray[np.float32]:
+    for index in range(steps.steps):
+        state = backend.step(state, index, noise(index), texts, steps)
+    return state
+
+
+def ignore(_done: int, _steps: int) -> None:
+    return None
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_pictures_are_those_of_onnx_runtime(bench: Bench, sampler: str, guidance: float) -> None:
+    request = Request("alice and bob", seed=3, sampler=sampler, guidance=guidance)
+    assert np.array_equal(pixels(bench.bundle, bench.backend(), request), bench.expected(request))
+
+
+@pytest.mark.parametrize("guides", [1, 2])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_whole_run_equals_its_steps(bench: Bench, sampler: str, guides: int) -> None:
+    state, noise, texts, steps = inputs(bench.bundle, sampler, guides=guides)
+    backend, ort = bench.backend(), OrtBackend(bench.bundle, "cpu", 1)
+    whole = backend.denoise(state, noise, texts, steps, ignore)
+    assert np.array_equal(whole, stepwise(backend, state, noise, texts, steps))
+    assert np.array_equal(whole, stepwise(ort, state, noise, texts, steps))
+
+
+def test_a_run_is_one_launch_and_a_graph_is_captured_once(bench: Bench) -> None:
+    backend, calls = bench.backend(), bench.cudart.calls
+    state, noise, texts, steps = inputs(bench.bundle, "euler_a")
+    first = backend.denoise(state, noise, texts, steps, ignore)
+    assert (calls["cudaGraphInstantiate"], calls["cudaGraphLaunch"]) == (1, 1)
+    memory = bench.cudart.used
+    other = backend.denoise(state + 1, noise, Texts(texts.context * 2), steps, ignore)
+    again = backend.denoise(state, noise, texts, steps, ignore)
+    assert (calls["cudaGraphInstantiate"], calls["cudaGraphLaunch"]) == (1, 3)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert bench.cudart.used == memory
+    backend.denoise(state, noise, texts, plan("euler_a", bench.bundle.schedule, 4, 2.5), ignore)
+    assert calls["cudaGraphInstantiate"] == 2
+
+
+def test_progress_says_when_a_run_is_done(bench: Bench) -> None:
+    seen: list[tuple[int, int]] = []
+    state, noise, texts, steps = inputs(bench.bundle, "ddim")
+    bench.backend().denoise(state, noise, texts, steps, lambda done, total: seen.append((done, total)))
+    assert seen == [(5, 5)]
+
+
+def test_a_new_person_costs_one_copy_of_two_rows(bench: Bench) -> None:
+    backend = bench.backend()
+    pixels(bench.bundle, backend, Request("alice"))
+    table = bench.bundle.manifest.token_tables[0]
+    assert bench.cudart.copies.count(table.rows * ROW) == 1
+    bench.cudart.copies.clear()
+    elsewhere = Bundle.open(bench.bundle.path)
+    elsewhere.add(make_identity("carol", 5))
+    request = Request("carol and alice")
+    assert np.array_equal(pixels(bench.bundle, backend, request), bench.expected(request))
+    assert bench.cudart.copies.count(2 * ROW) == 1 and table.rows * ROW not in bench.cudart.copies
+    elsewhere.replace(make_identity("alice", 6))
+    assert np.array_equal(pixels(bench.bundle, backend, request), bench.expected(request))
+    assert bench.trt.loaded == 3  # text encoder, step and decoder, each once
+
+
+def test_rows_read_while_somebody_moves_are_read_again(bench: Bench) -> None:
+    """What was copied while the manifest changed is never taken for the real thing, whatever its digest says."""
+    backend, elsewhere = bench.backend(), Bundle.open(bench.bundle.path)
+    ids = bench.bundle.tokenizer().encode("alice", bench.bundle.token_ids).ids[None]
+    expected = OrtBackend(bench.bundle, "cpu", 1).encode(ids)[0]
+    table, spare = bench.bundle.file("token_table.bin"), bench.bundle.manifest.token_tables[0]
+    good, first = table.read_bytes(), bench.bundle.token_ids["alice"][0]
+    start = first * spare.row_bytes
+    table.write_bytes(good[:start] + bytes(2 * ROW) + good[start + 2 * ROW :])
+    elsewhere.add(make_identity("carol", 5))
+    assert not np.array_equal(backend.encode(ids)[0], expected)
+    with table.open("rb+") as file:
+        file.seek(start)
+        file.write(good[start : start + 2 * ROW])
+    bench.bundle.refresh()
+    assert np.array_equal(backend.encode(ids)[0], expected)
+
+
+def test_a_batch_is_drawn_in_pieces_that_engines_take(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "2x32x32", "1x32x32")
+    backend = bench.backend()
+    assert backend.batch_limit == 2
+    state, noise, texts, steps = inputs(bench.bundle, "euler_a", pictures=3)
+    whole = backend.denoise(state, noise, texts, steps, ignore)
+    assert bench.cudart.calls["cudaGraphLaunch"] == 2
+    expected = stepwise(OrtBackend(bench.bundle, "cpu", 1), state, noise, texts, steps)
+    assert np.allclose(whole, expected, atol=1e-6)
+    assert np.allclose(stepwise(backend, state, noise, texts, steps), expected, atol=1e-6)
+    together = generate(bench.bundle, backend, batch(Request("alice", seed=4), 5))
+    for picture in together:
+        assert np.array_equal(np.asarray(picture.image), bench.expected(picture.request))
+
+
+def test_the_engine_made_for_a_size_is_preferred_to_the_one_for_all(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "1x32x32", dynamic=True)
+    backend = bench.backend()
+    assert backend.batch_limit == 4
+    for width, files in ((32, {"step-b1-32x32.plan"}), (48, {"step-b1-32x32.plan", "step-dynamic.plan"})):
+        request = Request("bob", width=width)
+        assert np.array_equal(pixels(bench.bundle, backend, request), bench.expected(request))
+        loaded = {name for name in vars(backend)["_engines"] if name.startswith("step-")}
+        assert loaded == files
+
+
+def test_what_no_engine_fits_is_an_error_or_a_named_fallback(bench: Bench) -> None:
+    request = Request("alice", width=64, height=48)
+    with pytest.raises(EnvironmentProblem, match="64x48") as caught:
+        generate(bench.bundle, bench.backend(), request)
+    assert "--engine" in caught.value.hint
+    backend = bench.backend(falls_back=True)
+    picture = generate(bench.bundle, backend, request)[0]
+    assert np.array_equal(np.asarray(picture.image), bench.expected(request))
+    generate(bench.bundle, backend, request)
+    assert len(bench.notes) == 1 and "64x48" in bench.notes[0] and "ONNX Runtime" in bench.notes[0]
+    assert picture.record["backend"]["elsewhere"].endswith("step, vae_decoder")
+    assert "elsewhere" not in generate(bench.bundle, backend, Request("alice"))[0].record["backend"]
+
+
+def test_a_whole_run_falls_back_too(bench: Bench) -> None:
+    state, noise, texts, steps = inputs(bench.bundle, "euler_a")
+    wide = np.concatenate([state, state], axis=-1)
+
+    def wide_noise(index: int) -> NDArray[np.float32]:
+        return np.concatenate([noise(index), noise(index)], axis=-1)
+
+    seen: list[tuple[int, int]] = []
+    backend = bench.backend(falls_back=True)
+    whole = backend.denoise(wide, wide_noise, texts, steps, lambda done, total: seen.append((done, total)))
+    expected = stepwise(OrtBackend(bench.bundle, "cpu", 1), wide, wide_noise, texts, steps)
+    assert np.array_equal(whole, expected) and seen == [(k, 5) for k in range(1, 6)]
+
+
+def test_the_record_names_engine_version_and_gpu(bench: Bench) -> None:
+    facts = bench.backend().describe()
+    assert facts == {"engine": "tensorrt", "version": "11.4.0.106", "device": bench.cuda.gpu().name}
+
+
+def test_engines_of_another_gpu_or_version_are_named(bench: Bench) -> None:
+    others: list[dict[str, Any]] = [{"name": "NVIDIA Other"}, {"version": "10.16.1.11"}]
+    for options in others:
+        _, _, library, cuda = make_believe(**options)
+        with pytest.raises(NotFound, match=r"TensorRT 11\.4\.0\.106 on NVIDIA Make-Believe") as caught:
+            bench.backend(library=library, cuda=cuda)
+        assert "celebctl export --trt" in caught.value.hint
+
+
+def test_a_plan_that_was_changed_is_never_loaded(bench: Bench) -> None:
+    (plan_file,) = bench.bundle.path.glob("engines/*/vae_decoder-*.plan")
+    plan_file.write_bytes(plan_file.read_bytes() + b" ")
+    before = bench.trt.loaded
+    with pytest.raises(IntegrityProblem, match=r"vae_decoder-b1-32x32\.plan is not what was built"):
+        bench.backend().decode(np.zeros((1, 4, 8, 8), np.float32))
+    plan_file.unlink()
+    with pytest.raises(IntegrityProblem, match="missing"):
+        bench.backend().decode(np.zeros((1, 4, 8, 8), np.float32))
+    assert bench.trt.loaded == before
+
+
+def test_engines_that_somebody_else_built_are_never_loaded(bench: Bench) -> None:
+    with pytest.raises(IntegrityProblem, match="not written by you"):
+        TensorRtBackend(bench.bundle, bytes(32), library=bench.library, cuda=bench.cuda)
+    (listing,) = bench.bundle.path.glob("engines/*/engines.json")
+    good = listing.read_text()
+    for bad in (good.replace('"seconds": 0', '"seconds": 1'), good[:-10], "[]", "{}", '{"seal": "é"}'):
+        listing.write_text(bad, encoding="utf-8")
+        with pytest.raises(IntegrityProblem, match=r"engines\.json"):
+            bench.backend()
+
+
+def test_a_full_device_is_an_error_with_a_cure(bench: Bench) -> None:
+    bench.cudart.room = bench.cudart.used + 100
+    with pytest.raises(EnvironmentProblem, match="memory") as caught:
+        generate(bench.bundle, bench.backend(), Request("alice"))
+    assert "--size" in caught.value.hint
+    bench.cudart.room = 1 << 30
+    assert np.array_equal(pixels(bench.bundle, bench.backend(), Request("alice")), bench.expected(Request("alice")))
+
+
+def test_tensorrts_own_complaint_is_the_reason(bench: Bench) -> None:
+    bench.library.complaints.append("left over from before")
+    content = b'{"version": "9.0"}'
+    with pytest.raises(EnvironmentProblem, match=r"old\.plan: the plan was made by another version"):
+        bench.library.deserialize(content, "old.plan")
+    bench.library.complaints[:] = ["CUDA error: Out of memory at line 7"]
+    assert "memory" in bench.library.problem("TensorRT failed").problem
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (CudaError.cudaErrorInsufficientDriver, "driver"),
+        (CudaError.cudaErrorSystemDriverMismatch, "driver"),
+        (CudaError.cudaErrorNoDevice, "no GPU"),
+        (CudaError.cudaErrorLaunchFailure, "cudaErrorLaunchFailure"),
+    ],
+)
+def test_every_bad_status_of_cuda_is_a_problem_with_a_cure(status: CudaError, words: str) -> None:
+    cudart = FakeCudart()
+    cudart.status = status
+    with pytest.raises(EnvironmentProblem, match=words) as caught:
+        Cuda(cudart).gpu()
+    assert "nvidia-smi" in caught.value.hint
+
+
+def test_a_capture_that_fails_leaves_the_stream_usable(bench: Bench) -> None:
+    from celebctl_runtime.cuda_memory import DeviceBuffer, Stream
+
+    stream = Stream(bench.cuda)
+    with pytest.raises(EnvironmentProblem):
+        stream.capture(lambda: DeviceBuffer(bench.cuda, 16) and None)
+    assert bench.cudart.captured is None
+    array, buffer = np.arange(4.0), DeviceBuffer(bench.cuda, 32)
+    stream.upload(array, buffer.address)
+    assert np.array_equal(stream.download(buffer.address, (4,), array.dtype), array)
+
+
+def test_device_memory_goes_back_with_the_backend(bench: Bench) -> None:
+    import gc
+
+    gc.collect()
+    before = bench.cudart.used
+    backend = bench.backend()
+    generate(bench.bundle, backend, Request("alice"))
+    assert bench.cudart.used > before
+    del backend
+    gc.collect()
+    assert bench.cudart.used == before
+
+
+def test_sessions_used_long_ago_make_room(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "1x32x32", dynamic=True)
+    backend = bench.backend()
+    for width in (32, 40, 48, 56, 64, 16, 24, 32):
+        backend.decode(np.zeros((1, 4, 8, width // 4), np.float32))
+    assert len(vars(backend)["_sessions"]) <= 6
+
+
+def test_a_bundle_exported_anew_needs_new_engines(bench: Bench, tmp_path: Path) -> None:
+    backend, strict = bench.backend(falls_back=True), bench.backend()
+    other = write_bundle(tmp_path / "other", seed=99)
+    text = other.file("text_encoder.onnx")
+    text.write_bytes(text.read_bytes() + b"\x1a\x01x")  # a model without people, in other words: another domain name
+    Bundle.seal(other.path, other.manifest)
+    bench.bundle.path.rename(tmp_path / "away")
+    other.path.rename(bench.bundle.path)
+    with pytest.raises(NotFound):
+        generate(bench.bundle, strict, Request("an an"))
+    assert np.array_equal(pixels(bench.bundle, backend, Request("an an")), bench.expected(Request("an an")))
+    assert any("has no engines" in note for note in bench.notes)
+
+
+@pytest.fixture
+def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    yield
+
+
+@pytest.mark.usefixtures("no_tensorrt")
+def test_auto_falls_back_in_one_line_and_trt_insists(bench: Bench, tmp_path: Path) -> None:
+    key = tmp_path / "engines.key"
+    assert isinstance(choose_backend(write_bundle(tmp_path / "plain"), "auto", 1, key, bench.notes.append), OrtBackend)
+    assert bench.notes == []
+    assert isinstance(choose_backend(bench.bundle, "auto", 1, key, bench.notes.append), OrtBackend)
+    assert len(bench.notes) == 1 and "no TensorRT engine was built here yet" in bench.notes[0]
+    make_seal_key(key)
+    assert isinstance(choose_backend(bench.bundle, "auto", 1, key, bench.notes.append), OrtBackend)
+    assert "TensorRT is not installed" in bench.notes[1]
+    assert isinstance(choose_backend(bench.bundle, "cpu", 1, key, bench.notes.append), OrtBackend)
+    with pytest.raises(EnvironmentProblem, match="TensorRT is not installed") as caught:
+        choose_backend(bench.bundle, "trt", 1, key, bench.notes.append)
+    assert "celebctl[trt]" in caught.value.hint
+    with pytest.raises(EnvironmentProblem, match="cuda-python"):
+        Cuda.load()
+    assert len(bench.notes) == 2
+
+
+@pytest.mark.parametrize("version", ["10.11.0.33", "12.0.0.1"])
+def test_other_versions_of_tensorrt_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    fake = FakeTrt(FakeCudart(), version)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    with pytest.raises(EnvironmentProblem, match=version):
+        TensorRt.load()
+
+
+def test_the_exported_model_draws_the_same(exported_copy: Path) -> None:
+    """Not a toy's graphs but those that export writes: external weights, one file for both kinds of guidance."""
+    bundle = Bundle.open(exported_copy)
+    _, cudart, library, cuda = make_believe()
+    height, width = bundle.manifest.size.native
+    plans = plan_engines(bundle.manifest, [EngineRequest(1, height, width)], dynamic=False)
+    assert [len(entry.profiles) for entry in plans] == [1, 2, 1]
+    build_engines(bundle, plans, SEAL_KEY, library=library, cuda=cuda)
+    assert Bundle.open(exported_copy, verify="full").names == ("ann",)
+    backend, ort = TensorRtBackend(bundle, SEAL_KEY, library=library, cuda=cuda), OrtBackend(bundle, "cpu", 1)
+    for guidance in (1.0, 2.5):
+        request = Request("a portrait of ann", seed=1, steps=3, sampler="euler_a", guidance=guidance)
+        ours, theirs = (generate(bundle, engine, request)[0] for engine in (backend, ort))
+        assert np.abs(np.asarray(ours.image, np.int16) - np.asarray(theirs.image, np.int16)).max() <= 1
+    assert cudart.copies
+
+
+def test_errors_keep_their_exit_codes() -> None:
+    codes: dict[type[CelebctlError], int] = {NotFound: 4, IntegrityProblem: 5, EnvironmentProblem: 6}
+    assert all(kind.exit_code == code for kind, code in codes.items())
+
+
+def test_a_half_precision_table_is_copied_as_it_is(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "half", dtype="float16")
+    bundle.add(make_identity("alice"))
+    _, _, library, cuda = make_believe()
+    build_engines(bundle, plan_engines(bundle.manifest, dynamic=False), SEAL_KEY, library=library, cuda=cuda)
+    backend = TensorRtBackend(bundle, SEAL_KEY, library=library, cuda=cuda)
+    request = replace(Request("alice"), seed=2)
+    assert np.array_equal(pixels(bundle, backend, request), pixels(bundle, OrtBackend(bundle, "cpu", 1), request))
