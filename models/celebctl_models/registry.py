@@ -263,12 +263,6 @@ _PLACES = {
     "mapper": "mapper_file",
     "scoring": "scoring_dir",
 }
-    "names": "names_file",
-    "faces": "faces_dir",
-    "features": "features_file",
-    "mapper": "mapper_file",
-    "scoring": "scoring_dir",
-}
 
 
 def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
