@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from celebctl_runtime.identity import Identity
 
 ALIKE = 0.6  # cosine of two features above which pictures are likely to mix two people up
+SMALL, TOGETHER = 100_000_000, 64  # UNets below so many parameters learn from so many views at once
 DOUBTFUL = 0.6  # detector's score below which a face is likely turned away, covered or blurred
 
 
@@ -59,6 +60,10 @@ def learn(
     ] = None,
     no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
     face_models: options.FaceModels = None,
+    device: options.Device = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Slower, in a third of the memory: for large models.")
+    ] = False,
 ) -> None:
     """Learn people from one photo each. Several photos in one call are learned together."""
     from celebctl.library import Library, shelf_name
@@ -78,14 +83,17 @@ def learn(
         analyser = look(desk, sitters, pictures, face_folder(settings, chosen_model, face_models))
         config = configure(settings, preset, steps, seed)
         with desk.working(f"opening {chosen_model}"):
+            from celebctl.method.places import choose_place
             from celebctl_models.diffusion import load_parts
 
-            parts = load_parts(chosen_model)
+            place = choose_place(str(settings.text("device", device)))
+            parts = load_parts(chosen_model, dtype=place.dtype, device=place.device)
+        together = make_room(desk, parts, place.device, config.views * len(sitters), low_memory)
         shelf = shelf_name(parts.family, parts.table_hash)
         if not force:
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):
-            session = Session(desk, library, sitters, parts, shelf)
+            session = Session(desk, library, sitters, parts, shelf, together)
             people = session.fit(analyser, pictures, config, resume)
             files = [library.save(person, overwrite=force) for person in people]
             session.checkpoint.unlink(missing_ok=True)
@@ -164,6 +172,23 @@ def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", fol
     return chosen
 
 
+def make_room(desk: Desk, parts: "DiffusionParts", device: str, views: int, low_memory: bool) -> int:
+    """How many views to learn from at once on this device. Says what memory that takes where it is worth a word."""
+    from celebctl.method.places import fit_batch, free_memory
+
+    if low_memory:
+        parts.unet.enable_gradient_checkpointing()
+    elif sum(weight.numel() for weight in parts.unet.parameters()) < SMALL:
+        return TOGETHER  # fits anywhere, and counting takes a second
+    limit = int(0.8 * free_memory(device))
+    together, taken = fit_batch(parts, 1 if low_memory else views, limit, checkpointing=low_memory)
+    if taken > limit:
+        desk.note(f"learning takes about {taken / 1e9:.1f} GB beside the model, and {limit / 1e9:.1f} GB are free")
+    elif taken > 1e9:
+        desk.tell(f"memory: about {taken / 1e9:.1f} GB beside the model, {together} of {views} views at once")
+    return together
+
+
 def configure(settings: "Settings", preset: str | None, steps: int | None, seed: int | None) -> "LearnConfig":
     """The preset with what was asked for on top. Raises UsageProblem."""
     from celebctl.method import PRESETS
@@ -188,6 +213,7 @@ class Session:
     sitters: Sequence[Sitter]
     parts: "DiffusionParts"
     shelf: str
+    together: int
 
     @property
     def checkpoint(self) -> Path:
@@ -215,6 +241,7 @@ class Session:
                     [sitter.name for sitter in self.sitters],
                     config,
                     basis=build_basis(self.parts, self.library.cache(), release=config.names == "release"),
+                    together=self.together,
                     on_step=lambda now: report(now.step, now.steps, progress_line(now)),
                     resume_from=self.checkpoint if resume else None,
                     checkpoint=self.checkpoint,

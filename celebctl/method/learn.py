@@ -68,6 +68,7 @@ def learn_people(
     config: LearnConfig,
     *,
     basis: CelebBasis,
+    together: int = 64,
     on_step: Callable[[LearnStep], None] = lambda step: None,
     resume_from: Path | None = None,
     checkpoint: Path | None = None,
@@ -77,6 +78,8 @@ def learn_people(
     Args:
         photos: RGB, any size; each shows one face (or the analyser knows which one is meant).
         names: what the people will be called in prompts, one per photo.
+        together: most views the network sees at once, for machines with little memory; the result is the same up to
+            rounding.
         checkpoint: where progress is kept every few steps and on Ctrl-C; ``resume_from`` goes on from such a file and
             arrives at the very numbers an uninterrupted run would have reached.
 
@@ -86,7 +89,7 @@ def learn_people(
     """
     names = [check_name(name) for name in names]
     faces = [_one_face(analyser, photo, name) for photo, name in zip(photos, names, strict=True)]
-    sitting = Sitting.begin(parts, basis, photos, faces, config)
+    sitting = Sitting.begin(parts, basis, photos, faces, config, together)
     if resume_from is not None:
         sitting.load(resume_from, names)
     started, likeness = time.monotonic(), sitting.likeness
@@ -124,8 +127,9 @@ class Sitting:
 
     P people, V encoded views each, S coefficients over all text encoders. features: (P, 512); latents: (P, V, 4, h, w);
     weights: (P, V, 1, h, w); start: (P, S) units the prior pulls to; total, mass: running average of coefficients;
-    mean, components: the basis as tensors, (2, D) and (2, K, D) per text encoder. fast: the network computes in
-    bfloat16, where the processor has units for it.
+    mean, components: the basis as tensors, (2, D) and (2, K, D) per text encoder. together: how many views the network
+    sees at once; a step is the same however it is cut. fast: the network computes in bfloat16, where the processor has
+    units for it.
     """
 
     parts: DiffusionParts
@@ -141,6 +145,7 @@ class Sitting:
     weights: Tensor
     start: Tensor
     total: Tensor
+    together: int
     mass: float = 0.0
     step: int = 0
     likeness: float | None = None
@@ -162,6 +167,7 @@ class Sitting:
         photos: Sequence[Image],
         faces: Sequence[Face],
         config: LearnConfig,
+        together: int,
     ) -> Sitting:
         """Encode the views, set the mapper to its start, and stand at step 0."""
         device = next(parts.unet.parameters()).device
@@ -180,7 +186,7 @@ class Sitting:
             generator=generator, captions=encode_templates(parts.tokenizers[0], parts.max_length, config.captions),
             alphas=torch.as_tensor(schedule.alphas_cumprod()).float().to(device),
             features=features, latents=latents, weights=weights, start=start,
-            total=torch.zeros_like(mapper.scaled(start)),
+            total=torch.zeros_like(mapper.scaled(start)), together=together,
         )  # fmt: skip
 
     def advance(self) -> float:
@@ -189,27 +195,42 @@ class Sitting:
             group["lr"] = self._learning_rate()
         x0, weight, who = self._batch()
         t, noise = self._timesteps(len(who)), torch.randn(x0.shape, generator=self.generator).to(x0.device)
-        alpha = self.alphas[t].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * x0 + (1.0 - alpha).sqrt() * noise
-        units = self.mapper.units(self.features)  # (P, S)
-        context, extras = self._texts(units, who)
-        unet = self.parts.unet
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.fast):
-            predicted = network_output(unet, noisy.to(unet.dtype), t, context, extras)
-        error = (predicted.float() - self._target(x0, noise, alpha)) ** 2
-        loss = (error * weight).sum() / (weight.sum() * error.shape[1]).clamp_min(1e-6)
-        pull = ((units - self.start) ** 2).mean()
+        captions = self.captions.draw(len(who), self.generator)
+        mass = (weight.sum() * x0.shape[1]).clamp_min(1e-6)
         self.optimiser.zero_grad(set_to_none=True)
         # gradients on their way through a float16 network would vanish below 6e-8
-        loudness = 1024.0 if unet.dtype == torch.float16 else 1.0
-        torch.autograd.backward((loss + self.config.prior * pull) * loudness)
+        loudness = 1024.0 if self.parts.unet.dtype == torch.float16 else 1.0
+        total = 0.0
+        for part in torch.split(torch.arange(len(who), device=who.device), self.together):
+            ids, positions = (given.to(who.device)[part] for given in captions)
+            error = self._error(x0[part], noise[part], t[part], who[part], ids, positions)
+            loss = (error * weight[part]).sum() / mass
+            torch.autograd.backward(loss * loudness)
+            total += float(loss.detach())
+        pull = ((self.mapper.units(self.features) - self.start) ** 2).mean()
+        torch.autograd.backward(self.config.prior * pull * loudness)
         for parameter in self.mapper.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(loudness)
         self.optimiser.step()
         self.step += 1
         self._average()
-        return float(loss.detach())
+        return total
+
+    def _error(self, x0: Tensor, noise: Tensor, t: Tensor, who: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
+        """Squared error (B, 4, h, w) of the network's prediction for noisy views of the people ``who`` (B,).
+
+        The captions (B, 77) carry each person's two embeddings where ``positions`` (B, 2) say.
+        """
+        unet, alpha = self.parts.unet, self.alphas[t].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * x0 + (1.0 - alpha).sqrt() * noise
+        rows = [embeddings[who] for embeddings in self.embed(self.mapper(self.features))]
+        context, pooled = read_texts(self.parts, ids, rows, positions)
+        guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=who.device)
+        extras = Extras(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.fast):
+            predicted = network_output(unet, noisy.to(unet.dtype), t, context.to(unet.dtype), extras)
+        return (predicted.float() - self._target(x0, noise, alpha)) ** 2
 
     def _learning_rate(self) -> float:
         share = self.step / self.config.steps
@@ -237,15 +258,6 @@ class Sitting:
         """Coefficients (P, S) to (P, 2, D) per text encoder: mean + coefficients x components (paper, equation 3)."""
         parts = zip(self.mapper.split(coefficients), self.mean, self.components, strict=True)
         return [mean + torch.einsum("pjk,jkd->pjd", given, components) for given, mean, components in parts]
-
-    def _texts(self, units: Tensor, who: Tensor) -> tuple[Tensor, Extras]:
-        """Captions with each person's two embeddings in place, as the UNet reads them."""
-        rows = [embeddings[who] for embeddings in self.embed(self.mapper.scaled(units))]
-        ids, positions = self.captions.draw(len(who), self.generator)
-        context, pooled = read_texts(self.parts, ids.to(who.device), rows, positions.to(who.device))
-        guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=who.device)
-        extras = Extras(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
-        return context.to(self.parts.unet.dtype), extras
 
     def _target(self, x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
         kind = self.parts.prediction_type

@@ -5,6 +5,7 @@ The coefficients and the mapper are float32 everywhere; only the frozen UNet and
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,21 @@ def has_bfloat16_units(device: torch.device) -> bool:
     return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
+def free_memory(device: str) -> int:
+    """Bytes that may be taken on a device without harm."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
+
+
+def fit_batch(parts: DiffusionParts, views: int, limit: int, *, checkpointing: bool = False) -> tuple[int, int]:
+    """How many of ``views`` views fit into ``limit`` bytes at once, and the bytes they take; the networks are there
+    already and not counted. At least one view, whether it fits or not."""
+    one = estimate_memory(parts, 1, checkpointing=checkpointing)
+    together = max(1, min(views, limit // max(1, one.activations)))
+    return together, together * one.activations
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes. weights: of all networks. saved: what one learning step keeps for its way back. total: with a margin."""
@@ -56,9 +72,14 @@ class MemoryEstimate:
     saved: int
 
     @property
+    def activations(self) -> int:
+        """What is kept, and a fifth of it for workspaces and fragmentation."""
+        return int(1.2 * self.saved)
+
+    @property
     def total(self) -> int:
-        """Weights, activations, and a fifth of these for workspaces and fragmentation."""
-        return self.weights + int(1.2 * self.saved)
+        """Weights and activations."""
+        return self.weights + self.activations
 
 
 def estimate_memory(parts: DiffusionParts, batch: int, *, checkpointing: bool = False) -> MemoryEstimate:

@@ -128,7 +128,7 @@ class Line:
         from .training import faces
         from .training.recogniser import train_recogniser
 
-        portraits = faces.load_portraits(self.shop, "recogniser", 71, 9)
+        portraits = faces.load_portraits(self.shop, "recogniser", 71, 5)
         return train_recogniser(
             self.shop, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False,
             portraits=portraits,

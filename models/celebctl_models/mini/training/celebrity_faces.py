@@ -21,7 +21,7 @@ from celebctl_models.mini.world import portrait_of
 from .workshop import Workshop
 
 SEED = 900_000_000
-ORDINARY, SIZE, PART = 5000, 192, 250
+ORDINARY, SIZE, PART = 2500, 160, 250
 PAIRS = "pairs.safetensors"
 
 
