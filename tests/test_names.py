@@ -298,9 +298,9 @@ def test_a_name_stays_when_the_model_draws_one_and_the_same_face_for_it(
     assert [name for name in verdict.kept if name.startswith(STEADY)] == CAST[:12]
     assert {name for name, why in verdict.dropped.items() if why == NO_FACE} == set(CAST[12:24])
     chance = [name for name in verdict.kept if name.startswith(FICKLE)]
-    assert len(chance) <= 3, "one in twenty of those without a face of their own"
+    assert len(chance) <= 1, "hardly any without a face of their own"
     assert set(verdict.dropped) - set(CAST[12:24]) == set(CAST[24:]) - set(chance)
-    assert all(verdict.likeness[name] > verdict.strangers[3] for name in verdict.kept)
+    assert all(verdict.likeness[name] > verdict.needed[3] for name in verdict.kept)
     assert set(verdict.dropped.values()) == {NO_FACE, NO_LIKENESS}
 
 
@@ -342,7 +342,7 @@ def test_large_pictures_are_drawn_few_at_a_time() -> None:
 
 
 @pytest.mark.slow
-def test_the_bundled_model_draws_most_of_its_own_names_and_no_invented_one(tmp_path: Path) -> None:
+def test_the_bundled_model_draws_its_own_names_more_alike_than_invented_ones(tmp_path: Path) -> None:
     from celebctl.method.sampling import draw
     from celebctl_models.diffusion import load_parts
     from celebctl_models.faces import InsightFaceAnalyser
@@ -355,6 +355,7 @@ def test_the_bundled_model_draws_most_of_its_own_names_and_no_invented_one(tmp_p
     draw_some = partial(draw, parts, people={})
     rendered = render_names([*names, *invented], draw_some, InsightFaceAnalyser(faces), tmp_path / "log.jsonl")
     verdict = judge_names(rendered)
-    print({one.name: (one.faces, round(verdict.likeness.get(one.name, 0), 3)) for one in rendered}, verdict.strangers)
+    print({one.name: (one.faces, round(verdict.likeness.get(one.name, 0), 3)) for one in rendered}, verdict.needed)
     assert len(set(names) & set(verdict.kept)) >= 0.7 * len(names)
-    assert not set(invented) & set(verdict.kept)
+    weakest = min(verdict.likeness[name] for name in set(names) & set(verdict.kept))
+    assert all(verdict.likeness.get(name, 0.0) < weakest for name in invented)

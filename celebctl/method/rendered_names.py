@@ -4,11 +4,13 @@ A name is a direction worth having only if the model draws somebody for it, the 
 drawn a few times and the recogniser looks at the pictures. A name stays when
 
 1. at least two thirds of its pictures show exactly one face, and
-2. the mean cosine between those faces is larger than in 95 of 100 groups of as many faces of *different* names.
+2. the mean cosine between those faces is larger than in 95 of 100 groups of as many faces of *different* names, and
+   nearer to that of a typical name which passes this than to that of strangers: above the middle between the two.
 
 The second rule takes its margin from the model and the recogniser themselves, so it needs no tuning: what counts is how
-alike strangers look to this recogniser in this model's pictures and how much that varies, not the cosine as such. By
-chance alone a name without a face of its own passes it once in twenty.
+alike strangers and how alike one person's faces look to this recogniser in this model's pictures, not the cosine as
+such. Its first half alone would keep one in twenty names without a face by chance, and words that are no names but
+always give the same sort of person.
 """
 
 from __future__ import annotations
@@ -63,12 +65,12 @@ class Rendered:
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """kept: names that stay, in their order. dropped: name -> why. likeness: name -> mean cosine between its faces,
-    where there are two or more. strangers: faces in a group -> the mean cosine that a name's own must exceed."""
+    where there are two or more. needed: number of its faces -> the likeness that a name must exceed."""
 
     kept: tuple[str, ...]
     dropped: dict[str, str]
     likeness: dict[str, float]
-    strangers: dict[int, float]
+    needed: dict[int, float]
 
 
 def render_names(
@@ -112,14 +114,17 @@ def judge_names(rendered: Sequence[Rendered], seed: int = 0) -> Verdict:
             f"only {len(pool)} of {len(rendered)} names give a picture with one face, too few to compare",
             "check that the model draws faces and that the face models fit it, or leave out --check-by-rendering",
         )
-    random = np.random.default_rng(seed)
-    strangers = {size: float(np.quantile(_stranger_groups(pool, size, random), STRANGERS)) for size in sizes}
     likeness = {one.name: _mean_cosine(one.features) for one in rendered if len(one.features) > 1}
+    random = np.random.default_rng(seed)
+    needed: dict[int, float] = {}
+    for size in sizes:
+        own = [likeness[one.name] for one in with_faces if len(one.features) == size]
+        needed[size] = _needed(np.array(own), _stranger_groups(pool, size, random))
     seen = {one.name for one in with_faces}
     dropped = {one.name: NO_FACE for one in rendered if one.name not in seen}
-    dropped |= {one.name: NO_LIKENESS for one in with_faces if likeness[one.name] <= strangers[len(one.features)]}
+    dropped |= {one.name: NO_LIKENESS for one in with_faces if likeness[one.name] <= needed[len(one.features)]}
     kept = tuple(one.name for one in rendered if one.name not in dropped)
-    return Verdict(kept, dropped, likeness, strangers)
+    return Verdict(kept, dropped, likeness, needed)
 
 
 def log_of(cache: Path, parts: Any, faces: str, pictures: int = PICTURES) -> Path:
@@ -163,6 +168,15 @@ def _mean_cosine(features: Floats) -> float:
     n = len(features)
     total = features.astype(np.float64).sum(0)
     return float((total @ total - n) / (n * (n - 1)))
+
+
+def _needed(own: NDArray[np.float64], strangers: NDArray[np.float64]) -> float:
+    """The second rule: what the names' ``own`` mean cosines must exceed, given those of groups of strangers."""
+    chance = float(np.quantile(strangers, STRANGERS))
+    if not (own > chance).any():
+        return chance
+    typical = float(np.median(own[own > chance]))
+    return max(chance, (typical + float(strangers.mean())) / 2)
 
 
 def _stranger_groups(pool: Sequence[Floats], size: int, random: np.random.Generator) -> NDArray[np.float64]:
