@@ -398,6 +398,7 @@ OUTSIDE = {
     "domain": ("y = com.microsoft.FastGelu(x)", "com.microsoft:FastGelu is not supported"),
     "type": ("d = Cast<to = 11>(x)  y = Sin(d)", "type DOUBLE is not supported"),
     "mixed": ("h = Cast<to = 10>(x)  y = Where(c, x, h)", "mixes FLOAT and FLOAT16"),
+    "far on": ("g = GroupNormalization<num_groups = 3>(x, s, s)  h = Cast<to = 10>(g)  y = Add(g, h)", "mixes FLOAT"),
     "attention": ("y = Attention<q_num_heads = 2, kv_num_heads = 2>(x, x, x)", "four axes"),
     "resize": ('y = Resize<mode = "cubic">(x, , s)', "mode 'cubic'"),
     "norm": ("y, mean = LayerNormalization(x, w)", "only the first output"),

@@ -115,11 +115,7 @@ def judge_names(rendered: Sequence[Rendered], seed: int = 0) -> Verdict:
             "check that the model draws faces and that the face models fit it, or leave out --check-by-rendering",
         )
     likeness = {one.name: _mean_cosine(one.features) for one in rendered if len(one.features) > 1}
-    random = np.random.default_rng(seed)
-    needed: dict[int, float] = {}
-    for size in sizes:
-        own = [likeness[one.name] for one in with_faces if len(one.features) == size]
-        needed[size] = _needed(np.array(own), _stranger_groups(pool, size, random))
+    needed = _needed([(len(one.features), likeness[one.name]) for one in with_faces], pool, seed)
     seen = {one.name for one in with_faces}
     dropped = {one.name: NO_FACE for one in rendered if one.name not in seen}
     dropped |= {one.name: NO_LIKENESS for one in with_faces if likeness[one.name] <= needed[len(one.features)]}
@@ -170,13 +166,16 @@ def _mean_cosine(features: Floats) -> float:
     return float((total @ total - n) / (n * (n - 1)))
 
 
-def _needed(own: NDArray[np.float64], strangers: NDArray[np.float64]) -> float:
-    """The second rule: what the names' ``own`` mean cosines must exceed, given those of groups of strangers."""
-    chance = float(np.quantile(strangers, STRANGERS))
-    if not (own > chance).any():
+def _needed(own: Sequence[tuple[int, float]], pool: Sequence[Floats], seed: int) -> dict[int, float]:
+    """The second rule: number of faces -> the likeness to exceed, from the names' ``own`` (number, likeness)."""
+    random = np.random.default_rng(seed)
+    strangers = {size: _stranger_groups(pool, size, random) for size in sorted({size for size, _ in own})}
+    chance = {size: float(np.quantile(groups, STRANGERS)) for size, groups in strangers.items()}
+    passed = [cosine for size, cosine in own if cosine > chance[size]]
+    if not passed:
         return chance
-    typical = float(np.median(own[own > chance]))
-    return max(chance, (typical + float(strangers.mean())) / 2)
+    typical = float(np.median(passed))
+    return {size: max(least, (typical + float(strangers[size].mean())) / 2) for size, least in chance.items()}
 
 
 def _stranger_groups(pool: Sequence[Floats], size: int, random: np.random.Generator) -> NDArray[np.float64]:

@@ -53,8 +53,8 @@ class Identity:
     """One learned person. E text encoders (1 for SD 1.x, 2 for SDXL), 2 token positions, K components, width D.
 
     ``coefficients``: E arrays (2, K_e) float32. ``embeddings``: E arrays (2, D_e) float32, equal to the basis's
-    ``embed(coefficients)`` unless the person was imported. The hashes name the basis and the token table (model) that they belong to.
-    Arrays are copied and read-only. Raises IntegrityProblem for NaN, infinity, a zero row or a wrong shape, and
+    ``embed(coefficients)`` unless the person was imported. The hashes name the basis and the token table (model) that
+    they belong to. Arrays are copied and read-only. Raises IntegrityProblem for NaN, infinity, a zero row or a wrong shape, and
     UsageProblem for a name that :func:`check_name` would change.
     """
 
