@@ -4,6 +4,7 @@
     <root>/bundles/<model>-<table hash>/                            what `celebctl export` makes (.origin: of what)
     <root>/unfinished/<shelf>/<names>.checkpoint                    what an interrupted `celebctl learn` leaves
     <root>/cache/, <root>/locks/
+    <root>/engines.key                                              seals the TensorRT engines this user builds
 
 A person belongs to the token table they were learned for, so a name is unique on its shelf, not everywhere. Files are
 written whole or not at all; a name that is being learned is locked, and the system drops the lock with its process.
@@ -51,6 +52,11 @@ class Library:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else default_root()
+
+    @property
+    def seal_key(self) -> Path:
+        """Where the key is kept that shows which TensorRT engines this user built."""
+        return self.root / "engines.key"
 
     # People. `shelf` limits a call to one model; without it a name must be unique over all of them.
 

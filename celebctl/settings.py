@@ -42,7 +42,7 @@ KNOWN = {
         Known(
             "model", "mini", "the model: a known name, a diffusers folder, a .safetensors or .ckpt file, or a hub id"
         ),
-        Known("device", "auto", "where pictures are made", ("auto", "cpu", "cuda")),
+        Known("device", "auto", "where pictures are made", ("auto", "cpu", "cuda", "trt")),
         Known("threads", 0, "CPU threads for making pictures; 0 is one per physical core"),
         Known("preset", "clean", "how people are learned", ("clean", "faithful")),
         Known("face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options
+from . import engines, options
 from .console import Desk
 
 if TYPE_CHECKING:
@@ -34,6 +34,13 @@ def export(
     spare_rows: Annotated[
         int | None, typer.Option("--spare-rows", help="Room for people, two rows each.", show_default=str(SPARE_ROWS))
     ] = None,
+    trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines for this machine's GPU as well.")] = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="With --trt, a size to be fast at: pictures x height x width.", metavar="BxHxW"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --trt, only show what would be built.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check a bundle's graphs for TensorRT.")] = False,
 ) -> None:
     """Make a bundle of a model and your people; or, with --add and --remove, change who is in one."""
     from celebctl.library import Library
@@ -49,10 +56,24 @@ def export(
         if names or out:
             raise UsageProblem("--add and --remove change a bundle in place", "leave out the other names and --out")
         change_people(desk, library, chosen, bundle, add or [], remove or [])
+    elif (engine or dry_run) and not trt:
+        raise UsageProblem("--engine and --dry-run are about TensorRT", "add --trt")
+    elif check:
+        engines.check(desk, engines.open_place(library, chosen, bundle))
+    elif dry_run:
+        engines.show_plan(desk, engines.open_place(library, chosen, bundle), engine or [])
+    elif bundle is not None and trt:
+        opened = engines.open_place(library, chosen, bundle)
+        desk.give(
+            [str(bundle)], {**_facts(opened, bundle), "engines": engines.build(desk, library, opened, engine or [])}
+        )
     elif bundle is not None:
-        raise UsageProblem("--bundle goes with --add and --remove", "to write a bundle somewhere else, use --out DIR")
+        raise UsageProblem(
+            "--bundle goes with --add, --remove, --trt and --check", "to write a bundle somewhere else, use --out DIR"
+        )
     else:
-        make_bundle(desk, library, chosen, names=names, out=out, dtype=dtype, spare_rows=spare_rows)
+        sizes = (engine or []) if trt else None
+        make_bundle(desk, library, chosen, names=names, out=out, dtype=dtype, spare_rows=spare_rows, engine_sizes=sizes)
 
 
 def make_bundle(
@@ -65,8 +86,12 @@ def make_bundle(
     dtype: str = "fp32",
     spare_rows: int | None = None,
     answer: bool = True,
+    engine_sizes: list[str] | None = None,
 ) -> Path:
-    """Export a bundle and say so; `answer` is False where it is a step on the way to another result."""
+    """Export a bundle and say so; `answer` is False where it is a step on the way to another result.
+
+    `engine_sizes`: sizes to build TensorRT engines for, native when empty; None for no engines.
+    """
     from celebctl.library import shelf_name
 
     from .extras import needs
@@ -95,8 +120,11 @@ def make_bundle(
     seconds = time.monotonic() - started
     who = [entry.name for entry in people]
     desk.tell(f"exported {parts.name} with {listed(who) or 'nobody'} ({_megabytes(place)} MB, {seconds:.1f} s)")
+    facts = {**_facts(bundle, place), "seconds": round(seconds, 3)}
+    if engine_sizes is not None:
+        facts["engines"] = engines.build(desk, library, bundle, engine_sizes)
     if answer:
-        desk.give([str(place)], {**_facts(bundle, place), "seconds": round(seconds, 3)})
+        desk.give([str(place)], facts)
         desk.next(f'celebctl gen "{prompt_idea(who)}"' + (f" --bundle {out}" if out else ""))
     return place
 

@@ -17,7 +17,7 @@ from .console import Desk
 if TYPE_CHECKING:
     from celebctl.library import Library
     from celebctl.settings import Settings
-    from celebctl_runtime.backends import OrtBackend
+    from celebctl_runtime.backends import Backend
     from celebctl_runtime.bundle import Bundle
     from celebctl_runtime.picture import Picture
     from celebctl_runtime.pipeline import Progress
@@ -66,7 +66,7 @@ def gen(
     requests = batch(wanted, count)
     shop = Outlet.choose(out, prompt, [request.seed for request in requests], force, desk.json)
     opened = open_bundle(desk, library, str(settings.text("model", model)), bundle, [prompt, negative])
-    backend = open_backend(opened, settings, device, threads)
+    backend = open_backend(desk, library, opened, settings, device, threads)
     enlarge = opened.manifest.size.display_scale if scale is None else _given(scale, "--scale")
     made: list[dict[str, Any]] = []
     for picture in draw(desk, opened, backend, requests):
@@ -107,7 +107,7 @@ def regen(
     shop = Outlet.choose(out, f"{picture.stem}-regen", [request.seed], force, desk.json, plain=True)
     opened = find_maker(desk, library, record, bundle)
     bring_recorded(desk, opened, library, record)
-    backend = open_backend(opened, settings, device, threads)
+    backend = open_backend(desk, library, opened, settings, device, threads)
     enlarge = int(record.get("scale", 1))
     (again,) = draw(desk, opened, backend, [request])
     identical = same_pixels(picture.read_bytes(), png_bytes(again, scale=enlarge))
@@ -160,14 +160,17 @@ def open_bundle(desk: Desk, library: "Library", model: str, given: Path | None, 
     return bundle
 
 
-def open_backend(bundle: "Bundle", settings: "Settings", device: str | None, threads: int | None) -> "OrtBackend":
+def open_backend(
+    desk: Desk, library: "Library", bundle: "Bundle", settings: "Settings", device: str | None, threads: int | None
+) -> "Backend":
     """The engine, as flags and settings say."""
-    from celebctl_runtime.backends import OrtBackend
+    from celebctl_runtime.tensorrt_backend import choose_backend
 
-    return OrtBackend(bundle, str(settings.text("device", device)), settings.number("threads", threads) or None)
+    name, count = str(settings.text("device", device)), settings.number("threads", threads) or None
+    return choose_backend(bundle, name, count, library.seal_key, desk.note)
 
 
-def draw(desk: Desk, bundle: "Bundle", backend: "OrtBackend", requests: "Sequence[Request]") -> "Iterator[Picture]":
+def draw(desk: Desk, bundle: "Bundle", backend: "Backend", requests: "Sequence[Request]") -> "Iterator[Picture]":
     """Pictures as they are finished, with live progress. As many are drawn at once as the engine takes."""
     from celebctl_runtime.pipeline import generate
 

@@ -18,7 +18,7 @@ BundleDir = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", "-s", help="Same seed, same result. Drawn when not given.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="How many steps. The model or preset knows a good number.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there already.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.", show_default="auto")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or trt.", show_default="auto")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="one per physical core")]
 FaceModels = Annotated[
     str | None, typer.Option("--face-models", help="buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR")

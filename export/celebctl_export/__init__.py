@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.engines import keep_engines
 from celebctl_runtime.errors import EnvironmentProblem, InputRejected, UsageProblem
 from celebctl_runtime.files import atomic_directory
 from celebctl_runtime.identity import Identity
@@ -59,6 +60,7 @@ def export_bundle(
         on_stage("token rows and manifest")
         bundle = Bundle.seal(folder, describe(parts, graphs, measured, spare_rows=spare_rows, dtype=dtype))
         bake(bundle, identities)
+        keep_engines(out, folder, bundle.manifest)
     return Bundle.open(out)
 
 

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from .request import SAMPLERS, Request, batch, resolve
     from .samplers import Plan, plan
     from .schedule import ScheduleConfig
+    from .tensorrt_backend import TensorRtBackend, choose_backend
     from .tokenizer import Encoded, PromptTokenizer
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "backends": "Backend OrtBackend",
+    "tensorrt_backend": "TensorRtBackend choose_backend",
     "bundle": "Bundle",
     "errors": (
         "Busy CelebctlError EnvironmentProblem InputRejected IntegrityProblem NotFound PartialBatch PolicyRefusal"
@@ -73,9 +75,11 @@ __all__ = [
     "PromptTokenizer",
     "Request",
     "ScheduleConfig",
+    "TensorRtBackend",
     "UsageProblem",
     "batch",
     "check_name",
+    "choose_backend",
     "generate",
     "plan",
     "png_bytes",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,9 @@ from .samplers import Plan
 if TYPE_CHECKING:
     from .bundle import Bundle
 
-__all__ = ["Backend", "OrtBackend", "Texts", "physical_cores"]
+__all__ = ["Backend", "OrtBackend", "RunsWhole", "Texts", "physical_cores"]
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "trt")  # trt is tensorrt_backend.py's
 _GPU_BATCH = 4
 _FATAL = 4  # ONNX Runtime's log level
 _CUDA = "CUDAExecutionProvider"
@@ -79,6 +79,22 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class RunsWhole(Protocol):
+    """An engine that takes all steps of a run at once."""
+
+    def denoise(
+        self,
+        state: NDArray[np.float32],
+        noise: Callable[[int], NDArray[np.float32]],
+        texts: Texts,
+        plan: Plan,
+        report: Callable[[int, int], None],
+    ) -> NDArray[np.float32]:
+        """What N calls of :meth:`Backend.step` give. ``noise(k)``: of step k; ``report(done, steps)``: progress."""
+        ...
+
+
 class OrtBackend:
     """ONNX Runtime on the CPU or a CUDA device. Sessions are made when first needed.
 
@@ -91,7 +107,7 @@ class OrtBackend:
 
         Raises UsageProblem for an unknown device, EnvironmentProblem when ONNX Runtime or the device is missing.
         """
-        if device not in DEVICES:
+        if device not in DEVICES[:3]:
             raise UsageProblem(f"there is no device {device!r}", f"use --device with one of {', '.join(DEVICES)}")
         self._bundle = bundle
         self._ort = _load_onnxruntime()

@@ -54,8 +54,8 @@ class Identity:
 
     ``coefficients``: E arrays (2, K_e) float32. ``embeddings``: E arrays (2, D_e) float32, equal to the basis's
     ``embed(coefficients)`` unless the person was imported. The hashes name the basis and the token table (model) that
-    they belong to. Arrays are copied and read-only. Raises IntegrityProblem for NaN, infinity, a zero row or a wrong shape, and
-    UsageProblem for a name that :func:`check_name` would change.
+    they belong to. Arrays are copied and read-only. Raises IntegrityProblem for NaN, infinity, a zero row or a wrong
+    shape, and UsageProblem for a name that :func:`check_name` would change.
     """
 
     name: str

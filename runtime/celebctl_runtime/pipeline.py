@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .backends import Backend, Texts
+from .backends import Backend, RunsWhole, Texts
 from .bundle import Bundle
 from .errors import Busy, NotFound
 from .noise import initial_noise, step_noise
@@ -132,10 +132,14 @@ def _denoise(
     shape = (size.latent_channels, group[0].height // size.vae_factor, group[0].width // size.vae_factor)
     noise = np.stack([initial_noise(request.seed, shape) for request in group])
     state = np.stack([noise * np.float32(steps.init_sigma), np.zeros_like(noise)])
+
+    def noise_of(index: int) -> NDArray[np.float32]:
+        return np.stack([step_noise(request.seed, index, shape) for request in group]) if steps.uses_noise else noise
+
+    if isinstance(backend, RunsWhole):
+        return backend.denoise(state, noise_of, texts, steps, report)[0]
     for index in range(steps.steps):
-        if steps.uses_noise:
-            noise = np.stack([step_noise(request.seed, index, shape) for request in group])
-        state = backend.step(state, index, noise, texts, steps)
+        state = backend.step(state, index, noise_of(index), texts, steps)
         report(index + 1, steps.steps)
     return state[0]
 

@@ -1,0 +1,56 @@
+"""`export --trt`, `--dry-run`, `--check` and `gen --device trt` where there is no GPU: plans, checks, clear words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bundle_doubles import write_bundle
+
+from celebctl.cli import main
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    monkeypatch.chdir(tmp_path)
+    return str(write_bundle(tmp_path / "toy").path)
+
+
+def test_the_plan_is_shown_without_a_gpu(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--trt", "--dry-run", "--bundle", toy, "--engine", "1x32x48", "--json"]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["machine"] is None and document["strongly_typed"] is True
+    assert "engines/KEY/step-b1-32x48.plan" in {engine["path"] for engine in document["engines"]}
+    assert "TensorRT is not installed" in said.err
+    assert not (Path(toy) / "engines").exists()
+
+
+def test_graphs_are_checked_without_tensorrt(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--check", "--bundle", toy]) == 0
+    assert "step.onnx" in capsys.readouterr().out
+    decoder = Path(toy) / "vae_decoder.onnx"
+    decoder.write_bytes(decoder.read_bytes().replace(b"\x22\x04Tanh", b"\x22\x04Tahn"))
+    assert main(["export", "--check", "--bundle", toy]) == 3
+    assert "Tahn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["export", "--dry-run"], 2, "--trt"),
+        (["export", "--trt", "--dry-run", "--engine", "big"], 2, "1x512x512"),
+        (["export", "--trt", "--engine", "1x33x32"], 2, "multiples of 8"),
+        (["export", "--trt"], 6, "celebctl[trt]"),
+        (["gen", "an", "--device", "trt", "-o", "x.png"], 4, "celebctl export --trt"),
+    ],
+)
+def test_what_cannot_be_is_said_with_its_exit_code(
+    toy: str, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+) -> None:
+    bundle = [] if words == ["export", "--dry-run"] else ["--bundle", toy]
+    assert main([*words, *bundle]) == code
+    assert said in capsys.readouterr().err
