@@ -83,6 +83,7 @@ def learn(
         analyser = look(desk, sitters, pictures, face_folder(settings, chosen_model, face_models))
         config = configure(settings, preset, steps, seed)
         with desk.working(f"opening {chosen_model}"):
+            from celebctl.method.names import ChosenNames, with_names
             from celebctl.method.places import choose_place
             from celebctl_models.diffusion import load_parts
 
@@ -90,6 +91,7 @@ def learn(
             parts = load_parts(chosen_model, dtype=place.dtype, device=place.device)
         together = make_room(desk, parts, place.device, config.views * len(sitters), low_memory)
         shelf = shelf_name(parts.family, parts.table_hash)
+        parts = with_names(parts, ChosenNames(library.root, shelf).file)
         if not force:
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl_runtime.errors import EnvironmentProblem, InputRejected
+from celebctl_runtime.errors import InputRejected
 from celebctl_runtime.files import atomic_write
 
-from .names import TokenPairs, token_pairs
+from .names import TokenPairs, read_names, token_pairs
 from .tensors import read_tensors
 
 Floats = NDArray[np.float32]
@@ -71,7 +71,7 @@ class CelebBasis:
 
     @cached_property
     def radius(self) -> tuple[Floats, ...]:
-        """Median distance of a celebrity from the mean, per position, E arrays (2,), in units of the token table."""
+        """Root mean square distance of a celebrity from the mean, per position, E arrays (2,), token-table units."""
         return tuple(np.sqrt((spread.astype(np.float64) ** 2).sum(1)).astype(np.float32) for spread in self.spread)
 
 
@@ -102,31 +102,20 @@ def basis_from_tables(tables: Sequence[Floats], pairs: TokenPairs, *, release: b
             f"only {len(pairs.names)} of {len(pairs.names) + len(pairs.dropped)} names can be used for the celeb basis",
             "give a list with more two-word names that the tokenizer keeps whole",
         )
-    ids = np.array(pairs.pairs)
-    mean, components, spread = zip(*(_of_one_table(table, ids, release) for table in tables), strict=True)
-    return CelebBasis(mean, components, spread, len(pairs.names), "release" if release else "distinct")
+    mean, components, spread = zip(*(_of_one_table(table, pairs, release) for table in tables), strict=True)
+    count = len(pairs.names) + len(pairs.first_only)
+    return CelebBasis(mean, components, spread, count, "release" if release else "distinct")
 
 
-def _of_one_table(table: Floats, ids: NDArray[np.int64], release: bool) -> tuple[Floats, Floats, Floats]:
+def _of_one_table(table: Floats, pairs: TokenPairs, release: bool) -> tuple[Floats, Floats, Floats]:
     """Mean (2, D), components (2, K, D) and spread (2, K); K is what both positions have."""
     found: list[tuple[Floats, Floats, Floats]] = []
     for position in range(2):
-        column = ids[:, position] if release else np.unique(ids[:, position])
+        column = np.array(pairs.column(position)) if release else np.unique(pairs.column(position))
         found.append(principal_components(table[column], min(COMPONENTS, table.shape[1]), fill=release))
     shared = min(len(components) for _, components, _ in found)
     mean, components, spread = (np.stack([part[i][:shared] if i else part[i] for part in found]) for i in range(3))
     return mean, components, spread
-
-
-def read_names(parts: Any) -> list[str]:
-    """The list of names that comes with the model. Raises EnvironmentProblem when there is none."""
-    path: Path | None = parts.card.names_file
-    if path is None or not path.is_file():
-        raise EnvironmentProblem(
-            f"the model {parts.name} brings no list of celebrity names",
-            'put one "first last" per line into names.txt in its folder and name it in celebctl.json',
-        )
-    return path.read_text(encoding="utf-8").splitlines()
 
 
 def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False) -> CelebBasis:

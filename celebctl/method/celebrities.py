@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 from celebctl_runtime.files import atomic_write
 
-from .basis import CelebBasis, read_names
-from .names import token_pairs
+from .basis import CelebBasis
+from .names import read_names, token_pairs
 from .tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ def pairs_for_fit(
     """Features (n, 512) and coefficients (n, S) of all text encoders in standard deviations, name by name."""
     pairs = dict(zip(*_named_pairs(parts), strict=True))
     chosen = [i for i, name in enumerate(found.names) if name in pairs]
+    if len(chosen) < 3:
+        raise EnvironmentProblem(
+            f"only {len(chosen)} of the basis's names have measured faces",
+            f"python -m celebctl.method.celebrities --model {parts.path} --out features.safetensors",
+        )
     ids = np.array([pairs[found.names[i]] for i in chosen])
     units: list[NDArray[np.float32]] = []
     for encoder, spread in enumerate(basis.spread):

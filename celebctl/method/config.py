@@ -35,7 +35,7 @@ class LearnConfig:
 
     preset: str = "clean"
     seed: int = 0
-    steps: int = 40
+    steps: int = 60
     views: int = 4
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.0

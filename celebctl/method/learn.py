@@ -30,7 +30,7 @@ from .basis import CelebBasis
 from .captions import Captions, encode_templates
 from .config import LearnConfig
 from .mapper import CoefficientMapper
-from .places import has_bfloat16_units
+from .places import has_bfloat16_units, suit_attention
 from .sampling import draw
 from .starts import set_start, start_of
 from .views import make_views
@@ -156,6 +156,7 @@ class Sitting:
     def __post_init__(self) -> None:
         device = self.features.device
         self.fast = self.parts.unet.dtype == torch.float32 and has_bfloat16_units(device)
+        suit_attention(self.parts)
         self.mean = [torch.as_tensor(mean).to(device) for mean in self.basis.mean]
         self.components = [torch.as_tensor(components).to(device) for components in self.basis.components]
 
@@ -225,7 +226,8 @@ class Sitting:
         unet, alpha = self.parts.unet, self.alphas[t].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * x0 + (1.0 - alpha).sqrt() * noise
         rows = [embeddings[who] for embeddings in self.embed(self.mapper(self.features))]
-        context, pooled = read_texts(self.parts, ids, rows, positions)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.fast):
+            context, pooled = read_texts(self.parts, ids, rows, positions)
         guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=who.device)
         extras = Extras(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.fast):
