@@ -17,6 +17,7 @@ from PIL import Image
 
 from celebctl.library import Library, shelf_name
 from celebctl.method import PRESETS, LearnConfig
+from celebctl.method.names import ChosenNames
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.request import Request
@@ -54,6 +55,7 @@ class Stage:
         config: LearnConfig,
         *,
         basis: Any,
+        together: int = 64,
         on_step: Callable[[LearnStep], None] = lambda step: None,
         resume_from: Path | None = None,
         checkpoint: Path | None = None,
@@ -100,7 +102,17 @@ def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False)
 
 def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:
     """A model that is only its name."""
-    return SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH)
+    return SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH, unet=SimpleNamespace(parameters=list))
+
+
+def choose_place(wanted: str = "auto") -> Any:
+    """A machine without a GPU."""
+    return SimpleNamespace(device="cpu", dtype=None)
+
+
+def with_names(parts: Any, chosen: Path | None = None) -> Any:
+    """A model that knows nobody."""
+    return parts
 
 
 def draw_portrait(seed: int, size: int) -> Image.Image:
@@ -123,6 +135,8 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
             "learn_people": stage.learn_people,
             "contact_sheet": contact_sheet,
         },
+        "celebctl.method.places": {"choose_place": choose_place, "fit_batch": None, "free_memory": None},
+        "celebctl.method.names": {"ChosenNames": ChosenNames, "with_names": with_names},
         "celebctl_models.diffusion": {"load_parts": load_parts},
         "celebctl_export": {"export_bundle": stage.export_bundle},
         "celebctl_models.mini.world": {"draw_portrait": draw_portrait},
