@@ -22,6 +22,7 @@ from celebctl_runtime.files import atomic_write
 
 from .basis import CelebBasis
 from .names import read_names, token_pairs
+from .pretrain import units_of
 from .tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -114,11 +115,7 @@ def pairs_for_fit(
             f"python -m celebctl.method.celebrities --model {parts.path} --out features.safetensors",
         )
     ids = np.array([pairs[found.names[i]] for i in chosen])
-    units: list[NDArray[np.float32]] = []
-    for encoder, spread in enumerate(basis.spread):
-        table = parts.token_table(encoder).float().cpu().numpy()
-        units.append((basis.project(table[ids], encoder) / np.maximum(spread, 1e-12)).reshape(len(ids), -1))
-    return found.features[chosen], np.concatenate(units, axis=1)
+    return found.features[chosen], units_of(parts, basis, ids)
 
 
 def _named_pairs(parts: DiffusionParts) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:

@@ -21,8 +21,9 @@ from .samplers import Plan
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .manifest import Manifest
 
-__all__ = ["Backend", "OrtBackend", "RunsWhole", "Texts", "physical_cores"]
+__all__ = ["Backend", "OrtBackend", "RunsWhole", "Texts", "ids_for", "physical_cores"]
 
 DEVICES = ("auto", "cpu", "cuda", "trt")  # trt is tensorrt_backend.py's
 _GPU_BATCH = 4
@@ -136,11 +137,8 @@ class OrtBackend:
                 self._sessions.pop(graph, None)
         if "text_encoder" not in self._sessions:
             self._people = people
-        padding = np.cumsum(ids == manifest.tokenizer.eos, axis=1) - (ids == manifest.tokenizer.eos) > 0
-        pads = (manifest.tokenizer.pad, *manifest.tokenizer.more_pads)
         found = [
-            self._run_all(graph, {"input_ids": np.where(padding, pad, ids)})
-            for graph, pad in zip(graphs, pads, strict=True)
+            self._run_all(graph, {"input_ids": ids_for(manifest, number, ids)}) for number, graph in enumerate(graphs)
         ]
         context = np.concatenate([outputs[0] for outputs in found], axis=-1)
         return context, found[-1][1] if len(found[-1]) > 1 else None
@@ -258,6 +256,13 @@ class OrtBackend:
                     "use a size that the bundle was exported for, or export again",
                 )
         return {name: np.ascontiguousarray(array, declared[name].dtype) for name, array in feeds.items()}
+
+
+def ids_for(manifest: Manifest, encoder: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Token ids (B, 77) as one of the text encoders wants them: what follows the first end is its own padding."""
+    facts = manifest.tokenizer
+    ends = ids == facts.eos
+    return np.where(np.cumsum(ends, axis=1) - ends > 0, (facts.pad, *facts.more_pads)[encoder], ids)
 
 
 def _load_onnxruntime() -> Any:

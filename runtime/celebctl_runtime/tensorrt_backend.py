@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, OrtBackend, Texts
+from .backends import Backend, OrtBackend, Texts, ids_for
 from .cuda_memory import Cuda, DeviceBuffer, Stream
 from .engines import (
     TABLE_INPUT,
@@ -35,7 +35,6 @@ from .tensorrt_runner import DenoisingLoop, Session, TensorRt
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .manifest import Manifest
 
 __all__ = ["TensorRtBackend", "choose_backend"]
 
@@ -349,13 +348,6 @@ def _recent(kept: OrderedDict[Hashable, Kept], key: Hashable, make: Callable[[],
         kept[key] = make()
     kept.move_to_end(key)
     return kept[key]
-
-
-def ids_for(manifest: Manifest, encoder: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Token ids (B, 77) as one of the text encoders wants them: what follows the first end is its own padding."""
-    facts = manifest.tokenizer
-    ends = ids == facts.eos
-    return np.where(np.cumsum(ends, axis=1) - ends > 0, (facts.pad, *facts.more_pads)[encoder], ids)
 
 
 def _step_graph(texts: Texts) -> str:
