@@ -92,3 +92,8 @@ def _check_model(parts: DiffusionParts) -> None:
             f"the UNet of {parts.name} takes {wanted} channels, not {parts.latent_channels}",
             "use a plain text-to-image checkpoint, not one for inpainting or depth",
         )
+    if any(not hasattr(encoder, "text_projection") for encoder in parts.text_encoders[1:]):
+        raise InputRejected(
+            f"the second text encoder of {parts.name} writes no pooled text",
+            "use a Stable Diffusion 1.x, 2.x or XL checkpoint",
+        )
