@@ -115,6 +115,11 @@ def with_names(parts: Any, chosen: Path | None = None) -> Any:
     return parts
 
 
+def with_faces(parts: Any, cache: Path, face_models: Path) -> Any:
+    """A model whose celebrities nobody has looked at."""
+    return parts
+
+
 def draw_portrait(seed: int, size: int) -> Image.Image:
     """Somebody in one colour."""
     return Image.new("RGB", (size, size), (seed % 256, 128, 128))
@@ -136,6 +141,7 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
             "contact_sheet": contact_sheet,
         },
         "celebctl.method.places": {"choose_place": choose_place, "fit_batch": None, "free_memory": None},
+        "celebctl.method.celebrities": {"with_faces": with_faces},
         "celebctl.method.names": {"ChosenNames": ChosenNames, "with_names": with_names},
         "celebctl_models.diffusion": {"load_parts": load_parts},
         "celebctl_export": {"export_bundle": stage.export_bundle},

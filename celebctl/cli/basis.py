@@ -81,30 +81,46 @@ def build(
     check: Annotated[
         bool, typer.Option("--check-by-rendering", help="Draw every name; keep those the model has a face for.")
     ] = False,
+    faces: Annotated[
+        bool,
+        typer.Option("--faces", help="Draw every name; learning starts from what celebrities look like then."),
+    ] = False,
     model: options.Model = None,
     face_models: options.FaceModels = None,
+    device: options.Device = None,
     force: options.Force = False,
 ) -> None:
-    """Choose the names behind a model's celeb basis and build it. People learned from now on use it."""
+    """Choose the names behind a model's celeb basis and build it. People learned from now on use it.
+
+    Drawing every name takes seconds on mini and hours for a large model; it goes on where it was stopped.
+    """
     from celebctl.library import Library
     from celebctl.method.names import read_name_list
     from celebctl.settings import Settings
 
     from .extras import needs
+    from .rendering import measure_faces
 
     desk = ctx.ensure_object(Desk)
     settings, library = Settings.read(), Library()
     if names is not None:
         read_name_list(names)  # what is wrong with it is said before anything slow begins
+    measured: Path | None = None
     with needs("learn", "the celeb basis"):
-        parts = open_model(desk, settings, model)
-        choice = choice_for(library, parts)
+        parts = open_model(desk, settings, model, device if check or faces else "cpu")
+        bench, choice = Bench(settings, library, parts, face_models), choice_for(library, parts)
         with library.reserve([WORK], choice.shelf):
-            settle(desk, Bench(settings, library, parts, face_models), choice, names, check, force)
+            if faces:
+                refuse_needless(parts, choice.file or names, force)
+            if names is not None or check or not faces:
+                settle(desk, bench, choice, names, check, force)
             view = look_at(parts, library, release=False)
+            if faces:
+                measured = measure_faces(desk, bench, choice.file)
     for line in view.told:
         desk.tell(line)
-    desk.give([str(view.facts["file"])], view.facts)
+    facts = {**view.facts, **({"faces": str(measured)} if measured else {})}
+    desk.give([str(view.facts["file"]), *([str(measured)] if measured else [])], facts)
     desk.next(f"celebctl basis show{'' if model is None else f' --model {model}'} -o spectrum.png")
 
 
@@ -130,13 +146,25 @@ class View:
     told: list[str]
 
 
-def open_model(desk: Desk, settings: "Settings", model: str | None) -> "DiffusionParts":
-    """Load the model that was asked for, or the one that is set."""
+def open_model(desk: Desk, settings: "Settings", model: str | None, device: str | None = "cpu") -> "DiffusionParts":
+    """Load the model that was asked for, or the one that is set. `device` None: the one that is set."""
     chosen = str(settings.text("model", model))
     with desk.working(f"opening {chosen}"):
+        from celebctl.method.places import choose_place
         from celebctl_models.diffusion import load_parts
 
-        return load_parts(chosen)
+        place = choose_place(str(settings.text("device", device)))
+        return load_parts(chosen, dtype=place.dtype, device=place.device)
+
+
+def refuse_needless(parts: "DiffusionParts", chosen: Path | None, force: bool) -> None:
+    """Raise UsageProblem when learning would not start from measured faces: the model brings something better."""
+    card = parts.card
+    if not force and ((card.mapper_file is not None and chosen is None) or card.features_file is not None):
+        raise UsageProblem(
+            f"{parts.name} brings along what learning starts from, so measured faces would not be used",
+            "--force measures them all the same",
+        )
 
 
 def choice_for(library: "Library", parts: "DiffusionParts") -> "ChosenNames":
@@ -187,32 +215,13 @@ def try_out(bench: Bench, names: Sequence[str]) -> None:
 
 def drop_unseen(desk: Desk, bench: Bench, names: Sequence[str]) -> "tuple[list[str], list[NameReport]]":
     """The names that the model draws a face of its own for, and the report on both filters for each tokenizer."""
-    from functools import partial
-
     from celebctl.method.names import name_report, shared_pairs
-    from celebctl.method.rendered_names import judge_names, log_of, pictures_at_once, render_names
-    from celebctl.method.sampling import draw
-    from celebctl_models.faces import InsightFaceAnalyser
-    from celebctl_runtime.files import sha256_file
+    from celebctl.method.rendered_names import judge_names
 
-    from .learn import face_folder
+    from .rendering import render
 
-    parts = bench.parts
-    folder = face_folder(bench.settings, str(parts.path), bench.face_models)
-    analyser = InsightFaceAnalyser(folder)
-    pairs = shared_pairs(parts.tokenizers, names)
-    faces = "".join(sha256_file(path) for path in sorted(folder.glob("*.onnx")))
-    log = log_of(bench.library.cache(), parts, faces)
-    try:
-        with desk.progress("drawing the names") as report:
-            rendered = render_names(
-                pairs[0].names, partial(draw, parts, people={}), analyser, log,
-                batch=pictures_at_once(parts.native_size), on_name=report,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        desk.tell("what is drawn is kept: the same command goes on from here")
-        raise
-    verdict = judge_names(rendered)
+    pairs = shared_pairs(bench.parts.tokenizers, names)
+    verdict = judge_names(render(desk, bench, pairs[0].names))
     return list(verdict.kept), [name_report(names, one).without(verdict.dropped) for one in pairs]
 
 

@@ -80,9 +80,11 @@ def learn(
     chosen_model = str(settings.text("model", model))
     with needs("learn", "learning"):
         pictures = open_photos(desk, sitters)
-        analyser = look(desk, sitters, pictures, face_folder(settings, chosen_model, face_models))
+        folder = face_folder(settings, chosen_model, face_models)
+        analyser = look(desk, sitters, pictures, folder)
         config = configure(settings, preset, steps, seed)
         with desk.working(f"opening {chosen_model}"):
+            from celebctl.method.celebrities import with_faces
             from celebctl.method.names import ChosenNames, with_names
             from celebctl.method.places import choose_place
             from celebctl_models.diffusion import load_parts
@@ -92,6 +94,7 @@ def learn(
         together = make_room(desk, parts, place.device, config.views * len(sitters), low_memory)
         shelf = shelf_name(parts.family, parts.table_hash)
         parts = with_names(parts, ChosenNames(library.root, shelf).file)
+        parts = with_faces(parts, library.cache(), folder)
         if not force:
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):
@@ -180,6 +183,7 @@ def make_room(desk: Desk, parts: "DiffusionParts", device: str, views: int, low_
 
     if low_memory:
         parts.unet.enable_gradient_checkpointing()
+        parts.vae.enable_slicing()  # sixteen views of 512 px at once take more than all the rest of learning
     elif sum(weight.numel() for weight in parts.unet.parameters()) < SMALL:
         return TOGETHER  # fits anywhere, and counting takes a second
     limit = int(0.8 * free_memory(device))
