@@ -3,6 +3,7 @@
 They keep the real names and signatures (a test compares them), so that the command line is tested as it runs.
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 from bundle_doubles import FAMILY, TABLE_HASH, make_identity, write_bundle
-from face_doubles import write_face_models
+from face_doubles import photo_of, write_face_models
 from PIL import Image
 
+from celebctl.cli import main
 from celebctl.library import Library, shelf_name
 from celebctl.method import PRESETS, LearnConfig
 from celebctl.method.names import ChosenNames
@@ -167,3 +169,58 @@ def recipe(path: Path) -> Request:
     from celebctl_runtime.picture import read_request
 
     return read_request(path)[0]
+
+
+# The desk itself.
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+class Desk:
+    """A shell in an empty folder, with an empty library and stand-ins behind the desk."""
+
+    def __init__(self, stage: Stage, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.stage, self.folder, self._capsys = stage, folder, capsys
+        self.library = Library()
+
+    def __call__(self, *words: str | Path) -> Said:
+        self._capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = self._capsys.readouterr()
+        return Said(code, out, err)
+
+    def photo(self, name: str = "alice.png", *cells: tuple[int, int]) -> str:
+        photo_of(*(cells or ((1, 1),))).save(self.folder / name)
+        return name
+
+    def know(self, *names: str) -> None:
+        for number, name in enumerate(names, 1):
+            self.library.save(make_identity(name, seed=number))
+
+    def bundle(self) -> Bundle:
+        return Bundle.open(self.library.bundles()[0])
+
+
+def refused(said: Said, code: int, problem: str, hint: str = "") -> None:
+    """An error is one line that says what, and one that says what to type; nothing is a result."""
+    assert said.code == code, said.err
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    hints = [line for line in said.err.splitlines() if line.startswith("hint: ")]
+    assert len(errors) == 1 and problem in errors[0], said.err
+    assert hints and hint in hints[0], said.err
+    assert "Traceback" not in said.err and not said.out

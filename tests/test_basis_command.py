@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from desk_doubles import Said
 from face_doubles import write_face_models
 from numpy.typing import NDArray
 from PIL import Image
-from test_cli import Said
 
 from celebctl.cli import basis
 from celebctl.cli.basis import choice_for

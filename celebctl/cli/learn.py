@@ -64,8 +64,13 @@ def learn(
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Slower, in a third of the memory: for large models.")
     ] = False,
+    consent: Annotated[
+        str | None,
+        typer.Option("--consent", help="Kept with the person: self, synthetic or signed:FILE.", metavar="HOW"),
+    ] = None,
 ) -> None:
     """Learn people from one photo each. Several photos in one call are learned together."""
+    from celebctl.consent import consent_record
     from celebctl.library import Library, shelf_name
     from celebctl.settings import Settings
 
@@ -75,6 +80,7 @@ def learn(
     started = time.monotonic()
     settings, library = Settings.read(), Library()
     sitters = seat(photos, names, faces)
+    agreed = {"consent": consent_record(consent)}
     if sheet is not None:
         check_sheet(sheet, force)
     chosen_model = str(settings.text("model", model))
@@ -99,7 +105,8 @@ def learn(
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):
             session = Session(desk, library, sitters, parts, shelf, together)
-            people = session.fit(analyser, pictures, config, resume)
+            learned = session.fit(analyser, pictures, config, resume)
+            people = [replace(person, provenance={**person.provenance, **agreed}) for person in learned]
             files = [library.save(person, overwrite=force) for person in people]
             session.checkpoint.unlink(missing_ok=True)
         page = None if no_sheet else session.draw_sheet(people, pictures, sheet)
@@ -158,7 +165,8 @@ def open_photos(desk: Desk, sitters: Sequence[Sitter]) -> "list[Image]":
 
 
 def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", folder: Path) -> "ChosenFaces":
-    """Settle on one face in each photo, before anything slow begins."""
+    """Settle on one face in each photo, before anything slow begins. Raises PolicyRefusal for a likely minor."""
+    from celebctl.consent import refuse_minor
     from celebctl_models.faces import ChosenFaces, InsightFaceAnalyser, the_face
 
     analyser = InsightFaceAnalyser(folder)
@@ -166,6 +174,7 @@ def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", fol
     found: list[Any] = []
     for sitter, picture in zip(sitters, pictures, strict=True):
         face = the_face(analyser.analyse(picture), sitter.photo, sitter.face, analyser.settings.min_face)
+        refuse_minor(face, sitter.photo)
         chosen.choose(picture, face)
         found.append(face.feature)
         desk.tell(f"{sitter.name}: face of {face}")
