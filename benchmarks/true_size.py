@@ -1,6 +1,6 @@
 """Does celebctl hold at the true size of Stable Diffusion 1.5, and what does it cost? Random weights, real commands.
 
-    python benchmarks/true_size.py                     # everything: about 20 minutes and 12 GB of disk on two cores
+    python benchmarks/true_size.py                     # everything: about 15 minutes and 7 GB of disk on two cores
     python benchmarks/true_size.py --reduced           # 256 px and one step of learning
     python benchmarks/true_size.py --stages export gen --folder DIR --keep      # some stages, over what DIR holds
 
@@ -14,57 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from processes import cores, machine, run
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("build", "learn", "export", "gen", "predict")
 #: Steps of learning; views of the person per step; views encoded beforehand (celebctl: 48); looks at the person (4).
 LEARN = {"steps": 2, "views": 2, "views_encoded": 4, "looks": 1}
 REDUCED = {"steps": 1, "views": 1, "views_encoded": 1, "looks": 1}
-PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
-
-
-@dataclass(frozen=True)
-class Run:
-    """How one process ended. peak_bytes: most resident memory. said: the last JSON document on its stdout."""
-
-    seconds: float
-    peak_bytes: int
-    said: dict[str, Any]
-
-
-def run(words: list[str], folder: Path) -> Run:
-    """Run one process over `folder` as celebctl's library. Raises RuntimeError with its last words when it fails."""
-    env = {**os.environ, "CELEBCTL_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
-    with (folder / "out").open("w+") as out, (folder / "err").open("w+") as err:
-        started = time.monotonic()
-        process = subprocess.Popen(words, cwd=folder, env=env, stdout=out, stderr=err)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.monotonic() - started
-        texts: list[str] = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read())
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}:\n{texts[1][-4000:]}{texts[0][-2000:]}")
-    print(texts[1], file=sys.stderr)
-    return Run(seconds, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024), document(texts[0]))
-
-
-def document(text: str) -> dict[str, Any]:
-    """The JSON object that a process ended its answer with, {} for one that said nothing."""
-    return json.loads(text[text.index("{") :]) if "{" in text else {}
 
 
 def stage_words(stage: str, folder: Path, dials: dict[str, int], size: int) -> list[str]:
@@ -109,39 +71,40 @@ def facts_of(stage: str, said: dict[str, Any], folder: Path) -> dict[str, Any]:
     if stage == "export":
         bundle = Path(said["path"])
         manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
-        return {"bytes": size_of(bundle), "dtype": manifest["dtype"], "parity": manifest.get("parity")}
+        return {"bytes": size_of(bundle), "dtype": manifest["dtype"], "worst_parity": worst(manifest["parity"])}
     (picture,) = said["pictures"]
-    return {"request": picture["request"], "record": picture["record"]}
+    return {key: picture["request"][key] for key in ("prompt", "steps", "width", "height", "guidance")}
+
+
+def worst(parity: list[dict[str, Any]]) -> dict[str, float]:
+    """For each graph the largest error against torch, in units of the largest value (at least 1)."""
+    errors: dict[str, float] = {}
+    for one in parity:
+        error = one["max_abs_error"] / max(1.0, one["largest_value"])
+        errors[one["graph"]] = max(errors.get(one["graph"], 0.0), error)
+    return errors
 
 
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """Hardware and versions. Nothing that names a person or a place."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    return {
-        "processor": name or platform.processor(), "cores_used": cores(), "memory_bytes": memory,
-        "system": platform.system(), "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
-    }  # fmt: skip
-
-
 def predict() -> dict[str, Any]:
-    sys.path.insert(0, str(HERE))
     from true_size_flops import count_operations, predict_times
 
     counted = count_operations()
     return {"operations_per_sample_512px": counted, "learning_on_gpu": predict_times(counted)}
+
+
+def measure(stage: str, folder: Path, dials: dict[str, int], size: int) -> dict[str, Any]:
+    """Run one stage; what it took and made."""
+    done = run(stage_words(stage, folder, dials, size), folder)
+    print(f"{stage}: {done.seconds:.0f} s, peak {done.peak_bytes / 1e9:.2f} GB", flush=True)
+    return {
+        "seconds": round(done.seconds, 1), "peak_rss_bytes": done.peak_bytes,
+        **({"pixels": size} if stage != "build" else {}), **({"shortened_to": dials} if stage == "learn" else {}),
+        **facts_of(stage, done.said, folder),
+    }  # fmt: skip
 
 
 def main() -> int:
@@ -160,20 +123,10 @@ def main() -> int:
     folder = (args.folder or Path(tempfile.mkdtemp(prefix="true-size-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {}
+    figures |= {"model": "Stable Diffusion 1.5, true size, random weights", "machine": machine()}
     try:
         for stage in args.stages:
-            if stage == "predict":
-                figures[stage] = predict()
-            else:
-                done = run(stage_words(stage, folder, dials, size), folder)
-                figures[stage] = {
-                    "seconds": round(done.seconds, 1), "peak_rss_bytes": done.peak_bytes,
-                    **({"pixels": size} if stage != "build" else {}),
-                    **({"shortened": dials} if stage == "learn" else {}),
-                    **facts_of(stage, done.said, folder), "machine": machine(),
-                }  # fmt: skip
-                print(f"{stage}: {done.seconds:.0f} s, peak {done.peak_bytes / 1e9:.2f} GB", flush=True)
-            figures["model"] = "Stable Diffusion 1.5, true size, random weights"
+            figures[stage] = predict() if stage == "predict" else measure(stage, folder, dials, size)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     finally:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from celebctl.method.spectrum import Spectrum
     from celebctl.settings import Settings
     from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.texts import TextParts
 
 SHOWN = 5  # names told as examples for each reason
 WORK = "celeb-basis"  # what is locked while a basis is being built
@@ -57,7 +58,7 @@ def show(
         check_picture(picture, force)
     release = str(settings.text("preset", preset)) == "faithful"
     with needs("learn", "the celeb basis"):
-        view = look_at(open_model(desk, settings, model), library, release)
+        view = look_at(open_texts(desk, settings, model), library, release)
         if picture is not None:
             save_picture(view, picture)
     if picture is not None:
@@ -107,7 +108,7 @@ def build(
         read_name_list(names)  # what is wrong with it is said before anything slow begins
     measured: Path | None = None
     with needs("learn", "the celeb basis"):
-        parts = open_model(desk, settings, model, device if check or faces else "cpu")
+        parts = open_model(desk, settings, model, device) if check or faces else open_texts(desk, settings, model)
         bench, choice = Bench(settings, library, parts, face_models), choice_for(library, parts)
         with library.reserve([WORK], choice.shelf):
             if faces:
@@ -126,11 +127,11 @@ def build(
 
 @dataclass(frozen=True)
 class Bench:
-    """What building a basis works with."""
+    """What building a basis works with. parts: all of the model where names are drawn."""
 
     settings: "Settings"
     library: "Library"
-    parts: "DiffusionParts"
+    parts: "TextParts"
     face_models: str | None
 
 
@@ -138,7 +139,7 @@ class Bench:
 class View:
     """A basis to show. told: the report on its names as talk."""
 
-    parts: "DiffusionParts"
+    parts: "TextParts"
     basis: "CelebBasis"
     spectra: "tuple[tuple[Spectrum, ...], ...]"
     facts: dict[str, Any]
@@ -146,8 +147,17 @@ class View:
     told: list[str]
 
 
-def open_model(desk: Desk, settings: "Settings", model: str | None, device: str | None = "cpu") -> "DiffusionParts":
-    """Load the model that was asked for, or the one that is set. `device` None: the one that is set."""
+def open_texts(desk: Desk, settings: "Settings", model: str | None) -> "TextParts":
+    """Load what the model that was asked for, or is set, reads with: all that a basis is made of."""
+    chosen = str(settings.text("model", model))
+    with desk.working(f"opening {chosen}"):
+        from celebctl_models.texts import load_texts
+
+        return load_texts(chosen)
+
+
+def open_model(desk: Desk, settings: "Settings", model: str | None, device: str | None) -> "DiffusionParts":
+    """Load all of the model, where it can draw fastest."""
     chosen = str(settings.text("model", model))
     with desk.working(f"opening {chosen}"):
         from celebctl.method.places import choose_place
@@ -157,7 +167,7 @@ def open_model(desk: Desk, settings: "Settings", model: str | None, device: str 
         return load_parts(chosen, dtype=place.dtype, device=place.device)
 
 
-def refuse_needless(parts: "DiffusionParts", chosen: Path | None, force: bool) -> None:
+def refuse_needless(parts: "TextParts", chosen: Path | None, force: bool) -> None:
     """Raise UsageProblem when learning would not start from measured faces: the model brings something better."""
     card = parts.card
     if not force and ((card.mapper_file is not None and chosen is None) or card.features_file is not None):
@@ -167,7 +177,7 @@ def refuse_needless(parts: "DiffusionParts", chosen: Path | None, force: bool) -
         )
 
 
-def choice_for(library: "Library", parts: "DiffusionParts") -> "ChosenNames":
+def choice_for(library: "Library", parts: "TextParts") -> "ChosenNames":
     """The names chosen for a model, or the place for them."""
     from celebctl.library import shelf_name
     from celebctl.method.names import ChosenNames
@@ -225,7 +235,7 @@ def drop_unseen(desk: Desk, bench: Bench, names: Sequence[str]) -> "tuple[list[s
     return list(verdict.kept), [name_report(names, one).without(verdict.dropped) for one in pairs]
 
 
-def look_at(parts: "DiffusionParts", library: "Library", release: bool) -> View:
+def look_at(parts: "TextParts", library: "Library", release: bool) -> View:
     """Build the basis, or take it from the cache, and gather what there is to say about it."""
     from celebctl.method.basis import build_basis
     from celebctl.method.names import name_report, names_file, read_names, shared_pairs, with_names

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .console import Desk
 
 if TYPE_CHECKING:
     from celebctl.method.rendered_names import Rendered
+    from celebctl_models.diffusion import DiffusionParts
 
     from .basis import Bench
 
@@ -27,7 +28,7 @@ def render(desk: Desk, bench: "Bench", names: Sequence[str]) -> "list[Rendered]"
     from celebctl.method.sampling import draw
     from celebctl_models.faces import InsightFaceAnalyser
 
-    parts = bench.parts
+    parts = cast("DiffusionParts", bench.parts)  # who draws has opened all of it
     folder = face_folder_of(bench)
     analyser = InsightFaceAnalyser(folder)
     log = log_of(bench.library.cache(), parts, hash_of_faces(folder))
