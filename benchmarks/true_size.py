@@ -90,10 +90,14 @@ def size_of(folder: Path) -> int:
 
 
 def predict() -> dict[str, Any]:
-    from true_size_flops import count_operations, predict_times
+    from true_size_flops import count_operations, predict_memory, predict_times
 
     counted = count_operations()
-    return {"operations_per_sample_512px": counted, "learning_on_gpu": predict_times(counted)}
+    return {
+        "operations_per_sample_512px": counted,
+        "learning_on_gpu": predict_times(counted),
+        "memory_of_learning": predict_memory(),
+    }
 
 
 def measure(stage: str, folder: Path, dials: dict[str, int], size: int) -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""Operations of learning on the true Stable Diffusion 1.5, counted, and the time they would take a GPU: a prediction.
+"""Operations and memory of learning on the true Stable Diffusion 1.5, counted, and what a GPU would make of them.
 
-Counted on networks that have shapes and no numbers, by torch.utils.flop_counter (a multiply-add is two operations;
-matrix products and convolutions only). What a GPU makes of its peak is an assumption, and said to be one.
+Counted on networks that have shapes and no numbers: operations by torch.utils.flop_counter (a multiply-add is two;
+matrix products and convolutions only), memory by celebctl's own estimate. What a GPU makes of its peak is an
+assumption, and said to be one.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +79,30 @@ def predict_times(counted: dict[str, float]) -> dict[str, Any]:
             for name, peak in PEAKS.items()
         },
     }
+
+
+def predict_memory() -> dict[str, Any]:
+    """Bytes that `celebctl learn` foretells in bfloat16, as the release learns and with --low-memory.
+
+    Networks and what a step keeps for its way back; drawing and encoding pictures on the way are not in it.
+    """
+    from celebctl.method.places import estimate_memory
+    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.registry import derive_card
+
+    with FakeTensorMode():
+        texts = text_encoder()
+        torch.set_default_dtype(torch.bfloat16)  # tensors without numbers cannot be converted
+        try:
+            network, autoencoder = unet(), vae()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    configs = {"unet": dict(network.config), "vae": dict(autoencoder.config)}
+    card = derive_card("sd15", "sd15", **configs, text_encoders=1)
+    parts = DiffusionParts(Path(), (), (texts,), card, network, autoencoder, {})
+    views = {"two_views": (2, False), "four_views": (4, False), "low_memory": (1, True)}
+    found = {name: estimate_memory(parts, count, checkpointing=low) for name, (count, low) in views.items()}
+    return {"predicted": True, "dtype": "bfloat16", **{f"{name}_bytes": one.total for name, one in found.items()}}
 
 
 def _operations(run: Any) -> float:
