@@ -84,7 +84,7 @@ def build(
     ] = False,
     faces: Annotated[
         bool,
-        typer.Option("--faces", help="Draw every name; learning starts from what celebrities look like then."),
+        typer.Option("--faces", help="Draw every name, and let learning start from what they look like."),
     ] = False,
     model: options.Model = None,
     face_models: options.FaceModels = None,
@@ -93,7 +93,7 @@ def build(
 ) -> None:
     """Choose the names behind a model's celeb basis and build it. People learned from now on use it.
 
-    Drawing every name takes seconds on mini and hours for a large model; it goes on where it was stopped.
+    Drawing every name means thousands of pictures: how long it takes is said, and it goes on where it was stopped.
     """
     from celebctl.library import Library
     from celebctl.method.names import read_name_list
