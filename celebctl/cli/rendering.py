@@ -61,7 +61,7 @@ def measure_faces(desk: Desk, bench: "Bench", chosen: Path | None) -> Path:
     found = faces_of(render(desk, bench, names))
     path = faces_file(bench.library.cache(), bench.parts.table_hash, hash_of_faces(face_folder_of(bench)))
     save_faces(found, bench.parts.table_hash, path)
-    desk.tell(f"{len(found.names):,} of {len(names):,} names have a face; learning starts from them now")
+    desk.tell(f"{len(found.names):,} of {len(names):,} names have a face")
     return path
 
 
