@@ -19,7 +19,7 @@ from PIL import Image
 from celebctl.cli import basis
 from celebctl.cli.basis import choice_for
 from celebctl.cli.console import Desk
-from celebctl.cli.problems import report
+from celebctl.cli.problems import report as report_problem
 from celebctl.cli.rendering import Clock, in_words
 from celebctl.library import Library
 from celebctl.method.basis import build_basis, load_basis
@@ -58,7 +58,7 @@ class Shell:
         try:
             code = int(basis.app(rest, prog_name="celebctl basis", standalone_mode=False, obj=desk) or 0)
         except (Exception, KeyboardInterrupt) as error:
-            code = report(error, desk)
+            code = report_problem(error, desk)
         out, err = self._capsys.readouterr()
         return Said(code, out, err)
 
@@ -302,7 +302,11 @@ def test_a_model_that_brings_a_start_is_measured_by_force_only(
     mapper = shell.folder / "mapper.safetensors"
     mapper.touch()
     brings = replace(tiny_parts, card=replace(tiny_parts.card, mapper_file=mapper, names_file=shell.names))
-    monkeypatch.setattr("celebctl_models.diffusion.load_parts", lambda *_given, **_more: brings)
+
+    def load_parts(model: str, **_options: Any) -> DiffusionParts:
+        return brings
+
+    monkeypatch.setattr("celebctl_models.diffusion.load_parts", load_parts)
     refused(shell("build", "--faces"), 2, "measured faces would not be used")
     assert not pictures and shell("build", "--faces", "--force").code == 0
     assert with_names(brings).card.mapper_file == mapper
@@ -312,10 +316,16 @@ def test_a_model_that_brings_a_start_is_measured_by_force_only(
 def test_how_long_drawing_takes_is_told_once_and_then_shown() -> None:
     times = iter([0.0, 10.0, 30.0, 60.0])
     shown: list[tuple[int, int, str]] = []
-    desk = Desk()
     told: list[str] = []
-    desk.tell = lambda text, style="": told.append(text)  # type: ignore[method-assign]
-    clock = Clock(desk, lambda *news: shown.append(news), lambda: next(times))
+
+    class Listener(Desk):
+        def tell(self, text: str, style: str = "") -> None:
+            told.append(text)
+
+    def report(step: int, steps: int, text: str) -> None:
+        shown.append((step, steps, text))
+
+    clock = Clock(Listener(), report, lambda: next(times))
     for done in (100, 110, 130, 160):
         clock.tick(done, 1000, "ann beach")
     assert told == ["this takes about 14 min more"], "870 names at a second each"

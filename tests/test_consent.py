@@ -27,7 +27,8 @@ def ages_in(folder: Path, picture: Image.Image) -> list[int | None]:
 
 
 def test_ages_are_estimated_around_each_face_where_the_models_can(tmp_path: Path) -> None:
-    folder = write_face_models(tmp_path / "ages", ages=True)
+    wide = '{"det_size": [512, 128]}'
+    folder = write_face_models(tmp_path / "ages", ages=True, settings=wide)
     both = Image.new("RGB", (512, 128))
     both.paste(photo_at(20, (1, 1)), (0, 0))
     both.paste(photo_at(90, (2, 1)), (384, 0))
@@ -36,7 +37,7 @@ def test_ages_are_estimated_around_each_face_where_the_models_can(tmp_path: Path
     (large,) = ages_in(folder, photo_at(90, (1, 1)).resize((4096, 4096), Image.Resampling.NEAREST))
     (small,) = ages_in(folder, photo_at(90, (1, 1)))
     assert small is not None and large is not None and abs(small - large) <= 3, "whatever the size of the photo"
-    assert ages_in(write_face_models(tmp_path / "plain"), both) == [None, None]
+    assert ages_in(write_face_models(tmp_path / "plain", settings=wide), both) == [None, None]
 
 
 def test_likely_minors_are_refused_and_nothing_is_learned(desk: Desk, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import a module of benchmarks/ by name."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     return importlib.import_module
 
 

@@ -89,18 +89,10 @@ def learn(
         folder = face_folder(settings, chosen_model, face_models)
         analyser = look(desk, sitters, pictures, folder)
         config = configure(settings, preset, steps, seed)
-        with desk.working(f"opening {chosen_model}"):
-            from celebctl.method.celebrities import with_faces
-            from celebctl.method.names import ChosenNames, with_names
-            from celebctl.method.places import choose_place
-            from celebctl_models.diffusion import load_parts
-
-            place = choose_place(str(settings.text("device", device)))
-            parts = load_parts(chosen_model, dtype=place.dtype, device=place.device)
-        together = make_room(desk, parts, place.device, config.views * len(sitters), low_memory)
+        parts, on = open_model(desk, chosen_model, str(settings.text("device", device)))
+        together = make_room(desk, parts, on, config.views * len(sitters), low_memory)
         shelf = shelf_name(parts.family, parts.table_hash)
-        parts = with_names(parts, ChosenNames(library.root, shelf).file)
-        parts = with_faces(parts, library.cache(), folder)
+        parts = prepared(parts, library, shelf, folder)
         if not force:
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):
@@ -184,6 +176,24 @@ def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", fol
         if (alike := float(a @ b)) > ALIKE:
             desk.note(f"{one.name} and {other.name} look alike ({alike:.2f}); a picture of both may mix them up")
     return chosen
+
+
+def open_model(desk: Desk, model: str, device: str) -> "tuple[DiffusionParts, str]":
+    """The model, and the device it computes on."""
+    with desk.working(f"opening {model}"):
+        from celebctl.method.places import choose_place
+        from celebctl_models.diffusion import load_parts
+
+        place = choose_place(device)
+        return load_parts(model, dtype=place.dtype, device=place.device), place.device
+
+
+def prepared(parts: "DiffusionParts", library: "Library", shelf: str, face_models: Path) -> "DiffusionParts":
+    """The model with what `celebctl basis build` chose and measured for it."""
+    from celebctl.method.celebrities import with_faces
+    from celebctl.method.names import ChosenNames, with_names
+
+    return with_faces(with_names(parts, ChosenNames(library.root, shelf).file), library.cache(), face_models)
 
 
 def make_room(desk: Desk, parts: "DiffusionParts", device: str, views: int, low_memory: bool) -> int:
