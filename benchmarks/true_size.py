@@ -38,7 +38,7 @@ def stage_words(stage: str, folder: Path, dials: dict[str, int], size: int) -> l
         "learn": [sys.executable, str(HERE / "true_size.py"), "--child-learn", json.dumps(dials), "--model", model],
         "export": [*celebctl, "export", "--model", model],
         "gen": [
-            *celebctl, "gen", "alice playing chess", "--steps", "1", "--seed", "1", "--model", model, "-o", "alice.png",
+            *celebctl, "gen", "alice playing chess", "--steps", "1", "--seed", "1", "--model", model, "-o", "drawn.png",
             "--force", "--device", "cpu", "--threads", str(cores()),
         ],
     }[stage]  # fmt: skip
