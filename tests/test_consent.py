@@ -44,7 +44,7 @@ def test_likely_minors_are_refused_and_nothing_is_learned(desk: Desk, tmp_path: 
     models = write_face_models(tmp_path / "ages", ages=True)
     photo_at(10, (1, 1)).save("child.png")
     photo_at(90, (1, 1)).save("adult.png")
-    for command in (("learn", "child.png", "--name", "carol"), ("check", "child.png")):
+    for command in (("learn", "child.png", "--name", "carol"), ("check", "child.png", "--model", "mini")):
         refused(desk(*command, "--face-models", models), 7, "does not learn minors", "another photo")
     assert not desk.stage.calls and not desk.library.names()
     together = desk("learn", "adult.png", "child.png", "--name", "ann", "--name", "carol", "--face-models", models)
