@@ -118,6 +118,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the files go (default: a temporary folder)")
     parser.add_argument("--keep", action="store_true", help="delete nothing")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "true_size.json")
+    parser.add_argument("--note", default="", help="what to know about these figures, kept with them")
     parser.add_argument("--child-learn", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -127,7 +128,7 @@ def main() -> int:
     folder = (args.folder or Path(tempfile.mkdtemp(prefix="true-size-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {}
-    figures |= {"model": "Stable Diffusion 1.5, true size, random weights", "machine": machine()}
+    figures |= {"model": "Stable Diffusion 1.5, true size, random weights", "note": args.note, "machine": machine()}
     try:
         for stage in args.stages:
             figures[stage] = predict() if stage == "predict" else measure(stage, folder, dials, size)
