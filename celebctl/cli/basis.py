@@ -11,6 +11,8 @@ from celebctl_runtime.errors import UsageProblem
 
 from . import options
 from .console import Desk
+from .learn import open_model
+from .rendering import measure_faces, render
 
 if TYPE_CHECKING:
     from celebctl.library import Library
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from celebctl.method.names import ChosenNames, NameReport
     from celebctl.method.spectrum import Spectrum
     from celebctl.settings import Settings
-    from celebctl_models.diffusion import DiffusionParts
     from celebctl_models.texts import TextParts
 
 SHOWN = 5  # names told as examples for each reason
@@ -100,7 +101,6 @@ def build(
     from celebctl.settings import Settings
 
     from .extras import needs
-    from .rendering import measure_faces
 
     desk = ctx.ensure_object(Desk)
     settings, library = Settings.read(), Library()
@@ -108,7 +108,10 @@ def build(
         read_name_list(names)  # what is wrong with it is said before anything slow begins
     measured: Path | None = None
     with needs("learn", "the celeb basis"):
-        parts = open_model(desk, settings, model, device) if check or faces else open_texts(desk, settings, model)
+        if check or faces:
+            parts, _ = open_model(desk, str(settings.text("model", model)), str(settings.text("device", device)))
+        else:
+            parts = open_texts(desk, settings, model)
         bench, choice = Bench(settings, library, parts, face_models), choice_for(library, parts)
         with library.reserve([WORK], choice.shelf):
             if faces:
@@ -154,17 +157,6 @@ def open_texts(desk: Desk, settings: "Settings", model: str | None) -> "TextPart
         from celebctl_models.texts import load_texts
 
         return load_texts(chosen)
-
-
-def open_model(desk: Desk, settings: "Settings", model: str | None, device: str | None) -> "DiffusionParts":
-    """Load all of the model, where it can draw fastest."""
-    chosen = str(settings.text("model", model))
-    with desk.working(f"opening {chosen}"):
-        from celebctl.method.places import choose_place
-        from celebctl_models.diffusion import load_parts
-
-        place = choose_place(str(settings.text("device", device)))
-        return load_parts(chosen, dtype=place.dtype, device=place.device)
 
 
 def refuse_needless(parts: "TextParts", chosen: Path | None, force: bool) -> None:
@@ -227,8 +219,6 @@ def drop_unseen(desk: Desk, bench: Bench, names: Sequence[str]) -> "tuple[list[s
     """The names that the model draws a face of its own for, and the report on both filters for each tokenizer."""
     from celebctl.method.names import name_report, shared_pairs
     from celebctl.method.rendered_names import judge_names
-
-    from .rendering import render
 
     pairs = shared_pairs(bench.parts.tokenizers, names)
     verdict = judge_names(render(desk, bench, pairs[0].names))

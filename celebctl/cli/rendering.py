@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .console import Desk
+from .learn import face_folder
 
 if TYPE_CHECKING:
     from celebctl.method.rendered_names import Rendered
@@ -67,8 +68,6 @@ def measure_faces(desk: Desk, bench: "Bench", chosen: Path | None) -> Path:
 
 def face_folder_of(bench: "Bench") -> Path:
     """The face models that go with the model."""
-    from .learn import face_folder
-
     return face_folder(bench.settings, str(bench.parts.path), bench.face_models)
 
 
