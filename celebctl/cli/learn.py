@@ -202,9 +202,9 @@ def make_room(desk: Desk, parts: "DiffusionParts", device: str, views: int, low_
 
     if low_memory:
         parts.unet.enable_gradient_checkpointing()
-        parts.vae.enable_slicing()  # sixteen views of 512 px at once take more than all the rest of learning
     elif sum(weight.numel() for weight in parts.unet.parameters()) < SMALL:
         return TOGETHER  # fits anywhere, and counting takes a second
+    parts.vae.enable_slicing()  # one picture keeps a processor busy; sixteen take more memory than all of learning
     limit = int(0.8 * free_memory(device))
     together, taken = fit_batch(parts, 1 if low_memory else views, limit, checkpointing=low_memory)
     if taken > limit:
