@@ -1,4 +1,4 @@
-"""What a person really looks like: true pictures of a drawn world under the same prompt, or the photo they came with."""
+"""What a person really looks like: true pictures of a drawn world under the same prompt, or the photo of them."""
 
 from __future__ import annotations
 
