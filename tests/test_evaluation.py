@@ -29,7 +29,7 @@ from celebctl.evaluation.panel import Seen
 from celebctl.evaluation.prompts import CATEGORIES, PHOTOGRAPHS, WORLD, Prompt, read_prompts
 from celebctl.evaluation.record import Record, Shot
 from celebctl.evaluation.report import markdown, rows_of
-from celebctl.evaluation.session import Bench, Cast, Plan, Sitter, neighbours
+from celebctl.evaluation.session import Bench, Cast, Easel, Plan, Sitter, neighbours
 from celebctl.evaluation.truth import PhotoTruth
 from celebctl.method import PRESETS
 from celebctl_runtime.errors import NotFound, UsageProblem
@@ -218,7 +218,7 @@ class FakeArtist:
 
 
 def small_cast() -> Cast:
-    sitters = [Sitter(f"p{i}", f"<p{i}>", "somebody", b"photo", 1.0, 10) for i in range(3)]
+    sitters = [Sitter(f"p{i}", f"<p{i}>", "somebody", b"photo") for i in range(3)]
     return Cast("people", sitters, neighbours(3), PhotoTruth([unit(i) for i in range(3)], neighbours(3)))
 
 
@@ -227,13 +227,15 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path, {"seeds": 2})
     bench.open()
     seen: list[str] = []
-    records = bench.run(plan, cast, lambda person: {1: artist, 2: artist}, lambda done, total, name: seen.append(name))
+    records = bench.run(
+        plan, cast, lambda person: Easel(artist, artist, 1.0, 10), lambda done, total, name: seen.append(name)
+    )
     assert seen == ["p0", "p1", "p2", ""]
     assert len(artist.asked) == 3 * (2 + 2) and len(set(artist.asked)) == len(artist.asked)
     (tmp_path / "people" / "p1.record").unlink()
     before = len(artist.asked)
     Bench(tmp_path, {"seeds": 2}).open()
-    again = bench.run(plan, cast, lambda person: {1: artist, 2: artist})
+    again = bench.run(plan, cast, lambda person: Easel(artist, artist, 1.0, 10))
     assert [text for text, _ in artist.asked[before:]] == ["a photo of <p1>"] * 2 + ["<p1> and <p2> playing chess"] * 2
     assert figures("a", again, plan.prompts).to_json() == figures("a", records, plan.prompts).to_json()
     with pytest.raises(UsageProblem, match="other settings"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from celebctl.evaluation.page import Group
     from celebctl.evaluation.panel import Panel
     from celebctl.evaluation.prompts import Prompt
-    from celebctl.evaluation.session import Artist, Bench, Cast, Plan
+    from celebctl.evaluation.session import Bench, Cast, Easel, Plan
     from celebctl.library import Library
     from celebctl.method import LearnConfig
     from celebctl.settings import Settings
@@ -202,7 +202,7 @@ class Room:
         shown = {name: str(value) for name, value in told.items() if value is not None}
         return {
             **shown,
-            "prompts": f"{len(plan.prompts)}: " + ", ".join(dict.fromkeys(p.category for p in plan.prompts)),
+            "prompts": f"{len(plan.prompts)} prompts: " + ", ".join(dict.fromkeys(p.category for p in plan.prompts)),
         }
 
 
@@ -252,20 +252,18 @@ class WorldSession:
     def run(self) -> "list[Group]":
         """Learn, draw, judge."""
         from celebctl.evaluation.casts import artist_of, celebrity_cast, stranger_cast
-        from celebctl.evaluation.session import neighbours
+        from celebctl.evaluation.session import Easel, neighbours
 
         learned = self._learn()
-        costs = [(one.seconds, one.bytes) for one in learned]
-        seeds = self._seeds()
         title = f"unseen people, {self.config.preset}"
-        strangers = stranger_cast(self.room.panel, seeds, costs, neighbours(self.people), title)
+        strangers = stranger_cast(self.room.panel, self._seeds(), neighbours(self.people), title)
         artist = artist_of(self.room.parts, [one.identity for one in learned])
-        groups = [measured(self.room.desk, self.bench, self.plan, strangers, artist, "strangers")]
+        easels = [Easel(artist, artist, one.seconds, one.bytes) for one in learned]
+        groups = [measured(self.room.desk, self.bench, self.plan, strangers, easels, "strangers")]
         if self.celebrities:
-            famous = celebrity_cast(self.room.panel, self.people)
-            groups.append(
-                measured(self.room.desk, self.bench, self.plan, famous, artist_of(self.room.parts, []), "celebrities")
-            )
+            artist = artist_of(self.room.parts, [])
+            famous, easels = celebrity_cast(self.room.panel, self.people), [Easel(artist, artist)] * self.people
+            groups.append(measured(self.room.desk, self.bench, self.plan, famous, easels, "celebrities"))
         return groups
 
     def _seeds(self) -> list[int]:
@@ -297,7 +295,7 @@ class LibrarySession:
     def open(self, out: Path, told: dict[str, Any], force: bool) -> None:
         """Find everybody and their photos, and make or find the folder. Raises NotFound for whoever is missing."""
         from celebctl.evaluation.casts import artist_of, library_cast
-        from celebctl.evaluation.session import Bench
+        from celebctl.evaluation.session import Bench, Easel
         from celebctl.library import shelf_name
         from celebctl.method.names import read_names
         from celebctl_models.photos import open_photo
@@ -308,16 +306,16 @@ class LibrarySession:
         people = [entry.load() for entry in entries]
         files = [photo_of(self.photos, entry.name) for entry in entries]
         pictures = [open_photo(file, self.room.desk.note) for file in files]
-        sizes = [entry.path.stat().st_size for entry in entries]
-        self.cast: Cast = library_cast(self.room.panel, people, pictures, sizes, read_names(parts))
-        self.artist: Artist = artist_of(parts, people)
+        self.cast: Cast = library_cast(self.room.panel, people, pictures, read_names(parts))
+        artist = artist_of(parts, people)
+        self.easels = [Easel(artist, artist, None, entry.path.stat().st_size) for entry in entries]
         told |= {"people": ", ".join(f"{p.name} {p.digest[:12]}" for p in people)}
         self.bench: Bench = Bench(out, told)
         self.bench.open(force)
 
     def run(self) -> "list[Group]":
         """Draw and judge."""
-        return [measured(self.room.desk, self.bench, self.plan, self.cast, self.artist, "library")]
+        return [measured(self.room.desk, self.bench, self.plan, self.cast, self.easels, "library")]
 
 
 def photo_of(folder: Path, name: str) -> Path:
@@ -330,13 +328,13 @@ def photo_of(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def measured(desk: Desk, bench: "Bench", plan: "Plan", cast: "Cast", artist: "Artist", folder: str) -> "Group":
+def measured(desk: Desk, bench: "Bench", plan: "Plan", cast: "Cast", easels: "Sequence[Easel]", folder: str) -> "Group":
     """A cast drawn, judged and counted, with live progress."""
     from celebctl.evaluation.metrics import figures
     from celebctl.evaluation.page import Group
 
     with desk.progress(f"drawing {cast.title}") as report:
-        records = bench.run(plan, cast, lambda person: {1: artist, 2: artist}, report, folder)
+        records = bench.run(plan, cast, lambda person: easels[person], report, folder)
     return Group(figures(cast.title, records, plan.prompts), records)
 
 

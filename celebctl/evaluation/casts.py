@@ -62,19 +62,14 @@ def celebrity_cast(panel: Panel, count: int) -> Cast:
     return Cast("the model's own celebrities", sitters, partners, WorldTruth(panel, z[chosen], partners, z[others]))
 
 
-def stranger_cast(
-    panel: Panel, seeds: Sequence[int], costs: Sequence[tuple[float, int]], partners: Sequence[int], title: str
-) -> Cast:
-    """Strangers of the world, spoken of as ``<p1000>``; costs: seconds and bytes of each."""
+def stranger_cast(panel: Panel, seeds: Sequence[int], partners: Sequence[int], title: str) -> Cast:
+    """Strangers of the world, spoken of as ``<p1000>``."""
     book = name_book()
     order = np.random.Generator(np.random.PCG64(_BESIDE_SEED)).permutation(len(book.names))[: len(seeds)]
     sitters = [
-        Sitter(
-            stranger_name(seed), f"<{stranger_name(seed)}>", book.names[other],
-            thumbnail(draw_portrait(seed), _PORTRAIT), seconds, size,
-        )
-        for seed, other, (seconds, size) in zip(seeds, order, costs, strict=True)
-    ]  # fmt: skip
+        Sitter(stranger_name(seed), f"<{stranger_name(seed)}>", book.names[other], thumbnail(draw_portrait(seed)))
+        for seed, other in zip(seeds, order, strict=True)
+    ]
     z = np.stack([person(seed) for seed in seeds])
     return Cast(title, sitters, partners, WorldTruth(panel, z, partners, book.celebrities()[order]))
 
@@ -143,10 +138,8 @@ def artist_of(parts: DiffusionParts, people: Sequence[Identity]) -> ModelArtist:
     return ModelArtist(parts, {one.name: rows_of(one) for one in people})
 
 
-def library_cast(
-    panel: Panel, people: Sequence[Identity], photos: Sequence[Image], sizes: Sequence[int], names: Sequence[str]
-) -> Cast:
-    """People of a library with their photos. sizes: bytes of their files; names: celebrities the model knows.
+def library_cast(panel: Panel, people: Sequence[Identity], photos: Sequence[Image], names: Sequence[str]) -> Cast:
+    """People of a library with their photos. names: celebrities the model knows.
 
     Raises InputRejected for a photo in which the judge finds no face.
     """
@@ -159,8 +152,8 @@ def library_cast(
             )
         looks.append(look)
     sitters = [
-        Sitter(one.name, f"<{one.name}>", names[(37 * i + 11) % len(names)], thumbnail(photo, _PORTRAIT), None, size)
-        for i, (one, photo, size) in enumerate(zip(people, photos, sizes, strict=True))
+        Sitter(one.name, f"<{one.name}>", names[(37 * i + 11) % len(names)], thumbnail(photo))
+        for i, (one, photo) in enumerate(zip(people, photos, strict=True))
     ]
     partners = neighbours(len(people))
     return Cast("people of the library", sitters, partners, PhotoTruth(looks, partners))

@@ -44,9 +44,11 @@ h3 { font-size: 15px; margin: 0 0 8px; } .sub, figcaption, .note { color: var(--
 .tile, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px; }
 .tile b { display: block; font-size: 27px; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--faint); font-size: 13px; display: block; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 7px 10px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { font-weight: 600; font-size: 13px; color: var(--faint); }
+.wide { overflow-x: auto; padding: 8px 6px; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 7px 6px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; font-size: 12px; color: var(--faint); }
+tr:last-child td { border: 0; }
 td small { color: var(--faint); }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 14px; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
@@ -57,8 +59,8 @@ svg .whisker { stroke: var(--ink); stroke-width: 1.4; opacity: .75; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px; }
 .person { display: grid; grid-template-columns: 112px 1fr; gap: 16px; margin-bottom: 12px; align-items: start; }
 .person > div:first-child { font-size: 13px; } .person b { display: block; margin-top: 4px; overflow-wrap: anywhere; }
-.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px 8px; }
-figure { margin: 0; } figure img, .person > div > img { width: 100%; border-radius: 6px; display: block; }
+.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(98px, 1fr)); gap: 10px 8px; }
+figure { margin: 0; } figure img, .person > div > img, .worst img { width: 100%; border-radius: 6px; display: block; }
 figcaption { font-size: 11.5px; line-height: 1.3; margin-top: 3px; } figcaption b { color: var(--ink); }
 details { margin-top: 10px; } summary { cursor: pointer; color: var(--faint); font-size: 13px; }
 details .strip { margin-top: 10px; }

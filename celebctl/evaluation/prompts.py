@@ -25,7 +25,7 @@ class Prompt:
 
     category: str
     text: str
-    states: Mapping[str, str] = field(default_factory=dict[str, str])
+    states: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
     @property
     def people(self) -> int:

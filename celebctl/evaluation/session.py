@@ -69,8 +69,6 @@ class Sitter:
     spoken: str
     beside: str = ""
     photo: bytes = b""
-    seconds: float | None = None
-    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,19 @@ class Cast:
     sitters: Sequence[Sitter]
     partners: Sequence[int]
     truth: Truth
+
+
+@dataclass(frozen=True)
+class Easel:
+    """Somebody ready to be drawn. alone, pair: who draws prompts without and with their partner of the cast.
+
+    seconds: of learning; bytes: what is kept of the person; None where nobody measured it.
+    """
+
+    alone: Artist
+    pair: Artist
+    seconds: float | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,18 +119,19 @@ def noise_seed(people: int, number: int, draw: int, person: int) -> int:
     return 900 + 89 * draw + 17 * number + 1013 * person
 
 
-def evaluate(plan: Plan, cast: Cast, person: int, artists: dict[int, Artist]) -> Record:
-    """Draw and judge one person. ``artists``: who draws prompts for one person and for two."""
+def evaluate(plan: Plan, cast: Cast, person: int, easel: Easel) -> Record:
+    """Draw and judge one person."""
     sitter = cast.sitters[person]
     made: dict[tuple[int, int], Shot] = {}
-    for people in (1, 2):
-        numbers = [i for i, prompt in enumerate(plan.prompts) if prompt.people == people]
-        jobs = [(k, i, s) for s in range(plan.seeds) for k, i in enumerate(numbers)]
+    for people, pair in ((1, False), (2, False), (2, True)):
+        same = [i for i, prompt in enumerate(plan.prompts) if prompt.people == people]
+        numbers = [(k, i) for k, i in enumerate(same) if (plan.prompts[i].category == "pair") == pair]
+        jobs = [(k, i, s) for s in range(plan.seeds) for k, i in numbers]
         if not jobs:
             continue
         texts = [_say(plan.prompts[i], cast, person) for _, i, _ in jobs]
         seeds = [noise_seed(people, k, s, person) for k, _, s in jobs]
-        pictures = artists[people].draw(texts, seeds)
+        pictures = (easel.pair if pair else easel.alone).draw(texts, seeds)
         plain = [_plainly(plan.prompts[i], cast, person, plan.noun) for _, i, _ in jobs]
         for (_, i, s), picture, seen in zip(jobs, pictures, plan.panel.see(pictures, plain, people), strict=True):
             made[i, s] = Shot(i, s, seen, thumbnail(picture))
@@ -127,7 +139,7 @@ def evaluate(plan: Plan, cast: Cast, person: int, artists: dict[int, Artist]) ->
         Shot(i, r, seen) for i, row in enumerate(cast.truth.see(person, plan.prompts)) for r, seen in enumerate(row)
     ]
     ordered = tuple(made[key] for key in sorted(made))
-    return Record(sitter.name, ordered, tuple(truth), sitter.photo, sitter.seconds, sitter.bytes)
+    return Record(sitter.name, ordered, tuple(truth), sitter.photo, easel.seconds, easel.bytes)
 
 
 def _say(prompt: Prompt, cast: Cast, person: int) -> str:
@@ -174,18 +186,18 @@ class Bench:
         self,
         plan: Plan,
         cast: Cast,
-        artists: Callable[[int], dict[int, Artist]],
+        ready: Callable[[int], Easel],
         on_person: Callable[[int, int, str], object] = lambda done, all_, name: None,
         group: str = "",
     ) -> list[Record]:
-        """Everybody's record, from the folder where it is there; ``artists`` is asked only for those who are not."""
+        """Everybody's record, from the folder where it is there; ``ready`` is asked only for those who are not."""
         records: list[Record] = []
         for person, sitter in enumerate(cast.sitters):
             on_person(person, len(cast.sitters), sitter.name)
             path = self.folder / (group or cast.title) / f"{slug(sitter.name)}.record"
             record = Record.load(path)
             if record is None:
-                record = evaluate(plan, cast, person, artists(person))
+                record = evaluate(plan, cast, person, ready(person))
                 record.save(path)
             records.append(record)
         on_person(len(cast.sitters), len(cast.sitters), "")
@@ -198,4 +210,16 @@ def slug(name: str) -> str:
     return plain if plain == name else f"{plain[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-__all__ = ["Artist", "Bench", "Cast", "ModelArtist", "Plan", "Seen", "Sitter", "evaluate", "neighbours", "thumbnail"]
+__all__ = [
+    "Artist",
+    "Bench",
+    "Cast",
+    "Easel",
+    "ModelArtist",
+    "Plan",
+    "Seen",
+    "Sitter",
+    "evaluate",
+    "neighbours",
+    "thumbnail",
+]
