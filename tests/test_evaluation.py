@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -337,20 +337,25 @@ def test_the_photo_of_somebody_is_found_by_name(tmp_path: Path) -> None:
 
 def test_clip_judges_by_weights_on_this_machine(tmp_path: Path) -> None:
     from conftest import WORDS, build_tokenizer
-    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
     from celebctl.evaluation.clip import ClipJudge
 
     tokenizer = build_tokenizer(WORDS)
     tokenizer.save_pretrained(str(tmp_path))
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text = CLIPTextConfig(vocab_size=len(tokenizer), **small, **ids)
-    config = CLIPConfig(
-        text.to_dict(), CLIPVisionConfig(image_size=32, patch_size=8, **small).to_dict(), projection_dim=8
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text, vision = (
+        CLIPTextConfig(vocab_size=len(tokenizer), **small, **ids),
+        {"image_size": 32, "patch_size": 8, **small},
     )
-    model: Any = CLIPModel(config)
-    model.save_pretrained(str(tmp_path))
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=8)
+    cast(Any, CLIPModel(config)).save_pretrained(str(tmp_path))
     judge = ClipJudge(tmp_path)
     pictures = [np.full((40, 64, 3), shade, np.uint8) for shade, _ in itertools.product((20, 200), range(2))]
     found = judge.agree(pictures, ["a portrait", "chess", "a portrait", "chess"])

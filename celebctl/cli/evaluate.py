@@ -199,11 +199,15 @@ class Room:
 
     def about(self, plan: "Plan", told: dict[str, Any]) -> dict[str, str]:
         """The settings as the page shows them."""
-        shown = {name: str(value) for name, value in told.items() if value is not None}
+        shown = {name: _in_words(value) for name, value in told.items() if value is not None}
         return {
             **shown,
             "prompts": f"{len(plan.prompts)} prompts: " + ", ".join(dict.fromkeys(p.category for p in plan.prompts)),
         }
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _panel(
@@ -212,7 +216,9 @@ def _panel(
     from celebctl.evaluation.panel import PhotoPanel, WorldPanel
     from celebctl_models.faces import InsightFaceAnalyser
 
-    if judge is None and clip is None and parts.card.scoring_dir is not None:
+    if judge is None and parts.card.scoring_dir is not None:
+        if clip is not None:
+            desk.note(f"{parts.name} brings its own reader of pictures, which judges prompts; --clip is not used")
         return WorldPanel(parts.card.scoring_dir, finder)
     reader = None
     if clip is not None:

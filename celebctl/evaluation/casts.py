@@ -50,12 +50,12 @@ class Learned:
 def celebrity_cast(panel: Panel, count: int) -> Cast:
     """Celebrities of the world by name, the same for the same count: what the model can do at all."""
     book = name_book()
-    order = np.random.Generator(np.random.PCG64(_CAST_SEED)).permutation(len(book.names))
-    chosen, others = order[:count], order[count : 2 * count]
+    order: list[int] = np.random.Generator(np.random.PCG64(_CAST_SEED)).permutation(len(book.names)).tolist()
+    chosen, others = order[:count], (order * 2)[count : 2 * count]
     z = book.celebrities()
     beside = [book.names[i] for i in others]
     sitters = [
-        Sitter(book.names[i], book.names[i], other, thumbnail(portrait_of(z[i], int(i), _PORTRAIT)))
+        Sitter(book.names[i], book.names[i], other, thumbnail(portrait_of(z[i], i, _PORTRAIT)))
         for i, other in zip(chosen, beside, strict=True)
     ]
     partners = neighbours(count)
@@ -65,7 +65,8 @@ def celebrity_cast(panel: Panel, count: int) -> Cast:
 def stranger_cast(panel: Panel, seeds: Sequence[int], partners: Sequence[int], title: str) -> Cast:
     """Strangers of the world, spoken of as ``<p1000>``."""
     book = name_book()
-    order = np.random.Generator(np.random.PCG64(_BESIDE_SEED)).permutation(len(book.names))[: len(seeds)]
+    shuffled: list[int] = np.random.Generator(np.random.PCG64(_BESIDE_SEED)).permutation(len(book.names)).tolist()
+    order = shuffled[: len(seeds)]
     sitters = [
         Sitter(stranger_name(seed), f"<{stranger_name(seed)}>", book.names[other], thumbnail(draw_portrait(seed)))
         for seed, other in zip(seeds, order, strict=True)
@@ -81,7 +82,7 @@ def stranger_name(seed: int) -> str:
 
 def learn_strangers(
     parts: DiffusionParts, analyser: FaceAnalyser, config: LearnConfig, basis: CelebBasis, seeds: Sequence[int],
-    together: int, folder: Path, on_step: Callable[[int, int, LearnStep], object],
+    together: int, folder: Path, on_step: Callable[[int, int, LearnStep], None],
 ) -> list[Learned]:  # fmt: skip
     """Learn strangers from one portrait each, ``together`` in a call; whole calls that are in ``folder`` are not done
     again. ``on_step`` hears the number of the call, of all calls, and how it goes."""
@@ -99,7 +100,7 @@ def learn_strangers(
 
 def _learn(
     parts: DiffusionParts, analyser: FaceAnalyser, config: LearnConfig, basis: CelebBasis, seeds: Sequence[int],
-    folder: Path, on_step: Callable[[LearnStep], object],
+    folder: Path, on_step: Callable[[LearnStep], None],
 ) -> list[Learned]:  # fmt: skip
     from celebctl.method.learn import learn_people
 
@@ -107,7 +108,7 @@ def _learn(
     begun = time.monotonic()
     people = learn_people(
         parts, analyser, [draw_portrait(seed) for seed in seeds], names, config,
-        basis=basis, on_step=lambda now: (on_step(now), None)[1],
+        basis=basis, on_step=on_step,
     )  # fmt: skip
     seconds = (time.monotonic() - begun) / len(seeds)
     for identity in people:

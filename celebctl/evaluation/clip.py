@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ class ClipJudge:
         from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
         try:
-            model: Any = CLIPModel.from_pretrained(str(folder), local_files_only=True)
-            self._tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+            model = cast(Any, CLIPModel).from_pretrained(str(folder), local_files_only=True)
+            self._tokenizer = cast(Any, CLIPTokenizer).from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # the library raises anything from OSError to KeyError for one broken file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise IntegrityProblem(f"{folder} holds no CLIP model: {reason}", "give another --clip folder") from error

@@ -57,10 +57,15 @@ class Mark:
     bleeding: float | None = None
 
 
+def confirmed(states: Mapping[str, str], people: int, said: Mapping[str, str]) -> list[bool]:
+    """For how many people there should be and everything stated: is it what the picture shows?"""
+    count = said["two"] == ("two" if people == 2 else "one")
+    return [count, *(said.get(name) == value for name, value in states.items())]
+
+
 def stated(prompt: Prompt, said: Mapping[str, str]) -> list[bool]:
-    """For everything the prompt states, and how many people: is it what the picture shows?"""
-    count = said["two"] == ("two" if prompt.people == 2 else "one")
-    return [count, *(said.get(name) == value for name, value in prompt.states.items())]
+    """`confirmed` for a prompt."""
+    return confirmed(prompt.states, prompt.people, said)
 
 
 def fidelity(prompt: Prompt, seen: Seen) -> float | None:
@@ -73,10 +78,9 @@ def matching(cosine: NDArray[np.floating]) -> tuple[int, ...]:
 
     Pictures show two people, so all orders are tried.
     """
-    faces, names = cosine.shape
-    return max(
-        permutations(range(names), faces), key=lambda order: sum(float(cosine[i, k]) for i, k in enumerate(order))
-    )
+    values: list[list[float]] = cosine.tolist()
+    orders = permutations(range(cosine.shape[1]), len(values))
+    return max(orders, key=lambda order: sum(row[k] for row, k in zip(values, order, strict=True)))
 
 
 def alone_scale(records: Sequence[Record], prompt: int) -> Scale:

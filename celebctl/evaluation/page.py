@@ -83,7 +83,6 @@ def write_page(title: str, about: str, groups: Sequence[Group], settings: Mappin
     """The page. The first group with photos is what was asked for; the others are references."""
     main = next((group for group in groups if any(record.photo for record in group.records)), groups[-1])
     parts = [
-        f"<h1>{escape(title)}</h1><p class='sub'>{escape(about)}</p>",
         tiles(main, groups),
         f"<h2>Figures</h2>{table([group.figures for group in groups])}",
         "<p class='note'>± is the 95 % confidence interval over people. One person alone: reconstruction, action and "
@@ -96,12 +95,18 @@ def write_page(title: str, about: str, groups: Sequence[Group], settings: Mappin
         ),
         f"<h2>How this was measured</h2>{_how(settings)}",
     ]
+    return plain_page(title, about, "".join(parts))
+
+
+def plain_page(title: str, about: str, body: str) -> str:
+    """A page in the house's dress around HTML of ours."""
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{style()}{_CSS}</style></head>"
     )
-    return f"{head}<body><main>{''.join(parts)}</main></body></html>\n"
+    top = f"<h1>{escape(title)}</h1><p class='sub'>{escape(about)}</p>"
+    return f"{head}<body><main>{top}{body}</main></body></html>\n"
 
 
 def _others(main: Group, groups: Sequence[Group]) -> list[Group]:
