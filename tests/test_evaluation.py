@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 pytest.importorskip("torch")
 
 from celebctl.cli import main
-from celebctl.cli.evaluate import changed, photo_of
+from celebctl.cli.evaluate import changed
+from celebctl.cli.evaluation_room import photo_of
 from celebctl.evaluation.charts import Series, bars, curve
 from celebctl.evaluation.estimates import estimate, t95
 from celebctl.evaluation.marks import matching

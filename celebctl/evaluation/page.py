@@ -29,6 +29,7 @@ COLUMNS: tuple[tuple[str, str, int, str], ...] = (
     ("bytes", "bytes", 0, "what is kept of a person"),
 )
 _GALLERY, _WORST = 9, 12  # pictures per person at first sight; worst cases shown
+_COMPARED = 6  # people shown side by side
 
 _CSS = """
 * { box-sizing: border-box; }
@@ -59,6 +60,8 @@ svg .whisker { stroke: var(--ink); stroke-width: 1.4; opacity: .75; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px; }
 .person { display: grid; grid-template-columns: 112px 1fr; gap: 16px; margin-bottom: 12px; align-items: start; }
 .person > div:first-child { font-size: 13px; } .person b { display: block; margin-top: 4px; overflow-wrap: anywhere; }
+.strip + h3 { margin-top: 14px; }
+.how td { white-space: normal; } .how td:last-child { text-align: left; }
 .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(98px, 1fr)); gap: 10px 8px; }
 figure { margin: 0; } figure img, .person > div > img, .worst img { width: 100%; border-radius: 6px; display: block; }
 figcaption { font-size: 11.5px; line-height: 1.3; margin-top: 3px; } figcaption b { color: var(--ink); }
@@ -89,10 +92,7 @@ def write_page(title: str, about: str, groups: Sequence[Group], settings: Mappin
         "expression prompts.</p>",
         f"<h2>By kind of prompt</h2>{category_bars([group.figures for group in groups])}",
         f"<h2>Worst cases</h2>{worst(main)}",
-        *(
-            f"<h2>{escape(_capital(group.figures.title))}</h2>{gallery(group)}"
-            for group in [main, *_others(main, groups)]
-        ),
+        *_galleries(main, groups),
         f"<h2>How this was measured</h2>{_how(settings)}",
     ]
     return plain_page(title, about, "".join(parts))
@@ -111,6 +111,14 @@ def plain_page(title: str, about: str, body: str) -> str:
 
 def _others(main: Group, groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if group is not main]
+
+
+def _galleries(main: Group, groups: Sequence[Group]) -> list[str]:
+    """Everybody of one or two casts; of more casts the same people side by side."""
+    if len(groups) > 2:
+        return [f"<h2>Side by side</h2>{side_by_side(groups)}"]
+    ordered = [main, *_others(main, groups)]
+    return [f"<h2>{escape(_capital(group.figures.title))}</h2>{gallery(group)}" for group in ordered]
 
 
 def tiles(main: Group, groups: Sequence[Group]) -> str:
@@ -224,9 +232,6 @@ def gallery(group: Group) -> str:
     """Everybody: the photo, one picture of some prompts, and all pictures behind a fold."""
     rows: list[str] = []
     for record, marks in zip(group.records, group.figures.marks, strict=True):
-        first = [mark for mark in marks if mark.shot.draw == 0]
-        step = max(1.0, len(first) / _GALLERY)
-        chosen = [first[int(i * step)] for i in range(min(_GALLERY, len(first)))]
         person = group.figures.people[record.name]
         key = "likeness" if person.get("likeness") is not None else "identity"
         value = person.get(key)
@@ -234,11 +239,33 @@ def gallery(group: Group) -> str:
         photo = _image(record.photo, f"{record.name}, photo") if record.photo else ""
         rows.append(
             f'<div class="card person"><div>{photo}<b>{escape(record.name)}</b><span class="note">{score}</span></div>'
-            f'<div><div class="strip">{"".join(_shown(mark) for mark in chosen)}</div>'
+            f'<div><div class="strip">{"".join(_shown(mark) for mark in _some(marks))}</div>'
             f"<details><summary>all {len(marks)} pictures</summary>"
             f'<div class="strip">{"".join(_shown(mark) for mark in marks)}</div></details></div></div>'
         )
     return "".join(rows)
+
+
+def side_by_side(groups: Sequence[Group]) -> str:
+    """A few people as every cast that has them draws them: the same prompts and seeds in a row per cast."""
+    rows: list[str] = []
+    for number, record in enumerate(groups[0].records[:_COMPARED]):
+        photo = _image(record.photo, f"{record.name}, photo") if record.photo else ""
+        strips: list[str] = []
+        for group in groups:
+            if len(group.records) > number and group.records[number].name == record.name:
+                strip = "".join(_shown(mark) for mark in _some(group.figures.marks[number]))
+                strips.append(f'<h3>{escape(group.figures.title)}</h3><div class="strip">{strip}</div>')
+        head = f"<div>{photo}<b>{escape(record.name)}</b></div>"
+        rows.append(f'<div class="card person">{head}<div>{"".join(strips)}</div></div>')
+    return "".join(rows)
+
+
+def _some(marks: Sequence[Mark]) -> list[Mark]:
+    """One picture of some prompts, evenly over the list."""
+    first = [mark for mark in marks if mark.shot.draw == 0]
+    step = max(1.0, len(first) / _GALLERY)
+    return [first[int(i * step)] for i in range(min(_GALLERY, len(first)))]
 
 
 def _shown(mark: Mark) -> str:
@@ -254,7 +281,7 @@ def _image(data: bytes, said: str) -> str:
 def _how(settings: Mapping[str, str]) -> str:
     means = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for _, name, _, text in COLUMNS)
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in settings.items())
-    cards = f'<div class="card"><dl>{means}</dl></div><div class="card wide"><table>{rows}</table></div>'
+    cards = f'<div class="card"><dl>{means}</dl></div><div class="card how"><table>{rows}</table></div>'
     return f'<div class="two">{cards}</div>'
 
 
