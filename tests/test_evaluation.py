@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -156,6 +156,7 @@ def test_photos_give_cosines_and_no_ratio() -> None:
     assert beside["identity"] is not None and beside["assigned"] is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=4))
 def test_faces_are_matched_as_the_hungarian_method_matches_them(values: list[float]) -> None:
     optimise = pytest.importorskip("scipy.optimize")

@@ -156,7 +156,9 @@ def _checked(prompt: Prompt, path: Path) -> Prompt:
     wanted = {"pair": (2,), "celebrity": (1, 2)}.get(prompt.category, (1,))
     try:
         prompt.say("a", "b")
-    except (IndexError, KeyError, ValueError):
+    except IndexError:
+        pass  # more than two, which is said below
+    except (KeyError, ValueError):
         places = 0
     if places not in wanted:
         hint = f"write {{}} where the {'people stand' if 2 in wanted else 'person stands'}"
