@@ -162,6 +162,71 @@ def test_a_changed_basis_starts_from_the_same_people(
         assert after == pytest.approx(kept, abs=2e-2)
 
 
+def test_the_harness_means_by_likeness_what_the_likeness_benchmark_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random judgements, some faces missing, through both."""
+    from celebctl.evaluation.metrics import figures
+    from celebctl.evaluation.panel import Seen
+    from celebctl.evaluation.prompts import WORLD
+    from celebctl.evaluation.record import Record, Shot
+    from celebctl.evaluation.session import noise_seed
+    from celebctl.evaluation.truth import render_seed
+    from celebctl.method.scoring import Judged
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    likeness: Any = import_module("likeness")
+    people, seeds = 5, 2
+    said = {"two": "one", "place": "plain", "act": "nothing", "expression": "neutral", "worn": "nothing"}
+    prompts = [p for p in WORLD if p.category in ("reconstruction", "action", "expression", "pair")]
+
+    def face(person: int, key: int) -> Any:
+        row = np.random.default_rng(person).normal(size=12) + 0.5 * np.random.default_rng([person, key]).normal(size=12)
+        return (row / np.linalg.norm(row)).astype(np.float32)
+
+    def seen(person: int, two: bool, key: int) -> Judged:
+        shown = [person, (person + 1) % people] if two else [person]
+        missing = not two and key % 7 == 0
+        rows = [] if missing else [face(one, key) for one in shown]
+        return Judged(np.array(rows, np.float32).reshape(len(rows), 12), {**said, "two": "two" if two else "one"})
+
+    def true_looks(jury: Any, z: Any, wanted: Any, first_seed: int, partner: Any = None) -> list[Judged]:
+        return [seen(i, partner is not None, first_seed + i) for i in range(people)]
+
+    drawn: dict[int, tuple[int, bool]] = {}
+    records: list[Record] = []
+    for person in range(people):
+        made: list[Shot] = []
+        truth: list[Shot] = []
+        for number, prompt in enumerate(prompts):
+            two = prompt.people == 2
+            k = [p for p in prompts if p.people == prompt.people].index(prompt)
+            for s in range(seeds):
+                key = noise_seed(prompt.people, k, s, person)
+                drawn[key] = (person, two)
+                made.append(Shot(number, s, as_seen(Seen, seen(person, two, key))))
+            for r in range(2):
+                key = render_seed(prompt.people, k, r) + person
+                truth.append(Shot(number, r, as_seen(Seen, seen(person, two, key))))
+        records.append(Record(f"p{person}", tuple(made), tuple(truth)))
+
+    class Jury:
+        def look(self, pictures: list[int], faces: int = 1) -> list[Judged]:
+            return [seen(*drawn[key], key) for key in pictures]
+
+    monkeypatch.setattr(likeness, "true_looks", true_looks)
+    monkeypatch.setattr(likeness, "in_batches", lambda parts, texts, noise, rows: noise)  # pyright: ignore
+    cast = likeness.Cast([f"p{i}" for i in range(people)], np.zeros((people, 1), np.float32), {})
+    theirs = likeness.measure(None, Jury(), cast, seeds)
+    ours = figures("people", records, prompts)
+    values = {name: value.mean for name, value in ours.summary.items() if value is not None}
+    assert values["likeness"] == pytest.approx(theirs.likeness, abs=1e-5)
+    assert values["pair_likeness"] == pytest.approx(theirs.pair_likeness, abs=1e-5)
+    assert (values["detected"], values["sides"]) == pytest.approx((theirs.detected, theirs.sides))
+
+
+def as_seen(kind: Any, judged: Any) -> Any:
+    return kind(judged.features, np.zeros((len(judged.features), 3), np.float32), judged.said)
+
+
 def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> None:
     direct = bench["ablations"].DirectMapper(random_basis(), LearnConfig(), torch.Generator().manual_seed(0))
     plain = bench["ablations"].CoefficientMapper(random_basis(), LearnConfig(), torch.Generator().manual_seed(0))

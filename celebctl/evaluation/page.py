@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -184,16 +185,26 @@ def category_bars(rows: Sequence[Figures]) -> str:
 def worst(group: Group) -> str:
     """The pictures least like the person, and those that miss most of the prompt, beside the photo."""
     owned = [(record, mark) for record, row in zip(group.records, group.figures.marks, strict=True) for mark in row]
-    by_look = sorted(owned, key=lambda pair: _look_of(pair[1]))[:_WORST]
+    by_look = _few_of_each(sorted(owned, key=lambda pair: _look_of(pair[1])), len(group.records))
     disobedient = [pair for pair in owned if pair[1].fidelity is not None]
     by_prompt = sorted(disobedient, key=lambda pair: (pair[1].fidelity or 0.0, _look_of(pair[1])))
     if any("two" in mark.shot.seen.said for _, mark in disobedient):
         by_prompt = [pair for pair in by_prompt if (pair[1].fidelity or 0.0) < 1.0]
     shown = f"<h3>Least like the person</h3><div class='worst'>{''.join(_case(*pair) for pair in by_look)}</div>"
     if by_prompt:
-        cards = "".join(_case(*pair) for pair in by_prompt[:_WORST])
+        cards = "".join(_case(*pair) for pair in _few_of_each(by_prompt, len(group.records)))
         return f"{shown}<h3 style='margin-top:22px'>Least of the prompt</h3><div class='worst'>{cards}</div>"
     return f"{shown}<p class='note'>No picture misses anything that its prompt states.</p>" if disobedient else shown
+
+
+def _few_of_each(cases: Sequence[tuple[Record, Mark]], people: int) -> list[tuple[Record, Mark]]:
+    """The first cases, with nobody filling the page alone."""
+    most = max(2, math.ceil(2 * _WORST / people))
+    shown: list[tuple[Record, Mark]] = []
+    for record, mark in cases:
+        if sum(one is record for one, _ in shown) < most:
+            shown.append((record, mark))
+    return shown[:_WORST]
 
 
 def _look_of(mark: Mark) -> float:
