@@ -242,8 +242,10 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     assert figures("a", again, plan.prompts).to_json() == figures("a", records, plan.prompts).to_json()
     with pytest.raises(UsageProblem, match="other settings"):
         Bench(tmp_path, {"seeds": 3}).open()
+    (tmp_path / "learned").mkdir()
+    (tmp_path / "learned" / "p0.safetensors").write_bytes(b"learned otherwise")
     Bench(tmp_path, {"seeds": 3}).open(force=True)
-    assert not list(tmp_path.glob("*/*.record"))
+    assert not list(tmp_path.glob("*/*.record")) and not list(tmp_path.glob("learned/*"))
 
 
 def test_a_page_needs_nothing_but_itself_and_believes_no_name() -> None:

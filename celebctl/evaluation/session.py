@@ -178,8 +178,8 @@ class Bench:
                 raise UsageProblem(
                     f"{self.folder} holds an evaluation with other settings", "choose another -o, or add --force"
                 )
-            for old in self.folder.glob("*/*.record"):
-                old.unlink()
+            for old in (*self.folder.glob("*/*.record"), *self.folder.glob("learned/*")):
+                old.unlink()  # people learned with other settings as well as pictures of them
         atomic_write(file, text.encode())
 
     def run(
