@@ -1,5 +1,6 @@
 """What `eval` works with: the open model and its judges, and the two kinds of people that can be measured."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -226,6 +227,12 @@ def measured(desk: Desk, bench: "Bench", plan: "Plan", cast: "Cast", easels: "Se
     from celebctl.evaluation.metrics import figures
     from celebctl.evaluation.page import Group
 
+    begun = time.monotonic()
     with desk.progress(f"drawing {cast.title}") as report:
-        records = bench.run(plan, cast, lambda person: easels[person], report, folder)
+
+        def tell(done: int, people: int, name: str) -> None:
+            left = (time.monotonic() - begun) / done * (people - done) if done else 0.0
+            report(done, people, f"{name}  {left:.0f} s left" if left else name)
+
+        records = bench.run(plan, cast, lambda person: easels[person], tell, folder)
     return Group(figures(cast.title, records, plan.prompts), records)

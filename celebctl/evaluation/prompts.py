@@ -79,7 +79,16 @@ def _stated(said: str) -> dict[str, str]:
 #: first 4 for two are those of benchmarks/likeness.py, in its order, for the seeds depend on it.
 WORLD = _world()
 
-#: For models of photographs: what the release evaluates on (METHOD: evaluation prompts as shipped), with the bare name.
+_ACTIVITIES = (
+    "{} and {} cooking together in a kitchen", "{} and {} playing the piano together",
+    "{} and {} are baking a birthday cake", "{} and {} taking a relaxing hike in the mountains",
+    "{} and {} sit on a sofa", "{} and {} enjoy a delicate candlelight dinner",
+    "{} and {} enjoying a day at an amusement park", "{} shakes hands with {} in news conference",
+)  # fmt: skip
+_FAMOUS = ("Barack Obama", "Elon Musk", *("Anne Hathaway",) * 6)
+
+#: For models of photographs: what the release evaluates on (ygtxr1997/CelebBasis, evaluation/), with the bare name in
+#: place of "a sks person" and without the prompts that repeat one another.
 PHOTOGRAPHS: tuple[Prompt, ...] = tuple(
     Prompt(category, text)
     for category, texts in {
@@ -87,24 +96,23 @@ PHOTOGRAPHS: tuple[Prompt, ...] = tuple(
         "action": (
             "{} is playing the basketball", "{} is playing the guitar", "{} plays the LEGO toys",
             "{} eats bread in front of the Eiffel Tower", "{} on the beach", "{} piloting a fighter jet",
+            "{} wearing the sweater, a backpack and camping stove, outdoors, RAW, ultra high res",
             "{} wearing a scifi spacesuit in space", "{} wearing yellow jacket, and driving a motorbike",
+            "{} carrying plastic bags of vegetables in chinese vegetable market, sunny day",
         ),
         "expression": (
-            "a photo of {} smiling with happiness", "a photo of {} crying with sadness",
-            "a photo of {}, very surprised with gift box", "a photo of {}, scared by candle light",
+            "{} smiling with happiness", "{} crying with sadness", "{} with anger expression",
+            "{} very surprised with gift box", "{} scared by candle light", "{} is tired",
         ),
         "style": (
-            "a Manga drawing of {}", "an Ukiyo-e painting of {}", "a Watercolor painting of {}",
-            "a Greek sculpture of {}", "{} in a comic book", "{} as a knight in plate armor",
+            "Manga drawing of {}", "{} Funko Pop", "Pointillism painting of {}", "Ukiyo-e painting of {}",
+            "cubism painting of {}", "Fauvism painting of {}", "Watercolor painting of {}",
+            "{} stained glass window", "{} latte art", "{} sand sculpture", "Greek sculpture of {}", "Banksy art of {}",
+            "cave mural depicting {}", "a painting of {} by Andy Warhol", "colorful graffiti of {}", "{} as a witcher",
+            "{} as a knight in plate armor", "{} as a wizard", "{} in a comic book", "{} in a Santa hat",
         ),
-        "pair": (
-            "{} and {} are baking a birthday cake", "{} and {} taking a relaxing hike in the mountains",
-            "{} and {} sit on a sofa", "{} and {} enjoying a day at an amusement park",
-        ),
-        "celebrity": (
-            "{} and Barack Obama cooking together in a kitchen", "{} and Elon Musk playing the piano together",
-            "{} and Anne Hathaway sit on a sofa", "{} shakes hands with Anne Hathaway in news conference",
-        ),
+        "pair": _ACTIVITIES,
+        "celebrity": tuple(text.format("{}", who) for text, who in zip(_ACTIVITIES, _FAMOUS, strict=True)),
     }.items()
     for text in texts
 )  # fmt: skip
