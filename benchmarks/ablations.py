@@ -228,6 +228,7 @@ class Laboratory:
     people: int
     seeds: int
     work: Path
+    results: Path
     force: bool
 
     def run(self, ablation: Ablation, variant: Variant) -> Figures:
@@ -290,7 +291,7 @@ def report(ablation: Ablation, found: Sequence[Figures], lab: Laboratory) -> Non
     """Table on stdout; JSON and a page with the plot."""
     head, cells = rows_of(found)
     print("\n" + "\n".join(markdown(head, cells)))
-    file = RESULTS / f"ablation-{ablation.name}.json"
+    file = lab.results / f"ablation-{ablation.name}.json"
     settings = {"people": lab.people, "seeds": lab.seeds, "learning": asdict(lab.config)}
     document = {"about": ablation.about, "settings": settings, "variants": [one.to_json() for one in found]}
     atomic_write(file, (json.dumps(document, indent=1) + "\n").encode())
@@ -312,6 +313,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="pictures per prompt")
     parser.add_argument("--variants", nargs="+", help="only those with these labels")
     parser.add_argument("--work", type=Path, default=Path("out/ablations"), help="results per variant and person")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of table and page")
     parser.add_argument("--force", action="store_true", help="throw away results of other settings in --work")
     args = parser.parse_args()
     if args.list or args.name is None:
@@ -324,7 +326,7 @@ def main() -> None:
     finder = InsightFaceAnalyser(parts.card.faces_dir)
     config = PRESETS[args.preset] if args.steps is None else replace(PRESETS[args.preset], steps=args.steps)
     panel = WorldPanel(parts.card.scoring_dir, finder)
-    lab = Laboratory(parts, panel, finder, config, args.people, args.seeds, args.work, args.force)
+    lab = Laboratory(parts, panel, finder, config, args.people, args.seeds, args.work, args.out, args.force)
     ablation = ABLATIONS[args.name]
     wanted = [v for v in ablation.variants if not args.variants or v.label in args.variants]
     if not wanted:
