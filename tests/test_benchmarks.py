@@ -64,12 +64,16 @@ def random_basis(seed: int = 0) -> CelebBasis:
     return CelebBasis(mean, components, spread, 40, "distinct")
 
 
+def _random_basis_of(parts: DiffusionParts) -> CelebBasis:
+    return random_basis()
+
+
 @pytest.fixture
 def house(bench: Any, tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The tiny model, whose words are few: alice and bob stand for rare words."""
     methods = bench["baselines.methods"]
     monkeypatch.setattr(methods, "RARE", ("alice", "bob"))
-    monkeypatch.setattr(methods, "build_basis", lambda parts: random_basis())  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(methods, "build_basis", _random_basis_of)
     small = replace(tiny_parts, card=replace(tiny_parts.card, defaults={**tiny_parts.card.defaults, "steps": 2}))
     return bench["baselines.training"].House(small, None, budget=8)
 
@@ -172,7 +176,7 @@ def test_the_harness_means_by_likeness_what_the_likeness_benchmark_means(monkeyp
     from celebctl.evaluation.truth import render_seed
     from celebctl.method.scoring import Judged
 
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     likeness: Any = import_module("likeness")
     people, seeds = 5, 2
     said = {"two": "one", "place": "plain", "act": "nothing", "expression": "neutral", "worn": "nothing"}

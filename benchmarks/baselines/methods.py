@@ -173,7 +173,7 @@ def dreambooth_lora(house: House, subjects: Sequence[Subject], dial: Dial, seed:
     from peft import LoraConfig
 
     unet = copy.deepcopy(house.parts.unet)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
     return _dreambooth(house, subjects, dial, seed, unet, [p for p in unet.parameters() if p.requires_grad])

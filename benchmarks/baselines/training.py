@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL.Image import Image, Resampling
 from torch import Tensor
 
@@ -89,7 +90,7 @@ class House:
     @cached_property
     def class_latents(self) -> Tensor:
         """Latents (N, 4, h, w) of pictures of the class noun, as generate-class-images of the scripts makes them."""
-        noun, pixels = self.parts.card.class_noun, []
+        noun, pixels = self.parts.card.class_noun, list[NDArray[np.uint8]]()
         for start in range(0, CLASS_PICTURES, 16):
             seeds = [70_000 + start + i for i in range(16)]
             pixels.append(draw(self.parts, [f"a photo of a {noun}"] * 16, seeds, {}))
@@ -161,7 +162,7 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(chosen, 1.0)
-        optimiser.step()
+        optimiser.step()  # pyright: ignore[reportUnknownMemberType]
     return steps
 
 

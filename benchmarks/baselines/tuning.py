@@ -31,14 +31,14 @@ def tune(method: Method, file: Path, score: Callable[[Method, Dial], tuple[float
 
     def value(dial: Dial) -> float:
         wanted = asdict(dial)
-        found = next((run for run in runs if run["dial"] == wanted), None)
+        found: dict[str, Any] | None = next((run for run in runs if run["dial"] == wanted), None)
         if found is None:
             likeness, fidelity = score(method, dial)
             found = {"dial": wanted, "likeness": likeness, "fidelity": fidelity}
             runs.append(found)
             atomic_write(file, (json.dumps(kept, indent=1) + "\n").encode())
             print(f"{method.name:12s} {said_of(dial)}: likeness {likeness:.3f}, prompt {fidelity:.3f}", flush=True)
-        return (found["likeness"] + found["fidelity"]) / 2
+        return (float(found["likeness"]) + float(found["fidelity"])) / 2
 
     best = max((Dial(rate) for rate in method.rates), key=value)
     for name in method.dials:
