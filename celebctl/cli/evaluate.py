@@ -140,7 +140,7 @@ def close(desk: Desk, out: Path, groups: "Sequence[Group]", about: dict[str, str
     counted: list[Figures] = [group.figures for group in groups]
     people = len(groups[0].records)
     title = f"{people} {'person' if people == 1 else 'people'} in {about['model']}"
-    line = f"{about['prompts']}; {about['pictures of each']} of each; judged by {about['judges']}"
+    line = f"{about['prompts']}; pictures of each: {about['pictures of each']}; judged by {about['judges']}"
     page, document = out / "report.html", out / "report.json"
     atomic_write(page, write_page(title, line, groups, about).encode())
     figures = [one.to_json() for one in counted]

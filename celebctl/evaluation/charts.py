@@ -14,6 +14,7 @@ LIGHT = ("#0072b2", "#d55e00", "#009e73", "#a6569d", "#b8860b", "#4b5563", "#2a9
 DARK = ("#56b4e9", "#f08a3c", "#2fc79a", "#d49acb", "#f0c84a", "#a8b0bd", "#8fd0f5", "#d9906a")
 
 _WIDTH, _LEFT, _RIGHT = 640, 118, 54
+_LETTER = 7.0  # px, about the width of one in a row's name
 _BAR, _GAP, _GROUP = 15, 3, 16
 
 
@@ -35,38 +36,46 @@ def style() -> str:
 
 def bars(rows: Sequence[str], series: Sequence[Series], *, title: str, top: float | None = None) -> str:
     """Horizontal bars, a group per row, whiskers for the intervals."""
-    highest = top or _round_up(max((v.mean + v.half for s in series for v in s.values if v is not None), default=1.0))
-    span = _WIDTH - _LEFT - _RIGHT
+    highest = top or _highest([v for s in series for v in s.values if v is not None])
+    left = min(_WIDTH / 2, max(_LEFT, 16 + _LETTER * max(map(len, rows), default=0)))
+    span = _WIDTH - left - _RIGHT
     each = len(series) * (_BAR + _GAP) + _GROUP
     height = len(rows) * each + 30
     parts = [_open(_WIDTH, height, title)]
     for tick in _ticks(highest):
-        x = _LEFT + span * tick / highest
+        x = left + span * tick / highest
         parts.append(_line(x, 4, x, height - 24, "grid"))
         parts.append(_text(x, height - 8, _number(tick), "tick", "middle"))
     for r, row in enumerate(rows):
         y = 8 + r * each
         middle = y + (each - _GROUP) / 2 + 4
-        parts.append(_text(_LEFT - 10, middle, row, "row", "end"))
+        parts.append(_text(left - 10, middle, row, "row", "end"))
         for one in series:
-            parts.append(_bar(one.values[r], y, span, highest, one))
+            parts.append(_bar(one.values[r], (left, y), span, highest, one))
             y += _BAR + _GAP
     return "".join([*parts, "</svg>"])
 
 
-def _bar(value: Estimate | None, y: float, span: float, highest: float, series: Series) -> str:
+def _highest(values: Sequence[Estimate]) -> float:
+    """Where the axis ends: behind the intervals, but a share is never drawn beyond 1."""
+    ends = max((value.mean + value.half for value in values), default=1.0)
+    return min(1.0, _round_up(ends)) if all(value.mean <= 1.0 for value in values) else _round_up(ends)
+
+
+def _bar(value: Estimate | None, at: tuple[float, float], span: float, highest: float, series: Series) -> str:
+    left, y = at
     if value is None:
-        return _text(_LEFT + 4, y + _BAR - 3, "not measured", "tick", "start")
+        return _text(left + 4, y + _BAR - 3, "not measured", "tick", "start")
     fill = f"fill:var(--s{series.colour % len(LIGHT)})"
     width = max(0.0, min(1.0, value.mean / highest)) * span
     low, high = (
-        _LEFT + span * max(0.0, min(1.0, v / highest)) for v in (value.mean - value.half, value.mean + value.half)
+        left + span * max(0.0, min(1.0, v / highest)) for v in (value.mean - value.half, value.mean + value.half)
     )
     middle = y + _BAR / 2
     said = f"<title>{escape(series.label)}: {value}</title>"
-    drawn = f'<rect x="{_LEFT}" y="{y:.1f}" width="{width:.1f}" height="{_BAR}" rx="2" style="{fill}">{said}</rect>'
+    drawn = f'<rect x="{left}" y="{y:.1f}" width="{width:.1f}" height="{_BAR}" rx="2" style="{fill}">{said}</rect>'
     whisker = _line(low, middle, high, middle, "whisker") if value.half else ""
-    return drawn + whisker + _text(max(high, _LEFT + width) + 6, y + _BAR - 3, f"{value.mean:.2f}", "value", "start")
+    return drawn + whisker + _text(max(high, left + width) + 6, y + _BAR - 3, f"{value.mean:.2f}", "value", "start")
 
 
 def curve(positions: Sequence[str], series: Sequence[Series], *, title: str, axis: str) -> str:
