@@ -53,7 +53,8 @@ th:first-child, td:first-child { text-align: left; } th { font-weight: 600; font
 tr:last-child td { border: 0; }
 td small { color: var(--faint); }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 14px; }
-svg { width: 100%; max-width: 760px; height: auto; display: block; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+svg { width: 100%; max-width: 760px; height: auto; display: block; }
+svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 svg .tick { fill: var(--faint); font-size: 12px; } svg .value { font-size: 12px; }
 svg .grid { stroke: var(--rule); stroke-width: 1; }
 svg .whisker { stroke: var(--ink); stroke-width: 1.4; opacity: .75; }
