@@ -89,7 +89,7 @@ def measure(
 
     def tell(done: int, total: int, name: str) -> None:
         spent = time.monotonic() - begun
-        left = f", about {spent / done * (total - done) / 60:.0f} min left" if done else ""
+        left = f", about {spent / done * (total - done) / 60:.1f} min left" if done else ""
         sys.stderr.write(f"\r{method.title}: {done}/{total} people{left}   {'' if name else chr(10)}")
         sys.stderr.flush()
 
@@ -151,7 +151,7 @@ def report(groups: Sequence[Group], args: argparse.Namespace) -> None:
     atomic_write(args.out, (json.dumps(document, indent=1) + "\n").encode())
     title = f"{len(args.methods)} methods, {args.people} people, one photo each"
     said = {name: str(value) for name, value in settings.items()}
-    about = f"{args.views} views through the UNet per person, {args.seeds} pictures of each of {len(WORLD)} prompts"
+    about = f"{args.views} views through the UNet per person; {len(WORLD)} prompts, pictures of each: {args.seeds}"
     atomic_write(args.out.with_suffix(".html"), write_page(title, about, groups, said).encode())
     print(f"{args.out}, {args.out.with_suffix('.html')}")
 

@@ -9,9 +9,9 @@ from html import escape
 
 from .estimates import Estimate
 
-#: Colours that everybody tells apart (Okabe and Ito 2008), for light and for dark pages.
-LIGHT = ("#0072b2", "#d55e00", "#009e73", "#a6569d", "#b8860b", "#4b5563", "#2a9fd6", "#8a3b12")
-DARK = ("#56b4e9", "#f08a3c", "#2fc79a", "#d49acb", "#f0c84a", "#a8b0bd", "#8fd0f5", "#d9906a")
+#: Colours that everybody tells apart (the first after Okabe and Ito 2008), for light and for dark pages.
+LIGHT = ("#0072b2", "#d55e00", "#009e73", "#a6569d", "#b8860b", "#4b5563", "#2a9fd6", "#8a3b12", "#c2185b", "#6b8e23")
+DARK = ("#56b4e9", "#f08a3c", "#2fc79a", "#d49acb", "#f0c84a", "#a8b0bd", "#8fd0f5", "#d9906a", "#f48fb1", "#b5cc6a")
 
 _WIDTH, _LEFT, _RIGHT = 640, 118, 54
 _LETTER = 7.0  # px, about the width of one in a row's name

@@ -51,7 +51,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-
 th, td { text-align: right; padding: 7px 6px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; font-size: 12px; color: var(--faint); }
 tr:last-child td { border: 0; }
-td small { color: var(--faint); }
+td small { color: var(--faint); display: block; font-size: 11px; line-height: 1.1; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 14px; }
 svg { width: 100%; max-width: 760px; height: auto; display: block; }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
@@ -133,14 +133,16 @@ def tiles(main: Group, groups: Sequence[Group]) -> str:
         if value is None:
             continue
         others = [
-            f"{escape(group.figures.title)} {other.mean:.3f}"
+            (other.mean, f"{escape(group.figures.title)} {other.mean:.3f}")
             for group in _others(main, groups)
             if (other := group.figures.summary.get(key)) is not None
         ]
+        if len(others) > 2:  # the best of them; the table has the rest
+            others = sorted(others, reverse=True)[:2]
         low = f"± {value.half:.3f}" if value.count > 1 else "one person"
         cells.append(
             f'<div class="tile"><span>{escape(said)}</span><b>{value.mean:.3f}</b>'
-            f"<span>{low}{''.join(f'<br>{other}' for other in others)}</span></div>"
+            f"<span>{low}{''.join(f'<br>{other}' for _, other in others)}</span></div>"
         )
     return f'<div class="tiles">{"".join(cells)}</div>'
 
