@@ -126,8 +126,11 @@ def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Pa
     best = tuning.tune(method, tmp_path / "dials.json", score)
     assert (best.rate, best.share, best.batch, best.data) == (5e-3, 1.0, 4, "clean")
     assert tuning.tuned(method, tmp_path / "dials.json") == best
+    assert max(dial.rate for dial in asked) == max(method.rates)  # the best was inside the list
     before = len(asked)
     assert tuning.tune(method, tmp_path / "dials.json", score) == best and len(asked) == before
+    high = tuning.tune(method, tmp_path / "high.json", lambda of, dial: (dial.rate, 0.0))
+    assert high.rate == max(method.rates) * 27  # three times further, and no more
     with pytest.raises(SystemExit, match="--tune"):
         tuning.tuned(bench["baselines.methods"].METHODS["custom"], tmp_path / "dials.json")
 

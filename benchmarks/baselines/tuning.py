@@ -1,6 +1,7 @@
 """Every method's own rate, share of the budget, batch and data, chosen on people who are never scored.
 
-One dial after the other: all learning rates first, then each other dial at the best rate. What is best is the mean of
+One dial after the other: all learning rates first, and further ones while the best is the first or the last; then each
+other dial at the best rate. What is best is the mean of
 likeness and prompt fidelity over all prompts of the tuning people, for methods are to lead on both at once.
 """
 
@@ -17,6 +18,7 @@ from celebctl_runtime.files import atomic_write
 from .methods import Method
 from .training import Dial
 
+_FURTHER, _FACTOR = 3, 3.0  # how often the list of rates may grow at its end, and by what
 FIRST_TUNER = 9000  # seeds of the people that dials are chosen on
 CHOICES: dict[str, tuple[Any, ...]] = {"share": (0.5,), "batch": (2,), "data": ("clean",)}
 
@@ -40,7 +42,13 @@ def tune(method: Method, file: Path, score: Callable[[Method, Dial], tuple[float
             print(f"{method.name:12s} {said_of(dial)}: likeness {likeness:.3f}, prompt {fidelity:.3f}", flush=True)
         return (float(found["likeness"]) + float(found["fidelity"])) / 2
 
-    best = max((Dial(rate) for rate in method.rates), key=value)
+    tried = list(method.rates)
+    best = max((Dial(rate) for rate in tried), key=value)
+    for _ in range(_FURTHER):  # a best rate at the end of the list may not be the best there is
+        if min(tried) < best.rate < max(tried):
+            break
+        tried.append(best.rate * _FACTOR if best.rate == max(tried) else best.rate / _FACTOR)
+        best = max(best, Dial(tried[-1]), key=value)
     for name in method.dials:
         best = max([best, *(replace(best, **{name: choice}) for choice in CHOICES[name])], key=value)
     kept[method.name]["best"] = asdict(best)
