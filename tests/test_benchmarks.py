@@ -129,8 +129,12 @@ def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Pa
     assert max(dial.rate for dial in asked) == max(method.rates)  # the best was inside the list
     before = len(asked)
     assert tuning.tune(method, tmp_path / "dials.json", score) == best and len(asked) == before
-    high = tuning.tune(method, tmp_path / "high.json", lambda of, dial: (dial.rate, 0.0))
-    assert high.rate == max(method.rates) * 27  # three times further, and no more
+
+    def endless(of: Any, dial: Any) -> tuple[float, float]:
+        return dial.rate, 0.0
+
+    high = tuning.tune(method, tmp_path / "high.json", endless)
+    assert high.rate == pytest.approx(max(method.rates) * 27)  # three times further, and no more
     with pytest.raises(SystemExit, match="--tune"):
         tuning.tuned(bench["baselines.methods"].METHODS["custom"], tmp_path / "dials.json")
 
