@@ -27,7 +27,7 @@ from celebctl.evaluation.marks import matching
 from celebctl.evaluation.metrics import Figures, figures
 from celebctl.evaluation.page import Group, write_page
 from celebctl.evaluation.panel import Seen
-from celebctl.evaluation.prompts import CATEGORIES, PHOTOGRAPHS, WORLD, Prompt, read_prompts
+from celebctl.evaluation.prompts import CATEGORIES, PHOTOGRAPHS, WORLD, Prompt, check_states, read_prompts
 from celebctl.evaluation.record import Record, Shot
 from celebctl.evaluation.report import markdown, rows_of
 from celebctl.evaluation.session import Bench, Cast, Easel, Plan, Sitter, neighbours
@@ -305,6 +305,17 @@ def test_prompts_that_will_not_do_are_refused_with_the_reason(content: str, why:
         read_prompts(path)
     with pytest.raises(NotFound):
         read_prompts(tmp_path / "nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    ("states", "hint"), [({"worn": "wig"}, "red hat"), ({"mood": "x"}, "worn"), ({"two": "two"}, "worn")]
+)
+def test_what_no_reader_can_confirm_is_refused(states: dict[str, str], hint: str) -> None:
+    vocabulary = {"two": ["one", "two"], "worn": ["nothing", "red hat"]}
+    check_states([Prompt("action", "{}", {"worn": "red hat"})], vocabulary, Path("mine.toml"))
+    with pytest.raises(UsageProblem) as caught:
+        check_states([Prompt("action", "{}", states)], vocabulary, Path("mine.toml"))
+    assert hint in caught.value.hint
 
 
 def test_one_value_of_learning_is_changed_by_name() -> None:

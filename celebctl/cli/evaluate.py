@@ -56,7 +56,7 @@ def evaluate(
     face_models: options.FaceModels = None,
     device: options.Device = None,
 ) -> None:
-    """Measure likeness, obedience and bleeding, and write a table and a page. Ctrl-C loses at most one person."""
+    """Measure likeness, obedience and bleeding, and write a table and a page. After Ctrl-C the same command goes on."""
     from celebctl.library import Library
     from celebctl.settings import Settings
 

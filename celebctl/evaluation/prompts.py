@@ -176,9 +176,10 @@ def _checked(prompt: Prompt, path: Path) -> Prompt:
 
 def check_states(prompts: Sequence[Prompt], vocabulary: Mapping[str, Sequence[str]], path: Path) -> None:
     """Refuse what the attribute reader could never confirm. Raises UsageProblem."""
+    readable = {name: words for name, words in vocabulary.items() if name != "two"}  # that follows from the category
     for prompt in prompts:
         for name, value in prompt.states.items():
-            if value not in vocabulary.get(name, ()):
-                known = vocabulary.get(name)
-                hint = f"it knows {', '.join(known)}" if known else f"it reads {', '.join(vocabulary)}"
+            if value not in readable.get(name, ()):
+                known = readable.get(name)
+                hint = f"it knows {', '.join(known)}" if known else f"it reads {', '.join(readable)}"
                 raise UsageProblem(f"{path}: the attribute reader knows no {name} {value!r}", hint)
