@@ -378,3 +378,36 @@ def test_clip_judges_by_weights_on_this_machine(tmp_path: Path) -> None:
     assert judge.agree(pictures[:1], ["a portrait"])[0] == pytest.approx(found[0], abs=1e-5)
     with pytest.raises(NotFound):
         ClipJudge(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_the_command_measures_strangers_and_the_second_time_draws_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import celebctl.evaluation.session as session
+
+    monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CELEBCTL_MODEL", raising=False)
+    prompts = tmp_path / "few.toml"
+    prompts.write_text(
+        '[[prompt]]\ntext = "{} in the snow"\nstates = { place = "snow" }\n'
+        '[[prompt]]\ncategory = "pair"\ntext = "{} and {} playing chess"\nstates = { act = "chess" }\n'
+    )
+    words = ["eval", "--people", "2", "--seeds", "1", "--set", "steps=4", "--no-celebrities", "--json"]
+    words += ["--prompts", str(prompts), "-o", str(tmp_path / "out")]
+    assert main(words) == 0
+    first = json.loads(capsys.readouterr().out)
+    summary = first["casts"][0]["summary"]
+    assert summary["detected"]["mean"] == 1.0 and summary["fidelity"]["mean"] > 0.8
+    assert summary["likeness"]["people"] == 2 and summary["bytes"]["mean"] > 4096
+    page = Path(first["page"]).read_text()
+    assert page.count("data:image/webp") >= 2 * (1 + 2)
+
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(session, "evaluate", nothing)
+    monkeypatch.setattr("celebctl.method.learn.learn_people", nothing)
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["casts"] == first["casts"]
+    assert main([*words[:-2], "--seeds", "2", "-o", str(tmp_path / "out")]) == 2
