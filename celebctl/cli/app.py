@@ -9,6 +9,7 @@ from celebctl import __version__
 from .basis import app as basis
 from .check import check
 from .doctor import doctor
+from .evaluate import evaluate
 from .export import export
 from .gen import gen, regen
 from .learn import learn
@@ -53,6 +54,7 @@ app.command(rich_help_panel=MAKE)(learn)
 app.command(rich_help_panel=MAKE)(export)
 app.command(rich_help_panel=MAKE)(gen)
 app.command(rich_help_panel=MAKE)(regen)
+app.command("eval", rich_help_panel=MAKE)(evaluate)
 app.command("list", rich_help_panel=PEOPLE)(list_people)
 app.command(rich_help_panel=PEOPLE)(show)
 app.command(rich_help_panel=PEOPLE)(rename)
