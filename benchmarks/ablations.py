@@ -35,7 +35,7 @@ from celebctl.evaluation.report import markdown, rows_of
 from celebctl.evaluation.session import Bench, Easel, Plan, neighbours, slug
 from celebctl.method import PRESETS, LearnConfig, build_basis
 from celebctl.method.basis import CelebBasis, basis_from_tables, principal_components
-from celebctl.method.mapper import CoefficientMapper
+from celebctl.method.mapper import CoefficientMapper, FittedMapper
 from celebctl.method.names import read_names, token_pairs
 from celebctl.method.pretrain import load_mapper, save_mapper
 from celebctl_models.diffusion import DiffusionParts, load_parts
@@ -123,15 +123,13 @@ def pooled(parts: DiffusionParts, basis: CelebBasis) -> CelebBasis:
                    spread=(np.stack([spread] * 2),))  # fmt: skip
 
 
-def rebase(parts: DiffusionParts, old: CelebBasis, new: CelebBasis, gain: float, file: Path) -> DiffusionParts:
-    """The model with its fitted mapper projected onto another basis; as it is where it brings none.
-
-    What differs between the means is no guess of the fit, so ``gain``, which stretches its answers, must not act on it.
-    """
+def rebase(parts: DiffusionParts, old: CelebBasis, new: CelebBasis, file: Path) -> DiffusionParts:
+    """The model with its fitted mapper's answers projected onto another basis; as it is where it brings none."""
     if parts.card.mapper_file is None:
         return parts
-    weight, bias = load_mapper(parts.card.mapper_file, old)
-    width, count = old.components[0].shape[1], new.components[0].shape[1]
+    fitted = load_mapper(parts.card.mapper_file, old)
+    weight, bias = fitted.up.weight.detach().numpy(), fitted.up.bias.detach().numpy()
+    width = old.components[0].shape[1]
     weights: list[np.ndarray] = []
     biases: list[np.ndarray] = []
     for j in range(2):
@@ -139,13 +137,11 @@ def rebase(parts: DiffusionParts, old: CelebBasis, new: CelebBasis, gain: float,
         turn = into @ (old.components[0][j].T * old.spread[0][j])  # (k, K)
         part = slice(j * width, (j + 1) * width)
         weights.append(turn @ weight[part])
-        biases.append(turn @ bias[part] + into @ (old.mean[0][j] - new.mean[0][j]) / gain)
-    mapper = CoefficientMapper(new, LearnConfig(), torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        mapper.linear.weight.copy_(torch.as_tensor(np.concatenate(weights)))
-        mapper.linear.bias.copy_(torch.as_tensor(np.concatenate(biases)))
-    assert mapper.linear.bias.numel() == 2 * count
-    save_mapper(mapper, new, file, rank=min(weight.shape[1], 2 * count))
+        biases.append(turn @ bias[part] + into @ (old.mean[0][j] - new.mean[0][j]))
+    moved = FittedMapper(new.size, fitted.down.out_features, fitted.middle.out_features)
+    turned = {"up.weight": np.concatenate(weights), "up.bias": np.concatenate(biases)}
+    moved.load_state_dict(fitted.state_dict() | {name: torch.as_tensor(array) for name, array in turned.items()})
+    save_mapper(moved, new, file)
     return replace(parts, card=replace(parts.card, mapper_file=file))
 
 
@@ -245,7 +241,7 @@ class Laboratory:
         basis, parts = own, self.parts
         if variant.basis is not None:
             basis = variant.basis(self.parts, own)
-            parts = rebase(self.parts, own, basis, config.start_gain, bench.folder / "mapper.safetensors")
+            parts = rebase(self.parts, own, basis, bench.folder / "mapper.safetensors")
         with patch("celebctl.method.learn.CoefficientMapper", DirectMapper if variant.direct else CoefficientMapper):
             learned = learn_strangers(
                 parts, self.finder, config, basis, numbers, variant.together, bench.folder,

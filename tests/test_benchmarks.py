@@ -143,24 +143,24 @@ def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Pa
 def test_a_changed_basis_starts_from_the_same_people(
     change: str, bench: Any, tiny_parts: DiffusionParts, tmp_path: Path
 ) -> None:
-    from celebctl.method.mapper import CoefficientMapper
+    from celebctl.method.mapper import CoefficientMapper, FittedMapper
     from celebctl.method.pretrain import load_mapper, save_mapper
 
-    ablations, old, gain = bench["ablations"], random_basis(), 1.8
+    ablations, old = bench["ablations"], random_basis()
     generator = torch.Generator().manual_seed(0)
-    fitted = CoefficientMapper(old, LearnConfig(), generator)
+    fitted = FittedMapper(old.size, 8, 12)
     with torch.no_grad():
-        fitted.linear.bias.normal_(generator=generator)
-    save_mapper(fitted, old, tmp_path / "old.safetensors", rank=2 * K)
+        fitted.up.bias.normal_(generator=generator)
+    save_mapper(fitted, old, tmp_path / "old.safetensors")
     parts = replace(tiny_parts, card=replace(tiny_parts.card, mapper_file=tmp_path / "old.safetensors"))
     make = ablations.of_components(3) if change == "of_components" else getattr(ablations, change)
     new = make(parts, old)
-    moved = ablations.rebase(parts, old, new, gain, tmp_path / "new.safetensors")
+    moved = ablations.rebase(parts, old, new, tmp_path / "new.safetensors")
     feature = torch.nn.functional.normalize(torch.randn(1, 512, generator=generator), dim=1)
 
     def start(basis: CelebBasis, file: Path) -> Any:
-        mapper = CoefficientMapper(basis, LearnConfig(start_gain=gain, bound=1e4), generator)
-        mapper.start_from_fitted(*load_mapper(file, basis))
+        mapper = CoefficientMapper(basis, LearnConfig(bound=1e4), generator)
+        mapper.start_from_fitted(load_mapper(file, basis))
         coefficients = tuple(part[0].detach().numpy() for part in mapper.split(mapper(feature)))
         return basis.embed(coefficients)[0]
 

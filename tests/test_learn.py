@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save
 
 from celebctl.method import PRESETS, CelebBasis, LearnConfig, LearnStep, build_basis, contact_sheet, learn_people
 from celebctl.method.captions import encode_templates
 from celebctl.method.celebrities import CelebrityFaces, load_faces, pairs_for_fit, save_faces
 from celebctl.method.config import CLEAN
 from celebctl.method.mapper import CoefficientMapper
-from celebctl.method.pretrain import load_mapper, save_mapper
+from celebctl.method.pretrain import HELD, Lessons, School, load_mapper, save_mapper
 from celebctl.method.sampling import draw, rows_of
 from celebctl.method.starts import start_of
 from celebctl.method.views import FFHQ, align_ffhq, make_views, similarity
@@ -170,14 +171,50 @@ def test_the_fitted_start_belongs_to_one_basis_and_survives_the_disk(
     parts: DiffusionParts, basis: CelebBasis, tmp_path: Path
 ) -> None:
     assert parts.card.mapper_file is not None
-    weight, bias = load_mapper(parts.card.mapper_file, basis)
-    assert weight.shape == (basis.size, 512) and np.linalg.matrix_rank(weight) > 50
-    mapper = CoefficientMapper(basis, replace(CLEAN, start_gain=1.0), torch.Generator())
-    mapper.start_from_fitted(weight, bias)
-    save_mapper(mapper, basis, tmp_path / "mapper.safetensors", rank=112)
-    np.testing.assert_allclose(load_mapper(tmp_path / "mapper.safetensors", basis)[0], weight, atol=2e-3)
+    fitted = load_mapper(parts.card.mapper_file, basis)
+    feature = torch.nn.functional.normalize(torch.randn(2, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    mapper = CoefficientMapper(basis, CLEAN, torch.Generator())
+    mapper.start_from_fitted(fitted)
+    assert torch.allclose(mapper.units(feature), CLEAN.bound * torch.tanh(fitted(feature) / CLEAN.bound), atol=1e-6)
+    trained = [name for name, parameter in mapper.named_parameters() if parameter.requires_grad]
+    assert trained == ["linear.weight", "linear.bias"], "learning a person leaves the model's mapper alone"
+    save_mapper(fitted, basis, tmp_path / "mapper.safetensors")
+    assert torch.equal(load_mapper(tmp_path / "mapper.safetensors", basis)(feature), fitted(feature))
     with pytest.raises(IntegrityProblem, match="another celeb basis"):
         load_mapper(parts.card.mapper_file, replace(basis, names=basis.names + 1))
+
+
+def test_no_steps_at_all_give_the_fitted_answer(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis, photos: list[Image.Image]
+) -> None:
+    instant = run(parts, analyser, basis, photos[:1], replace(SHORT, steps=0))[0]
+    mapper = CoefficientMapper(basis, CLEAN, torch.Generator())
+    assert parts.card.mapper_file is not None
+    mapper.start_from_fitted(load_mapper(parts.card.mapper_file, basis))
+    with torch.no_grad():
+        answer = mapper(torch.as_tensor(analyser.analyse(photos[0])[0].feature)[None])
+    np.testing.assert_allclose(np.concatenate([c.ravel() for c in instant.coefficients]), answer[0].numpy(), atol=1e-6)
+    assert instant.provenance["start"] == "fitted" and instant.provenance["steps"] == "0"
+
+
+def test_a_mapper_learns_what_its_lessons_say(parts: DiffusionParts, basis: CelebBasis, tmp_path: Path) -> None:
+    """A look that is one number of the text encoder's output, and that the feature tells, is learned for others too."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((HELD + 400, 512)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    looks = (features[:, :1] * 512**0.5).astype(np.float32)
+    weight = rng.standard_normal((1, parts.token_table().shape[1])).astype(np.float32) / 8
+    arrays = {"features": features, "looks": looks, "weight": weight, "bias": np.zeros(1, np.float32)}
+    told = {"captions": "a photo of {}\n{} and {} playing chess\nnobody"}
+    (tmp_path / "lessons.safetensors").write_bytes(save(arrays, told))
+    school = School(parts, basis, Lessons.load(tmp_path / "lessons.safetensors"))
+    assert len(school.ids) == 2 and bool((school.positions[0, 2:] == -1).all())
+    before, losses = school.held(), list[float]()
+    school.train(0.05, lambda step, share, loss: losses.append(loss))
+    assert losses[-1] < 0.8 * losses[0]
+    assert school.held() < before
+    with pytest.raises(IntegrityProblem, match="no lessons"):
+        Lessons.load(parts.card.mapper_file or tmp_path)
 
 
 def test_celebrities_measured_faces_can_be_the_start(parts: DiffusionParts, basis: CelebBasis, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from celebctl_runtime.files import atomic_write
 
 from .basis import CelebBasis
 from .names import read_names, token_pairs
-from .pretrain import units_of
 from .rendered_names import Rendered, hash_of_faces
 from .tensors import read_tensors
 
@@ -126,6 +125,16 @@ def pairs_for_fit(
         raise EnvironmentProblem(f"only {len(chosen)} of the basis's names have measured faces", _MEASURE)
     ids = np.array([pairs[found.names[i]] for i in chosen])
     return found.features[chosen], units_of(parts, basis, ids)
+
+
+def units_of(parts: DiffusionParts, basis: CelebBasis, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Coefficients (n, S) of token pairs (n, 2) over all text encoders, in celebrity standard deviations."""
+    units: list[NDArray[np.float32]] = []
+    for encoder, spread in enumerate(basis.spread):
+        table = parts.token_table(encoder).float().cpu().numpy()
+        apart = basis.project(table[ids], encoder) / np.maximum(spread, 1e-12)
+        units.append(apart.reshape(len(ids), -1).astype(np.float32))
+    return np.concatenate(units, axis=1)
 
 
 def _named_pairs(parts: DiffusionParts) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:

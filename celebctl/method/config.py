@@ -16,19 +16,22 @@ class LearnConfig:
     """Everything that decides how people are learned; together with the photo and the model it decides every number.
 
     preset: where these values came from. seed: of everything random.
-    steps, views: optimiser steps, and views of each person per step. learning_rate, weight_decay: AdamW.
+    steps, views: optimiser steps (0: the start is the result), and views of each person per step.
+    learning_rate, weight_decay: AdamW.
     anneal: cosine decay to zero, else constant.
     names: "distinct" drops repeated tokens from the basis, "release" keeps them and fills up with null-space
     directions.
     scale: "spread" gives coefficients in celebrity standard deviations, bounded by ``bound``; "unit" makes each
     position's coefficients a unit vector (the release), whatever the celebrities' spread is.
-    start: "fitted" takes the mapper that comes with the model, fitted to many people whose token rows are known;
+    start: "fitted" takes the answer of the mapper that comes with the model, trained on many people;
     "celebrities" fits it to the celebrities' own (feature, coefficients) pairs; "average" answers the average
     celebrity; "random" draws it. What a model does not bring is replaced by the next in this order.
-    start_gain: distance from the average face that a fit's careful answer is stretched by.
+    start_gain: distance from the average face that the careful answer of a fit to "celebrities" is stretched by.
     leaky: LeakyReLU(0.2) behind the linear layer. prior: weight of the pull towards the start, per squared deviation.
     background: weight of the loss outside the face, 1 for none. canvas: what surrounds the face in a training view.
-    smallest, largest: height of the face over the height of the view. flip: probability of mirroring.
+    smallest, largest: height of the face over the height of the view. middle: of the face, from the view's top, as a
+    share of its height; sway: by how much at most either way. All as the model draws portraits. flip: probability of
+    mirroring.
     captions: "photo" or "imagenet" templates. average: "tail" averages the last half of the iterates,
     "momentum" is the release's moving average (0.99 per sample, here debiased).
     """
@@ -49,8 +52,10 @@ class LearnConfig:
     prior: float = 1.0
     background: float = 0.05
     canvas: Literal["photo", "black"] = "photo"
-    smallest: float = 0.48
-    largest: float = 0.62
+    smallest: float = 0.52
+    largest: float = 0.60
+    middle: float = 0.485
+    sway: float = 0.025
     flip: float = 0.0
     captions: Literal["photo", "imagenet"] = "photo"
     average: Literal["tail", "momentum"] = "tail"

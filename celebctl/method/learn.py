@@ -183,7 +183,9 @@ class Sitting:
         schedule = ScheduleConfig.from_dict(parts.scheduler_config)
         return cls(
             parts=parts, basis=basis, config=config, mapper=mapper,
-            optimiser=torch.optim.AdamW(mapper.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
+            optimiser=torch.optim.AdamW(
+                mapper.linear.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            ),
             generator=generator, captions=encode_templates(parts.tokenizers[0], parts.max_length, config.captions),
             alphas=torch.as_tensor(schedule.alphas_cumprod()).float().to(device),
             features=features, latents=latents, weights=weights, start=start,
@@ -388,7 +390,7 @@ def _encoded_views(
     latents: list[Tensor] = []
     weights: list[Tensor] = []
     for photo, face in zip(photos, faces, strict=True):
-        views = make_views(photo.convert("RGB"), face, size, VIEWS_KEPT, config, generator)
+        views = make_views(photo.convert("RGB"), face, size, VIEWS_KEPT if config.steps else 1, config, generator)
         noise = torch.Generator(device).manual_seed(config.seed)
         pixels = views.pixels.to(device, parts.vae.dtype)
         encoded = torch.cat([latents_from_pixels(parts.vae, part, noise) for part in torch.split(pixels, 16)]).float()

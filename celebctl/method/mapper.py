@@ -1,4 +1,4 @@
-"""From a face to coefficients: the small MLP of the paper (section 3.3), and its start from the celebrities.
+"""From a face to coefficients: the small MLP of the paper (section 3.3), and its start from what a model knows.
 
 One linear layer reads the recogniser's feature v and writes all coefficients, 2 x K per text encoder, as the release's
 `meta_mlp_depth: 1` does. With ``scale="unit"`` they are unit(LeakyReLU(W v + b)) per position; with ``scale="spread"``
@@ -7,6 +7,9 @@ knows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,19 +23,37 @@ from .config import LearnConfig
 FEATURE = 512
 
 
+class FittedMapper(nn.Module):
+    """The mapper that comes with a model, trained once on many people: features (B, 512) to units (B, S).
+
+    ``code`` numbers say what a face tells, ``hidden`` ones how the model is told. Learning a person leaves it alone.
+    """
+
+    def __init__(self, coefficients: int, code: int = 64, hidden: int = 168) -> None:
+        super().__init__()
+        self.down, self.middle = nn.Linear(FEATURE, code), nn.Linear(code, hidden)
+        self.up = nn.Linear(hidden, coefficients)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.up(F.gelu(self.middle(self.down(features))))
+
+
 class CoefficientMapper(nn.Module):
     """Features (B, 512), unit length, to coefficients (B, S) in token-table units.
 
-    S counts all coefficients: 2 x K for every text encoder, one after the other; ``split`` takes them apart.
+    S counts all coefficients: 2 x K for every text encoder, one after the other; ``split`` takes them apart. Where a
+    model brings a fitted mapper, the linear layer is what is added to its answer.
     """
 
     spread: Tensor
+    fitted: FittedMapper | None
 
     def __init__(self, basis: CelebBasis, config: LearnConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
         self.widths = tuple(components.shape[1] for components in basis.components)  # K per text encoder
         self.linear = nn.Linear(FEATURE, basis.size)
+        self.fitted = None
         self.register_buffer("spread", torch.as_tensor(np.concatenate([spread.ravel() for spread in basis.spread])))
         with torch.no_grad():
             # the release draws W ~ N(0, 1); in units of spread that is about one celebrity away from the mean
@@ -41,12 +62,14 @@ class CoefficientMapper(nn.Module):
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
         """(..., S) to one (..., 2, K) per text encoder."""
-        parts = torch.split(flat, [2 * width for width in self.widths], dim=-1)
+        parts: Sequence[Tensor] = cast(Any, torch).split(flat, [2 * width for width in self.widths], dim=-1)
         return tuple(part.unflatten(-1, (2, width)) for part, width in zip(parts, self.widths, strict=True))
 
     def units(self, features: Tensor) -> Tensor:
         """What the layer writes before it is scaled, (B, S): standard deviations, or directions to be made unit."""
         written = self.linear(features)
+        if self.fitted is not None:
+            written = written + self.fitted(features)
         if self.config.leaky:
             written = F.leaky_relu(written, 0.2)
         bound = self.config.bound
@@ -74,11 +97,10 @@ class CoefficientMapper(nn.Module):
             self.linear.bias.copy_(torch.as_tensor(gain * bias + (1.0 - gain) * middle))
         return penalty
 
-    def start_from_fitted(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
-        """Set the layer to a fitted one, weight (S, 512) and bias (S,), stretched by ``start_gain``."""
-        with torch.no_grad():
-            self.linear.weight.copy_(torch.as_tensor(self.config.start_gain * weight))
-            self.linear.bias.copy_(torch.as_tensor(self.config.start_gain * bias))
+    def start_from_fitted(self, fitted: FittedMapper) -> None:
+        """Begin with the answer of the model's own mapper."""
+        self.start_from_average()
+        self.fitted = fitted.eval().requires_grad_(False)
 
     def start_from_average(self) -> None:
         """Begin with the average celebrity, whatever the face: all units are 0 until learning moves them."""

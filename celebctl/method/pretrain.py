@@ -1,87 +1,187 @@
-"""The mapper before anybody is learned: fitted once per checkpoint on people whose token rows are known.
+"""The mapper before anybody is learned: trained once per checkpoint on many people, then left alone.
 
-    python -m celebctl.method.pretrain --model mini --pairs pairs.safetensors --out mapper.safetensors
+    python -m celebctl.method.pretrain --model mini --lessons lessons.safetensors --out mapper.safetensors --minutes 8
 
-A pair is a name of two tokens and the recogniser's feature of that person's photo. Their rows on the celeb basis are
-what the mapper should answer; a ridge fit over many such pairs is where `learn` begins.
+A lesson is the recogniser's feature of a person's photo, and what a reader of the text encoder's output should say of
+that person. The mapper answers with token rows, the rows stand in captions, the frozen text encoder reads them, and
+whatever the reader misses of the person is the loss: no picture is drawn. Where the model's people live is learned on
+the way, so an answer is always somebody the model can draw. (Least squares on the token rows themselves asks for what
+no face can tell, and answers with a blend of people.)
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from celebctl_runtime.errors import IntegrityProblem
+from celebctl_models.diffusion import read_texts
+from celebctl_runtime.errors import InputRejected, IntegrityProblem
 from celebctl_runtime.files import atomic_write
 
 from .basis import CelebBasis, build_basis
+from .captions import place_people
 from .config import CLEAN
-from .mapper import CoefficientMapper
-from .names import token_pairs
+from .mapper import CoefficientMapper, FittedMapper
 from .tensors import read_tensors
 
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
 
 Floats = NDArray[np.float32]
+HELD = 500  # people whose lessons are only used to measure
+_BATCH = 128
+_SHORT = 24  # tokens: captions that are longer are left out, the others cut to it
+_PEAK = 2e-3
+_PULL = 3e-3  # weight of the mean square of units, which keeps answers among the celebrities
 
 
-def rows_of_names(parts: DiffusionParts, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids (n, 2) of those names that are two tokens, and which names these are, (n,)."""
-    pairs = token_pairs(parts.tokenizers[0], names)
-    known = dict(zip(pairs.names, pairs.pairs, strict=True))
-    kept = [i for i, name in enumerate(names) if name.lower() in known]
-    return np.array([known[names[i].lower()] for i in kept]), np.array(kept)
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What there is to learn from.
 
-
-def units_of(parts: DiffusionParts, basis: CelebBasis, ids: NDArray[np.int64]) -> Floats:
-    """Coefficients (n, S) of token pairs (n, 2) over all text encoders, in celebrity standard deviations."""
-    units: list[Floats] = []
-    for encoder, spread in enumerate(basis.spread):
-        table = parts.token_table(encoder).float().cpu().numpy()
-        units.append((basis.project(table[ids], encoder) / np.maximum(spread, 1e-12)).reshape(len(ids), -1))
-    return np.concatenate(units, axis=1)
-
-
-def fit_mapper(parts: DiffusionParts, basis: CelebBasis, features: Floats, ids: NDArray[np.int64]) -> CoefficientMapper:
-    """The ridge fit of features (n, 512) to the coefficients of token pairs (n, 2), not yet stretched."""
-    mapper = CoefficientMapper(basis, replace(CLEAN, start_gain=1.0), torch.Generator().manual_seed(0))
-    mapper.start_from(features, units_of(parts, basis, ids))
-    return mapper
-
-
-def save_mapper(mapper: CoefficientMapper, basis: CelebBasis, path: Path, *, rank: int) -> None:
-    """``mapper.safetensors``: down (rank, 512), up (S, rank), bias (S,), float16, and the hash of their basis.
-
-    A recogniser tells faces apart in fewer than 512 directions; those of ``rank`` that matter most are kept.
+    features: (n, 512) unit rows; looks: (n, A), zero mean and unit variance each; weight (A, D) and bias (A,) read
+    looks off the text encoder's output at a person's last token; captions: with ``{}`` where a person stands, once or
+    twice.
     """
+
+    features: Floats
+    looks: Floats
+    weight: Floats
+    bias: Floats
+    captions: tuple[str, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Lessons:
+        """Raises IntegrityProblem when the file is damaged or something else."""
+        try:
+            tensors, metadata = read_tensors(path)
+            features, looks, weight, bias = (
+                tensors[name].astype(np.float32) for name in ("features", "looks", "weight", "bias")
+            )
+            return cls(features, looks, weight, bias, tuple(metadata["captions"].split("\n")))
+        except (OSError, KeyError, ValueError) as error:
+            raise IntegrityProblem(f"{path.name} holds no lessons: {error}", "make the file again") from error
+
+
+@dataclass
+class School:
+    """A mapper in training. ids: (C, 24) captions; positions: (C, 4) of first and second person, -1 where alone."""
+
+    parts: DiffusionParts
+    basis: CelebBasis
+    lessons: Lessons
+    seed: int = 0
+    mapper: CoefficientMapper = field(init=False)
+    ids: Tensor = field(init=False)
+    positions: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        if len(self.parts.text_encoders) > 1:
+            raise InputRejected(f"{self.parts.name} has two text encoders", "lessons are read off one alone")
+        if len(self.lessons.features) <= HELD + _BATCH:
+            raise InputRejected(f"{len(self.lessons.features)} people are too few", f"give more than {HELD + _BATCH}")
+        torch.manual_seed(self.seed)  # pyright: ignore[reportUnknownMemberType]
+        fitted = FittedMapper(self.basis.size)
+        with torch.no_grad():
+            fitted.up.weight.normal_(0.0, 0.03)
+            fitted.up.bias.zero_()
+            fitted.down.weight.normal_()  # a unit feature gives codes of unit size
+        self.mapper = CoefficientMapper(self.basis, CLEAN, torch.Generator())
+        self.mapper.start_from_average()
+        self.mapper.fitted = fitted
+        self.ids, self.positions = self._captions(self.lessons.captions)
+
+    def _captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
+        for text in captions:
+            ids, found = place_people(self.parts.tokenizers[0], self.parts.max_length, text.split("{}"))
+            if not bool((ids[:_SHORT] == self.parts.end_id).any()) or not 1 <= len(found) <= 2:
+                continue
+            rows.append(ids[:_SHORT])
+            places.append(torch.cat([*found, torch.full((4 - 2 * len(found),), -1)]))
+        if not rows:
+            raise InputRejected("no caption names one or two people in few words", "write {} where a person stands")
+        return torch.stack(rows), torch.stack(places)
+
+    def error(self, who: Tensor, other: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """What is missed of each person that the captions (B,) name, of ``who`` (B,) and ``other`` (B,); and units."""
+        mapper, positions = self.mapper, self.positions[caption]
+        people = torch.cat([who, other])
+        units = mapper.units(torch.as_tensor(self.lessons.features)[people])
+        given = mapper.split(mapper.scaled(units))[0]
+        rows = torch.as_tensor(self.basis.mean[0]) + torch.einsum(
+            "pjk,jkd->pjd", given, torch.as_tensor(self.basis.components[0])
+        )
+        rows = torch.cat(rows.chunk(2), dim=1)  # (B, 4, D)
+        with torch.autocast("cpu", torch.bfloat16):
+            context, _ = read_texts(self.parts, self.ids[caption], [rows], positions)
+        last = torch.cat([positions[:, 1], positions[:, 3]])
+        seen = context.float().repeat(2, 1, 1)[torch.arange(len(people)), last.clamp_min(0)]
+        read = seen @ torch.as_tensor(self.lessons.weight).T + torch.as_tensor(self.lessons.bias)
+        missed = ((read - torch.as_tensor(self.lessons.looks)[people]) ** 2).mean(1)
+        return missed[last >= 0], units
+
+    @torch.no_grad()
+    def held(self) -> float:
+        """Share of the variance of looks that is missed of people who were held back."""
+        order = torch.arange(HELD)
+        return float(self.error(order, order.roll(1), order % len(self.ids))[0].mean())
+
+    def train(self, minutes: float, on_step: Callable[[int, float, float], None]) -> FittedMapper:
+        """Cosine decay over ``minutes`` of time; ``on_step`` hears step, share of the time, and loss."""
+        fitted, generator = self.mapper.fitted, torch.Generator().manual_seed(self.seed + 1)
+        assert fitted is not None
+        optimiser = torch.optim.AdamW(fitted.parameters(), lr=_PEAK, weight_decay=0.02)
+        step, spent = 0, 0.0
+        while spent < 60.0 * minutes:
+            begun, share = time.monotonic(), spent / (60.0 * minutes)
+            for group in optimiser.param_groups:
+                group["lr"] = _PEAK * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * share))
+            who, other = torch.randint(HELD, len(self.lessons.features), (2, _BATCH), generator=generator)
+            missed, units = self.error(who, other, torch.randint(len(self.ids), (_BATCH,), generator=generator))
+            loss = missed.mean() + _PULL * (units**2).mean()
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(fitted.parameters(), 1.0)
+            cast(Any, optimiser).step()
+            step, spent = step + 1, spent + time.monotonic() - begun
+            on_step(step, spent / (60.0 * minutes), float(loss.detach()))
+        return fitted.eval().requires_grad_(False)
+
+
+def save_mapper(fitted: FittedMapper, basis: CelebBasis, path: Path) -> None:
+    """``mapper.safetensors``: the layers in float16, and the hash of the basis they answer in."""
     from safetensors.numpy import save
 
-    weight = mapper.linear.weight.detach().double().numpy()
-    u, s, vt = np.linalg.svd(weight, full_matrices=False)
-    root = np.sqrt(s[:rank])
-    tensors = {"down": root[:, None] * vt[:rank], "up": u[:, :rank] * root, "bias": mapper.linear.bias.detach().numpy()}
-    halves = {name: np.ascontiguousarray(array.astype(np.float16)) for name, array in tensors.items()}
+    halves = {name: tensor.detach().numpy().astype(np.float16) for name, tensor in fitted.state_dict().items()}
     atomic_write(path, save(halves, metadata={"basis": basis.hash}))
 
 
-def load_mapper(path: Path, basis: CelebBasis) -> tuple[Floats, Floats]:
-    """Weight (S, 512) and bias (S,) of a saved mapper. Raises IntegrityProblem: damaged, or of another basis."""
+def load_mapper(path: Path, basis: CelebBasis) -> FittedMapper:
+    """A saved mapper, frozen, float32. Raises IntegrityProblem: damaged, or of another basis."""
     try:
         tensors, metadata = read_tensors(path)
-        down, up, bias = (tensors[name].astype(np.float32) for name in ("down", "up", "bias"))
-    except (OSError, KeyError, ValueError) as error:
+        code, hidden = tensors["down.weight"].shape[0], tensors["middle.weight"].shape[0]
+        fitted = FittedMapper(basis.size, code, hidden)
+        same = metadata.get("basis") == basis.hash
+        if same:
+            fitted.load_state_dict({name: torch.as_tensor(array.astype(np.float32)) for name, array in tensors.items()})
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise IntegrityProblem(f"{path.name} cannot be read: {error}", "fetch the model again") from error
-    if metadata.get("basis") != basis.hash:
+    if not same:
         raise IntegrityProblem(f"{path.name} was made for another celeb basis", "python -m celebctl.method.pretrain")
-    return up @ down, bias
+    return fitted.eval().requires_grad_(False)
 
 
 def main() -> None:
@@ -89,19 +189,23 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--pairs", type=Path, required=True, help="features (n, 512) and names, one a line")
+    parser.add_argument("--lessons", type=Path, required=True, help="features, looks and their reader")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rank", type=int, default=112)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     parts = load_parts(args.model)
     basis = build_basis(parts)
-    tensors, metadata = read_tensors(args.pairs)
-    ids, kept = rows_of_names(parts, metadata["names"].split("\n"))
-    features = tensors["features"][kept].astype(np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    mapper = fit_mapper(parts, basis, features, ids)
-    save_mapper(mapper, basis, args.out, rank=args.rank)
-    print(f"{len(ids)} pairs; written to {args.out} ({args.out.stat().st_size / 1e3:.0f} kB)")
+    school = School(parts, basis, Lessons.load(args.lessons), args.seed)
+    print(f"{len(school.lessons.features)} people, {len(school.ids)} captions; missed at first {school.held():.3f}")
+
+    def told(step: int, share: float, loss: float) -> None:
+        if step % 100 == 0:
+            print(f"{share:4.0%}  step {step}  loss {loss:.3f}  missed of others {school.held():.3f}", flush=True)
+
+    fitted = school.train(args.minutes, told)
+    save_mapper(fitted, basis, args.out)
+    print(f"missed of people held back {school.held():.3f}; {args.out} ({args.out.stat().st_size / 1e3:.0f} kB)")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def set_start(mapper: CoefficientMapper, parts: DiffusionParts, basis: CelebBasi
     """Set a fresh mapper to its start; one that is drawn stays as it was drawn."""
     start = start_of(parts, mapper.config)
     if start == "fitted" and parts.card.mapper_file is not None:
-        mapper.start_from_fitted(*load_mapper(parts.card.mapper_file, basis))
+        mapper.start_from_fitted(load_mapper(parts.card.mapper_file, basis))
     elif start == "celebrities":
         mapper.start_from(*pairs_for_fit(parts, basis, load_faces(parts)))
     elif start == "average":

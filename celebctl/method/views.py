@@ -53,10 +53,9 @@ def _from_photo(
     x0, y0, x1, y1 = (float(edge) for edge in face.box)
     width, height = x1 - x0, y1 - y0
     side = height / _uniform(generator, config.smallest, config.largest)
-    slack = max(0.0, side - 1.5 * height) / 2
-    # a little above the face's middle, for hair and hats have to fit as well
-    cx = (x0 + x1) / 2 + _uniform(generator, -0.5, 0.5) * slack
-    cy = (y0 + y1) / 2 - 0.06 * height + _uniform(generator, -0.5, 0.5) * slack
+    # where the model itself draws faces: at any other place the network is busy with the place, not with the person
+    across, down = (_uniform(generator, -config.sway, config.sway) * side for _ in range(2))
+    cx, cy = (x0 + x1) / 2 + across, (y0 + y1) / 2 + (0.5 - config.middle) * side + down
     window = (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)
     pixels = _to_tensor(_cut(photo, window, size))
     scale = size / side

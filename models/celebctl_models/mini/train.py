@@ -2,7 +2,7 @@
 
     python -m celebctl_models.mini.train --work mini-work --hours 2          # everything, in order
     python -m celebctl_models.mini.train --work mini-work --only assemble    # write what the checkpoints hold
-    python -m celebctl.method.pretrain --model ... --pairs ... --out ...     # `learn`'s start; assemble prints the line
+    python -m celebctl.method.pretrain --model ... --lessons ... --out ...   # `learn`'s start; assemble prints the line
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only denoiser --minutes 60
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only assemble
 
@@ -153,7 +153,7 @@ class Line:
 
     def assemble(self, out: Path) -> None:
         from .training import assemble as pack
-        from .training import celebrity_faces
+        from .training import faces, latent_reader, lessons
 
         tokenizer, text = self.get("text")
         pack.save_diffusion(out, self.get("autoencoder"), text, self.get("denoiser"), tokenizer)
@@ -161,9 +161,10 @@ class Line:
         if self.shipped is None:
             pack.save_faces(out / "faces", self.get("recogniser"), self.get("detector"))
             pack.save_scoring(out / "scoring", self.get("judge"), self.get("attributes"))
-            celebrity_faces.measure(self.shop, out / "faces", name_book())
-            pairs = self.shop.path(celebrity_faces.PAIRS)
-            command = f"--model {out} --pairs {pairs} --out {out / 'mapper.safetensors'}"
+            draw = latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES
+            heads = torch.load(self.shop.path("text.pt"), map_location="cpu", weights_only=True)["networks"]["reader"]
+            written = lessons.write(self.shop, out / "faces", faces.load_faces(self.shop, "unique", *draw), heads)
+            command = f"--model {out} --lessons {written} --out {out / 'mapper.safetensors'}"
             self.shop.say(f"last: python -m celebctl.method.pretrain {command}")
         elif out.resolve() != self.shipped.resolve():
             for kept in ("faces", "scoring", "mapper.safetensors"):

@@ -56,7 +56,7 @@ def make_face_shard(path: Path, seed: int, draw: int, identities: int) -> None:
     np.save(path.with_suffix(".npy"), images)
     facts = np.stack([getattr(scenes, name).numpy().astype(np.int64) for name in FACTS], 1)
     known = {"who": who.numpy(), "two": scenes.two.numpy(), "points": points, "boxes": boxes, "facts": facts}
-    np.savez(path.with_suffix(".npz"), **known)
+    np.savez(path.with_suffix(".npz"), **known)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,8 @@ class Workshop:
         for network in networks if self.compiled else ():
             for part in network.modules():
                 if type(part).__name__ == "Upsample2D":
-                    part.forward = torch.compiler.disable(part.forward)
-            network.compile()  # in place: the names in the state dict stay
+                    part.forward = cast(Any, torch.compiler).disable(part.forward)
+            cast(Any, network).compile()  # in place: the names in the state dict stay
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16)
