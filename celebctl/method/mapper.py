@@ -62,7 +62,7 @@ class CoefficientMapper(nn.Module):
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
         """(..., S) to one (..., 2, K) per text encoder."""
-        parts: Sequence[Tensor] = cast(Any, torch).split(flat, [2 * width for width in self.widths], dim=-1)
+        parts: Sequence[Any] = cast(Any, torch).split(flat, [2 * width for width in self.widths], dim=-1)
         return tuple(part.unflatten(-1, (2, width)) for part, width in zip(parts, self.widths, strict=True))
 
     def units(self, features: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The mapper before anybody is learned: trained once per checkpoint on many people, then left alone.
 
-    python -m celebctl.method.pretrain --model mini --lessons lessons.safetensors --out mapper.safetensors --minutes 8
+    python -m celebctl.method.pretrain --model mini --lessons lessons.safetensors --out mapper.safetensors
 
 A lesson is the recogniser's feature of a person's photo, and what a reader of the text encoder's output should say of
 that person. The mapper answers with token rows, the rows stand in captions, the frozen text encoder reads them, and
@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 HELD = 500  # people whose lessons are only used to measure
-_BATCH = 128
 _SHORT = 24  # tokens: captions that are longer are left out, the others cut to it
 _PEAK = 2e-3
 _PULL = 3e-3  # weight of the mean square of units, which keeps answers among the celebrities
@@ -81,6 +79,7 @@ class School:
     basis: CelebBasis
     lessons: Lessons
     seed: int = 0
+    batch: int = 128
     mapper: CoefficientMapper = field(init=False)
     ids: Tensor = field(init=False)
     positions: Tensor = field(init=False)
@@ -88,8 +87,8 @@ class School:
     def __post_init__(self) -> None:
         if len(self.parts.text_encoders) > 1:
             raise InputRejected(f"{self.parts.name} has two text encoders", "lessons are read off one alone")
-        if len(self.lessons.features) <= HELD + _BATCH:
-            raise InputRejected(f"{len(self.lessons.features)} people are too few", f"give more than {HELD + _BATCH}")
+        if len(self.lessons.features) <= HELD:
+            raise InputRejected(f"{len(self.lessons.features)} people are too few", f"give more than {HELD}")
         torch.manual_seed(self.seed)  # pyright: ignore[reportUnknownMemberType]
         fitted = FittedMapper(self.basis.size)
         with torch.no_grad():
@@ -138,25 +137,23 @@ class School:
         order = torch.arange(HELD)
         return float(self.error(order, order.roll(1), order % len(self.ids))[0].mean())
 
-    def train(self, minutes: float, on_step: Callable[[int, float, float], None]) -> FittedMapper:
-        """Cosine decay over ``minutes`` of time; ``on_step`` hears step, share of the time, and loss."""
+    def train(self, steps: int, on_step: Callable[[int, float], None]) -> FittedMapper:
+        """A short warm-up, then cosine decay to zero; ``on_step`` hears the step and its loss."""
         fitted, generator = self.mapper.fitted, torch.Generator().manual_seed(self.seed + 1)
         assert fitted is not None
-        optimiser = torch.optim.AdamW(fitted.parameters(), lr=_PEAK, weight_decay=0.02)
-        step, spent = 0, 0.0
-        while spent < 60.0 * minutes:
-            begun, share = time.monotonic(), spent / (60.0 * minutes)
+        optimiser: Any = torch.optim.AdamW(fitted.parameters(), lr=_PEAK, weight_decay=0.02)
+        for step in range(steps):
+            warm = min(1.0, (step + 1) / min(100, 1 + steps // 10))
             for group in optimiser.param_groups:
-                group["lr"] = _PEAK * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * share))
-            who, other = torch.randint(HELD, len(self.lessons.features), (2, _BATCH), generator=generator)
-            missed, units = self.error(who, other, torch.randint(len(self.ids), (_BATCH,), generator=generator))
+                group["lr"] = _PEAK * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            who, other = torch.randint(HELD, len(self.lessons.features), (2, self.batch), generator=generator)
+            missed, units = self.error(who, other, torch.randint(len(self.ids), (self.batch,), generator=generator))
             loss = missed.mean() + _PULL * (units**2).mean()
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(fitted.parameters(), 1.0)
-            cast(Any, optimiser).step()
-            step, spent = step + 1, spent + time.monotonic() - begun
-            on_step(step, spent / (60.0 * minutes), float(loss.detach()))
+            optimiser.step()
+            on_step(step + 1, float(loss.detach()))
         return fitted.eval().requires_grad_(False)
 
 
@@ -191,7 +188,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--lessons", type=Path, required=True, help="features, looks and their reader")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--steps", type=int, default=1800, help="about ten minutes on one core")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     parts = load_parts(args.model)
@@ -199,11 +196,11 @@ def main() -> None:
     school = School(parts, basis, Lessons.load(args.lessons), args.seed)
     print(f"{len(school.lessons.features)} people, {len(school.ids)} captions; missed at first {school.held():.3f}")
 
-    def told(step: int, share: float, loss: float) -> None:
+    def told(step: int, loss: float) -> None:
         if step % 100 == 0:
-            print(f"{share:4.0%}  step {step}  loss {loss:.3f}  missed of others {school.held():.3f}", flush=True)
+            print(f"step {step} of {args.steps}  loss {loss:.3f}  missed of others {school.held():.3f}", flush=True)
 
-    fitted = school.train(args.minutes, told)
+    fitted = school.train(args.steps, told)
     save_mapper(fitted, basis, args.out)
     print(f"missed of people held back {school.held():.3f}; {args.out} ({args.out.stat().st_size / 1e3:.0f} kB)")
 
