@@ -380,7 +380,6 @@ def test_clip_judges_by_weights_on_this_machine(tmp_path: Path) -> None:
         ClipJudge(tmp_path / "nowhere")
 
 
-@pytest.mark.slow
 def test_the_command_measures_strangers_and_the_second_time_draws_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,6 @@ def bench() -> ModuleType:
     return module
 
 
-@pytest.mark.slow
 def test_celebrities_and_learned_people_are_recognised_obeyed_and_kept_apart(bench: ModuleType) -> None:
     parts = load_parts("mini")
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
@@ -41,6 +40,6 @@ def test_celebrities_and_learned_people_are_recognised_obeyed_and_kept_apart(ben
     print(f"celebrities {famous}\nlearned {learned}\nlearned together in {seconds:.1f} s")
     assert famous.detected > 0.95 and learned.detected > 0.95
     assert famous.likeness > 0.75
-    assert learned.likeness > 0.68 * famous.likeness
-    assert famous.caption > 0.95 and learned.caption > famous.caption - 0.08
-    assert famous.sides > 0.85 and learned.sides > 0.80
+    assert learned.likeness > 0.85 * famous.likeness
+    assert famous.caption > 0.95 and learned.caption > famous.caption - 0.05
+    assert famous.sides > 0.90 and learned.sides > 0.90

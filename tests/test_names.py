@@ -341,7 +341,6 @@ def test_large_pictures_are_drawn_few_at_a_time() -> None:
     assert pictures_at_once((1024, 1024)) == 3
 
 
-@pytest.mark.slow
 def test_the_bundled_model_draws_its_own_names_more_alike_than_invented_ones(tmp_path: Path) -> None:
     from celebctl.method.sampling import draw
     from celebctl_models.diffusion import load_parts
