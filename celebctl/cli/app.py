@@ -7,6 +7,7 @@ import typer
 from celebctl import __version__
 
 from .basis import app as basis
+from .bench import bench
 from .check import check
 from .doctor import doctor
 from .export import export
@@ -63,4 +64,5 @@ app.command("inspect", rich_help_panel=PEOPLE)(inspect_file)
 app.command(rich_help_panel=MACHINE)(use)
 app.command(rich_help_panel=MACHINE)(setup)
 app.command(rich_help_panel=MACHINE)(doctor)
+app.command(rich_help_panel=MACHINE)(bench)
 app.add_typer(basis, name="basis", rich_help_panel=MACHINE)

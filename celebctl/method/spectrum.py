@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from celebctl.pen import COLOURS, FAINT, GRID, Pen, Point
 
 from .basis import COMPONENTS
 from .names import TokenPairs
 
 Floats = NDArray[np.float64]
-Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 POSITIONS = ("first names", "last names")
@@ -28,9 +29,6 @@ POSITIONS = ("first names", "last names")
 TOLD = (1, 8, 32, 128, 512)
 
 _WIDTH, _HEAD, _ROW = 1200, 118, 440  # pixels of the picture: across, above the panels, per text encoder
-_SHARP = 3  # drawn so many times larger and then reduced, for smooth lines
-_PAPER, _INK, _FAINT, _GRID = (252, 251, 248), (52, 50, 47), (128, 124, 117), (228, 225, 218)
-_COLOURS = ((31, 98, 158), (208, 100, 26))  # blue and orange, told apart by everybody
 _WIDTHS = (4.2, 2.0)  # of the curves, so that one is seen behind the other where they meet
 _MARK = 0.9  # share of the variance that is marked on the curves
 
@@ -85,9 +83,9 @@ def spectra_of(parts: Any, pairs: Sequence[TokenPairs], *, release: bool = False
 
 def draw_spectrum(spectra: Sequence[Sequence[Spectrum]], title: str, subtitle: str) -> Image.Image:
     """A picture of cumulative variance and of singular values on a logarithmic scale, a row for each text encoder."""
-    pen = _Pen(_WIDTH, _HEAD + _ROW * len(spectra))
+    pen = Pen(_WIDTH, _HEAD + _ROW * len(spectra))
     pen.text((48, 26), title, 25)
-    pen.text((48, 60), subtitle, 15, _FAINT)
+    pen.text((48, 60), subtitle, 15, FAINT)
     _legend(pen, spectra[0])
     for row, pair in enumerate(spectra):
         top = _HEAD + row * _ROW
@@ -97,33 +95,6 @@ def draw_spectrum(spectra: Sequence[Sequence[Spectrum]], title: str, subtitle: s
         _variance_panel(pen, (96, top + 40, 580, top + _ROW - 70), pair, across, said)
         _singular_panel(pen, (690, top + 40, 1164, top + _ROW - 70), pair, across, said)
     return pen.finish()
-
-
-class _Pen:
-    """Draws in pixels of the finished picture on a larger canvas."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self._size = (width, height)
-        self._canvas = Image.new("RGB", (width * _SHARP, height * _SHARP), _PAPER)
-        self._draw = ImageDraw.Draw(self._canvas)
-
-    def line(self, points: Sequence[Point], colour: tuple[int, int, int], width: float) -> None:
-        scaled = [(x * _SHARP, y * _SHARP) for x, y in points]
-        self._draw.line(scaled, fill=colour, width=max(1, round(width * _SHARP)), joint="curve")
-
-    def dot(self, at: Point, colour: tuple[int, int, int], radius: float) -> None:
-        for size, fill in ((radius + 1.5, _PAPER), (radius, colour)):
-            self._draw.circle((at[0] * _SHARP, at[1] * _SHARP), size * _SHARP, fill=fill)
-
-    def text(self, at: Point, said: str, size: int, colour: tuple[int, int, int] = _INK, anchor: str = "la") -> None:
-        font = ImageFont.load_default(size * _SHARP)
-        self._draw.text((at[0] * _SHARP, at[1] * _SHARP), said, fill=colour, font=font, anchor=anchor)
-
-    def width(self, said: str, size: int) -> float:
-        return self._draw.textlength(said, ImageFont.load_default(size * _SHARP)) / _SHARP
-
-    def finish(self) -> Image.Image:
-        return self._canvas.resize(self._size, Image.Resampling.LANCZOS)
 
 
 @dataclass(frozen=True)
@@ -152,21 +123,21 @@ def _logarithmic(low: float, high: float) -> _Scale:
     return _Scale(ticks, lambda value: (math.log10(value) - low) / (high - low))
 
 
-def _legend(pen: _Pen, pair: Sequence[Spectrum]) -> None:
+def _legend(pen: Pen, pair: Sequence[Spectrum]) -> None:
     left = 48.0
-    for name, colour, spectrum in zip(POSITIONS, _COLOURS, pair, strict=True):
+    for name, colour, spectrum in zip(POSITIONS, COLOURS, pair, strict=True):
         said = f"{name}: {spectrum.tokens:,} tokens, rank {spectrum.rank:,}"
         pen.line([(left, 100), (left + 26, 100)], colour, 3)
         pen.text((left + 36, 100), said, 15, anchor="lm")
         left += 36 + pen.width(said, 15) + 44
 
 
-def _variance_panel(pen: _Pen, box: Box, pair: Sequence[Spectrum], across: _Scale, said: str) -> None:
+def _variance_panel(pen: Pen, box: Box, pair: Sequence[Spectrum], across: _Scale, said: str) -> None:
     up = _Scale((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), lambda value: value)
     _frame(pen, box, across, up, f"Cumulative explained variance{said}", lambda value: f"{value:.0%}")
-    for spectrum, colour, width in zip(pair, _COLOURS, _WIDTHS, strict=True):
+    for spectrum, colour, width in zip(pair, COLOURS, _WIDTHS, strict=True):
         _curve(pen, box, across, up, spectrum.cumulative, colour, width)
-    for number, (spectrum, colour) in enumerate(zip(pair, _COLOURS, strict=True)):
+    for number, (spectrum, colour) in enumerate(zip(pair, COLOURS, strict=True)):
         if spectrum.rank:
             needed = spectrum.needed(_MARK)
             at = _at(box, across.place(needed), float(spectrum.cumulative[needed - 1]))
@@ -175,37 +146,37 @@ def _variance_panel(pen: _Pen, box: Box, pair: Sequence[Spectrum], across: _Scal
             pen.text(corner, f"{_MARK:.0%} in {needed:,} components", 15, colour, anchor="rm")
 
 
-def _singular_panel(pen: _Pen, box: Box, pair: Sequence[Spectrum], across: _Scale, said: str) -> None:
+def _singular_panel(pen: Pen, box: Box, pair: Sequence[Spectrum], across: _Scale, said: str) -> None:
     values = np.concatenate([spectrum.singular_values for spectrum in pair])
     up = _logarithmic(float(values.min()), float(values.max())) if len(values) else _linear(0, 1)
     _frame(pen, box, across, up, f"Singular values{said}", lambda value: f"{value:g}")
-    for spectrum, colour, width in zip(pair, _COLOURS, _WIDTHS, strict=True):
+    for spectrum, colour, width in zip(pair, COLOURS, _WIDTHS, strict=True):
         _curve(pen, box, across, up, spectrum.singular_values, colour, width)
 
 
-def _frame(pen: _Pen, box: Box, across: _Scale, up: _Scale, title: str, write: Callable[[float], str]) -> None:
+def _frame(pen: Pen, box: Box, across: _Scale, up: _Scale, title: str, write: Callable[[float], str]) -> None:
     left, top, right, bottom = box
     pen.text((left, top - 18), title, 16, anchor="lb")
     for tick in up.ticks:
         y = _at(box, 0, up.place(tick))[1]
-        pen.line([(left, y), (right, y)], _GRID, 1)
-        pen.text((left - 10, y), write(tick), 13, _FAINT, anchor="rm")
+        pen.line([(left, y), (right, y)], GRID, 1)
+        pen.text((left - 10, y), write(tick), 13, FAINT, anchor="rm")
     for tick in across.ticks:
         x = _at(box, across.place(tick), 0)[0]
-        pen.line([(x, bottom), (x, bottom + 5)], _FAINT, 1)
-        pen.text((x, bottom + 10), f"{tick:,.0f}", 13, _FAINT, anchor="ma")
-    pen.line([(left, bottom), (right, bottom)], _FAINT, 1)
+        pen.line([(x, bottom), (x, bottom + 5)], FAINT, 1)
+        pen.text((x, bottom + 10), f"{tick:,.0f}", 13, FAINT, anchor="ma")
+    pen.line([(left, bottom), (right, bottom)], FAINT, 1)
     _kept(pen, box, across)
-    pen.text(((left + right) / 2, bottom + 32), "component", 14, _FAINT, anchor="ma")
+    pen.text(((left + right) / 2, bottom + 32), "component", 14, FAINT, anchor="ma")
 
 
-def _kept(pen: _Pen, box: Box, across: _Scale) -> None:
+def _kept(pen: Pen, box: Box, across: _Scale) -> None:
     """Where the basis stops taking components, if the spectrum goes on behind that."""
     x = _end_of_basis(box, across)
     if x < box[2]:
         for y in range(round(box[1]), round(box[3]), 7):
-            pen.line([(x, y), (x, min(y + 3, box[3]))], _FAINT, 1)
-        pen.text((x, box[1] - 4), f"{COMPONENTS} kept", 12, _FAINT, anchor="mb")
+            pen.line([(x, y), (x, min(y + 3, box[3]))], FAINT, 1)
+        pen.text((x, box[1] - 4), f"{COMPONENTS} kept", 12, FAINT, anchor="mb")
 
 
 def _end_of_basis(box: Box, across: _Scale) -> float:
@@ -213,7 +184,7 @@ def _end_of_basis(box: Box, across: _Scale) -> float:
 
 
 def _curve(
-    pen: _Pen, box: Box, across: _Scale, up: _Scale, values: Floats, colour: tuple[int, int, int], width: float
+    pen: Pen, box: Box, across: _Scale, up: _Scale, values: Floats, colour: tuple[int, int, int], width: float
 ) -> None:
     points = [_at(box, across.place(number), up.place(float(value))) for number, value in enumerate(values, 1)]
     if len(points) > 1:
