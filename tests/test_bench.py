@@ -21,8 +21,12 @@ from celebctl.cli import main
 from celebctl_runtime.errors import EnvironmentProblem, NotFound
 from celebctl_runtime.request import SAMPLERS
 
-SETTINGS = {"model": "toy", "width": 32, "height": 32, "steps": 5, "sampler": "ddim", "guidance": 2.5}
-SETTINGS |= {"rounds": 3, "cold_rounds": 2, "threads": 1}
+SETTINGS = {"model": "toy", "width": 32, "height": 32, "steps": 5, "sampler": "ddim", "guidance": 2.5} | {
+    "rounds": 3,
+    "cold_rounds": 2,
+    "threads": 1,
+}
+NOTHING: dict[str, Any] = {"count": None, "peak": None, "differences": {}}
 
 
 def scores() -> list[Score]:
@@ -37,7 +41,7 @@ def scores() -> list[Score]:
 def entrant(bundle: Path, **changes: Any) -> Entrant:
     request = {"prompt": "a", "steps": 3, "guidance": 2.5, "sampler": "ddim", "width": 32, "height": 32}
     spec = {"kind": "celebctl", "bundle": str(bundle), "seal_key": "none", "device": "cpu", "threads": 1}
-    spec |= {"request": {**request, "identities": []}}
+    spec |= {"request": {**request, "seed": 0, "identities": []}}
     return Entrant("celebctl cpu", {**spec, **changes}, (sys.executable, "-c", "pass"))
 
 
@@ -58,7 +62,7 @@ def test_a_loop_that_ends_all_steps_at_once_has_no_time_per_step() -> None:
     assert math.isnan(step_seconds([0.8]))
     ours, theirs = scores()
     ours.step = [math.nan] * 3
-    document = report([ours, theirs], {"count": None, "peak": None, "differences": {}}, SETTINGS, machine())
+    document = report([ours, theirs], NOTHING, SETTINGS, machine())
     assert document["contestants"][0]["step_ms"] is None and "step" not in document["ratios"][0]["values"]
     assert "NaN" not in json.dumps(document)
 
@@ -77,10 +81,9 @@ def test_peaks_of_gpus_are_found_by_name() -> None:
 
 
 def test_a_report_without_a_rival_says_so_and_can_be_drawn() -> None:
-    extras = {"count": None, "peak": None, "differences": {}}
-    document = report(scores()[:1], extras, SETTINGS, machine())
+    document = report(scores()[:1], NOTHING, SETTINGS, machine())
     assert "no comparison" in document["missing"]
-    alone, both = draw_report(document), draw_report(report(scores(), extras, SETTINGS, machine()))
+    alone, both = draw_report(document), draw_report(report(scores(), NOTHING, SETTINGS, machine()))
     assert alone.width == both.width and alone.height < both.height
     blue, orange = (31, 98, 158), (208, 100, 26)
     colours = [{colour for _, colour in image.getcolors(1 << 20) or []} for image in (alone, both)]
@@ -131,8 +134,12 @@ def test_bench_needs_no_diffusers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, real = write_bundle(tmp_path / "bundle"), importlib.util.find_spec
+
+    def find_spec(name: str) -> object:
+        return None if name == "diffusers" else real(name)
+
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "diffusers" else real(name))
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     words = ["bench", "a", "--bundle", str(bundle.path), "--rounds", "1", "--cold", "1", "--json"]
     assert main([*words, "--chart", str(tmp_path / "c.png")]) == 0
     out, err = capsys.readouterr()

@@ -54,7 +54,7 @@ class Entrant:
 class Score:
     """What was measured of one contestant; seconds, one entry per round, unless the name says otherwise.
 
-    cold: from the process's start to the PNG, process and all. first: imports, opening the model, first picture, in a fresh interpreter.
+    cold: from the process's start to the PNG. first: imports, opening the model and a picture, in a fresh interpreter.
     picture: further pictures. step: one step of the sampler. memory: peak bytes of main memory; gpu_memory: bytes held.
     """
 

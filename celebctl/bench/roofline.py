@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from celebctl.doctor import find_gpus
 from celebctl_runtime.cores import physical_cores
 
 # Dense float16 tensor-core peaks with float32 accumulation, operations per second, from NVIDIA's data sheets: H100
@@ -69,9 +70,7 @@ def _memory_gib() -> float | None:
 
 
 def _gpus() -> list[str]:
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
+        return [f"{gpu.name}, driver {gpu.driver}" for gpu in find_gpus()]
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return []
-    return [line.strip() for line in lines if line.strip()]

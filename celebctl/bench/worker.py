@@ -1,8 +1,9 @@
 """One contestant in a process of its own: `python -m celebctl.bench.worker SPEC` answers orders on stdin.
 
 SPEC, orders and answers are JSON, one object a line. SPEC: `kind` ("celebctl" or "diffusers"), `device`, `threads`,
-`request` (a resolved Request), and `bundle` or `model`. Orders: {"do": "draw", "seed": 7}, {"do": "save", "path": ...}, {"do": "memory"},
-{"do": "count"}, {"do": "peak"}. With --once PATH it draws one picture into PATH and is gone: a script's cold start.
+`request` (a resolved Request), and `bundle` or `model`. Orders: {"do": "draw", "seed": 7}, {"do": "save", "path": ...},
+{"do": "memory"}, {"do": "count"}, {"do": "peak"}. With --once PATH it draws one picture into PATH and is gone: a
+script's cold start.
 
 What this module does not know: the other contestants, and what becomes of the numbers.
 """
@@ -237,14 +238,14 @@ def main(words: list[str]) -> int:
     """Serve until stdin ends; or with --once PATH draw a single picture."""
     spec: Spec = json.loads(words[0])
     if words[1:2] == ["--once"]:
-        make(spec).draw(int(spec["request"]["seed"])).image.save(words[2])
+        make(spec).draw(int(spec["request"].get("seed", 0))).image.save(words[2])
         return 0
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries may print; the answers stay apart
     try:
         begun = time.monotonic()
         contestant = make(spec)
-        latest = [contestant.draw(int(spec["request"]["seed"]))]
+        latest = [contestant.draw(int(spec["request"].get("seed", 0)))]
         now = time.monotonic()
         _say(answers, {"first_seconds": now - begun, "facts": contestant.facts()})
         for line in sys.stdin:

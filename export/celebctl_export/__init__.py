@@ -56,9 +56,9 @@ def export_bundle(
     _check_model(parts)
     check_identities(parts, identities, spare_rows)
     with atomic_directory(out) as folder:
-        graphs, measured = write_graphs(parts, folder, spare_rows=spare_rows, dtype=dtype, on_stage=on_stage)
+        graphs, variants, measured = write_graphs(parts, folder, spare_rows=spare_rows, dtype=dtype, on_stage=on_stage)
         on_stage("token rows and manifest")
-        bundle = Bundle.seal(folder, describe(parts, graphs, measured, spare_rows=spare_rows, dtype=dtype))
+        bundle = Bundle.seal(folder, describe(parts, graphs, variants, measured, spare_rows=spare_rows, dtype=dtype))
         bake(bundle, identities)
         keep_engines(out, folder, bundle.manifest)
     return Bundle.open(out)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from celebctl_export.graphs import GraphSpec, graph_specs
+from celebctl_export.ort_variants import OrtVariant, write_variant
 from celebctl_export.parity import FLOORS, Parity, check, measure, sizes_to_measure
 from celebctl_export.to_onnx import move_table, save_graph, to_onnx
 
@@ -28,8 +29,8 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 def write_graphs(
     parts: DiffusionParts, folder: Path, *, spare_rows: int, dtype: str, on_stage: Callable[[str], None]
-) -> tuple[Sequence[GraphSpec], list[Parity]]:
-    """Export, write and measure every graph of a bundle; the tokenizer goes along.
+) -> tuple[Sequence[GraphSpec], list[OrtVariant], list[Parity]]:
+    """Export, write and measure every graph of a bundle, and ONNX Runtime's form of it; the tokenizer goes along.
 
     Raises IntegrityProblem at the first graph that cannot be exported or is off by more than its floor.
     """
@@ -37,7 +38,9 @@ def write_graphs(
     h, w = (side // parts.vae_factor for side in parts.native_size)
     references = graph_specs(parts, torch.float32)
     specs = references if dtype == "fp32" else graph_specs(parts, _DTYPES[dtype])
+    sizes, floor = sizes_to_measure((h, w), block), FLOORS[dtype]
     measured: list[Parity] = []
+    variants: list[OrtVariant] = []
     for spec, reference in zip(specs, references, strict=True):
         on_stage(f"exporting {spec.name}")
         model, file = to_onnx(spec, block), folder / f"{spec.name}.onnx"
@@ -45,10 +48,16 @@ def write_graphs(
             move_table(model, _table_name(spec), folder / TABLE_FILES[spec.name], spare_rows)
         save_graph(model, file, folder / DATA_FILES[spec.name])
         on_stage(f"measuring {spec.name}")
-        measured += measure(reference, file, sizes_to_measure((h, w), block), FLOORS[dtype])
+        measured += measure(reference, file, sizes, floor)
         check(measured)
+        variant = write_variant(folder, spec.name)
+        if variant is not None:
+            reader = folder / variant.reader if variant.reader else None
+            measured += measure(reference, folder / variant.file, sizes, floor, reader)
+            check(measured)
+            variants.append(variant)
     write_tokenizer(parts.tokenizers[0], folder / TOKENIZER_FILE)
-    return specs, measured
+    return specs, variants, measured
 
 
 def _table_name(spec: GraphSpec) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, OrtBackend, Texts, ids_for
+from .backends import Backend, OrtBackend, Texts, ids_for, recent, step_feeds, step_graph
 from .cuda_memory import Cuda, DeviceBuffer, Stream
 from .engines import (
     TABLE_INPUT,
@@ -41,7 +41,6 @@ __all__ = ["TensorRtBackend", "choose_backend"]
 _SESSIONS = 6  # kept at once: each holds device memory for one engine at one set of shapes
 Feeds = Mapping[str, NDArray[Any]]
 Pieces = list[tuple[slice, tuple[EngineRecord, int]]]  # which pictures of a batch, and the engine and profile for them
-Kept = TypeVar("Kept")
 
 
 def choose_backend(
@@ -136,8 +135,12 @@ class TensorRtBackend:
         plan: Plan,
     ) -> NDArray[np.float32]:
         """One step; see :class:`Backend`. Whole runs go faster through :meth:`denoise`."""
-        graph = _step_graph(texts)
-        feeds = {**self._step_feeds(state, texts, plan), "noise": noise, "step": np.array([index], np.int64)}
+        graph = step_graph(texts)
+        feeds = {
+            **step_feeds(state, texts, plan, table_rows(self._bundle.manifest)),
+            "noise": noise,
+            "step": np.array([index], np.int64),
+        }
         pieces = self._pieces(graph, feeds)
         if not pieces:
             return self._other(graph, self._size(noise)).step(state, index, noise, texts, plan)
@@ -155,8 +158,8 @@ class TensorRtBackend:
 
         ``noise(k)``: the noise (B, 4, h, w) of step k. ``report(done, steps)`` is called after each piece.
         """
-        graph, first = _step_graph(texts), noise(0)
-        inputs = self._step_feeds(state, texts, plan)
+        graph, first = step_graph(texts), noise(0)
+        inputs = step_feeds(state, texts, plan, table_rows(self._bundle.manifest))
         feeds = {**inputs, "noise": first, "step": np.zeros(1, np.int64)}
         pieces = self._pieces(graph, feeds)
         if not pieces:
@@ -239,16 +242,6 @@ class TensorRtBackend:
             for name, array in feeds.items()
         }
 
-    def _step_feeds(self, state: NDArray[np.float32], texts: Texts, plan: Plan) -> dict[str, NDArray[Any]]:
-        """What stays the same from step to step; the tables are filled up to the length engines are built for."""
-        rows = table_rows(self._bundle.manifest)
-        table, aux = (np.zeros((rows, *part.shape[1:]), np.float32) for part in (plan.table, plan.aux))
-        table[: plan.steps], aux[: plan.steps] = plan.table, plan.aux
-        feeds = {"state": state, "context": texts.context, "table": table, "aux": aux}
-        if texts.pooled is not None and texts.size_ids is not None:
-            feeds |= {"pooled": texts.pooled, "size_ids": texts.size_ids}
-        return feeds
-
     def _session(
         self,
         engine: tuple[EngineRecord, int],
@@ -257,10 +250,11 @@ class TensorRtBackend:
     ) -> Session:
         record, profile = engine
         key = (record.file, profile, tuple(sorted(shapes.items())))
-        return _recent(
+        return recent(
             self._sessions,
             key,
             lambda: Session(self._library, self._cuda, self._stream, self._engine(record), profile, shapes, shared),
+            _SESSIONS,
         )
 
     def _loop(self, engine: tuple[EngineRecord, int], shapes: Mapping[str, Shape], plan: Plan) -> DenoisingLoop:
@@ -272,7 +266,7 @@ class TensorRtBackend:
             session = Session(self._library, self._cuda, self._stream, self._engine(record), profile, shapes)
             return DenoisingLoop(session, self._cuda, plan.steps, plan.uses_noise)
 
-        return _recent(self._loops, key, make)
+        return recent(self._loops, key, make, _SESSIONS)
 
     def _engine(self, record: EngineRecord) -> Any:
         if record.file not in self._engines:
@@ -315,7 +309,7 @@ class TensorRtBackend:
         report: Callable[[int, int], None],
     ) -> NDArray[np.float32]:
         block = noise(0)
-        other = self._other(_step_graph(texts), self._size(block))
+        other = self._other(step_graph(texts), self._size(block))
         for index in range(plan.steps):
             state = other.step(state, index, noise(index) if plan.uses_noise else block, texts, plan)
             report(index + 1, plan.steps)
@@ -338,20 +332,6 @@ class TensorRtBackend:
         batch, _, h, w = latent.shape
         factor = self._bundle.manifest.size.vae_factor
         return f"{batch} picture{'s' if batch > 1 else ''} of {w * factor}x{h * factor} pixels"
-
-
-def _recent(kept: OrderedDict[Hashable, Kept], key: Hashable, make: Callable[[], Kept]) -> Kept:
-    """The one for ``key``, made if need be; those not used for longest go, and their device memory with them."""
-    if key not in kept:
-        while len(kept) >= _SESSIONS:
-            kept.popitem(last=False)
-        kept[key] = make()
-    kept.move_to_end(key)
-    return kept[key]
-
-
-def _step_graph(texts: Texts) -> str:
-    return "step" if len(texts.context) == 2 else "step_nocfg"
 
 
 def _shapes(feeds: Feeds) -> dict[str, Shape]:
