@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from celebctl_runtime.picture import Picture
     from celebctl_runtime.pipeline import Progress
     from celebctl_runtime.request import Request
+    from celebctl_runtime.source import Source
 
 MOST = 10_000  # pictures in one call
 STDOUT = Path("-")
@@ -39,6 +40,8 @@ def gen(
     sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
     negative: Annotated[str, typer.Option("--negative", "--neg", help="What not to draw.")] = "",
     size: Annotated[str | None, typer.Option("--size", help="Pixels of the model, before enlarging: WxH.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Begin with this picture instead of noise.")] = None,
+    strength: Annotated[float, typer.Option("--strength", help="With --from: how much may change, up to 1.")] = 0.6,
     scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
     out: Annotated[
         Path | None,
@@ -63,13 +66,14 @@ def gen(
     check_count(count, first)
     width, height = options.parse_size(size)
     wanted = Request(prompt, negative, first, _given(steps, "--steps"), guidance, sampler or "", width, height)
+    wanted, sources = begin_with(source, strength, wanted)
     requests = batch(wanted, count)
     shop = Outlet.choose(out, prompt, [request.seed for request in requests], force, desk.json)
     opened = open_bundle(desk, library, str(settings.text("model", model)), bundle, [prompt, negative])
     backend = open_backend(desk, library, opened, settings, device, threads)
     enlarge = opened.manifest.size.display_scale if scale is None else _given(scale, "--scale")
     made: list[dict[str, Any]] = []
-    for picture in draw(desk, opened, backend, requests):
+    for picture in draw(desk, opened, backend, requests, sources):
         path = shop.put(desk, picture, metadata=metadata, scale=enlarge)
         if not made:
             _comment(desk, picture)
@@ -92,6 +96,7 @@ def regen(
         typer.Option("--out", "-o", help="FILE.png, a folder, or - for stdout.", show_default="./NAME-regen.png"),
     ] = None,
     force: options.Force = False,
+    source: Annotated[Path | None, typer.Option("--from", help="The picture that this one began with.")] = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
     threads: options.Threads = None,
@@ -109,7 +114,8 @@ def regen(
     bring_recorded(desk, opened, library, record)
     backend = open_backend(desk, library, opened, settings, device, threads)
     enlarge = int(record.get("scale", 1))
-    (again,) = draw(desk, opened, backend, [request])
+    _, sources = begin_with(source, request.strength, request)
+    (again,) = draw(desk, opened, backend, [request], sources)
     identical = same_pixels(picture.read_bytes(), png_bytes(again, scale=enlarge))
     path = shop.put(desk, again, metadata=True, scale=enlarge)
     if identical:
@@ -119,6 +125,18 @@ def regen(
     if not shop.pipes:
         document = {"path": path, "identical": identical, "request": again.request.to_json(), "record": again.record}
         desk.give([path], document)
+
+
+def begin_with(path: Path | None, strength: float, request: "Request") -> "tuple[Request, list[Source]]":
+    """The request with the picture that it is to begin with, and that picture; as it is, and none, without one."""
+    if path is None:
+        return request, []
+    from dataclasses import replace
+
+    from celebctl_runtime.source import Source
+
+    source = Source.read(path)
+    return replace(request, source=source.digest, strength=strength), [source]
 
 
 def fresh_seed() -> int:
@@ -170,7 +188,9 @@ def open_backend(
     return choose_backend(bundle, name, count, library.seal_key, desk.note)
 
 
-def draw(desk: Desk, bundle: "Bundle", backend: "Backend", requests: "Sequence[Request]") -> "Iterator[Picture]":
+def draw(
+    desk: Desk, bundle: "Bundle", backend: "Backend", requests: "Sequence[Request]", sources: "Sequence[Source]" = ()
+) -> "Iterator[Picture]":
     """Pictures as they are finished, with live progress. As many are drawn at once as the engine takes."""
     from celebctl_runtime.pipeline import generate
 
@@ -178,7 +198,7 @@ def draw(desk: Desk, bundle: "Bundle", backend: "Backend", requests: "Sequence[R
         group = requests[first : first + backend.batch_limit]
         title = "drawing" if len(requests) == 1 else f"drawing {first + len(group)} of {len(requests)}"
         with desk.progress(title) as report:
-            pictures = generate(bundle, backend, group, partial(_pass_on, report))
+            pictures = generate(bundle, backend, group, partial(_pass_on, report), sources)
         yield from pictures
 
 

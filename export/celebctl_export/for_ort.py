@@ -56,6 +56,7 @@ def normalize_groups(model: ir.Model) -> int:
         same = add("Cast", back, to=int(dtype)) if dtype != single else back
         result = add("Add", add("Mul", same, _per_channel(model, scale)), _per_channel(model, bias))
         _replace(model, node, new, result)
+    _tidy(model)
     return len(found)
 
 
@@ -66,6 +67,7 @@ def share_guides(model: ir.Model, tables: Sequence[str] = ("aux", "step")) -> in
     """
     import onnx_ir as ir
 
+    _lift_constants(model)
     tiles = [node for node in model.graph if node.op_type == "Tile"]
     alike = _one_row(model, tables)
     if len(tiles) != 1 or alike is None:
@@ -103,6 +105,7 @@ def take_out_texts(model: ir.Model, name: str, texts: str = "context") -> ir.Mod
     """
     import onnx_ir as ir
 
+    _lift_constants(model)
     graph = model.graph
     context = next((value for value in graph.inputs if value.name == texts), None)
     if context is None:
@@ -216,6 +219,8 @@ def _per_channel(model: ir.Model, value: ir.Value) -> ir.Value:
 def _replace(model: ir.Model, node: ir.Node, new: Sequence[ir.Node], result: ir.Value) -> None:
     model.graph.insert_before(node, new)
     old = node.outputs[0]
+    name, old.name = old.name, None
+    result.name, result.type, result.shape = name, old.type, old.shape
     old.replace_all_uses_with(result, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)
 
@@ -228,6 +233,13 @@ def _keep(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> Non
     for value in list(model.graph.inputs):
         if value.name not in inputs:
             model.graph.inputs.remove(value)
+
+
+def _lift_constants(model: ir.Model) -> None:
+    """Constant nodes as initializers, which is what everything here takes constants for."""
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
 def _tidy(model: ir.Model) -> None:

@@ -23,6 +23,7 @@ DATA_FILES = {
     "text_encoder_2": "text_encoder_2.data",
     "step": "unet.data",
     "vae_decoder": "vae_decoder.data",
+    "vae_encoder": "vae_encoder.data",
 }
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 

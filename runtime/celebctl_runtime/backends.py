@@ -108,6 +108,15 @@ class RunsWhole(Protocol):
         ...
 
 
+@runtime_checkable
+class EncodesPictures(Protocol):
+    """An engine that can begin from a picture."""
+
+    def encode_picture(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w) as steps want it."""
+        ...
+
+
 class OrtBackend:
     """ONNX Runtime on the CPU or a CUDA device. Sessions are made when first needed and kept for further pictures.
 
@@ -215,6 +224,10 @@ class OrtBackend:
     def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
         """Latent (B, 4, h, w) -> pictures (B, 3, H, W) in [-1, 1]."""
         return self._run("vae_decoder", {"latent": latent})
+
+    def encode_picture(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w). Raises IntegrityProblem for a bundle that cannot."""
+        return self._run("vae_encoder", {"image": image})
 
     def describe(self) -> dict[str, str]:
         """Engine, version, device and threads."""

@@ -6,7 +6,7 @@ which engine runs the graphs, which sampler a table stands for, and where pictur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .backends import Backend, RunsWhole, Texts
+from .backends import Backend, EncodesPictures, RunsWhole, Texts
 from .bundle import Bundle
-from .errors import Busy, NotFound
+from .errors import Busy, EnvironmentProblem, NotFound
 from .noise import initial_noise, step_noise
 from .picture import Picture
 from .request import Request, resolve
 from .samplers import Plan, plan
 
 if TYPE_CHECKING:
+    from .source import Source
     from .tokenizer import Encoded, PromptTokenizer
 
 _ATTEMPTS = 5
@@ -53,14 +54,17 @@ def generate(
     backend: Backend,
     requests: Request | Sequence[Request],
     on_step: Callable[[Progress], None] | None = None,
+    sources: Iterable[Source] = (),
 ) -> list[Picture]:
     """Draw one picture per request, in order; neighbours that differ in prompt and seed only run as one batch.
 
-    Raises UsageProblem for values the model does not allow and NotFound for people the bundle does not know, both
-    before anything is drawn.
+    ``sources``: the pictures that requests begin with. Raises UsageProblem for values the model does not allow and
+    NotFound for people the bundle does not know, or a source that was not given, all before anything is drawn.
     """
     bundle.refresh()
     wanted = [resolve(request, bundle.manifest) for request in _listed(requests)]
+    given = {source.digest: source for source in sources}
+    _check_sources(bundle, backend, wanted, given)
     plans = {key: _plan(bundle, key) for key in map(_batch_key, wanted)}
     tokenizer = bundle.tokenizer()
     for request in wanted:
@@ -69,7 +73,7 @@ def generate(
     for group in _batches(wanted, backend.batch_limit):
         prompts, texts = _encode(bundle, backend, tokenizer, group)
         report = _reporter(on_step, len(pictures), len(group), len(wanted))
-        latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, texts, report)
+        latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, given, texts, report)
         images = backend.decode(latent)
         facts = _facts(bundle, backend)
         pictures += [_picture(image, prompt, bundle, facts) for image, prompt in zip(images, prompts, strict=True)]
@@ -124,14 +128,20 @@ def _denoise(
     backend: Backend,
     steps: Plan,
     group: Sequence[Request],
+    given: Mapping[str, Source],
     texts: Texts,
     report: Callable[[int, int], None],
 ) -> NDArray[np.float32]:
-    """From noise to latent (B, 4, h, w)."""
+    """From noise, or from pictures and noise, to latent (B, 4, h, w)."""
     size = bundle.manifest.size
     shape = (size.latent_channels, group[0].height // size.vae_factor, group[0].width // size.vae_factor)
     noise = np.stack([initial_noise(request.seed, shape) for request in group])
-    state = np.stack([noise * np.float32(steps.init_sigma), np.zeros_like(noise)])
+    start = noise * np.float32(steps.init_sigma)
+    if group[0].source:
+        latent = _encode_sources(backend, [given[request.source] for request in group], group[0])
+        signal, sigma = (np.float32(weight) for weight in steps.begin)
+        start = signal * latent + sigma * noise
+    state = np.stack([start, np.zeros_like(noise)])
 
     def noise_of(index: int) -> NDArray[np.float32]:
         return np.stack([step_noise(request.seed, index, shape) for request in group]) if steps.uses_noise else noise
@@ -142,6 +152,25 @@ def _denoise(
         state = backend.step(state, index, noise_of(index), texts, steps)
         report(index + 1, steps.steps)
     return state[0]
+
+
+def _check_sources(bundle: Bundle, backend: Backend, wanted: Iterable[Request], given: Mapping[str, Source]) -> None:
+    for request in wanted:
+        if not request.source:
+            continue
+        if request.source not in given:
+            raise NotFound("the picture that this one began with is not here", "name it with --from PICTURE")
+        if "vae_encoder" not in bundle.manifest.graphs:
+            raise EnvironmentProblem(
+                f"the bundle {bundle.path} is too old to begin with a picture", "celebctl export makes a fresh bundle"
+            )
+        if not isinstance(backend, EncodesPictures):
+            raise EnvironmentProblem("this engine cannot begin with a picture", "use --device cpu or cuda")
+
+
+def _encode_sources(backend: Backend, sources: Sequence[Source], request: Request) -> NDArray[np.float32]:
+    assert isinstance(backend, EncodesPictures)  # checked before anything was drawn
+    return backend.encode_picture(np.stack([source.pixels(request.width, request.height) for source in sources]))
 
 
 def _tokenize(bundle: Bundle, tokenizer: PromptTokenizer, request: Request) -> _Prompt:
@@ -190,12 +219,13 @@ def _listed(requests: Request | Sequence[Request]) -> Sequence[Request]:
 
 def _batch_key(request: Request) -> tuple[object, ...]:
     """What pictures of one batch have in common."""
-    return request.width, request.height, request.steps, request.guidance, request.sampler
+    begins = bool(request.source), request.skipped
+    return request.width, request.height, request.steps, request.guidance, request.sampler, *begins
 
 
 def _plan(bundle: Bundle, key: tuple[object, ...]) -> Plan:
-    _, _, steps, guidance, sampler = cast("tuple[int, int, int, float, str]", key)
-    return plan(sampler, bundle.schedule, steps, guidance)
+    _, _, steps, guidance, sampler, _, skipped = cast("tuple[int, int, int, float, str, bool, int]", key)
+    return plan(sampler, bundle.schedule, steps, guidance, skipped)
 
 
 def _guided(request: Request) -> bool:

@@ -33,7 +33,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "width": (int,),
     "height": (int,),
     "identities": (list, tuple, type(None)),
+    "source": (str,),
+    "strength": (int, float),
 }
+_SOURCE_ONLY = ("source", "strength")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Request:
 
     ``steps`` 0, ``guidance`` None, ``sampler`` "" and sizes 0 mean: the bundle's default. ``identities`` None means
     that every person in the bundle may be named in the prompt; a tuple means exactly these, so that a recipe keeps its
-    meaning when a person with the name of one of its plain words joins the bundle later.
+    meaning when a person with the name of one of its plain words joins the bundle later. ``source``: SHA-256 of the
+    picture file to begin with instead of noise, and ``strength`` (0, 1], how much of it may change.
     """
 
     prompt: str
@@ -54,10 +58,19 @@ class Request:
     width: int = 0
     height: int = 0
     identities: tuple[str, ...] | None = None
+    source: str = ""
+    strength: float = 1.0
+
+    @property
+    def skipped(self) -> int:
+        """How many of the steps a picture that begins with another one leaves out (as diffusers counts them)."""
+        return self.steps - min(int(self.steps * self.strength), self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """The request as JSON-ready values, in a fixed order."""
+        """The request as JSON-ready values, in a fixed order; what is about a source only where there is one."""
         data = asdict(self)
+        if not self.source:
+            data = {key: value for key, value in data.items() if key not in _SOURCE_ONLY}
         data["identities"] = None if self.identities is None else list(self.identities)
         return data
 
@@ -75,6 +88,7 @@ class Request:
         values = dict(data)
         names = cast("list[str] | None", values.get("identities"))
         values["identities"] = None if names is None else tuple(check_name(str(name)) for name in names)
+        values["strength"] = float(values.get("strength", 1.0))
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
         return cls(**values)
@@ -121,6 +135,14 @@ def _check_numbers(request: Request) -> None:
     guidance = cast("float", request.guidance)
     if not math.isfinite(guidance) or not 0 <= guidance <= MAX_GUIDANCE:
         raise UsageProblem(f"guidance {guidance} is out of range", f"use --guidance 0 .. {MAX_GUIDANCE:g}")
+    if not 0 < request.strength <= 1 or (request.strength < 1 and not request.source):
+        raise UsageProblem(
+            f"strength {request.strength:g} cannot be", "use --from PICTURE with --strength above 0, up to 1"
+        )
+    if request.skipped >= request.steps:
+        raise UsageProblem(
+            f"strength {request.strength:g} of {request.steps} steps leaves none", "use more --strength or more --steps"
+        )
     if request.sampler not in SAMPLERS:
         raise UsageProblem(
             f"there is no sampler {request.sampler!r}", f"use --sampler with one of {', '.join(SAMPLERS)}"

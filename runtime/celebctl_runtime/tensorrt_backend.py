@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, OrtBackend, Texts, ids_for, recent, step_feeds, step_graph
+from .backends import Backend, EncodesPictures, OrtBackend, Texts, ids_for, recent, step_feeds, step_graph
 from .cuda_memory import Cuda, DeviceBuffer, Stream
 from .engines import (
     TABLE_INPUT,
@@ -179,6 +179,13 @@ class TensorRtBackend:
         if not pieces:
             return self._other("vae_decoder", self._size(latent)).decode(latent)
         return np.concatenate(self._run_pieces("vae_decoder", feeds, pieces, "image"))
+
+    def encode_picture(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w), by ONNX Runtime: no engine is built for it."""
+        other = self._other("vae_encoder", "pictures to begin with")
+        if not isinstance(other, EncodesPictures):
+            raise EnvironmentProblem("nobody here can begin with a picture", "use --device cpu or cuda")
+        return other.encode_picture(image)
 
     def _run_pieces(self, graph: str, feeds: Feeds, pieces: Pieces, output: str) -> list[NDArray[np.float32]]:
         parts = [(engine, self._cut(graph, feeds, piece)) for piece, engine in pieces]
