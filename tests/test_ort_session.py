@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from celebctl_runtime import backends
 from celebctl_runtime.backends import OrtBackend, Texts
 from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.errors import CelebctlError, EnvironmentProblem
+from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem
 from celebctl_runtime.ort_session import CPU, CUDA, memory_problems, no_cuda
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
@@ -251,3 +251,29 @@ def test_a_device_that_is_full_ends_with_the_environments_exit_code(
     with pytest.raises(CelebctlError) as caught:
         generate(bundle, backend, Request("alice"))
     assert caught.value.exit_code == 6
+
+
+def test_graphs_opened_ahead_are_opened_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, plain = list[str](), OrtBackend._open_file  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: OrtBackend, path: Path, cuda_options: Any) -> Any:
+        opened.append(path.name)
+        return plain(self, path, cuda_options)
+
+    monkeypatch.setattr(OrtBackend, "_open_file", counted)
+    backend = OrtBackend(bundle, "cpu", 1)
+    backend.prepare(("step", "vae_decoder"))
+    backend.prepare(("step",))
+    ahead = generate(bundle, backend, [Request("alice", seed=seed) for seed in (1, 2)])
+    assert sorted(opened) == ["step.onnx", "text_encoder.onnx", "vae_decoder.onnx"]
+    (plainly,) = generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", seed=1))
+    assert np.array_equal(np.asarray(ahead[0].image), np.asarray(plainly.image))
+
+
+def test_a_graph_that_cannot_be_opened_ahead_is_told_when_it_is_needed(bundle: Bundle) -> None:
+    path = bundle.file("step.onnx")
+    path.write_bytes(bytes(path.stat().st_size))
+    backend = OrtBackend(bundle, "cpu", 1)
+    backend.prepare(("step", "vae_decoder"))
+    with pytest.raises(IntegrityProblem, match=r"step\.onnx"):
+        generate(bundle, backend, Request("alice"))

@@ -44,6 +44,8 @@ def normalize_groups(model: ir.Model) -> int:
         ones = _constant(model, f"ones_{groups}", np.ones(groups, np.float32))
         zeros = _constant(model, f"zeros_{groups}", np.zeros(groups, np.float32))
         split = _constant(model, f"into_{groups}_groups", np.array([0, groups, -1]))
+        channels = int(cast("ir.TensorProtocol", scale.const_value).shape.numpy()[0])
+        apart = _constant(model, f"into_{channels}_channels", np.array([0, channels, -1]))
         new: list[ir.Node] = []
 
         def add(op: str, *inputs: ir.Value, new: list[ir.Node] = new, **attributes: Any) -> ir.Value:
@@ -52,9 +54,10 @@ def normalize_groups(model: ir.Model) -> int:
 
         full = add("Cast", x, to=int(single)) if dtype != single else x
         normal = add("InstanceNormalization", add("Reshape", full, split), ones, zeros, epsilon=epsilon)
-        back = add("Reshape", normal, add("Shape", x))
-        same = add("Cast", back, to=int(dtype)) if dtype != single else back
-        result = add("Add", add("Mul", same, _per_channel(model, scale)), _per_channel(model, bias))
+        flat = add("Reshape", normal, apart)  # x may have any number of axes behind its channels
+        same = add("Cast", flat, to=int(dtype)) if dtype != single else flat
+        scaled = add("Add", add("Mul", same, _per_channel(model, scale)), _per_channel(model, bias))
+        result = add("Reshape", scaled, add("Shape", x))
         _replace(model, node, new, result)
     _tidy(model)
     return len(found)
@@ -195,7 +198,7 @@ def _constant(model: ir.Model, name: str, array: np.ndarray[Any, Any]) -> ir.Val
 
 
 def _per_channel(model: ir.Model, value: ir.Value) -> ir.Value:
-    """A constant (C,) as (C, 1, 1), which broadcasts over height and width; the bytes stay where they are."""
+    """A constant (C,) as (C, 1), which broadcasts over all places of a picture; the bytes stay where they are."""
     import onnx_ir as ir
 
     name = f"{value.name}_per_channel"
@@ -203,7 +206,7 @@ def _per_channel(model: ir.Model, value: ir.Value) -> ir.Value:
     if known is not None:
         return known
     tensor = cast("ir.TensorProtocol", value.const_value)
-    shape = ir.Shape((*tensor.shape.numpy(), 1, 1))
+    shape = ir.Shape((*tensor.shape.numpy(), 1))
     if isinstance(tensor, ir.ExternalTensor):
         place: Any = tensor
         moved: Any = ir.ExternalTensor(

@@ -7,8 +7,10 @@ a row of a table), no prompt and no person.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -144,7 +146,8 @@ class OrtBackend:
         self._providers = choose_providers(self._ort, device)
         self._cuda_options = {**CUDA_OPTIONS, **(cuda_options or {})}
         self._captures = True  # steps as CUDA graphs, until a session refuses
-        self._sessions: dict[str, Any] = {}  # of InferenceSession, which has no usable types
+        self._sessions: dict[str, Any] = {}  # by file; of InferenceSession, which has no usable types
+        self._opening: dict[str, Thread] = {}
         self._bound: OrderedDict[Hashable, BoundSteps] = OrderedDict()
         self._bound_ever = 0
         self._encoded: OrderedDict[Hashable, Encodings] = OrderedDict()
@@ -176,8 +179,8 @@ class OrtBackend:
         # A session on a GPU, or one whose engine copied the table, does not see rows that were written after it began.
         if any(people.get(row) != self._people.get(row) for row in set(ids.ravel().tolist())):
             for graph in graphs:
-                self._sessions.pop(graph, None)
-        if "text_encoder" not in self._sessions:
+                self._sessions.pop(self._facts(graph).file, None)
+        if self._facts("text_encoder").file not in self._sessions:
             self._people = people
         found = [
             self._run_all(graph, {"input_ids": ids_for(manifest, number, ids)}) for number, graph in enumerate(graphs)
@@ -265,15 +268,41 @@ class OrtBackend:
         with memory_problems(CUDA in self._providers):
             return session.run(None, checked, options)
 
+    def prepare(self, graphs: Iterable[str]) -> None:
+        """Begin to open these graphs beside whatever else is done: a process has little use for two cores so early."""
+        if CUDA in self._providers:
+            return  # there a session decides what the others run on
+        self._look_again()
+        for graph in graphs:
+            file = self._facts(graph).file
+            if file not in self._sessions and file not in self._opening:
+                self._opening[file] = Thread(target=self._open_ahead, args=(graph, file))
+                self._opening[file].start()
+
+    def _open_ahead(self, graph: str, file: str) -> None:
+        with suppress(Exception):  # whoever needs the session meets the same error where it can be told
+            session = self._open(graph)
+            self._sessions.setdefault(file, session)
+
     def _session(self, graph: str) -> Any:
+        self._look_again()
+        file = self._facts(graph).file
+        if file in self._opening:
+            self._opening.pop(file).join()
+        if file not in self._sessions:
+            self._sessions[file] = self._open(graph)
+        return self._sessions[file]
+
+    def _look_again(self) -> None:
+        """Forget what was opened when the bundle was exported anew under us."""
         fingerprint = self._bundle.manifest.fingerprint
-        if fingerprint != self._fingerprint:  # the bundle was exported anew under us
+        if fingerprint != self._fingerprint:
+            for thread in self._opening.values():
+                thread.join()
+            self._opening.clear()
             self._sessions.clear()
             self._bound.clear()
             self._fingerprint = fingerprint
-        if graph not in self._sessions:
-            self._sessions[graph] = self._open(graph)
-        return self._sessions[graph]
 
     def _open(self, graph: str) -> Any:
         path = self._bundle.file(self._facts(graph).file)

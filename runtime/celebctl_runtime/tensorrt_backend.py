@@ -60,7 +60,9 @@ def choose_backend(
             )
         except (EnvironmentProblem, IntegrityProblem, NotFound) as problem:
             note(f"{problem.problem}; ONNX Runtime draws instead")
-    return OrtBackend(bundle, device, threads)
+    backend = OrtBackend(bundle, device, threads)
+    backend.prepare(("step", "vae_decoder"))
+    return backend
 
 
 class TensorRtBackend:
