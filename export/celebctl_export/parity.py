@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from celebctl_export.closeness import is_close, largest_difference
 from celebctl_export.graphs import GraphSpec, Size
 from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 
@@ -38,7 +39,7 @@ class Parity:
     @property
     def passed(self) -> bool:
         """NaN does not pass."""
-        return self.max_abs_error <= self.floor * max(1.0, self.largest_value)
+        return is_close(self.max_abs_error, self.largest_value, self.floor)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "shape": list(self.shape)}
@@ -89,7 +90,7 @@ def check(measured: Iterable[Parity]) -> None:
 def _compare(graph: str, output: str, ours: NDArray[Any], theirs: NDArray[Any], floor: float) -> Parity:
     if ours.shape != theirs.shape:
         raise IntegrityProblem(f"the exported {graph} graph returns {ours.shape} where torch returns {theirs.shape}")
-    error = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+    error = largest_difference(ours, theirs)
     return Parity(graph, output, theirs.shape, error, float(np.abs(theirs).max()), floor)
 
 
