@@ -107,9 +107,21 @@ decoder (float[batch, 4, h, w] latent) => (float[batch, 3, height, width] image)
 }
 """
 
+_ENCODER = """
+<ir_version: 10, opset_import: ["" : 20]>
+encoder (float[batch, 3, height, width] image) => (float[batch, 4, h, w] latent) {
+  one = Constant <value = int64[1] {1}> ()
+  colours = AveragePool <kernel_shape = [4, 4], strides = [4, 4]> (image)
+  grey = ReduceMean (colours, one)
+  latent = Concat <axis = 1> (colours, grey)
+}
+"""
 
-def write_bundle(path: Path, *, spare_rows: int = 8, dtype: str = "float32", seed: int = 0) -> Bundle:
-    """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, nobody living in it."""
+
+def write_bundle(
+    path: Path, *, spare_rows: int = 8, dtype: str = "float32", seed: int = 0, encodes: bool = False
+) -> Bundle:
+    """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, nobody in it; ``encodes`` pictures if so told."""
     path.mkdir(parents=True)
     vocabulary = write_tokenizer(path / "tokenizer" / "tokenizer.json")
     generator = np.random.default_rng(seed)
@@ -123,6 +135,8 @@ def write_bundle(path: Path, *, spare_rows: int = 8, dtype: str = "float32", see
     _save(_STEP.replace("SIDES", "2").replace("GUIDE", _GUIDED), path / "step.onnx")
     _save(_STEP.replace("SIDES", "1").replace("GUIDE", _UNGUIDED), path / "step_nocfg.onnx")
     _save(_DECODER, path / "vae_decoder.onnx")
+    if encodes:
+        _save(_ENCODER, path / "vae_encoder.onnx")
     bos, eos = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     manifest = Manifest(
         model=ModelFacts("toy", FAMILY, "tests", TABLE_HASH),

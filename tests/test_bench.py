@@ -18,6 +18,7 @@ from celebctl.bench.contest import Entrant, Score, Seat, hold, largest_differenc
 from celebctl.bench.roofline import gpu_peak, machine
 from celebctl.bench.worker import SCHEDULERS
 from celebctl.cli import main
+from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import EnvironmentProblem, NotFound
 from celebctl_runtime.request import SAMPLERS
 
@@ -144,6 +145,8 @@ def test_bench_needs_no_diffusers(
     assert main([*words, "--chart", str(tmp_path / "c.png")]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
+    assert set(document["moving"]) == {"import_s", "add_ms", "add_command_s"} and bundle.manifest.identities == {}
+    assert Bundle.open(bundle.path, verify="full").names == (), "nobody moves into the real bundle"
     assert "diffusers not installed" in err and "missing" in document and document["contestants"][0]["cold"] > 0
     with Image.open(tmp_path / "c.png") as chart:
         assert chart.width > 1000 and chart.height > 100

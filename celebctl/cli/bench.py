@@ -1,6 +1,7 @@
 """bench: how fast pictures come here, beside diffusers on the same weights."""
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ def bench(
 ) -> None:
     """Time this machine: cold start, first picture, further pictures, steps and memory, beside diffusers in turns."""
     from celebctl.bench.contest import check_counts, hold, report
+    from celebctl.bench.moving import measure_moving
     from celebctl.bench.roofline import machine
     from celebctl.library import Library
     from celebctl.settings import Settings
@@ -73,9 +75,11 @@ def bench(
         total = rounds + cold * len(entrants) + len(entrants) + 1
         say = partial(_advance, bar, total, iter(range(1, total + 1)))
         scores, extras = hold(entrants, rounds=rounds, cold_rounds=cold, say=say, note=desk.note)
+    with tempfile.TemporaryDirectory(prefix="celebctl-bench-") as folder:
+        moving = measure_moving(opened, Path(folder), max(1, cold))
     told = {**request.to_json(), "model": opened.manifest.model.name, "dtype": opened.manifest.dtype}
     facts = {**told, "rounds": rounds, "cold_rounds": cold, "threads": count}
-    document = report(scores, extras, facts, machine())
+    document = {**report(scores, extras, facts, machine()), "moving": moving}
     _write(desk, document, out, chart)
     _show(desk, document)
 
@@ -180,6 +184,7 @@ def _show(desk: Desk, document: dict[str, Any]) -> None:
     ]
     lines += [_ratio_line(ratio) for ratio in document["ratios"]]
     lines += [document["missing"]] if "missing" in document else []
+    lines.append(_moving_line(document["moving"]))
     desk.tell(f"{title_of(document)}\n{machine_of(document)}")
     desk.give_list(lines, document, partial(_table, desk, rows, lines[len(rows) :]))
 
@@ -196,6 +201,11 @@ def _cells(row: dict[str, Any], share: str) -> list[str]:
     step = f"{row['step_ms']:.2f}" if row["step_ms"] else ""
     memory = f"{row['memory_mib']:,} MiB" if row["memory_mib"] else ""
     return [row["name"], *seconds, picture, step, share, memory]
+
+
+def _moving_line(moving: dict[str, float]) -> str:
+    added = f"a new person {moving['add_ms']:.1f} ms, as a command {moving['add_command_s']:.2f} s"
+    return f"{added}; import of the runtime {moving['import_s']:.2f} s"
 
 
 def _ratio_line(ratio: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST = 10_000  # pictures in one call
 STDOUT = Path("-")
+STRENGTH = 0.6  # of the picture to begin with, how much may change
 
 
 def gen(
@@ -41,7 +42,9 @@ def gen(
     negative: Annotated[str, typer.Option("--negative", "--neg", help="What not to draw.")] = "",
     size: Annotated[str | None, typer.Option("--size", help="Pixels of the model, before enlarging: WxH.")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="Begin with this picture instead of noise.")] = None,
-    strength: Annotated[float, typer.Option("--strength", help="With --from: how much may change, up to 1.")] = 0.6,
+    strength: Annotated[
+        float | None, typer.Option("--strength", help="With --from: how much may change, up to 1.", show_default="0.6")
+    ] = None,
     scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
     out: Annotated[
         Path | None,
@@ -127,16 +130,16 @@ def regen(
         desk.give([path], document)
 
 
-def begin_with(path: Path | None, strength: float, request: "Request") -> "tuple[Request, list[Source]]":
+def begin_with(path: Path | None, strength: float | None, request: "Request") -> "tuple[Request, list[Source]]":
     """The request with the picture that it is to begin with, and that picture; as it is, and none, without one."""
-    if path is None:
-        return request, []
     from dataclasses import replace
 
+    if path is None:
+        return (request if strength is None else replace(request, strength=strength)), []
     from celebctl_runtime.source import Source
 
     source = Source.read(path)
-    return replace(request, source=source.digest, strength=strength), [source]
+    return replace(request, source=source.digest, strength=STRENGTH if strength is None else strength), [source]
 
 
 def fresh_seed() -> int:

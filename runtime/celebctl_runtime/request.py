@@ -139,7 +139,7 @@ def _check_numbers(request: Request) -> None:
         raise UsageProblem(
             f"strength {request.strength:g} cannot be", "use --from PICTURE with --strength above 0, up to 1"
         )
-    if request.skipped >= request.steps:
+    if request.skipped >= request.steps:  # as int(steps * strength) is 0
         raise UsageProblem(
             f"strength {request.strength:g} of {request.steps} steps leaves none", "use more --strength or more --steps"
         )
