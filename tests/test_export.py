@@ -266,6 +266,16 @@ def test_onnx_runtimes_form_draws_the_same_and_a_bundle_without_it_still_does(ex
         assert np.abs(ours - old).max() <= 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+def test_weights_are_mapped_and_not_read(exported_copy: Path) -> None:
+    bundle = Bundle.open(exported_copy)
+    backend = OrtBackend(bundle, "cpu", 1)
+    generate(bundle, backend, Request("a portrait of ann", steps=1))
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    assert {str(exported_copy.resolve() / name) for name in ("unet.data", "vae_decoder.data")} <= mapped
+    del backend
+
+
 def test_a_failing_export_leaves_the_old_bundle(
     exported_copy: Path, tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
