@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from celebctl_export.graphs import GraphSpec, graph_specs
+from celebctl_export.graphs import GraphSpec, Size, graph_specs
 from celebctl_export.ort_variants import OrtVariant, write_variant
 from celebctl_export.parity import FLOORS, Parity, check, measure, sizes_to_measure
 from celebctl_export.to_onnx import move_table, save_graph, to_onnx
@@ -51,14 +51,37 @@ def write_graphs(
         on_stage(f"measuring {spec.name}")
         measured += measure(reference, file, sizes, floor)
         check(measured)
-        variant = write_variant(folder, spec.name)
-        if variant is not None:
-            reader = folder / variant.reader if variant.reader else None
-            measured += measure(reference, folder / variant.file, sizes, floor, reader)
-            check(measured)
-            variants.append(variant)
+        variant, rows = _measured_variant(folder, reference, sizes, floor, on_stage)
+        variants += variant
+        measured += rows
     write_tokenizer(parts.tokenizers[0], folder / TOKENIZER_FILE)
     return specs, variants, measured
+
+
+def _measured_variant(
+    folder: Path, reference: GraphSpec, sizes: Sequence[Size], floor: float, on_stage: Callable[[str], None]
+) -> tuple[list[OrtVariant], list[Parity]]:
+    """ONNX Runtime's form of a graph and how far it is off; nothing where there is none, or none that may be used.
+
+    The graph itself is right by then, so that a form which is not only costs speed.
+    """
+    found: list[OrtVariant] = []
+    try:
+        found += filter(None, [write_variant(folder, reference.name)])
+        rows = [
+            row
+            for variant in found
+            for row in measure(
+                reference, folder / variant.file, sizes, floor, folder / variant.reader if variant.reader else None
+            )
+        ]
+        check(rows)
+    except Exception as error:  # other people's graph tools and engine: any exception can come out of them
+        on_stage(f"{reference.name} stays as it is for ONNX Runtime: {str(error)[:200]}")
+        for file in (path for variant in found for path in (variant.file, variant.reader) if path):
+            (folder / file).unlink(missing_ok=True)
+        return [], []
+    return found, rows
 
 
 def _table_name(spec: GraphSpec) -> str:
