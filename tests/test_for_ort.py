@@ -183,6 +183,19 @@ def test_a_graph_without_texts_is_left_alone(network: Path) -> None:
     assert take_out_texts(model, "reader", texts="step") is None or before == [node.op_type for node in model.graph]
 
 
+def test_a_form_that_is_off_is_left_out_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    """Whatever goes wrong with it, the graph itself is there, and right."""
+    from celebctl_export.ort_variants import discard_variant, write_variant
+
+    write(tmp_path / "step.onnx", _STEP)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    variant = write_variant(tmp_path, "step")
+    assert variant is not None and variant.reader and list(variant.memory) == ["memory_0"]
+    assert variant.memory["memory_0"].shape == ("rows", 8, 1, 1) and variant.memory["memory_0"].dtype == "float32"
+    discard_variant(tmp_path, "step")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
 def test_weights_stay_in_the_file_that_all_forms_share(network: Path) -> None:
     def all_changes(model: ir.Model) -> None:
         share_guides(model)

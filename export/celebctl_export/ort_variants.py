@@ -44,6 +44,12 @@ def write_variant(folder: Path, graph: str) -> OrtVariant | None:
     return OrtVariant(graph, file, _FILE.format(READER), {str(v.name): _tensor_facts(v) for v in reader.graph.outputs})
 
 
+def discard_variant(folder: Path, graph: str) -> None:
+    """Remove what :func:`write_variant` wrote, or began to write."""
+    for name in (graph, READER) if graph == "step" else (graph,):
+        (folder / _FILE.format(name)).unlink(missing_ok=True)
+
+
 def variant_facts(graphs: Mapping[str, GraphFacts], variants: Iterable[OrtVariant]) -> dict[str, GraphFacts]:
     """What a manifest says about variants, by the names of the graphs that they stand for."""
     found: dict[str, GraphFacts] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from celebctl_export.graphs import GraphSpec, Size, graph_specs
-from celebctl_export.ort_variants import OrtVariant, write_variant
+from celebctl_export.ort_variants import OrtVariant, discard_variant, write_variant
 from celebctl_export.parity import FLOORS, Parity, check, measure, sizes_to_measure
 from celebctl_export.to_onnx import move_table, save_graph, to_onnx
 
@@ -78,8 +78,7 @@ def _measured_variant(
         check(rows)
     except Exception as error:  # other people's graph tools and engine: any exception can come out of them
         on_stage(f"{reference.name} stays as it is for ONNX Runtime: {str(error)[:200]}")
-        for file in (path for variant in found for path in (variant.file, variant.reader) if path):
-            (folder / file).unlink(missing_ok=True)
+        discard_variant(folder, reference.name)
         return [], []
     return found, rows
 
