@@ -184,9 +184,11 @@ def open_bundle(desk: Desk, library: "Library", model: str, given: Path | None, 
 def open_backend(
     desk: Desk, library: "Library", bundle: "Bundle", settings: "Settings", device: str | None, threads: int | None
 ) -> "Backend":
-    """The engine, as flags and settings say."""
+    """The engine, as flags and settings say, for a bundle that is found to be whole."""
+    from celebctl.checked import ensure_whole
     from celebctl_runtime.tensorrt_backend import choose_backend
 
+    ensure_whole(library, bundle)
     name, count = str(settings.text("device", device)), settings.number("threads", threads) or None
     return choose_backend(bundle, name, count, library.seal_key, desk.note)
 

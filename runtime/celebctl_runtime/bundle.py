@@ -150,6 +150,13 @@ class Bundle:
                 raise
             self.verify(level)  # another process changed the bundle meanwhile: look at it once more
 
+    def verify_files(self, names: Iterable[str]) -> None:
+        """Check every byte of some of the files. Raises IntegrityProblem naming the first that differs."""
+        for name in names:
+            facts, path = self._manifest.files[name], self.file(name)
+            if not path.is_file() or sha256_file(path, facts.covers or None) != facts.sha256:
+                raise _damaged(path, "has other content than was exported")
+
     def add(self, identity: Identity) -> None:
         """Let a person move in, in milliseconds; nothing happens if exactly this person lives here under this name.
 
@@ -283,9 +290,7 @@ class Bundle:
 
     def _verify_content(self) -> None:
         manifest = self._manifest
-        for name, facts in manifest.files.items():
-            if sha256_file(self.file(name), facts.covers or None) != facts.sha256:
-                raise _damaged(self.file(name), "has other content than was exported")
+        self.verify_files(manifest.files)
         for name, resident in manifest.identities.items():
             content = _read_rows(self.path, manifest, resident.rows)
             if resident.rows_sha256 and _hash(content) != resident.rows_sha256:
