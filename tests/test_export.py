@@ -272,7 +272,7 @@ def test_weights_are_mapped_and_not_read(exported_copy: Path) -> None:
     backend = OrtBackend(bundle, "cpu", 1)
     generate(bundle, backend, Request("a portrait of ann", steps=1))
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
-    assert {str(exported_copy.resolve() / name) for name in ("unet.data", "vae_decoder.data")} <= mapped
+    assert str(exported_copy.resolve() / "unet.data") in mapped
     del backend
 
 

@@ -21,9 +21,9 @@ from celebctl_models.diffusion import (
     latents_from_pixels,
     network_output,
     pixels_from_latents,
-    quiet_libraries,
     states_from_ids,
 )
+from celebctl_models.sources import quiet_libraries
 
 Axes = tuple[int | str, ...]  # what each axis of a tensor is called; a whole number where it is fixed
 

@@ -31,7 +31,7 @@ class OrtVariant:
 
 def write_variant(folder: Path, graph: str) -> OrtVariant | None:
     """Write the variant of the graph file ``graph``.onnx; None where there is nothing to gain."""
-    model = cast("ir.Model", ir.load(folder / f"{graph}.onnx"))
+    model: ir.Model = cast(Any, ir).load(folder / f"{graph}.onnx")
     shared = share_guides(model) if graph == "step" else 0
     reader = take_out_texts(model, READER) if graph == "step" else None
     if not (normalize_groups(model) or shared or reader):

@@ -89,12 +89,11 @@ def _name_axes(spec: GraphSpec, model: Any) -> None:
     for (name, axes), value in ends:
         found = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
         for wanted, actual in zip(axes, found, strict=True):
-            free = isinstance(wanted, str) and isinstance(actual, str)
-            if not free and wanted != actual:
+            if isinstance(wanted, str) and isinstance(actual, str):
+                symbols.setdefault(wanted, set()).add(actual)
+            elif wanted != actual:
                 problem = f"{spec.name}: axes of {name} came out as {found}, wanted {list(axes)}"
                 raise IntegrityProblem(f"export froze a free axis ({problem})", _REPORT)
-            if free:
-                symbols.setdefault(wanted, set()).add(actual)
         value.name, value.shape = name, ir.Shape(axes)
     if len(set[str]().union(*symbols.values())) != sum(map(len, symbols.values())):
         raise IntegrityProblem(f"export tied free axes of {spec.name} to each other: {symbols}", _REPORT)

@@ -136,11 +136,11 @@ def _denoise(
     size = bundle.manifest.size
     shape = (size.latent_channels, group[0].height // size.vae_factor, group[0].width // size.vae_factor)
     noise = np.stack([initial_noise(request.seed, shape) for request in group])
-    start = noise * np.float32(steps.init_sigma)
+    start = (noise * np.float32(steps.init_sigma)).astype(np.float32, copy=False)
     if group[0].source:
         latent = _encode_sources(backend, [given[request.source] for request in group], group[0])
-        signal, sigma = (np.float32(weight) for weight in steps.begin)
-        start = signal * latent + sigma * noise
+        signal, sigma = steps.begin
+        start = (signal * latent + sigma * noise).astype(np.float32)
     state = np.stack([start, np.zeros_like(noise)])
 
     def noise_of(index: int) -> NDArray[np.float32]:
