@@ -10,6 +10,13 @@ import pytest
 from celebctl_runtime import cores
 
 
+def allow(monkeypatch: pytest.MonkeyPatch, cpus: set[int]) -> None:
+    def affinity(_process: int) -> set[int]:
+        return cpus
+
+    monkeypatch.setattr(os, "sched_getaffinity", affinity, raising=False)
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Eight logical CPUs in pairs (0 and 4, 1 and 5, ...), all allowed, no limit."""
@@ -19,7 +26,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (place / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
     monkeypatch.setattr(cores, "_TOPOLOGY", tmp_path)
     monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    allow(monkeypatch, set(range(8)))
     return tmp_path
 
 
@@ -27,7 +34,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("allowed", "expected"), [({0, 4}, 1), ({0, 1}, 2), (set(range(8)), 4), ({0, 1, 4, 5, 6}, 3), ({3}, 1)]
 )
 def test_siblings_count_once(machine: Path, monkeypatch: pytest.MonkeyPatch, allowed: set[int], expected: int) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
+    allow(monkeypatch, allowed)
     assert cores.physical_cores() == expected
 
 

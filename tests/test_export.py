@@ -231,9 +231,16 @@ def test_a_picture_from_a_picture_equals_that_of_diffusers(
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **options)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(initial_noise(3, (4, 12, 16))[None])
+
+    def draw_noise(*_: object, **__: object) -> Any:
+        return noise
+
+    def mean_of(encoded: Any, **_: object) -> Any:
+        return encoded.latent_dist.mode()
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "randn_tensor", lambda *_, **__: noise)
-        patch.setattr(module, "retrieve_latents", lambda encoded, **_: encoded.latent_dist.mode())
+        patch.setattr(module, "randn_tensor", draw_noise)
+        patch.setattr(module, "retrieve_latents", mean_of)
         expected = pipe(
             request.prompt,
             negative_prompt=request.negative,

@@ -15,6 +15,9 @@ from onnx import numpy_helper, parser
 
 from celebctl_export.for_ort import normalize_groups, share_guides, take_out_texts
 
+onnx_files: Any = onnx  # whose functions are typed in part only
+ir_files: Any = ir
+
 # A network in the shape of ours: timestep from a table, one latent repeated for every guide, a look at the texts.
 _STEP = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -68,7 +71,7 @@ def write(path: Path, text: str) -> Path:
     for name, shape in SHAPES.items():
         array = random.standard_normal(shape).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(array, name))
-    onnx.save_model(
+    onnx_files.save_model(
         model, str(path), save_as_external_data=True, location="data.bin", size_threshold=64, convert_attribute=False
     )
     return path
@@ -92,15 +95,15 @@ def run(path: Path, values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def changed(network: Path, change: Callable[[ir.Model], Any]) -> tuple[Path, Any]:
-    model = ir.load(network)
+    model = ir_files.load(network)
     result = change(model)
     path = network.with_name("changed.onnx")
-    ir.save(model, path)
+    ir_files.save(model, path)
     return path, result
 
 
 def operators(path: Path) -> list[str]:
-    return [node.op_type for node in ir.load(path).graph]
+    return [node.op_type for node in ir_files.load(path).graph]
 
 
 SIZES = [(2, 3, 6, 4), (1, 2, 4, 8), (2, 1, 2, 2)]
@@ -166,18 +169,18 @@ def test_a_timestep_that_something_else_reads_stays_spread_over_the_batch(networ
 
 def test_texts_are_read_once_in_a_graph_of_their_own(network: Path) -> None:
     path, reader = changed(network, lambda model: take_out_texts(model, "reader"))
-    ir.save(reader, network.with_name("reader.onnx"))
+    ir_files.save(reader, network.with_name("reader.onnx"))
     values = feeds()
     memory = run(network.with_name("reader.onnx"), values)
     assert list(memory) == ["memory_0"] and memory["memory_0"].shape == (6, 8, 1, 1)
     assert np.array_equal(run(path, {**values, **memory})["out"], run(network, values)["out"])
     assert "MatMul" not in operators(path) and "Conv" not in operators(network.with_name("reader.onnx"))
-    kept = {tensor.name for tensor in onnx.load(str(path), load_external_data=False).graph.initializer}
+    kept = {tensor.name for tensor in onnx_files.load(str(path), load_external_data=False).graph.initializer}
     assert "key_weight" not in kept and "conv_weight" in kept
 
 
 def test_a_graph_without_texts_is_left_alone(network: Path) -> None:
-    model = ir.load(network)
+    model = ir_files.load(network)
     before = [node.op_type for node in model.graph]
     assert take_out_texts(model, "reader", texts="nothing") is None
     assert take_out_texts(model, "reader", texts="step") is None or before == [node.op_type for node in model.graph]
@@ -203,6 +206,6 @@ def test_weights_stay_in_the_file_that_all_forms_share(network: Path) -> None:
         normalize_groups(model)
 
     path, _ = changed(network, all_changes)
-    graph = onnx.load(str(path), load_external_data=False).graph
+    graph = onnx_files.load(str(path), load_external_data=False).graph
     places = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
     assert places == {"data.bin"} and path.stat().st_size < 8000

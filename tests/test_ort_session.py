@@ -55,9 +55,9 @@ class FakeCuda:
 
         class Session:
             def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
-                chosen = dict(provider for provider in providers if isinstance(provider, tuple))
-                fake.options.append((Path(path).name, chosen.get(CUDA, {})))
-                if fake.refuses_capture and chosen.get(CUDA, {}).get("enable_cuda_graph"):
+                chosen: dict[str, str] = next((entry[1] for entry in providers if entry[0] == CUDA), {})
+                fake.options.append((Path(path).name, chosen))
+                if fake.refuses_capture and chosen.get("enable_cuda_graph"):
                     raise RuntimeError("This session cannot use the graph capture feature as requested")
                 self._real, self._name = fake.real.InferenceSession(path, options, providers=[CPU]), Path(path).name
 
@@ -120,7 +120,7 @@ def test_a_result_is_not_touched_by_later_runs(bundle: Bundle) -> None:
     zeros, ones = (np.full((2, 1, 4, 8, 8), value, np.float32) for value in (0, 1))
 
     def run(start: NDArray[np.float32]) -> NDArray[np.float32]:
-        return backend.denoise(start, lambda _: start[0], texts, chosen, lambda *_: None)
+        return backend.denoise(start, lambda _: start[0], texts, chosen, lambda _done, _steps: None)
 
     first = run(zeros)
     kept = first.copy()
