@@ -63,7 +63,8 @@ def title_of(report: Mapping[str, Any]) -> str:
 def machine_of(report: Mapping[str, Any]) -> str:
     """What it was drawn on."""
     machine, packages = report["machine"], report["machine"]["packages"]
-    chips = [*machine["gpus"], f"{machine['cpu']}, {report['settings']['threads'] or machine['cores']} threads"]
+    threads = report["settings"]["threads"] or machine["cores"]
+    chips = [*machine["gpus"], f"{machine['cpu']}, {threads} thread{'' if threads == 1 else 's'}"]
     tools = [f"{name} {packages[name]}" for name in ("onnxruntime", "torch", "diffusers") if name in packages]
     return "; ".join([*chips, ", ".join(tools)])
 
