@@ -28,8 +28,8 @@ SCHEMA = 1
 RIVAL = "diffusers"
 _MIB = 1 << 20
 _COUNTED = (
-    "operations of the networks as diffusers runs them; ONNX Runtime's form of the step leaves out some of them: what is"
-    " the same for both guides, and what is the same for all steps"
+    "operations of the networks as diffusers runs them; ONNX Runtime's form of the step leaves out what is"
+    " the same for both guides, or for all steps"
 )
 # Variables that would let a contestant reach for the network or talk instead of answering.
 _QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
