@@ -55,7 +55,7 @@ class FakeCuda:
 
         class Session:
             def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
-                chosen: dict[str, str] = next((entry[1] for entry in providers if entry[0] == CUDA), {})
+                chosen: dict[str, str] = next((entry[1] for entry in providers if entry[0] == CUDA), dict[str, str]())
                 fake.options.append((Path(path).name, chosen))
                 if fake.refuses_capture and chosen.get("enable_cuda_graph"):
                     raise RuntimeError("This session cannot use the graph capture feature as requested")
