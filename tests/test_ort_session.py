@@ -20,7 +20,7 @@ from celebctl_runtime import backends
 from celebctl_runtime.backends import OrtBackend, Texts
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem
-from celebctl_runtime.ort_session import CPU, CUDA, memory_problems, no_cuda
+from celebctl_runtime.ort_session import CPU, CUDA, memory_problems, no_cuda, waiting
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 from celebctl_runtime.samplers import plan
@@ -95,6 +95,15 @@ def on_cuda(bundle: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, **m
 def texts_of(backend: OrtBackend, bundle: Bundle) -> Texts:
     ids = np.stack([bundle.tokenizer().encode(text, bundle.token_ids).ids for text in ("", "alice")])
     return Texts(backend.encode(ids)[0][:, None])
+
+
+@pytest.mark.parametrize(
+    ("version", "spins"), [("1.24.0", "0"), ("1.31.1", "0"), ("1.32.0", "1"), ("2.0", "1"), ("", "0")]
+)
+def test_threads_wait_actively_only_where_that_can_be_limited(version: str, spins: str) -> None:
+    chosen = waiting(version)
+    assert chosen["session.intra_op.allow_spinning"] == spins
+    assert ("session.intra_op.spin_duration_us" in chosen) == (spins == "1")
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler_a"])
