@@ -1,7 +1,7 @@
 # Each target first makes .venv, on a machine that has nothing but Python 3.11+, and then does its work.
 #
 #   make demo     draw two people, learn them, export, make a picture of both; only ./demo is touched
-#   make test     the whole test suite
+#   make test     the test suite; what takes minutes or gigabytes: .venv/bin/python -m pytest -m slow
 #   make check    ruff and pyright (strict)
 #   make bench-likeness   the table of the README: 24 unseen people, 3 seeds (about ten minutes on two cores)
 #   make bench-speed   cold start, pictures, steps and memory beside diffusers in turns, with a chart (minutes)

@@ -23,8 +23,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from celebctl.evaluation.marks import confirmed
+from celebctl.evaluation.prompts import WORLD
+from celebctl.evaluation.session import ModelArtist
+from celebctl.evaluation.truth import pixels_of, wanted_of
 from celebctl.method import PRESETS, LearnConfig, build_basis, learn_people
-from celebctl.method.sampling import People, draw, rows_of
+from celebctl.method.sampling import People, rows_of
 from celebctl.method.scoring import Judged, Jury
 from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces import InsightFaceAnalyser
@@ -36,27 +40,12 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
-SINGLE: tuple[tuple[str, Wanted], ...] = (
-    ("a photo of {}", Wanted()),
-    ("a portrait of {} on the beach", Wanted(place="beach")),
-    ("{} in the snow", Wanted(place="snow")),
-    ("{} in space", Wanted(place="space")),
-    ("a photo of {} smiling", Wanted(expression="smiling")),
-    ("{} looking surprised", Wanted(expression="surprised")),
-    ("a picture of {} crying", Wanted(expression="crying")),
-    ("{} wearing a red hat", Wanted(worn="red hat")),
-    ("a photo of {} in a suit", Wanted(worn="suit")),
-    ("{} wearing sunglasses", Wanted(worn="sunglasses")),
-    ("{} with a golden crown in the forest, smiling", Wanted(worn="crown", place="forest", expression="smiling")),
-    ("{} playing chess in the city", Wanted(act="chess", place="city")),
-    ("{} playing the guitar on the beach, laughing", Wanted(act="guitar", place="beach", expression="smiling")),
-    ("a good photo of {} drinking tea", Wanted(act="tea")),
+#: The prompts of `celebctl eval` for one person, style apart, and for two learned people; seeds follow their order.
+SINGLE: tuple[tuple[str, Wanted], ...] = tuple(
+    (prompt.text, wanted_of(prompt)) for prompt in WORLD if prompt.people == 1 and prompt.category != "style"
 )
-PAIRS: tuple[tuple[str, Wanted], ...] = (
-    ("{} and {} playing chess", Wanted(act="chess")),
-    ("{} and {} shaking hands on the beach", Wanted(act="handshake", place="beach")),
-    ("a photo of {} and {} together, smiling", Wanted(expression="smiling")),
-    ("{} and {} drinking tea in the snow", Wanted(act="tea", place="snow")),
+PAIRS: tuple[tuple[str, Wanted], ...] = tuple(
+    (prompt.text, wanted_of(prompt)) for prompt in WORLD if prompt.category == "pair"
 )
 ORDINARY = asdict(Wanted())
 HEAD = """\
@@ -95,24 +84,15 @@ def folder(found: Path | None, what: str) -> Path:
     return found
 
 
-def bytes_of(rendered: Any) -> list[Pixels]:
-    return list((rendered.image.permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8))
-
-
 def true_looks(jury: Jury, z: Floats, wanted: Wanted, first_seed: int, partner: Floats | None = None) -> list[Judged]:
     """What the jury says of fresh renders of people ``z`` (n, F), alone or with ``partner`` (n, F) on the right."""
     seeds = [first_seed + i for i in range(len(z))]
     rendered = fresh_renders(z, partner=partner, wanted=[wanted] * len(z), seeds=seeds)
-    return jury.look(bytes_of(rendered), 1 if partner is None else 2)
+    return jury.look(pixels_of(rendered), 1 if partner is None else 2)
 
 
-def in_batches(
-    parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: People, size: int = 48
-) -> list[Pixels]:
-    made: list[Pixels] = []
-    for start in range(0, len(prompts), size):
-        made += list(draw(parts, prompts[start : start + size], seeds[start : start + size], rows))
-    return made
+def in_batches(parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: People) -> list[Pixels]:
+    return ModelArtist(parts, rows).draw(prompts, seeds)
 
 
 def one(judged: Judged) -> Floats | None:
@@ -125,8 +105,7 @@ def mean_cosine(a: Sequence[Floats | None], b: Sequence[Floats | None], missing:
 
 def stated(wanted: Wanted, two: bool, said: dict[str, str]) -> list[bool]:
     """For everything the prompt states (and how many people): is it what the picture shows?"""
-    told = {k: v for k, v in asdict(wanted).items() if v != ORDINARY[k]}
-    return [said["two"] == ("two" if two else "one"), *(said[k] == v for k, v in told.items())]
+    return confirmed({k: v for k, v in asdict(wanted).items() if v != ORDINARY[k]}, 2 if two else 1, said)
 
 
 def singles(

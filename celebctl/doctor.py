@@ -28,8 +28,8 @@ Status = Literal["ok", "warn", "fail", "skip"]
 
 # As in pyproject.toml; a test holds them equal.
 EXTRAS = {
-    "learn": ("torch", "diffusers", "transformers", "insightface", "scikit-image"),
-    "export": ("torch", "diffusers", "transformers", "onnx", "onnxscript"),
+    "learn": ("torch", "diffusers", "transformers", "huggingface_hub", "insightface", "scikit-image"),
+    "export": ("torch", "diffusers", "transformers", "huggingface_hub", "onnx", "onnxscript"),
     "heif": ("pillow-heif",),
 }
 _CPU_RUNTIME, _GPU_RUNTIME = "onnxruntime", "onnxruntime-gpu"

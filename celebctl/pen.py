@@ -10,7 +10,7 @@ Point = tuple[float, float]
 Colour = tuple[int, int, int]
 
 PAPER, INK, FAINT, GRID = (252, 251, 248), (52, 50, 47), (128, 124, 117), (228, 225, 218)
-COLOURS = ((31, 98, 158), (208, 100, 26))  # blue and orange, told apart by everybody
+COLOURS: tuple[Colour, Colour] = ((31, 98, 158), (208, 100, 26))  # blue and orange, told apart by everybody
 _SHARP = 3  # drawn so many times larger and then reduced, for smooth lines
 
 

@@ -32,7 +32,7 @@ from celebctl_runtime.identity import TOKENS, Identity
 
 if TYPE_CHECKING:
     from celebctl.method.basis import CelebBasis
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.texts import TextParts
 
 Floats = NDArray[np.float32]
 Kind = Literal["identity", "embedding", "coefficients", "basis", "unknown"]
@@ -410,7 +410,7 @@ def _check_rows(rows: Floats, path: Path) -> None:
 
 
 def person_of(
-    rows: Sequence[Floats], name: str, parts: DiffusionParts, basis: CelebBasis, provenance: Mapping[str, str]
+    rows: Sequence[Floats], name: str, parts: TextParts, basis: CelebBasis, provenance: Mapping[str, str]
 ) -> Identity:
     """A person of the model ``parts`` out of token rows, E arrays (2, D), made elsewhere.
 

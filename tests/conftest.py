@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from desk_doubles import Desk
+
     from celebctl_models.diffusion import DiffusionParts
     from celebctl_runtime.identity import Identity
 
@@ -88,6 +90,17 @@ def either_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("either") / f"tiny-{kind[0]}"
     write_pipeline(folder, kind)
     return folder
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
+    """The command line over stand-ins, in an empty folder."""
+    from desk_doubles import Desk, set_stage
+
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return Desk(set_stage(monkeypatch, tmp_path), folder, capsys)
 
 
 def make_identity(parts: DiffusionParts, name: str, seed: int) -> Identity:

@@ -3,6 +3,7 @@
 They keep the real names and signatures (a test compares them), so that the command line is tested as it runs.
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 from bundle_doubles import FAMILY, TABLE_HASH, make_identity, write_bundle
-from face_doubles import write_face_models
+from face_doubles import photo_of, write_face_models
 from PIL import Image
 
+from celebctl.cli import main
 from celebctl.library import Library, shelf_name
 from celebctl.method import PRESETS, LearnConfig
 from celebctl.method.names import ChosenNames
@@ -115,6 +117,11 @@ def with_names(parts: Any, chosen: Path | None = None) -> Any:
     return parts
 
 
+def with_faces(parts: Any, cache: Path, face_models: Path) -> Any:
+    """A model whose celebrities nobody has looked at."""
+    return parts
+
+
 def draw_portrait(seed: int, size: int) -> Image.Image:
     """Somebody in one colour."""
     return Image.new("RGB", (size, size), (seed % 256, 128, 128))
@@ -136,6 +143,7 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
             "contact_sheet": contact_sheet,
         },
         "celebctl.method.places": {"choose_place": choose_place, "fit_batch": None, "free_memory": None},
+        "celebctl.method.celebrities": {"with_faces": with_faces},
         "celebctl.method.names": {"ChosenNames": ChosenNames, "with_names": with_names},
         "celebctl_models.diffusion": {"load_parts": load_parts},
         "celebctl_export": {"export_bundle": stage.export_bundle},
@@ -161,3 +169,58 @@ def recipe(path: Path) -> Request:
     from celebctl_runtime.picture import read_request
 
     return read_request(path)[0]
+
+
+# The desk itself.
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+class Desk:
+    """A shell in an empty folder, with an empty library and stand-ins behind the desk."""
+
+    def __init__(self, stage: Stage, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.stage, self.folder, self._capsys = stage, folder, capsys
+        self.library = Library()
+
+    def __call__(self, *words: str | Path) -> Said:
+        self._capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = self._capsys.readouterr()
+        return Said(code, out, err)
+
+    def photo(self, name: str = "alice.png", *cells: tuple[int, int]) -> str:
+        photo_of(*(cells or ((1, 1),))).save(self.folder / name)
+        return name
+
+    def know(self, *names: str) -> None:
+        for number, name in enumerate(names, 1):
+            self.library.save(make_identity(name, seed=number))
+
+    def bundle(self) -> Bundle:
+        return Bundle.open(self.library.bundles()[0])
+
+
+def refused(said: Said, code: int, problem: str, hint: str = "") -> None:
+    """An error is one line that says what, and one that says what to type; nothing is a result."""
+    assert said.code == code, said.err
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    hints = [line for line in said.err.splitlines() if line.startswith("hint: ")]
+    assert len(errors) == 1 and problem in errors[0], said.err
+    assert hints and hint in hints[0], said.err
+    assert "Traceback" not in said.err and not said.out

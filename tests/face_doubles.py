@@ -49,10 +49,12 @@ def write_face_models(
     recogniser: bool = True,
     settings: str = "",
     landmarks: Points | None = LANDMARKS,
+    ages: bool = False,
 ) -> Path:
     """Fill `folder` with the two models and a faces.json; returns the folder.
 
     landmarks: where the detector sees them, (5, 2) in cells from the red cell's corner; None for one that sees none.
+    ages: also write an estimator of ages, for which the blue around a face is a hundred years at its brightest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "faces.json").write_text(settings or '{"det_size": [128, 128], "det_thresh": 0.5, "min_face": 32}')
@@ -60,6 +62,8 @@ def write_face_models(
         _save(_detector(landmarks), folder / "detector.onnx")
     if recogniser:
         _save(_recogniser(), folder / "recogniser.onnx")
+    if ages:
+        _save(_age_estimator(), folder / "genderage.onnx")
     return folder
 
 
@@ -127,6 +131,20 @@ def _recogniser() -> Any:
     feature = _make.make_tensor_value_info("feature", TensorProto.FLOAT, ["n", 512])
     weights = [_tensor("kernel", kernel), _tensor("project", project)]
     return _make.make_graph(nodes, "random-recogniser", [crop], [feature], weights)
+
+
+def _age_estimator() -> Any:
+    """(1, 3, 96, 96) RGB in [-1, 1] -> woman, man, years / 100, as insightface's does; mean blue -1 to 1 is 0 to 1."""
+    weight, bias = np.zeros((3, 3), np.float32), np.array([0.4, 0.6, 0.5], np.float32)
+    weight[2, 2] = 0.5
+    nodes = [
+        _make.make_node("ReduceMean", ["data"], ["mean"], axes=[2, 3], keepdims=0),
+        _make.make_node("MatMul", ["mean", "weight"], ["weighed"]),
+        _make.make_node("Add", ["weighed", "bias"], ["fc1"]),
+    ]
+    crop = _make.make_tensor_value_info("data", TensorProto.FLOAT, [1, 3, 96, 96])
+    answer = _make.make_tensor_value_info("fc1", TensorProto.FLOAT, [1, 3])
+    return _make.make_graph(nodes, "blue-ages", [crop], [answer], [_tensor("weight", weight), _tensor("bias", bias)])
 
 
 def _tensor(name: str, values: NDArray[np.float32]) -> Any:

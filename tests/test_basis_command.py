@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+from desk_doubles import Said
 from face_doubles import write_face_models
 from numpy.typing import NDArray
 from PIL import Image
-from test_cli import Said
 
 from celebctl.cli import basis
+from celebctl.cli.basis import choice_for
 from celebctl.cli.console import Desk
-from celebctl.cli.problems import report
+from celebctl.cli.problems import report as report_problem
+from celebctl.cli.rendering import Clock, in_words
 from celebctl.library import Library
-from celebctl.method.basis import load_basis
+from celebctl.method.basis import build_basis, load_basis
+from celebctl.method.celebrities import load_faces, with_faces
+from celebctl.method.config import CLEAN
+from celebctl.method.mapper import CoefficientMapper
+from celebctl.method.names import with_names
+from celebctl.method.starts import set_start, start_of
 from celebctl_models.faces import Face
 
 if TYPE_CHECKING:
@@ -48,7 +58,7 @@ class Shell:
         try:
             code = int(basis.app(rest, prog_name="celebctl basis", standalone_mode=False, obj=desk) or 0)
         except (Exception, KeyboardInterrupt) as error:
-            code = report(error, desk)
+            code = report_problem(error, desk)
         out, err = self._capsys.readouterr()
         return Said(code, out, err)
 
@@ -69,11 +79,12 @@ def shell(
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CELEBCTL_MODEL", str(tiny_parts.path))
 
-    def load_parts(model: str) -> DiffusionParts:
-        assert model == str(tiny_parts.path)
+    def load_parts(model: str, *, dtype: Any = None, device: str = "cpu") -> DiffusionParts:
+        assert model == str(tiny_parts.path) and device == "cpu"
         return tiny_parts
 
     monkeypatch.setattr("celebctl_models.diffusion.load_parts", load_parts)
+    monkeypatch.setattr("celebctl_models.texts.load_texts", load_parts)
     return Shell(here, capsys)
 
 
@@ -205,8 +216,8 @@ def test_a_check_that_is_stopped_keeps_what_it_has_and_chooses_nothing(
     assert len(pictures) == 3 * len(NAMES)
 
 
-def _until(shell: Shell, pictures: list[str], count: int) -> Said:
-    """Run the check and stop it after so many pictures."""
+def _until(shell: Shell, pictures: list[str], count: int, what: str = "--check-by-rendering") -> Said:
+    """Run the check, or the measuring of faces, and stop it after so many pictures."""
     from celebctl.method import sampling
 
     drawing = sampling.draw
@@ -218,4 +229,105 @@ def _until(shell: Shell, pictures: list[str], count: int) -> Said:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "draw", draw)
-        return shell("build", "--names", shell.names, "--check-by-rendering")
+        return shell("build", "--names", shell.names, what)
+
+
+# The celebrities' faces, where learning starts.
+
+
+def faces_in(cache: Path) -> list[Path]:
+    return sorted(cache.glob("faces-*.safetensors"))
+
+
+def test_measured_faces_are_where_learning_starts(
+    shell: Shell, pictures: list[str], tiny_parts: DiffusionParts
+) -> None:
+    built = shell("build", "--names", shell.names, "--faces", "--json")
+    assert built.code == 0, built.err
+    assert len(pictures) == 3 * len(NAMES) and f"{len(NAMES) - 1} of {len(NAMES)} names have a face" in built.err
+    cache, models = Library().cache(), shell.folder / "faces"
+    assert faces_in(cache) == [Path(built.document["faces"])]
+    named = with_names(tiny_parts, choice_for(Library(), tiny_parts).file)
+    assert start_of(named, CLEAN) == "average"
+    measured = with_faces(named, cache, models)
+    assert start_of(measured, CLEAN) == "celebrities"
+    found, made = load_faces(measured), build_basis(measured)
+    assert FACELESS not in found.names and len(found.names) == len(NAMES) - 1
+    mapper, generator = CoefficientMapper(made, CLEAN, torch.Generator()), torch.Generator()
+    set_start(mapper, measured, made)
+    average = CoefficientMapper(made, CLEAN, generator)
+    set_start(average, named, made)
+    seen = torch.as_tensor(found.features)
+    assert float((mapper.units(seen) - average.units(seen)).detach().abs().max()) > 0.1
+
+
+def test_measured_faces_belong_to_a_text_encoder_and_to_face_models(
+    shell: Shell, pictures: list[str], tiny_parts: DiffusionParts
+) -> None:
+    shell("build", "--names", shell.names, "--faces")
+    cache, named = Library().cache(), with_names(tiny_parts, shell.names)
+    other = shell.folder / "others"
+    shutil.copytree(shell.folder / "faces", other)
+    (other / "recogniser.onnx").write_bytes(b"another one")
+    assert with_faces(named, cache, other) is named
+    retrained = replace(named)
+    retrained.__dict__["table_hash"] = "0" * 64
+    assert with_faces(retrained, cache, shell.folder / "faces") is retrained
+    strangers = shell.folder / "strangers.txt"
+    strangers.write_text("portrait chess\nchess beach\nbeach person\nann beach")
+    unknown = with_names(tiny_parts, strangers)
+    assert with_faces(unknown, cache, shell.folder / "faces") is unknown, "too few of its names have faces"
+    brings = replace(named, card=replace(named.card, features_file=faces_in(cache)[0]))
+    assert with_faces(brings, cache, shell.folder / "faces") is brings
+
+
+def test_measuring_goes_on_where_it_stopped_and_shares_the_pictures_of_a_check(
+    shell: Shell, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celebctl.method.rendered_names.PIXELS_AT_ONCE", 1)  # one name after the other
+    stopped = _until(shell, pictures, 9, "--faces")
+    assert stopped.code == 130 and "the same command goes on from here" in stopped.err
+    assert not faces_in(Library().cache())
+    assert shell("build", "--names", shell.names, "--faces", "--check-by-rendering", "--force").code == 0
+    assert len(pictures) == 3 * len(NAMES) and len(faces_in(Library().cache())) == 1
+    before = shell("show", "--json").document
+    again = shell("build", "--faces")
+    assert again.code == 0 and shell("show", "--json").document == before, "the names that were chosen stay"
+    assert len(pictures) == 3 * len(NAMES)
+
+
+def test_a_model_that_brings_a_start_is_measured_by_force_only(
+    shell: Shell, pictures: list[str], tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapper = shell.folder / "mapper.safetensors"
+    mapper.touch()
+    brings = replace(tiny_parts, card=replace(tiny_parts.card, mapper_file=mapper, names_file=shell.names))
+
+    def load_parts(model: str, **_options: Any) -> DiffusionParts:
+        return brings
+
+    monkeypatch.setattr("celebctl_models.diffusion.load_parts", load_parts)
+    refused(shell("build", "--faces"), 2, "measured faces would not be used")
+    assert not pictures and shell("build", "--faces", "--force").code == 0
+    assert with_names(brings).card.mapper_file == mapper
+    assert with_names(brings, shell.names).card.mapper_file is None, "it was fitted on the basis of other names"
+
+
+def test_how_long_drawing_takes_is_told_once_and_then_shown() -> None:
+    times = iter([0.0, 10.0, 30.0, 60.0])
+    shown: list[tuple[int, int, str]] = []
+    told: list[str] = []
+
+    class Listener(Desk):
+        def tell(self, text: str, style: str = "") -> None:
+            told.append(text)
+
+    def report(step: int, steps: int, text: str) -> None:
+        shown.append((step, steps, text))
+
+    clock = Clock(Listener(), report, lambda: next(times))
+    for done in (100, 110, 130, 160):
+        clock.tick(done, 1000, "ann beach")
+    assert told == ["this takes about 14 min more"], "870 names at a second each"
+    assert shown[0] == (100, 1000, "ann beach") and shown[-1] == (160, 1000, "14 min left, ann beach")
+    assert [in_words(seconds) for seconds in (45, 300, 11_100)] == ["45 s", "5 min", "3 h 5 min"]

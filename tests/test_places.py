@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 torch: Any = pytest.importorskip("torch")
 
+from celebctl.cli.console import Desk  # noqa: E402
+from celebctl.cli.learn import TOGETHER, make_room  # noqa: E402
 from celebctl.method.places import choose_place, estimate_memory, has_bfloat16_units  # noqa: E402
-from celebctl_models.diffusion import Extras, network_output  # noqa: E402
+from celebctl_models.diffusion import Extras, latents_from_pixels, network_output  # noqa: E402
 from celebctl_runtime.errors import EnvironmentProblem  # noqa: E402
 
 if TYPE_CHECKING:
@@ -54,6 +58,21 @@ def test_the_estimate_leaves_the_model_as_it_was(tiny_parts: DiffusionParts) -> 
     estimate_memory(tiny_parts, 1, checkpointing=True)
     assert not tiny_parts.unet.training and not tiny_parts.unet.is_gradient_checkpointing
     assert next(tiny_parts.unet.parameters()).device.type == "cpu"
+
+
+def test_large_models_encode_picture_by_picture_with_the_same_result(
+    tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(tiny_parts, unet=copy.deepcopy(tiny_parts.unet), vae=copy.deepcopy(tiny_parts.vae))
+    assert make_room(Desk(quiet=True), own, "cpu", 4, low_memory=False) == TOGETHER and not own.vae.use_slicing
+    pictures = torch.rand(3, 3, 64, 64) * 2 - 1
+    whole = latents_from_pixels(own.vae, pictures, torch.Generator().manual_seed(1))
+    monkeypatch.setattr("celebctl.cli.learn.SMALL", 0)
+    assert make_room(Desk(quiet=True), own, "cpu", 4, low_memory=False) == 4
+    assert own.vae.use_slicing and not own.unet.is_gradient_checkpointing
+    assert make_room(Desk(quiet=True), own, "cpu", 4, low_memory=True) == 1 and own.unet.is_gradient_checkpointing
+    sliced = latents_from_pixels(own.vae, pictures, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(sliced, whole)
 
 
 def test_cuda_is_not_pretended() -> None:

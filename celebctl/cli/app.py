@@ -10,6 +10,7 @@ from .basis import app as basis
 from .bench import bench
 from .check import check
 from .doctor import doctor
+from .evaluate import evaluate
 from .export import export
 from .gen import gen, regen
 from .learn import learn
@@ -54,6 +55,7 @@ app.command(rich_help_panel=MAKE)(learn)
 app.command(rich_help_panel=MAKE)(export)
 app.command(rich_help_panel=MAKE)(gen)
 app.command(rich_help_panel=MAKE)(regen)
+app.command("eval", rich_help_panel=MAKE)(evaluate)
 app.command("list", rich_help_panel=PEOPLE)(list_people)
 app.command(rich_help_panel=PEOPLE)(show)
 app.command(rich_help_panel=PEOPLE)(rename)

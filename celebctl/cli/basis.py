@@ -11,6 +11,8 @@ from celebctl_runtime.errors import UsageProblem
 
 from . import options
 from .console import Desk
+from .learn import open_model
+from .rendering import measure_faces, render
 
 if TYPE_CHECKING:
     from celebctl.library import Library
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from celebctl.method.names import ChosenNames, NameReport
     from celebctl.method.spectrum import Spectrum
     from celebctl.settings import Settings
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.texts import TextParts
 
 SHOWN = 5  # names told as examples for each reason
 WORK = "celeb-basis"  # what is locked while a basis is being built
@@ -57,7 +59,7 @@ def show(
         check_picture(picture, force)
     release = str(settings.text("preset", preset)) == "faithful"
     with needs("learn", "the celeb basis"):
-        view = look_at(open_model(desk, settings, model), library, release)
+        view = look_at(open_texts(desk, settings, model), library, release)
         if picture is not None:
             save_picture(view, picture)
     if picture is not None:
@@ -81,11 +83,19 @@ def build(
     check: Annotated[
         bool, typer.Option("--check-by-rendering", help="Draw every name; keep those the model has a face for.")
     ] = False,
+    faces: Annotated[
+        bool,
+        typer.Option("--faces", help="Draw every name, and let learning start from what they look like."),
+    ] = False,
     model: options.Model = None,
     face_models: options.FaceModels = None,
+    device: options.Device = None,
     force: options.Force = False,
 ) -> None:
-    """Choose the names behind a model's celeb basis and build it. People learned from now on use it."""
+    """Choose the names behind a model's celeb basis and build it. People learned from now on use it.
+
+    Drawing every name means thousands of pictures: how long it takes is said, and it goes on where it was stopped.
+    """
     from celebctl.library import Library
     from celebctl.method.names import read_name_list
     from celebctl.settings import Settings
@@ -96,25 +106,35 @@ def build(
     settings, library = Settings.read(), Library()
     if names is not None:
         read_name_list(names)  # what is wrong with it is said before anything slow begins
+    measured: Path | None = None
     with needs("learn", "the celeb basis"):
-        parts = open_model(desk, settings, model)
-        choice = choice_for(library, parts)
+        if check or faces:
+            parts, _ = open_model(desk, str(settings.text("model", model)), str(settings.text("device", device)))
+        else:
+            parts = open_texts(desk, settings, model)
+        bench, choice = Bench(settings, library, parts, face_models), choice_for(library, parts)
         with library.reserve([WORK], choice.shelf):
-            settle(desk, Bench(settings, library, parts, face_models), choice, names, check, force)
+            if faces:
+                refuse_needless(parts, choice.file or names, force)
+            if names is not None or check or not faces:
+                settle(desk, bench, choice, names, check, force)
             view = look_at(parts, library, release=False)
+            if faces:
+                measured = measure_faces(desk, bench, choice.file)
     for line in view.told:
         desk.tell(line)
-    desk.give([str(view.facts["file"])], view.facts)
+    facts = {**view.facts, **({"faces": str(measured)} if measured else {})}
+    desk.give([str(view.facts["file"]), *([str(measured)] if measured else [])], facts)
     desk.next(f"celebctl basis show{'' if model is None else f' --model {model}'} -o spectrum.png")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What building a basis works with."""
+    """What building a basis works with. parts: all of the model where names are drawn."""
 
     settings: "Settings"
     library: "Library"
-    parts: "DiffusionParts"
+    parts: "TextParts"
     face_models: str | None
 
 
@@ -122,7 +142,7 @@ class Bench:
 class View:
     """A basis to show. told: the report on its names as talk."""
 
-    parts: "DiffusionParts"
+    parts: "TextParts"
     basis: "CelebBasis"
     spectra: "tuple[tuple[Spectrum, ...], ...]"
     facts: dict[str, Any]
@@ -130,16 +150,26 @@ class View:
     told: list[str]
 
 
-def open_model(desk: Desk, settings: "Settings", model: str | None) -> "DiffusionParts":
-    """Load the model that was asked for, or the one that is set."""
+def open_texts(desk: Desk, settings: "Settings", model: str | None) -> "TextParts":
+    """Load what the model that was asked for, or is set, reads with: all that a basis is made of."""
     chosen = str(settings.text("model", model))
     with desk.working(f"opening {chosen}"):
-        from celebctl_models.diffusion import load_parts
+        from celebctl_models.texts import load_texts
 
-        return load_parts(chosen)
+        return load_texts(chosen)
 
 
-def choice_for(library: "Library", parts: "DiffusionParts") -> "ChosenNames":
+def refuse_needless(parts: "TextParts", chosen: Path | None, force: bool) -> None:
+    """Raise UsageProblem when learning would not start from measured faces: the model brings something better."""
+    card = parts.card
+    if not force and ((card.mapper_file is not None and chosen is None) or card.features_file is not None):
+        raise UsageProblem(
+            f"{parts.name} brings along what learning starts from, so measured faces would not be used",
+            "--force measures them all the same",
+        )
+
+
+def choice_for(library: "Library", parts: "TextParts") -> "ChosenNames":
     """The names chosen for a model, or the place for them."""
     from celebctl.library import shelf_name
     from celebctl.method.names import ChosenNames
@@ -187,36 +217,15 @@ def try_out(bench: Bench, names: Sequence[str]) -> None:
 
 def drop_unseen(desk: Desk, bench: Bench, names: Sequence[str]) -> "tuple[list[str], list[NameReport]]":
     """The names that the model draws a face of its own for, and the report on both filters for each tokenizer."""
-    from functools import partial
-
     from celebctl.method.names import name_report, shared_pairs
-    from celebctl.method.rendered_names import judge_names, log_of, pictures_at_once, render_names
-    from celebctl.method.sampling import draw
-    from celebctl_models.faces import InsightFaceAnalyser
-    from celebctl_runtime.files import sha256_file
+    from celebctl.method.rendered_names import judge_names
 
-    from .learn import face_folder
-
-    parts = bench.parts
-    folder = face_folder(bench.settings, str(parts.path), bench.face_models)
-    analyser = InsightFaceAnalyser(folder)
-    pairs = shared_pairs(parts.tokenizers, names)
-    faces = "".join(sha256_file(path) for path in sorted(folder.glob("*.onnx")))
-    log = log_of(bench.library.cache(), parts, faces)
-    try:
-        with desk.progress("drawing the names") as report:
-            rendered = render_names(
-                pairs[0].names, partial(draw, parts, people={}), analyser, log,
-                batch=pictures_at_once(parts.native_size), on_name=report,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        desk.tell("what is drawn is kept: the same command goes on from here")
-        raise
-    verdict = judge_names(rendered)
+    pairs = shared_pairs(bench.parts.tokenizers, names)
+    verdict = judge_names(render(desk, bench, pairs[0].names))
     return list(verdict.kept), [name_report(names, one).without(verdict.dropped) for one in pairs]
 
 
-def look_at(parts: "DiffusionParts", library: "Library", release: bool) -> View:
+def look_at(parts: "TextParts", library: "Library", release: bool) -> View:
     """Build the basis, or take it from the cache, and gather what there is to say about it."""
     from celebctl.method.basis import build_basis
     from celebctl.method.names import name_report, names_file, read_names, shared_pairs, with_names

@@ -29,6 +29,7 @@ def check(
     face_models: options.FaceModels = None,
 ) -> None:
     """Grade a photo for learning: size, sharpness, pose, light, framing, and what to do about each."""
+    from celebctl.consent import refuse_minor
     from celebctl.library import Library
     from celebctl.settings import Settings
     from celebctl_models.face_packs import choose_face_models
@@ -40,6 +41,7 @@ def check(
     chosen = str(settings.text("model", model))
     folder = choose_face_models(settings.text("face_models", face_models), chosen, Library().root)
     report = examine(desk, photo, face, folder, native_size(chosen), out)
+    refuse_minor(report.face, photo)
     if not report.usable:
         turn_down(desk, photo, report)
     tell(desk, photo, report, out)

@@ -64,8 +64,13 @@ def learn(
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Slower, in a third of the memory: for large models.")
     ] = False,
+    consent: Annotated[
+        str | None,
+        typer.Option("--consent", help="Kept with the person: self, synthetic or signed:FILE.", metavar="HOW"),
+    ] = None,
 ) -> None:
     """Learn people from one photo each. Several photos in one call are learned together."""
+    from celebctl.consent import consent_record
     from celebctl.library import Library, shelf_name
     from celebctl.settings import Settings
 
@@ -75,28 +80,25 @@ def learn(
     started = time.monotonic()
     settings, library = Settings.read(), Library()
     sitters = seat(photos, names, faces)
+    agreed = {"consent": consent_record(consent)}
     if sheet is not None:
         check_sheet(sheet, force)
     chosen_model = str(settings.text("model", model))
     with needs("learn", "learning"):
         pictures = open_photos(desk, sitters)
-        analyser = look(desk, sitters, pictures, face_folder(settings, chosen_model, face_models))
+        folder = face_folder(settings, chosen_model, face_models)
+        analyser = look(desk, sitters, pictures, folder)
         config = configure(settings, preset, steps, seed)
-        with desk.working(f"opening {chosen_model}"):
-            from celebctl.method.names import ChosenNames, with_names
-            from celebctl.method.places import choose_place
-            from celebctl_models.diffusion import load_parts
-
-            place = choose_place(str(settings.text("device", device)))
-            parts = load_parts(chosen_model, dtype=place.dtype, device=place.device)
-        together = make_room(desk, parts, place.device, config.views * len(sitters), low_memory)
+        parts, on = open_model(desk, chosen_model, str(settings.text("device", device)))
+        together = make_room(desk, parts, on, config.views * len(sitters), low_memory)
         shelf = shelf_name(parts.family, parts.table_hash)
-        parts = with_names(parts, ChosenNames(library.root, shelf).file)
+        parts = prepared(parts, library, shelf, folder)
         if not force:
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):
             session = Session(desk, library, sitters, parts, shelf, together)
-            people = session.fit(analyser, pictures, config, resume)
+            learned = session.fit(analyser, pictures, config, resume)
+            people = [replace(person, provenance={**person.provenance, **agreed}) for person in learned]
             files = [library.save(person, overwrite=force) for person in people]
             session.checkpoint.unlink(missing_ok=True)
         page = None if no_sheet else session.draw_sheet(people, pictures, sheet)
@@ -155,7 +157,8 @@ def open_photos(desk: Desk, sitters: Sequence[Sitter]) -> "list[Image]":
 
 
 def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", folder: Path) -> "ChosenFaces":
-    """Settle on one face in each photo, before anything slow begins."""
+    """Settle on one face in each photo, before anything slow begins. Raises PolicyRefusal for a likely minor."""
+    from celebctl.consent import refuse_minor
     from celebctl_models.faces import ChosenFaces, InsightFaceAnalyser, the_face
 
     analyser = InsightFaceAnalyser(folder)
@@ -163,6 +166,7 @@ def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", fol
     found: list[Any] = []
     for sitter, picture in zip(sitters, pictures, strict=True):
         face = the_face(analyser.analyse(picture), sitter.photo, sitter.face, analyser.settings.min_face)
+        refuse_minor(face, sitter.photo)
         chosen.choose(picture, face)
         found.append(face.feature)
         desk.tell(f"{sitter.name}: face of {face}")
@@ -174,6 +178,24 @@ def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", fol
     return chosen
 
 
+def open_model(desk: Desk, model: str, device: str) -> "tuple[DiffusionParts, str]":
+    """The model, and the device it computes on."""
+    with desk.working(f"opening {model}"):
+        from celebctl.method.places import choose_place
+        from celebctl_models.diffusion import load_parts
+
+        place = choose_place(device)
+        return load_parts(model, dtype=place.dtype, device=place.device), place.device
+
+
+def prepared(parts: "DiffusionParts", library: "Library", shelf: str, face_models: Path) -> "DiffusionParts":
+    """The model with what `celebctl basis build` chose and measured for it."""
+    from celebctl.method.celebrities import with_faces
+    from celebctl.method.names import ChosenNames, with_names
+
+    return with_faces(with_names(parts, ChosenNames(library.root, shelf).file), library.cache(), face_models)
+
+
 def make_room(desk: Desk, parts: "DiffusionParts", device: str, views: int, low_memory: bool) -> int:
     """How many views to learn from at once on this device. Says what memory that takes where it is worth a word."""
     from celebctl.method.places import fit_batch, free_memory
@@ -182,6 +204,7 @@ def make_room(desk: Desk, parts: "DiffusionParts", device: str, views: int, low_
         parts.unet.enable_gradient_checkpointing()
     elif sum(weight.numel() for weight in parts.unet.parameters()) < SMALL:
         return TOGETHER  # fits anywhere, and counting takes a second
+    parts.vae.enable_slicing()  # one picture keeps a processor busy; sixteen take more memory than all of learning
     limit = int(0.8 * free_memory(device))
     together, taken = fit_batch(parts, 1 if low_memory else views, limit, checkpointing=low_memory)
     if taken > limit:

@@ -188,9 +188,9 @@ class Arrival:
         chosen = str(Settings.read().text("model", model))
         with self.desk.working(f"opening {chosen}"):
             from celebctl.method import build_basis
-            from celebctl_models.diffusion import load_parts
+            from celebctl_models.texts import load_texts
 
-            parts = load_parts(chosen)
+            parts = load_texts(chosen)
             person = person_of(
                 rows, name, parts, build_basis(parts, self.library.cache()), self._provenance(parts.name)
             )
@@ -222,9 +222,9 @@ def _of_ours(person: "Identity", file: Path, model: str | None) -> "Identity":
     from celebctl_runtime.errors import IntegrityProblem
 
     if model is not None:
-        from celebctl_models.diffusion import load_parts
+        from celebctl_models.texts import load_texts
 
-        parts = load_parts(model)
+        parts = load_texts(model)
         if parts.table_hash != person.table_hash:
             theirs, ours = (shelf_name(who.family, who.table_hash) for who in (person, parts))
             raise IntegrityProblem(

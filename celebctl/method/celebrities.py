@@ -1,35 +1,36 @@
 """What the celebrities look like to the recogniser: the pairs the mapper starts from.
 
-The model is asked to draw every name of its basis; the recogniser looks at the pictures. The mean feature of a name and
-its coefficients on the basis are one pair of the fit. Done once per checkpoint and kept as a small file beside it:
-
-    python -m celebctl.method.celebrities --model mini --out features.safetensors
+The model draws every name of its basis and the recogniser looks at the pictures (rendered_names.py). The mean feature
+of a name and its coefficients on the basis are one pair of the fit. A model may bring the features beside its weights;
+for any other `celebctl basis build --faces` measures them once and keeps them in the library's cache, by text encoder
+and face models.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
+from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
 from celebctl_runtime.files import atomic_write
 
 from .basis import CelebBasis
 from .names import read_names, token_pairs
 from .pretrain import units_of
+from .rendered_names import Rendered, hash_of_faces
 from .tensors import read_tensors
 
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
-    from celebctl_models.faces import FaceAnalyser
 
-PROMPTS = ("a photo of {}", "a close-up photo of {}", "a portrait of {}")
+_MEASURE = "measure them once: celebctl basis build --faces"
+_FEWEST = 3  # pairs that a fit can be made of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,32 +42,20 @@ class CelebrityFaces:
     features: NDArray[np.float32]
 
 
-def measure_celebrities(
-    parts: DiffusionParts, analyser: FaceAnalyser, *, pictures: int = 3, batch: int = 32,
-    on_name: Callable[[int, int], None] = lambda done, of: None,
-) -> CelebrityFaces:  # fmt: skip
-    """Draw each name ``pictures`` times and average the features; names without a single face are left out."""
-    from PIL import Image
+def faces_of(rendered: Sequence[Rendered]) -> CelebrityFaces:
+    """The mean feature of each name that has a picture with exactly one face; names without one are left out.
 
-    from .sampling import draw
-
-    names = token_pairs(parts.tokenizers[0], read_names(parts)).names
-    jobs = [(name, k) for name in names for k in range(pictures)]
-    sums: dict[str, NDArray[np.float32]] = {}
-    for start in range(0, len(jobs), batch):
-        part = jobs[start : start + batch]
-        prompts = [PROMPTS[k % len(PROMPTS)].format(name) for name, k in part]
-        for (name, _), pixels in zip(
-            part, draw(parts, prompts, [7919 + start + i for i in range(len(part))], {}), strict=True
-        ):
-            faces = analyser.analyse(Image.fromarray(pixels))
-            if faces:
-                feature = max(faces, key=lambda face: face.size).feature
-                sums[name] = sums.get(name, np.zeros_like(feature)) + feature
-        on_name(min(start + batch, len(jobs)), len(jobs))
-    kept = tuple(name for name in names if name in sums)
-    features = np.stack([sums[name] / np.linalg.norm(sums[name]) for name in kept]).astype(np.float32)
-    return CelebrityFaces(kept, features)
+    Raises InputRejected when fewer than three names have a face.
+    """
+    kept = [one for one in rendered if len(one.features)]
+    if len(kept) < _FEWEST:
+        raise InputRejected(
+            f"only {len(kept)} of {len(rendered)} names give a picture with one face",
+            "check that the model draws faces and that the face models fit it",
+        )
+    features = np.stack([one.features.sum(0) for one in kept])
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return CelebrityFaces(tuple(one.name for one in kept), features.astype(np.float32))
 
 
 def save_faces(found: CelebrityFaces, table_hash: str, path: Path) -> None:
@@ -76,13 +65,37 @@ def save_faces(found: CelebrityFaces, table_hash: str, path: Path) -> None:
     atomic_write(path, save({"features": found.features.astype(np.float16)}, metadata=metadata))
 
 
+def faces_file(cache: Path, table_hash: str, face_models: str) -> Path:
+    """Where measured faces are kept: by text encoder and by face models (their ``hash_of_faces``).
+
+    Fine-tuned relatives that share the text encoder share the file: what a name means to it is the same.
+    """
+    key = hashlib.sha256(f"{table_hash}:{face_models}".encode()).hexdigest()[:16]
+    return cache / f"faces-{key}.safetensors"
+
+
+def with_faces(parts: DiffusionParts, cache: Path, face_models: Path) -> DiffusionParts:
+    """The same model with the faces measured for it under ``cache``, if it brings none itself.
+
+    Faces of too few of its names are none: another list may have been chosen since.
+    """
+    if has_faces(parts) or next(cache.glob("faces-*.safetensors"), None) is None:
+        return parts  # and the face models, 190 MB of them, are not read for nothing
+    file = faces_file(cache, parts.table_hash, hash_of_faces(face_models))
+    if not file.is_file():
+        return parts
+    measured = replace(parts, card=replace(parts.card, features_file=file))
+    known = set(load_faces(measured).names).intersection(_named_pairs(parts)[0])
+    return measured if len(known) >= _FEWEST else parts
+
+
 def has_faces(parts: DiffusionParts) -> bool:
     """Whether the model brings the celebrities' faces along."""
     return parts.card.features_file is not None and parts.card.features_file.is_file()
 
 
 def load_faces(parts: DiffusionParts) -> CelebrityFaces:
-    """The pairs' faces that come with a model.
+    """The pairs' faces that come with a model, or were measured for it.
 
     Raises EnvironmentProblem when it brings none, IntegrityProblem when they were measured on another text encoder.
     """
@@ -90,16 +103,16 @@ def load_faces(parts: DiffusionParts) -> CelebrityFaces:
     if path is None or not path.is_file():
         raise EnvironmentProblem(
             f"the model {parts.name} brings no celebrity faces to start from",
-            "measure them once with python -m celebctl.method.celebrities, or learn with --preset faithful",
+            _MEASURE,
         )
     try:
         tensors, metadata = read_tensors(path)
         features = tensors["features"].astype(np.float32)
         names = tuple(metadata["names"].split("\n"))
     except (OSError, KeyError, ValueError) as error:
-        raise IntegrityProblem(f"{path.name} cannot be read: {error}", "fetch the model again") from error
+        raise IntegrityProblem(f"{path} cannot be read: {error}", _MEASURE) from error
     if metadata.get("table_hash") != parts.table_hash:
-        raise IntegrityProblem(f"{path.name} was measured on another text encoder", "measure the celebrities again")
+        raise IntegrityProblem(f"{path.name} was measured on another text encoder", _MEASURE)
     return CelebrityFaces(names, features / np.linalg.norm(features, axis=1, keepdims=True))
 
 
@@ -109,11 +122,8 @@ def pairs_for_fit(
     """Features (n, 512) and coefficients (n, S) of all text encoders in standard deviations, name by name."""
     pairs = dict(zip(*_named_pairs(parts), strict=True))
     chosen = [i for i, name in enumerate(found.names) if name in pairs]
-    if len(chosen) < 3:
-        raise EnvironmentProblem(
-            f"only {len(chosen)} of the basis's names have measured faces",
-            f"python -m celebctl.method.celebrities --model {parts.path} --out features.safetensors",
-        )
+    if len(chosen) < _FEWEST:
+        raise EnvironmentProblem(f"only {len(chosen)} of the basis's names have measured faces", _MEASURE)
     ids = np.array([pairs[found.names[i]] for i in chosen])
     return found.features[chosen], units_of(parts, basis, ids)
 
@@ -121,31 +131,3 @@ def pairs_for_fit(
 def _named_pairs(parts: DiffusionParts) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     kept = token_pairs(parts.tokenizers[0], read_names(parts))
     return kept.names, kept.pairs
-
-
-def main() -> None:
-    from celebctl_models.diffusion import load_parts
-    from celebctl_models.faces import InsightFaceAnalyser
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--faces", type=Path, help="folder of face models (default: the model's own)")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=3, help="pictures per name")
-    args = parser.parse_args()
-    parts = load_parts(args.model)
-    folder = args.faces or parts.card.faces_dir
-    if folder is None:
-        parser.error(f"{args.model} brings no face models; give --faces")
-    found = measure_celebrities(
-        parts,
-        InsightFaceAnalyser(folder),
-        pictures=args.pictures,
-        on_name=lambda done, of: print(f"{done}/{of}", flush=True),
-    )
-    save_faces(found, parts.table_hash, args.out)
-    print(f"{len(found.names)} names have a face; written to {args.out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -149,8 +149,12 @@ def read_names(parts: Any, chosen: Path | None = None) -> list[str]:
 
 
 def with_names(parts: Any, chosen: Path | None = None) -> Any:
-    """The same model with its names settled, so that basis and celebrities' faces are made from one list."""
-    return replace(parts, card=replace(parts.card, names_file=names_file(parts, chosen)))
+    """The same model with its names settled, so that basis and celebrities' faces are made from one list.
+
+    A mapper that came with the model was fitted on the basis of its own names and is left out with others.
+    """
+    mapper = parts.card.mapper_file if chosen is None else None
+    return replace(parts, card=replace(parts.card, names_file=names_file(parts, chosen), mapper_file=mapper))
 
 
 @dataclass(frozen=True)

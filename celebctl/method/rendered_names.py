@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celebctl_runtime.errors import InputRejected
-from celebctl_runtime.files import atomic_write, disk_problems, flush
+from celebctl_runtime.files import atomic_write, disk_problems, flush, sha256_file
 
 if TYPE_CHECKING:
     from celebctl_models.faces import FaceAnalyser
@@ -124,7 +124,7 @@ def judge_names(rendered: Sequence[Rendered], seed: int = 0) -> Verdict:
 
 
 def log_of(cache: Path, parts: Any, faces: str, pictures: int = PICTURES) -> Path:
-    """Where the pictures' features of a loaded model are kept; ``faces`` stands for the face models used.
+    """Where the pictures' features of a loaded model are kept; ``faces`` is ``hash_of_faces`` of the models used.
 
     The name holds everything that decides them: text encoders, UNet, defaults of drawing, face models, seeds. Of the
     UNet's tensors only the beginnings are hashed, which tells any two trainings apart and takes no time.
@@ -134,6 +134,11 @@ def log_of(cache: Path, parts: Any, faces: str, pictures: int = PICTURES) -> Pat
     for weights in parts.unet.state_dict().values():
         digest.update(weights.flatten()[:64].float().cpu().numpy().tobytes())
     return cache / f"rendered-{digest.hexdigest()[:16]}.jsonl"
+
+
+def hash_of_faces(folder: Path) -> str:
+    """What tells a folder of face models from another: SHA-256 of its networks, one after the other."""
+    return "".join(sha256_file(path) for path in sorted(folder.glob("*.onnx")))
 
 
 def pictures_at_once(size: tuple[int, int]) -> int:

@@ -8,7 +8,7 @@ jittered, shrunk without antialiasing and pasted on black; there the whole canva
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -71,12 +71,38 @@ def _from_photo(
 
 def _cut(photo: Image.Image, window: tuple[float, float, float, float], size: int) -> Image.Image:
     """The window (left, top, right, bottom in photo pixels, may reach outside) resampled once to size x size."""
-    side = window[2] - window[0]
-    border = int(np.ceil(max(0.0, -window[0], -window[1], window[2] - photo.width, window[3] - photo.height))) + 1
+    left, top, right, bottom = window
+    side = right - left
+    border = int(np.ceil(max(0.0, -left, -top, right - photo.width, bottom - photo.height))) + 1
+    # the bicubic filter sees two of its own pixels on either side; a photo of 12 megapixels is not copied per view
+    reach = int(np.ceil(2.0 * max(1.0, side / size))) + 1
+    columns = _span(left, right, reach, photo.width, border)
+    rows = _span(top, bottom, reach, photo.height, border)
+    part = np.asarray(photo.crop((columns.start, rows.start, columns.stop, rows.stop)))
     # the edge goes on outside the photo: a frame of another colour would be seen as part of the person
-    canvas = Image.fromarray(np.pad(np.asarray(photo), ((border, border), (border, border), (0, 0)), mode="edge"))
-    left, top = window[0] + border, window[1] + border
-    return canvas.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    canvas = Image.fromarray(np.pad(part, (rows.outside, columns.outside, (0, 0)), mode="edge"))
+    x, y = left - columns.start + columns.outside[0], top - rows.start + rows.outside[0]
+    return canvas.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
+
+
+class _Span(NamedTuple):
+    """Pixels start to stop of a photo along one axis, and how many to add before and after them by padding."""
+
+    start: int
+    stop: int
+    outside: tuple[int, int]
+
+
+def _span(low: float, high: float, reach: int, length: int, border: int) -> _Span:
+    """What a filter needs that looks ``reach`` px beyond [low, high] on a photo of ``length`` px, padded by ``border``.
+
+    At least one pixel of the photo is in it, for there has to be an edge to go on from.
+    """
+    first = max(int(np.floor(low)) - reach, -border)
+    last = min(int(np.ceil(high)) + reach, length + border)
+    start = min(max(first, 0), length - 1)
+    stop = max(min(last, length), start + 1)
+    return _Span(start, stop, (max(0, start - first), max(0, last - stop)))
 
 
 def _inside(photo_size: tuple[int, int], window: tuple[float, float, float, float], size: int) -> Tensor:

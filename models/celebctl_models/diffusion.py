@@ -6,12 +6,9 @@ What this module does not know: celebrities, learned people, ONNX, and which mod
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,11 +20,10 @@ from celebctl_models.registry import (
     derive_card,
     locate,
     read_json,
-    why_unsupported,
 )
 from celebctl_models.registry import vae_factor as factor_of
 from celebctl_models.sources import fetch_folder, quiet_libraries, read_checkpoint
-from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
+from celebctl_models.texts import TextParts, check_vocabularies, freeze, read_part, read_text_parts, require_packages
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -35,39 +31,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-_CLASSES = {
-    "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
-    "text_encoder": {"CLIPTextModel"},
-    "tokenizer_2": {"CLIPTokenizer", "CLIPTokenizerFast"},
-    "text_encoder_2": {"CLIPTextModelWithProjection"},
-    "unet": {"UNet2DConditionModel"},
-    "vae": {"AutoencoderKL"},
-}
-
 
 @dataclass(frozen=True)
-class DiffusionParts:
+class DiffusionParts(TextParts):
     """A text-to-image model in parts, every network frozen and in evaluation mode.
 
     Networks are typed loosely on purpose: they are other people's classes, used through the functions below.
     """
 
-    path: Path  # the folder or file the weights came from
-    tokenizers: tuple[Any, ...]  # transformers CLIPTokenizer, one per text encoder
-    text_encoders: tuple[Any, ...]  # transformers CLIPTextModel, float32 always; XL: CLIPTextModelWithProjection second
     unet: Any  # diffusers UNet2DConditionModel
     vae: Any  # diffusers AutoencoderKL
     scheduler_config: dict[str, Any]
-    card: ModelCard
     zero_empty_prompt: bool = False  # an empty negative prompt means zeros, not the encoding of "" (SDXL base)
-
-    @property
-    def name(self) -> str:
-        return self.card.name
-
-    @property
-    def family(self) -> str:
-        return self.card.family
 
     @property
     def vae_factor(self) -> int:
@@ -89,11 +64,6 @@ class DiffusionParts:
         return int(self.vae.config.latent_channels)
 
     @property
-    def max_length(self) -> int:
-        """Token ids per prompt, start and end included: 77 for CLIP."""
-        return int(self.text_encoders[0].config.max_position_embeddings)
-
-    @property
     def context_width(self) -> int:
         """Width D of the context: of all text encoders together."""
         return sum(int(self.token_table(e).shape[1]) for e in range(len(self.text_encoders)))
@@ -109,11 +79,6 @@ class DiffusionParts:
     def guidance_is_embedded(self) -> bool:
         """Whether the UNet is told the guidance scale instead of being run twice (latent consistency models)."""
         return self.unet.config.time_cond_proj_dim is not None
-
-    @property
-    def end_id(self) -> int:
-        """The token id that ends a prompt. The config of an old text encoder may say 2 and mean the largest id."""
-        return int(self.tokenizers[0].eos_token_id)
 
     def size_ids(self, height: int, width: int) -> Tensor | None:
         """What an XL UNet is told about the picture's size and crop, (6,) float32; None for other models."""
@@ -133,24 +98,6 @@ class DiffusionParts:
         """Factor between the autoencoder's own latents and those the UNet works on."""
         return float(self.vae.config.scaling_factor)
 
-    def token_table(self, encoder: int = 0) -> Tensor:
-        """The token embedding table (V, D) of one text encoder, float32; a view of the weights, not a copy."""
-        return cast("Tensor", self.text_encoders[encoder].get_input_embeddings().weight.detach())
-
-    @cached_property
-    def table_hash(self) -> str:
-        """SHA-256 over all token tables and vocabularies: what decides whether a learned person fits this model.
-
-        Text encoders are loaded in float32 whatever the dtype of the rest, so one checkpoint has one hash.
-        """
-        digest = hashlib.sha256()
-        for index, tokenizer in enumerate(self.tokenizers):
-            table = self.token_table(index).float().cpu().contiguous().numpy()
-            vocabulary = sorted(cast("dict[str, int]", tokenizer.get_vocab()).items())
-            digest.update(json.dumps([list(table.shape), vocabulary], ensure_ascii=True).encode())
-            digest.update(table.astype("<f4", copy=False).data)
-        return digest.hexdigest()
-
 
 def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionParts:
     """Load a model: a known name, a diffusers folder, a checkpoint file or a hub id (HF_HUB_OFFLINE is honoured).
@@ -161,50 +108,30 @@ def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: s
     network).
     """
     location = locate(model)
-    _require_packages()
+    require_packages()
     if location.kind == "file":
         return _load_file(location, dtype, device)
     folder = fetch_folder(location) if location.kind == "hub" else location.path
     return _load_folder(folder, card_for(folder, location.name, location.source), dtype, device)
 
 
-def _require_packages() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
-    if missing:
-        raise EnvironmentProblem(f"loading a model needs {', '.join(missing)}", 'pip install "celebctl[learn,export]"')
-
-
 def _load_folder(folder: Path, card: ModelCard, dtype: torch.dtype | None, device: str) -> DiffusionParts:
     import torch
 
-    _check_kind(folder)
+    tokenizers, encoders = read_text_parts(folder, device)
     with quiet_libraries():
-        # Each class from its own module: the libraries' top-level names import far more than these four.
+        # Each class from its own module: the libraries' top-level names import far more than these two.
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-        from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
-        from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-        def part(cls: Any, name: str, **options: Any) -> Any:
-            return _read_part(cls, folder, name, **options)
-
-        dtype = dtype or torch.float32
-        fp32 = {"dtype": torch.float32, "use_safetensors": True}
-        rest = {"torch_dtype": dtype, "use_safetensors": True}
-        tokenizers = [part(CLIPTokenizer, "tokenizer")]
-        encoders = [part(CLIPTextModel, "text_encoder", **fp32)]
-        if (folder / "text_encoder_2").is_dir():
-            tokenizers.append(part(CLIPTokenizer, "tokenizer_2"))
-            encoders.append(part(CLIPTextModelWithProjection, "text_encoder_2", **fp32))
-        unet, vae = part(UNet2DConditionModel, "unet", **rest), part(AutoencoderKL, "vae", **rest)
+        rest = {"torch_dtype": dtype or torch.float32, "use_safetensors": True}
+        unet = read_part(UNet2DConditionModel, folder, "unet", **rest)
+        vae = read_part(AutoencoderKL, folder, "vae", **rest)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     zero = bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False))
-    encoders = tuple(_freeze(encoder, device) for encoder in encoders)
     vae = _full_precision(vae) if len(encoders) > 1 else vae
-    unet, vae = _freeze(unet, device), _freeze(vae, device)
-    return _checked(DiffusionParts(folder, tuple(tokenizers), encoders, unet, vae, scheduler, card, zero))
+    unet, vae = freeze(unet, device), freeze(vae, device)
+    return DiffusionParts(folder, tokenizers, encoders, card, unet, vae, scheduler, zero)
 
 
 def _full_precision(vae: Any) -> Any:
@@ -212,47 +139,6 @@ def _full_precision(vae: Any) -> Any:
     import torch
 
     return vae.to(torch.float32) if vae.config.force_upcast and vae.dtype == torch.float16 else vae
-
-
-def _checked(parts: DiffusionParts) -> DiffusionParts:
-    """A person is the same ids for both text encoders, so both must number their words alike."""
-    first, *others = (tokenizer.get_vocab() for tokenizer in parts.tokenizers)
-    if any(other != first for other in others):
-        hint = "use a Stable Diffusion XL checkpoint with its own tokenizers"
-        raise InputRejected(f"the two tokenizers of {parts.name} know different words", hint)
-    return parts
-
-
-def _check_kind(folder: Path) -> None:
-    """Refuse models of another family by their index, before any weights are read."""
-    index = read_json(folder / INDEX_FILE)
-    why = why_unsupported(index)
-    if why is not None:
-        raise InputRejected(f"{folder.name} cannot be used: {why}", "use a Stable Diffusion 1.x, 2.x or XL checkpoint")
-    for part, expected in _CLASSES.items():
-        entry: Any = index.get(part)
-        if entry is None and part.endswith("_2"):
-            continue
-        found = str(cast("list[Any]", entry)[-1]) if isinstance(entry, list) and entry else "nothing"
-        if found not in expected:
-            raise InputRejected(
-                f"{folder.name} is not of the Stable Diffusion family: its {part} is {found}",
-                "use a Stable Diffusion 1.x, 2.x or XL checkpoint",
-            )
-
-
-def _read_part(cls: Any, folder: Path, part: str, **options: Any) -> Any:
-    try:
-        return cls.from_pretrained(str(folder), subfolder=part, local_files_only=True, **options)
-    except MemoryError as error:
-        raise EnvironmentProblem(f"no memory left to load {part} of {folder.name}", "close other programs") from error
-    except Exception as error:  # the libraries raise anything from OSError to KeyError for one broken file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise IntegrityProblem(f"cannot load {part} of {folder.name}: {reason}", "fetch the model again") from error
-
-
-def _freeze(network: Any, device: str) -> Any:
-    return network.eval().requires_grad_(False).to(device)
 
 
 def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> DiffusionParts:
@@ -263,10 +149,10 @@ def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> Di
     configs = location.path.with_suffix("")
     with quiet_libraries():
         pipe = read_checkpoint(location.path, configs if configs.is_dir() else None)
-        unet = _freeze(pipe.unet.to(dtype), device)
+        unet = freeze(pipe.unet.to(dtype), device)
         two = getattr(pipe, "text_encoder_2", None) is not None
         vae = pipe.vae.to(dtype)
-        vae = _freeze(_full_precision(vae) if two else vae, device)
+        vae = freeze(_full_precision(vae) if two else vae, device)
     if configs.is_dir():
         card = card_for(configs, location.name, location.source)
     else:
@@ -275,9 +161,10 @@ def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> Di
     encoders, tokenizers = [pipe.text_encoder], [pipe.tokenizer]
     if two:
         encoders, tokenizers = [*encoders, pipe.text_encoder_2], [*tokenizers, pipe.tokenizer_2]
-    frozen, scheduler = tuple(_freeze(encoder, device) for encoder in encoders), dict(pipe.scheduler.config)
+    frozen, scheduler = tuple(freeze(encoder, device) for encoder in encoders), dict(pipe.scheduler.config)
     zero = bool(pipe.config.get("force_zeros_for_empty_prompt", False))
-    return _checked(DiffusionParts(location.path, tuple(tokenizers), frozen, unet, vae, scheduler, card, zero))
+    check_vocabularies(tokenizers, card.name)
+    return DiffusionParts(location.path, tuple(tokenizers), frozen, card, unet, vae, scheduler, zero)
 
 
 def context_from_ids(

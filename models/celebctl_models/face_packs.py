@@ -46,17 +46,18 @@ class PackFile:
 
 @dataclass(frozen=True)
 class Pack:
-    """A published archive of face models and the two of its files that celebctl uses.
+    """A published archive of face models and those of its files that celebctl uses.
 
-    size, sha256: of the published archive, in bytes and hex. files: detector and recogniser. The other networks in the
-    archives (attributes, dense landmarks) are left there: insightface would load 150 MB only to set them aside.
+    size, sha256: of the published archive, in bytes and hex. files: detector, recogniser, and the small network that
+    estimates ages. The other networks in the archives (dense landmarks) are left there: insightface would load 150 MB
+    only to set them aside.
     """
 
     name: str
     about: str
     size: int
     sha256: str
-    files: tuple[PackFile, PackFile]
+    files: tuple[PackFile, ...]
     licence: str = LICENCE
     licence_source: str = LICENCE_SOURCE
 
@@ -72,8 +73,9 @@ class Pack:
 
 
 # Sizes and hashes as published with the release's assets; the files' own were compared between several projects that
-# pin them. Both archives hold one and the same detector under two names.
+# pin them. Both archives hold one and the same detector under two names, and the same estimator of ages.
 _DETECTOR = 16_923_827, "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"
+_AGES = PackFile("genderage.onnx", 1_322_532, "4fde69b1c810857b88c64a335084f1c3fe8f01246c9a191b48c7bb756d6652fb")
 PACKS: dict[str, Pack] = {
     pack.name: pack
     for pack in (
@@ -87,6 +89,7 @@ PACKS: dict[str, Pack] = {
                 PackFile(
                     "w600k_r50.onnx", 174_383_860, "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43"
                 ),
+                _AGES,
             ),
         ),
         Pack(
@@ -99,6 +102,7 @@ PACKS: dict[str, Pack] = {
                 PackFile(
                     "glintr100.onnx", 260_665_334, "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"
                 ),
+                _AGES,
             ),
         ),
     )
@@ -121,7 +125,7 @@ def pack_folder(name: str, root: Path) -> Path:
 
 
 def find_pack(name: str, root: Path, home: Path | None = None) -> Path:
-    """The folder that holds a pack's two files: the library's below `root`, or insightface's own in `home`.
+    """The folder that holds a pack's files: the library's below `root`, or insightface's own in `home`.
 
     Names and sizes are looked at, contents are not (see `verify_pack`). `home`: default the user's. Raises NotFound
     with the command that brings the pack.
@@ -142,7 +146,7 @@ def pack_in(folder: Path) -> Pack | None:
 
 
 def verify_pack(name: str, folder: Path) -> None:
-    """Read the two files of a pack in `folder` and compare. Raises IntegrityProblem for the first that differs."""
+    """Read the files of a pack in `folder` and compare. Raises IntegrityProblem for the first that differs."""
     for file in known_pack(name).files:
         path = folder / file.name
         if not path.is_file() or sha256_file(path) != file.sha256:
@@ -236,7 +240,7 @@ def _broken(path: Path, reason: str) -> IntegrityProblem:
 
 
 def install_pack(name: str, archive: Path, root: Path) -> Path:
-    """Put a pack's two files into the library below `root`; returns their folder. Replaces an older one in one step.
+    """Put a pack's files into the library below `root`; returns their folder. Replaces an older one in one step.
 
     `archive` is the published zip file or a folder into which it was unpacked; in both the files may lie one folder
     deep, as antelopev2's do. Nothing is taken over but the files the table names, each with its stated size and

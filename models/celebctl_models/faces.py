@@ -41,7 +41,8 @@ class Face:
 
     box: (4,) float32, x0 y0 x1 y1 in pixels of the photo (may reach over its edge). score: detector's, 0 to 1.
     landmarks: (5, 2) float32, x y in pixels. crop112: (112, 112, 3) uint8 RGB, warped to the ArcFace template by a
-    similarity of the landmarks. feature: (512,) float32 of unit length.
+    similarity of the landmarks. feature: (512,) float32 of unit length. age: in years, estimated; None where the face
+    models do not estimate it.
     """
 
     box: NDArray[np.float32]
@@ -49,6 +50,7 @@ class Face:
     landmarks: NDArray[np.float32]
     crop112: NDArray[np.uint8]
     feature: NDArray[np.float32]
+    age: int | None = None
 
     @property
     def size(self) -> float:
@@ -108,9 +110,10 @@ class InsightFaceAnalyser:
     """insightface's FaceAnalysis over the ONNX files of one folder.
 
     The folder holds a detector with SCRFD outputs (landmarks included) and a 112 x 112 recogniser with one 512-wide
-    output; insightface tells them apart by their outputs. Nothing is ever fetched. `providers` are ONNX Runtime's, in
-    order of preference; the first must really run, no quiet way back to the CPU. Raises NotFound without the folder,
-    EnvironmentProblem without insightface or the provider, IntegrityProblem when the folder does not hold such a pair.
+    output, and may hold a 96 x 96 estimator of ages; insightface tells them apart by their shapes. Nothing is ever
+    fetched. `providers` are ONNX Runtime's, in order of preference; the first must really run, no quiet way back to the
+    CPU. Raises NotFound without the folder, EnvironmentProblem without insightface or the provider, IntegrityProblem
+    when the folder does not hold such a pair.
     """
 
     def __init__(self, folder: Path, providers: Sequence[str] = (CPU,)) -> None:
@@ -118,7 +121,9 @@ class InsightFaceAnalyser:
             raise NotFound(f"there is no folder of face models at {folder}", "give one: --face-models DIR")
         self.folder = folder
         self.settings = FaceSettings.read(folder)
-        self._detector, self._recogniser, self._norm_crop = _load(folder, self.settings, providers)
+        models, self._norm_crop = _load(folder, self.settings, providers)
+        self._detector, self._recogniser = models["detection"], models["recognition"]
+        self._ages = models.get("genderage")
         self.providers = tuple(str(name) for name in self._recogniser.session.get_providers())
 
     def analyse(self, photo: Image.Image) -> list[Face]:
@@ -172,7 +177,24 @@ class InsightFaceAnalyser:
             crop = self._norm_crop(pixels, landmark=landmarks - np.array(window[:2], np.float32), image_size=CROP)
         crop112 = np.ascontiguousarray(crop, dtype=np.uint8)
         box = found[:4] * np.concatenate([scale, scale])
-        return Face(box, float(found[4]), landmarks, crop112, self.recognise(crop112))
+        age = self._age(pixels, box - np.array([*window[:2], *window[:2]], np.float32))
+        return Face(box, float(found[4]), landmarks, crop112, self.recognise(crop112), age)
+
+    def _age(self, pixels: NDArray[np.uint8], box: NDArray[np.float32]) -> int | None:
+        """Years, as estimated from the face with this box (4,) in pixels (H, W, 3) RGB."""
+        if self._ages is None:
+            return None
+        with _hushed():
+            _, age = self._ages.get(np.ascontiguousarray(pixels[:, :, ::-1]), _Box(box))
+        return int(age)
+
+
+class _Box(dict[str, Any]):
+    """As much of insightface's Face, a dictionary with a `bbox`, as its attribute networks ask for."""
+
+    def __init__(self, box: NDArray[np.float32]) -> None:
+        super().__init__()
+        self.bbox = box
 
 
 def without_nested(faces: Sequence[Face]) -> list[Face]:
@@ -264,8 +286,8 @@ def _padded(pixels: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
     return canvas
 
 
-def _load(folder: Path, settings: FaceSettings, providers: Sequence[str]) -> tuple[Any, Any, Callable[..., Any]]:
-    """insightface's detector and recogniser over `folder`, and its alignment function."""
+def _load(folder: Path, settings: FaceSettings, providers: Sequence[str]) -> tuple[dict[str, Any], Callable[..., Any]]:
+    """insightface's models over `folder` by task, and its alignment function."""
     with _hushed():
         analysis, norm_crop = _import_insightface()
         _check_provider(providers[0])
@@ -273,7 +295,7 @@ def _load(folder: Path, settings: FaceSettings, providers: Sequence[str]) -> tup
             app = analysis(
                 name=str(folder),
                 root=str(folder.parent),
-                allowed_modules=["detection", "recognition"],
+                allowed_modules=["detection", "recognition", "genderage"],
                 providers=list(providers),
                 # One session for every size: a second one with a frozen size only pays off for streams of pictures.
                 static_shape_sessions=False,
@@ -286,7 +308,7 @@ def _load(folder: Path, settings: FaceSettings, providers: Sequence[str]) -> tup
         _reject(folder, "it holds no 112 x 112 recogniser")
     for model in app.models.values():
         _check_running(model.session.get_providers(), providers[0])
-    return app.models["detection"], app.models["recognition"], norm_crop
+    return dict(app.models), norm_crop
 
 
 def _check_provider(wanted: str) -> None:

@@ -5,7 +5,7 @@ What this module does not know: what is done with the networks.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem, NotFou
 
 # What a fetched model folder is made of. Names in full, because hub repositories carry the same weights several
 # times over (fp16 variants, non-EMA, pickles) and only these are read.
-_HUB_FILES = [
+_HUB_FILES = (
     "*.json",
     "*/*.json",
     "*/merges.txt",
@@ -24,16 +24,20 @@ _HUB_FILES = [
     "unet/diffusion_pytorch_model.safetensors",
     "unet/diffusion_pytorch_model-0*.safetensors",
     "vae/diffusion_pytorch_model.safetensors",
-]
+)
 
 
-def fetch_folder(location: Location) -> Path:
-    """Download a model from the hub, or find it in the hub's cache. Returns its folder."""
+#: Of these, what is read of a model without its UNet and autoencoder.
+TEXT_FILES = tuple(pattern for pattern in _HUB_FILES if not pattern.startswith(("unet/", "vae/")))
+
+
+def fetch_folder(location: Location, files: Sequence[str] = _HUB_FILES) -> Path:
+    """Download a model's `files` (patterns) from the hub, or find them in the hub's cache. Returns its folder."""
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(location.source, revision=location.revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(location.source, revision=location.revision, allow_patterns=list(files)))
     except GatedRepoError as error:
         hint = f"accept its licence at huggingface.co/{location.source}, then set HF_TOKEN"
         raise EnvironmentProblem(f"the model {location.source} is gated", hint) from error

@@ -1,0 +1,338 @@
+"""What each part of the method is worth: one dial at a time, everything else as in the preset.
+
+    python benchmarks/ablations.py names                     # how many celebrity names the basis is made of
+    python benchmarks/ablations.py components --people 24    # how many components are kept
+    python benchmarks/ablations.py --list
+
+Strangers of mini's world, judged as in `celebctl eval`. Dials that LearnConfig has are set there; the others change the
+celeb basis, which is plain data, or the mapper's class, here and not in the product. A changed basis keeps the fitted
+start: the shipped fit is projected onto it. Every variant's people are kept in --work, so an interrupted run goes on.
+Writes results/ablation-NAME.json and a page with the plot beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from celebctl.evaluation.casts import FIRST_STRANGER, artist_of, learn_strangers, stranger_cast
+from celebctl.evaluation.charts import Series, bars, curve, legend
+from celebctl.evaluation.metrics import Figures, figures
+from celebctl.evaluation.page import plain_page, table
+from celebctl.evaluation.panel import WorldPanel
+from celebctl.evaluation.prompts import WORLD
+from celebctl.evaluation.report import markdown, rows_of
+from celebctl.evaluation.session import Bench, Easel, Plan, neighbours, slug
+from celebctl.method import PRESETS, LearnConfig, build_basis
+from celebctl.method.basis import CelebBasis, basis_from_tables, principal_components
+from celebctl.method.mapper import CoefficientMapper
+from celebctl.method.names import read_names, token_pairs
+from celebctl.method.pretrain import load_mapper, save_mapper
+from celebctl_models.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_runtime.files import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+NO_BOUND = 1e3  # in celebrity standard deviations: the bound never acts
+
+
+class DirectMapper(CoefficientMapper):
+    """Coefficients as parameters of their own, from where the mapper would start; the face only sets the start."""
+
+    def units(self, features: Tensor) -> Tensor:
+        if not hasattr(self, "written"):
+            with torch.no_grad():
+                self.written = nn.Parameter(self.linear(features))
+            self.linear.requires_grad_(False)
+        bound = self.config.bound
+        return self.written if self.config.scale == "unit" else bound * torch.tanh(self.written / bound)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of a dial. basis: makes the changed basis of the model's own. direct: without the mapper."""
+
+    label: str
+    changes: dict[str, Any] = field(default_factory=dict[str, Any])
+    basis: Callable[[DiffusionParts, CelebBasis], CelebBasis] | None = None
+    together: int = 8
+    direct: bool = False
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A dial. axis: its name under a curve, or "" where its settings have no order."""
+
+    name: str
+    about: str
+    axis: str
+    variants: tuple[Variant, ...]
+
+
+# Changed bases
+
+
+def of_names(count: int) -> Callable[[DiffusionParts, CelebBasis], CelebBasis]:
+    """The basis of a random choice of so many names, a larger choice holding the smaller ones."""
+
+    def make(parts: DiffusionParts, basis: CelebBasis) -> CelebBasis:
+        names = read_names(parts)
+        order: list[int] = np.random.Generator(np.random.PCG64(3)).permutation(len(names)).tolist()
+        pairs = token_pairs(parts.tokenizers[0], [names[i] for i in order[:count]])
+        return basis_from_tables([parts.token_table().float().numpy()], pairs)
+
+    return make
+
+
+def of_components(count: int) -> Callable[[DiffusionParts, CelebBasis], CelebBasis]:
+    """The first components alone."""
+    return lambda parts, basis: replace(
+        basis,
+        components=tuple(part[:, :count] for part in basis.components),
+        spread=tuple(part[:, :count] for part in basis.spread),
+    )
+
+
+def without_mean(parts: DiffusionParts, basis: CelebBasis) -> CelebBasis:
+    """embedding = coefficients x components: the coefficients have to carry the average celebrity as well."""
+    return replace(basis, mean=tuple(np.zeros_like(part) for part in basis.mean))
+
+
+def flat_spread(parts: DiffusionParts, basis: CelebBasis) -> CelebBasis:
+    """Every component as wide as the average one, instead of each as the celebrities are spread along it."""
+    flat = [np.broadcast_to(np.sqrt((s**2).mean(1, keepdims=True)), s.shape).astype(np.float32) for s in basis.spread]
+    return replace(basis, spread=tuple(flat))
+
+
+def pooled(parts: DiffusionParts, basis: CelebBasis) -> CelebBasis:
+    """One basis over first and last names together, used at both positions."""
+    pairs = token_pairs(parts.tokenizers[0], read_names(parts))
+    rows = parts.token_table().float().numpy()[np.unique([*pairs.column(0), *pairs.column(1)])]
+    mean, components, spread = principal_components(rows, basis.components[0].shape[1], fill=False)
+    return replace(basis, mean=(np.stack([mean] * 2),), components=(np.stack([components] * 2),),
+                   spread=(np.stack([spread] * 2),))  # fmt: skip
+
+
+def rebase(parts: DiffusionParts, old: CelebBasis, new: CelebBasis, gain: float, file: Path) -> DiffusionParts:
+    """The model with its fitted mapper projected onto another basis; as it is where it brings none.
+
+    What differs between the means is no guess of the fit, so ``gain``, which stretches its answers, must not act on it.
+    """
+    if parts.card.mapper_file is None:
+        return parts
+    weight, bias = load_mapper(parts.card.mapper_file, old)
+    width, count = old.components[0].shape[1], new.components[0].shape[1]
+    weights: list[np.ndarray] = []
+    biases: list[np.ndarray] = []
+    for j in range(2):
+        into = new.components[0][j] / np.maximum(new.spread[0][j], 1e-12)[:, None]  # (k, D)
+        turn = into @ (old.components[0][j].T * old.spread[0][j])  # (k, K)
+        part = slice(j * width, (j + 1) * width)
+        weights.append(turn @ weight[part])
+        biases.append(turn @ bias[part] + into @ (old.mean[0][j] - new.mean[0][j]) / gain)
+    mapper = CoefficientMapper(new, LearnConfig(), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mapper.linear.weight.copy_(torch.as_tensor(np.concatenate(weights)))
+        mapper.linear.bias.copy_(torch.as_tensor(np.concatenate(biases)))
+    assert mapper.linear.bias.numel() == 2 * count
+    save_mapper(mapper, new, file, rank=min(weight.shape[1], 2 * count))
+    return replace(parts, card=replace(parts.card, mapper_file=file))
+
+
+# The dials
+
+
+ABLATIONS: dict[str, Ablation] = {
+    one.name: one
+    for one in (
+        Ablation(
+            "names", "number of celebrity names that the basis is made of", "names",
+            tuple(Variant(str(n), basis=of_names(n)) for n in (25, 50, 100, 200, 400, 691)),
+        ),
+        Ablation(
+            "components", "number of components kept for each name", "components",
+            tuple(Variant(str(n), basis=of_components(n)) for n in (8, 16, 32, 64, 128, 256, 512)),
+        ),
+        Ablation(
+            "mean", "with and without the average celebrity", "",
+            (
+                Variant("with mean"),
+                Variant("with mean, no bound", {"bound": NO_BOUND}),
+                Variant("without, no bound", {"bound": NO_BOUND}, without_mean),
+            ),
+        ),
+        Ablation(
+            "spread", "singular values kept, or all components alike", "",
+            (Variant("kept"), Variant("all alike", basis=flat_spread), Variant("unit length", {"scale": "unit"})),
+        ),
+        Ablation(
+            "pooled", "first and last names apart or pooled", "", (Variant("apart"), Variant("pooled", basis=pooled))
+        ),
+        Ablation(
+            "direct", "mapper, or coefficients as parameters (Adam moves the mapper's answer some 18 times as far)", "",
+            (
+                Variant("mapper"),
+                Variant("direct", direct=True),
+                Variant("direct, rate x 6", {"learning_rate": 6}, direct=True),
+                Variant("direct, rate x 18", {"learning_rate": 18}, direct=True),
+            ),
+        ),
+        Ablation(
+            "mask", "weight of the loss outside the face", "weight of the background",
+            tuple(Variant(f"{w:g}", {"background": w}) for w in (0.0, 0.05, 0.2, 0.5, 1.0)),
+        ),
+        Ablation(
+            "scale", "height of the face in a training view", "smallest and largest share of the view",
+            tuple(
+                Variant(f"{a:g} to {b:g}", {"smallest": a, "largest": b})
+                for a, b in ((0.2, 0.35), (0.36, 0.6), (0.48, 0.62), (0.6, 0.8), (0.2, 1.0))
+            ),
+        ),
+        Ablation(
+            "captions", "templates around the person in training", "",
+            (Variant("photo"), Variant("imagenet, face of ... person", {"captions": "imagenet"})),
+        ),
+        Ablation(
+            "rho", "how far from the average a person may be", "bound in celebrity standard deviations",
+            tuple(Variant(f"{b:g}", {"bound": b}) for b in (0.5, 1.0, 1.5, 2.5, 4.0)),
+        ),
+        Ablation(
+            "joint", "people learned together in one call", "people in a call",
+            tuple(Variant(str(n), together=n) for n in (1, 2, 4, 8)),
+        ),
+    )
+}  # fmt: skip
+
+
+# Running them
+
+
+@dataclass
+class Laboratory:
+    """The open model and what all variants share."""
+
+    parts: DiffusionParts
+    panel: WorldPanel
+    finder: InsightFaceAnalyser
+    config: LearnConfig
+    people: int
+    seeds: int
+    work: Path
+    results: Path
+    force: bool
+
+    def run(self, ablation: Ablation, variant: Variant) -> Figures:
+        """Learn and measure one variant."""
+        config = self._configured(variant)
+        numbers = [FIRST_STRANGER + i for i in range(self.people)]
+        bench = Bench(
+            self.work / ablation.name / slug(variant.label),
+            {"model": self.parts.table_hash, "config": asdict(config), "people": self.people, "seeds": self.seeds,
+             "together": variant.together, "direct": variant.direct, "prompts": [p.text for p in WORLD]},
+        )  # fmt: skip
+        bench.open(self.force)
+        own = build_basis(self.parts, release=config.names == "release")
+        basis, parts = own, self.parts
+        if variant.basis is not None:
+            basis = variant.basis(self.parts, own)
+            parts = rebase(self.parts, own, basis, config.start_gain, bench.folder / "mapper.safetensors")
+        with patch("celebctl.method.learn.CoefficientMapper", DirectMapper if variant.direct else CoefficientMapper):
+            learned = learn_strangers(
+                parts, self.finder, config, basis, numbers, variant.together, bench.folder,
+                lambda n, calls, now: self._tell(variant, f"learning, call {n + 1} of {calls}, {now.step}/{now.steps}"),
+            )  # fmt: skip
+        artist = artist_of(self.parts, [one.identity for one in learned])
+        easels = [Easel(artist, artist, one.seconds, one.bytes) for one in learned]
+        cast = stranger_cast(self.panel, numbers, neighbours(self.people), variant.label)
+        plan = Plan(WORLD, self.seeds, self.panel)
+        records = bench.run(
+            plan,
+            cast,
+            lambda person: easels[person],
+            lambda n, of, _: self._tell(variant, f"drawing {n}/{of}"),
+            "people",
+        )
+        return figures(variant.label, records, WORLD)
+
+    def _configured(self, variant: Variant) -> LearnConfig:
+        changes = dict(variant.changes)
+        if "learning_rate" in changes:  # told as a factor
+            changes["learning_rate"] = self.config.learning_rate * changes["learning_rate"]
+        return replace(self.config, **changes)
+
+    def _tell(self, variant: Variant, said: str) -> None:
+        sys.stderr.write(f"\r{variant.label}: {said}    ")
+        sys.stderr.flush()
+
+
+def plot(ablation: Ablation, found: Sequence[Figures]) -> str:
+    """Likeness alone and in pairs and prompt fidelity over the dial."""
+    names = {"likeness": "likeness", "pair_likeness": "likeness in pairs", "fidelity": "prompt"}
+    series = [Series(said, [one.summary[key] for one in found], i) for i, (key, said) in enumerate(names.items())]
+    labels = [one.title for one in found]
+    if ablation.axis:
+        drawn = curve(labels, series, title=ablation.about, axis=ablation.axis)
+    else:
+        drawn = bars(labels, series, title=ablation.about, top=1.0)
+    return legend(series) + drawn
+
+
+def report(ablation: Ablation, found: Sequence[Figures], lab: Laboratory) -> None:
+    """Table on stdout; JSON and a page with the plot."""
+    head, cells = rows_of(found)
+    print("\n" + "\n".join(markdown(head, cells)))
+    file = lab.results / f"ablation-{ablation.name}.json"
+    settings = {"people": lab.people, "seeds": lab.seeds, "learning": asdict(lab.config)}
+    document = {"about": ablation.about, "settings": settings, "variants": [one.to_json() for one in found]}
+    atomic_write(file, (json.dumps(document, indent=1) + "\n").encode())
+    about = f"{lab.people} people, {lab.seeds} of each of {len(WORLD)} prompts, preset {lab.config.preset}"
+    body = f'<div class="card">{plot(ablation, found)}</div><h2>Figures</h2>{table(found)}'
+    page = plain_page(f"{ablation.name}: {ablation.about}", about, body)
+    atomic_write(file.with_suffix(".html"), page.encode())
+    print(f"{file}, {file.with_suffix('.html')}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=[*ABLATIONS], metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--preset", default="clean", choices=[*PRESETS])
+    parser.add_argument("--steps", type=int, help="other than the preset's")
+    parser.add_argument("--people", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=1, help="pictures per prompt")
+    parser.add_argument("--variants", nargs="+", help="only those with these labels")
+    parser.add_argument("--work", type=Path, default=Path("out/ablations"), help="results per variant and person")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of table and page")
+    parser.add_argument("--force", action="store_true", help="throw away results of other settings in --work")
+    args = parser.parse_args()
+    if args.list or args.name is None:
+        for one in ABLATIONS.values():
+            print(f"{one.name:12s} {one.about}: {', '.join(v.label for v in one.variants)}")
+        return
+    parts = load_parts(args.model)
+    if parts.card.scoring_dir is None or parts.card.faces_dir is None or len(parts.text_encoders) != 1:
+        parser.error(f"{args.model} brings no judges and no world; ablations run on mini")
+    finder = InsightFaceAnalyser(parts.card.faces_dir)
+    config = PRESETS[args.preset] if args.steps is None else replace(PRESETS[args.preset], steps=args.steps)
+    panel = WorldPanel(parts.card.scoring_dir, finder)
+    lab = Laboratory(parts, panel, finder, config, args.people, args.seeds, args.work, args.out, args.force)
+    ablation = ABLATIONS[args.name]
+    wanted = [v for v in ablation.variants if not args.variants or v.label in args.variants]
+    if not wanted:
+        parser.error(f"{args.name} has the variants {', '.join(v.label for v in ablation.variants)}")
+    report(ablation, [lab.run(ablation, variant) for variant in wanted], lab)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""celebctl's learning against other people's methods: same frozen model, one photo, same budget, same judge.
+
+    python benchmarks/baselines.py --tune                                  # each method's dials, on people not scored
+    python benchmarks/baselines.py --people 40 --seeds 3                   # the comparison, all methods
+    python benchmarks/baselines.py --people 40 --seeds 3 --methods ti2 dreambooth
+
+The budget is views through the UNet with gradient per person (240: 60 steps of 4); pictures of the class count. People
+come in pairs: for prompts with two learned people, methods that change weights learn both in one model, with both
+budgets; for all other prompts everybody is learned alone. Results are kept per (method, person) in --work, so an
+interrupted run goes on. Writes results/baselines.json and a page beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from baselines.methods import METHODS, Method, Result
+from baselines.training import Dial, House, Subject
+from baselines.tuning import FIRST_TUNER, said_of, tune, tuned
+
+from celebctl.evaluation.casts import FIRST_STRANGER, artist_of, celebrity_cast, stranger_cast, stranger_name
+from celebctl.evaluation.metrics import Figures, figures
+from celebctl.evaluation.page import Group, write_page
+from celebctl.evaluation.panel import WorldPanel
+from celebctl.evaluation.prompts import WORLD, Prompt
+from celebctl.evaluation.report import category_rows, markdown, rows_of
+from celebctl.evaluation.session import Bench, Easel, Plan
+from celebctl_models.diffusion import load_parts
+from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_models.mini.world import draw_portrait
+from celebctl_runtime.files import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+TUNING = RESULTS / "baselines_tuning.json"
+
+
+def others(count: int) -> list[int]:
+    """Partners two by two: 0 with 1, 2 with 3."""
+    return [i ^ 1 for i in range(count)]
+
+
+@dataclass
+class Workshop:
+    """Learns people when they are to be drawn. A pair that was learned is kept for its second half."""
+
+    house: House
+    method: Method
+    dial: Dial
+    seeds: Sequence[int]
+    _pairs: dict[int, Result] = field(default_factory=dict[int, Result])
+
+    def ready(self, person: int) -> Easel:
+        pair = self._pairs.pop(person // 2, None)
+        if pair is None:
+            pair = self._learn([person & ~1, person | 1])
+            self._pairs = {person // 2: pair}
+        alone = self._learn([person]) if self.method.joint else pair
+        return Easel(alone.artist, pair.artist, alone.seconds, alone.bytes)
+
+    def _learn(self, people: Sequence[int]) -> Result:
+        subjects = [Subject(stranger_name(self.seeds[i]), draw_portrait(self.seeds[i])) for i in people]
+        return self.method.learn(self.house, subjects, self.dial, self.seeds[people[0]])
+
+
+def measure(
+    house: House, panel: WorldPanel, method: Method, dial: Dial, args: argparse.Namespace, *, first: int, count: int,
+    prompts: Sequence[Prompt], seeds: int, work: Path,
+) -> Group:  # fmt: skip
+    """One method on ``count`` people."""
+    numbers = [first + i for i in range(count)]
+    cast = stranger_cast(panel, numbers, others(count), method.title)
+    bench = Bench(
+        work,
+        {"model": house.parts.table_hash, "budget": args.views, "dial": asdict(dial), "people": numbers,
+         "prompts": [p.text for p in prompts], "seeds": seeds},
+    )  # fmt: skip
+    bench.open(force=args.force)
+    shop = Workshop(house, method, dial, numbers)
+    begun = time.monotonic()
+
+    def tell(done: int, total: int, name: str) -> None:
+        spent = time.monotonic() - begun
+        left = f", about {spent / done * (total - done) / 60:.1f} min left" if done else ""
+        sys.stderr.write(f"\r{method.title}: {done}/{total} people{left}   {'' if name else chr(10)}")
+        sys.stderr.flush()
+
+    records = bench.run(Plan(prompts, seeds, panel), cast, shop.ready, tell, method.name)
+    return Group(figures(method.title, records, prompts), records)
+
+
+def sweep(house: House, panel: WorldPanel, methods: Sequence[Method], args: argparse.Namespace) -> None:
+    """Tune every method on --tuners people with one picture per prompt that shows one person or a pair."""
+    prompts = [prompt for prompt in WORLD if prompt.category != "celebrity"]
+
+    def score(method: Method, dial: Dial) -> tuple[float, float]:
+        name = "-".join([method.name, f"{dial.rate:g}", f"{dial.share:g}", str(dial.batch), dial.data])
+        group = measure(
+            house, panel, method, dial, args, first=FIRST_TUNER, count=args.tuners, prompts=prompts, seeds=1,
+            work=args.work / "tuning" / name,
+        )  # fmt: skip
+        likeness, fidelity = (group.figures.summary[key] for key in ("likeness", "fidelity"))
+        return (likeness.mean if likeness else 0.0), (fidelity.mean if fidelity else 0.0)
+
+    for method in methods:
+        best = tune(method, args.dials, score)
+        print(f"{method.name}: {best}", flush=True)
+
+
+def dial_of(method: Method, args: argparse.Namespace) -> Dial:
+    """What the sweep found for a method, or its second rate where nobody waits for a sweep."""
+    return Dial(method.rates[1]) if args.untuned else tuned(method, args.dials)
+
+
+def compare(house: House, panel: WorldPanel, methods: Sequence[Method], args: argparse.Namespace) -> list[Group]:
+    """The comparison; the model's own celebrities last, as the reference that nothing learned can pass."""
+    groups = [
+        measure(
+            house, panel, method, dial_of(method, args), args, first=FIRST_STRANGER, count=args.people, prompts=WORLD,
+            seeds=args.seeds, work=args.work / method.name,
+        )
+        for method in methods
+    ]  # fmt: skip
+    cast, artist = celebrity_cast(panel, args.people), artist_of(house.parts, [])
+    bench = Bench(
+        args.work / "celebrities", {"people": args.people, "seeds": args.seeds, "table": house.parts.table_hash}
+    )
+    bench.open(force=args.force)
+    records = bench.run(Plan(WORLD, args.seeds, panel), cast, lambda person: Easel(artist, artist), group="celebrities")
+    return [*groups, Group(figures(cast.title, records, WORLD), records)]
+
+
+def report(groups: Sequence[Group], args: argparse.Namespace) -> None:
+    """Table on stdout, JSON and page beside it."""
+    counted: list[Figures] = [group.figures for group in groups]
+    for head, cells in (rows_of(counted), category_rows(counted)):
+        print("\n".join([*markdown(head, cells), ""]), flush=True)
+    settings: dict[str, Any] = {
+        "model": args.model, "people": args.people, "pictures of each": args.seeds, "budget in views": args.views,
+        **{f"dial of {name}": said_of(dial_of(METHODS[name], args)) for name in args.methods},
+    }  # fmt: skip
+    document = {"settings": settings, "methods": [one.to_json() for one in counted]}
+    atomic_write(args.out, (json.dumps(document, indent=1) + "\n").encode())
+    title = f"{len(args.methods)} methods, {args.people} people, one photo each"
+    said = {name: str(value) for name, value in settings.items()}
+    about = f"{args.views} views through the UNet per person; {len(WORLD)} prompts, pictures of each: {args.seeds}"
+    atomic_write(args.out.with_suffix(".html"), write_page(title, about, groups, said).encode())
+    print(f"{args.out}, {args.out.with_suffix('.html')}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
+    parser.add_argument("--people", type=int, default=40, help="an even number")
+    parser.add_argument("--seeds", type=int, default=3, help="pictures per prompt")
+    parser.add_argument("--views", type=int, default=240, help="budget of each person")
+    parser.add_argument("--tune", action="store_true", help="only find each method's dials")
+    parser.add_argument("--tuners", type=int, default=6, help="people for tuning; an even number")
+    parser.add_argument("--untuned", action="store_true", help="each method's second rate; for trying the command out")
+    parser.add_argument("--dials", type=Path, default=TUNING, help="where the sweep's result is")
+    parser.add_argument("--work", type=Path, default=Path("out/baselines"), help="results per method and person")
+    parser.add_argument("--out", type=Path, default=RESULTS / "baselines.json")
+    parser.add_argument("--force", action="store_true", help="throw away results of other settings in --work")
+    args = parser.parse_args()
+    if args.people % 2 or args.tuners % 2 or min(args.people, args.tuners) < 2:
+        parser.error("people come in pairs: give even numbers")
+    parts = load_parts(args.model)
+    if parts.card.scoring_dir is None or parts.card.faces_dir is None:
+        parser.error(f"{args.model} brings no judges and no world; the comparison runs on mini")
+    finder = InsightFaceAnalyser(parts.card.faces_dir)
+    panel = WorldPanel(parts.card.scoring_dir, finder)
+    house = House(parts, finder, args.views)
+    methods = [METHODS[name] for name in args.methods]
+    if args.tune:
+        sweep(house, panel, methods, args)
+    else:
+        report(compare(house, panel, methods, args), args)
+
+
+if __name__ == "__main__":
+    main()

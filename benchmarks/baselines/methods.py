@@ -1,0 +1,279 @@
+"""The methods themselves. Each learns one or more people and hands back somebody who can draw them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from celebctl.evaluation.session import Artist, ModelArtist
+from celebctl.method import PRESETS, build_basis, learn_people
+from celebctl.method.captions import place_people
+from celebctl.method.sampling import rows_of
+from celebctl_models.diffusion import DiffusionParts, context_from_ids
+
+from .training import OBJECT_TEMPLATES, Dial, House, Person, Subject, captions_of, tokenise, train
+
+Pixels = NDArray[np.uint8]
+HALF = 2  # bytes per number that is kept of a person, in float16
+
+#: Words that stand for people where a method needs words: rare, and one token each in CLIP and in mini.
+RARE = ("sks", "ks")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Learned people. seconds: of one. bytes: kept of one, numbers in float16."""
+
+    artist: Artist
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """name: on the command line. rates: learning rates of the sweep, the published one among them.
+
+    joint: two people in one picture need a model that learned both (weights change), else what was learned apart is
+    put together. prior: half of each batch shows other people of the class.
+    """
+
+    name: str
+    title: str
+    rates: tuple[float, ...]
+    joint: bool
+    learn: Callable[[House, Sequence[Subject], Dial, int], Result]
+    source: str
+    dials: tuple[str, ...] = ("share", "batch", "data")
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """Draws with other words for people."""
+
+    inner: Artist
+    words: dict[str, str]
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+        renamed = list(prompts)
+        for name, phrase in self.words.items():
+            renamed = [prompt.replace(f"<{name}>", phrase) for prompt in renamed]
+        return self.inner.draw(renamed, seeds)
+
+
+# Token embeddings
+
+
+def _token_rows(
+    house: House, subject: Subject, dial: Dial, seed: int, start: Tensor, pull: float
+) -> tuple[Tensor, int]:
+    """Two free token embeddings (2, D) from ``start``, pulled to it by ``pull`` per squared distance."""
+    parts = house.parts
+    placed = [
+        place_people(parts.tokenizers[0], parts.max_length, text.split("{}"))
+        for text in captions_of(dial, OBJECT_TEMPLATES)
+    ]
+    ids, positions = torch.stack([row for row, _ in placed]), torch.stack([at[0] for _, at in placed])
+    rows = nn.Parameter(start.clone())
+    person = Person(ids, house.latents(subject, dial, True), rows, positions)
+    penalty = None if pull == 0 else lambda: pull * ((rows - start) ** 2).sum()
+    steps = train(house, parts.unet, [person], [rows], dial, seed, penalty=penalty)
+    return rows.detach(), steps
+
+
+def _apart(house: House, subjects: Sequence[Subject], dial: Dial, seed: int, start: Tensor, pull: float) -> Result:
+    begun = time.monotonic()
+    rows = {s.name: (_token_rows(house, s, dial, seed, start, pull)[0],) for s in subjects}
+    seconds = (time.monotonic() - begun) / len(subjects)
+    return Result(ModelArtist(house.parts, rows), seconds, HALF * start.numel())
+
+
+def textual_inversion_two(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+    """Two vectors, both from the class noun (`--num_vectors 2 --initializer_token person`)."""
+    return _apart(house, subjects, dial, seed, _noun_row(house.parts).expand(2, -1), 0.0)
+
+
+def cross_initialization(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+    """Two vectors from the text encoder's output for the mean celebrity name, pull 1e-5 (Pang et al. 2024)."""
+    parts = house.parts
+    mean = torch.as_tensor(build_basis(parts).mean[0])
+    ids, at = place_people(parts.tokenizers[0], parts.max_length, ["", ""])
+    with torch.no_grad():
+        context = context_from_ids(parts.text_encoders[0], ids[None], mean[None], at[0][None])
+    return _apart(house, subjects, dial, seed, context[0, at[0]], 1e-5)
+
+
+def _noun_row(parts: DiffusionParts) -> Tensor:
+    ids = parts.tokenizers[0](parts.card.class_noun, add_special_tokens=False).input_ids
+    return parts.token_table()[ids[:1]].clone()
+
+
+def textual_inversion_one(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+    """One vector from the class noun; it takes the place of a rare word's row in a copy of the table."""
+    begun = time.monotonic()
+    words = _words(subjects)
+    rows: dict[str, Tensor] = {}
+    for subject in subjects:
+        texts = [template.format(words[subject.name]) for template in captions_of(dial, OBJECT_TEMPLATES)]
+        row = nn.Parameter(_noun_row(house.parts))
+        person = _with_word(house, subject, dial, texts, words[subject.name], row)
+        train(house, house.parts.unet, [person], [row], dial, seed)
+        rows[words[subject.name]] = row.detach()
+    seconds = (time.monotonic() - begun) / len(subjects)
+    artist = Renaming(ModelArtist(_with_rows(house.parts, rows), {}), words)
+    return Result(artist, seconds, HALF * house.parts.context_width)
+
+
+def _words(subjects: Sequence[Subject]) -> dict[str, str]:
+    return {subject.name: word for subject, word in zip(subjects, RARE, strict=False)}
+
+
+def _word_id(parts: DiffusionParts, word: str) -> int:
+    ids = parts.tokenizers[0](word, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise SystemExit(f"{word!r} is {len(ids)} tokens in {parts.name}; the baselines need words of one token")
+    return int(ids[0])
+
+
+def _with_word(house: House, subject: Subject, dial: Dial, texts: Sequence[str], word: str, row: Tensor) -> Person:
+    """A person whose word has a row of its own during training."""
+    ids = tokenise(house.parts, texts)
+    positions = (ids == _word_id(house.parts, word)).int().argmax(1, keepdim=True)
+    return Person(ids, house.latents(subject, dial, True), row, positions)
+
+
+def _with_rows(parts: DiffusionParts, rows: dict[str, Tensor]) -> DiffusionParts:
+    """The model with other rows for some words, in a copy of its text encoder."""
+    encoder = copy.deepcopy(parts.text_encoders[0])
+    table = encoder.get_input_embeddings().weight
+    with torch.no_grad():
+        for word, row in rows.items():
+            table[_word_id(parts, word)] = row[0].to(table)
+    return replace(parts, text_encoders=(encoder,))
+
+
+# Weights
+
+
+def dreambooth(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+    """Every weight of the UNet, with prior preservation (Ruiz et al. 2023)."""
+    unet = copy.deepcopy(house.parts.unet).requires_grad_(True).train()
+    return _dreambooth(house, subjects, dial, seed, unet, unet.parameters())
+
+
+def dreambooth_lora(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+    """Low-rank updates of the attention layers, rank 4, with prior preservation."""
+    from peft import LoraConfig
+
+    unet = copy.deepcopy(house.parts.unet)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
+    return _dreambooth(house, subjects, dial, seed, unet, [p for p in unet.parameters() if p.requires_grad])
+
+
+def _dreambooth(house: House, subjects: Sequence[Subject], dial: Dial, seed: int, unet: Any, parameters: Any) -> Result:
+    begun = time.monotonic()
+    trained = [p for p in parameters if p.requires_grad]
+    phrases = {name: f"{word} {house.parts.card.class_noun}" for name, word in _words(subjects).items()}
+    people: list[Person] = []
+    for subject in subjects:
+        texts = [text.format(phrases[subject.name]) for text in captions_of(dial, ("a photo of {}",))]
+        people.append(Person(tokenise(house.parts, texts), house.latents(subject, dial, False)))
+    train(house, unet, people, trained, dial, seed, prior=True)
+    unet.eval().requires_grad_(False)
+    seconds = (time.monotonic() - begun) / len(subjects)
+    artist = Renaming(ModelArtist(replace(house.parts, unet=unet), {}), phrases)
+    return Result(artist, seconds, HALF * sum(p.numel() for p in trained) // len(subjects))
+
+
+def custom_diffusion(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+    """Keys and values of cross attention and one new token each, with prior preservation (Kumari et al. 2023).
+
+    As train_custom_diffusion.py with --hflip and --noaug: no random enlarging of the photo.
+    """
+    begun = time.monotonic()
+    unet = copy.deepcopy(house.parts.unet)
+    trained = [p for n, p in unet.named_parameters() if "attn2.to_k" in n or "attn2.to_v" in n]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    words, table = _words(subjects), house.parts.token_table()
+    rows = {word: nn.Parameter(table[[_word_id(house.parts, word)]].clone()) for word in words.values()}
+    phrases = {name: f"{word} {house.parts.card.class_noun}" for name, word in words.items()}
+    people: list[Person] = []
+    for subject in subjects:
+        texts = [text.format(phrases[subject.name]) for text in captions_of(dial, ("photo of a {}",))]
+        people.append(_with_word(house, subject, dial, texts, words[subject.name], rows[words[subject.name]]))
+    train(house, unet, people, [*trained, *rows.values()], dial, seed, prior=True)
+    unet.requires_grad_(False)
+    parts = replace(_with_rows(house.parts, {w: row.detach() for w, row in rows.items()}), unet=unet)
+    kept = sum(p.numel() for p in trained) // len(subjects) + house.parts.context_width
+    seconds = (time.monotonic() - begun) / len(subjects)
+    return Result(Renaming(ModelArtist(parts, {}), phrases), seconds, HALF * kept)
+
+
+# The celeb basis
+
+
+def _celeb_basis(preset: str) -> Callable[[House, Sequence[Subject], Dial, int], Result]:
+    def learn(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+        config = PRESETS[preset]
+        steps = max(1, int(house.budget * dial.share) // dial.batch)
+        config = replace(config, learning_rate=dial.rate, steps=steps, views=dial.batch, seed=seed)
+        basis = build_basis(house.parts, release=config.names == "release")
+        begun = time.monotonic()
+        people = [
+            person
+            for s in subjects
+            for person in learn_people(house.parts, house.analyser, [s.photo], [s.name], config, basis=basis)
+        ]
+        seconds = (time.monotonic() - begun) / len(subjects)
+        return Result(ModelArtist(house.parts, {p.name: rows_of(p) for p in people}), seconds, HALF * basis.size)
+
+    return learn
+
+
+_EXAMPLES = "huggingface/diffusers examples"
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "clean", "celebctl (clean)", (5e-4, 1.5e-3, 5e-3), False, _celeb_basis("clean"), "celebctl",
+            ("share", "batch"),
+        ),
+        Method(
+            "faithful", "Celeb Basis, published settings", (1e-3, 3e-3, 1e-2, 3e-2), False, _celeb_basis("faithful"),
+            "ygtxr1997/CelebBasis", ("share", "batch"),
+        ),
+        Method(
+            "ti1", "Textual Inversion, 1 token", (5e-4, 2e-3, 5e-3, 2e-2, 6e-2), False, textual_inversion_one,
+            f"{_EXAMPLES}/textual_inversion",
+        ),
+        Method(
+            "ti2", "Textual Inversion, 2 tokens", (5e-4, 2e-3, 5e-3, 2e-2, 6e-2), False, textual_inversion_two,
+            f"{_EXAMPLES}/textual_inversion",
+        ),
+        Method(
+            "crossinit", "Cross Initialization", (6e-4, 2e-3, 5e-3, 2e-2, 6e-2), False, cross_initialization,
+            "lyuPang/CrossInitialization; arXiv 2312.15905",
+        ),
+        Method(
+            "dreambooth", "DreamBooth", (5e-6, 2e-5, 6e-5, 2e-4, 6e-4), True, dreambooth, f"{_EXAMPLES}/dreambooth"
+        ),
+        Method(
+            "lora", "DreamBooth LoRA", (1e-4, 4e-4, 1.5e-3, 5e-3, 1.5e-2), True, dreambooth_lora,
+            f"{_EXAMPLES}/dreambooth, train_dreambooth_lora.py",
+        ),
+        Method(
+            "custom", "Custom Diffusion", (1e-5, 5e-5, 2e-4, 8e-4, 3e-3), True, custom_diffusion,
+            f"{_EXAMPLES}/custom_diffusion",
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,70 @@
+"""Every method's own rate, share of the budget, batch and data, chosen on people who are never scored.
+
+One dial after the other: all learning rates first, and further ones while the best is the first or the last; then each
+other dial at the best rate. What is best is the mean of
+likeness and prompt fidelity over all prompts of the tuning people, for methods are to lead on both at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from celebctl_runtime.files import atomic_write
+
+from .methods import Method
+from .training import Dial
+
+_FURTHER, _FACTOR = 3, 3.0  # how often the list of rates may grow at its end, and by what
+FIRST_TUNER = 9000  # seeds of the people that dials are chosen on
+CHOICES: dict[str, tuple[Any, ...]] = {"share": (0.5,), "batch": (2,), "data": ("clean",)}
+
+
+def tune(method: Method, file: Path, score: Callable[[Method, Dial], tuple[float, float]]) -> Dial:
+    """Find a method's best dial, or read what is in ``file``; every run is kept, so an interrupted sweep goes on.
+
+    score: likeness and fidelity of a method with a dial.
+    """
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    runs: list[dict[str, Any]] = kept.setdefault(method.name, {}).setdefault("runs", [])
+
+    def value(dial: Dial) -> float:
+        wanted = asdict(dial)
+        found: dict[str, Any] | None = next((run for run in runs if run["dial"] == wanted), None)
+        if found is None:
+            likeness, fidelity = score(method, dial)
+            found = {"dial": wanted, "likeness": likeness, "fidelity": fidelity}
+            runs.append(found)
+            atomic_write(file, (json.dumps(kept, indent=1) + "\n").encode())
+            print(f"{method.name:12s} {said_of(dial)}: likeness {likeness:.3f}, prompt {fidelity:.3f}", flush=True)
+        return (float(found["likeness"]) + float(found["fidelity"])) / 2
+
+    tried = list(method.rates)
+    best = max((Dial(rate) for rate in tried), key=value)
+    for _ in range(_FURTHER):  # a best rate at the end of the list may not be the best there is
+        if min(tried) < best.rate < max(tried):
+            break
+        tried.append(best.rate * _FACTOR if best.rate == max(tried) else best.rate / _FACTOR)
+        best = max(best, Dial(tried[-1]), key=value)
+    for name in method.dials:
+        best = max([best, *(replace(best, **{name: choice}) for choice in CHOICES[name])], key=value)
+    kept[method.name]["best"] = asdict(best)
+    atomic_write(file, (json.dumps(kept, indent=1) + "\n").encode())
+    return best
+
+
+def tuned(method: Method, file: Path) -> Dial:
+    """The dial that a sweep found. Ends the program when there was none."""
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    best = kept.get(method.name, {}).get("best")
+    if best is None:
+        raise SystemExit(f"{file} knows no dial for {method.name}: python benchmarks/baselines.py --tune first")
+    return Dial(**best)
+
+
+def said_of(dial: Dial) -> str:
+    """A dial in words."""
+    return f"rate {dial.rate:g}, {dial.share:.0%} of the budget, batch {dial.batch}, {dial.data} views"

@@ -1,0 +1,139 @@
+"""What a person costs when several are learned together: seconds for 1, 2, 4, 8 and 16 people in one call.
+
+    python benchmarks/joint_cost.py                                  # the curve, about ten minutes on two cores
+    python benchmarks/joint_cost.py --people 1 2 --steps 5 --repeat 1 --out /tmp/a.json --chart /tmp/a.png
+
+Measured twice: `learn_people` within a process that has the model open, and `celebctl learn` as a process from start to
+finish. Of several repeats the fastest counts, for whatever else a machine does only ever adds to the time. Everybody is
+learned from a portrait of mini's world; the time does not depend on who they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from processes import machine, run
+
+HERE = Path(__file__).resolve().parent
+FIRST = 3000  # seed of the first portrait
+PIXELS = 512
+
+
+def in_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, float]:
+    """Seconds of `learn_people` by number of people."""
+    from celebctl.method import build_basis, learn_people
+    from celebctl.method.config import CLEAN
+    from celebctl_models.diffusion import load_parts
+    from celebctl_models.faces import InsightFaceAnalyser
+    from celebctl_models.mini.world import draw_portrait
+
+    parts = load_parts("mini")
+    folder = parts.card.faces_dir
+    assert folder is not None
+    analyser, basis = InsightFaceAnalyser(folder), build_basis(parts)
+    portraits = [draw_portrait(FIRST + i, PIXELS) for i in range(max(counts))]
+
+    def learn(count: int, config: Any) -> float:
+        begun = time.monotonic()
+        learn_people(parts, analyser, portraits[:count], [f"p{i}" for i in range(count)], config, basis=basis)
+        return time.monotonic() - begun
+
+    config = replace(CLEAN, steps=steps)
+    learn(1, replace(CLEAN, steps=1))  # whatever is only done once
+    return {count: min(learn(count, config) for _ in range(repeat)) for count in counts}
+
+
+def as_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, tuple[float, int]]:
+    """Seconds and peak bytes of `celebctl learn`, contact sheet left out, by number of people."""
+    found: dict[int, tuple[float, int]] = {}
+    with tempfile.TemporaryDirectory(prefix="joint-cost-") as place:
+        folder = Path(place)
+        celebctl = [sys.executable, "-m", "celebctl", "--json"]
+        photos = [f"p{i}.png" for i in range(max(counts))]
+        for number, photo in enumerate(photos):
+            run([*celebctl, "portrait", photo, "--seed", str(FIRST + number), "--size", str(PIXELS)], folder)
+        run([*celebctl, "basis", "build", "--model", "mini"], folder)  # a cache that every later call finds
+        for count in counts:
+            names = [word for i in range(count) for word in ("--name", f"p{i}")]
+            words = [*celebctl, "learn", *photos[:count], *names, "--model", "mini", "--no-sheet", "--force"]
+            done = [run([*words, "--steps", str(steps)], folder) for _ in range(repeat)]
+            found[count] = min(one.seconds for one in done), max(one.peak_bytes for one in done)
+    return found
+
+
+def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Seconds per person over the number of people, one line for each way of measuring."""
+    from celebctl.pen import COLOURS, FAINT, GRID, Pen
+
+    counts = [row["people"] for row in rows]
+    lines = {"celebctl learn": "process_seconds_per_person", "learn_people, model open": "seconds_per_person"}
+    top = 1.15 * max(row[key] for row in rows for key in lines.values())
+    left, right, upper, lower = 84.0, 850.0, 112.0, 430.0
+
+    def at(number: int, seconds: float) -> tuple[float, float]:
+        return left + (right - left) * number / max(1, len(counts) - 1), lower - (lower - upper) * seconds / top
+
+    pen = Pen(900, 500)
+    pen.text((40, 22), "Learning people together", 25)
+    pen.text((40, 58), f"mini, {rows[0]['steps']} steps; seconds per person", 15, FAINT)
+    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if top / step <= 6)
+    for tick in range(int(top / step) + 1):
+        y = at(0, tick * step)[1]
+        pen.line([(left - 12, y), (right + 12, y)], GRID, 1)
+        pen.text((left - 22, y), f"{tick * step:g}", 13, FAINT, anchor="rm")
+    for number, count in enumerate(counts):
+        pen.text((at(number, 0)[0], lower + 10), f"{count}", 13, FAINT, anchor="ma")
+    pen.text(((left + right) / 2, lower + 32), "people in one call", 14, FAINT, anchor="ma")
+    across = 470.0
+    for (name, key), colour, side in zip(lines.items(), reversed(COLOURS), (-1, 1), strict=True):
+        points = [at(number, row[key]) for number, row in enumerate(rows)]
+        pen.line(points, colour, 3)
+        for (x, y), row in zip(points, rows, strict=True):
+            pen.dot((x, y), colour, 5)
+            pen.text((x, y + 12 * side), f"{row[key]:.1f}", 13, colour, anchor="md" if side < 0 else "ma")
+        pen.line([(across, 66), (across + 24, 66)], colour, 3)
+        pen.text((across + 32, 66), name, 14, anchor="lm")
+        across += 32 + pen.width(name, 14) + 30
+    pen.finish().save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--people", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--steps", type=int, help="of learning (default: what learn takes)")
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "joint_cost.json")
+    parser.add_argument("--chart", type=Path, default=HERE / "results" / "joint_cost.png")
+    args = parser.parse_args()
+    from celebctl.method.config import CLEAN
+
+    steps = args.steps or CLEAN.steps
+    processes = as_process(args.people, steps, args.repeat)
+    inside = in_process(args.people, steps, args.repeat)
+    rows = [
+        {
+            "people": count, "steps": steps,
+            "seconds": round(inside[count], 2), "seconds_per_person": round(inside[count] / count, 2),
+            "process_seconds": round(processes[count][0], 2),
+            "process_seconds_per_person": round(processes[count][0] / count, 2),
+            "process_peak_rss_bytes": processes[count][1],
+        }
+        for count in args.people
+    ]  # fmt: skip
+    for row in rows:
+        print({key: value for key, value in row.items() if key != "steps"}, flush=True)
+    figures = {"model": "mini", "config": asdict(replace(CLEAN, steps=steps)), "repeat": args.repeat, "curve": rows}
+    args.out.write_text(json.dumps({**figures, "machine": machine()}, indent=1) + "\n", encoding="utf-8")
+    draw_chart(rows, args.chart)
+
+
+if __name__ == "__main__":
+    main()

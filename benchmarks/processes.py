@@ -1,0 +1,68 @@
+"""A command in a process of its own, with its wall time and the peak of its memory; and the machine it ran on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# A process starts with the memory of the one that started it on its account, so a small one comes between.
+_LAUNCHER = """
+import os, subprocess, sys, time
+started = time.monotonic()
+process = subprocess.Popen(sys.argv[2:])
+_, status, used = os.wait4(process.pid, 0)
+with open(sys.argv[1], "w") as file:
+    print(os.waitstatus_to_exitcode(status), used.ru_maxrss, time.monotonic() - started, file=file)
+"""
+PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one process ended. peak_bytes: most resident memory. said: the JSON document on its stdout, {} for none."""
+
+    seconds: float
+    peak_bytes: int
+    said: dict[str, Any]
+
+
+def run(words: list[str], folder: Path) -> Run:
+    """Run one process in `folder`, with its `home` as celebctl's library and no network.
+
+    Its talk goes on to stderr. Raises RuntimeError with its last words when it fails.
+    """
+    env = {**os.environ, "CELEBCTL_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    launch = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(folder / "used"), *words]
+    done = subprocess.run(launch, cwd=folder, env=env, capture_output=True, text=True, check=True)
+    code, peak, seconds = (folder / "used").read_text().split()
+    if int(code) != 0:
+        raise RuntimeError(f"{' '.join(words)} ended with {code}:\n{done.stderr[-4000:]}{done.stdout[-2000:]}")
+    sys.stderr.write(done.stderr)
+    said = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
+    # kilobytes on Linux, bytes on macOS
+    return Run(float(seconds), int(peak) * (1 if sys.platform == "darwin" else 1024), said)
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions. Nothing that names a person or a place."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return {
+        "processor": name or platform.processor(), "cores_used": cores(), "memory_bytes": memory,
+        "system": platform.system(), "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+    }  # fmt: skip

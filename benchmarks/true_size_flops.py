@@ -1,0 +1,111 @@
+"""Operations and memory of learning on the true Stable Diffusion 1.5, counted, and what a GPU would make of them.
+
+Counted on networks that have shapes and no numbers: operations by torch.utils.flop_counter (a multiply-add is two;
+matrix products and convolutions only), memory by celebctl's own estimate. What a GPU makes of its peak is an
+assumption, and said to be one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from true_size_model import text_encoder, unet, vae
+
+VIEWS = 800  # of the published setting: 400 steps of 2
+KEPT, LOOKS, LOOK_STEPS = 48, 4, 15  # views encoded once; drawn looks at the person on the way, and their steps
+#: Dense bfloat16 peak in operations per second by NVIDIA's data sheets (SXM), and the share assumed to be reached.
+PEAKS = {"H100": 989.4e12, "H200": 989.4e12}
+UTILISATION = 0.35
+
+
+def count_operations() -> dict[str, float]:
+    """Operations per sample, at 512 px, by what is done."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    with FakeTensorMode():
+        network, autoencoder, texts = unet(), vae(), text_encoder()
+        for one in (network, autoencoder, texts):
+            one.requires_grad_(False)
+        network.set_attn_processor(AttnProcessor())  # plain products, which the counter knows on every device
+        latent, pixels = torch.empty(1, 4, 64, 64), torch.empty(1, 3, 512, 512)
+        time, ids = torch.zeros((), dtype=torch.long), torch.zeros(1, 77, dtype=torch.long)
+        context = torch.empty(1, 77, 768, requires_grad=True)
+
+        def predict() -> Any:
+            return network(latent, time, encoder_hidden_states=context, return_dict=False)[0]
+
+        def read() -> Any:
+            rows = texts.get_input_embeddings()
+            handle = rows.register_forward_hook(lambda _module, _given, made: made.clone().requires_grad_(True))
+            try:
+                return texts(input_ids=ids).last_hidden_state
+            finally:
+                handle.remove()
+
+        with torch.no_grad():
+            counted = {
+                "unet_forward": _operations(predict),
+                "text_encoder_forward": _operations(read),
+                "vae_encode": _operations(lambda: autoencoder.encode(pixels)),
+                "vae_decode": _operations(lambda: autoencoder.decode(latent)),
+            }
+        counted["unet_forward_backward"] = _operations(lambda: predict().sum().backward())
+        counted["text_encoder_forward_backward"] = _operations(lambda: read().sum().backward())
+    return counted
+
+
+def predict_times(counted: dict[str, float]) -> dict[str, Any]:
+    """Seconds of `VIEWS` sample views on each GPU at `UTILISATION` of its peak, and at all of it (the floor)."""
+    view = counted["unet_forward_backward"] + counted["text_encoder_forward_backward"]
+    look = LOOK_STEPS * 2 * counted["unet_forward"] + counted["vae_decode"]
+    parts = {"views": VIEWS * view, "encoding": KEPT * counted["vae_encode"], "looks": LOOKS * look}
+    total = sum(parts.values())
+    return {
+        "predicted": True,
+        "sample_views": VIEWS,
+        "operations": parts,
+        "assumed_utilisation": UTILISATION,
+        "seconds": {
+            name: {
+                "dense_bf16_peak": peak,
+                "floor_views_only": round(parts["views"] / peak, 2),
+                "predicted_views_only": round(parts["views"] / peak / UTILISATION, 2),
+                "predicted_all": round(total / peak / UTILISATION, 2),
+            }
+            for name, peak in PEAKS.items()
+        },
+    }
+
+
+def predict_memory() -> dict[str, Any]:
+    """Bytes that `celebctl learn` foretells in bfloat16, as the release learns and with --low-memory.
+
+    Networks and what a step keeps for its way back; drawing and encoding pictures on the way are not in it.
+    """
+    from celebctl.method.places import estimate_memory
+    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.registry import derive_card
+
+    with FakeTensorMode():
+        texts = text_encoder()
+        torch.set_default_dtype(torch.bfloat16)  # tensors without numbers cannot be converted
+        try:
+            network, autoencoder = unet(), vae()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    configs = {"unet": dict(network.config), "vae": dict(autoencoder.config)}
+    card = derive_card("sd15", "sd15", **configs, text_encoders=1)
+    parts = DiffusionParts(Path(), (), (texts,), card, network, autoencoder, {})
+    views = {"two_views": (2, False), "four_views": (4, False), "low_memory": (1, True)}
+    found = {name: estimate_memory(parts, count, checkpointing=low) for name, (count, low) in views.items()}
+    return {"predicted": True, "dtype": "bfloat16", **{f"{name}_bytes": one.total for name, one in found.items()}}
+
+
+def _operations(run: Any) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())

@@ -1,0 +1,134 @@
+"""Stable Diffusion 1.5 at its true size with random weights: the shapes, the vocabulary and the bytes, and no meaning.
+
+    python benchmarks/true_size_model.py FOLDER
+
+The three networks have the published configurations and so the published numbers of parameters, which is checked.
+Weights are written in float16, 2.1 GB. The tokenizer is a byte-pair encoding of CLIP's own layout and size whose merges
+were learned on our list of well-known people, so that a celeb basis of 512 components can be made of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from celebctl_models.names import WELL_KNOWN
+
+#: Parameters of the published checkpoint, by folder.
+PARAMETERS = {"text_encoder": 123_060_480, "unet": 859_520_964, "vae": 83_653_863}
+VOCABULARY = 49_408  # 256 bytes, 256 bytes at a word's end, 48,894 merges, start and end
+_SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
+_WORDS = "a photo portrait close-up picture good of person and playing chess alice bob".split()
+_SCHEDULER = {
+    "_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True,
+    "steps_offset": 1, "prediction_type": "epsilon",
+}  # fmt: skip
+_INDEX = {
+    "_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None], "safety_checker": [None, None],
+    "requires_safety_checker": False, "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+}  # fmt: skip
+
+
+def unet() -> Any:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return cast(Any, UNet2DConditionModel)(
+        sample_size=64, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, attention_head_dim=8,
+        cross_attention_dim=768,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+
+
+def vae() -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return cast(Any, AutoencoderKL)(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+
+
+def text_encoder() -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        max_position_embeddings=77, hidden_act="quick_gelu", projection_dim=768,
+        bos_token_id=VOCABULARY - 2, eos_token_id=VOCABULARY - 1, pad_token_id=VOCABULARY - 1,
+    )  # fmt: skip
+    return cast(Any, CLIPTextModel)(config)
+
+
+def tokenizer() -> Any:
+    """A CLIPTokenizer of CLIP's size in which every plain word of our list of names is one token."""
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import CLIPTokenizer
+
+    listed = " ".join(line for line in WELL_KNOWN.read_text("utf-8").splitlines() if line[:1] != "#").lower().split()
+    words = sorted({word for word in [*listed, *_WORDS] if word.isascii() and word.isalpha()})
+    trained = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
+    )
+    trained.train_from_iterator(words, trainer)
+    merges = [(str(a), str(b)) for a, b in json.loads(trained.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)])
+    # the rest of the room goes to pairs of bytes: they come last and so never take a listed word apart
+    for pair in ((a, b) for a in letters for b in letters):
+        if len(tokens) == VOCABULARY - len(_SPECIAL):
+            break
+        if pair[0] + pair[1] not in tokens:
+            tokens[pair[0] + pair[1]] = None
+            merges.append(pair)
+    vocabulary = {token: number for number, token in enumerate([*tokens, *_SPECIAL])}
+    return cast(Any, CLIPTokenizer)(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def write_model(folder: Path, native_size: int = 512, seed: int = 0) -> None:
+    """Write the whole pipeline folder. `native_size`: side in pixels that its card says it was trained at.
+
+    The networks are made in float16, one after the other, so that it takes hardly more memory than the largest.
+    """
+    torch.manual_seed(seed)
+    torch.set_default_dtype(torch.float16)
+    try:
+        for name, build in {"text_encoder": text_encoder, "unet": unet, "vae": vae}.items():
+            network = build()
+            count = sum(weight.numel() for weight in network.parameters())
+            if count != PARAMETERS[name]:
+                raise ValueError(f"{name} has {count:,} parameters, the published one {PARAMETERS[name]:,}")
+            network.save_pretrained(str(folder / name))
+            del network
+    finally:
+        torch.set_default_dtype(torch.float32)
+    tokenizer().save_pretrained(str(folder / "tokenizer"))
+    # few steps: a look at pictures of random weights tells nothing
+    card = {"licence": "none: random weights", "native_size": native_size, "defaults": {"steps": 4}}
+    for place, content in {
+        "scheduler/scheduler_config.json": _SCHEDULER, "model_index.json": _INDEX, "celebctl.json": card
+    }.items():  # fmt: skip
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--native-size", type=int, default=512)
+    args = parser.parse_args()
+    write_model(args.folder, args.native_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What one picture is worth: the judges' cosines and words against the truth.
+
+Cosines are those of the scoring recogniser. A face that is not found counts as a stranger's (world) or as 0 (photo).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .panel import Seen
+from .prompts import Prompt
+from .record import Record, Shot
+
+Floats = NDArray[np.float32]
+_SHIFTS = 8  # other people that the floor is measured on, at most
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What cosines reach between two true pictures of one person (ceiling) and of two people (floor).
+
+    Photos give no such scale: there floor is 0, ceiling 1, and `known` False.
+    """
+
+    floor: float = 0.0
+    ceiling: float = 1.0
+    known: bool = False
+
+    def ratio(self, cosine: float) -> float:
+        """0 for a stranger, 1 for a true picture."""
+        return (cosine - self.floor) / (self.ceiling - self.floor)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One picture of one person.
+
+    identity: cosine with the truth, 0 without a face. likeness: its place between floor and ceiling, where there are
+    such. found: whether all faces were. fidelity: share of what the prompt states, or CLIP's cosine. assigned, sides,
+    bleeding: of two learned or known people, else None.
+    """
+
+    shot: Shot
+    prompt: Prompt
+    identity: float
+    likeness: float | None
+    found: bool
+    fidelity: float | None
+    assigned: float | None = None
+    sides: float | None = None
+    bleeding: float | None = None
+
+
+def confirmed(states: Mapping[str, str], people: int, said: Mapping[str, str]) -> list[bool]:
+    """For how many people there should be and everything stated: is it what the picture shows?"""
+    count = said["two"] == ("two" if people == 2 else "one")
+    return [count, *(said.get(name) == value for name, value in states.items())]
+
+
+def stated(prompt: Prompt, said: Mapping[str, str]) -> list[bool]:
+    """`confirmed` for a prompt."""
+    return confirmed(prompt.states, prompt.people, said)
+
+
+def fidelity(prompt: Prompt, seen: Seen) -> float | None:
+    """Share of stated things that a reader sees, else CLIP's cosine, else None."""
+    return float(np.mean(stated(prompt, seen.said))) if "two" in seen.said else seen.agreement
+
+
+def matching(cosine: NDArray[np.floating]) -> tuple[int, ...]:
+    """Which name (column) each face (row) is given so that the cosines sum highest, as the Hungarian method finds it.
+
+    Pictures show two people, so all orders are tried.
+    """
+    values: list[list[float]] = cosine.tolist()
+    orders = permutations(range(cosine.shape[1]), len(values))
+    return max(orders, key=lambda order: sum(row[k] for row, k in zip(values, order, strict=True)))
+
+
+def alone_scale(records: Sequence[Record], prompt: int) -> Scale:
+    """Floor and ceiling of a prompt for one person over a cast; unknown for photos and for a single person."""
+    truths = [_looks(record, prompt) for record in records]
+    if any(len(rows) < 2 for rows in truths) or len(records) < 2:
+        return Scale()
+    first, second = ([rows[r] for rows in truths] for r in range(2))
+    shifts = range(1, min(len(records), _SHIFTS))
+    floor = float(np.mean([np.mean(_cosines(first, second[k:] + second[:k], 0.0)) for k in shifts]))
+    return Scale(floor, float(np.mean(_cosines(first, second, floor))), True)
+
+
+def _looks(record: Record, prompt: int) -> list[Floats | None]:
+    """True looks of the one person of a prompt, None where no face was found."""
+    return [one(shot.seen) for shot in record.truth if shot.prompt == prompt]
+
+
+def one(seen: Seen) -> Floats | None:
+    """The (largest) face of a picture of one person."""
+    return seen.features[0] if len(seen.features) else None
+
+
+def _cosines(a: Sequence[Floats | None], b: Sequence[Floats | None], missing: float) -> list[float]:
+    return [missing if x is None or y is None else float(x @ y) for x, y in zip(a, b, strict=True)]
+
+
+def mark_alone(shot: Shot, prompt: Prompt, truths: Sequence[Floats | None], scale: Scale) -> Mark:
+    """A picture of one person."""
+    made = one(shot.seen)
+    faces = [made] * len(truths)
+    cosine = float(np.mean(_cosines(faces, truths, scale.floor if scale.known else 0.0)))
+    return Mark(
+        shot, prompt, cosine if made is not None else 0.0, scale.ratio(cosine) if scale.known else None,
+        made is not None, fidelity(prompt, shot.seen),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Couple:
+    """Two people as they truly are in a prompt. looks: (2, F) mean of the true pictures; scale: between the two."""
+
+    looks: Floats
+    alike: float
+    scale: Scale
+
+
+def couple_of(record: Record, prompt: int) -> Couple | None:
+    """The two people of a prompt; None when a true picture does not show both faces or only one has a photo."""
+    truths = [shot.seen.features for shot in record.truth if shot.prompt == prompt]
+    if not truths or any(len(rows) < 2 for rows in truths):
+        return None
+    looks = np.mean(truths, axis=0)
+    if len(truths) == 1:
+        return Couple(looks, float(looks[0] @ looks[1]), Scale())
+    a, b = truths[0], truths[1]
+    floor = float((a[0] @ b[1] + a[1] @ b[0]) / 2)
+    return Couple(looks, floor, Scale(floor, float((a * b).sum(1).mean()), True))
+
+
+def mark_couple(shot: Shot, prompt: Prompt, couple: Couple, pooled: Scale) -> Mark:
+    """A picture of two people, both known. ``pooled`` holds the mean floor and ceiling of all couples of a cast."""
+    told = fidelity(prompt, shot.seen)
+    if len(shot.seen.features) < 2:
+        likeness = 0.0 if pooled.known else None
+        return Mark(shot, prompt, 0.0, likeness, False, told, assigned=0.0, sides=0.0)
+    cosine = shot.seen.features @ couple.looks.T  # (faces, names)
+    order = matching(cosine)
+    own = np.array([cosine[i, k] for i, k in enumerate(order)])
+    other = np.array([cosine[i, 1 - k] for i, k in enumerate(order)])
+    span = pooled.ceiling - pooled.floor
+    # beside a celebrity only the learned person's face is theirs to answer for
+    identity = float(own.mean() if prompt.category == "pair" else own[order.index(0)])
+    return Mark(
+        shot, prompt, identity,
+        (identity - couple.alike) / span if pooled.known else None,
+        True, told,
+        assigned=float((own > other).all()),
+        sides=float(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0]),
+        bleeding=float(other.mean() - couple.alike) / span,
+    )  # fmt: skip
+
+
+def mark_beside(shot: Shot, prompt: Prompt, look: Floats) -> Mark:
+    """A picture with somebody who has no photo: the face that is nearer to the person counts as theirs."""
+    cosines = cast("list[float]", (shot.seen.features @ look).tolist()) if len(shot.seen.features) else []
+    identity = max(cosines, default=0.0)
+    return Mark(shot, prompt, identity, None, len(cosines) == 2, fidelity(prompt, shot.seen))

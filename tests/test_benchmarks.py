@@ -1,0 +1,257 @@
+"""The comparison is fair by construction: nobody touches the frozen model, budgets are kept, changed bases start alike.
+
+Figures come from the commands themselves; here everything runs on random miniatures.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from celebctl.method.basis import CelebBasis
+from celebctl.method.config import LearnConfig
+
+if TYPE_CHECKING:
+    from celebctl_models.diffusion import DiffusionParts
+
+torch: Any = pytest.importorskip("torch")
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+NETWORKS = ("ti1", "ti2", "crossinit", "dreambooth", "lora", "custom")
+D, K = 32, 6
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """The modules of benchmarks/, found as the commands find them."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield {
+            name: import_module(name)
+            for name in ("baselines.methods", "baselines.training", "baselines.tuning", "ablations")
+        }
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def fingerprint(parts: DiffusionParts) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for network in (parts.unet, parts.text_encoders[0], parts.vae):
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode() + value.detach().float().numpy().tobytes())
+        digest.update(str(sorted({p.requires_grad for p in network.parameters()})).encode())
+    return digest.hexdigest()
+
+
+def random_basis(seed: int = 0) -> CelebBasis:
+    rng = np.random.default_rng(seed)
+    turns = [np.linalg.qr(rng.normal(size=(D, D)))[0][:K] for _ in range(2)]
+    spread = np.sort(rng.uniform(0.1, 1.0, (2, K)), axis=1)[:, ::-1]
+    mean = rng.normal(size=(2, D))
+    arrays = (mean, np.stack(turns), spread)
+    mean, components, spread = ((np.ascontiguousarray(a, np.float32),) for a in arrays)
+    return CelebBasis(mean, components, spread, 40, "distinct")
+
+
+def _random_basis_of(parts: DiffusionParts) -> CelebBasis:
+    return random_basis()
+
+
+@pytest.fixture
+def house(bench: Any, tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The tiny model, whose words are few: alice and bob stand for rare words."""
+    methods = bench["baselines.methods"]
+    monkeypatch.setattr(methods, "RARE", ("alice", "bob"))
+    monkeypatch.setattr(methods, "build_basis", _random_basis_of)
+    small = replace(tiny_parts, card=replace(tiny_parts.card, defaults={**tiny_parts.card.defaults, "steps": 2}))
+    return bench["baselines.training"].House(small, None, budget=8)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_method_learns_within_its_budget_and_leaves_the_frozen_model_alone(
+    name: str, bench: Any, house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "lora":
+        pytest.importorskip("peft")
+    training, method = bench["baselines.training"], bench["baselines.methods"].METHODS[name]
+    seen: list[int] = []
+    loss = training.denoising_loss
+
+    def counted(house: Any, unet: Any, x0: Any, *rest: Any) -> Any:
+        seen.append(len(x0))
+        return loss(house, unet, x0, *rest)
+
+    monkeypatch.setattr(training, "denoising_loss", counted)
+    subjects = [training.Subject(n, Image.new("RGB", (96, 96), c)) for n, c in (("ann", "red"), ("tom", "blue"))]
+    before = fingerprint(house.parts)
+    for people in (subjects[:1], subjects):
+        seen.clear()
+        result = method.learn(house, people, training.Dial(1e-2, batch=4), 1)
+        assert sum(seen) == house.budget * len(people)
+        prompts = ["a portrait of <ann>", "<ann> and <tom> playing chess"][: len(people)]
+        drawn = result.artist.draw(prompts, [1] * len(prompts))
+        assert len(drawn) == len(prompts) and drawn[0].dtype == np.uint8
+        assert result.bytes > 0 and result.seconds > 0
+    assert fingerprint(house.parts) == before
+
+
+def test_what_was_learned_is_drawn(bench: Any, house: Any) -> None:
+    training, methods = bench["baselines.training"], bench["baselines.methods"].METHODS
+    subject = training.Subject("ann", Image.new("RGB", (96, 96), "red"))
+    for name in ("ti1", "dreambooth", "custom"):
+        slow, fast = (methods[name].learn(house, [subject], training.Dial(rate), 1) for rate in (1e-9, 0.3))
+        pictures = [result.artist.draw(["a portrait of <ann>"], [1])[0] for result in (slow, fast)]
+        assert not np.array_equal(*pictures), name
+
+
+def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Path) -> None:
+    tuning, method = bench["baselines.tuning"], bench["baselines.methods"].METHODS["ti2"]
+    asked: list[Any] = []
+
+    def score(of: Any, dial: Any) -> tuple[float, float]:
+        asked.append(dial)
+        return 1.0 - abs(np.log(dial.rate / 5e-3)) / 10 - 0.1 * (dial.share < 1), 0.5 + 0.2 * (dial.data == "clean")
+
+    best = tuning.tune(method, tmp_path / "dials.json", score)
+    assert (best.rate, best.share, best.batch, best.data) == (5e-3, 1.0, 4, "clean")
+    assert tuning.tuned(method, tmp_path / "dials.json") == best
+    assert max(dial.rate for dial in asked) == max(method.rates)  # the best was inside the list
+    before = len(asked)
+    assert tuning.tune(method, tmp_path / "dials.json", score) == best and len(asked) == before
+
+    def endless(of: Any, dial: Any) -> tuple[float, float]:
+        return dial.rate, 0.0
+
+    high = tuning.tune(method, tmp_path / "high.json", endless)
+    assert high.rate == pytest.approx(max(method.rates) * 27)  # three times further, and no more
+    with pytest.raises(SystemExit, match="--tune"):
+        tuning.tuned(bench["baselines.methods"].METHODS["custom"], tmp_path / "dials.json")
+
+
+@pytest.mark.parametrize("change", ["flat_spread", "without_mean", "of_components"])
+def test_a_changed_basis_starts_from_the_same_people(
+    change: str, bench: Any, tiny_parts: DiffusionParts, tmp_path: Path
+) -> None:
+    from celebctl.method.mapper import CoefficientMapper
+    from celebctl.method.pretrain import load_mapper, save_mapper
+
+    ablations, old, gain = bench["ablations"], random_basis(), 1.8
+    generator = torch.Generator().manual_seed(0)
+    fitted = CoefficientMapper(old, LearnConfig(), generator)
+    with torch.no_grad():
+        fitted.linear.bias.normal_(generator=generator)
+    save_mapper(fitted, old, tmp_path / "old.safetensors", rank=2 * K)
+    parts = replace(tiny_parts, card=replace(tiny_parts.card, mapper_file=tmp_path / "old.safetensors"))
+    make = ablations.of_components(3) if change == "of_components" else getattr(ablations, change)
+    new = make(parts, old)
+    moved = ablations.rebase(parts, old, new, gain, tmp_path / "new.safetensors")
+    feature = torch.nn.functional.normalize(torch.randn(1, 512, generator=generator), dim=1)
+
+    def start(basis: CelebBasis, file: Path) -> Any:
+        mapper = CoefficientMapper(basis, LearnConfig(start_gain=gain, bound=1e4), generator)
+        mapper.start_from_fitted(*load_mapper(file, basis))
+        coefficients = tuple(part[0].detach().numpy() for part in mapper.split(mapper(feature)))
+        return basis.embed(coefficients)[0]
+
+    before, after = start(old, tmp_path / "old.safetensors"), start(new, moved.card.mapper_file)
+    if change == "flat_spread":
+        assert after == pytest.approx(before, abs=2e-2)  # the file holds float16
+    else:  # what the new basis cannot say is lost, and nothing else
+        flat = new.components[0]
+        kept = new.mean[0] + np.einsum("jd,jkd,jke->je", before - new.mean[0], flat, flat)
+        assert after == pytest.approx(kept, abs=2e-2)
+
+
+def test_the_harness_means_by_likeness_what_the_likeness_benchmark_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random judgements, some faces missing, through both."""
+    from celebctl.evaluation.metrics import figures
+    from celebctl.evaluation.panel import Seen
+    from celebctl.evaluation.prompts import WORLD
+    from celebctl.evaluation.record import Record, Shot
+    from celebctl.evaluation.session import noise_seed
+    from celebctl.evaluation.truth import render_seed
+    from celebctl.method.scoring import Judged
+
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    likeness: Any = import_module("likeness")
+    people, seeds = 5, 2
+    said = {"two": "one", "place": "plain", "act": "nothing", "expression": "neutral", "worn": "nothing"}
+    prompts = [p for p in WORLD if p.category in ("reconstruction", "action", "expression", "pair")]
+
+    def face(person: int, key: int) -> Any:
+        row = np.random.default_rng(person).normal(size=12) + 0.5 * np.random.default_rng([person, key]).normal(size=12)
+        return (row / np.linalg.norm(row)).astype(np.float32)
+
+    def seen(person: int, two: bool, key: int) -> Judged:
+        shown = [person, (person + 1) % people] if two else [person]
+        missing = not two and key % 7 == 0
+        rows = [] if missing else [face(one, key) for one in shown]
+        return Judged(np.array(rows, np.float32).reshape(len(rows), 12), {**said, "two": "two" if two else "one"})
+
+    def true_looks(jury: Any, z: Any, wanted: Any, first_seed: int, partner: Any = None) -> list[Judged]:
+        return [seen(i, partner is not None, first_seed + i) for i in range(people)]
+
+    drawn: dict[int, tuple[int, bool]] = {}
+    records: list[Record] = []
+    for person in range(people):
+        made: list[Shot] = []
+        truth: list[Shot] = []
+        for number, prompt in enumerate(prompts):
+            two = prompt.people == 2
+            k = [p for p in prompts if p.people == prompt.people].index(prompt)
+            for s in range(seeds):
+                key = noise_seed(prompt.people, k, s, person)
+                drawn[key] = (person, two)
+                made.append(Shot(number, s, as_seen(Seen, seen(person, two, key))))
+            for r in range(2):
+                key = render_seed(prompt.people, k, r) + person
+                truth.append(Shot(number, r, as_seen(Seen, seen(person, two, key))))
+        records.append(Record(f"p{person}", tuple(made), tuple(truth)))
+
+    class Jury:
+        def look(self, pictures: list[int], faces: int = 1) -> list[Judged]:
+            return [seen(*drawn[key], key) for key in pictures]
+
+    monkeypatch.setattr(likeness, "true_looks", true_looks)
+    monkeypatch.setattr(likeness, "in_batches", lambda parts, texts, noise, rows: noise)  # pyright: ignore
+    cast = likeness.Cast([f"p{i}" for i in range(people)], np.zeros((people, 1), np.float32), {})
+    theirs = likeness.measure(None, Jury(), cast, seeds)
+    ours = figures("people", records, prompts)
+    values = {name: value.mean for name, value in ours.summary.items() if value is not None}
+    assert values["likeness"] == pytest.approx(theirs.likeness, abs=1e-5)
+    assert values["pair_likeness"] == pytest.approx(theirs.pair_likeness, abs=1e-5)
+    assert (values["detected"], values["sides"]) == pytest.approx((theirs.detected, theirs.sides))
+
+
+def as_seen(kind: Any, judged: Any) -> Any:
+    return kind(judged.features, np.zeros((len(judged.features), 3), np.float32), judged.said)
+
+
+def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> None:
+    direct = bench["ablations"].DirectMapper(random_basis(), LearnConfig(), torch.Generator().manual_seed(0))
+    plain = bench["ablations"].CoefficientMapper(random_basis(), LearnConfig(), torch.Generator().manual_seed(0))
+    features = torch.nn.functional.normalize(torch.randn(3, 512), dim=1)
+    assert torch.equal(direct.units(features), plain.units(features))
+    learned = [name for name, p in direct.named_parameters() if p.requires_grad]
+    assert learned == ["written"] and direct.written.shape == (3, 2 * 2 * K // 2)
+
+
+def test_every_ablation_of_the_paper_has_a_command(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    names = "names components mean spread pooled direct mask scale captions rho joint".split()
+    assert list(bench["ablations"].ABLATIONS) == names
+    fields = set(LearnConfig.__dataclass_fields__)
+    for one in bench["ablations"].ABLATIONS.values():
+        assert len({variant.label for variant in one.variants}) == len(one.variants) >= 2
+        assert all(set(variant.changes) <= fields for variant in one.variants)
+    json.dumps([v.changes for one in bench["ablations"].ABLATIONS.values() for v in one.variants])

@@ -1,0 +1,73 @@
+"""The scripts behind the figures on cost: they measure what they say, and a model of true size goes all the way."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a module of benchmarks/ by name."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    return importlib.import_module
+
+
+def test_a_process_is_measured_and_its_failure_is_no_figure(script: Any, tmp_path: Path) -> None:
+    processes = script("processes")
+    code = "import json, time; block = bytearray(200_000_000); time.sleep(0.2); print(json.dumps({'made': 3}))"
+    done = processes.run([sys.executable, "-c", code], tmp_path)
+    assert done.said == {"made": 3} and 0.2 < done.seconds < 20
+    assert 200e6 < done.peak_bytes < 400e6
+    small = processes.run([sys.executable, "-c", "pass"], tmp_path)
+    assert small.peak_bytes < 100e6 and small.said == {}, "each has a peak of its own"
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        processes.run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+
+
+def test_the_cost_curve_is_drawn_for_any_numbers(script: Any, tmp_path: Path) -> None:
+    for counts, first in (((1,), 0.3), ((1, 2, 4, 8, 16), 300.0)):
+        rows = [
+            {"people": n, "steps": 5, "seconds_per_person": first / n, "process_seconds_per_person": 2 * first / n}
+            for n in counts
+        ]
+        script("joint_cost").draw_chart(rows, tmp_path / "chart.png")
+        with Image.open(tmp_path / "chart.png") as picture:
+            assert picture.size == (900, 500) and len(picture.convert("RGB").getcolors(2**20) or ()) > 50
+
+
+def test_a_prediction_says_that_it_is_one(script: Any) -> None:
+    flops = script("true_size_flops")
+    parts = ("unet_forward", "unet_forward_backward", "text_encoder_forward_backward", "vae_encode", "vae_decode")
+    said = flops.predict_times(dict.fromkeys(parts, 1e12))
+    assert said["predicted"] is True and said["assumed_utilisation"] == flops.UTILISATION
+    for times in said["seconds"].values():
+        assert times["floor_views_only"] < times["predicted_views_only"] < times["predicted_all"]
+        assert times["predicted_views_only"] == pytest.approx(
+            flops.VIEWS * 2e12 / times["dense_bf16_peak"] / flops.UTILISATION, abs=0.01
+        )
+
+
+@pytest.mark.slow
+def test_stable_diffusion_15_holds_at_its_true_size(tmp_path: Path) -> None:
+    """Random weights, 256 px: learned, exported, one step drawn, each below 12 GB. 7 GB of disk, five minutes."""
+    words = [sys.executable, str(BENCHMARKS / "true_size.py"), "--reduced", "--out", str(tmp_path / "a.json")]
+    done = subprocess.run([*words, "--folder", str(tmp_path / "work")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert all(found[stage]["peak_rss_bytes"] < 12e9 for stage in ("build", "learn", "export", "gen"))
+    assert found["learn"]["coefficients"] == 1024
+    assert set(found["export"]["worst_parity"]) == {"text_encoder", "step", "vae_decoder"}
+    assert max(found["export"]["worst_parity"].values()) < 1e-4
+    assert (found["gen"]["width"], found["gen"]["steps"]) == (256, 1)
+    assert 1.9 < found["predict"]["operations_per_sample_512px"]["unet_forward_backward"] / 803e9 < 2.3
+    assert not (tmp_path / "work").exists(), "nothing is left behind"

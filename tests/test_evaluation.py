@@ -1,0 +1,413 @@
+"""Evaluation: figures follow from what judges saw, an interrupted run goes on, the page needs nothing but itself."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+pytest.importorskip("torch")
+
+from celebctl.cli import main
+from celebctl.cli.evaluate import changed
+from celebctl.cli.evaluation_room import photo_of
+from celebctl.evaluation.charts import Series, bars, curve
+from celebctl.evaluation.estimates import estimate, t95
+from celebctl.evaluation.marks import matching
+from celebctl.evaluation.metrics import Figures, figures
+from celebctl.evaluation.page import Group, write_page
+from celebctl.evaluation.panel import Seen
+from celebctl.evaluation.prompts import CATEGORIES, PHOTOGRAPHS, WORLD, Prompt, check_states, read_prompts
+from celebctl.evaluation.record import Record, Shot
+from celebctl.evaluation.report import markdown, rows_of
+from celebctl.evaluation.session import Bench, Cast, Easel, Plan, Sitter, neighbours
+from celebctl.evaluation.truth import PhotoTruth
+from celebctl.method import PRESETS
+from celebctl_runtime.errors import NotFound, UsageProblem
+
+Floats = NDArray[np.float32]
+
+ALONE = Prompt("reconstruction", "a photo of {}", {})
+HAT = Prompt("action", "{} in a <hat> & more", {"worn": "red hat"})
+SMILE = Prompt("expression", "{} smiling", {"expression": "smiling"})
+PAIR = Prompt("pair", "{} and {} playing chess", {"act": "chess"})
+FAMOUS = Prompt("celebrity", "{} and {} in space", {"place": "space"})
+PROMPTS = (ALONE, HAT, SMILE, PAIR, FAMOUS)
+WIDTH = 16
+
+
+def unit(seed: int) -> Floats:
+    row = np.random.default_rng(seed).normal(size=WIDTH)
+    return (row / np.linalg.norm(row)).astype(np.float32)
+
+
+def saw(prompt: Prompt, *faces: Floats, obeyed: bool = True) -> Seen:
+    """What judges see of a picture with these faces."""
+    said = {"two": "two" if prompt.people == 2 else "one", "expression": "neutral", **(prompt.states if obeyed else {})}
+    rows = np.array(faces, np.float32).reshape(len(faces), WIDTH)
+    return Seen(rows, np.zeros((len(faces), 3), np.float32), said)
+
+
+def faces_of(person: int, prompt: Prompt, people: int) -> tuple[Floats, ...]:
+    if prompt.people == 1:
+        return (unit(person),)
+    return unit(person), unit((person + 1) % people if prompt.category == "pair" else 900 + person)
+
+
+def record_of(person: int, people: int = 3, *, made: dict[Prompt, Seen] | None = None, seeds: int = 2) -> Record:
+    """A record of a world in which every true picture shows the same face; drawn as well as true unless ``made``."""
+    truth = [Shot(p, r, saw(x, *faces_of(person, x, people))) for p, x in enumerate(PROMPTS) for r in range(2)]
+    drawn = [
+        Shot(p, s, (made or {}).get(x) or saw(x, *faces_of(person, x, people)), b"webp")
+        for p, x in enumerate(PROMPTS)
+        for s in range(seeds)
+    ]
+    return Record(f"p{person}", tuple(drawn), tuple(truth), b"photo", 1.5, 2048)
+
+
+def measured(**made_by_first: Any) -> Figures:
+    """Three people; what the judges saw of the first one's pictures can be given."""
+    made = {PROMPTS[int(key[1:])]: seen for key, seen in made_by_first.items()}
+    return figures("people", [record_of(0, made=made), record_of(1), record_of(2)], PROMPTS)
+
+
+def first(found: Figures, name: str) -> float:
+    value = found.people["p0"][name]
+    assert value is not None
+    return value
+
+
+def test_a_true_picture_is_worth_one_and_obeys() -> None:
+    found = measured()
+    for row in found.people.values():
+        assert row["likeness"] == pytest.approx(1.0, abs=1e-5)
+        assert row["identity"] == pytest.approx(1.0, abs=1e-5)
+        assert row["pair_likeness"] == pytest.approx(1.0, abs=0.5)  # each couple has a floor of its own
+        assert (row["detected"], row["fidelity"], row["assigned"], row["sides"]) == (1.0, 1.0, 1.0, 1.0)
+        assert row["bleeding"] == pytest.approx(0.0, abs=1e-5)
+        assert (row["seconds"], row["bytes"]) == (1.5, 2048)
+    assert found.summary["likeness"] is not None and found.summary["likeness"].count == 3
+
+
+def test_a_face_not_found_is_a_stranger_and_counts_as_nothing() -> None:
+    found = measured(_0=saw(ALONE), _1=saw(HAT), _2=saw(SMILE))
+    assert first(found, "likeness") == pytest.approx(0.0, abs=1e-6)
+    assert first(found, "identity") == 0.0 and first(found, "detected") == 0.0
+    assert found.people["p0"]["identity_found"] is None
+    assert first(measured(_0=saw(ALONE)), "identity_found") == pytest.approx(1.0, abs=1e-5)
+    assert first(measured(_0=saw(ALONE)), "identity") == pytest.approx(2 / 3, abs=1e-5)
+
+
+def test_people_who_change_places_are_assigned_but_on_the_wrong_sides() -> None:
+    a, b = faces_of(0, PAIR, 3)
+    found = measured(_3=saw(PAIR, b, a))
+    assert (first(found, "assigned"), first(found, "sides")) == (1.0, 0.0)
+    assert first(found, "pair_likeness") == pytest.approx(first(measured(), "pair_likeness"), abs=1e-5)
+
+
+def test_one_face_twice_cannot_be_assigned_and_bleeds() -> None:
+    a, _ = faces_of(0, PAIR, 3)
+    found = measured(_3=saw(PAIR, a, a))
+    assert first(found, "assigned") == 0.0 and first(found, "bleeding") > 0.3
+    alone = measured(_3=saw(PAIR, a))
+    assert first(alone, "assigned") == 0.0 and first(alone, "pair_likeness") == 0.0
+
+
+def test_beside_a_celebrity_only_the_learned_face_is_counted() -> None:
+    own, _ = faces_of(0, FAMOUS, 3)
+    right = measured(_4=saw(FAMOUS, own, unit(77))).by_category["celebrity"]["identity"]
+    wrong = measured(_4=saw(FAMOUS, unit(77), faces_of(0, FAMOUS, 3)[1])).by_category["celebrity"]["identity"]
+    assert right is not None and wrong is not None
+    assert right.mean == pytest.approx(1.0, abs=1e-5) and wrong.mean < 0.9
+
+
+def test_what_is_stated_and_not_seen_costs_its_share() -> None:
+    found = measured(_1=saw(HAT, unit(0), obeyed=False))
+    assert found.by_prompt[HAT.say("X", "Y")]["fidelity"] is not None
+    assert first(found, "fidelity") == pytest.approx((4 + 0.5) / 5)
+    assert first(measured(_2=saw(SMILE, unit(0), obeyed=False)), "expression") == 0.0
+    assert first(measured(), "expression") == pytest.approx(2 / 3)
+
+
+def test_photos_give_cosines_and_no_ratio() -> None:
+    truth = PhotoTruth([unit(0), unit(1), unit(2)], neighbours(3))
+    records: list[Record] = []
+    for person in range(3):
+        full = record_of(person)
+        shots = tuple(
+            Shot(p, r, seen) for p, row in enumerate(truth.see(person, PROMPTS)) for r, seen in enumerate(row)
+        )
+        records.append(replace(full, truth=shots))
+    found = figures("library", records, PROMPTS)
+    assert first(found, "identity") == pytest.approx(1.0, abs=1e-5)
+    assert found.people["p0"]["likeness"] is None and found.people["p0"]["true_pose"] is None
+    assert first(found, "assigned") == 1.0
+    beside = found.by_category["celebrity"]
+    assert beside["identity"] is not None and beside["assigned"] is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4))
+def test_faces_are_matched_as_the_hungarian_method_matches_them(values: list[float]) -> None:
+    optimise = pytest.importorskip("scipy.optimize")
+    cosine = np.array(values).reshape(2, 2)
+    _, columns = optimise.linear_sum_assignment(-cosine)
+    rows = np.arange(2)
+    assert cosine[rows, list(matching(cosine))].sum() == pytest.approx(cosine[rows, columns].sum())
+
+
+def test_intervals_are_students() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for freedom in (1, 5, 30, 39, 120):
+        assert t95(freedom) == pytest.approx(float(stats.t.ppf(0.975, freedom)), abs=2e-3)
+    found = estimate([0.0, 1.0, None])
+    assert found is not None and (found.mean, found.count) == (0.5, 2)
+    assert found.half == pytest.approx(12.706 * 0.5, rel=1e-3)
+    assert estimate([None, float("nan")]) is None
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    record = record_of(0, made={ALONE: saw(ALONE)})
+    record.save(tmp_path / "one.record")
+    again = Record.load(tmp_path / "one.record")
+    assert again is not None
+    assert (again.name, again.photo, again.seconds, again.bytes) == ("p0", b"photo", 1.5, 2048)
+    for old, new in zip([*record.made, *record.truth], [*again.made, *again.truth], strict=True):
+        assert (old.prompt, old.draw, old.picture) == (new.prompt, new.draw, new.picture)
+        assert np.array_equal(old.seen.features, new.seen.features) and dict(old.seen.said) == dict(new.seen.said)
+    (tmp_path / "one.record").write_bytes(b"cut short")
+    assert Record.load(tmp_path / "one.record") is None
+
+
+class FakePanel:
+    """Sees in a picture the person whose number is its first pixel."""
+
+    names = "nobody"
+
+    def see(self, pictures: Sequence[NDArray[np.uint8]], texts: Sequence[str], faces: int) -> list[Seen]:
+        assert len(texts) == len(pictures)
+        return [saw(PAIR if faces == 2 else ALONE, *(unit(int(p[0, k, 0])) for k in range(faces))) for p in pictures]
+
+    def know(self, photo: NDArray[np.uint8]) -> Floats | None:
+        return unit(int(photo[0, 0, 0]))
+
+
+class FakeArtist:
+    """Draws numbers of people into pixels, and remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
+        self.asked += zip(prompts, seeds, strict=True)
+        drawn: list[NDArray[np.uint8]] = []
+        for prompt in prompts:
+            picture = np.zeros((8, 8, 3), np.uint8)
+            for k, number in enumerate(re.findall(r"<p(\d)>", prompt)):
+                picture[0, k, 0] = int(number)
+            drawn.append(picture)
+        return drawn
+
+
+def small_cast() -> Cast:
+    sitters = [Sitter(f"p{i}", f"<p{i}>", "somebody", b"photo") for i in range(3)]
+    return Cast("people", sitters, neighbours(3), PhotoTruth([unit(i) for i in range(3)], neighbours(3)))
+
+
+def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
+    plan, cast, artist = Plan([ALONE, PAIR], 2, FakePanel()), small_cast(), FakeArtist()
+    bench = Bench(tmp_path, {"seeds": 2})
+    bench.open()
+    seen: list[str] = []
+    records = bench.run(
+        plan, cast, lambda person: Easel(artist, artist, 1.0, 10), lambda done, total, name: seen.append(name)
+    )
+    assert seen == ["p0", "p1", "p2", ""]
+    assert len(artist.asked) == 3 * (2 + 2) and len(set(artist.asked)) == len(artist.asked)
+    (tmp_path / "people" / "p1.record").unlink()
+    before = len(artist.asked)
+    Bench(tmp_path, {"seeds": 2}).open()
+    again = bench.run(plan, cast, lambda person: Easel(artist, artist, 1.0, 10))
+    assert [text for text, _ in artist.asked[before:]] == ["a photo of <p1>"] * 2 + ["<p1> and <p2> playing chess"] * 2
+    assert figures("a", again, plan.prompts).to_json() == figures("a", records, plan.prompts).to_json()
+    with pytest.raises(UsageProblem, match="other settings"):
+        Bench(tmp_path, {"seeds": 3}).open()
+    (tmp_path / "learned").mkdir()
+    (tmp_path / "learned" / "p0.safetensors").write_bytes(b"learned otherwise")
+    Bench(tmp_path, {"seeds": 3}).open(force=True)
+    assert not list(tmp_path.glob("*/*.record")) and not list(tmp_path.glob("learned/*"))
+
+
+def test_a_page_needs_nothing_but_itself_and_believes_no_name() -> None:
+    records = [replace(record_of(i), name=f"<b>p{i}</b>") for i in range(3)]
+    figured = figures("unseen & learned", records, PROMPTS)
+    page = write_page("a <title>", "about", [Group(figured, records)], {"model": "<mini>"})
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page) and "url(" not in page and "<script" not in page
+    assert "<b>p0</b></b>" not in page and "&lt;b&gt;p0" in page and "&lt;title&gt;" in page
+    assert page.count("<svg") >= 2 and "prefers-color-scheme: dark" in page
+    json.dumps(figured.to_json())
+    head, cells = rows_of([figured])
+    assert all(line.count("|") == len(head) + 1 for line in markdown(head, cells))
+
+
+def test_charts_stand_any_values() -> None:
+    values = [estimate([0.2, 0.4]), None, estimate([0.0])]
+    for drawn in (
+        bars(["a", "b", "c"], [Series("x & y", values)], title="t"),
+        curve(["1", "2", "3"], [Series("x", values)], title="t", axis="steps"),
+        curve(["1"], [Series("x", [estimate([0.5])])], title="t", axis="steps"),
+    ):
+        assert drawn.count("<svg") == drawn.count("</svg>") == 1 and "nan" not in drawn
+
+
+def test_shipped_prompts_cover_the_papers_categories() -> None:
+    for prompts in (WORLD, PHOTOGRAPHS):
+        assert {prompt.category for prompt in prompts} == set(CATEGORIES)
+        for prompt in prompts:
+            said = prompt.say("ann", "bob")
+            assert "ann" in said and "{" not in said
+
+
+def test_prompts_come_from_files(tmp_path: Path) -> None:
+    plain, rich = tmp_path / "mine.txt", tmp_path / "mine.toml"
+    plain.write_text("# comment\n{} on a horse\n\n{} and {} on a horse\n")
+    assert [(p.category, p.people) for p in read_prompts(plain)] == [("action", 1), ("pair", 2)]
+    rich.write_text('[[prompt]]\ncategory = "style"\ntext = "a drawing of {}"\nstates = { place = "beach" }\n')
+    assert read_prompts(rich) == (Prompt("style", "a drawing of {}", {"place": "beach"}),)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "no prompt"),
+        ("nobody here", "0 places"),
+        ("{} {} {}", "3 places"),
+        ("{name} here", "0 places"),
+        ('[[prompt]]\ntext = "{}"\ncategory = "party"', "unknown category"),
+        ("[[prompt]]\nwords = 3", "not a list"),
+        ("[[prompt", "not a list"),
+    ],
+)
+def test_prompts_that_will_not_do_are_refused_with_the_reason(content: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / ("prompts.toml" if "[[" in content else "prompts.txt")
+    path.write_text(content)
+    with pytest.raises(UsageProblem, match=why):
+        read_prompts(path)
+    with pytest.raises(NotFound):
+        read_prompts(tmp_path / "nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    ("states", "hint"), [({"worn": "wig"}, "red hat"), ({"mood": "x"}, "worn"), ({"two": "two"}, "worn")]
+)
+def test_what_no_reader_can_confirm_is_refused(states: dict[str, str], hint: str) -> None:
+    vocabulary = {"two": ["one", "two"], "worn": ["nothing", "red hat"]}
+    check_states([Prompt("action", "{}", {"worn": "red hat"})], vocabulary, Path("mine.toml"))
+    with pytest.raises(UsageProblem) as caught:
+        check_states([Prompt("action", "{}", states)], vocabulary, Path("mine.toml"))
+    assert hint in caught.value.hint
+
+
+def test_one_value_of_learning_is_changed_by_name() -> None:
+    clean = PRESETS["clean"]
+    assert changed(clean, "steps=7").steps == 7 and changed(clean, "anneal=false").anneal is False
+    assert changed(clean, "scale=unit").scale == "unit" and changed(clean, "bound=1.5").bound == 1.5
+    for wrong in ("steps", "stepz=3", "steps=many", "scale=huge", "anneal=perhaps", "preset=other"):
+        with pytest.raises(UsageProblem, match="--set"):
+            changed(clean, wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["alice"], "--photos"),
+        (["--photos", "."], "names"),
+        (["alice", "--photos", ".", "--preset", "faithful"], "--preset"),
+        (["alice", "alice", "--photos", "."], "twice"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused(
+    words: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", *words]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_the_photo_of_somebody_is_found_by_name(tmp_path: Path) -> None:
+    (tmp_path / "Alice.JPG").write_bytes(b"x")
+    assert photo_of(tmp_path, "alice").name == "Alice.JPG"
+    with pytest.raises(NotFound, match="bob"):
+        photo_of(tmp_path, "bob")
+
+
+def test_clip_judges_by_weights_on_this_machine(tmp_path: Path) -> None:
+    from conftest import WORDS, build_tokenizer
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
+
+    from celebctl.evaluation.clip import ClipJudge
+
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.save_pretrained(str(tmp_path))
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text, vision = (
+        CLIPTextConfig(vocab_size=len(tokenizer), **small, **ids),
+        {"image_size": 32, "patch_size": 8, **small},
+    )
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=8)
+    cast(Any, CLIPModel(config)).save_pretrained(str(tmp_path))
+    judge = ClipJudge(tmp_path)
+    pictures = [np.full((40, 64, 3), shade, np.uint8) for shade, _ in itertools.product((20, 200), range(2))]
+    found = judge.agree(pictures, ["a portrait", "chess", "a portrait", "chess"])
+    assert len(found) == 4 and all(-1.0 <= value <= 1.0 for value in found)
+    assert judge.agree(pictures[:1], ["a portrait"])[0] == pytest.approx(found[0], abs=1e-5)
+    with pytest.raises(NotFound):
+        ClipJudge(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_the_command_measures_strangers_and_the_second_time_draws_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import celebctl.evaluation.session as session
+
+    monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CELEBCTL_MODEL", raising=False)
+    prompts = tmp_path / "few.toml"
+    prompts.write_text(
+        '[[prompt]]\ntext = "{} in the snow"\nstates = { place = "snow" }\n'
+        '[[prompt]]\ncategory = "pair"\ntext = "{} and {} playing chess"\nstates = { act = "chess" }\n'
+    )
+    words = ["eval", "--people", "2", "--seeds", "1", "--set", "steps=4", "--no-celebrities", "--json"]
+    words += ["--prompts", str(prompts), "-o", str(tmp_path / "out")]
+    assert main(words) == 0
+    first = json.loads(capsys.readouterr().out)
+    summary = first["casts"][0]["summary"]
+    assert summary["detected"]["mean"] == 1.0 and summary["fidelity"]["mean"] > 0.8
+    assert summary["likeness"]["people"] == 2 and summary["bytes"]["mean"] > 4096
+    page = Path(first["page"]).read_text()
+    assert page.count("data:image/webp") >= 2 * (1 + 2)
+
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(session, "evaluate", nothing)
+    monkeypatch.setattr("celebctl.method.learn.learn_people", nothing)
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["casts"] == first["casts"]
+    assert main([*words[:-2], "--seeds", "2", "-o", str(tmp_path / "out")]) == 2
