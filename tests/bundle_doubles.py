@@ -6,6 +6,7 @@ depend on prompt, order of words, people, guidance, noise and timestep.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,9 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "clip_sample": False,
 }
+
+#: The average celebrity of the toy model, for each text encoder.
+AVERAGE = (np.linspace(-1, 1, 2 * WIDTH, dtype=np.float32).reshape(2, WIDTH),)
 
 _TEXT = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -108,7 +112,14 @@ decoder (float[batch, 4, h, w] latent) => (float[batch, 3, height, width] image)
 """
 
 
-def write_bundle(path: Path, *, spare_rows: int = 8, dtype: str = "float32", seed: int = 0) -> Bundle:
+def write_bundle(
+    path: Path,
+    *,
+    spare_rows: int = 8,
+    dtype: str = "float32",
+    seed: int = 0,
+    average: Sequence[NDArray[np.float32]] | None = AVERAGE,
+) -> Bundle:
     """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, nobody living in it."""
     path.mkdir(parents=True)
     vocabulary = write_tokenizer(path / "tokenizer" / "tokenizer.json")
@@ -138,7 +149,10 @@ def write_bundle(path: Path, *, spare_rows: int = 8, dtype: str = "float32", see
             ),
         ),
         created_by={"celebctl": "tests"},
+        average="" if average is None else "average.bin",
     )
+    if average is not None:
+        (path / "average.bin").write_bytes(b"".join(rows.astype("<f4").tobytes() for rows in average))
     return Bundle.seal(path, manifest)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -113,6 +113,7 @@ def make_bundle(
             place,
             spare_rows=spare_rows if spare_rows is not None else max(SPARE_ROWS, 4 * len(people)),
             dtype="fp16" if dtype == "fp16" else "fp32",
+            average=_average(library, parts),
             on_stage=say,
         )
     if out is None:
@@ -154,6 +155,18 @@ def change_people(
     desk.tell(f"in it now: {listed(sorted(bundle.manifest.identities)) or 'nobody'}")
     desk.give([str(place)], _facts(bundle, place))
     desk.next(f'celebctl gen "{prompt_idea(sorted(bundle.manifest.identities))}"')
+
+
+def _average(library: "Library", parts: Any) -> Any:
+    """The average celebrity's token rows, for `gen --likeness`; None for a model with too few names for a basis."""
+    from celebctl_runtime.errors import InputRejected
+
+    from .basis import basis_of
+
+    try:
+        return basis_of(library, parts).mean
+    except InputRejected:
+        return None
 
 
 def _chosen(library: "Library", shelf: str, names: list[str] | None) -> "list[Entry]":

@@ -38,6 +38,23 @@ def gen(
     ] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
     negative: Annotated[str, typer.Option("--negative", "--neg", help="What not to draw.")] = "",
+    likeness: Annotated[
+        str | None,
+        typer.Option(
+            "--likeness",
+            help="0, the average celebrity, to 1, as learned; alice=0.8,bob=1 for each.",
+            metavar="SHARE",
+            show_default="1",
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            help="Who stands where: left:alice,right:bob, or boxes, alice@0,0,0.5,1 (left, top, right, bottom edge).",
+            show_default="none",
+        ),
+    ] = None,
     size: Annotated[str | None, typer.Option("--size", help="Pixels of the model, before enlarging: WxH.")] = None,
     scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
     out: Annotated[
@@ -54,6 +71,8 @@ def gen(
     """Make pictures of the people you learned."""
     from celebctl.library import Library
     from celebctl.settings import Settings
+    from celebctl_runtime.layout import parse_layout
+    from celebctl_runtime.likeness import FULL, parse_likeness
     from celebctl_runtime.request import Request, batch
 
     desk = ctx.ensure_object(Desk)
@@ -62,12 +81,17 @@ def gen(
     first = fresh_seed() if seed is None else seed
     check_count(count, first)
     width, height = options.parse_size(size)
-    wanted = Request(prompt, negative, first, _given(steps, "--steps"), guidance, sampler or "", width, height)
+    dial = FULL if likeness is None else parse_likeness(likeness)
+    parse_layout(layout or "")  # mistakes in it are told before anything is opened
+    wanted = Request(
+        prompt, negative, first, given(steps, "--steps"), guidance, sampler or "", width, height,
+        likeness=dial, layout=layout or "",
+    )  # fmt: skip
     requests = batch(wanted, count)
     shop = Outlet.choose(out, prompt, [request.seed for request in requests], force, desk.json)
     opened = open_bundle(desk, library, str(settings.text("model", model)), bundle, [prompt, negative])
     backend = open_backend(desk, library, opened, settings, device, threads)
-    enlarge = opened.manifest.size.display_scale if scale is None else _given(scale, "--scale")
+    enlarge = opened.manifest.size.display_scale if scale is None else given(scale, "--scale")
     made: list[dict[str, Any]] = []
     for picture in draw(desk, opened, backend, requests):
         path = shop.put(desk, picture, metadata=metadata, scale=enlarge)
@@ -313,7 +337,7 @@ def _difference(then: dict[str, Any], now: Any) -> str:
     return f"changed since: {', '.join(changed)}" if changed else "though nothing that matters is known to have changed"
 
 
-def _given(number: int | None, flag: str) -> int:
+def given(number: int | None, flag: str) -> int:
     """A number somebody typed, 0 for none: the runtime reads 0 as its default, so a typed 0 must not get there."""
     if number is None:
         return 0

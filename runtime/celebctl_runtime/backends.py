@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cores import physical_cores
+from .engines import TABLE_INPUT, encoder_number
 from .errors import EnvironmentProblem, IntegrityProblem, UsageProblem
+from .guests import Guest, digests, table_with_guests
 from .samplers import Plan
 
 if TYPE_CHECKING:
@@ -56,8 +58,13 @@ class Backend(Protocol):
         """How many pictures the engine takes at once."""
         ...
 
-    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Token ids (B, 77) -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+    def encode(
+        self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Token ids (B, 77) -> context (B, 77, D) and, of XL models, pooled text (B, P).
+
+        The rows of ``guests`` count in place of what the token tables have there.
+        """
         ...
 
     def step(
@@ -117,6 +124,8 @@ class OrtBackend:
         self._providers = self._choose_providers(device)
         self._sessions: dict[str, Any] = {}  # of InferenceSession, which has no usable types
         self._fingerprint = ""
+        self._guests: tuple[Guest, ...] = ()  # whom that session was opened with
+        self._tables: dict[str, Any] = {}  # of OrtValue, by graph: tables with guests, which a session does not copy
         self._people: dict[int, str] = {}  # token row -> digest of whom the text encoder's session holds there
 
     @property
@@ -126,17 +135,19 @@ class OrtBackend:
             self._session("vae_decoder")  # only a session tells whether CUDA is really there
         return _GPU_BATCH if _CUDA in self._providers else 1
 
-    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+    def encode(
+        self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P); see :class:`Backend`."""
         manifest = self._bundle.manifest
         graphs = ["text_encoder", *(f"text_encoder_{n}" for n in range(2, len(manifest.token_tables) + 1))]
-        people = {row: resident.digest for resident in manifest.identities.values() for row in resident.rows[0]}
+        people = digests(manifest, guests)
         # A session on a GPU, or one whose engine copied the table, does not see rows that were written after it began.
         if any(people.get(row) != self._people.get(row) for row in set(ids.ravel().tolist())):
             for graph in graphs:
                 self._sessions.pop(graph, None)
         if "text_encoder" not in self._sessions:
-            self._people = people
+            self._people, self._guests = people, tuple(guests)
         found = [
             self._run_all(graph, {"input_ids": ids_for(manifest, number, ids)}) for number, graph in enumerate(graphs)
         ]
@@ -197,7 +208,7 @@ class OrtBackend:
             )
         path = self._bundle.file(self._bundle.manifest.graphs[graph].file)
         try:
-            session = self._ort.InferenceSession(str(path), self._options(), providers=self._providers)
+            session = self._ort.InferenceSession(str(path), self._options(graph), providers=self._providers)
         except Exception as error:  # onnxruntime has a dozen error types, all children of Exception only
             raise IntegrityProblem(
                 f"ONNX Runtime cannot load {path}: {str(error)[:300]}", "celebctl export makes a fresh bundle"
@@ -205,13 +216,19 @@ class OrtBackend:
         self._check_provider(session)
         return session
 
-    def _options(self) -> Any:
+    def _options(self, graph: str) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL  # its complaints reach people through our own errors
         for key, value in _SESSION_CONFIG.items():
             options.add_session_config_entry(key, value)
+        number = encoder_number(graph)
+        if number is not None and self._guests:
+            table = self._bundle.manifest.token_tables[number]
+            content = table_with_guests(self._bundle.file(table.file), table, number, self._guests)
+            self._tables[graph] = self._ort.OrtValue.ortvalue_from_numpy(content)
+            options.add_initializer(TABLE_INPUT, self._tables[graph])
         return options
 
     def _choose_providers(self, device: str) -> list[str]:

@@ -126,6 +126,7 @@ class Manifest:
 
     ``graphs``: text_encoder (and text_encoder_2), step, step_nocfg, vae_decoder. ``guidance_is_embedded``: the network
     is told the guidance and never run twice. ``zero_empty_prompt``: an empty negative prompt is zeros, not a text.
+    ``average``: a file with the token rows of the average celebrity, (2, D) float32 of each table in turn, or "".
     ``next_slot`` and ``pending_slots`` belong to the bookkeeping of spare rows (see bundle.py). ``extra`` keeps entries
     of the file that this version does not know.
     """
@@ -146,6 +147,7 @@ class Manifest:
     files: Mapping[str, FileFacts] = field(default_factory=dict[str, FileFacts])
     guidance_is_embedded: bool = False
     zero_empty_prompt: bool = False
+    average: str = ""
     next_slot: int = 0
     pending_slots: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -247,7 +249,12 @@ def _wrong(where: str, expected: object) -> NoReturn:
 
 def _check(manifest: Manifest) -> None:
     """What types cannot say: paths stay inside the bundle, tables add up, people have rows of their own."""
-    paths = [*manifest.files, manifest.tokenizer.file, *(table.file for table in manifest.token_tables)]
+    paths = [
+        *manifest.files,
+        manifest.tokenizer.file,
+        manifest.average,
+        *(table.file for table in manifest.token_tables),
+    ]
     for graph in manifest.graphs.values():
         paths += [graph.file, *graph.data]
     for path in paths:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .errors import UsageProblem
 from .identity import check_name
+from .layout import parse_layout
+from .likeness import FULL, Likeness, check_likeness, likeness_from_json, likeness_to_json
 
 if TYPE_CHECKING:
     from .manifest import Manifest
@@ -33,7 +35,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "width": (int,),
     "height": (int,),
     "identities": (list, tuple, type(None)),
+    "likeness": (int, float, dict),
+    "layout": (str,),
 }
+#: What is not written down: recipes that use neither stay readable for those who know neither.
+_USUAL: dict[str, Any] = {"likeness": FULL, "layout": ""}
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Request:
 
     ``steps`` 0, ``guidance`` None, ``sampler`` "" and sizes 0 mean: the bundle's default. ``identities`` None means
     that every person in the bundle may be named in the prompt; a tuple means exactly these, so that a recipe keeps its
-    meaning when a person with the name of one of its plain words joins the bundle later.
+    meaning when a person with the name of one of its plain words joins the bundle later. ``likeness``: see likeness.py.
+    ``layout``: who stands where, see layout.py; "" when nothing is said.
     """
 
     prompt: str
@@ -54,12 +61,15 @@ class Request:
     width: int = 0
     height: int = 0
     identities: tuple[str, ...] | None = None
+    likeness: Likeness = FULL
+    layout: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The request as JSON-ready values, in a fixed order."""
+        """The request as JSON-ready values, in a fixed order; a likeness or layout only where one was asked for."""
         data = asdict(self)
         data["identities"] = None if self.identities is None else list(self.identities)
-        return data
+        data["likeness"] = likeness_to_json(self.likeness)
+        return {key: value for key, value in data.items() if _USUAL.get(key) != value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Request:
@@ -77,6 +87,8 @@ class Request:
         values["identities"] = None if names is None else tuple(check_name(str(name)) for name in names)
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
+        if "likeness" in values:
+            values["likeness"] = likeness_from_json(values["likeness"])
         return cls(**values)
 
 
@@ -103,6 +115,8 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_text("negative prompt", full.negative)
     _check_numbers(full)
     _check_size(full, manifest.size.multiple)
+    check_likeness(full.likeness)
+    parse_layout(full.layout)
     return full
 
 
@@ -139,5 +153,5 @@ def _check_size(request: Request, multiple: int) -> None:
 
 
 def _expected(key: str) -> str:
-    names = {str: "text", int: "a whole number", float: "a number", list: "a list of names"}
+    names = {str: "text", int: "a whole number", float: "a number", list: "a list of names", dict: "names and numbers"}
     return " or ".join(dict.fromkeys(names[kind] for kind in _KINDS[key] if kind in names))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,10 @@ class Plan:
     def steps(self) -> int:
         """N, the number of steps."""
         return len(self.table)
+
+    def after(self, steps: int) -> Plan:
+        """What is left of the run when ``steps`` steps are done."""
+        return replace(self, table=self.table[steps:], aux=self.aux[steps:])
 
 
 @dataclass(frozen=True)

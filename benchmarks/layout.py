@@ -1,0 +1,208 @@
+"""Two people in one picture: who stands where, how like themselves, with and without ``gen --layout``.
+
+    python benchmarks/layout.py                             # 16 pairs of unseen people, 4 prompts, 2 seeds
+    python benchmarks/layout.py --people 4 --seeds 1        # a quick look
+
+Drawn by the exported runtime on one and the same bundle, from the same noise; the judge is the one of likeness.py,
+which neither learning nor drawing ever used. Rows: the plain prompt; the layout that says what the prompt says
+(first-named on the left); and both again where the first-named is wanted on the right, which only a layout can do. Per
+picture: whether both faces are nearer to whom they should be than to the other, likeness as a share of what true
+pictures of the same scene reach, whether the caption holds. What is drawn is kept in ``--work``: the same command goes
+on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from likeness import PAIRS, folder, stated, true_looks
+from numpy.typing import NDArray
+
+from celebctl.method import PRESETS, build_basis, learn_people
+from celebctl.method.scoring import Judged, Jury
+from celebctl_export import export_bundle
+from celebctl_models.diffusion import load_parts
+from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_models.mini.world import Wanted, draw_portrait, person
+from celebctl_runtime import layout
+from celebctl_runtime.backends import OrtBackend
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.files import atomic_write
+from celebctl_runtime.identity import Identity
+from celebctl_runtime.pipeline import generate
+from celebctl_runtime.request import Request
+
+Floats = NDArray[np.float32]
+
+#: Kind -> the layout of (first-named, second-named), and whether the first-named is to be on the left.
+KINDS: dict[str, tuple[str, bool]] = {
+    "prompt alone": ("none", True),
+    "layout as the prompt says": ("left:{0},right:{1}", True),
+    "prompt alone, wanted the other way round": ("none", False),
+    "layout against the prompt": ("left:{1},right:{0}", False),
+}
+HEAD = """\
+| drawn with | forming | both sides right | likeness in pairs | caption | seconds a picture |
+|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture, judged. made, ceiling, floor: cosines; captions: share of what is stated."""
+
+    right: bool
+    made: float
+    ceiling: float
+    floor: float
+    caption: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The shots of one kind: shares and their 95 % intervals over pairs of people."""
+
+    right: float
+    right_interval: float
+    likeness: float
+    likeness_interval: float
+    caption: float
+    seconds: float
+    pictures: int
+
+
+def prepare(work: Path, model: str, seeds: Sequence[int], together: int) -> tuple[Bundle, list[Identity], Jury]:
+    """The bundle, the people and the judges; learned and exported once, then taken from ``work``."""
+    parts = load_parts(model)
+    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
+    jury = Jury(folder(parts.card.scoring_dir, "judges"), finder)
+    work.mkdir(parents=True, exist_ok=True)
+    basis = build_basis(parts, work)
+    missing = [seed for seed in seeds if not _file(work, seed).exists()]
+    for start in range(0, len(missing), together):
+        group = missing[start : start + together]
+        photos = [draw_portrait(seed) for seed in group]
+        for one in learn_people(parts, finder, photos, [f"p{seed}" for seed in group], PRESETS["clean"], basis=basis):
+            one.save(work / f"{one.name}.safetensors")
+    place = work / "bundle"
+    bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, average=basis.mean)
+    return bundle, [Identity.load(_file(work, seed)) for seed in seeds], jury
+
+
+def _file(work: Path, seed: int) -> Path:
+    return work / f"p{seed}.safetensors"
+
+
+def shoot(
+    bundle: Bundle, jury: Jury, pair: tuple[Identity, Identity], request: Request, wanted: Wanted, truth: Floats
+) -> Shot:
+    """Draw and judge one picture. truth: (2 renders, 2 places, F) features of true pictures, as it is wanted."""
+    begun = time.monotonic()
+    picture = generate(bundle, _backend(bundle), request, guests=pair)[0]
+    seconds = time.monotonic() - begun
+    seen: Judged = jury.look([np.asarray(picture.image)], 2)[0]
+    ceiling = float((truth[0] * truth[1]).sum(1).mean())
+    floor = float((truth[0, 0] @ truth[1, 1] + truth[0, 1] @ truth[1, 0]) / 2)
+    caption = float(np.mean(stated(wanted, True, seen.said)))
+    if len(seen.features) < 2:
+        return Shot(False, floor, ceiling, floor, caption, seconds)
+    cosine = seen.features @ truth.mean(0).T  # (made, true)
+    right = bool(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0])
+    return Shot(right, float(np.trace(cosine) / 2), ceiling, floor, caption, seconds)
+
+
+_BACKENDS: dict[Path, OrtBackend] = {}
+
+
+def _backend(bundle: Bundle) -> OrtBackend:
+    if bundle.path not in _BACKENDS:
+        _BACKENDS[bundle.path] = OrtBackend(bundle, "cpu")
+    return _BACKENDS[bundle.path]
+
+
+def row_of(shots: Sequence[Sequence[Shot]]) -> Row:
+    """shots: per pair of people. Likeness is a ratio of sums, as in likeness.py."""
+    right = np.array([np.mean([shot.right for shot in pair]) for pair in shots])
+    gained = np.array([np.mean([shot.made - shot.floor for shot in pair]) for pair in shots])
+    possible = float(np.mean([shot.ceiling - shot.floor for pair in shots for shot in pair]))
+    every = [shot for pair in shots for shot in pair]
+
+    def interval(values: NDArray[np.float64]) -> float:
+        return 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+    return Row(
+        float(right.mean()), interval(right), float(gained.mean()) / possible, interval(gained) / possible,
+        float(np.mean([shot.caption for shot in every])), float(np.mean([shot.seconds for shot in every])), len(every),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--people", type=int, default=16, help="neighbours are the pairs, so there are as many of them")
+    parser.add_argument("--first", type=int, default=1000, help="seed of the first person")
+    parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair and prompt")
+    parser.add_argument("--together", type=int, default=8, help="people per learn call")
+    parser.add_argument("--forming", type=float, nargs="*", default=[layout.FORMING], help="shares of steps by region")
+    parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS], metavar="KIND")
+    parser.add_argument("--work", type=Path, required=True, help="where people, bundle and judged pictures are kept")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    seeds = [args.first + i for i in range(args.people)]
+    bundle, people, jury = prepare(args.work, args.model, seeds, args.together)
+    z = np.stack([person(seed) for seed in seeds])
+    log = args.work / "shots.json"
+    known: dict[str, dict[str, float]] = json.loads(log.read_text()) if log.exists() else {}
+    other = [(i + 1) % len(people) for i in range(len(people))]
+    looks = {
+        (p, ahead): [
+            true_looks(
+                jury, z if ahead else z[other], wanted, 77 * 10**6 * (r + 1) + 1000 * p, z[other] if ahead else z
+            )
+            for r in range(2)
+        ]
+        for p, (_, wanted) in enumerate(PAIRS)
+        for ahead in (True, False)
+    }
+    figures: dict[str, object] = {}
+    print(HEAD, flush=True)
+    for kind in args.kinds:
+        text, ahead = KINDS[kind]
+        for forming in args.forming if text != "none" else [0.0]:
+            shots: list[list[Shot]] = [[] for _ in people]
+            layout.FORMING = forming or layout.FORMING
+            for p, (prompt, wanted) in enumerate(PAIRS):
+                for i, one in enumerate(people):
+                    truth = [looks[p, ahead][r][i].features for r in range(2)]
+                    if any(len(found) != 2 for found in truth):
+                        continue
+                    pair = (one, people[other[i]])
+                    names = [who.name for who in pair]
+                    for s in range(args.seeds):
+                        seed = 900 + 89 * s + 17 * p + 1013 * i
+                        request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
+                        key = f"{kind} {forming:g} {layout.BORDER:g} {' '.join(w.digest for w in pair)} {p} {seed}"
+                        if key not in known:
+                            shot = shoot(bundle, jury, pair, request, wanted, np.stack(truth))
+                            known[key] = asdict(shot)
+                            atomic_write(log, json.dumps(known).encode())
+                        shots[i].append(Shot(**known[key]))  # pyright: ignore[reportArgumentType]
+            row = row_of([found for found in shots if found])
+            figures[f"{kind}, forming {forming:g}"] = asdict(row)
+            print(
+                f"| {kind} | {forming:g} | {row.right:.3f} ± {row.right_interval:.3f} | {row.likeness:.3f} ±"
+                f" {row.likeness_interval:.3f} | {row.caption:.3f} | {row.seconds:.2f} |",
+                flush=True,
+            )
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
