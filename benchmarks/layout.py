@@ -5,7 +5,7 @@
 
 Drawn by the exported runtime on one and the same bundle, from the same noise; the judge is the one of likeness.py,
 which neither learning nor drawing ever used. Rows: the plain prompt; the layout that says what the prompt says
-(first-named on the left); and both again where the first-named is wanted on the right, which only a layout can do. Per
+(first-named on the left); and the layout against the prompt, first-named on the right, which no prompt can have. Per
 picture: whether both faces are nearer to whom they should be than to the other, likeness as a share of what true
 pictures of the same scene reach, whether the caption holds. What is drawn is kept in ``--work``: the same command goes
 on from there.
@@ -44,7 +44,6 @@ Floats = NDArray[np.float32]
 KINDS: dict[str, tuple[str, bool]] = {
     "prompt alone": ("none", True),
     "layout as the prompt says": ("left:{0},right:{1}", True),
-    "prompt alone, wanted the other way round": ("none", False),
     "layout against the prompt": ("left:{1},right:{0}", False),
 }
 HEAD = """\

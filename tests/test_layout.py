@@ -104,13 +104,7 @@ def test_blending_steps_is_blending_outputs(bundle: Bundle, sampler: str) -> Non
     texts = [Texts(generator.standard_normal((1, 1, 77, 8), np.float32)) for _ in range(3)]
     masks = region_masks(parse_layout("alice@0,0,0.4,1,bob@0.3,0.2,1,0.9"), 8, 8)
 
-    class Steps(OrtBackend):
-        def step(
-            self, state: NDArray[np.float32], index: int, noise: NDArray[np.float32], texts: Texts, plan: Plan
-        ) -> NDArray[np.float32]:
-            return super().step(state, index, noise, texts, plan)
-
-    backend = Steps(bundle, "cpu", 1)
+    backend = OrtBackend(bundle, "cpu", 1)
     blended = sum(mask * backend.step(state, 2, noise, text, steps) for mask, text in zip(masks, texts, strict=True))
     scale, time, _ = steps.aux[2]
     words = [text.context[0].mean(1)[:, :4, None, None] for text in texts]
@@ -125,16 +119,14 @@ def test_no_layout_is_as_before(bundle: Bundle) -> None:
     assert np.array_equal(plain, none)
 
 
-def test_a_region_of_everything_is_a_prompt_of_one_person(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_region_of_everything_is_a_prompt_of_one_person(bundle: Bundle) -> None:
     """The rest of the prompt stays: alice alone in the layout is alice in both places of the sentence."""
-    monkeypatch.setattr("celebctl_runtime.layout.FORMING", 1.0)
     everywhere = Request("alice of bob", layout="alice@0,0,1,1,bob@0,0,0.001,0.001")
     assert np.array_equal(drawn(bundle, everywhere)[0], drawn(bundle, Request("alice of alice"))[0])
 
 
-def test_each_side_shows_its_person(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_side_shows_its_person(bundle: Bundle) -> None:
     """The toy network does not mix places, so outside the soft border each side is that person's own picture."""
-    monkeypatch.setattr("celebctl_runtime.layout.FORMING", 1.0)
     both, alices, bobs = drawn(
         bundle, Request("alice of bob", layout=SIDES), Request("alice of alice"), Request("bob of bob")
     )
@@ -167,8 +159,9 @@ def test_a_layout_of_somebody_else_is_refused(bundle: Bundle) -> None:
     assert "--layout" in caught.value.hint
 
 
-def test_engines_that_run_whole_are_given_the_rest(bundle: Bundle) -> None:
+def test_engines_that_run_whole_are_given_the_rest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that takes all steps at once gets those after the layout has formed, noise and tables of the right steps."""
+    monkeypatch.setattr("celebctl_runtime.layout.FORMING", 0.5)
 
     class Whole(OrtBackend):
         def denoise(self, state: Any, noise: Any, texts: Texts, plan: Plan, report: Any) -> NDArray[np.float32]:

@@ -71,7 +71,7 @@ def gen(
     """Make pictures of the people you learned."""
     from celebctl.library import Library
     from celebctl.settings import Settings
-    from celebctl_runtime.layout import parse_layout
+    from celebctl_runtime.layout import layout_text, parse_layout
     from celebctl_runtime.likeness import FULL, parse_likeness
     from celebctl_runtime.request import Request, batch
 
@@ -82,10 +82,10 @@ def gen(
     check_count(count, first)
     width, height = options.parse_size(size)
     dial = FULL if likeness is None else parse_likeness(likeness)
-    parse_layout(layout or "")  # mistakes in it are told before anything is opened
+    regions = parse_layout(layout or "")
     wanted = Request(
         prompt, negative, first, given(steps, "--steps"), guidance, sampler or "", width, height,
-        likeness=dial, layout=layout or "",
+        likeness=dial, layout=layout_text(regions) if regions else "",
     )  # fmt: skip
     requests = batch(wanted, count)
     shop = Outlet.choose(out, prompt, [request.seed for request in requests], force, desk.json)
@@ -325,7 +325,8 @@ def _comment(desk: Desk, picture: "Picture") -> None:
 
     request, dropped = picture.request, picture.record.get("dropped_text")
     who = listed(request.identities or ()) or "nobody you know"
-    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}")
+    place = f"; laid out {request.layout}" if request.layout else ""
+    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}{place}")
     if dropped:
         desk.note(f"this did not fit into the prompt and was left out: {dropped}")
 
