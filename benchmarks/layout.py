@@ -24,10 +24,10 @@ import numpy as np
 from likeness import PAIRS, folder, stated, true_looks
 from numpy.typing import NDArray
 
-from celebctl.method import PRESETS, build_basis, learn_people
+from celebctl.method import PRESETS, CelebBasis, build_basis, learn_people
 from celebctl.method.scoring import Judged, Jury
 from celebctl_export import export_bundle
-from celebctl_models.diffusion import load_parts
+from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_models.mini.world import Wanted, draw_portrait, person
 from celebctl_runtime import layout
@@ -76,22 +76,26 @@ class Row:
     pictures: int
 
 
-def prepare(work: Path, model: str, seeds: Sequence[int], together: int) -> tuple[Bundle, list[Identity], Jury]:
-    """The bundle, the people and the judges; learned and exported once, then taken from ``work``."""
-    parts = load_parts(model)
-    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
-    jury = Jury(folder(parts.card.scoring_dir, "judges"), finder)
+def strangers(
+    parts: DiffusionParts, basis: CelebBasis, seeds: Sequence[int], work: Path, together: int
+) -> list[Identity]:
+    """People whom the model never saw, learned from one portrait each, and kept in ``work`` for the next time."""
     work.mkdir(parents=True, exist_ok=True)
-    basis = build_basis(parts, work)
+    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
     missing = [seed for seed in seeds if not _file(work, seed).exists()]
     for start in range(0, len(missing), together):
         group = missing[start : start + together]
+        names = [f"p{seed}" for seed in group]
         photos = [draw_portrait(seed) for seed in group]
-        for one in learn_people(parts, finder, photos, [f"p{seed}" for seed in group], PRESETS["clean"], basis=basis):
+        for one in learn_people(parts, finder, photos, names, PRESETS["clean"], basis=basis):
             one.save(work / f"{one.name}.safetensors")
-    place = work / "bundle"
-    bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, average=basis.mean)
-    return bundle, [Identity.load(_file(work, seed)) for seed in seeds], jury
+    return [Identity.load(_file(work, seed)) for seed in seeds]
+
+
+def jury_of(parts: DiffusionParts) -> Jury:
+    """The judges that a model brings."""
+    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
+    return Jury(folder(parts.card.scoring_dir, "judges"), finder)
 
 
 def _file(work: Path, seed: int) -> Path:
@@ -99,11 +103,12 @@ def _file(work: Path, seed: int) -> Path:
 
 
 def shoot(
-    bundle: Bundle, jury: Jury, pair: tuple[Identity, Identity], request: Request, wanted: Wanted, truth: Floats
-) -> Shot:
+    bundle: Bundle, backend: OrtBackend, jury: Jury, pair: tuple[Identity, Identity],
+    request: Request, wanted: Wanted, truth: Floats,
+) -> Shot:  # fmt: skip
     """Draw and judge one picture. truth: (2 renders, 2 places, F) features of true pictures, as it is wanted."""
     begun = time.monotonic()
-    picture = generate(bundle, _backend(bundle), request, guests=pair)[0]
+    picture = generate(bundle, backend, request, guests=pair)[0]
     seconds = time.monotonic() - begun
     seen: Judged = jury.look([np.asarray(picture.image)], 2)[0]
     ceiling = float((truth[0] * truth[1]).sum(1).mean())
@@ -114,15 +119,6 @@ def shoot(
     cosine = seen.features @ truth.mean(0).T  # (made, true)
     right = bool(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0])
     return Shot(right, float(np.trace(cosine) / 2), ceiling, floor, caption, seconds)
-
-
-_BACKENDS: dict[Path, OrtBackend] = {}
-
-
-def _backend(bundle: Bundle) -> OrtBackend:
-    if bundle.path not in _BACKENDS:
-        _BACKENDS[bundle.path] = OrtBackend(bundle, "cpu")
-    return _BACKENDS[bundle.path]
 
 
 def row_of(shots: Sequence[Sequence[Shot]]) -> Row:
@@ -154,8 +150,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     seeds = [args.first + i for i in range(args.people)]
-    bundle, people, jury = prepare(args.work, args.model, seeds, args.together)
-    z = np.stack([person(seed) for seed in seeds])
+    parts = load_parts(args.model)
+    basis, jury = build_basis(parts), jury_of(parts)
+    people = strangers(parts, basis, seeds, args.work, args.together)
+    place = args.work / "bundle"
+    bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, average=basis.mean)
+    backend, z = OrtBackend(bundle, "cpu"), np.stack([person(seed) for seed in seeds])
     log = args.work / "shots.json"
     known: dict[str, dict[str, float]] = json.loads(log.read_text()) if log.exists() else {}
     other = [(i + 1) % len(people) for i in range(len(people))]
@@ -188,7 +188,7 @@ def main() -> None:
                         request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
                         key = f"{kind} {forming:g} {layout.BORDER:g} {' '.join(w.digest for w in pair)} {p} {seed}"
                         if key not in known:
-                            shot = shoot(bundle, jury, pair, request, wanted, np.stack(truth))
+                            shot = shoot(bundle, backend, jury, pair, request, wanted, np.stack(truth))
                             known[key] = asdict(shot)
                             atomic_write(log, json.dumps(known).encode())
                         shots[i].append(Shot(**known[key]))  # pyright: ignore[reportArgumentType]

@@ -15,6 +15,7 @@ from PIL import Image
 from test_basis import NAMES, Words, table
 from test_cli import Desk, desk, refused  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
+import celebctl.method.famous  # noqa: F401
 from celebctl.cli import kin
 from celebctl.method.basis import basis_from_tables
 from celebctl.method.names import token_pairs
@@ -115,7 +116,8 @@ def celebrities(monkeypatch: pytest.MonkeyPatch) -> Celebrities:
     """Forty celebrities of the toy model."""
     pairs, rows = token_pairs(Words(), NAMES), table(width=WIDTH)
     basis, found = basis_from_tables([rows], pairs), Celebrities(pairs.names, (rows[np.array(pairs.pairs)],))
-    parts = SimpleNamespace(name="toy", family=FAMILY, table_hash=TABLE_HASH)
+    card = SimpleNamespace(mapper_file=None)
+    parts = SimpleNamespace(name="toy", family=FAMILY, table_hash=TABLE_HASH, card=card)
 
     def open_basis(*_: Any) -> Any:
         return parts, basis, found

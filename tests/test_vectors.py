@@ -18,6 +18,7 @@ from test_basis import NAMES, Words, table
 from celebctl.method.basis import CelebBasis, basis_from_tables
 from celebctl.method.names import token_pairs
 from celebctl.method.vectors import (
+    STRETCH,
     TOO_NEAR,
     Celebrities,
     deviations,
@@ -139,6 +140,19 @@ def test_invented_people_spread_as_celebrities_do(world: tuple[CelebBasis, Celeb
     assert np.abs(drawn.mean(0)).max() < 0.02
     covariance, wanted = (np.cov(points.reshape(len(points), -1).T) for points in (drawn, real))
     assert np.abs(covariance - wanted).max() < 0.15 * np.abs(wanted).max()
+
+
+def test_only_what_a_face_tells_is_drawn_where_that_is_known(world: tuple[CelebBasis, Celebrities]) -> None:
+    basis, celebrities = world
+    faces = np.linalg.qr(np.random.default_rng(0).standard_normal((basis.size, 5)))[0].astype(np.float32)
+    person, _ = invented("dana", 5, celebrities, basis, MODEL, faces)
+    plain, _ = invented("dana", 5, celebrities, basis, MODEL)
+    units, free = (
+        np.concatenate([(c / s).ravel() for c, s in zip(one.coefficients, basis.spread, strict=True)])
+        for one in (person, plain)
+    )
+    assert np.allclose(units, faces @ (faces.T @ units), atol=1e-5)
+    assert np.allclose(faces.T @ units, STRETCH * faces.T @ free, atol=1e-4)
 
 
 def test_nobody_invented_is_a_celebrity(world: tuple[CelebBasis, Celebrities]) -> None:

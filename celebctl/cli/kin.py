@@ -40,11 +40,13 @@ def invent(
     check_count(1, chosen)
     with needs("learn", "the celeb basis"):
         parts, basis, celebrities = open_basis(desk, library, settings, model)
+        from celebctl.method.famous import face_directions
         from celebctl.method.vectors import invented
 
         if not force:
             library.refuse_taken([called], shelf_name(parts.family, parts.table_hash))
-        person, nearest = invented(called, chosen, celebrities, basis, (parts.family, parts.table_hash))
+        hashes, faces = (parts.family, parts.table_hash), face_directions(parts, basis)
+        person, nearest = invented(called, chosen, celebrities, basis, hashes, faces)
     path = library.save(person, overwrite=force)
     desk.tell(f"{called} is nobody (seed {chosen}); nearest celebrity: {nearest.name}, alike {nearest.cosine:.2f}")
     facts = {"name": called, "path": str(path), "seed": chosen, "digest": person.digest}
@@ -92,20 +94,16 @@ def nearest(
 def open_basis(
     desk: Desk, library: "Library", settings: "Settings", model: str | None
 ) -> "tuple[DiffusionParts, CelebBasis, Celebrities]":
-    """A model, its celeb basis, and the people the basis is made of."""
-    import numpy as np
+    """A model with the names chosen for it, its celeb basis, and the people the basis is made of."""
+    from celebctl.method import build_basis
+    from celebctl.method.famous import celebrities_of
+    from celebctl.method.names import with_names
 
-    from celebctl.method.names import read_names, shared_pairs, with_names
-    from celebctl.method.vectors import Celebrities
+    from .basis import choice_for, open_model
 
-    from .basis import basis_of, choice_for, open_model
-
-    parts = open_model(desk, settings, model)
-    basis = basis_of(library, parts)
-    pairs = shared_pairs(parts.tokenizers, read_names(with_names(parts, choice_for(library, parts).file)))
-    tables = [parts.token_table(encoder).float().cpu().numpy() for encoder in range(len(pairs))]
-    rows = tuple(table[np.array(one.pairs)] for table, one in zip(tables, pairs, strict=True))
-    return parts, basis, Celebrities(pairs[0].names, rows)
+    opened = open_model(desk, settings, model)
+    parts = with_names(opened, choice_for(library, opened).file)
+    return parts, build_basis(parts, library.cache()), celebrities_of(parts)
 
 
 def _document(one: "Neighbour") -> dict[str, object]:

@@ -23,6 +23,8 @@ Doubles = NDArray[np.float64]
 
 #: An invented person this near to a celebrity (cosine) is drawn anew. Celebrities who share a name are about 0.5 apart.
 TOO_NEAR = 0.6
+#: How far invented people are moved from the average, on top of what chance gives them.
+STRETCH = 1.5
 _DRAWS = 100
 _DECIMALS = 12  # of weights: 1 - 0.7 is 0.3, so that a mix does not depend on who is named first
 
@@ -158,19 +160,33 @@ def neighbours(
 
 
 def invented(
-    name: str, seed: int, celebrities: Celebrities, basis: CelebBasis, model: tuple[str, str]
+    name: str,
+    seed: int,
+    celebrities: Celebrities,
+    basis: CelebBasis,
+    model: tuple[str, str],
+    faces: Floats | None = None,
 ) -> tuple[Identity, Neighbour]:
-    """Somebody who does not exist, and the celebrity nearest to them. model: family and table hash.
+    """Somebody who does not exist, and the celebrity nearest to them. The same seed gives the same person.
 
     A draw from the normal distribution with the celebrities' mean and covariance: a random sum of the celebrities' own
     deviations has exactly their covariance, between both names and all text encoders, in as many directions as there
-    are celebrities. Whoever comes out too near to one of them is drawn again. The same seed gives the same person.
-    Raises InputRejected when no draw is far enough.
+    are celebrities. Whoever comes out too near to one of them is drawn again.
+
+    Args:
+        model: family and table hash.
+        faces: directions that a face decides (famous.py). With them only those are drawn, and stretched by
+            ``STRETCH``: what is left out says nothing about looks, and the farther from the average, the more pictures
+            of the same person agree (benchmarks/vectors.py).
+
+    Raises:
+        InputRejected: no draw is far enough from all celebrities.
     """
     for attempt in range(_DRAWS):
         count = (len(celebrities.names),)
         drawn = initial_noise(seed, count) if attempt == 0 else step_noise(seed, attempt, count)
-        person = _sum_of_celebrities(name, drawn, celebrities, basis, model)
+        coefficients = _sum_of_celebrities(drawn, celebrities, basis, faces)
+        person = Identity(name, coefficients, basis.embed(coefficients), basis.hash, *model)
         nearest = neighbours(person, celebrities, [], basis)[0]
         if nearest.cosine < TOO_NEAR:
             told = {
@@ -185,16 +201,21 @@ def invented(
 
 
 def _sum_of_celebrities(
-    name: str, drawn: Floats, celebrities: Celebrities, basis: CelebBasis, model: tuple[str, str]
-) -> Identity:
-    """Mean plus a weighted sum of deviations, weights ``drawn`` (n,) of variance 1, within the basis."""
+    drawn: Floats, celebrities: Celebrities, basis: CelebBasis, faces: Floats | None
+) -> tuple[Floats, ...]:
+    """Coefficients of a sum of the celebrities' deviations, weighted by ``drawn`` (n,) of variance 1."""
     weights = drawn.astype(np.float64) / np.sqrt(max(len(drawn) - 1, 1))
-    coefficients: list[Floats] = []
-    for encoder, rows in enumerate(celebrities.rows):
+    found: list[Doubles] = []
+    for rows, components in zip(celebrities.rows, basis.components, strict=True):
         moved = np.einsum("n,njd->jd", weights, rows - rows.mean(0, dtype=np.float64))
-        coefficients.append(basis.project((basis.mean[encoder] + moved)[None].astype(np.float32), encoder)[0])
-    exact = tuple(coefficients)
-    return Identity(name, exact, basis.embed(exact), basis.hash, *model)
+        found.append(np.einsum("jd,jkd->jk", moved, components))
+    if faces is not None:
+        spread = [np.maximum(part.astype(np.float64), 1e-12) for part in basis.spread]
+        units = np.concatenate([(one / part).ravel() for one, part in zip(found, spread, strict=True)])
+        told = STRETCH * (faces @ (faces.T @ units))
+        ends = np.cumsum([part.size for part in spread])[:-1]
+        found = [one.reshape(part.shape) * part for one, part in zip(np.split(told, ends), spread, strict=True)]
+    return tuple(one.astype(np.float32) for one in found)
 
 
 def _cosines(one: Doubles, others: Doubles) -> Doubles:
