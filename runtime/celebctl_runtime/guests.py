@@ -7,7 +7,7 @@ text encoder reads its table from memory then, with a guest's rows in places of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .errors import EnvironmentProblem
 from .identity import TOKENS, Identity
+from .likeness import FULL, Likeness, dialled, share_of
 from .manifest import Manifest, TokenTable
 
 if TYPE_CHECKING:
@@ -52,6 +53,40 @@ def seat(bundle: Bundle, people: Sequence[Identity]) -> dict[str, Guest]:
     for person in people:
         bundle.check_fits(person)
     return {person.name: Guest(rows, person.embeddings) for person, rows in zip(people, free, strict=False)}
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """Who may be named in a run: ids that stand for each person, digests for the record, and the guests by name."""
+
+    ids: dict[str, tuple[int, ...]]
+    digests: dict[str, str]
+    guests: dict[str, Guest]
+
+    @classmethod
+    def here(cls, bundle: Bundle, guests: Sequence[Identity]) -> People:
+        """Everybody in the bundle, and ``guests``, who go before people of the same name. Raises as :func:`seat`."""
+        seated = seat(bundle, guests)
+        residents = {name: resident.digest for name, resident in bundle.manifest.identities.items()}
+        return cls(
+            {**bundle.token_ids, **{name: guest.rows[0] for name, guest in seated.items()}},
+            {**residents, **{person.name: person.digest for person in guests}},
+            seated,
+        )
+
+    def present(self, bundle: Bundle, named: Collection[str], likeness: Likeness) -> list[Guest]:
+        """The guests when those who are ``named`` are as like themselves as ``likeness`` says.
+
+        Raises IntegrityProblem when that takes the average celebrity, whom the bundle does not know.
+        """
+        found = dict(self.guests)
+        for name in sorted(named):
+            share = share_of(likeness, name)
+            if share < FULL:
+                rows = found[name].rows if name in found else bundle.manifest.identities[name].rows
+                usual = found[name].embeddings if name in found else bundle.embeddings(name)
+                found[name] = Guest(rows, dialled(usual, bundle.average(), share))
+        return list(found.values())
 
 
 def digests(manifest: Manifest, guests: Sequence[Guest]) -> dict[int, str]:

@@ -78,7 +78,8 @@ def region_masks(regions: Sequence[Region], height: int, width: int) -> NDArray[
     Row 0 is the whole prompt, for what lies in no region; the others are the regions in order. Where regions overlap
     they share.
     """
-    inside = np.stack([_soft_box(region.box, height, width) for region in regions])
+    boxes = [_soft_box(region.box, height, width) for region in regions]
+    inside = np.stack(boxes) if boxes else np.zeros((0, height, width))
     inside /= np.maximum(inside.sum(0), 1.0)
     return np.concatenate([1.0 - inside.sum(0, keepdims=True), inside]).clip(0.0, 1.0).astype(np.float32)
 

@@ -17,15 +17,15 @@ from . import __version__
 from .backends import Backend, RunsWhole, Texts
 from .bundle import Bundle
 from .errors import Busy, NotFound, UsageProblem
-from .guests import Guest, seat
+from .guests import People
 from .layout import forming_steps, layout_text, parse_layout, region_masks
-from .likeness import FULL, dialled, share_of
 from .noise import initial_noise, step_noise
 from .picture import Picture
 from .request import Request, resolve
 from .samplers import Plan, plan
 
 if TYPE_CHECKING:
+    from .guests import Guest
     from .identity import Identity
     from .tokenizer import Encoded, PromptTokenizer
 
@@ -53,39 +53,6 @@ class _Prompt:
     sides: tuple[Encoded, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class _People:
-    """Who may be named: ids that stand for each person, digests for the record, and who is there for this run only."""
-
-    ids: dict[str, tuple[int, ...]]
-    digests: dict[str, str]
-    guests: dict[str, Guest]
-
-    @classmethod
-    def here(cls, bundle: Bundle, guests: Sequence[Identity]) -> _People:
-        """Everybody in the bundle, and ``guests``, who go before people of the same name."""
-        seated = seat(bundle, guests)
-        residents = {name: resident.digest for name, resident in bundle.manifest.identities.items()}
-        return cls(
-            {**bundle.token_ids, **{name: guest.rows[0] for name, guest in seated.items()}},
-            {**residents, **{person.name: person.digest for person in guests}},
-            seated,
-        )
-
-    def dialled(self, bundle: Bundle, prompts: Sequence[_Prompt]) -> list[Guest]:
-        """The guests of a batch, each person as like themselves as its requests, which agree, want."""
-        named = {name for prompt in prompts for name in prompt.request.identities or ()}
-        likeness = prompts[0].request.likeness
-        shares = {name: share_of(likeness, name) for name in sorted(named)}
-        found = dict(self.guests)
-        for name, share in shares.items():
-            if share < FULL:
-                rows = found[name].rows if name in found else bundle.manifest.identities[name].rows
-                usual = found[name].embeddings if name in found else bundle.embeddings(name)
-                found[name] = Guest(rows, dialled(usual, bundle.average(), share))
-        return list(found.values())
-
-
 def generate(
     bundle: Bundle,
     backend: Backend,
@@ -102,9 +69,9 @@ def generate(
     bundle.refresh()
     wanted = [resolve(request, bundle.manifest) for request in _listed(requests)]
     plans = {key: _plan(bundle, key) for key in map(_batch_key, wanted)}
-    tokenizer, people = bundle.tokenizer(), _People.here(bundle, guests)
+    tokenizer, people = bundle.tokenizer(), People.here(bundle, guests)
     for request in wanted:  # errors in any prompt come before the first picture
-        people.dialled(bundle, [_tokenize(bundle, tokenizer, people.ids, request)])
+        _present(bundle, people, [_tokenize(bundle, tokenizer, people.ids, request)])
     pictures: list[Picture] = []
     for group in _batches(wanted, backend.batch_limit):
         prompts, texts = _encode(bundle, backend, tokenizer, group, guests)
@@ -112,7 +79,7 @@ def generate(
         latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, texts, report)
         images = backend.decode(latent)
         facts = _facts(bundle, backend)
-        people = _People.here(bundle, guests)
+        people = People.here(bundle, guests)
         pictures += [_picture(image, prompt, people, facts) for image, prompt in zip(images, prompts, strict=True)]
     return pictures
 
@@ -131,7 +98,7 @@ def _encode(
     whole bundle was exported anew meanwhile.
     """
     for _ in range(_ATTEMPTS):
-        people = _People.here(bundle, guests)
+        people = People.here(bundle, guests)
         prompts = [_tokenize(bundle, tokenizer, people.ids, request) for request in group]
         ids = [prompt.prompt.ids for prompt in prompts]
         guided = _guided(group[0]) and not bundle.manifest.guidance_is_embedded
@@ -139,7 +106,7 @@ def _encode(
             ids = [prompt.negative.ids for prompt in prompts] + ids
         for sides in zip(*(prompt.sides for prompt in prompts), strict=True):
             ids += [side.ids for side in sides]
-        present = people.dialled(bundle, prompts)
+        present = _present(bundle, people, prompts)
         context, pooled = backend.encode(np.stack(ids), present) if present else backend.encode(np.stack(ids))
         if bundle.is_current():
             return prompts, _texts(bundle, group, context, pooled, guided)
@@ -148,6 +115,12 @@ def _encode(
         if bundle.manifest.fingerprint != export:
             break
     raise Busy(f"the bundle {bundle.path} keeps changing", "run the same command again")
+
+
+def _present(bundle: Bundle, people: People, prompts: Sequence[_Prompt]) -> list[Guest]:
+    """The guests of a batch, whose requests want one likeness."""
+    named = {name for prompt in prompts for name in prompt.request.identities or ()}
+    return people.present(bundle, named, prompts[0].request.likeness)
 
 
 def _texts(
@@ -196,8 +169,9 @@ def _denoise(
 
     regions = parse_layout(group[0].layout)
     formed = min(forming_steps(steps.steps), steps.steps) if regions else 0
+    masks = region_masks(regions, *shape[1:])
     for index in range(formed):
-        state = _by_region(backend, state, index, noise_of(index), texts, steps, region_masks(regions, *shape[1:]))
+        state = _by_region(backend, state, index, noise_of(index), texts, steps, masks)
         report(index + 1, steps.steps)
     if isinstance(backend, RunsWhole) and formed < steps.steps:
         return backend.denoise(
@@ -270,7 +244,7 @@ def _check_named(request: Request, used: Sequence[str]) -> None:
                 )
 
 
-def _picture(image: NDArray[np.float32], prompt: _Prompt, people: _People, facts: dict[str, Any]) -> Picture:
+def _picture(image: NDArray[np.float32], prompt: _Prompt, people: People, facts: dict[str, Any]) -> Picture:
     """``image`` (3, H, W) in [-1, 1]."""
     from PIL import Image
 
