@@ -16,9 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from likeness import PAIRS, folder, stated, true_looks
@@ -41,8 +42,9 @@ from celebctl_runtime.request import Request
 Floats = NDArray[np.float32]
 
 #: Kind -> the layout of (first-named, second-named), and whether the first-named is to be on the left.
+PLAIN = "prompt alone"
 KINDS: dict[str, tuple[str, bool]] = {
-    "prompt alone": ("none", True),
+    PLAIN: (layout.NONE, True),
     "layout as the prompt says": ("left:{0},right:{1}", True),
     "layout against the prompt": ("left:{1},right:{0}", False),
 }
@@ -102,15 +104,53 @@ def _file(work: Path, seed: int) -> Path:
     return work / f"p{seed}.safetensors"
 
 
-def shoot(
-    bundle: Bundle, backend: OrtBackend, jury: Jury, pair: tuple[Identity, Identity],
-    request: Request, wanted: Wanted, truth: Floats,
-) -> Shot:  # fmt: skip
-    """Draw and judge one picture. truth: (2 renders, 2 places, F) features of true pictures, as it is wanted."""
-    begun = time.monotonic()
-    picture = generate(bundle, backend, request, guests=pair)[0]
-    seconds = time.monotonic() - begun
-    seen: Judged = jury.look([np.asarray(picture.image)], 2)[0]
+@dataclass(frozen=True, eq=False)
+class Studio:
+    """What pictures are made and judged with. people: n, neighbours are the pairs; looks: (prompt, first-named on the
+    left) -> two true pictures of every pair, judged. log: where judged pictures are kept, ``known`` what is there."""
+
+    bundle: Bundle
+    backend: OrtBackend
+    jury: Jury
+    people: Sequence[Identity]
+    looks: Mapping[tuple[int, bool], Sequence[Sequence[Judged]]]
+    log: Path
+    known: dict[str, dict[str, Any]]
+
+    def pair(self, first: int) -> tuple[Identity, Identity]:
+        return self.people[first], self.people[(first + 1) % len(self.people)]
+
+    def shot(self, kind: str, p: int, first: int, seed: int) -> Shot | None:
+        """Draw and judge one picture, or take it from the log; None when the true pictures do not show two faces."""
+        (text, ahead), (prompt, wanted), pair = KINDS[kind], PAIRS[p], self.pair(first)
+        truth = [look[first].features for look in self.looks[p, ahead]]
+        if any(len(found) != 2 for found in truth):
+            return None
+        forming = 0.0 if text == layout.NONE else layout.FORMING
+        key = f"{kind} {forming:g} {layout.BORDER:g} {' '.join(who.digest for who in pair)} {p} {seed}"
+        if key not in self.known:
+            names = [who.name for who in pair]
+            request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
+            begun = time.monotonic()
+            picture = generate(self.bundle, self.backend, request, guests=pair)[0]
+            seconds = time.monotonic() - begun
+            judged = self.jury.look([np.asarray(picture.image)], 2)[0]
+            self.known[key] = asdict(judge(judged, np.stack(truth), wanted, seconds))
+            atomic_write(self.log, json.dumps(self.known).encode())
+        return Shot(**self.known[key])
+
+    def row(self, kind: str, seeds: int) -> Row:
+        """All pictures of one kind."""
+        shots: list[list[Shot]] = []
+        for first in range(len(self.people)):
+            noise = [(p, 900 + 89 * s + 17 * p + 1013 * first) for p in range(len(PAIRS)) for s in range(seeds)]
+            found = [self.shot(kind, p, first, seed) for p, seed in noise]
+            shots.append([shot for shot in found if shot is not None])
+        return row_of([found for found in shots if found])
+
+
+def judge(seen: Judged, truth: Floats, wanted: Wanted, seconds: float) -> Shot:
+    """truth: (2 renders, 2 places, F) features of true pictures, as it is wanted."""
     ceiling = float((truth[0] * truth[1]).sum(1).mean())
     floor = float((truth[0, 0] @ truth[1, 1] + truth[0, 1] @ truth[1, 0]) / 2)
     caption = float(np.mean(stated(wanted, True, seen.said)))
@@ -147,6 +187,7 @@ def main() -> None:
     parser.add_argument("--forming", type=float, nargs="*", default=[layout.FORMING], help="shares of steps by region")
     parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS], metavar="KIND")
     parser.add_argument("--work", type=Path, required=True, help="where people, bundle and judged pictures are kept")
+    parser.add_argument("--threads", type=int, help="of the runtime (default: one per core)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     seeds = [args.first + i for i in range(args.people)]
@@ -155,50 +196,27 @@ def main() -> None:
     people = strangers(parts, basis, seeds, args.work, args.together)
     place = args.work / "bundle"
     bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, average=basis.mean)
-    backend, z = OrtBackend(bundle, "cpu"), np.stack([person(seed) for seed in seeds])
-    log = args.work / "shots.json"
-    known: dict[str, dict[str, float]] = json.loads(log.read_text()) if log.exists() else {}
-    other = [(i + 1) % len(people) for i in range(len(people))]
+    z = np.stack([person(seed) for seed in seeds])
     looks = {
-        (p, ahead): [
-            true_looks(
-                jury, z if ahead else z[other], wanted, 77 * 10**6 * (r + 1) + 1000 * p, z[other] if ahead else z
-            )
-            for r in range(2)
-        ]
+        (p, ahead): [true_looks(jury, left, wanted, 77 * 10**6 * r + 1000 * p, right) for r in (1, 2)]
         for p, (_, wanted) in enumerate(PAIRS)
-        for ahead in (True, False)
+        for ahead, left, right in ((True, z, np.roll(z, -1, 0)), (False, np.roll(z, -1, 0), z))
     }
+    log = args.work / "shots.json"
+    known = json.loads(log.read_text()) if log.exists() else {}
+    studio = Studio(bundle, OrtBackend(bundle, "cpu", args.threads), jury, people, looks, log, known)
     figures: dict[str, object] = {}
     print(HEAD, flush=True)
     for kind in args.kinds:
-        text, ahead = KINDS[kind]
-        for forming in args.forming if text != "none" else [0.0]:
-            shots: list[list[Shot]] = [[] for _ in people]
-            layout.FORMING = forming or layout.FORMING
-            for p, (prompt, wanted) in enumerate(PAIRS):
-                for i, one in enumerate(people):
-                    truth = [looks[p, ahead][r][i].features for r in range(2)]
-                    if any(len(found) != 2 for found in truth):
-                        continue
-                    pair = (one, people[other[i]])
-                    names = [who.name for who in pair]
-                    for s in range(args.seeds):
-                        seed = 900 + 89 * s + 17 * p + 1013 * i
-                        request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
-                        key = f"{kind} {forming:g} {layout.BORDER:g} {' '.join(w.digest for w in pair)} {p} {seed}"
-                        if key not in known:
-                            shot = shoot(bundle, backend, jury, pair, request, wanted, np.stack(truth))
-                            known[key] = asdict(shot)
-                            atomic_write(log, json.dumps(known).encode())
-                        shots[i].append(Shot(**known[key]))  # pyright: ignore[reportArgumentType]
-            row = row_of([found for found in shots if found])
+        for forming in args.forming if kind != PLAIN else [0.0]:
+            layout.FORMING = forming
+            row = studio.row(kind, args.seeds)
             figures[f"{kind}, forming {forming:g}"] = asdict(row)
-            print(
-                f"| {kind} | {forming:g} | {row.right:.3f} ± {row.right_interval:.3f} | {row.likeness:.3f} ±"
-                f" {row.likeness_interval:.3f} | {row.caption:.3f} | {row.seconds:.2f} |",
-                flush=True,
+            right, like = (
+                f"{row.right:.3f} ± {row.right_interval:.3f}",
+                f"{row.likeness:.3f} ± {row.likeness_interval:.3f}",
             )
+            print(f"| {kind} | {forming:g} | {right} | {like} | {row.caption:.3f} | {row.seconds:.2f} |", flush=True)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""People as vectors: do mixes keep a face, are invented people consistent, does `nearest` find those who look alike?
+"""People as vectors: what the likeness dial, mixing, inventing and `nearest` are worth, judged on mini.
 
     python benchmarks/vectors.py --work DIR                 # 16 unseen people, 24 invented, 3 pictures each
     python benchmarks/vectors.py --work DIR --people 4 --invented 4
@@ -7,7 +7,8 @@ Agreement is the mean cosine of the judge's features between pictures of the sam
 judge is the one of likeness.py. ``celebctl mix`` goes in a straight line, which brings two unlike people nearer to the
 average than either is; beside it stands the same mix with the parents' distance from the average kept. ``celebctl
 invent`` is compared with the model's own celebrities. For ``celebctl nearest``, the correlation over all pairs of a
-learned person and a celebrity between closeness of the vectors and of the true looks, which mini's world knows.
+learned person and a celebrity between closeness of the vectors and of the true looks, which mini's world knows. For
+``gen --likeness``, how like the true person pictures are at each share.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from layout import jury_of, strangers
-from likeness import in_batches
+from likeness import in_batches, true_looks
 from numpy.typing import NDArray
 
 from celebctl.method import CelebBasis, build_basis
@@ -30,8 +31,9 @@ from celebctl.method.scoring import Jury
 from celebctl.method.vectors import Celebrities, deviations, invented, mixed
 from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.mini.names import name_book
-from celebctl_models.mini.world import person
+from celebctl_models.mini.world import Wanted, person
 from celebctl_runtime.identity import Identity
+from celebctl_runtime.likeness import dialled
 
 Doubles = NDArray[np.float64]
 
@@ -41,6 +43,7 @@ PROMPTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("{} on the beach", {"two": "one", "place": "beach"}),
     ("{} in a suit", {"two": "one", "worn": "suit"}),
 )
+SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +109,21 @@ def measure_mixes(
     return figures
 
 
+def measure_dial(
+    parts: DiffusionParts, jury: Jury, people: Sequence[Identity], z: Doubles, basis: CelebBasis
+) -> dict[str, object]:
+    """Share of likeness -> how like the true person pictures are (mean cosine), and what ``Seen`` tells."""
+    true = [true_looks(jury, z.astype(np.float32), Wanted(), 10**6 * r) for r in (1, 2)]
+    looks = np.stack([np.mean([look[i].features[0] for look in true], 0) for i in range(len(people))])
+    figures: dict[str, object] = {}
+    for share in SHARES:
+        moved = [replace(one, embeddings=dialled(one.embeddings, basis.mean, share)) for one in people]
+        seen = see(parts, jury, moved)
+        likeness = (seen.means * looks).sum(1) / np.linalg.norm(looks, axis=1)
+        figures[f"{share:g}"] = {"likeness": float(likeness.mean()), **seen.told()}
+    return figures
+
+
 def measure_nearest(
     people: Sequence[Identity], z: Doubles, celebrities: Celebrities, basis: CelebBasis
 ) -> dict[str, object]:
@@ -149,11 +167,13 @@ def main() -> None:
     chosen = np.random.Generator(np.random.PCG64(5)).permutation(len(celebrities.names))[: args.invented]
     model, faces = (parts.family, parts.table_hash), face_directions(parts, basis)
     nobody = [invented(f"n{k}", k, celebrities, basis, model, faces)[0] for k in range(args.invented)]
+    z = np.stack([person(seed) for seed in seeds])
     figures = {
+        "likeness": measure_dial(parts, jury, people, z, basis),
         "mix": measure_mixes(parts, jury, people, basis),
         "celebrities": see(parts, jury, [celebrities.names[i] for i in chosen]).told(),
         "invent": see(parts, jury, nobody).told(),
-        "nearest": measure_nearest(people, np.stack([person(seed) for seed in seeds]), celebrities, basis),
+        "nearest": measure_nearest(people, z, celebrities, basis),
     }
     text = json.dumps(figures, indent=1)
     print(text)
