@@ -16,7 +16,7 @@ from celebctl_runtime import pipeline
 from celebctl_runtime.backends import OrtBackend, Texts
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import UsageProblem
-from celebctl_runtime.layout import NONE, Region, layout_text, parse_layout, region_masks
+from celebctl_runtime.layout import Region, layout_text, parse_layout, region_masks
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import SAMPLERS, Request, batch
 from celebctl_runtime.samplers import Plan, plan
@@ -76,8 +76,8 @@ def test_halves_leave_nothing_to_the_whole_prompt() -> None:
         ("left:Alice, right:<bob>", SIDES),
         ("alice@0,0,0.5,1 bob@0.5,0,1,1", SIDES),
         ("top:bob;alice@0.25,0.5,1,1", "top:bob,alice@0.25,0.5,1,1"),
-        ("none", NONE),
-        (" ", NONE),
+        ("none", ""),
+        (" ", ""),
     ],
 )
 def test_layouts_as_they_are_typed(text: str, written: str) -> None:

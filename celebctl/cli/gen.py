@@ -38,23 +38,8 @@ def gen(
     ] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
     negative: Annotated[str, typer.Option("--negative", "--neg", help="What not to draw.")] = "",
-    likeness: Annotated[
-        str | None,
-        typer.Option(
-            "--likeness",
-            help="0, the average celebrity, to 1, as learned; alice=0.8,bob=1 for each.",
-            metavar="SHARE",
-            show_default="1",
-        ),
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            "--layout",
-            help="Who stands where: left:alice,right:bob, or boxes, alice@0,0,0.5,1 (left, top, right, bottom edge).",
-            show_default="none",
-        ),
-    ] = None,
+    likeness: options.Likeness = None,
+    layout: options.Layout = None,
     size: Annotated[str | None, typer.Option("--size", help="Pixels of the model, before enlarging: WxH.")] = None,
     scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
     out: Annotated[
@@ -82,10 +67,9 @@ def gen(
     check_count(count, first)
     width, height = options.parse_size(size)
     dial = FULL if likeness is None else parse_likeness(likeness)
-    regions = parse_layout(layout or "")
     wanted = Request(
         prompt, negative, first, given(steps, "--steps"), guidance, sampler or "", width, height,
-        likeness=dial, layout=layout_text(regions) if regions else "",
+        likeness=dial, layout=layout_text(parse_layout(layout or "")),
     )  # fmt: skip
     requests = batch(wanted, count)
     shop = Outlet.choose(out, prompt, [request.seed for request in requests], force, desk.json)

@@ -68,8 +68,8 @@ def parse_layout(text: str) -> tuple[Region, ...]:
 
 
 def layout_text(regions: Sequence[Region]) -> str:
-    """The inverse of :func:`parse_layout`."""
-    return ",".join(map(str, regions)) or NONE
+    """The inverse of :func:`parse_layout`, "" for no regions."""
+    return ",".join(map(str, regions))
 
 
 def region_masks(regions: Sequence[Region], height: int, width: int) -> NDArray[np.float32]:
