@@ -161,7 +161,9 @@ def test_gen_writes_dials_into_the_recipe_and_regen_follows_it(desk: Desk) -> No
     desk.know("alice", "bob")
     toy_bundle(desk.library)
     words = ("gen", "alice and bob", "-s", "4", "--likeness", "alice=0.5,bob=1", "--layout", "right:alice,left:bob")
-    path = Path(desk(*words).lines[0])
+    said = desk(*words)
+    assert "guidance 2.5, likeness alice=0.5,bob=1, layout right:alice,left:bob" in said.err
+    path = Path(said.lines[0])
     request = recipe(path)
     assert request.likeness == (("alice", 0.5), ("bob", 1.0)) and request.layout == "right:alice,left:bob"
     said = desk("regen", path)

@@ -309,10 +309,18 @@ def _comment(desk: Desk, picture: "Picture") -> None:
 
     request, dropped = picture.request, picture.record.get("dropped_text")
     who = listed(request.identities or ()) or "nobody you know"
-    place = f"; laid out {request.layout}" if request.layout else ""
-    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}{place}")
+    wishes = f", likeness {_shares(request)}" if request.likeness != 1.0 else ""
+    wishes += f", layout {request.layout}" if request.layout else ""
+    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}{wishes}")
     if dropped:
         desk.note(f"this did not fit into the prompt and was left out: {dropped}")
+
+
+def _shares(request: "Request") -> str:
+    """The likeness that was asked for, as it is typed."""
+    if isinstance(request.likeness, float):
+        return f"{request.likeness:g}"
+    return ",".join(f"{name}={share:g}" for name, share in request.likeness)
 
 
 def _difference(then: dict[str, Any], now: Any) -> str:

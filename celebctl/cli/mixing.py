@@ -22,7 +22,7 @@ MOST_FRAMES = 60
 PLACE = "{}"  # in a prompt: where the person goes
 FRAME = "strip-frame-{}"  # what the people of a strip are called while it is drawn
 
-TwoOrMore = Annotated[list[str], typer.Argument(help="Two or more people you know.", metavar="NAME NAME...")]
+TwoOrMore = Annotated[list[str], typer.Argument(help="Two or more people you know.", metavar="NAME...")]
 
 
 def mix(
