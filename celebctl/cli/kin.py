@@ -26,7 +26,7 @@ def invent(
     model: options.Model = None,
     force: options.Force = False,
 ) -> None:
-    """Somebody who does not exist, the same in every picture."""
+    """Make up somebody who does not exist, the same in every picture."""
     from celebctl.library import Library, shelf_name
     from celebctl.settings import Settings
 
@@ -61,7 +61,7 @@ def nearest(
     model: options.Model = None,
     shelf: options.Shelf = None,
 ) -> None:
-    """Which celebrities, and which people you know, are most like somebody."""
+    """Tell which celebrities and which people you know are most like somebody."""
     from celebctl.library import Library
     from celebctl.settings import Settings
     from celebctl_runtime.errors import IntegrityProblem, UsageProblem

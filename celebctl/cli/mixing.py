@@ -39,7 +39,7 @@ def mix(
     shelf: options.Shelf = None,
     force: options.Force = False,
 ) -> None:
-    """Somebody between people you know."""
+    """Make somebody who is between people you know."""
     from celebctl.library import Library
     from celebctl.method.vectors import mixed, weights_of
 
@@ -75,7 +75,7 @@ def strip(
     device: options.Device = None,
     threads: options.Threads = None,
 ) -> None:
-    """The same picture again and again while one person becomes another."""
+    """Draw one person turning into another: a strip of pictures, and an animation."""
     from celebctl.library import Library
     from celebctl.settings import Settings
     from celebctl.strip import labels, stations

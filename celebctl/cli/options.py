@@ -33,8 +33,9 @@ Layout = Annotated[
     str | None,
     typer.Option(
         "--layout",
-        help="Who stands where: left:alice,right:bob (also top, bottom), or boxes alice@LEFT,TOP,RIGHT,BOTTOM, 0 to 1.",
-        metavar="PLACE:NAME,...",
+        help="Who stands where: left:alice,right:bob (also top, bottom), or boxes from 0 to 1: alice@0,0,0.5,1"
+        " (left, top, right, bottom edge).",
+        metavar="PLACES",
         show_default="none",
     ),
 ]

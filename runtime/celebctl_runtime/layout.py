@@ -106,7 +106,7 @@ def _region(item: str) -> Region:
     side, colon, name = item.partition(":")
     if colon:
         if side.lower() not in HALVES:
-            raise UsageProblem(f"the layout has no place {side!r}", f"use {', '.join(HALVES)}, or a box: {_HINT[6:]}")
+            raise UsageProblem(f"a layout has no place {side!r}", f"places are {', '.join(HALVES)}; {_HINT}")
         return Region(check_name(name.strip("<>")), HALVES[side.lower()])
     name, at, edges = item.partition("@")
     if not at:
