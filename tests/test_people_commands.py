@@ -129,7 +129,7 @@ def celebrities(monkeypatch: pytest.MonkeyPatch) -> Celebrities:
 @pytest.mark.usefixtures("celebrities")
 def test_invent_keeps_somebody_who_can_be_told_again(desk: Desk) -> None:  # noqa: F811
     said = desk("invent", "--seed", "5", "--name", "dana")
-    assert said.code == 0 and "dana is nobody (seed 5); nearest celebrity: first" in said.err
+    assert said.code == 0 and "dana is nobody (seed 5); nearest celebrity: First" in said.err
     dana = desk.library.load("dana")
     refused(desk("invent", "--seed", "6", "--name", "dana"), 2, "already know dana")
     document = desk("invent", "--seed", "5", "--name", "dora", "--json").document

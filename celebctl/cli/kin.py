@@ -48,7 +48,9 @@ def invent(
         hashes, faces = (parts.family, parts.table_hash), face_directions(parts, basis)
         person, nearest = invented(called, chosen, celebrities, basis, hashes, faces)
     path = library.save(person, overwrite=force)
-    desk.tell(f"{called} is nobody (seed {chosen}); nearest celebrity: {nearest.name}, alike {nearest.cosine:.2f}")
+    desk.tell(
+        f"{called} is nobody (seed {chosen}); nearest celebrity: {nearest.name.title()}, alike {nearest.cosine:.2f}"
+    )
     facts = {"name": called, "path": str(path), "seed": chosen, "digest": person.digest}
     desk.give([str(path)], {**facts, "nearest": _document(nearest)})
     desk.next(f'celebctl gen "{called} on the beach"')
@@ -88,7 +90,9 @@ def nearest(
     document = {"name": person.name, "model": parts.name, "nearest": [_document(one) for one in found]}
     rows = [_cells(one) for one in found]
     desk.give_list(["\t".join(row) for row in rows], document, lambda: desk.table(person.name, COLUMNS, rows))
-    desk.tell("alike: cosine of the directions from the average celebrity; distance: of a celebrity from it is 1")
+    desk.tell(
+        "alike: cosine of the directions from the average celebrity; distance: 1 is a celebrity's from the average"
+    )
 
 
 def open_basis(
@@ -115,4 +119,4 @@ def _document(one: "Neighbour") -> dict[str, object]:
 def _cells(one: "Neighbour") -> Sequence[str]:
     said = one.name.title() if one.celebrity else one.name
     numbers = (one.cosine, one.first, one.last, one.distance)
-    return [said, "celebrity" if one.celebrity else "yours", *(f"{number:.2f}" for number in numbers)]
+    return [said, "celebrity" if one.celebrity else "yours", *(f"{round(number, 2) + 0.0:.2f}" for number in numbers)]
