@@ -168,7 +168,7 @@ def row_of(shots: Sequence[Sequence[Shot]]) -> Row:
     possible = float(np.mean([shot.ceiling - shot.floor for pair in shots for shot in pair]))
     every = [shot for pair in shots for shot in pair]
 
-    def interval(values: NDArray[np.float64]) -> float:
+    def interval(values: NDArray[np.floating[Any]]) -> float:
         return 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
     return Row(
@@ -203,7 +203,7 @@ def main() -> None:
         for ahead, left, right in ((True, z, np.roll(z, -1, 0)), (False, np.roll(z, -1, 0), z))
     }
     log = args.work / "shots.json"
-    known = json.loads(log.read_text()) if log.exists() else {}
+    known: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.exists() else {}
     studio = Studio(bundle, OrtBackend(bundle, "cpu", args.threads), jury, people, looks, log, known)
     figures: dict[str, object] = {}
     print(HEAD, flush=True)

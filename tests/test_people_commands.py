@@ -15,7 +15,7 @@ from PIL import Image
 from test_basis import NAMES, Words, table
 from test_cli import Desk, desk, refused  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-import celebctl.method.famous  # noqa: F401
+import celebctl.method.famous  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from celebctl.cli import kin
 from celebctl.method.basis import basis_from_tables
 from celebctl.method.names import token_pairs

@@ -318,9 +318,9 @@ def _comment(desk: Desk, picture: "Picture") -> None:
 
 def _shares(request: "Request") -> str:
     """The likeness that was asked for, as it is typed."""
-    if isinstance(request.likeness, float):
-        return f"{request.likeness:g}"
-    return ",".join(f"{name}={share:g}" for name, share in request.likeness)
+    if isinstance(request.likeness, tuple):
+        return ",".join(f"{name}={share:g}" for name, share in request.likeness)
+    return f"{request.likeness:g}"
 
 
 def _difference(then: dict[str, Any], now: Any) -> str:

@@ -72,7 +72,7 @@ def weights_of(count: int, t: float | None, weights: Sequence[float] | None) -> 
         raise UsageProblem(f"{len(given)} weights do not go with {count} people", "give one number for each person")
     if not np.isfinite(given).all() or (given < 0).any() or not given.any():
         raise UsageProblem(f"--weights {', '.join(f'{w:g}' for w in given)} make no mix", "use numbers from 0 up")
-    shares = np.round(given / given.sum(), _DECIMALS)
+    shares: Doubles = np.round(given / given.sum(), _DECIMALS)
     return tuple(float(share) for share in shares)
 
 
@@ -204,7 +204,7 @@ def _sum_of_celebrities(
     drawn: Floats, celebrities: Celebrities, basis: CelebBasis, faces: Floats | None
 ) -> tuple[Floats, ...]:
     """Coefficients of a sum of the celebrities' deviations, weighted by ``drawn`` (n,) of variance 1."""
-    weights = drawn.astype(np.float64) / np.sqrt(max(len(drawn) - 1, 1))
+    weights = drawn.astype(np.float64) / max(len(drawn) - 1, 1) ** 0.5
     found: list[Doubles] = []
     for rows, components in zip(celebrities.rows, basis.components, strict=True):
         moved = np.einsum("n,njd->jd", weights, rows - rows.mean(0, dtype=np.float64))

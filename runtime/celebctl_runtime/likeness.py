@@ -39,19 +39,19 @@ def parse_likeness(text: str) -> Likeness:
 
 def share_of(likeness: Likeness, name: str) -> float:
     """The share that holds for one person."""
-    return likeness if isinstance(likeness, float) else dict(likeness).get(name, FULL)
+    return dict(likeness).get(name, FULL) if isinstance(likeness, tuple) else likeness
 
 
 def check_likeness(likeness: Likeness) -> None:
     """Raise UsageProblem for a share outside 0 to 1."""
-    for share in [likeness] if isinstance(likeness, float) else [share for _, share in likeness]:
+    for share in [share for _, share in likeness] if isinstance(likeness, tuple) else [likeness]:
         if not (math.isfinite(share) and 0.0 <= share <= FULL):
             raise UsageProblem(f"likeness {share:g} is out of range", "use 0 (the average celebrity) to 1 (as learned)")
 
 
 def likeness_to_json(likeness: Likeness) -> float | dict[str, float]:
     """A number, or an object of names and numbers."""
-    return likeness if isinstance(likeness, float) else dict(likeness)
+    return dict(likeness) if isinstance(likeness, tuple) else likeness
 
 
 def likeness_from_json(value: Any) -> Likeness:

@@ -234,7 +234,7 @@ def _tokenize(
 def _check_named(request: Request, used: Sequence[str]) -> None:
     """Raise UsageProblem for a layout or likeness of somebody whom the prompt does not name."""
     laid_out = [region.name for region in parse_layout(request.layout)]
-    dialled_alone = [] if isinstance(request.likeness, float) else [name for name, _ in request.likeness]
+    dialled_alone = [name for name, _ in request.likeness] if isinstance(request.likeness, tuple) else []
     for what, names in (("layout", laid_out), ("likeness", dialled_alone)):
         for name in names:
             if name not in used:
