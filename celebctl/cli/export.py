@@ -113,7 +113,7 @@ def make_bundle(
             place,
             spare_rows=spare_rows if spare_rows is not None else max(SPARE_ROWS, 4 * len(people)),
             dtype="fp16" if dtype == "fp16" else "fp32",
-            average=_average(library, parts),
+            average=_average(desk, library, parts),
             on_stage=say,
         )
     if out is None:
@@ -157,15 +157,16 @@ def change_people(
     desk.next(f'celebctl gen "{prompt_idea(sorted(bundle.manifest.identities))}"')
 
 
-def _average(library: "Library", parts: Any) -> Any:
-    """The average celebrity's token rows, for `gen --likeness`; None for a model with too few names for a basis."""
-    from celebctl_runtime.errors import InputRejected
+def _average(desk: Desk, library: "Library", parts: Any) -> Any:
+    """The average celebrity's token rows, for `gen --likeness`; None, and a note, where there is no basis to be had."""
+    from celebctl_runtime.errors import CelebctlError
 
     from .basis import basis_of
 
     try:
         return basis_of(library, parts).mean
-    except InputRejected:
+    except CelebctlError as problem:
+        desk.note(f"{problem.problem}; gen --likeness will not work with this bundle")
         return None
 
 
