@@ -164,14 +164,15 @@ def main() -> None:
     seeds = [args.first + i for i in range(args.people)]
     people = strangers(parts, basis, seeds, args.work, args.together)
     celebrities = celebrities_of(parts)
-    chosen = np.random.Generator(np.random.PCG64(5)).permutation(len(celebrities.names))[: args.invented]
+    shuffled: list[int] = np.random.Generator(np.random.PCG64(5)).permutation(len(celebrities.names)).tolist()
+    chosen = [celebrities.names[i] for i in shuffled[: args.invented]]
     model, faces = (parts.family, parts.table_hash), face_directions(parts, basis)
     nobody = [invented(f"n{k}", k, celebrities, basis, model, faces)[0] for k in range(args.invented)]
-    z = np.stack([person(seed) for seed in seeds])
+    z = np.stack([person(seed) for seed in seeds]).astype(np.float64)
     figures = {
         "likeness": measure_dial(parts, jury, people, z, basis),
         "mix": measure_mixes(parts, jury, people, basis),
-        "celebrities": see(parts, jury, [celebrities.names[i] for i in chosen]).told(),
+        "celebrities": see(parts, jury, chosen).told(),
         "invent": see(parts, jury, nobody).told(),
         "nearest": measure_nearest(people, z, celebrities, basis),
     }

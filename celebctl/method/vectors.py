@@ -72,8 +72,8 @@ def weights_of(count: int, t: float | None, weights: Sequence[float] | None) -> 
         raise UsageProblem(f"{len(given)} weights do not go with {count} people", "give one number for each person")
     if not np.isfinite(given).all() or (given < 0).any() or not given.any():
         raise UsageProblem(f"--weights {', '.join(f'{w:g}' for w in given)} make no mix", "use numbers from 0 up")
-    shares: Doubles = np.round(given / given.sum(), _DECIMALS)
-    return tuple(float(share) for share in shares)
+    shares: list[float] = (given / given.sum()).round(_DECIMALS).tolist()
+    return tuple(shares)
 
 
 def mixed(people: Sequence[Identity], weights: Sequence[float], name: str) -> Identity:
@@ -152,10 +152,10 @@ def neighbours(
     whole, first, last = _cosines(here, there), _cosines(here[:, :1], there[:, :1]), _cosines(here[:, 1:], there[:, 1:])
     apart = np.sqrt(np.square(there - here).sum((1, 2)))
     names = [*celebrities.names, *(one.name for one in known)]
+    order: list[int] = np.argsort(-whole, kind="stable").tolist()
     count = len(celebrities.names)
     return [
-        Neighbour(names[i], i < count, float(whole[i]), float(first[i]), float(last[i]), float(apart[i]))
-        for i in np.argsort(-whole, kind="stable").tolist()
+        Neighbour(names[i], i < count, float(whole[i]), float(first[i]), float(last[i]), float(apart[i])) for i in order
     ]
 
 
