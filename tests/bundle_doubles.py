@@ -6,6 +6,7 @@ depend on prompt, order of words, people, guidance, noise and timestep.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,9 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "clip_sample": False,
 }
+
+#: The average celebrity of the toy model, for each text encoder.
+AVERAGE = (np.linspace(-1, 1, 2 * WIDTH, dtype=np.float32).reshape(2, WIDTH),)
 
 _TEXT = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -119,7 +123,13 @@ encoder (float[batch, 3, height, width] image) => (float[batch, 4, h, w] latent)
 
 
 def write_bundle(
-    path: Path, *, spare_rows: int = 8, dtype: str = "float32", seed: int = 0, encodes: bool = False
+    path: Path,
+    *,
+    spare_rows: int = 8,
+    dtype: str = "float32",
+    seed: int = 0,
+    encodes: bool = False,
+    average: Sequence[NDArray[np.float32]] | None = AVERAGE,
 ) -> Bundle:
     """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, nobody in it; ``encodes`` pictures if so told."""
     path.mkdir(parents=True)
@@ -152,7 +162,10 @@ def write_bundle(
             ),
         ),
         created_by={"celebctl": "tests"},
+        average="" if average is None else "average.bin",
     )
+    if average is not None:
+        (path / "average.bin").write_bytes(b"".join(rows.astype("<f4").tobytes() for rows in average))
     return Bundle.seal(path, manifest)
 
 

@@ -265,9 +265,9 @@ def test_a_device_that_is_full_ends_with_the_environments_exit_code(
 def test_graphs_opened_ahead_are_opened_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, plain = list[str](), OrtBackend._open_file  # pyright: ignore[reportPrivateUsage]
 
-    def counted(self: OrtBackend, path: Path, cuda_options: Any) -> Any:
+    def counted(self: OrtBackend, path: Path, *options: Any) -> Any:
         opened.append(path.name)
-        return plain(self, path, cuda_options)
+        return plain(self, path, *options)
 
     monkeypatch.setattr(OrtBackend, "_open_file", counted)
     backend = OrtBackend(bundle, "cpu", 1)

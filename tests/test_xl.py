@@ -32,6 +32,7 @@ pytest.importorskip("onnxscript")
 
 from celebctl.method.sampling import draw, rows_of  # noqa: E402
 
+AVERAGE = tuple(np.linspace(-1, 1, 2 * width, dtype=np.float32).reshape(2, width) for width in (32, 48))
 PROMPTS = ["a portrait of ann and bob playing chess", "beach"]
 
 
@@ -76,7 +77,7 @@ def test_rows_in_place_equal_rows_in_both_tables(xl_folder: Path) -> None:
 def bundle(xl_parts: DiffusionParts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny model exported with eve, whose rows are random, for both text encoders."""
     place = tmp_path_factory.mktemp("xl-bundle") / "xl"
-    return export_bundle(xl_parts, [eve(xl_parts)], place, spare_rows=8)
+    return export_bundle(xl_parts, [eve(xl_parts)], place, spare_rows=8, average=AVERAGE)
 
 
 def eve(parts: DiffusionParts) -> Identity:
@@ -109,6 +110,27 @@ def test_people_move_in_and_out_of_both_tables(xl_parts: DiffusionParts, bundle:
     copy.verify("full")
     tables = [copy.file(table.file).read_bytes() for table in bundle.manifest.token_tables]
     assert tables == [bundle.file(table.file).read_bytes() for table in bundle.manifest.token_tables]
+
+
+def test_dials_and_guests_reach_both_tables(xl_parts: DiffusionParts, bundle: Bundle) -> None:
+    """The average celebrity is drawn for everybody without likeness, and by the runtime as by torch."""
+    assert all(np.array_equal(a, b) for a, b in zip(bundle.average(), AVERAGE, strict=True))
+    ada = replace(eve(xl_parts), name="ada", embeddings=AVERAGE)
+    backend, one = OrtBackend(bundle, "cpu", 1), Request("eve playing chess", seed=5, steps=2, guidance=4.0)
+    wanted = [replace(one, likeness=0.0), replace(one, prompt="ada playing chess")]
+    nobody, average = (np.asarray(p.image) for p in generate(bundle, backend, wanted, guests=[ada]))
+    torchs = draw(xl_parts, ["<ada> playing chess"], [5], {"ada": rows_of(ada)}, steps=2, guidance=4.0, fast=False)[0]
+    assert np.array_equal(nobody, average) and np.abs(average.astype(int) - torchs.astype(int)).max() <= 1
+
+
+def test_a_region_of_everything_is_a_prompt_of_one_person(xl_parts: DiffusionParts, bundle: Bundle) -> None:
+    """On the exported graph as it is: context, pooled text and guidance of each region are its own prompt's. Up to
+    rounding, for more prompts are read at once."""
+    dan = replace(eve(xl_parts), name="dan", embeddings=AVERAGE)
+    layout = "dan@0,0,1,1,eve@0,0,0.001,0.001"
+    wanted = [Request("dan and eve", seed=3, steps=3, layout=layout), Request("dan and dan", seed=3, steps=3)]
+    region, whole = (np.asarray(p.image) for p in generate(bundle, OrtBackend(bundle, "cpu", 1), wanted, guests=[dan]))
+    assert np.abs(region.astype(int) - whole.astype(int)).max() <= 1
 
 
 def test_a_picture_equals_diffusers(xl_parts: DiffusionParts, xl_folder: Path) -> None:

@@ -13,7 +13,9 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
 from .gen import gen, regen
+from .kin import invent, nearest
 from .learn import learn
+from .mixing import mix, strip
 from .people import forget, list_people, rename, show
 from .portable import export_embedding, import_person, inspect_file
 from .portrait import portrait
@@ -60,6 +62,10 @@ app.command("list", rich_help_panel=PEOPLE)(list_people)
 app.command(rich_help_panel=PEOPLE)(show)
 app.command(rich_help_panel=PEOPLE)(rename)
 app.command(rich_help_panel=PEOPLE)(forget)
+app.command(rich_help_panel=PEOPLE)(mix)
+app.command(rich_help_panel=PEOPLE)(strip)
+app.command(rich_help_panel=PEOPLE)(invent)
+app.command(rich_help_panel=PEOPLE)(nearest)
 app.command("export-embedding", rich_help_panel=PEOPLE)(export_embedding)
 app.command("import", rich_help_panel=PEOPLE)(import_person)
 app.command("inspect", rich_help_panel=PEOPLE)(inspect_file)

@@ -40,6 +40,8 @@ def gen(
     ] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
     negative: Annotated[str, typer.Option("--negative", "--neg", help="What not to draw.")] = "",
+    likeness: options.Likeness = None,
+    layout: options.Layout = None,
     size: Annotated[str | None, typer.Option("--size", help="Pixels of the model, before enlarging: WxH.")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="Begin with this picture instead of noise.")] = None,
     strength: Annotated[
@@ -60,6 +62,8 @@ def gen(
     """Make pictures of the people you learned."""
     from celebctl.library import Library
     from celebctl.settings import Settings
+    from celebctl_runtime.layout import layout_text, parse_layout
+    from celebctl_runtime.likeness import FULL, parse_likeness
     from celebctl_runtime.request import Request, batch
 
     desk = ctx.ensure_object(Desk)
@@ -68,13 +72,17 @@ def gen(
     first = fresh_seed() if seed is None else seed
     check_count(count, first)
     width, height = options.parse_size(size)
-    wanted = Request(prompt, negative, first, _given(steps, "--steps"), guidance, sampler or "", width, height)
+    dial = FULL if likeness is None else parse_likeness(likeness)
+    wanted = Request(
+        prompt, negative, first, given(steps, "--steps"), guidance, sampler or "", width, height,
+        likeness=dial, layout=layout_text(parse_layout(layout or "")),
+    )  # fmt: skip
     wanted, sources = begin_with(source, strength, wanted)
     requests = batch(wanted, count)
     shop = Outlet.choose(out, prompt, [request.seed for request in requests], force, desk.json)
     opened = open_bundle(desk, library, str(settings.text("model", model)), bundle, [prompt, negative])
     backend = open_backend(desk, library, opened, settings, device, threads)
-    enlarge = opened.manifest.size.display_scale if scale is None else _given(scale, "--scale")
+    enlarge = opened.manifest.size.display_scale if scale is None else given(scale, "--scale")
     made: list[dict[str, Any]] = []
     for picture in draw(desk, opened, backend, requests, sources):
         path = shop.put(desk, picture, metadata=metadata, scale=enlarge)
@@ -203,7 +211,7 @@ def draw(
         group = requests[first : first + backend.batch_limit]
         title = "drawing" if len(requests) == 1 else f"drawing {first + len(group)} of {len(requests)}"
         with desk.progress(title) as report:
-            pictures = generate(bundle, backend, group, partial(_pass_on, report), sources)
+            pictures = generate(bundle, backend, group, partial(_pass_on, report), sources=sources)
         yield from pictures
 
 
@@ -326,9 +334,18 @@ def _comment(desk: Desk, picture: "Picture") -> None:
 
     request, dropped = picture.request, picture.record.get("dropped_text")
     who = listed(request.identities or ()) or "nobody you know"
-    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}")
+    wishes = f", likeness {_shares(request)}" if request.likeness != 1.0 else ""
+    wishes += f", layout {request.layout}" if request.layout else ""
+    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}{wishes}")
     if dropped:
         desk.note(f"this did not fit into the prompt and was left out: {dropped}")
+
+
+def _shares(request: "Request") -> str:
+    """The likeness that was asked for, as it is typed."""
+    if isinstance(request.likeness, tuple):
+        return ",".join(f"{name}={share:g}" for name, share in request.likeness)
+    return f"{request.likeness:g}"
 
 
 def _difference(then: dict[str, Any], now: Any) -> str:
@@ -338,7 +355,7 @@ def _difference(then: dict[str, Any], now: Any) -> str:
     return f"changed since: {', '.join(changed)}" if changed else "though nothing that matters is known to have changed"
 
 
-def _given(number: int | None, flag: str) -> int:
+def given(number: int | None, flag: str) -> int:
     """A number somebody typed, 0 for none: the runtime reads 0 as its default, so a typed 0 must not get there."""
     if number is None:
         return 0

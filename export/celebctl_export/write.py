@@ -14,10 +14,14 @@ from celebctl_export.parity import FLOORS, Parity, check, measure, sizes_to_meas
 from celebctl_export.to_onnx import move_table, save_graph, to_onnx
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from celebctl_models.diffusion import DiffusionParts
 
 TABLE_FILES = {"text_encoder": "token_table.bin", "text_encoder_2": "token_table_2.bin"}
 TOKENIZER_FILE = "tokenizer.json"
+AVERAGE_FILE = "average.bin"
 DATA_FILES = {
     "text_encoder": "text_encoder.data",
     "text_encoder_2": "text_encoder_2.data",
@@ -81,6 +85,12 @@ def _measured_variant(
         discard_variant(folder, reference.name)
         return [], []
     return found, rows
+
+
+def write_average(rows: Sequence[NDArray[np.float32]], folder: Path) -> str:
+    """The average celebrity's rows, (2, D) of each text encoder, raw and in order; returns the file's name."""
+    (folder / AVERAGE_FILE).write_bytes(b"".join(array.astype("<f4").tobytes() for array in rows))
+    return AVERAGE_FILE
 
 
 def _table_name(spec: GraphSpec) -> str:

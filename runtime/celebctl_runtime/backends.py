@@ -7,17 +7,20 @@ a row of a table), no prompt and no person.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cores import physical_cores
+from .engines import TABLE_INPUT, encoder_number
 from .errors import IntegrityProblem, UsageProblem
+from .guests import Guest, digests, table_with_guests
 from .ort_session import CUDA, CUDA_OPTIONS, NO_CAPTURE, choose_providers, load_onnxruntime, memory_problems, no_cuda
 from .ort_session import open_session as open_ort
 from .ort_steps import BoundSteps
@@ -70,8 +73,11 @@ class Backend(Protocol):
         """How many pictures the engine takes at once."""
         ...
 
-    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Token ids (B, 77) -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+    def encode(self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()) -> Encodings:
+        """Token ids (B, 77) -> context (B, 77, D) and, of XL models, pooled text (B, P).
+
+        The rows of ``guests`` count in place of what the token tables have there.
+        """
         ...
 
     def step(
@@ -151,7 +157,10 @@ class OrtBackend:
         self._bound: OrderedDict[Hashable, BoundSteps] = OrderedDict()
         self._bound_ever = 0
         self._encoded: OrderedDict[Hashable, Encodings] = OrderedDict()
+        self._read: WeakKeyDictionary[Texts, dict[str, NDArray[Any]]] = WeakKeyDictionary()
         self._fingerprint = ""
+        self._guests: tuple[Guest, ...] = ()  # whom that session was opened with
+        self._tables: dict[str, Any] = {}  # of OrtValue, by graph: tables with guests, which a session does not copy
         self._people: dict[int, str] = {}  # token row -> digest of whom the text encoder's session holds there
 
     @property
@@ -161,19 +170,20 @@ class OrtBackend:
             self._session("vae_decoder")  # only a session tells whether CUDA is really there
         return _GPU_BATCH if CUDA in self._providers else 1
 
-    def encode(self, ids: NDArray[np.int64]) -> Encodings:
-        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+    def encode(self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()) -> Encodings:
+        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P); see :class:`Backend`."""
         manifest = self._bundle.manifest
-        people = {row: resident.digest for resident in manifest.identities.values() for row in resident.rows[0]}
+        people = digests(manifest, guests)
         rows = set(ids.ravel().tolist())
         met = tuple(sorted((row, people[row]) for row in rows & people.keys()))
         key = (manifest.fingerprint, ids.tobytes(), met)  # equal prompts that mean the same people read the same
-        found = self._encoded[key] if key in self._encoded else self._encode(ids, people)
+        found = self._encoded[key] if key in self._encoded else self._encode(ids, people, guests)
         if self._bundle.is_current():  # otherwise what was read may be half of something
             return recent(self._encoded, key, lambda: found, _KEPT)
         return found
 
-    def _encode(self, ids: NDArray[np.int64], people: dict[int, str]) -> Encodings:
+    def _encode(self, ids: NDArray[np.int64], people: dict[int, str], guests: Sequence[Guest]) -> Encodings:
+        self._look_again()  # before sessions of another export are taken for those that this one needs
         manifest = self._bundle.manifest
         graphs = ["text_encoder", *(f"text_encoder_{n}" for n in range(2, len(manifest.token_tables) + 1))]
         # A session on a GPU, or one whose engine copied the table, does not see rows that were written after it began.
@@ -181,7 +191,7 @@ class OrtBackend:
             for graph in graphs:
                 self._sessions.pop(self._facts(graph).file, None)
         if self._facts("text_encoder").file not in self._sessions:
-            self._people = people
+            self._people, self._guests = people, tuple(guests)
         found = [
             self._run_all(graph, {"input_ids": ids_for(manifest, number, ids)}) for number, graph in enumerate(graphs)
         ]
@@ -197,7 +207,10 @@ class OrtBackend:
         plan: Plan,
     ) -> NDArray[np.float32]:
         """One step; see :class:`Backend`. Whole runs go faster through :meth:`denoise`."""
-        feeds = self._step_feeds(state, noise, texts, plan) | {"step": np.array([index], dtype=np.int64)}
+        if texts not in self._read:
+            self._read[texts] = self._memory(texts)
+        feeds = self._step_feeds(state, noise, texts, plan, self._read[texts])
+        feeds["step"] = np.array([index], dtype=np.int64)
         return self._run(step_graph(texts), feeds)
 
     def denoise(
@@ -211,7 +224,7 @@ class OrtBackend:
         """All steps of ``plan`` with no state moved: state (2, B, 4, h, w) -> the last; see :class:`RunsWhole`."""
         graph = step_graph(texts)
         session = self._session(graph)
-        feeds = self._checked(graph, self._step_feeds(state, noise(0), texts, plan))
+        feeds = self._checked(graph, self._step_feeds(state, noise(0), texts, plan, self._memory(texts)))
         key = (graph, *((name, array.shape) for name, array in sorted(feeds.items())))
         on_cuda = CUDA in self._providers
 
@@ -239,12 +252,17 @@ class OrtBackend:
         return facts if device == "cuda" else {**facts, "threads": str(self._threads)}
 
     def _step_feeds(
-        self, state: NDArray[np.float32], noise: NDArray[np.float32], texts: Texts, plan: Plan
+        self,
+        state: NDArray[np.float32],
+        noise: NDArray[np.float32],
+        texts: Texts,
+        plan: Plan,
+        memory: Mapping[str, NDArray[Any]],
     ) -> dict[str, NDArray[Any]]:
         """Every input of a step, at step 0."""
         rows = self._bundle.schedule.num_train_timesteps
         apart = {"step": np.zeros(1, np.int64), "noise": noise}
-        return step_feeds(state, texts, plan, rows) | apart | self._memory(texts)
+        return step_feeds(state, texts, plan, rows) | apart | memory
 
     def _memory(self, texts: Texts) -> dict[str, NDArray[Any]]:
         """What of the texts is the same for every step, where the bundle's graphs want that apart."""
@@ -302,6 +320,7 @@ class OrtBackend:
             self._opening.clear()
             self._sessions.clear()
             self._bound.clear()
+            self._read.clear()
             self._fingerprint = fingerprint
 
     def _open(self, graph: str) -> Any:
@@ -311,10 +330,21 @@ class OrtBackend:
                 return self._believed(self._open_file(path, {**self._cuda_options, "enable_cuda_graph": "1"}))
             except IntegrityProblem:
                 self._captures = False  # a graph with a node that CUDA has no kernel for cannot be captured
-        return self._believed(self._open_file(path, self._cuda_options))
+        return self._believed(self._open_file(path, self._cuda_options, self._guest_table(graph)))
 
-    def _open_file(self, path: Path, cuda_options: Mapping[str, str]) -> Any:
-        return open_ort(self._ort, path, self._threads, self._providers, cuda_options)
+    def _open_file(self, path: Path, cuda_options: Mapping[str, str], given: Mapping[str, Any] | None = None) -> Any:
+        return open_ort(self._ort, path, self._threads, self._providers, cuda_options, given)
+
+    def _guest_table(self, graph: str) -> dict[str, Any]:
+        """What a text encoder reads in place of its own table when there are guests."""
+        self._tables.pop(graph, None)
+        number = encoder_number(graph)
+        if number is None or not self._guests:
+            return {}
+        table = self._bundle.manifest.token_tables[number]
+        content = table_with_guests(self._bundle.file(table.file), table, number, self._guests)
+        self._tables[graph] = self._ort.OrtValue.ortvalue_from_numpy(content)
+        return {TABLE_INPUT: self._tables[graph]}
 
     def _believed(self, session: Any) -> Any:
         """ONNX Runtime falls back to the CPU in silence; believe only what the session itself reports."""

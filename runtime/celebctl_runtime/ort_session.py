@@ -73,10 +73,16 @@ def choose_providers(ort: Any, device: str) -> list[str]:
 
 
 def open_session(
-    ort: Any, path: Path, threads: int, providers: list[str], cuda_options: Mapping[str, str] | None = None
+    ort: Any,
+    path: Path,
+    threads: int,
+    providers: list[str],
+    cuda_options: Mapping[str, str] | None = None,
+    initializers: Mapping[str, Any] | None = None,
 ) -> Any:
     """A session of the graph file ``path``. ``cuda_options``: of the CUDA provider, where it is among ``providers``.
 
+    ``initializers``: OrtValues in place of the graph's own, by name; the caller keeps them as long as the session.
     Raises IntegrityProblem for a graph that cannot be loaded, EnvironmentProblem when memory runs out.
     """
     options = ort.SessionOptions()
@@ -85,6 +91,8 @@ def open_session(
     options.log_severity_level = _FATAL  # its complaints reach people through our own errors
     for key, value in waiting(str(ort.__version__)).items():
         options.add_session_config_entry(key, value)
+    for name, content in (initializers or {}).items():
+        options.add_initializer(name, content)
     wanted = [(name, dict(cuda_options)) if name == CUDA and cuda_options else name for name in providers]
     try:
         with memory_problems(CUDA in providers):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .errors import UsageProblem
 from .identity import check_name
+from .layout import parse_layout
+from .likeness import FULL, Likeness, check_likeness, likeness_from_json, likeness_to_json
 
 if TYPE_CHECKING:
     from .manifest import Manifest
@@ -35,8 +37,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "identities": (list, tuple, type(None)),
     "source": (str,),
     "strength": (int, float),
+    "likeness": (int, float, dict),
+    "layout": (str,),
 }
-_SOURCE_ONLY = ("source", "strength")
+#: What is not written down: recipes that use none of these stay readable for those who know none.
+_USUAL: dict[str, Any] = {"source": "", "likeness": FULL, "layout": ""}
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Request:
     ``steps`` 0, ``guidance`` None, ``sampler`` "" and sizes 0 mean: the bundle's default. ``identities`` None means
     that every person in the bundle may be named in the prompt; a tuple means exactly these, so that a recipe keeps its
     meaning when a person with the name of one of its plain words joins the bundle later. ``source``: SHA-256 of the
-    picture file to begin with instead of noise, and ``strength`` (0, 1], how much of it may change.
+    picture file to begin with instead of noise, and ``strength`` (0, 1], how much of it may change. ``likeness``: see
+    likeness.py. ``layout``: who stands where, see layout.py; "" when nothing is said.
     """
 
     prompt: str
@@ -60,6 +66,8 @@ class Request:
     identities: tuple[str, ...] | None = None
     source: str = ""
     strength: float = 1.0
+    likeness: Likeness = FULL
+    layout: str = ""
 
     @property
     def skipped(self) -> int:
@@ -67,12 +75,13 @@ class Request:
         return self.steps - min(int(self.steps * self.strength), self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """The request as JSON-ready values, in a fixed order; what is about a source only where there is one."""
+        """The request as JSON-ready values, in a fixed order; source, likeness and layout only where asked for."""
         data = asdict(self)
         if not self.source:
-            data = {key: value for key, value in data.items() if key not in _SOURCE_ONLY}
+            del data["strength"]
         data["identities"] = None if self.identities is None else list(self.identities)
-        return data
+        data["likeness"] = likeness_to_json(self.likeness)
+        return {key: value for key, value in data.items() if key not in _USUAL or _USUAL[key] != value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Request:
@@ -91,6 +100,8 @@ class Request:
         values["strength"] = float(values.get("strength", 1.0))
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
+        if "likeness" in values:
+            values["likeness"] = likeness_from_json(values["likeness"])
         return cls(**values)
 
 
@@ -117,6 +128,8 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_text("negative prompt", full.negative)
     _check_numbers(full)
     _check_size(full, manifest.size.multiple)
+    check_likeness(full.likeness)
+    parse_layout(full.layout)
     return full
 
 
@@ -161,5 +174,5 @@ def _check_size(request: Request, multiple: int) -> None:
 
 
 def _expected(key: str) -> str:
-    names = {str: "text", int: "a whole number", float: "a number", list: "a list of names"}
+    names = {str: "text", int: "a whole number", float: "a number", list: "a list of names", dict: "names and numbers"}
     return " or ".join(dict.fromkeys(names[kind] for kind in _KINDS[key] if kind in names))

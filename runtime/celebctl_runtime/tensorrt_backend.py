@@ -8,7 +8,7 @@ once, or is an error where there is none. What this module does not know: sample
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from .engines import (
     table_rows,
 )
 from .errors import EnvironmentProblem, IntegrityProblem, NotFound
+from .guests import Guest
 from .samplers import Plan
 from .tensorrt_runner import DenoisingLoop, Session, TensorRt
 
@@ -105,8 +106,10 @@ class TensorRtBackend:
         ]
         return max(batches) if batches else self._other("step", "the step").batch_limit
 
-    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+    def encode(
+        self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P); see :class:`Backend`."""
         self._read_records()
         self._elsewhere.clear()
         manifest = self._bundle.manifest
@@ -115,13 +118,15 @@ class TensorRtBackend:
         pieces = {graph: self._pieces(graph, feeds[graph], self._table_shapes(graph)) for graph in encoders}
         for graph in encoders:
             if not pieces[graph]:
-                return self._other(graph, f"{len(ids)} prompts at once").encode(ids)
-        found = [self._encode_one(graph, feeds[graph], pieces[graph]) for graph in sorted(encoders)]
+                return self._other(graph, f"{len(ids)} prompts at once").encode(ids, guests)
+        found = [self._encode_one(graph, feeds[graph], pieces[graph], guests) for graph in sorted(encoders)]
         context = np.concatenate([outputs["context"] for outputs in found], axis=-1)
         return context, found[-1].get("pooled")
 
-    def _encode_one(self, graph: str, feeds: Feeds, pieces: Pieces) -> dict[str, NDArray[np.float32]]:
-        shared = {TABLE_INPUT: self._current_table(encoder_number(graph) or 0)}
+    def _encode_one(
+        self, graph: str, feeds: Feeds, pieces: Pieces, guests: Sequence[Guest]
+    ) -> dict[str, NDArray[np.float32]]:
+        shared = {TABLE_INPUT: self._current_table(encoder_number(graph) or 0, guests)}
         found: list[dict[str, NDArray[np.float32]]] = []
         for piece, engine in pieces:
             part = self._cut(graph, feeds, piece)
@@ -286,7 +291,7 @@ class TensorRtBackend:
         table = self._bundle.manifest.token_tables[encoder_number(graph) or 0]
         return {TABLE_INPUT: (table.rows, table.width)}
 
-    def _current_table(self, encoder: int) -> DeviceBuffer:
+    def _current_table(self, encoder: int, guests: Sequence[Guest]) -> DeviceBuffer:
         """A text encoder's token table on the device, with the rows of everybody who lives in the bundle now."""
         manifest = self._bundle.manifest
         table = manifest.token_tables[encoder]
@@ -307,6 +312,12 @@ class TensorRtBackend:
                 moved[encoder, first] = resident.digest
         if self._bundle.is_current():  # otherwise what was read may be half of something; read it again next time
             self._rows_there.update(moved)
+        for guest in guests:
+            first = guest.rows[encoder][0]
+            rows = guest.embeddings[encoder].astype(table.dtype)
+            self._stream.upload(rows, self._tables[encoder].address + first * table.row_bytes)
+            self._stream.synchronize()
+            self._rows_there[encoder, first] = guest.digest
         return self._tables[encoder]
 
     def _step_elsewhere(
