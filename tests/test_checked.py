@@ -36,7 +36,7 @@ def test_every_file_is_hashed_once(bundle: Bundle, tmp_path: Path) -> None:
     assert ensure_whole(library, bundle) == ["step.onnx"]
 
 
-@pytest.mark.parametrize("name", ["step.onnx", "text_encoder.onnx", "token_table.bin", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("name", ["step.onnx", "average.bin", "token_table.bin", "tokenizer/tokenizer.json"])
 def test_one_flipped_byte_is_found_before_and_after_it_was_whole(bundle: Bundle, tmp_path: Path, name: str) -> None:
     for checked_before in (False, True):
         library = Library(tmp_path / f"home-{checked_before}")

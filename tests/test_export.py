@@ -273,6 +273,31 @@ def test_onnx_runtimes_form_draws_the_same_and_a_bundle_without_it_still_does(ex
         assert np.abs(ours - old).max() <= 1
 
 
+def test_regions_read_their_texts_once(
+    exported_copy: Path, tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's form of the steps, several conditionings and a guest: as without that form, and no work twice."""
+    bundle, runs = Bundle.open(exported_copy), list[str]()
+    plain = Bundle(exported_copy, replace(bundle.manifest, ort_graphs={}), (0,))
+    plain.refresh = lambda: False  # type: ignore[method-assign]
+    plain.is_current = lambda: True  # type: ignore[method-assign]
+    run = OrtBackend._run_raw  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: OrtBackend, graph: str, feeds: Any) -> Any:
+        runs.append(graph)
+        return run(self, graph, feeds)
+
+    monkeypatch.setattr(OrtBackend, "_run_raw", counted)
+    request = Request("ann and ben", seed=2, steps=4, guidance=2.5, layout="left:ann,right:ben")
+    guests = [make_identity(tiny_parts, "ben", 7)]
+    ours, old = (
+        np.asarray(generate(opened, OrtBackend(opened, "cpu", 1), request, guests=guests)[0].image, np.int16)
+        for opened in (bundle, plain)
+    )
+    assert np.abs(ours - old).max() <= 1
+    assert runs.count("reader") == 2 and runs.count("step") == 2 * 2 * request.steps
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
 def test_weights_are_mapped_and_not_read(exported_copy: Path) -> None:
     bundle = Bundle.open(exported_copy)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundle_doubles import write_bundle
+from bundle_doubles import make_identity, write_bundle
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -49,6 +49,23 @@ def test_the_source_and_the_strength_decide(bundle: Bundle, photo: Path) -> None
     assert not np.array_equal(draw(bundle, replace(request, source=other.digest), other), first)
     assert not np.array_equal(draw(bundle, replace(request, strength=0.8), source), first)
     assert not np.array_equal(draw(bundle, Request("a", steps=10)), first)
+
+
+def test_regions_and_dials_go_with_a_source(bundle: Bundle, photo: Path) -> None:
+    for seed, name in enumerate(("alice", "bob"), 1):
+        bundle.add(make_identity(name, seed))
+    source = Source.read(photo)
+    one = Request("alice and alice", steps=10, source=source.digest, strength=0.5, likeness=0.5)
+    plain = draw(bundle, one, source)
+    everywhere = replace(one, prompt="alice and bob", layout="alice@0,0,1,1,bob@0,0,0.001,0.001")
+    assert np.abs(draw(bundle, everywhere, source) - plain).max() <= 1
+    halves = replace(everywhere, layout="left:alice,right:bob")
+    drawn = draw(bundle, halves, source)
+    assert not np.array_equal(drawn, plain)
+    assert not np.array_equal(drawn, draw(bundle, replace(halves, likeness=1.0), source))
+    assert not np.array_equal(drawn, draw(bundle, replace(halves, strength=0.8), source))
+    recipe = Request.from_json(json.loads(json.dumps(halves.to_json())))
+    assert recipe == halves and np.array_equal(draw(bundle, recipe, source), drawn)
 
 
 def test_the_less_strength_the_less_the_seed_matters(bundle: Bundle, photo: Path) -> None:

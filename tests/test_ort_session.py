@@ -153,6 +153,28 @@ def test_prompts_are_encoded_once_until_people_move(bundle: Bundle, monkeypatch:
     assert runs.count("text_encoder") == 2
 
 
+def test_an_encoding_is_not_taken_for_that_of_other_rows(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dials and guests in any order draw what they draw alone, and every one of them is read once."""
+    backend, runs = OrtBackend(bundle, "cpu", 1), list[str]()
+    plain = OrtBackend._run_raw  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: OrtBackend, graph: str, feeds: Any) -> Any:
+        runs.append(graph)
+        return plain(self, graph, feeds)
+
+    double = make_identity("alice", 9)
+    wanted = [(1.0, ()), (0.5, ()), (1.0, (double,)), (0.0, (double,))]
+    alone = [
+        generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", likeness=dial), guests=guests)[0].image
+        for dial, guests in wanted
+    ]
+    monkeypatch.setattr(OrtBackend, "_run_raw", counted)
+    for k in (0, 1, 2, 3, 1, 0, 3, 2, 0):
+        (picture,) = generate(bundle, backend, Request("alice", likeness=wanted[k][0]), guests=wanted[k][1])
+        assert np.array_equal(np.asarray(picture.image), np.asarray(alone[k]))
+    assert runs.count("text_encoder") == 4
+
+
 def test_steps_on_cuda_are_captured_once_for_each_turn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda()
     backend = on_cuda(bundle, fake, monkeypatch)

@@ -13,14 +13,14 @@ from .names import read_names, shared_pairs
 from .vectors import Celebrities
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.texts import TextParts
 
     from .basis import CelebBasis
 
 _NOTHING = 1e-4  # of the largest singular value: rounding of the mapper's file
 
 
-def celebrities_of(parts: DiffusionParts) -> Celebrities:
+def celebrities_of(parts: TextParts) -> Celebrities:
     """Everybody the basis is made of, with the rows of all text encoders."""
     pairs = shared_pairs(parts.tokenizers, read_names(parts))
     tables = [parts.token_table(encoder).float().cpu().numpy() for encoder in range(len(pairs))]
@@ -28,7 +28,7 @@ def celebrities_of(parts: DiffusionParts) -> Celebrities:
     return Celebrities(pairs[0].names, rows)
 
 
-def face_directions(parts: DiffusionParts, basis: CelebBasis) -> NDArray[np.float32] | None:
+def face_directions(parts: TextParts, basis: CelebBasis) -> NDArray[np.float32] | None:
     """What a face decides of a person's coefficients: (S, r) orthonormal columns, coefficients in standard deviations.
 
     They are all that the model's mapper can answer. None for a model without a mapper for this basis.

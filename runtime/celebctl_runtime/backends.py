@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
+    "Encodings",
     "OrtBackend",
     "RunsWhole",
     "Texts",
@@ -262,7 +263,7 @@ class OrtBackend:
         """Every input of a step, at step 0."""
         rows = self._bundle.schedule.num_train_timesteps
         apart = {"step": np.zeros(1, np.int64), "noise": noise}
-        return step_feeds(state, texts, plan, rows) | apart | memory
+        return {**step_feeds(state, texts, plan, rows), **apart, **memory}
 
     def _memory(self, texts: Texts) -> dict[str, NDArray[Any]]:
         """What of the texts is the same for every step, where the bundle's graphs want that apart."""
