@@ -4,6 +4,7 @@
 #   make test     the test suite; what takes minutes or gigabytes: .venv/bin/python -m pytest -m slow
 #   make check    ruff and pyright (strict)
 #   make bench-likeness   the table of the README: 24 unseen people, 3 seeds (about ten minutes on two cores)
+#   make bench-speed   cold start, pictures, steps and memory beside diffusers in turns, with a chart (minutes)
 #   make clean    remove .venv and demo
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ READY  := $(VENV)/.ready
 # Another seed, another game: make demo SEED=9
 SEED   ?= 8
 
-.PHONY: help demo test check bench-likeness clean
+.PHONY: help demo test check bench-likeness bench-speed clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -42,6 +43,12 @@ check: $(READY)
 
 bench-likeness: $(READY)
 	$(BIN)/python benchmarks/likeness.py --out benchmarks/results/likeness.json
+
+bench-speed: $(READY)
+	@home=$$(mktemp -d) || exit 6; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT TERM; \
+	export CELEBCTL_HOME="$$home"; unset CELEBCTL_MODEL; \
+	"$(BIN)/celebctl" bench --rounds 30 --cold 7 --force \
+	  --out benchmarks/results/speed.json --chart benchmarks/results/speed.png
 
 clean:
 	rm -rf $(VENV) demo

@@ -71,7 +71,7 @@ def as_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, tupl
 
 def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Seconds per person over the number of people, one line for each way of measuring."""
-    from celebctl.method.pen import COLOURS, FAINT, GRID, Pen
+    from celebctl.pen import COLOURS, FAINT, GRID, Pen
 
     counts = [row["people"] for row in rows]
     lines = {"celebctl learn": "process_seconds_per_person", "learn_people, model open": "seconds_per_person"}

@@ -6,6 +6,7 @@ depend on prompt, order of words, people, guidance, noise and timestep.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,9 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "clip_sample": False,
 }
+
+#: The average celebrity of the toy model, for each text encoder.
+AVERAGE = (np.linspace(-1, 1, 2 * WIDTH, dtype=np.float32).reshape(2, WIDTH),)
 
 _TEXT = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -107,9 +111,27 @@ decoder (float[batch, 4, h, w] latent) => (float[batch, 3, height, width] image)
 }
 """
 
+_ENCODER = """
+<ir_version: 10, opset_import: ["" : 20]>
+encoder (float[batch, 3, height, width] image) => (float[batch, 4, h, w] latent) {
+  one = Constant <value = int64[1] {1}> ()
+  colours = AveragePool <kernel_shape = [4, 4], strides = [4, 4]> (image)
+  grey = ReduceMean (colours, one)
+  latent = Concat <axis = 1> (colours, grey)
+}
+"""
 
-def write_bundle(path: Path, *, spare_rows: int = 8, dtype: str = "float32", seed: int = 0) -> Bundle:
-    """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, nobody living in it."""
+
+def write_bundle(
+    path: Path,
+    *,
+    spare_rows: int = 8,
+    dtype: str = "float32",
+    seed: int = 0,
+    encodes: bool = False,
+    average: Sequence[NDArray[np.float32]] | None = AVERAGE,
+) -> Bundle:
+    """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, nobody in it; ``encodes`` pictures if so told."""
     path.mkdir(parents=True)
     vocabulary = write_tokenizer(path / "tokenizer" / "tokenizer.json")
     generator = np.random.default_rng(seed)
@@ -123,6 +145,8 @@ def write_bundle(path: Path, *, spare_rows: int = 8, dtype: str = "float32", see
     _save(_STEP.replace("SIDES", "2").replace("GUIDE", _GUIDED), path / "step.onnx")
     _save(_STEP.replace("SIDES", "1").replace("GUIDE", _UNGUIDED), path / "step_nocfg.onnx")
     _save(_DECODER, path / "vae_decoder.onnx")
+    if encodes:
+        _save(_ENCODER, path / "vae_encoder.onnx")
     bos, eos = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     manifest = Manifest(
         model=ModelFacts("toy", FAMILY, "tests", TABLE_HASH),
@@ -138,7 +162,10 @@ def write_bundle(path: Path, *, spare_rows: int = 8, dtype: str = "float32", see
             ),
         ),
         created_by={"celebctl": "tests"},
+        average="" if average is None else "average.bin",
     )
+    if average is not None:
+        (path / "average.bin").write_bytes(b"".join(rows.astype("<f4").tobytes() for rows in average))
     return Bundle.seal(path, manifest)
 
 

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from bundle_doubles import FAMILY, TABLE_HASH, make_identity, write_bundle
+from bundle_doubles import AVERAGE, FAMILY, TABLE_HASH, make_identity, write_bundle
 from face_doubles import photo_of, write_face_models
 from PIL import Image
 
@@ -81,12 +81,13 @@ class Stage:
         *,
         spare_rows: int = 256,
         dtype: str = "fp32",
+        average: Sequence[Any] | None = None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Bundle:
         """Write the toy bundle."""
         self.calls.append({"out": out, "dtype": dtype, "people": [person.name for person in identities]})
         on_stage("exporting step")
-        bundle = write_bundle(out, spare_rows=spare_rows)
+        bundle = write_bundle(out, spare_rows=spare_rows, average=average)
         for person in identities:
             bundle.add(person)
         return bundle
@@ -97,9 +98,9 @@ def contact_sheet(parts: Any, identities: Sequence[Identity], photos: Sequence[I
     return Image.new("RGB", (32 * len(photos), 32), "white")
 
 
-def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False) -> str:
-    """Nobody looks at it here."""
-    return f"basis in {cache}"
+def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False) -> Any:
+    """Only its middle is looked at here."""
+    return SimpleNamespace(mean=AVERAGE)
 
 
 def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:

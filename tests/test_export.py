@@ -18,6 +18,7 @@ ort: Any = pytest.importorskip("onnxruntime")
 
 from conftest import make_identity  # noqa: E402
 
+from celebctl.bench.worker import SCHEDULERS  # noqa: E402
 from celebctl_export import export_bundle, parity  # noqa: E402
 from celebctl_export.graphs import GraphSpec, Size, graph_specs  # noqa: E402
 from celebctl_export.to_onnx import save_graph, to_onnx  # noqa: E402
@@ -35,6 +36,7 @@ from celebctl_runtime.files import sha256_file  # noqa: E402
 from celebctl_runtime.noise import initial_noise  # noqa: E402
 from celebctl_runtime.pipeline import generate  # noqa: E402
 from celebctl_runtime.request import Request  # noqa: E402
+from celebctl_runtime.source import Source  # noqa: E402
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
     from celebctl_runtime.identity import Identity
 
-GRAPHS = ("text_encoder", "step", "vae_decoder")
+GRAPHS = ("text_encoder", "step", "vae_decoder", "vae_encoder")
 UNTRACED = [Size(1, 16, 16), Size(2, 6, 12, guides=1), Size(4, 2, 4)]  # traced: Size(3, 10, 14)
 
 
@@ -58,7 +60,7 @@ def session(path: Path) -> Any:
 def graph_hashes(bundle: Path) -> dict[str, str]:
     """Everything but the manifest and the token table."""
     files = [path for path in bundle.iterdir() if path.suffix in {".onnx", ".data"} or path.name == "tokenizer.json"]
-    assert len(files) == 7
+    assert len(files) == 13
     return {path.name: sha256_file(path) for path in files}
 
 
@@ -165,7 +167,7 @@ def test_the_manifest_tells_the_facts_of_the_model(exported_path: Path, tiny_par
     table, vocabulary = manifest.token_tables[0], len(tiny_parts.tokenizers[0])
     assert (table.first_spare_row, table.spare_rows, table.rows) == (vocabulary, 8, vocabulary + 8)
     assert manifest.identities["ann"].rows == ((vocabulary, vocabulary + 1),)
-    assert {entry["graph"] for entry in manifest.parity} == set(GRAPHS)
+    assert {entry["graph"].partition(" in ")[0] for entry in manifest.parity} == set(GRAPHS)
     assert len({tuple(entry["shape"]) for entry in manifest.parity if entry["output"] == "next_state"}) == 3
     assert {"celebctl", "torch", "onnx", "onnxruntime"} <= manifest.created_by.keys()
     assert str(tiny_parts.path) not in (exported_path / "manifest.json").read_text()
@@ -207,6 +209,103 @@ def test_a_picture_equals_that_of_an_untouched_diffusers(
     ).images
     assert np.abs(decoded[0] / 2 + 0.5 - expected.numpy()).max() < 1e-3
     assert picture.request.identities == ("ann",)
+
+
+@pytest.mark.parametrize(("strength", "sampler"), [(0.6, "ddim"), (0.3, "dpmpp_2m"), (1.0, "euler")])
+def test_a_picture_from_a_picture_equals_that_of_diffusers(
+    exported_path: Path, tiny_folder: Path, tmp_path: Path, strength: float, sampler: str
+) -> None:
+    """The same source, noise and number of steps as StableDiffusionImg2ImgPipeline, encoder included."""
+    diffusers: Any = pytest.importorskip("diffusers")
+    from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as module
+    from PIL import Image
+
+    pixels = np.random.default_rng(3).integers(0, 255, (48, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "from.png")
+    source, bundle = Source.read(tmp_path / "from.png"), Bundle.open(exported_path)
+    request = Request("a portrait of a person", "smiling", 3, 10, 2.5, sampler, 64, 48, (), source.digest, strength)
+    (picture,) = generate(bundle, OrtBackend(bundle, "cpu", 1), request, sources=[source])
+
+    pipe = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(str(tiny_folder), local_files_only=True)
+    name, options = SCHEDULERS[sampler]
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **options)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.from_numpy(initial_noise(3, (4, 12, 16))[None])
+
+    def draw_noise(*_: object, **__: object) -> Any:
+        return noise
+
+    def mean_of(encoded: Any, **_: object) -> Any:
+        return encoded.latent_dist.mode()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "randn_tensor", draw_noise)
+        patch.setattr(module, "retrieve_latents", mean_of)
+        expected = pipe(
+            request.prompt,
+            negative_prompt=request.negative,
+            image=Image.open(tmp_path / "from.png"),
+            strength=strength,
+            num_inference_steps=10,
+            guidance_scale=2.5,
+            output_type="np",
+        ).images[0]
+    assert np.abs(np.asarray(picture.image) / 255 - expected).max() < 0.01
+    assert picture.request.to_json()["strength"] == strength
+
+
+def test_onnx_runtimes_form_draws_the_same_and_a_bundle_without_it_still_does(exported_copy: Path) -> None:
+    bundle = Bundle.open(exported_copy)
+    assert set(bundle.manifest.ort_graphs) == {"reader", "step", "step_nocfg", "vae_decoder", "vae_encoder"}
+    used = [node.op_type for file in exported_copy.glob("*.ort.onnx") for node in onnx.load(str(file)).graph.node]
+    assert used and "GroupNormalization" not in used
+    told = {row["graph"] for row in bundle.manifest.parity}
+    assert {"step in ONNX Runtime's form", "vae_encoder", "vae_decoder in ONNX Runtime's form"} <= told
+    plain = Bundle(exported_copy, replace(bundle.manifest, ort_graphs={}), (0,))
+    plain.refresh = lambda: False  # type: ignore[method-assign]
+    plain.is_current = lambda: True  # type: ignore[method-assign]
+    for guidance in (1.0, 2.5):
+        request = Request("a portrait of ann", seed=2, steps=4, guidance=guidance)
+        ours, old = (
+            np.asarray(generate(opened, OrtBackend(opened, "cpu", 1), request)[0].image, np.int16)
+            for opened in (bundle, plain)
+        )
+        assert np.abs(ours - old).max() <= 1
+
+
+def test_regions_read_their_texts_once(
+    exported_copy: Path, tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's form of the steps, several conditionings and a guest: as without that form, and no work twice."""
+    bundle, runs = Bundle.open(exported_copy), list[str]()
+    plain = Bundle(exported_copy, replace(bundle.manifest, ort_graphs={}), (0,))
+    plain.refresh = lambda: False  # type: ignore[method-assign]
+    plain.is_current = lambda: True  # type: ignore[method-assign]
+    run = OrtBackend._run_raw  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: OrtBackend, graph: str, feeds: Any) -> Any:
+        runs.append(graph)
+        return run(self, graph, feeds)
+
+    monkeypatch.setattr(OrtBackend, "_run_raw", counted)
+    request = Request("ann and ben", seed=2, steps=4, guidance=2.5, layout="left:ann,right:ben")
+    guests = [make_identity(tiny_parts, "ben", 7)]
+    ours, old = (
+        np.asarray(generate(opened, OrtBackend(opened, "cpu", 1), request, guests=guests)[0].image, np.int16)
+        for opened in (bundle, plain)
+    )
+    assert np.abs(ours - old).max() <= 1
+    assert runs.count("reader") == 2 and runs.count("step") == 2 * 2 * request.steps
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+def test_weights_are_mapped_and_not_read(exported_copy: Path) -> None:
+    bundle = Bundle.open(exported_copy)
+    backend = OrtBackend(bundle, "cpu", 1)
+    generate(bundle, backend, Request("a portrait of ann", steps=1))
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    assert str(exported_copy.resolve() / "unet.data") in mapped
+    del backend
 
 
 def test_a_failing_export_leaves_the_old_bundle(

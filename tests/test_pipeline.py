@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from bundle_doubles import make_identity, write_bundle
 from numpy.typing import NDArray
 
-from celebctl_runtime.backends import OrtBackend, Texts
+from celebctl_runtime.backends import Encodings, OrtBackend, Texts
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.cores import physical_cores
 from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
+from celebctl_runtime.guests import Guest
 from celebctl_runtime.pipeline import Progress, generate
 from celebctl_runtime.request import SAMPLERS, Request, batch
 from celebctl_runtime.samplers import Plan
@@ -179,11 +181,11 @@ def test_a_move_while_a_prompt_is_read_is_noticed(bundle: Bundle) -> None:
     class Late(OrtBackend):
         moves = 1
 
-        def encode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        def encode(self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()) -> Encodings:
             if self.moves:
                 self.moves -= 1
                 elsewhere.replace(make_identity("alice", 20 + self.moves))
-            return super().encode(ids)
+            return super().encode(ids, guests)
 
     picture = generate(bundle, Late(bundle, "cpu", 1), Request("alice"))[0]
     assert picture.record["identities"]["alice"] == make_identity("alice", 20).digest

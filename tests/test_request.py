@@ -27,6 +27,8 @@ requests = st.builds(
     width=st.integers(0, 4096),
     height=st.integers(0, 4096),
     identities=st.none() | st.just(("alice", "bob")),
+    likeness=st.floats(0, 1) | st.tuples(st.tuples(st.just("alice"), st.floats(0, 1))),
+    layout=st.sampled_from(["", "none", "left:alice,right:bob"]),
 )
 
 
@@ -67,6 +69,8 @@ def test_picture_k_of_a_batch_has_seed_plus_k() -> None:
         ({"width": 30}, "30x32"),
         ({"height": 4104}, "32x4104"),
         ({"height": -8}, "32x-8"),
+        ({"likeness": 1.01}, "likeness 1.01"),
+        ({"layout": "alice"}, "alice"),
         ({"prompt": "\udcff"}, "prompt"),
         ({"negative": "\udcff"}, "negative"),
     ],
@@ -96,6 +100,10 @@ def test_the_size_hint_is_a_size_that_works(manifest: Manifest) -> None:
         {"prompt": "hi", "identities": "alice"},
         {"prompt": "hi", "identities": ["../alice"]},
         {"prompt": "hi", "colour": "red"},
+        {"prompt": "hi", "likeness": "much"},
+        {"prompt": "hi", "likeness": {"alice": "much"}},
+        {"prompt": "hi", "likeness": {"../alice": 0.5}},
+        {"prompt": "hi", "layout": ["left"]},
     ],
 )
 def test_malformed_json_is_refused_with_a_hint(data: dict[str, Any]) -> None:

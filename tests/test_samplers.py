@@ -48,9 +48,12 @@ def draw_noise(steps: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal((steps + 1, 1, 4, 8, 8), dtype=np.float32)
 
 
-def run_plan(made: Plan, noise: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the step graph does, in numpy."""
-    state = np.stack([noise[0] * np.float32(made.init_sigma), np.zeros_like(noise[0])])
+def run_plan(made: Plan, noise: NDArray[np.float32], picture: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """What the step graph does, in numpy, from noise or from a picture's latent."""
+    start = noise[0] * np.float32(made.init_sigma)
+    if picture is not None:
+        start = (made.begin[0] * picture + made.begin[1] * noise[0]).astype(np.float32)
+    state = np.stack([start, np.zeros_like(noise[0])])
     for i in range(made.steps):
         scale, timestep, _ = made.aux[i]
         output = network(state[0] * scale, float(timestep))
@@ -66,8 +69,13 @@ def run_diffusers(
     noise: NDArray[np.float32],
     monkeypatch: pytest.MonkeyPatch,
     sharp: bool = True,
+    skip: int = 0,
+    picture: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], list[float]]:
-    """The same with diffusers' own class; returns the last latent and the timesteps."""
+    """The same with diffusers' own class; returns the last latent and the timesteps.
+
+    With a picture's latent the first ``skip`` steps are left out, as diffusers' image-to-image pipelines do.
+    """
     import torch as any_torch
     from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling_lcm
 
@@ -78,7 +86,7 @@ def run_diffusers(
         sharpen(scheduler)
     scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # as pipelines do: otherwise two equal timesteps confuse it
+        scheduler.set_begin_index(skip)  # as pipelines do: otherwise two equal timesteps confuse it
     draws: Iterator[NDArray[np.float32]] = iter(noise[1:])
 
     def next_draw(*_: object, **__: object) -> Any:
@@ -87,11 +95,14 @@ def run_diffusers(
     for module in (scheduling_euler_ancestral_discrete, scheduling_lcm):
         monkeypatch.setattr(module, "randn_tensor", next_draw)
     latent: Any = torch.from_numpy(noise[0]) * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
+    if picture is not None:
+        first = scheduler.timesteps[skip : skip + 1]
+        latent = scheduler.add_noise(torch.from_numpy(picture), torch.from_numpy(noise[0]), first).float()
+    for timestep in scheduler.timesteps[skip:]:
         seen = scheduler.scale_model_input(latent, timestep)
         output = torch.from_numpy(network(seen.numpy(), float(timestep)))
         latent = scheduler.step(output, timestep, latent, return_dict=False)[0]
-    return latent.numpy(), [float(timestep) for timestep in scheduler.timesteps]
+    return latent.numpy(), [float(timestep) for timestep in scheduler.timesteps[skip:]]
 
 
 def sharpen(scheduler: Any) -> None:
@@ -220,3 +231,19 @@ def test_defaults_that_diffusers_filled_in_do_not_count_as_said() -> None:
     filled = {**said, "_use_default_values": ["timestep_spacing"]}
     assert ScheduleConfig.from_dict(said).timestep_spacing == "leading"
     assert ScheduleConfig.from_dict(filled).timestep_spacing is None
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lcm"])
+def test_a_picture_as_the_beginning_agrees_with_diffusers(
+    sampler: str, prediction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From every step on: the picture with the right amount of noise, and no memory of steps that did not happen."""
+    picture = np.random.default_rng(5).standard_normal((1, 4, 8, 8), dtype=np.float32)
+    for spacing, skip in itertools.product(("leading", "trailing"), (0, 1, 7, 14)):
+        config = {**SHIPPED, "prediction_type": prediction, "timestep_spacing": spacing}
+        noise = draw_noise(15)
+        expected, timesteps = run_diffusers(sampler, config, 15, noise, monkeypatch, skip=skip, picture=picture)
+        made = plan(sampler, ScheduleConfig.from_dict(config), 15, 2.5, skip)
+        assert made.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, skip)
+        assert relative_error(run_plan(made, noise, picture), expected) < 1e-5, (spacing, skip)

@@ -97,6 +97,22 @@ def test_pictures_are_those_of_onnx_runtime(bench: Bench, sampler: str, guidance
     assert np.array_equal(pixels(bench.bundle, bench.backend(), request), bench.expected(request))
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_layouts_dials_and_guests_are_those_of_onnx_runtime(bench: Bench, guidance: float) -> None:
+    backend, carol = bench.backend(), make_identity("carol", 3)
+    plain = Request("alice and bob", seed=3, guidance=guidance)
+    laid_out, dialled = replace(plain, layout="left:bob,right:alice"), replace(plain, likeness=(("bob", 0.5),))
+    for request in (plain, laid_out, dialled, plain):
+        assert np.array_equal(pixels(bench.bundle, backend, request), bench.expected(request))
+    one, other = (
+        np.asarray(generate(bench.bundle, engine, replace(plain, prompt="carol"), guests=[carol])[0].image)
+        for engine in (backend, OrtBackend(bench.bundle, "cpu", 1))
+    )
+    assert np.array_equal(one, other)
+    with pytest.raises(NotFound):
+        generate(bench.bundle, backend, replace(plain, prompt="<carol>"))
+
+
 @pytest.mark.parametrize("guides", [1, 2])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_whole_run_equals_its_steps(bench: Bench, sampler: str, guides: int) -> None:

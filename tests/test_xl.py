@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tensorrt_doubles import make_believe
 
 from celebctl_export import export_bundle
+from celebctl_export.tensorrt_parity import make_feeds
+from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
+from celebctl_export.to_tensorrt import build_engines
 from celebctl_models.diffusion import load_parts, read_texts
 from celebctl_runtime.backends import OrtBackend
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
+from celebctl_runtime.tensorrt_backend import TensorRtBackend
 
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
@@ -25,6 +32,7 @@ pytest.importorskip("onnxscript")
 
 from celebctl.method.sampling import draw, rows_of  # noqa: E402
 
+AVERAGE = tuple(np.linspace(-1, 1, 2 * width, dtype=np.float32).reshape(2, width) for width in (32, 48))
 PROMPTS = ["a portrait of ann and bob playing chess", "beach"]
 
 
@@ -69,7 +77,7 @@ def test_rows_in_place_equal_rows_in_both_tables(xl_folder: Path) -> None:
 def bundle(xl_parts: DiffusionParts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny model exported with eve, whose rows are random, for both text encoders."""
     place = tmp_path_factory.mktemp("xl-bundle") / "xl"
-    return export_bundle(xl_parts, [eve(xl_parts)], place, spare_rows=8)
+    return export_bundle(xl_parts, [eve(xl_parts)], place, spare_rows=8, average=AVERAGE)
 
 
 def eve(parts: DiffusionParts) -> Identity:
@@ -104,6 +112,27 @@ def test_people_move_in_and_out_of_both_tables(xl_parts: DiffusionParts, bundle:
     assert tables == [bundle.file(table.file).read_bytes() for table in bundle.manifest.token_tables]
 
 
+def test_dials_and_guests_reach_both_tables(xl_parts: DiffusionParts, bundle: Bundle) -> None:
+    """The average celebrity is drawn for everybody without likeness, and by the runtime as by torch."""
+    assert all(np.array_equal(a, b) for a, b in zip(bundle.average(), AVERAGE, strict=True))
+    ada = replace(eve(xl_parts), name="ada", embeddings=AVERAGE)
+    backend, one = OrtBackend(bundle, "cpu", 1), Request("eve playing chess", seed=5, steps=2, guidance=4.0)
+    wanted = [replace(one, likeness=0.0), replace(one, prompt="ada playing chess")]
+    nobody, average = (np.asarray(p.image) for p in generate(bundle, backend, wanted, guests=[ada]))
+    torchs = draw(xl_parts, ["<ada> playing chess"], [5], {"ada": rows_of(ada)}, steps=2, guidance=4.0, fast=False)[0]
+    assert np.array_equal(nobody, average) and np.abs(average.astype(int) - torchs.astype(int)).max() <= 1
+
+
+def test_a_region_of_everything_is_a_prompt_of_one_person(xl_parts: DiffusionParts, bundle: Bundle) -> None:
+    """On the exported graph as it is: context, pooled text and guidance of each region are its own prompt's. Up to
+    rounding, for more prompts are read at once."""
+    dan = replace(eve(xl_parts), name="dan", embeddings=AVERAGE)
+    layout = "dan@0,0,1,1,eve@0,0,0.001,0.001"
+    wanted = [Request("dan and eve", seed=3, steps=3, layout=layout), Request("dan and dan", seed=3, steps=3)]
+    region, whole = (np.asarray(p.image) for p in generate(bundle, OrtBackend(bundle, "cpu", 1), wanted, guests=[dan]))
+    assert np.abs(region.astype(int) - whole.astype(int)).max() <= 1
+
+
 def test_a_picture_equals_diffusers(xl_parts: DiffusionParts, xl_folder: Path) -> None:
     """The same noise and steps give the picture of an untouched StableDiffusionXLPipeline."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -117,3 +146,34 @@ def test_a_picture_equals_diffusers(xl_parts: DiffusionParts, xl_folder: Path) -
     latents = torch.as_tensor(initial_noise(7, (4, 16, 16)))[None]
     theirs = pipe(PROMPTS[0], num_inference_steps=4, guidance_scale=5.0, latents=latents, output_type="np").images[0]
     assert np.abs(ours.astype(float) - theirs * 255).max() <= 1.0
+
+
+def test_tensorrt_plans_and_draws_with_both_text_encoders(bundle: Bundle, tmp_path: Path) -> None:
+    """From the dry run to the picture on a make-believe device: both tables are inputs, pooled text and size too."""
+    copy = Bundle.open(Path(shutil.copytree(bundle.path, tmp_path / "copy")))
+    height, width = copy.manifest.size.native
+    plans = plan_engines(copy.manifest, [EngineRequest(1, height, width)], dynamic=False)
+    engines = {plan.onnx: plan for plan in plans}
+    assert set(engines) == {"text_encoder.onnx", "text_encoder_2.onnx", "step.onnx", "vae_decoder.onnx"}
+    tables = [dict(engines[f"text_encoder{suffix}.onnx"].inputs_from_data) for suffix in ("", "_2")]
+    assert tables == [{"token_table": "token_table.bin"}, {"token_table": "token_table_2.bin"}]
+    guided, alone = engines["step.onnx"].profiles
+    assert guided.shapes["pooled"][1] == (2, 1, 40) and alone.shapes["pooled"][1] == (1, 1, 40)
+    assert guided.shapes["size_ids"] == ((6,),) * 3 and guided.shapes["context"][1] == (2, 1, 77, 80)
+    document = describe(copy.manifest, plans, None)
+    assert len(document["engines"]) == 4 and json.dumps(document)
+    for plan in plans:  # what engines would be measured with has the shapes that they are built for
+        for profile in plan.profiles:
+            feeds = make_feeds(copy, profile, plan)
+            assert {name: array.shape for name, array in feeds.items()} == {n: s[1] for n, s in profile.shapes.items()}
+
+    _, _, library, cuda = make_believe()
+    build_engines(copy, plans, bytes(32), library=library, cuda=cuda)
+    backend, request = (
+        TensorRtBackend(copy, bytes(32), library=library, cuda=cuda),
+        Request("eve on the beach", steps=3),
+    )
+    for guidance in (1.0, 4.0):
+        asked = replace(request, guidance=guidance)
+        ours, theirs = (generate(copy, engine, asked)[0].image for engine in (backend, OrtBackend(copy, "cpu", 1)))
+        assert np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16)).max() <= 1

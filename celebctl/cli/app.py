@@ -7,12 +7,15 @@ import typer
 from celebctl import __version__
 
 from .basis import app as basis
+from .bench import bench
 from .check import check
 from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
 from .gen import gen, regen
+from .kin import invent, nearest
 from .learn import learn
+from .mixing import mix, strip
 from .people import forget, list_people, rename, show
 from .portable import export_embedding, import_person, inspect_file
 from .portrait import portrait
@@ -59,10 +62,15 @@ app.command("list", rich_help_panel=PEOPLE)(list_people)
 app.command(rich_help_panel=PEOPLE)(show)
 app.command(rich_help_panel=PEOPLE)(rename)
 app.command(rich_help_panel=PEOPLE)(forget)
+app.command(rich_help_panel=PEOPLE)(mix)
+app.command(rich_help_panel=PEOPLE)(strip)
+app.command(rich_help_panel=PEOPLE)(invent)
+app.command(rich_help_panel=PEOPLE)(nearest)
 app.command("export-embedding", rich_help_panel=PEOPLE)(export_embedding)
 app.command("import", rich_help_panel=PEOPLE)(import_person)
 app.command("inspect", rich_help_panel=PEOPLE)(inspect_file)
 app.command(rich_help_panel=MACHINE)(use)
 app.command(rich_help_panel=MACHINE)(setup)
 app.command(rich_help_panel=MACHINE)(doctor)
+app.command(rich_help_panel=MACHINE)(bench)
 app.add_typer(basis, name="basis", rich_help_panel=MACHINE)

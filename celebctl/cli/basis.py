@@ -177,6 +177,14 @@ def choice_for(library: "Library", parts: "TextParts") -> "ChosenNames":
     return ChosenNames(library.root, shelf_name(parts.family, parts.table_hash))
 
 
+def basis_of(library: "Library", parts: "TextParts") -> "CelebBasis":
+    """A model's celeb basis, of the names chosen for it. Raises InputRejected when they are too few."""
+    from celebctl.method import build_basis
+    from celebctl.method.names import with_names
+
+    return build_basis(with_names(parts, choice_for(library, parts).file), library.cache())
+
+
 def settle(desk: Desk, bench: Bench, choice: "ChosenNames", names: Path | None, check: bool, force: bool) -> None:
     """Decide on the list for this model and keep the decision, once it is known that a basis can be made of it.
 

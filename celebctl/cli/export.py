@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -113,6 +113,7 @@ def make_bundle(
             place,
             spare_rows=spare_rows if spare_rows is not None else max(SPARE_ROWS, 4 * len(people)),
             dtype="fp16" if dtype == "fp16" else "fp32",
+            average=_average(desk, library, parts),
             on_stage=say,
         )
     if out is None:
@@ -154,6 +155,19 @@ def change_people(
     desk.tell(f"in it now: {listed(sorted(bundle.manifest.identities)) or 'nobody'}")
     desk.give([str(place)], _facts(bundle, place))
     desk.next(f'celebctl gen "{prompt_idea(sorted(bundle.manifest.identities))}"')
+
+
+def _average(desk: Desk, library: "Library", parts: Any) -> Any:
+    """The average celebrity's token rows, for `gen --likeness`; None, and a note, where there is no basis to be had."""
+    from celebctl_runtime.errors import CelebctlError
+
+    from .basis import basis_of
+
+    try:
+        return basis_of(library, parts).mean
+    except CelebctlError as problem:
+        desk.note(f"{problem.problem}; gen --likeness will not work with this bundle")
+        return None
 
 
 def _chosen(library: "Library", shelf: str, names: list[str] | None) -> "list[Entry]":

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from celebctl_runtime.picture import Picture
     from celebctl_runtime.pipeline import Progress
     from celebctl_runtime.request import Request
+    from celebctl_runtime.source import Source
 
 MOST = 10_000  # pictures in one call
 STDOUT = Path("-")
+STRENGTH = 0.6  # of the picture to begin with, how much may change
 
 
 def gen(
@@ -38,7 +40,13 @@ def gen(
     ] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
     negative: Annotated[str, typer.Option("--negative", "--neg", help="What not to draw.")] = "",
+    likeness: options.Likeness = None,
+    layout: options.Layout = None,
     size: Annotated[str | None, typer.Option("--size", help="Pixels of the model, before enlarging: WxH.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Begin with this picture instead of noise.")] = None,
+    strength: Annotated[
+        float | None, typer.Option("--strength", help="With --from: how much may change, up to 1.", show_default="0.6")
+    ] = None,
     scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
     out: Annotated[
         Path | None,
@@ -54,6 +62,8 @@ def gen(
     """Make pictures of the people you learned."""
     from celebctl.library import Library
     from celebctl.settings import Settings
+    from celebctl_runtime.layout import layout_text, parse_layout
+    from celebctl_runtime.likeness import FULL, parse_likeness
     from celebctl_runtime.request import Request, batch
 
     desk = ctx.ensure_object(Desk)
@@ -62,14 +72,19 @@ def gen(
     first = fresh_seed() if seed is None else seed
     check_count(count, first)
     width, height = options.parse_size(size)
-    wanted = Request(prompt, negative, first, _given(steps, "--steps"), guidance, sampler or "", width, height)
+    dial = FULL if likeness is None else parse_likeness(likeness)
+    wanted = Request(
+        prompt, negative, first, given(steps, "--steps"), guidance, sampler or "", width, height,
+        likeness=dial, layout=layout_text(parse_layout(layout or "")),
+    )  # fmt: skip
+    wanted, sources = begin_with(source, strength, wanted)
     requests = batch(wanted, count)
     shop = Outlet.choose(out, prompt, [request.seed for request in requests], force, desk.json)
     opened = open_bundle(desk, library, str(settings.text("model", model)), bundle, [prompt, negative])
     backend = open_backend(desk, library, opened, settings, device, threads)
-    enlarge = opened.manifest.size.display_scale if scale is None else _given(scale, "--scale")
+    enlarge = opened.manifest.size.display_scale if scale is None else given(scale, "--scale")
     made: list[dict[str, Any]] = []
-    for picture in draw(desk, opened, backend, requests):
+    for picture in draw(desk, opened, backend, requests, sources):
         path = shop.put(desk, picture, metadata=metadata, scale=enlarge)
         if not made:
             _comment(desk, picture)
@@ -92,6 +107,7 @@ def regen(
         typer.Option("--out", "-o", help="FILE.png, a folder, or - for stdout.", show_default="./NAME-regen.png"),
     ] = None,
     force: options.Force = False,
+    source: Annotated[Path | None, typer.Option("--from", help="The picture that this one began with.")] = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
     threads: options.Threads = None,
@@ -109,7 +125,8 @@ def regen(
     bring_recorded(desk, opened, library, record)
     backend = open_backend(desk, library, opened, settings, device, threads)
     enlarge = int(record.get("scale", 1))
-    (again,) = draw(desk, opened, backend, [request])
+    _, sources = begin_with(source, request.strength, request)
+    (again,) = draw(desk, opened, backend, [request], sources)
     identical = same_pixels(picture.read_bytes(), png_bytes(again, scale=enlarge))
     path = shop.put(desk, again, metadata=True, scale=enlarge)
     if identical:
@@ -119,6 +136,18 @@ def regen(
     if not shop.pipes:
         document = {"path": path, "identical": identical, "request": again.request.to_json(), "record": again.record}
         desk.give([path], document)
+
+
+def begin_with(path: Path | None, strength: float | None, request: "Request") -> "tuple[Request, list[Source]]":
+    """The request with the picture that it is to begin with, and that picture; as it is, and none, without one."""
+    from dataclasses import replace
+
+    if path is None:
+        return (request if strength is None else replace(request, strength=strength)), []
+    from celebctl_runtime.source import Source
+
+    source = Source.read(path)
+    return replace(request, source=source.digest, strength=STRENGTH if strength is None else strength), [source]
 
 
 def fresh_seed() -> int:
@@ -163,14 +192,18 @@ def open_bundle(desk: Desk, library: "Library", model: str, given: Path | None, 
 def open_backend(
     desk: Desk, library: "Library", bundle: "Bundle", settings: "Settings", device: str | None, threads: int | None
 ) -> "Backend":
-    """The engine, as flags and settings say."""
+    """The engine, as flags and settings say, for a bundle that is found to be whole."""
+    from celebctl.checked import ensure_whole
     from celebctl_runtime.tensorrt_backend import choose_backend
 
+    ensure_whole(library, bundle)
     name, count = str(settings.text("device", device)), settings.number("threads", threads) or None
     return choose_backend(bundle, name, count, library.seal_key, desk.note)
 
 
-def draw(desk: Desk, bundle: "Bundle", backend: "Backend", requests: "Sequence[Request]") -> "Iterator[Picture]":
+def draw(
+    desk: Desk, bundle: "Bundle", backend: "Backend", requests: "Sequence[Request]", sources: "Sequence[Source]" = ()
+) -> "Iterator[Picture]":
     """Pictures as they are finished, with live progress. As many are drawn at once as the engine takes."""
     from celebctl_runtime.pipeline import generate
 
@@ -178,7 +211,7 @@ def draw(desk: Desk, bundle: "Bundle", backend: "Backend", requests: "Sequence[R
         group = requests[first : first + backend.batch_limit]
         title = "drawing" if len(requests) == 1 else f"drawing {first + len(group)} of {len(requests)}"
         with desk.progress(title) as report:
-            pictures = generate(bundle, backend, group, partial(_pass_on, report))
+            pictures = generate(bundle, backend, group, partial(_pass_on, report), sources=sources)
         yield from pictures
 
 
@@ -301,9 +334,18 @@ def _comment(desk: Desk, picture: "Picture") -> None:
 
     request, dropped = picture.request, picture.record.get("dropped_text")
     who = listed(request.identities or ()) or "nobody you know"
-    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}")
+    wishes = f", likeness {_shares(request)}" if request.likeness != 1.0 else ""
+    wishes += f", layout {request.layout}" if request.layout else ""
+    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}{wishes}")
     if dropped:
         desk.note(f"this did not fit into the prompt and was left out: {dropped}")
+
+
+def _shares(request: "Request") -> str:
+    """The likeness that was asked for, as it is typed."""
+    if isinstance(request.likeness, tuple):
+        return ",".join(f"{name}={share:g}" for name, share in request.likeness)
+    return f"{request.likeness:g}"
 
 
 def _difference(then: dict[str, Any], now: Any) -> str:
@@ -313,7 +355,7 @@ def _difference(then: dict[str, Any], now: Any) -> str:
     return f"changed since: {', '.join(changed)}" if changed else "though nothing that matters is known to have changed"
 
 
-def _given(number: int | None, flag: str) -> int:
+def given(number: int | None, flag: str) -> int:
     """A number somebody typed, 0 for none: the runtime reads 0 as its default, so a typed 0 must not get there."""
     if number is None:
         return 0

@@ -20,6 +20,25 @@ Steps = Annotated[int | None, typer.Option("--steps", help="How many steps. The 
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there already.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or trt.", show_default="auto")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="one per physical core")]
+Likeness = Annotated[
+    str | None,
+    typer.Option(
+        "--likeness",
+        help="From 0, the average celebrity, to 1, as learned. For each: alice=0.8,bob=1.",
+        metavar="SHARE",
+        show_default="1",
+    ),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        help="Who stands where: left:alice,right:bob (also top, bottom), or boxes from 0 to 1: alice@0,0,0.5,1"
+        " (left, top, right, bottom edge).",
+        metavar="PLACES",
+        show_default="none",
+    ),
+]
 FaceModels = Annotated[
     str | None, typer.Option("--face-models", help="buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR")
 ]

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from celebctl.pen import COLOURS, FAINT, GRID, Pen, Point
+
 from .basis import COMPONENTS
 from .names import TokenPairs
-from .pen import COLOURS, FAINT, GRID, Pen, Point
 
 Floats = NDArray[np.float64]
 Box = tuple[float, float, float, float]

@@ -7,6 +7,7 @@ used. What this room does not know: how people are learned, where bundles are ke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,9 @@ from celebctl_runtime.identity import Identity
 from celebctl_runtime.manifest import FILE_NAME
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from celebctl_models.diffusion import DiffusionParts
 
 __all__ = ["SPARE_ROWS", "export_bundle"]
@@ -36,29 +40,34 @@ def export_bundle(
     *,
     spare_rows: int = SPARE_ROWS,
     dtype: Literal["fp32", "fp16"] = "fp32",
+    average: Sequence[NDArray[np.float32]] | None = None,
     on_stage: Callable[[str], None] = _ignore,
 ) -> Bundle:
     """Write the bundle of a model with `identities` baked in to the directory `out`, replacing a bundle there.
 
     The graphs are measured against torch before anything takes its final name: when the export fails for any reason,
     a bundle that was there before stays as it was. `spare_rows` token rows are reserved for people, two each; `dtype`
-    is that of UNet and autoencoder. `on_stage` hears what is being done, in a few words.
+    is that of UNet and autoencoder. `average`: token rows of the average celebrity, (2, D) for each text encoder, for
+    the likeness dial; without them the bundle has none. `on_stage` hears what is being done, in a few words.
     Raises InputRejected (a kind of model that is not supported), UsageProblem, IntegrityProblem (people of another
     model, parity above its floor) or EnvironmentProblem (missing packages, disk).
     """
     _require_packages()
     from celebctl_export.bake import bake, check_identities
     from celebctl_export.describe import describe
-    from celebctl_export.write import write_graphs
+    from celebctl_export.write import write_average, write_graphs
 
     _check_place(out)
     _check_options(spare_rows, dtype)
     _check_model(parts)
     check_identities(parts, identities, spare_rows)
     with atomic_directory(out) as folder:
-        graphs, measured = write_graphs(parts, folder, spare_rows=spare_rows, dtype=dtype, on_stage=on_stage)
+        graphs, variants, measured = write_graphs(parts, folder, spare_rows=spare_rows, dtype=dtype, on_stage=on_stage)
         on_stage("token rows and manifest")
-        bundle = Bundle.seal(folder, describe(parts, graphs, measured, spare_rows=spare_rows, dtype=dtype))
+        manifest = describe(parts, graphs, variants, measured, spare_rows=spare_rows, dtype=dtype)
+        if average is not None:
+            manifest = replace(manifest, average=write_average(average, folder))
+        bundle = Bundle.seal(folder, manifest)
         bake(bundle, identities)
         keep_engines(out, folder, bundle.manifest)
     return Bundle.open(out)

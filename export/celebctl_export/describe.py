@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from celebctl_export.graphs import encoder_graph
+from celebctl_export.ort_variants import variant_facts
 from celebctl_export.write import DATA_FILES, TABLE_FILES, TOKENIZER_FILE
 from celebctl_runtime import __version__
 from celebctl_runtime.manifest import (
@@ -24,6 +25,7 @@ from celebctl_runtime.manifest import (
 
 if TYPE_CHECKING:
     from celebctl_export.graphs import Axes, GraphSpec
+    from celebctl_export.ort_variants import OrtVariant
     from celebctl_export.parity import Parity
     from celebctl_models.diffusion import DiffusionParts
 
@@ -34,6 +36,7 @@ _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxrunti
 def describe(
     parts: DiffusionParts,
     graphs: Sequence[GraphSpec],
+    variants: Sequence[OrtVariant],
     measured: Sequence[Parity],
     *,
     spare_rows: int,
@@ -41,6 +44,7 @@ def describe(
 ) -> Manifest:
     """Everything the runtime needs to know. People and hashes of files are filled in by the bundle itself."""
     card, tokenizer = parts.card, parts.tokenizers[0]
+    facts = _graphs(graphs)
     return Manifest(
         model=ModelFacts(card.name, card.family, card.source, parts.table_hash),
         size=SizeFacts(
@@ -57,7 +61,8 @@ def describe(
             pad=tokenizer.pad_token_id,
             more_pads=tuple(int(other.pad_token_id) for other in parts.tokenizers[1:]),
         ),
-        graphs=_graphs(graphs),
+        graphs=facts,
+        ort_graphs=variant_facts(facts, variants),
         token_tables=tuple(_table_facts(parts, number, spare_rows) for number in range(len(parts.text_encoders))),
         created_by=_created_by(),
         scaling_factor=parts.scaling_factor,

@@ -18,11 +18,12 @@ from celebctl_models.diffusion import (
     DiffusionParts,
     Extras,
     context_from_ids,
+    latents_from_pixels,
     network_output,
     pixels_from_latents,
-    quiet_libraries,
     states_from_ids,
 )
+from celebctl_models.sources import quiet_libraries
 
 Axes = tuple[int | str, ...]  # what each axis of a tensor is called; a whole number where it is fixed
 
@@ -45,6 +46,7 @@ class GraphSpec:
     inputs: Mapping[str, Axes]
     outputs: Mapping[str, Axes]
     make_inputs: Callable[[Size], dict[str, Tensor]]  # seeded
+    pixels: int = 1  # per latent pixel along one side, where axes called height and width are inputs
 
 
 class TextEncoderGraph(nn.Module):
@@ -135,6 +137,20 @@ class VaeDecoderGraph(nn.Module):
         return pixels_from_latents(self.vae, latent.to(cast(torch.dtype, cast(Any, self.vae).dtype))).float()
 
 
+class VaeEncoderGraph(nn.Module):
+    """image (B, 3, H, W) float32 in [-1, 1] -> latent (B, 4, h, w) float32 as the step graph wants it.
+
+    The mean of the encoder's distribution, so that the same picture always gives the same latent.
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor) -> Tensor:
+        return latents_from_pixels(self.vae, image.to(cast(torch.dtype, cast(Any, self.vae).dtype))).float()
+
+
 def graph_specs(parts: DiffusionParts, dtype: torch.dtype) -> list[GraphSpec]:
     """The graphs of a bundle, on the CPU; UNet and autoencoder compute in `dtype`, the text encoders in float32.
 
@@ -146,6 +162,7 @@ def graph_specs(parts: DiffusionParts, dtype: torch.dtype) -> list[GraphSpec]:
         *(_text_encoder_spec(parts, number, encoder) for number, encoder in enumerate(encoders)),
         _step_spec(parts, _as(parts.unet, dtype)),
         _vae_decoder_spec(parts, vae),
+        _vae_encoder_spec(parts, vae),
     ]
 
 
@@ -224,6 +241,18 @@ def _vae_decoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:
     inputs: dict[str, Axes] = {"latent": ("batch", channels, "h", "w")}
     outputs: dict[str, Axes] = {"image": ("batch", 3, "height", "width")}
     return GraphSpec("vae_decoder", VaeDecoderGraph(vae).eval(), inputs, outputs, make_inputs)
+
+
+def _vae_encoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:
+    channels, factor = parts.latent_channels, parts.vae_factor
+
+    def make_inputs(size: Size) -> dict[str, Tensor]:
+        shape = (size.batch, 3, factor * size.h, factor * size.w)
+        return {"image": torch.rand(*shape, generator=_seeded()) * 2 - 1}
+
+    inputs: dict[str, Axes] = {"image": ("batch", 3, "height", "width")}
+    outputs: dict[str, Axes] = {"latent": ("batch", channels, "h", "w")}
+    return GraphSpec("vae_encoder", VaeEncoderGraph(vae).eval(), inputs, outputs, make_inputs, pixels=factor)
 
 
 def _seeded() -> torch.Generator:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from celebctl_export.closeness import is_close, largest_difference
 from celebctl_export.graphs import GraphSpec, Size
 from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 
@@ -38,7 +39,7 @@ class Parity:
     @property
     def passed(self) -> bool:
         """NaN does not pass."""
-        return self.max_abs_error <= self.floor * max(1.0, self.largest_value)
+        return is_close(self.max_abs_error, self.largest_value, self.floor)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "shape": list(self.shape)}
@@ -50,18 +51,28 @@ def sizes_to_measure(native: tuple[int, int], block: int) -> list[Size]:
     return [Size(1, h, w), Size(2, 3 * block, 4 * block), Size(1, 4 * block, 2 * block, guides=1)]
 
 
-def measure(reference: GraphSpec, file: Path, sizes: Iterable[Size], floor: float) -> list[Parity]:
-    """Run one exported graph in plain ONNX Runtime (CPU) and its torch module on the same seeded inputs."""
-    session = _session(file)
+def measure(
+    reference: GraphSpec, file: Path, sizes: Iterable[Size], floor: float, reader: Path | None = None
+) -> list[Parity]:
+    """Run one exported graph in plain ONNX Runtime (CPU) and its torch module on the same seeded inputs.
+
+    ``reader``: a graph of the texts whose outputs are further inputs of this one.
+    """
+    session, before = _session(file), _session(reader) if reader is not None else None
     found: list[Parity] = []
+    graph = reference.name if file.stem == reference.name else f"{reference.name} in ONNX Runtime's form"
     for size in sizes:
         inputs = reference.make_inputs(size)
         with torch.no_grad():
             expected = reference.module(**inputs)
-        outputs = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+        if before is not None:
+            names = [output.name for output in before.get_outputs()]
+            feeds |= zip(names, before.run(None, {"context": feeds["context"]}), strict=True)
+        outputs = session.run(None, feeds)
         expected = (expected,) if isinstance(expected, torch.Tensor) else expected
         for name, ours, theirs in zip(reference.outputs, outputs, expected, strict=True):
-            found.append(_compare(reference.name, name, ours, theirs.numpy(), floor))
+            found.append(_compare(graph, name, ours, theirs.numpy(), floor))
     return found
 
 
@@ -79,7 +90,7 @@ def check(measured: Iterable[Parity]) -> None:
 def _compare(graph: str, output: str, ours: NDArray[Any], theirs: NDArray[Any], floor: float) -> Parity:
     if ours.shape != theirs.shape:
         raise IntegrityProblem(f"the exported {graph} graph returns {ours.shape} where torch returns {theirs.shape}")
-    error = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+    error = largest_difference(ours, theirs)
     return Parity(graph, output, theirs.shape, error, float(np.abs(theirs).max()), floor)
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from celebctl_export.closeness import is_close, largest_difference
 from celebctl_export.tensorrt_plan import EnginePlan
-from celebctl_runtime.engines import Profile
+from celebctl_runtime.engines import Profile, encoder_number
 from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 from celebctl_runtime.manifest import Manifest
 from celebctl_runtime.samplers import plan as sampler_plan
@@ -50,7 +51,7 @@ class EngineParity:
     @property
     def passed(self) -> bool:
         """NaN does not pass."""
-        return self.max_abs_error <= self.floor * max(1.0, self.largest_value)
+        return is_close(self.max_abs_error, self.largest_value, self.floor)
 
 
 class Runner(Protocol):
@@ -122,7 +123,7 @@ def make_feeds(bundle: Bundle, profile: Profile, plan: EnginePlan) -> Feeds:
     feeds: Feeds = {}
     for name, (_, shape, _) in profile.shapes.items():
         if name in plan.inputs_from_data:
-            table = manifest.token_tables[0]
+            table = manifest.token_tables[encoder_number(profile.graph) or 0]
             feeds[name] = np.fromfile(bundle.file(table.file), np.dtype(table.dtype)).reshape(shape)
         elif name == "input_ids":
             feeds[name] = random.integers(manifest.token_tables[0].first_spare_row, size=shape, dtype=np.int64)
@@ -156,7 +157,7 @@ def _run(opened: AbstractContextManager[Runner], feeds: Feeds) -> tuple[dict[str
 def _largest_difference(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
     if ours.shape != theirs.shape:
         raise IntegrityProblem(f"an engine returns {ours.shape} where ONNX Runtime returns {theirs.shape}")
-    return float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+    return largest_difference(ours, theirs)
 
 
 def polygraphy_runners() -> Runners:

@@ -36,7 +36,7 @@ def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
 
     Raises IntegrityProblem when the model cannot be exported with its axes free, instead of freezing one of them.
     """
-    dims = _free_dims(block)
+    dims = _free_dims(block, spec.pixels)
     shapes = {
         name: {axis: dims[dim] for axis, dim in enumerate(axes) if isinstance(dim, str)}
         for name, axes in spec.inputs.items()
@@ -60,14 +60,17 @@ def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
     return cast("ir.Model", model)
 
 
-def _free_dims(block: int) -> dict[str, Any]:
+def _free_dims(block: int, pixels: int) -> dict[str, Any]:
     # 31: with guidance the network sees twice the batch, and diffusers takes another (equivalent) path from 64 on,
     # which torch.export wants ruled out. The graph itself has no such limit.
     dim = torch.export.Dim
+    h, w = (dim(name, min=1, max=1024) for name in ("h_blocks", "w_blocks"))
     return {
         "batch": dim("batch", min=1, max=31),
-        "h": block * dim("h_blocks", min=1, max=1024),
-        "w": block * dim("w_blocks", min=1, max=1024),
+        "h": block * h,
+        "w": block * w,
+        "height": pixels * block * h,
+        "width": pixels * block * w,
         "steps": dim("steps", min=1, max=1000),
         "guides": dim("guides", min=1, max=2),
     }
@@ -86,12 +89,11 @@ def _name_axes(spec: GraphSpec, model: Any) -> None:
     for (name, axes), value in ends:
         found = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
         for wanted, actual in zip(axes, found, strict=True):
-            free = isinstance(wanted, str) and isinstance(actual, str)
-            if not free and wanted != actual:
+            if isinstance(wanted, str) and isinstance(actual, str):
+                symbols.setdefault(wanted, set()).add(actual)
+            elif wanted != actual:
                 problem = f"{spec.name}: axes of {name} came out as {found}, wanted {list(axes)}"
                 raise IntegrityProblem(f"export froze a free axis ({problem})", _REPORT)
-            if free:
-                symbols.setdefault(wanted, set()).add(actual)
         value.name, value.shape = name, ir.Shape(axes)
     if len(set[str]().union(*symbols.values())) != sum(map(len, symbols.values())):
         raise IntegrityProblem(f"export tied free axes of {spec.name} to each other: {symbols}", _REPORT)

@@ -8,28 +8,34 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from celebctl_export.graphs import GraphSpec, graph_specs
+from celebctl_export.graphs import GraphSpec, Size, graph_specs
+from celebctl_export.ort_variants import OrtVariant, discard_variant, write_variant
 from celebctl_export.parity import FLOORS, Parity, check, measure, sizes_to_measure
 from celebctl_export.to_onnx import move_table, save_graph, to_onnx
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from celebctl_models.diffusion import DiffusionParts
 
 TABLE_FILES = {"text_encoder": "token_table.bin", "text_encoder_2": "token_table_2.bin"}
 TOKENIZER_FILE = "tokenizer.json"
+AVERAGE_FILE = "average.bin"
 DATA_FILES = {
     "text_encoder": "text_encoder.data",
     "text_encoder_2": "text_encoder_2.data",
     "step": "unet.data",
     "vae_decoder": "vae_decoder.data",
+    "vae_encoder": "vae_encoder.data",
 }
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def write_graphs(
     parts: DiffusionParts, folder: Path, *, spare_rows: int, dtype: str, on_stage: Callable[[str], None]
-) -> tuple[Sequence[GraphSpec], list[Parity]]:
-    """Export, write and measure every graph of a bundle; the tokenizer goes along.
+) -> tuple[Sequence[GraphSpec], list[OrtVariant], list[Parity]]:
+    """Export, write and measure every graph of a bundle, and ONNX Runtime's form of it; the tokenizer goes along.
 
     Raises IntegrityProblem at the first graph that cannot be exported or is off by more than its floor.
     """
@@ -37,7 +43,9 @@ def write_graphs(
     h, w = (side // parts.vae_factor for side in parts.native_size)
     references = graph_specs(parts, torch.float32)
     specs = references if dtype == "fp32" else graph_specs(parts, _DTYPES[dtype])
+    sizes, floor = sizes_to_measure((h, w), block), FLOORS[dtype]
     measured: list[Parity] = []
+    variants: list[OrtVariant] = []
     for spec, reference in zip(specs, references, strict=True):
         on_stage(f"exporting {spec.name}")
         model, file = to_onnx(spec, block), folder / f"{spec.name}.onnx"
@@ -45,10 +53,44 @@ def write_graphs(
             move_table(model, _table_name(spec), folder / TABLE_FILES[spec.name], spare_rows)
         save_graph(model, file, folder / DATA_FILES[spec.name])
         on_stage(f"measuring {spec.name}")
-        measured += measure(reference, file, sizes_to_measure((h, w), block), FLOORS[dtype])
+        measured += measure(reference, file, sizes, floor)
         check(measured)
+        variant, rows = _measured_variant(folder, reference, sizes, floor, on_stage)
+        variants += variant
+        measured += rows
     write_tokenizer(parts.tokenizers[0], folder / TOKENIZER_FILE)
-    return specs, measured
+    return specs, variants, measured
+
+
+def _measured_variant(
+    folder: Path, reference: GraphSpec, sizes: Sequence[Size], floor: float, on_stage: Callable[[str], None]
+) -> tuple[list[OrtVariant], list[Parity]]:
+    """ONNX Runtime's form of a graph and how far it is off; nothing where there is none, or none that may be used.
+
+    The graph itself is right by then, so that a form which is not only costs speed.
+    """
+    found: list[OrtVariant] = []
+    try:
+        found += filter(None, [write_variant(folder, reference.name)])
+        rows = [
+            row
+            for variant in found
+            for row in measure(
+                reference, folder / variant.file, sizes, floor, folder / variant.reader if variant.reader else None
+            )
+        ]
+        check(rows)
+    except Exception as error:  # other people's graph tools and engine: any exception can come out of them
+        on_stage(f"{reference.name} stays as it is for ONNX Runtime: {str(error)[:200]}")
+        discard_variant(folder, reference.name)
+        return [], []
+    return found, rows
+
+
+def write_average(rows: Sequence[NDArray[np.float32]], folder: Path) -> str:
+    """The average celebrity's rows, (2, D) of each text encoder, raw and in order; returns the file's name."""
+    (folder / AVERAGE_FILE).write_bytes(b"".join(array.astype("<f4").tobytes() for array in rows))
+    return AVERAGE_FILE
 
 
 def _table_name(spec: GraphSpec) -> str:

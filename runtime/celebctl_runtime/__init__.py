@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .request import SAMPLERS, Request, batch, resolve
     from .samplers import Plan, plan
     from .schedule import ScheduleConfig
+    from .source import Source
     from .tensorrt_backend import TensorRtBackend, choose_backend
     from .tokenizer import Encoded, PromptTokenizer
 
@@ -49,6 +50,7 @@ _HOMES = {
     "request": "SAMPLERS Request batch resolve",
     "samplers": "Plan plan",
     "schedule": "ScheduleConfig",
+    "source": "Source",
     "tokenizer": "Encoded PromptTokenizer",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
@@ -75,6 +77,7 @@ __all__ = [
     "PromptTokenizer",
     "Request",
     "ScheduleConfig",
+    "Source",
     "TensorRtBackend",
     "UsageProblem",
     "batch",

@@ -6,33 +6,51 @@ a row of a table), no prompt and no person.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cores import physical_cores
-from .errors import EnvironmentProblem, IntegrityProblem, UsageProblem
+from .engines import TABLE_INPUT, encoder_number
+from .errors import IntegrityProblem, UsageProblem
+from .guests import Guest, digests, table_with_guests
+from .ort_session import CUDA, CUDA_OPTIONS, NO_CAPTURE, choose_providers, load_onnxruntime, memory_problems, no_cuda
+from .ort_session import open_session as open_ort
+from .ort_steps import BoundSteps
 from .samplers import Plan
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
-    from .manifest import Manifest
+    from pathlib import Path
 
-__all__ = ["Backend", "OrtBackend", "RunsWhole", "Texts", "ids_for", "physical_cores"]
+    from .bundle import Bundle
+    from .manifest import GraphFacts, Manifest
+
+__all__ = [
+    "Backend",
+    "Encodings",
+    "OrtBackend",
+    "RunsWhole",
+    "Texts",
+    "ids_for",
+    "physical_cores",
+    "recent",
+    "step_feeds",
+    "step_graph",
+]
 
 DEVICES = ("auto", "cpu", "cuda", "trt")  # trt is tensorrt_backend.py's
 _GPU_BATCH = 4
-_FATAL = 4  # ONNX Runtime's log level
-_CUDA = "CUDAExecutionProvider"
-_CPU = "CPUExecutionProvider"
-# On a machine that does other work too, threads that wait actively double the time of a step (28 against 55 ms measured
-# on two busy cores).
-_SESSION_CONFIG = {"session.intra_op.allow_spinning": "0"}
+_KEPT = 4  # shapes of steps whose buffers are kept, and prompts whose encodings are
+_READER = "reader"
+Kept = TypeVar("Kept")
+Encodings = tuple[NDArray[np.float32], NDArray[np.float32] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +74,11 @@ class Backend(Protocol):
         """How many pictures the engine takes at once."""
         ...
 
-    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Token ids (B, 77) -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+    def encode(self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()) -> Encodings:
+        """Token ids (B, 77) -> context (B, 77, D) and, of XL models, pooled text (B, P).
+
+        The rows of ``guests`` count in place of what the token tables have there.
+        """
         ...
 
     def step(
@@ -96,47 +117,82 @@ class RunsWhole(Protocol):
         ...
 
 
+@runtime_checkable
+class EncodesPictures(Protocol):
+    """An engine that can begin from a picture."""
+
+    def encode_picture(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w) as steps want it."""
+        ...
+
+
 class OrtBackend:
-    """ONNX Runtime on the CPU or a CUDA device. Sessions are made when first needed.
+    """ONNX Runtime on the CPU or a CUDA device. Sessions are made when first needed and kept for further pictures.
 
     On the CPU pictures run one at a time: a batch is no faster there, and so a picture cannot depend on the company it
     is drawn in. On CUDA several run at once; their pixels then equal single ones up to the engine's rounding.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> None:
-        """``threads``: CPU threads, default one per physical core.
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        threads: int | None = None,
+        cuda_options: Mapping[str, str] | None = None,
+    ) -> None:
+        """``threads``: CPU threads, default one per physical core. ``cuda_options``: beside, or instead of, our own.
 
         Raises UsageProblem for an unknown device, EnvironmentProblem when ONNX Runtime or the device is missing.
         """
         if device not in DEVICES[:3]:
             raise UsageProblem(f"there is no device {device!r}", f"use --device with one of {', '.join(DEVICES)}")
         self._bundle = bundle
-        self._ort = _load_onnxruntime()
+        self._ort = load_onnxruntime()
         self._threads = threads or physical_cores()
         self._wanted = device
-        self._providers = self._choose_providers(device)
-        self._sessions: dict[str, Any] = {}  # of InferenceSession, which has no usable types
+        self._providers = choose_providers(self._ort, device)
+        self._cuda_options = {**CUDA_OPTIONS, **(cuda_options or {})}
+        self._captures = True  # steps as CUDA graphs, until a session refuses
+        self._sessions: dict[str, Any] = {}  # by file; of InferenceSession, which has no usable types
+        self._opening: dict[str, Thread] = {}
+        self._bound: OrderedDict[Hashable, BoundSteps] = OrderedDict()
+        self._bound_ever = 0
+        self._encoded: OrderedDict[Hashable, Encodings] = OrderedDict()
+        self._read: WeakKeyDictionary[Texts, dict[str, NDArray[Any]]] = WeakKeyDictionary()
         self._fingerprint = ""
+        self._guests: tuple[Guest, ...] = ()  # whom that session was opened with
+        self._tables: dict[str, Any] = {}  # of OrtValue, by graph: tables with guests, which a session does not copy
         self._people: dict[int, str] = {}  # token row -> digest of whom the text encoder's session holds there
 
     @property
     def batch_limit(self) -> int:
         """One on the CPU, several on CUDA."""
-        if _CUDA in self._providers:
+        if CUDA in self._providers:
             self._session("vae_decoder")  # only a session tells whether CUDA is really there
-        return _GPU_BATCH if _CUDA in self._providers else 1
+        return _GPU_BATCH if CUDA in self._providers else 1
 
-    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+    def encode(self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()) -> Encodings:
+        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P); see :class:`Backend`."""
+        manifest = self._bundle.manifest
+        people = digests(manifest, guests)
+        rows = set(ids.ravel().tolist())
+        met = tuple(sorted((row, people[row]) for row in rows & people.keys()))
+        key = (manifest.fingerprint, ids.tobytes(), met)  # equal prompts that mean the same people read the same
+        found = self._encoded[key] if key in self._encoded else self._encode(ids, people, guests)
+        if self._bundle.is_current():  # otherwise what was read may be half of something
+            return recent(self._encoded, key, lambda: found, _KEPT)
+        return found
+
+    def _encode(self, ids: NDArray[np.int64], people: dict[int, str], guests: Sequence[Guest]) -> Encodings:
+        self._look_again()  # before sessions of another export are taken for those that this one needs
         manifest = self._bundle.manifest
         graphs = ["text_encoder", *(f"text_encoder_{n}" for n in range(2, len(manifest.token_tables) + 1))]
-        people = {row: resident.digest for resident in manifest.identities.values() for row in resident.rows[0]}
         # A session on a GPU, or one whose engine copied the table, does not see rows that were written after it began.
         if any(people.get(row) != self._people.get(row) for row in set(ids.ravel().tolist())):
             for graph in graphs:
-                self._sessions.pop(graph, None)
-        if "text_encoder" not in self._sessions:
-            self._people = people
+                self._sessions.pop(self._facts(graph).file, None)
+        if self._facts("text_encoder").file not in self._sessions:
+            self._people, self._guests = people, tuple(guests)
         found = [
             self._run_all(graph, {"input_ids": ids_for(manifest, number, ids)}) for number, graph in enumerate(graphs)
         ]
@@ -151,96 +207,167 @@ class OrtBackend:
         texts: Texts,
         plan: Plan,
     ) -> NDArray[np.float32]:
-        """One step; see :class:`Backend`."""
-        feeds: dict[str, NDArray[Any]] = {
-            "state": state,
-            "step": np.array([index], dtype=np.int64),
-            "noise": noise,
-            "context": texts.context,
-            "table": plan.table,
-            "aux": plan.aux,
-        }
-        if texts.pooled is not None and texts.size_ids is not None:
-            feeds |= {"pooled": texts.pooled, "size_ids": texts.size_ids}
-        return self._run("step" if len(texts.context) == 2 else "step_nocfg", feeds)
+        """One step; see :class:`Backend`. Whole runs go faster through :meth:`denoise`."""
+        if texts not in self._read:
+            self._read[texts] = self._memory(texts)
+        feeds = self._step_feeds(state, noise, texts, plan, self._read[texts])
+        feeds["step"] = np.array([index], dtype=np.int64)
+        return self._run(step_graph(texts), feeds)
+
+    def denoise(
+        self,
+        state: NDArray[np.float32],
+        noise: Callable[[int], NDArray[np.float32]],
+        texts: Texts,
+        plan: Plan,
+        report: Callable[[int, int], None],
+    ) -> NDArray[np.float32]:
+        """All steps of ``plan`` with no state moved: state (2, B, 4, h, w) -> the last; see :class:`RunsWhole`."""
+        graph = step_graph(texts)
+        session = self._session(graph)
+        feeds = self._checked(graph, self._step_feeds(state, noise(0), texts, plan, self._memory(texts)))
+        key = (graph, *((name, array.shape) for name, array in sorted(feeds.items())))
+        on_cuda = CUDA in self._providers
+
+        def bind() -> BoundSteps:
+            self._bound_ever += 1
+            ids = (2 * self._bound_ever, 2 * self._bound_ever + 1) if on_cuda and self._captures else None
+            return BoundSteps(self._ort, session, "cuda" if on_cuda else "cpu", feeds, ids)
+
+        with memory_problems(on_cuda):
+            bound = recent(self._bound, key, bind, _KEPT)
+            return bound.run(feeds, plan.steps, noise if plan.uses_noise else None, report)
 
     def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
         """Latent (B, 4, h, w) -> pictures (B, 3, H, W) in [-1, 1]."""
         return self._run("vae_decoder", {"latent": latent})
 
+    def encode_picture(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w). Raises IntegrityProblem for a bundle that cannot."""
+        return self._run("vae_encoder", {"image": image})
+
     def describe(self) -> dict[str, str]:
         """Engine, version, device and threads."""
-        device = "cuda" if _CUDA in self._providers else "cpu"
+        device = "cuda" if CUDA in self._providers else "cpu"
         facts = {"engine": "onnxruntime", "version": str(self._ort.__version__), "device": device}
         return facts if device == "cuda" else {**facts, "threads": str(self._threads)}
+
+    def _step_feeds(
+        self,
+        state: NDArray[np.float32],
+        noise: NDArray[np.float32],
+        texts: Texts,
+        plan: Plan,
+        memory: Mapping[str, NDArray[Any]],
+    ) -> dict[str, NDArray[Any]]:
+        """Every input of a step, at step 0."""
+        rows = self._bundle.schedule.num_train_timesteps
+        apart = {"step": np.zeros(1, np.int64), "noise": noise}
+        return {**step_feeds(state, texts, plan, rows), **apart, **memory}
+
+    def _memory(self, texts: Texts) -> dict[str, NDArray[Any]]:
+        """What of the texts is the same for every step, where the bundle's graphs want that apart."""
+        reader = self._bundle.manifest.ort_graphs.get(_READER)
+        if reader is None:
+            return {}
+        feeds = {"context": texts.context}
+        return dict(zip(reader.outputs, self._run_raw(_READER, feeds), strict=True))
 
     def _run(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         return self._run_all(graph, feeds)[0]
 
     def _run_all(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-        outputs: list[NDArray[Any]] = self._session(graph).run(None, self._checked(graph, feeds))
-        return [output.astype(np.float32, copy=False) for output in outputs]
+        return [output.astype(np.float32, copy=False) for output in self._run_raw(graph, feeds)]
+
+    def _run_raw(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        session, checked, options = self._session(graph), self._checked(graph, feeds), None
+        if self._captures and graph.startswith("step") and CUDA in self._providers:
+            options = self._ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", str(NO_CAPTURE))
+        with memory_problems(CUDA in self._providers):
+            return session.run(None, checked, options)
+
+    def prepare(self, graphs: Iterable[str]) -> None:
+        """Begin to open these graphs beside whatever else is done: a process has little use for two cores so early."""
+        if CUDA in self._providers:
+            return  # there a session decides what the others run on
+        self._look_again()
+        for graph in graphs:
+            file = self._facts(graph).file
+            if file not in self._sessions and file not in self._opening:
+                self._opening[file] = Thread(target=self._open_ahead, args=(graph, file))
+                self._opening[file].start()
+
+    def _open_ahead(self, graph: str, file: str) -> None:
+        with suppress(Exception):  # whoever needs the session meets the same error where it can be told
+            session = self._open(graph)
+            self._sessions.setdefault(file, session)
 
     def _session(self, graph: str) -> Any:
+        self._look_again()
+        file = self._facts(graph).file
+        if file in self._opening:
+            self._opening.pop(file).join()
+        if file not in self._sessions:
+            self._sessions[file] = self._open(graph)
+        return self._sessions[file]
+
+    def _look_again(self) -> None:
+        """Forget what was opened when the bundle was exported anew under us."""
         fingerprint = self._bundle.manifest.fingerprint
-        if fingerprint != self._fingerprint:  # the bundle was exported anew under us
+        if fingerprint != self._fingerprint:
+            for thread in self._opening.values():
+                thread.join()
+            self._opening.clear()
             self._sessions.clear()
+            self._bound.clear()
+            self._read.clear()
             self._fingerprint = fingerprint
-        if graph not in self._sessions:
-            self._sessions[graph] = self._open(graph)
-        return self._sessions[graph]
 
     def _open(self, graph: str) -> Any:
-        if graph not in self._bundle.manifest.graphs:
+        path = self._bundle.file(self._facts(graph).file)
+        if self._captures and CUDA in self._providers and graph.startswith("step"):
+            try:
+                return self._believed(self._open_file(path, {**self._cuda_options, "enable_cuda_graph": "1"}))
+            except IntegrityProblem:
+                self._captures = False  # a graph with a node that CUDA has no kernel for cannot be captured
+        return self._believed(self._open_file(path, self._cuda_options, self._guest_table(graph)))
+
+    def _open_file(self, path: Path, cuda_options: Mapping[str, str], given: Mapping[str, Any] | None = None) -> Any:
+        return open_ort(self._ort, path, self._threads, self._providers, cuda_options, given)
+
+    def _guest_table(self, graph: str) -> dict[str, Any]:
+        """What a text encoder reads in place of its own table when there are guests."""
+        self._tables.pop(graph, None)
+        number = encoder_number(graph)
+        if number is None or not self._guests:
+            return {}
+        table = self._bundle.manifest.token_tables[number]
+        content = table_with_guests(self._bundle.file(table.file), table, number, self._guests)
+        self._tables[graph] = self._ort.OrtValue.ortvalue_from_numpy(content)
+        return {TABLE_INPUT: self._tables[graph]}
+
+    def _believed(self, session: Any) -> Any:
+        """ONNX Runtime falls back to the CPU in silence; believe only what the session itself reports."""
+        if CUDA in self._providers and CUDA not in session.get_providers():
+            if self._wanted == "cuda":
+                raise no_cuda(self._ort)
+            self._providers = [name for name in self._providers if name != CUDA]
+        return session
+
+    def _facts(self, graph: str) -> GraphFacts:
+        """The graph as ONNX Runtime likes it where the bundle has it so, else as everybody gets it."""
+        manifest = self._bundle.manifest
+        facts = manifest.ort_graphs.get(graph) or manifest.graphs.get(graph)
+        if facts is None or graph not in (*manifest.graphs, _READER):
             raise IntegrityProblem(
                 f"the bundle {self._bundle.path} has no graph {graph!r}", "celebctl export makes a fresh bundle"
             )
-        path = self._bundle.file(self._bundle.manifest.graphs[graph].file)
-        try:
-            session = self._ort.InferenceSession(str(path), self._options(), providers=self._providers)
-        except Exception as error:  # onnxruntime has a dozen error types, all children of Exception only
-            raise IntegrityProblem(
-                f"ONNX Runtime cannot load {path}: {str(error)[:300]}", "celebctl export makes a fresh bundle"
-            ) from error
-        self._check_provider(session)
-        return session
-
-    def _options(self) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL  # its complaints reach people through our own errors
-        for key, value in _SESSION_CONFIG.items():
-            options.add_session_config_entry(key, value)
-        return options
-
-    def _choose_providers(self, device: str) -> list[str]:
-        present = cast("list[str]", self._ort.get_available_providers())
-        if device == "cuda" and _CUDA not in present:
-            raise EnvironmentProblem(
-                "the installed ONNX Runtime cannot use CUDA",
-                "pip uninstall onnxruntime; pip install 'celebctl[cuda]', or use --device cpu",
-            )
-        if device == "cpu" or _CUDA not in present:
-            return [_CPU]
-        with contextlib.redirect_stdout(sys.stderr):  # it prints its warnings, and stdout is for data
-            self._ort.preload_dlls()
-        return [_CUDA, _CPU]
-
-    def _check_provider(self, session: Any) -> None:
-        """ONNX Runtime falls back to the CPU in silence; believe only what the session itself reports."""
-        if _CUDA not in self._providers or _CUDA in session.get_providers():
-            return
-        if self._wanted == "cuda":
-            raise EnvironmentProblem(
-                "CUDA was asked for, but ONNX Runtime fell back to the CPU",
-                "check the driver with nvidia-smi, or use --device cpu",
-            )
-        self._providers = [_CPU]
+        return facts
 
     def _checked(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The feeds in the dtypes that the manifest declares. Raises IntegrityProblem for other names or shapes."""
-        declared = self._bundle.manifest.graphs[graph].inputs
+        declared = self._facts(graph).inputs
         if declared.keys() != feeds.keys():
             raise IntegrityProblem(
                 f"graph {graph!r} takes {sorted(declared)}, not {sorted(feeds)}", "celebctl export makes a fresh bundle"
@@ -265,13 +392,26 @@ def ids_for(manifest: Manifest, encoder: int, ids: NDArray[np.int64]) -> NDArray
     return np.where(np.cumsum(ends, axis=1) - ends > 0, (facts.pad, *facts.more_pads)[encoder], ids)
 
 
-def _load_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "ONNX Runtime is not installed", "pip install 'celebctl[cpu]' (or 'celebctl[cuda]' on an NVIDIA GPU)"
-        ) from error
-    engine: Any = onnxruntime
-    engine.set_default_logger_severity(_FATAL)  # missing providers are reported by our own check
-    return engine
+def step_graph(texts: Texts) -> str:
+    """The graph that runs a step for these texts."""
+    return "step" if len(texts.context) == 2 else "step_nocfg"
+
+
+def step_feeds(state: NDArray[np.float32], texts: Texts, plan: Plan, rows: int) -> dict[str, NDArray[Any]]:
+    """What stays the same from step to step. Tables are filled up to ``rows``, so that shapes do not tell N."""
+    table, aux = (np.zeros((rows, *part.shape[1:]), np.float32) for part in (plan.table, plan.aux))
+    table[: plan.steps], aux[: plan.steps] = plan.table, plan.aux
+    feeds: dict[str, NDArray[Any]] = {"state": state, "context": texts.context, "table": table, "aux": aux}
+    if texts.pooled is not None and texts.size_ids is not None:
+        feeds |= {"pooled": texts.pooled, "size_ids": texts.size_ids}
+    return feeds
+
+
+def recent(kept: OrderedDict[Hashable, Kept], key: Hashable, make: Callable[[], Kept], most: int) -> Kept:
+    """The one for ``key``, made if need be; those not used for longest go, and the memory they hold with them."""
+    if key not in kept:
+        while len(kept) >= most:
+            kept.popitem(last=False)
+        kept[key] = make()
+    kept.move_to_end(key)
+    return kept[key]

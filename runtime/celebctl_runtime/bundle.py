@@ -23,13 +23,14 @@ own SHA-256; spare rows of nobody must be zero. So every byte is accounted for, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
 from .files import atomic_write, disk_problems, flush, sha256_file
@@ -113,6 +114,35 @@ class Bundle:
         """Where a file of the bundle lies."""
         return self.path / name
 
+    def free_rows(self) -> list[tuple[tuple[int, int], ...]]:
+        """The places that nobody lives in, as :class:`Resident` has them; the one that is taken next comes first."""
+        count = min(table.spare_rows for table in self._manifest.token_tables) // TOKENS
+        taken = {pair for resident in self._manifest.identities.values() for pair in enumerate(resident.rows)}
+        start = self._manifest.next_slot
+        places = (self._slot_rows((start + i) % count) for i in range(count))
+        return [rows for rows in places if taken.isdisjoint(enumerate(rows))]
+
+    def embeddings(self, name: str) -> tuple[NDArray[np.float32], ...]:
+        """The token rows of somebody who lives here, E arrays (2, D)."""
+        rows = _read_rows(self.path, self._manifest, self._manifest.identities[name].rows)
+        return _arrays(rows, self._manifest.token_tables)
+
+    def average(self) -> tuple[NDArray[np.float32], ...]:
+        """The token rows of the average celebrity, E arrays (2, D). Raises IntegrityProblem when they are not here."""
+        tables = self._manifest.token_tables
+        if not self._manifest.average:
+            raise IntegrityProblem(
+                f"the bundle {self.path} does not know the average celebrity, whom --likeness goes towards",
+                "celebctl export makes a fresh bundle that does",
+            )
+        path = self.file(self._manifest.average)
+        raw = path.read_bytes()
+        if len(raw) != sum(TOKENS * 4 * table.width for table in tables):
+            raise _damaged(path, f"has {len(raw)} bytes, which are not the average celebrity's")
+        ends = np.cumsum([TOKENS * table.width for table in tables])
+        parts = np.split(np.frombuffer(raw, "<f4"), ends[:-1])
+        return tuple(part.reshape(TOKENS, -1).astype(np.float32) for part in parts)
+
     def tokenizer(self) -> PromptTokenizer:
         """The bundle's tokenizer."""
         from .tokenizer import PromptTokenizer
@@ -150,6 +180,13 @@ class Bundle:
                 raise
             self.verify(level)  # another process changed the bundle meanwhile: look at it once more
 
+    def verify_files(self, names: Iterable[str]) -> None:
+        """Check every byte of some of the files. Raises IntegrityProblem naming the first that differs."""
+        for name in names:
+            facts, path = self._manifest.files[name], self.file(name)
+            if not path.is_file() or sha256_file(path, facts.covers or None) != facts.sha256:
+                raise _damaged(path, "has other content than was exported")
+
     def add(self, identity: Identity) -> None:
         """Let a person move in, in milliseconds; nothing happens if exactly this person lives here under this name.
 
@@ -171,12 +208,12 @@ class Bundle:
                 raise NotFound(
                     f"{name!r} is not in the bundle {self.path}", f"known: {', '.join(self.names) or 'nobody'}"
                 )
-            slot = self._slot(people.pop(name))
+            slot = self._slot(people.pop(name).rows)
             self._publish(identities=people, pending_slots=(slot,))
             self._wipe_pending()
 
     def _put(self, identity: Identity, *, replacing: bool) -> None:
-        self._check_fits(identity)
+        self.check_fits(identity)
         with self._change():
             people = dict(self._manifest.identities)
             old = people.get(identity.name)
@@ -190,7 +227,7 @@ class Bundle:
             slot = self._free_slot()
             self._publish(pending_slots=(slot,), next_slot=slot + 1)
             people[identity.name] = self._write_person(identity, slot)
-            self._publish(identities=people, pending_slots=() if old is None else (self._slot(old),))
+            self._publish(identities=people, pending_slots=() if old is None else (self._slot(old.rows),))
             self._wipe_pending()
 
     @contextmanager
@@ -214,7 +251,8 @@ class Bundle:
         atomic_write(self.path / FILE_NAME, manifest.to_bytes())
         self._manifest, self._stamp = manifest, _stamp(self.path)
 
-    def _check_fits(self, identity: Identity) -> None:
+    def check_fits(self, identity: Identity) -> None:
+        """Raise IntegrityProblem for somebody who was learned for another model."""
         model, tables = self._manifest.model, self._manifest.token_tables
         hint = f"learn {identity.name} again for {model.name}, or name a bundle of the model it was learned for"
         if identity.family != model.family or identity.table_hash != model.table_hash:
@@ -230,20 +268,18 @@ class Bundle:
                 hint,
             )
 
-    def _slot(self, resident: Resident) -> int:
-        return (resident.rows[0][0] - self._manifest.token_tables[0].first_spare_row) // TOKENS
+    def _slot(self, rows: tuple[tuple[int, int], ...]) -> int:
+        return (rows[0][0] - self._manifest.token_tables[0].first_spare_row) // TOKENS
 
     def _slot_rows(self, slot: int) -> tuple[tuple[int, int], ...]:
         firsts = [table.first_spare_row + TOKENS * slot for table in self._manifest.token_tables]
         return tuple((first, first + 1) for first in firsts)
 
     def _free_slot(self) -> int:
+        free = self.free_rows()
+        if free:
+            return self._slot(free[0])
         count = min(table.spare_rows for table in self._manifest.token_tables) // TOKENS
-        taken = {pair for resident in self._manifest.identities.values() for pair in enumerate(resident.rows)}
-        start = self._manifest.next_slot
-        for slot in ((start + i) % count for i in range(count)):
-            if taken.isdisjoint(enumerate(self._slot_rows(slot))):
-                return slot
         raise EnvironmentProblem(
             f"the bundle {self.path} is full: all {count} places are taken",
             f"celebctl export --spare-rows {4 * TOKENS * max(count, 1)}, or celebctl forget somebody",
@@ -283,9 +319,7 @@ class Bundle:
 
     def _verify_content(self) -> None:
         manifest = self._manifest
-        for name, facts in manifest.files.items():
-            if sha256_file(self.file(name), facts.covers or None) != facts.sha256:
-                raise _damaged(self.file(name), "has other content than was exported")
+        self.verify_files(manifest.files)
         for name, resident in manifest.identities.items():
             content = _read_rows(self.path, manifest, resident.rows)
             if resident.rows_sha256 and _hash(content) != resident.rows_sha256:
@@ -320,6 +354,16 @@ def _read_rows(path: Path, manifest: Manifest, rows: tuple[tuple[int, int], ...]
                 file.seek(row * table.row_bytes)
                 content.append(file.read(table.row_bytes))
     return content
+
+
+def _arrays(content: Sequence[bytes], tables: Sequence[TokenTable]) -> tuple[NDArray[np.float32], ...]:
+    """Raw rows, two per table, as E arrays (2, D) float32."""
+    arrays: list[NDArray[np.float32]] = []
+    for number, table in enumerate(tables):
+        pair = b"".join(content[TOKENS * number : TOKENS * (number + 1)])
+        stored = np.frombuffer(pair, np.dtype(table.dtype).newbyteorder("<"))
+        arrays.append(stored.reshape(TOKENS, table.width).astype(np.float32))
+    return tuple(arrays)
 
 
 def _strays(path: Path, table: TokenTable, owned: set[int]) -> bool:

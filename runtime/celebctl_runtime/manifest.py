@@ -124,8 +124,11 @@ class FileFacts:
 class Manifest:
     """Everything the runtime knows about a bundle.
 
-    ``graphs``: text_encoder (and text_encoder_2), step, step_nocfg, vae_decoder. ``guidance_is_embedded``: the network
-    is told the guidance and never run twice. ``zero_empty_prompt``: an empty negative prompt is zeros, not a text.
+    ``graphs``: text_encoder (and text_encoder_2), step, step_nocfg, vae_decoder, and maybe vae_encoder. ``ort_graphs``:
+    what ONNX Runtime runs in place of the graph of the same name; and ``reader``, whose outputs are further inputs of
+    its steps, the same for all of them. ``guidance_is_embedded``: the network is told the guidance and never run twice.
+    ``zero_empty_prompt``: an empty negative prompt is zeros, not a text.
+    ``average``: a file with the token rows of the average celebrity, (2, D) float32 of each table in turn, or "".
     ``next_slot`` and ``pending_slots`` belong to the bookkeeping of spare rows (see bundle.py). ``extra`` keeps entries
     of the file that this version does not know.
     """
@@ -144,8 +147,10 @@ class Manifest:
     identities: Mapping[str, Resident] = field(default_factory=dict[str, Resident])
     parity: tuple[Any, ...] = ()
     files: Mapping[str, FileFacts] = field(default_factory=dict[str, FileFacts])
+    ort_graphs: Mapping[str, GraphFacts] = field(default_factory=dict[str, GraphFacts])
     guidance_is_embedded: bool = False
     zero_empty_prompt: bool = False
+    average: str = ""
     next_slot: int = 0
     pending_slots: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -247,8 +252,13 @@ def _wrong(where: str, expected: object) -> NoReturn:
 
 def _check(manifest: Manifest) -> None:
     """What types cannot say: paths stay inside the bundle, tables add up, people have rows of their own."""
-    paths = [*manifest.files, manifest.tokenizer.file, *(table.file for table in manifest.token_tables)]
-    for graph in manifest.graphs.values():
+    paths = [
+        *manifest.files,
+        manifest.tokenizer.file,
+        manifest.average,
+        *(table.file for table in manifest.token_tables),
+    ]
+    for graph in (*manifest.graphs.values(), *manifest.ort_graphs.values()):
         paths += [graph.file, *graph.data]
     for path in paths:
         if (

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .errors import CelebctlError, InputRejected, IntegrityProblem, NotFound, UsageProblem
 from .files import atomic_write
+from .likeness import FULL, likeness_to_json
 from .request import Request
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def _parameters(picture: Picture) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model hash": str(record.get("table_hash", ""))[:10],
         "Model": record.get("model", ""),
+        "Likeness": "" if request.likeness == FULL else json.dumps(likeness_to_json(request.likeness)),
+        "Layout": request.layout,
         "TI hashes": ", ".join(f"{name}: {digest[:12]}" for name, digest in people.items()),
         "Version": f"celebctl {record.get('celebctl', '')}",
     }

@@ -6,7 +6,7 @@ which engine runs the graphs, which sampler a table stands for, and where pictur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,15 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .backends import Backend, RunsWhole, Texts
+from .backends import Backend, EncodesPictures, RunsWhole, Texts
 from .bundle import Bundle
-from .errors import Busy, NotFound
+from .errors import Busy, EnvironmentProblem, NotFound, UsageProblem
+from .guests import People
+from .layout import forming_steps, layout_text, parse_layout, region_masks
 from .noise import initial_noise, step_noise
 from .picture import Picture
 from .request import Request, resolve
 from .samplers import Plan, plan
 
 if TYPE_CHECKING:
+    from .guests import Guest
+    from .identity import Identity
+    from .source import Source
     from .tokenizer import Encoded, PromptTokenizer
 
 _ATTEMPTS = 5
@@ -41,11 +46,12 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class _Prompt:
-    """A request with its prompts as the text encoder reads them."""
+    """A request with its prompts as the text encoder reads them; ``sides``: the prompt of each region of a layout."""
 
     request: Request
     prompt: Encoded
     negative: Encoded
+    sides: tuple[Encoded, ...] = ()
 
 
 def generate(
@@ -53,46 +59,61 @@ def generate(
     backend: Backend,
     requests: Request | Sequence[Request],
     on_step: Callable[[Progress], None] | None = None,
+    sources: Iterable[Source] = (),
+    guests: Sequence[Identity] = (),
 ) -> list[Picture]:
     """Draw one picture per request, in order; neighbours that differ in prompt and seed only run as one batch.
 
-    Raises UsageProblem for values the model does not allow and NotFound for people the bundle does not know, both
-    before anything is drawn.
+    ``sources``: the pictures that requests begin with. ``guests`` may be named like people of the bundle, and are gone
+    afterwards. Raises UsageProblem for values the model does not allow and NotFound for people the bundle does not
+    know, or a source that was not given, all before anything is drawn.
     """
     bundle.refresh()
     wanted = [resolve(request, bundle.manifest) for request in _listed(requests)]
+    given = {source.digest: source for source in sources}
+    _check_sources(bundle, backend, wanted, given)
     plans = {key: _plan(bundle, key) for key in map(_batch_key, wanted)}
-    tokenizer = bundle.tokenizer()
-    for request in wanted:
-        _tokenize(bundle, tokenizer, request)  # errors in any prompt come before the first picture
+    tokenizer, people = bundle.tokenizer(), People.here(bundle, guests)
+    for request in wanted:  # errors in any prompt come before the first picture
+        _present(bundle, people, [_tokenize(bundle, tokenizer, people.ids, request)])
     pictures: list[Picture] = []
     for group in _batches(wanted, backend.batch_limit):
-        prompts, texts = _encode(bundle, backend, tokenizer, group)
+        prompts, texts = _encode(bundle, backend, tokenizer, group, guests)
         report = _reporter(on_step, len(pictures), len(group), len(wanted))
-        latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, texts, report)
+        latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, given, texts, report)
         images = backend.decode(latent)
         facts = _facts(bundle, backend)
-        pictures += [_picture(image, prompt, bundle, facts) for image, prompt in zip(images, prompts, strict=True)]
+        people = People.here(bundle, guests)
+        pictures += [_picture(image, prompt, people, facts) for image, prompt in zip(images, prompts, strict=True)]
     return pictures
 
 
 def _encode(
-    bundle: Bundle, backend: Backend, tokenizer: PromptTokenizer, group: Sequence[Request]
-) -> tuple[list[_Prompt], Texts]:
-    """Prompts, and what the network reads of them.
+    bundle: Bundle,
+    backend: Backend,
+    tokenizer: PromptTokenizer,
+    group: Sequence[Request],
+    guests: Sequence[Identity],
+) -> tuple[list[_Prompt], list[Texts]]:
+    """Prompts, and what the network reads of them: of the prompts themselves, then of each region of their layout.
 
     The manifest is looked at once more after encoding: if it is still the same, nobody moved while we read the token
     rows (bundle.py tells why), otherwise the prompts are read again. Raises Busy when that does not end, or when the
     whole bundle was exported anew meanwhile.
     """
     for _ in range(_ATTEMPTS):
-        prompts = [_tokenize(bundle, tokenizer, request) for request in group]
+        people = People.here(bundle, guests)
+        prompts = [_tokenize(bundle, tokenizer, people.ids, request) for request in group]
         ids = [prompt.prompt.ids for prompt in prompts]
-        if _guided(group[0]) and not bundle.manifest.guidance_is_embedded:
+        guided = _guided(group[0]) and not bundle.manifest.guidance_is_embedded
+        if guided:
             ids = [prompt.negative.ids for prompt in prompts] + ids
-        context, pooled = backend.encode(np.stack(ids))
+        for sides in zip(*(prompt.sides for prompt in prompts), strict=True):
+            ids += [side.ids for side in sides]
+        present = _present(bundle, people, prompts)
+        context, pooled = backend.encode(np.stack(ids), present) if present else backend.encode(np.stack(ids))
         if bundle.is_current():
-            return prompts, _texts(bundle, group, context, pooled)
+            return prompts, _texts(bundle, group, context, pooled, guided)
         export = bundle.manifest.fingerprint
         bundle.refresh()
         if bundle.manifest.fingerprint != export:
@@ -100,23 +121,37 @@ def _encode(
     raise Busy(f"the bundle {bundle.path} keeps changing", "run the same command again")
 
 
+def _present(bundle: Bundle, people: People, prompts: Sequence[_Prompt]) -> list[Guest]:
+    """The guests of a batch, whose requests want one likeness."""
+    named = {name for prompt in prompts for name in prompt.request.identities or ()}
+    return people.present(bundle, named, prompts[0].request.likeness)
+
+
 def _texts(
-    bundle: Bundle, group: Sequence[Request], context: NDArray[np.float32], pooled: NDArray[np.float32] | None
-) -> Texts:
-    """Encodings of B prompts, or of B negative prompts and B prompts, by guide; with the picture's size for XL."""
-    count = len(group)
+    bundle: Bundle,
+    group: Sequence[Request],
+    context: NDArray[np.float32],
+    pooled: NDArray[np.float32] | None,
+    guided: bool,
+) -> list[Texts]:
+    """One Texts per conditioning, out of encodings of (B negative prompts,) B prompts, and B prompts of each region;
+    with the picture's size for XL."""
+    count, (height, width) = len(group), (group[0].height, group[0].width)
     blank = np.array([bundle.manifest.zero_empty_prompt and not request.negative for request in group])
-    grouped = [
-        None if states is None else states.reshape(-1, count, *states.shape[1:]).copy() for states in (context, pooled)
-    ]
-    for states in grouped:
-        if states is not None and len(states) == 2:
-            states[0, blank] = 0.0
-    by_guide, pooled_by_guide = cast("tuple[NDArray[np.float32], NDArray[np.float32] | None]", tuple(grouped))
-    if pooled_by_guide is None:
-        return Texts(by_guide)
-    height, width = group[0].height, group[0].width
-    return Texts(by_guide, pooled_by_guide, np.array([height, width, 0, 0, height, width], dtype=np.float32))
+    size_ids = np.array([height, width, 0, 0, height, width], dtype=np.float32)
+    sets = len(context) // count
+    found: list[Texts] = []
+    for told in range(int(guided), sets):
+        chosen = [0, told] if guided else [told]
+        states = [
+            None if part is None else part.reshape(-1, count, *part.shape[1:])[chosen] for part in (context, pooled)
+        ]
+        for part in states:
+            if part is not None and guided:
+                part[0, blank] = 0.0
+        by_guide, pooled_by_guide = cast("tuple[NDArray[np.float32], NDArray[np.float32] | None]", tuple(states))
+        found.append(Texts(by_guide, pooled_by_guide, None if pooled_by_guide is None else size_ids))
+    return found
 
 
 def _denoise(
@@ -124,28 +159,89 @@ def _denoise(
     backend: Backend,
     steps: Plan,
     group: Sequence[Request],
-    texts: Texts,
+    given: Mapping[str, Source],
+    texts: Sequence[Texts],
     report: Callable[[int, int], None],
 ) -> NDArray[np.float32]:
-    """From noise to latent (B, 4, h, w)."""
+    """From noise, or from pictures and noise, to latent (B, 4, h, w). With more than one conditioning, the first steps
+    are drawn by region."""
     size = bundle.manifest.size
     shape = (size.latent_channels, group[0].height // size.vae_factor, group[0].width // size.vae_factor)
     noise = np.stack([initial_noise(request.seed, shape) for request in group])
-    state = np.stack([noise * np.float32(steps.init_sigma), np.zeros_like(noise)])
+    start = (noise * np.float32(steps.init_sigma)).astype(np.float32, copy=False)
+    if group[0].source:
+        latent = _encode_sources(backend, [given[request.source] for request in group], group[0])
+        signal, sigma = steps.begin
+        start = (signal * latent + sigma * noise).astype(np.float32)
+    state = np.stack([start, np.zeros_like(noise)])
 
     def noise_of(index: int) -> NDArray[np.float32]:
         return np.stack([step_noise(request.seed, index, shape) for request in group]) if steps.uses_noise else noise
 
-    if isinstance(backend, RunsWhole):
-        return backend.denoise(state, noise_of, texts, steps, report)[0]
-    for index in range(steps.steps):
-        state = backend.step(state, index, noise_of(index), texts, steps)
+    regions = parse_layout(group[0].layout)
+    formed = min(forming_steps(steps.steps), steps.steps) if regions else 0
+    masks = region_masks(regions, *shape[1:])
+    for index in range(formed):
+        state = _by_region(backend, state, index, noise_of(index), texts, steps, masks)
+        report(index + 1, steps.steps)
+    if isinstance(backend, RunsWhole) and formed < steps.steps:
+        return backend.denoise(
+            state,
+            lambda index: noise_of(formed + index),
+            texts[0],
+            steps.after(formed),
+            lambda done, _: report(formed + done, steps.steps),
+        )[0]
+    for index in range(formed, steps.steps):
+        state = backend.step(state, index, noise_of(index), texts[0], steps)
         report(index + 1, steps.steps)
     return state[0]
 
 
-def _tokenize(bundle: Bundle, tokenizer: PromptTokenizer, request: Request) -> _Prompt:
-    ids = bundle.token_ids
+def _check_sources(bundle: Bundle, backend: Backend, wanted: Iterable[Request], given: Mapping[str, Source]) -> None:
+    for request in wanted:
+        if not request.source:
+            continue
+        if request.source not in given:
+            raise NotFound("the picture that this one began with is not here", "name it with --from PICTURE")
+        if "vae_encoder" not in bundle.manifest.graphs:
+            raise EnvironmentProblem(
+                f"the bundle {bundle.path} is too old to begin with a picture", "celebctl export makes a fresh bundle"
+            )
+        if not isinstance(backend, EncodesPictures):
+            raise EnvironmentProblem("this engine cannot begin with a picture", "use --device cpu or cuda")
+
+
+def _encode_sources(backend: Backend, sources: Sequence[Source], request: Request) -> NDArray[np.float32]:
+    assert isinstance(backend, EncodesPictures)  # checked before anything was drawn
+    return backend.encode_picture(np.stack([source.pixels(request.width, request.height) for source in sources]))
+
+
+def _by_region(
+    backend: Backend,
+    state: NDArray[np.float32],
+    index: int,
+    noise: NDArray[np.float32],
+    texts: Sequence[Texts],
+    steps: Plan,
+    masks: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """One step under every conditioning, blended by ``masks`` (1 + R, h, w), which add up to 1.
+
+    The next state is linear in the network's output, and everything else in it is the same for all conditionings
+    (samplers.py), so blending states is blending outputs, and a graph that hides its output in the step serves.
+    """
+    blended = np.zeros_like(state)
+    for given, mask in zip(texts, masks, strict=True):
+        if mask.any():
+            blended += mask * backend.step(state, index, noise, given, steps)
+    return blended
+
+
+def _tokenize(
+    bundle: Bundle, tokenizer: PromptTokenizer, ids: Mapping[str, tuple[int, ...]], request: Request
+) -> _Prompt:
+    """``ids``: what stands for everybody who may be named. Raises NotFound, and UsageProblem for a useless layout."""
     if request.identities is not None:
         missing = sorted(set(request.identities) - ids.keys())
         if missing:
@@ -155,17 +251,37 @@ def _tokenize(bundle: Bundle, tokenizer: PromptTokenizer, request: Request) -> _
         ids = {name: ids[name] for name in request.identities}
     prompt, negative = tokenizer.encode(request.prompt, ids), tokenizer.encode(request.negative, ids)
     used = tuple(dict.fromkeys(prompt.used + negative.used))
-    return _Prompt(replace(request, identities=used), prompt, negative)
+    _check_named(request, used)
+    regions = parse_layout(request.layout)
+    # Of each region, the prompt as if everybody in the layout were its person: nobody else can be drawn there.
+    sides = tuple(
+        tokenizer.encode(request.prompt, {**ids, **{other.name: ids[region.name] for other in regions}})
+        for region in regions
+    )
+    return _Prompt(replace(request, identities=used), prompt, negative, sides)
 
 
-def _picture(image: NDArray[np.float32], prompt: _Prompt, bundle: Bundle, facts: dict[str, Any]) -> Picture:
+def _check_named(request: Request, used: Sequence[str]) -> None:
+    """Raise UsageProblem for a layout or likeness of somebody whom the prompt does not name."""
+    laid_out = [region.name for region in parse_layout(request.layout)]
+    dialled_alone = [name for name, _ in request.likeness] if isinstance(request.likeness, tuple) else []
+    for what, names in (("layout", laid_out), ("likeness", dialled_alone)):
+        for name in names:
+            if name not in used:
+                raise UsageProblem(
+                    f"the {what} speaks of {name}, but the prompt names {', '.join(used) or 'nobody you know'}",
+                    f"name {name} in the prompt, or leave {name} out of --{what}",
+                )
+
+
+def _picture(image: NDArray[np.float32], prompt: _Prompt, people: People, facts: dict[str, Any]) -> Picture:
     """``image`` (3, H, W) in [-1, 1]."""
     from PIL import Image
 
     pixels = ((image.transpose(1, 2, 0) * 0.5 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
-    people = {name: bundle.manifest.identities[name].digest for name in prompt.request.identities or ()}
+    digests = {name: people.digests[name] for name in prompt.request.identities or ()}
     dropped = " ".join(filter(None, (prompt.prompt.dropped_text, prompt.negative.dropped_text)))
-    record = {**facts, "identities": people, "dropped_text": dropped}
+    record = {**facts, "identities": digests, "dropped_text": dropped}
     return Picture(Image.fromarray(pixels), prompt.request, record)
 
 
@@ -190,12 +306,14 @@ def _listed(requests: Request | Sequence[Request]) -> Sequence[Request]:
 
 def _batch_key(request: Request) -> tuple[object, ...]:
     """What pictures of one batch have in common."""
-    return request.width, request.height, request.steps, request.guidance, request.sampler
+    size, sampling = (request.width, request.height), (request.steps, request.guidance, request.sampler)
+    begins = bool(request.source), request.skipped
+    return *size, *sampling, *begins, request.likeness, layout_text(parse_layout(request.layout))
 
 
 def _plan(bundle: Bundle, key: tuple[object, ...]) -> Plan:
-    _, _, steps, guidance, sampler = cast("tuple[int, int, int, float, str]", key)
-    return plan(sampler, bundle.schedule, steps, guidance)
+    steps, guidance, sampler, _, skipped = cast("tuple[int, float, str, bool, int]", key[2:7])
+    return plan(sampler, bundle.schedule, steps, guidance, skipped)
 
 
 def _guided(request: Request) -> bool:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .errors import UsageProblem
 from .identity import check_name
+from .layout import parse_layout
+from .likeness import FULL, Likeness, check_likeness, likeness_from_json, likeness_to_json
 
 if TYPE_CHECKING:
     from .manifest import Manifest
@@ -33,7 +35,13 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "width": (int,),
     "height": (int,),
     "identities": (list, tuple, type(None)),
+    "source": (str,),
+    "strength": (int, float),
+    "likeness": (int, float, dict),
+    "layout": (str,),
 }
+#: What is not written down: recipes that use none of these stay readable for those who know none.
+_USUAL: dict[str, Any] = {"source": "", "likeness": FULL, "layout": ""}
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ class Request:
 
     ``steps`` 0, ``guidance`` None, ``sampler`` "" and sizes 0 mean: the bundle's default. ``identities`` None means
     that every person in the bundle may be named in the prompt; a tuple means exactly these, so that a recipe keeps its
-    meaning when a person with the name of one of its plain words joins the bundle later.
+    meaning when a person with the name of one of its plain words joins the bundle later. ``source``: SHA-256 of the
+    picture file to begin with instead of noise, and ``strength`` (0, 1], how much of it may change. ``likeness``: see
+    likeness.py. ``layout``: who stands where, see layout.py; "" when nothing is said.
     """
 
     prompt: str
@@ -54,12 +64,24 @@ class Request:
     width: int = 0
     height: int = 0
     identities: tuple[str, ...] | None = None
+    source: str = ""
+    strength: float = 1.0
+    likeness: Likeness = FULL
+    layout: str = ""
+
+    @property
+    def skipped(self) -> int:
+        """How many of the steps a picture that begins with another one leaves out (as diffusers counts them)."""
+        return self.steps - min(int(self.steps * self.strength), self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """The request as JSON-ready values, in a fixed order."""
+        """The request as JSON-ready values, in a fixed order; source, likeness and layout only where asked for."""
         data = asdict(self)
+        if not self.source:
+            del data["strength"]
         data["identities"] = None if self.identities is None else list(self.identities)
-        return data
+        data["likeness"] = likeness_to_json(self.likeness)
+        return {key: value for key, value in data.items() if key not in _USUAL or _USUAL[key] != value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Request:
@@ -75,8 +97,11 @@ class Request:
         values = dict(data)
         names = cast("list[str] | None", values.get("identities"))
         values["identities"] = None if names is None else tuple(check_name(str(name)) for name in names)
+        values["strength"] = float(values.get("strength", 1.0))
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
+        if "likeness" in values:
+            values["likeness"] = likeness_from_json(values["likeness"])
         return cls(**values)
 
 
@@ -103,6 +128,8 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_text("negative prompt", full.negative)
     _check_numbers(full)
     _check_size(full, manifest.size.multiple)
+    check_likeness(full.likeness)
+    parse_layout(full.layout)
     return full
 
 
@@ -121,6 +148,14 @@ def _check_numbers(request: Request) -> None:
     guidance = cast("float", request.guidance)
     if not math.isfinite(guidance) or not 0 <= guidance <= MAX_GUIDANCE:
         raise UsageProblem(f"guidance {guidance} is out of range", f"use --guidance 0 .. {MAX_GUIDANCE:g}")
+    if not 0 < request.strength <= 1 or (request.strength < 1 and not request.source):
+        raise UsageProblem(
+            f"strength {request.strength:g} cannot be", "use --from PICTURE with --strength above 0, up to 1"
+        )
+    if request.skipped >= request.steps:  # as int(steps * strength) is 0
+        raise UsageProblem(
+            f"strength {request.strength:g} of {request.steps} steps leaves none", "use more --strength or more --steps"
+        )
     if request.sampler not in SAMPLERS:
         raise UsageProblem(
             f"there is no sampler {request.sampler!r}", f"use --sampler with one of {', '.join(SAMPLERS)}"
@@ -139,5 +174,5 @@ def _check_size(request: Request, multiple: int) -> None:
 
 
 def _expected(key: str) -> str:
-    names = {str: "text", int: "a whole number", float: "a number", list: "a list of names"}
+    names = {str: "text", int: "a whole number", float: "a number", list: "a list of names", dict: "names and numbers"}
     return " or ".join(dict.fromkeys(names[kind] for kind in _KINDS[key] if kind in names))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,17 +36,23 @@ class Plan:
     ``table`` (N, 2, 4) float32: rows new x and new history; columns x, history, model output, noise.
     ``aux`` (N, 3) float32: scale of the model's input, timestep, guidance.
     ``init_sigma``: what unit noise is multiplied by before the first step. ``uses_noise``: whether steps draw noise.
+    ``begin``: (signal, noise) that a latent x0 and unit noise are multiplied by to begin from a picture.
     """
 
     table: NDArray[np.float32]
     aux: NDArray[np.float32]
     init_sigma: float
     uses_noise: bool
+    begin: tuple[float, float] = (0.0, 1.0)
 
     @property
     def steps(self) -> int:
         """N, the number of steps."""
         return len(self.table)
+
+    def after(self, steps: int) -> Plan:
+        """What is left of the run when ``steps`` steps are done."""
+        return replace(self, table=self.table[steps:], aux=self.aux[steps:])
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ class _Step:
     scale: float = 1.0
 
 
-def plan(sampler: str, config: ScheduleConfig, steps: int, guidance: float) -> Plan:
-    """The table of ``sampler`` for ``steps`` steps, with the same guidance at every step.
+def plan(sampler: str, config: ScheduleConfig, steps: int, guidance: float, skip: int = 0) -> Plan:
+    """The table of ``sampler`` for ``steps`` steps, with the same guidance at every step, without the first ``skip``.
 
     Raises UsageProblem for an unknown sampler or a number of steps that its schedule does not have.
     """
@@ -79,9 +85,13 @@ def plan(sampler: str, config: ScheduleConfig, steps: int, guidance: float) -> P
     in_range = timesteps.min() >= 0 and timesteps.max() <= config.num_train_timesteps - 1
     if len(rows) != steps or not in_range or not np.isfinite(table).all():
         raise _too_many(sampler, steps, config.num_train_timesteps)
+    rows = rows[skip:]
+    rows[0] = replace(rows[0], q=rows[0].q + rows[0].r, r=0.0)  # nothing is known yet that happened before
+    table = np.array([_matrix(row, config.prediction_type) for row in rows])
     aux = np.array([(row.scale, row.timestep, guidance) for row in rows])
+    begin = rows[0].alpha / rows[0].scale, rows[0].sigma / rows[0].scale
     uses_noise = any(row.s for row in rows)
-    return Plan(table.astype(np.float32), aux.astype(np.float32), init_sigma, uses_noise)
+    return Plan(table.astype(np.float32), aux.astype(np.float32), init_sigma, uses_noise, begin)
 
 
 def _matrix(step: _Step, prediction: str) -> list[list[float]]:

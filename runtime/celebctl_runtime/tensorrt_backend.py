@@ -8,14 +8,14 @@ once, or is an error where there is none. What this module does not know: sample
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, OrtBackend, Texts, ids_for
+from .backends import Backend, EncodesPictures, OrtBackend, RunsWhole, Texts, ids_for, recent, step_feeds, step_graph
 from .cuda_memory import Cuda, DeviceBuffer, Stream
 from .engines import (
     TABLE_INPUT,
@@ -30,6 +30,7 @@ from .engines import (
     table_rows,
 )
 from .errors import EnvironmentProblem, IntegrityProblem, NotFound
+from .guests import Guest
 from .samplers import Plan
 from .tensorrt_runner import DenoisingLoop, Session, TensorRt
 
@@ -41,7 +42,6 @@ __all__ = ["TensorRtBackend", "choose_backend"]
 _SESSIONS = 6  # kept at once: each holds device memory for one engine at one set of shapes
 Feeds = Mapping[str, NDArray[Any]]
 Pieces = list[tuple[slice, tuple[EngineRecord, int]]]  # which pictures of a batch, and the engine and profile for them
-Kept = TypeVar("Kept")
 
 
 def choose_backend(
@@ -61,7 +61,9 @@ def choose_backend(
             )
         except (EnvironmentProblem, IntegrityProblem, NotFound) as problem:
             note(f"{problem.problem}; ONNX Runtime draws instead")
-    return OrtBackend(bundle, device, threads)
+    backend = OrtBackend(bundle, device, threads)
+    backend.prepare(("step", "vae_decoder"))
+    return backend
 
 
 class TensorRtBackend:
@@ -104,8 +106,10 @@ class TensorRtBackend:
         ]
         return max(batches) if batches else self._other("step", "the step").batch_limit
 
-    def encode(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P)."""
+    def encode(
+        self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P); see :class:`Backend`."""
         self._read_records()
         self._elsewhere.clear()
         manifest = self._bundle.manifest
@@ -114,13 +118,15 @@ class TensorRtBackend:
         pieces = {graph: self._pieces(graph, feeds[graph], self._table_shapes(graph)) for graph in encoders}
         for graph in encoders:
             if not pieces[graph]:
-                return self._other(graph, f"{len(ids)} prompts at once").encode(ids)
-        found = [self._encode_one(graph, feeds[graph], pieces[graph]) for graph in sorted(encoders)]
+                return self._other(graph, f"{len(ids)} prompts at once").encode(ids, guests)
+        found = [self._encode_one(graph, feeds[graph], pieces[graph], guests) for graph in sorted(encoders)]
         context = np.concatenate([outputs["context"] for outputs in found], axis=-1)
         return context, found[-1].get("pooled")
 
-    def _encode_one(self, graph: str, feeds: Feeds, pieces: Pieces) -> dict[str, NDArray[np.float32]]:
-        shared = {TABLE_INPUT: self._current_table(encoder_number(graph) or 0)}
+    def _encode_one(
+        self, graph: str, feeds: Feeds, pieces: Pieces, guests: Sequence[Guest]
+    ) -> dict[str, NDArray[np.float32]]:
+        shared = {TABLE_INPUT: self._current_table(encoder_number(graph) or 0, guests)}
         found: list[dict[str, NDArray[np.float32]]] = []
         for piece, engine in pieces:
             part = self._cut(graph, feeds, piece)
@@ -136,8 +142,12 @@ class TensorRtBackend:
         plan: Plan,
     ) -> NDArray[np.float32]:
         """One step; see :class:`Backend`. Whole runs go faster through :meth:`denoise`."""
-        graph = _step_graph(texts)
-        feeds = {**self._step_feeds(state, texts, plan), "noise": noise, "step": np.array([index], np.int64)}
+        graph = step_graph(texts)
+        feeds = {
+            **step_feeds(state, texts, plan, table_rows(self._bundle.manifest)),
+            "noise": noise,
+            "step": np.array([index], np.int64),
+        }
         pieces = self._pieces(graph, feeds)
         if not pieces:
             return self._other(graph, self._size(noise)).step(state, index, noise, texts, plan)
@@ -155,8 +165,8 @@ class TensorRtBackend:
 
         ``noise(k)``: the noise (B, 4, h, w) of step k. ``report(done, steps)`` is called after each piece.
         """
-        graph, first = _step_graph(texts), noise(0)
-        inputs = self._step_feeds(state, texts, plan)
+        graph, first = step_graph(texts), noise(0)
+        inputs = step_feeds(state, texts, plan, table_rows(self._bundle.manifest))
         feeds = {**inputs, "noise": first, "step": np.zeros(1, np.int64)}
         pieces = self._pieces(graph, feeds)
         if not pieces:
@@ -176,6 +186,13 @@ class TensorRtBackend:
         if not pieces:
             return self._other("vae_decoder", self._size(latent)).decode(latent)
         return np.concatenate(self._run_pieces("vae_decoder", feeds, pieces, "image"))
+
+    def encode_picture(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w), by ONNX Runtime: no engine is built for it."""
+        other = self._other("vae_encoder", "pictures to begin with")
+        if not isinstance(other, EncodesPictures):
+            raise EnvironmentProblem("nobody here can begin with a picture", "use --device cpu or cuda")
+        return other.encode_picture(image)
 
     def _run_pieces(self, graph: str, feeds: Feeds, pieces: Pieces, output: str) -> list[NDArray[np.float32]]:
         parts = [(engine, self._cut(graph, feeds, piece)) for piece, engine in pieces]
@@ -239,16 +256,6 @@ class TensorRtBackend:
             for name, array in feeds.items()
         }
 
-    def _step_feeds(self, state: NDArray[np.float32], texts: Texts, plan: Plan) -> dict[str, NDArray[Any]]:
-        """What stays the same from step to step; the tables are filled up to the length engines are built for."""
-        rows = table_rows(self._bundle.manifest)
-        table, aux = (np.zeros((rows, *part.shape[1:]), np.float32) for part in (plan.table, plan.aux))
-        table[: plan.steps], aux[: plan.steps] = plan.table, plan.aux
-        feeds = {"state": state, "context": texts.context, "table": table, "aux": aux}
-        if texts.pooled is not None and texts.size_ids is not None:
-            feeds |= {"pooled": texts.pooled, "size_ids": texts.size_ids}
-        return feeds
-
     def _session(
         self,
         engine: tuple[EngineRecord, int],
@@ -257,10 +264,11 @@ class TensorRtBackend:
     ) -> Session:
         record, profile = engine
         key = (record.file, profile, tuple(sorted(shapes.items())))
-        return _recent(
+        return recent(
             self._sessions,
             key,
             lambda: Session(self._library, self._cuda, self._stream, self._engine(record), profile, shapes, shared),
+            _SESSIONS,
         )
 
     def _loop(self, engine: tuple[EngineRecord, int], shapes: Mapping[str, Shape], plan: Plan) -> DenoisingLoop:
@@ -272,7 +280,7 @@ class TensorRtBackend:
             session = Session(self._library, self._cuda, self._stream, self._engine(record), profile, shapes)
             return DenoisingLoop(session, self._cuda, plan.steps, plan.uses_noise)
 
-        return _recent(self._loops, key, make)
+        return recent(self._loops, key, make, _SESSIONS)
 
     def _engine(self, record: EngineRecord) -> Any:
         if record.file not in self._engines:
@@ -283,7 +291,7 @@ class TensorRtBackend:
         table = self._bundle.manifest.token_tables[encoder_number(graph) or 0]
         return {TABLE_INPUT: (table.rows, table.width)}
 
-    def _current_table(self, encoder: int) -> DeviceBuffer:
+    def _current_table(self, encoder: int, guests: Sequence[Guest]) -> DeviceBuffer:
         """A text encoder's token table on the device, with the rows of everybody who lives in the bundle now."""
         manifest = self._bundle.manifest
         table = manifest.token_tables[encoder]
@@ -304,6 +312,12 @@ class TensorRtBackend:
                 moved[encoder, first] = resident.digest
         if self._bundle.is_current():  # otherwise what was read may be half of something; read it again next time
             self._rows_there.update(moved)
+        for guest in guests:
+            first = guest.rows[encoder][0]
+            rows = guest.embeddings[encoder].astype(table.dtype)
+            self._stream.upload(rows, self._tables[encoder].address + first * table.row_bytes)
+            self._stream.synchronize()
+            self._rows_there[encoder, first] = guest.digest
         return self._tables[encoder]
 
     def _step_elsewhere(
@@ -315,7 +329,9 @@ class TensorRtBackend:
         report: Callable[[int, int], None],
     ) -> NDArray[np.float32]:
         block = noise(0)
-        other = self._other(_step_graph(texts), self._size(block))
+        other = self._other(step_graph(texts), self._size(block))
+        if isinstance(other, RunsWhole):
+            return other.denoise(state, lambda k: noise(k) if k else block, texts, plan, report)
         for index in range(plan.steps):
             state = other.step(state, index, noise(index) if plan.uses_noise else block, texts, plan)
             report(index + 1, plan.steps)
@@ -338,20 +354,6 @@ class TensorRtBackend:
         batch, _, h, w = latent.shape
         factor = self._bundle.manifest.size.vae_factor
         return f"{batch} picture{'s' if batch > 1 else ''} of {w * factor}x{h * factor} pixels"
-
-
-def _recent(kept: OrderedDict[Hashable, Kept], key: Hashable, make: Callable[[], Kept]) -> Kept:
-    """The one for ``key``, made if need be; those not used for longest go, and their device memory with them."""
-    if key not in kept:
-        while len(kept) >= _SESSIONS:
-            kept.popitem(last=False)
-        kept[key] = make()
-    kept.move_to_end(key)
-    return kept[key]
-
-
-def _step_graph(texts: Texts) -> str:
-    return "step" if len(texts.context) == 2 else "step_nocfg"
 
 
 def _shapes(feeds: Feeds) -> dict[str, Shape]:

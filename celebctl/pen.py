@@ -1,4 +1,4 @@
-"""A pen for charts: lines, dots and words in the house's colours, drawn large and reduced, for smooth edges."""
+"""Lines, dots and words for the few charts that celebctl draws itself, with Pillow alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Colour = tuple[int, int, int]
 
 PAPER, INK, FAINT, GRID = (252, 251, 248), (52, 50, 47), (128, 124, 117), (228, 225, 218)
 COLOURS: tuple[Colour, Colour] = ((31, 98, 158), (208, 100, 26))  # blue and orange, told apart by everybody
-_SHARP = 3  # drawn so many times larger
+_SHARP = 3  # drawn so many times larger and then reduced, for smooth lines
 
 
 class Pen:

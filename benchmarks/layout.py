@@ -1,0 +1,225 @@
+"""Two people in one picture: who stands where, how like themselves, with and without ``gen --layout``.
+
+    python benchmarks/layout.py                             # 16 pairs of unseen people, 4 prompts, 2 seeds
+    python benchmarks/layout.py --people 4 --seeds 1        # a quick look
+
+Drawn by the exported runtime on one and the same bundle, from the same noise; the judge is the one of likeness.py,
+which neither learning nor drawing ever used. Rows: the plain prompt; the layout that says what the prompt says
+(first-named on the left); and the layout against the prompt, first-named on the right, which no prompt can have. Per
+picture: whether both faces are nearer to whom they should be than to the other, likeness as a share of what true
+pictures of the same scene reach, whether the caption holds. What is drawn is kept in ``--work``: the same command goes
+on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from likeness import PAIRS, folder, stated, true_looks
+from numpy.typing import NDArray
+
+from celebctl.method import PRESETS, CelebBasis, build_basis, learn_people
+from celebctl.method.scoring import Judged, Jury
+from celebctl_export import export_bundle
+from celebctl_models.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_models.mini.world import Wanted, draw_portrait, person
+from celebctl_runtime import layout
+from celebctl_runtime.backends import OrtBackend
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.files import atomic_write
+from celebctl_runtime.identity import Identity
+from celebctl_runtime.pipeline import generate
+from celebctl_runtime.request import Request
+
+Floats = NDArray[np.float32]
+
+#: Kind -> the layout of (first-named, second-named), and whether the first-named is to be on the left.
+PLAIN = "prompt alone"
+KINDS: dict[str, tuple[str, bool]] = {
+    PLAIN: (layout.NONE, True),
+    "layout as the prompt says": ("left:{0},right:{1}", True),
+    "layout against the prompt": ("left:{1},right:{0}", False),
+}
+HEAD = """\
+| drawn with | forming | both sides right | likeness in pairs | caption | seconds a picture |
+|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture, judged. made, ceiling, floor: cosines; captions: share of what is stated."""
+
+    right: bool
+    made: float
+    ceiling: float
+    floor: float
+    caption: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The shots of one kind: shares and their 95 % intervals over pairs of people."""
+
+    right: float
+    right_interval: float
+    likeness: float
+    likeness_interval: float
+    caption: float
+    seconds: float
+    pictures: int
+
+
+def strangers(
+    parts: DiffusionParts, basis: CelebBasis, seeds: Sequence[int], work: Path, together: int
+) -> list[Identity]:
+    """People whom the model never saw, learned from one portrait each, and kept in ``work`` for the next time."""
+    work.mkdir(parents=True, exist_ok=True)
+    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
+    missing = [seed for seed in seeds if not _file(work, seed).exists()]
+    for start in range(0, len(missing), together):
+        group = missing[start : start + together]
+        names = [f"p{seed}" for seed in group]
+        photos = [draw_portrait(seed) for seed in group]
+        for one in learn_people(parts, finder, photos, names, PRESETS["clean"], basis=basis):
+            one.save(work / f"{one.name}.safetensors")
+    return [Identity.load(_file(work, seed)) for seed in seeds]
+
+
+def jury_of(parts: DiffusionParts) -> Jury:
+    """The judges that a model brings."""
+    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
+    return Jury(folder(parts.card.scoring_dir, "judges"), finder)
+
+
+def _file(work: Path, seed: int) -> Path:
+    return work / f"p{seed}.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Studio:
+    """What pictures are made and judged with. people: n, neighbours are the pairs; looks: (prompt, first-named on the
+    left) -> two true pictures of every pair, judged. log: where judged pictures are kept, ``known`` what is there."""
+
+    bundle: Bundle
+    backend: OrtBackend
+    jury: Jury
+    people: Sequence[Identity]
+    looks: Mapping[tuple[int, bool], Sequence[Sequence[Judged]]]
+    log: Path
+    known: dict[str, dict[str, Any]]
+
+    def pair(self, first: int) -> tuple[Identity, Identity]:
+        return self.people[first], self.people[(first + 1) % len(self.people)]
+
+    def shot(self, kind: str, p: int, first: int, seed: int) -> Shot | None:
+        """Draw and judge one picture, or take it from the log; None when the true pictures do not show two faces."""
+        (text, ahead), (prompt, wanted), pair = KINDS[kind], PAIRS[p], self.pair(first)
+        truth = [look[first].features for look in self.looks[p, ahead]]
+        if any(len(found) != 2 for found in truth):
+            return None
+        forming = 0.0 if text == layout.NONE else layout.FORMING
+        key = f"{kind} {forming:g} {layout.BORDER:g} {' '.join(who.digest for who in pair)} {p} {seed}"
+        if key not in self.known:
+            names = [who.name for who in pair]
+            request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
+            begun = time.monotonic()
+            picture = generate(self.bundle, self.backend, request, guests=pair)[0]
+            seconds = time.monotonic() - begun
+            judged = self.jury.look([np.asarray(picture.image)], 2)[0]
+            self.known[key] = asdict(judge(judged, np.stack(truth), wanted, seconds))
+            atomic_write(self.log, json.dumps(self.known).encode())
+        return Shot(**self.known[key])
+
+    def row(self, kind: str, seeds: int) -> Row:
+        """All pictures of one kind."""
+        shots: list[list[Shot]] = []
+        for first in range(len(self.people)):
+            noise = [(p, 900 + 89 * s + 17 * p + 1013 * first) for p in range(len(PAIRS)) for s in range(seeds)]
+            found = [self.shot(kind, p, first, seed) for p, seed in noise]
+            shots.append([shot for shot in found if shot is not None])
+        return row_of([found for found in shots if found])
+
+
+def judge(seen: Judged, truth: Floats, wanted: Wanted, seconds: float) -> Shot:
+    """truth: (2 renders, 2 places, F) features of true pictures, as it is wanted."""
+    ceiling = float((truth[0] * truth[1]).sum(1).mean())
+    floor = float((truth[0, 0] @ truth[1, 1] + truth[0, 1] @ truth[1, 0]) / 2)
+    caption = float(np.mean(stated(wanted, True, seen.said)))
+    if len(seen.features) < 2:
+        return Shot(False, floor, ceiling, floor, caption, seconds)
+    cosine = seen.features @ truth.mean(0).T  # (made, true)
+    right = bool(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0])
+    return Shot(right, float(np.trace(cosine) / 2), ceiling, floor, caption, seconds)
+
+
+def row_of(shots: Sequence[Sequence[Shot]]) -> Row:
+    """shots: per pair of people. Likeness is a ratio of sums, as in likeness.py."""
+    right = np.array([np.mean([shot.right for shot in pair]) for pair in shots])
+    gained = np.array([np.mean([shot.made - shot.floor for shot in pair]) for pair in shots])
+    possible = float(np.mean([shot.ceiling - shot.floor for pair in shots for shot in pair]))
+    every = [shot for pair in shots for shot in pair]
+
+    def interval(values: NDArray[np.floating[Any]]) -> float:
+        return 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+    return Row(
+        float(right.mean()), interval(right), float(gained.mean()) / possible, interval(gained) / possible,
+        float(np.mean([shot.caption for shot in every])), float(np.mean([shot.seconds for shot in every])), len(every),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--people", type=int, default=16, help="neighbours are the pairs, so there are as many of them")
+    parser.add_argument("--first", type=int, default=1000, help="seed of the first person")
+    parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair and prompt")
+    parser.add_argument("--together", type=int, default=8, help="people per learn call")
+    parser.add_argument("--forming", type=float, nargs="*", default=[layout.FORMING], help="shares of steps by region")
+    parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS], metavar="KIND")
+    parser.add_argument("--work", type=Path, required=True, help="where people, bundle and judged pictures are kept")
+    parser.add_argument("--threads", type=int, help="of the runtime (default: one per core)")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    seeds = [args.first + i for i in range(args.people)]
+    parts = load_parts(args.model)
+    basis, jury = build_basis(parts), jury_of(parts)
+    people = strangers(parts, basis, seeds, args.work, args.together)
+    place = args.work / "bundle"
+    bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, average=basis.mean)
+    z = np.stack([person(seed) for seed in seeds])
+    looks = {
+        (p, ahead): [true_looks(jury, left, wanted, 77 * 10**6 * r + 1000 * p, right) for r in (1, 2)]
+        for p, (_, wanted) in enumerate(PAIRS)
+        for ahead, left, right in ((True, z, np.roll(z, -1, 0)), (False, np.roll(z, -1, 0), z))
+    }
+    log = args.work / "shots.json"
+    known: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.exists() else {}
+    studio = Studio(bundle, OrtBackend(bundle, "cpu", args.threads), jury, people, looks, log, known)
+    figures: dict[str, object] = {}
+    print(HEAD, flush=True)
+    for kind in args.kinds:
+        for forming in args.forming if kind != PLAIN else [0.0]:
+            layout.FORMING = forming
+            row = studio.row(kind, args.seeds)
+            figures[f"{kind}, forming {forming:g}"] = asdict(row)
+            right, like = (
+                f"{row.right:.3f} ± {row.right_interval:.3f}",
+                f"{row.likeness:.3f} ± {row.likeness_interval:.3f}",
+            )
+            print(f"| {kind} | {forming:g} | {right} | {like} | {row.caption:.3f} | {row.seconds:.2f} |", flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

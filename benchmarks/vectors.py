@@ -1,0 +1,186 @@
+"""People as vectors: what the likeness dial, mixing, inventing and `nearest` are worth, judged on mini.
+
+    python benchmarks/vectors.py --work DIR                 # 16 unseen people, 24 invented, 3 pictures each
+    python benchmarks/vectors.py --work DIR --people 4 --invented 4
+
+Agreement is the mean cosine of the judge's features between pictures of the same person under different prompts; the
+judge is the one of likeness.py. ``celebctl mix`` goes in a straight line, which brings two unlike people nearer to the
+average than either is; beside it stands the same mix with the parents' distance from the average kept. ``celebctl
+invent`` is compared with the model's own celebrities. For ``celebctl nearest``, the correlation over all pairs of a
+learned person and a celebrity between closeness of the vectors and of the true looks, which mini's world knows. For
+``gen --likeness``, how like the true person pictures are at each share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from layout import jury_of, strangers
+from likeness import in_batches, true_looks
+from numpy.typing import NDArray
+
+from celebctl.method import CelebBasis, build_basis
+from celebctl.method.famous import celebrities_of, face_directions
+from celebctl.method.sampling import rows_of
+from celebctl.method.scoring import Jury
+from celebctl.method.vectors import Celebrities, deviations, invented, mixed
+from celebctl_models.diffusion import DiffusionParts, load_parts
+from celebctl_models.mini.names import name_book
+from celebctl_models.mini.world import Wanted, person
+from celebctl_runtime.identity import Identity
+from celebctl_runtime.likeness import dialled
+
+Doubles = NDArray[np.float64]
+
+#: Prompts that leave the face alone, and what the picture must show.
+PROMPTS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("a photo of {}", {"two": "one"}),
+    ("{} on the beach", {"two": "one", "place": "beach"}),
+    ("{} in a suit", {"two": "one", "worn": "suit"}),
+)
+SHARES = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Pictures of n people. means: (n, F) unit rows; agreement: (n,), of a person's own pictures; others: mean cosine
+    between different people; found: share of pictures with a face; caption: share of what is stated that is seen."""
+
+    means: Doubles
+    agreement: Doubles
+    others: float
+    found: float
+    caption: float
+
+    def told(self) -> dict[str, float]:
+        interval = 1.96 * float(self.agreement.std(ddof=1)) / len(self.agreement) ** 0.5
+        return {
+            "agreement": float(self.agreement.mean()), "interval": interval, "others": self.others,
+            "found": self.found, "caption": self.caption,
+        }  # fmt: skip
+
+
+def see(parts: DiffusionParts, jury: Jury, people: Sequence[Identity | str]) -> Seen:
+    """Draw everybody under every prompt; a name is drawn as it is, an identity by its rows."""
+    rows = {who.name: rows_of(who) for who in people if isinstance(who, Identity)}
+    called = [f"<{who.name}>" if isinstance(who, Identity) else who for who in people]
+    prompts = [text.format(name) for name in called for text, _ in PROMPTS]
+    seeds = [70 + 1009 * i + 31 * p for i in range(len(people)) for p in range(len(PROMPTS))]
+    judged = jury.look(in_batches(parts, prompts, seeds, rows))
+    width = max(one.features.shape[1] for one in judged)
+    features = np.stack([one.features[0] if len(one.features) else np.zeros(width) for one in judged])
+    features = features.astype(np.float64).reshape(len(people), len(PROMPTS), width)
+    right = [said.said[k] == v for said, i in zip(judged, range(len(judged)), strict=True)
+             for k, v in PROMPTS[i % len(PROMPTS)][1].items()]  # fmt: skip
+    cosines = np.einsum("npf,nqf->npq", features, features)[:, *np.triu_indices(len(PROMPTS), 1)]
+    means = features.mean(1) / np.maximum(np.linalg.norm(features.mean(1), axis=1, keepdims=True), 1e-9)
+    others = (means @ means.T)[np.triu_indices(len(people), 1)]
+    return Seen(means, cosines.mean(1), float(others.mean()), float(features.any(-1).mean()), float(np.mean(right)))
+
+
+def kept_distance(mix: Identity, one: Identity, other: Identity, basis: CelebBasis) -> Identity:
+    """The mix moved away from the average, each name part as far as its parents are on average."""
+    rows: list[NDArray[np.float32]] = []
+    for e, mean in enumerate(basis.mean):
+        here, a, b = (who.embeddings[e] - mean for who in (mix, one, other))
+        wanted = (np.linalg.norm(a, axis=1) + np.linalg.norm(b, axis=1)) / 2
+        rows.append((mean + here * (wanted / np.linalg.norm(here, axis=1))[:, None]).astype(np.float32))
+    return replace(mix, embeddings=tuple(rows))
+
+
+def measure_mixes(
+    parts: DiffusionParts, jury: Jury, people: Sequence[Identity], basis: CelebBasis
+) -> dict[str, object]:
+    half = len(people) // 2
+    pairs = list(zip(people[:half], people[half : 2 * half], strict=True))
+    parents = see(parts, jury, people[: 2 * half])
+    straight = [mixed(pair, (0.5, 0.5), f"m{i}") for i, pair in enumerate(pairs)]
+    kept = [kept_distance(mix, *pair, basis) for mix, pair in zip(straight, pairs, strict=True)]
+    figures: dict[str, object] = {"parents": parents.told()}
+    for name, mixes in (("straight line", straight), ("distance kept", kept)):
+        seen = see(parts, jury, mixes)
+        near = np.stack([(seen.means * parents.means[k : k + half]).sum(1) for k in (0, half)])
+        figures[name] = {**seen.told(), "to both": float(near.mean()), "to the farther": float(near.min(0).mean())}
+    return figures
+
+
+def measure_dial(
+    parts: DiffusionParts, jury: Jury, people: Sequence[Identity], z: Doubles, basis: CelebBasis
+) -> dict[str, object]:
+    """Share of likeness -> how like the true person pictures are (mean cosine), and what ``Seen`` tells."""
+    true = [true_looks(jury, z.astype(np.float32), Wanted(), 10**6 * r) for r in (1, 2)]
+    looks = np.stack([np.mean([look[i].features[0] for look in true], 0) for i in range(len(people))])
+    figures: dict[str, object] = {}
+    for share in SHARES:
+        moved = [replace(one, embeddings=dialled(one.embeddings, basis.mean, share)) for one in people]
+        seen = see(parts, jury, moved)
+        likeness = (seen.means * looks).sum(1) / np.linalg.norm(looks, axis=1)
+        figures[f"{share:g}"] = {"likeness": float(likeness.mean()), **seen.told()}
+    return figures
+
+
+def measure_nearest(
+    people: Sequence[Identity], z: Doubles, celebrities: Celebrities, basis: CelebBasis
+) -> dict[str, object]:
+    book = name_book()
+    looks = dict(zip(book.names, book.celebrities(), strict=True))
+    true = cosines(z, np.stack([looks[name] for name in celebrities.names]))
+    ours = [np.stack([one.embeddings[e] for one in people]) for e in range(len(basis.mean))]
+    points = [deviations(rows, basis).reshape(len(rows[0]), -1) for rows in (ours, celebrities.rows)]
+    units = [in_units(rows, basis) for rows in (ours, celebrities.rows)]
+    return {
+        name: float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(cosines(*both), true, strict=True)]))
+        for name, both in (("as nearest does", points), ("all components alike", units))
+    }
+
+
+def in_units(rows: Sequence[NDArray[np.float32]], basis: CelebBasis) -> Doubles:
+    """Token rows, E arrays (n, 2, D), as coefficients in celebrity standard deviations, (n, S)."""
+    parts = [basis.project(part, e) / np.maximum(basis.spread[e], 1e-12) for e, part in enumerate(rows)]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1).astype(np.float64)
+
+
+def cosines(a: Doubles, b: Doubles) -> Doubles:
+    return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--people", type=int, default=16)
+    parser.add_argument("--first", type=int, default=1000, help="seed of the first person")
+    parser.add_argument("--invented", type=int, default=24)
+    parser.add_argument("--together", type=int, default=8, help="people per learn call")
+    parser.add_argument("--work", type=Path, required=True, help="where learned people are kept")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    parts = load_parts(args.model)
+    basis, jury = build_basis(parts), jury_of(parts)
+    seeds = [args.first + i for i in range(args.people)]
+    people = strangers(parts, basis, seeds, args.work, args.together)
+    celebrities = celebrities_of(parts)
+    shuffled: list[int] = np.random.Generator(np.random.PCG64(5)).permutation(len(celebrities.names)).tolist()
+    chosen = [celebrities.names[i] for i in shuffled[: args.invented]]
+    model, faces = (parts.family, parts.table_hash), face_directions(parts, basis)
+    nobody = [invented(f"n{k}", k, celebrities, basis, model, faces)[0] for k in range(args.invented)]
+    z = np.stack([person(seed) for seed in seeds]).astype(np.float64)
+    figures = {
+        "likeness": measure_dial(parts, jury, people, z, basis),
+        "mix": measure_mixes(parts, jury, people, basis),
+        "celebrities": see(parts, jury, chosen).told(),
+        "invent": see(parts, jury, nobody).told(),
+        "nearest": measure_nearest(people, z, celebrities, basis),
+    }
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

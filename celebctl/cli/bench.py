@@ -1,0 +1,214 @@
+"""bench: how fast pictures come here, beside diffusers on the same weights."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .console import Desk
+
+if TYPE_CHECKING:
+    from celebctl.bench.contest import Entrant
+    from celebctl.library import Library
+    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.request import Request
+
+PROMPT = "a portrait of a person"
+DEVICES = ("cpu", "cuda", "trt")
+COLUMNS = ("who", "cold", "first", "picture", "ms per step", "of limit", "memory")
+
+
+def bench(
+    ctx: typer.Context,
+    prompt: Annotated[
+        str, typer.Argument(help="What to draw. Nobody you learned: diffusers does not know them.")
+    ] = PROMPT,
+    model: options.Model = None,
+    bundle: options.BundleDir = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", help="cpu, cuda or trt; repeat it for several.", show_default="cpu"),
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Pictures each, in turn.")] = 10,
+    cold: Annotated[int, typer.Option("--cold", help="Cold starts each, in turn; 0 for none.")] = 3,
+    steps: options.Steps = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", "--cfg", help="As for gen.")] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Pixels of the model: WxH.")] = None,
+    threads: options.Threads = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also diffusers with torch.compile (minutes).")] = False,
+    alone: Annotated[bool, typer.Option("--alone", help="Without diffusers.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole report as JSON.")] = None,
+    chart: Annotated[Path | None, typer.Option("--chart", help="Draw the report into a PNG.")] = None,
+    force: options.Force = False,
+) -> None:
+    """Time this machine: cold start, first picture, further pictures, steps and memory, beside diffusers in turns."""
+    from celebctl.bench.contest import check_counts, hold, report
+    from celebctl.bench.moving import measure_moving
+    from celebctl.bench.roofline import machine
+    from celebctl.library import Library
+    from celebctl.settings import Settings
+    from celebctl_runtime.request import Request, resolve
+
+    from .gen import open_bundle
+
+    desk = ctx.ensure_object(Desk)
+    check_counts(rounds, cold)
+    _check_places([path for path in (out, chart) if path is not None], force)
+    devices = _checked_devices(device)
+    settings, library = Settings.read(), Library()
+    chosen = str(settings.text("model", model))
+    opened = open_bundle(desk, library, chosen, bundle, [])
+    width, height = options.parse_size(size)
+    wanted = Request(prompt, "", 0, steps or 0, guidance, sampler or "", width, height, identities=())
+    request = resolve(wanted, opened.manifest)
+    count = settings.number("threads", threads) or None
+    entrants = [_ours(library, opened, request, name, count) for name in devices]
+    if not alone:
+        entrants += _rivals(desk, chosen, opened, request, devices, count, compiled)
+    with desk.progress("timing") as bar:
+        total = rounds + cold * len(entrants) + len(entrants) + 1
+        say = partial(_advance, bar, total, iter(range(1, total + 1)))
+        scores, extras = hold(entrants, rounds=rounds, cold_rounds=cold, say=say, note=desk.note)
+    with tempfile.TemporaryDirectory(prefix="celebctl-bench-") as folder:
+        moving = measure_moving(opened, Path(folder), max(1, cold))
+    told = {**request.to_json(), "model": opened.manifest.model.name, "dtype": opened.manifest.dtype}
+    facts = {**told, "rounds": rounds, "cold_rounds": cold, "threads": count}
+    document = {**report(scores, extras, facts, machine()), "moving": moving}
+    _write(desk, document, out, chart)
+    _show(desk, document)
+
+
+def _checked_devices(given: list[str] | None) -> list[str]:
+    from celebctl_runtime.errors import UsageProblem
+
+    devices = list(dict.fromkeys(given or ["cpu"]))
+    for name in devices:
+        if name not in DEVICES:
+            raise UsageProblem(f"--device {name!r} cannot be timed", f"use one or more of {', '.join(DEVICES)}")
+    return devices
+
+
+def _check_places(paths: Sequence[Path], force: bool) -> None:
+    from celebctl_runtime.errors import UsageProblem
+
+    for path in paths:
+        if path.exists() and not force:
+            raise UsageProblem(f"{path} exists already", "choose another name, or replace it with --force")
+
+
+def _ours(library: "Library", bundle: "Bundle", request: "Request", device: str, threads: int | None) -> "Entrant":
+    from celebctl.bench.contest import Entrant
+
+    spec = {
+        "kind": "celebctl",
+        "bundle": str(bundle.path),
+        "seal_key": str(library.seal_key),
+        "device": device,
+        "threads": threads,
+        "request": request.to_json(),
+    }
+    words = [request.prompt, "--seed", "0", "--steps", str(request.steps), "--guidance", str(request.guidance)]
+    words += ["--sampler", request.sampler, "--size", f"{request.width}x{request.height}", "--scale", "1"]
+    words += ["--bundle", str(bundle.path), "--device", device, *(["--threads", str(threads)] if threads else [])]
+    command = (sys.executable, "-m", "celebctl", "--quiet", "gen", *words, "--force", "--out")
+    return Entrant(f"celebctl {device}", spec, command)
+
+
+def _rivals(
+    desk: Desk,
+    model: str,
+    bundle: "Bundle",
+    request: "Request",
+    devices: Sequence[str],
+    threads: int | None,
+    compiled: bool,
+) -> "list[Entrant]":
+    """diffusers on every chip that we run on; none where it cannot be, which is noted."""
+    import json
+    from importlib.util import find_spec
+
+    from celebctl.bench.contest import RIVAL, Entrant
+    from celebctl_models.registry import locate
+
+    missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+    if missing:
+        desk.note(f"no comparison: {', '.join(missing)} not installed; pip install 'celebctl[learn]'")
+        return []
+    place = locate(model)
+    if place.kind != "folder":
+        desk.note(f"no comparison: {model} is no diffusers folder on this machine")
+        return []
+    found: list[Entrant] = []
+    for chip in dict.fromkeys("cpu" if name == "cpu" else "cuda" for name in devices):
+        for wanted in (False, True) if compiled else (False,):
+            spec = {"kind": RIVAL, "model": str(place.path), "device": chip, "threads": threads, "compile": wanted}
+            spec |= {"dtype": bundle.manifest.dtype, "request": request.to_json()}
+            command = (sys.executable, "-m", "celebctl.bench.worker", json.dumps(spec), "--once")
+            found.append(Entrant(f"diffusers {chip}{' compiled' if wanted else ''}", spec, command))
+    return found
+
+
+def _advance(bar: Any, total: int, numbers: Any, text: str) -> None:
+    bar(next(numbers, total), total, text)
+
+
+def _write(desk: Desk, document: dict[str, Any], out: Path | None, chart: Path | None) -> None:
+    import json
+
+    from celebctl_runtime.files import atomic_write
+
+    if out is not None:
+        atomic_write(out, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+        desk.tell(f"the report is in {out}")
+    if chart is not None:
+        from celebctl.bench.chart import draw_report
+
+        atomic_write(chart, lambda path: draw_report(document).save(path))
+        desk.tell(f"the chart is in {chart}")
+
+
+def _show(desk: Desk, document: dict[str, Any]) -> None:
+    from celebctl.bench.chart import machine_of, title_of
+
+    shares = {row["name"]: f"{row['share_of_limit']:.0%}" for row in document["roofline"] if row["share_of_limit"]}
+    rows = [_cells(row, shares.get(row["name"], "")) for row in document["contestants"]]
+    lines = [
+        ", ".join(f"{what} {cell}" if what != "who" else cell for what, cell in zip(COLUMNS, row, strict=True) if cell)
+        for row in rows
+    ]
+    lines += [_ratio_line(ratio) for ratio in document["ratios"]]
+    lines += [document["missing"]] if "missing" in document else []
+    lines.append(_moving_line(document["moving"]))
+    desk.tell(f"{title_of(document)}\n{machine_of(document)}")
+    desk.give_list(lines, document, partial(_table, desk, rows, lines[len(rows) :]))
+
+
+def _table(desk: Desk, rows: Sequence[Sequence[str]], lines: Sequence[str]) -> None:
+    desk.table("", COLUMNS, rows)
+    for line in lines:
+        desk.tell(line)
+
+
+def _cells(row: dict[str, Any], share: str) -> list[str]:
+    seconds = [f"{row[key]:.2f} s" if row[key] else "" for key in ("cold", "first")]
+    picture = f"{1e3 * row['picture']:.0f} ms"
+    step = f"{row['step_ms']:.2f}" if row["step_ms"] else ""
+    memory = f"{row['memory_mib']:,} MiB" if row["memory_mib"] else ""
+    return [row["name"], *seconds, picture, step, share, memory]
+
+
+def _moving_line(moving: dict[str, float]) -> str:
+    added = f"a new person {moving['add_ms']:.1f} ms, as a command {moving['add_command_s']:.2f} s"
+    return f"{added}; import of the runtime {moving['import_s']:.2f} s"
+
+
+def _ratio_line(ratio: dict[str, Any]) -> str:
+    words = {"cold": "cold start", "first": "first picture", "picture": "picture", "step": "step", "memory": "memory"}
+    said = ", ".join(f"{words[key]} {value:.2f}x" for key, value in ratio["values"].items())
+    return f"{ratio['ours']} against {ratio['theirs']}: {said}"

@@ -1,0 +1,192 @@
+"""mix and strip: somebody between people you know, and the way from one to another as pictures. Torch-free."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .console import Desk
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from celebctl.library import Library
+    from celebctl_runtime.backends import Backend
+    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.identity import Identity
+    from celebctl_runtime.request import Request
+
+MOST_FRAMES = 60
+PLACE = "{}"  # in a prompt: where the person goes
+FRAME = "strip-frame-{}"  # what the people of a strip are called while it is drawn
+
+TwoOrMore = Annotated[list[str], typer.Argument(help="Two or more people you know.", metavar="NAME...")]
+
+
+def mix(
+    ctx: typer.Context,
+    people: TwoOrMore,
+    name: Annotated[str, typer.Option("--name", "-n", help="What to call the mix.")],
+    t: Annotated[
+        float | None, typer.Option("--t", help="Of two: 0 is the first, 1 the second.", show_default="0.5")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", help="How much each counts, for example 2,1,1.", show_default="all the same"),
+    ] = None,
+    shelf: options.Shelf = None,
+    force: options.Force = False,
+) -> None:
+    """Make somebody who is between people you know."""
+    from celebctl.library import Library
+    from celebctl.method.vectors import mixed, weights_of
+
+    from .naming import listed, name_person
+
+    desk = ctx.ensure_object(Desk)
+    library, called = Library(), name_person(name)
+    shares = weights_of(len(people), t, _numbers(weights))
+    parents = [library.load(one, shelf) for one in people]
+    person = mixed(parents, shares, called)
+    path = library.save(person, overwrite=force)
+    both = list(zip(parents, shares, strict=True))
+    desk.tell(f"{called} is {listed([f'{100 * share:.3g} % {parent.name}' for parent, share in both if share])}")
+    parts = [{"name": parent.name, "weight": share, "digest": parent.digest} for parent, share in both]
+    desk.give([str(path)], {"name": called, "path": str(path), "digest": person.digest, "parents": parts})
+    desk.next(f'celebctl gen "{called} on the beach"')
+
+
+def strip(
+    ctx: typer.Context,
+    people: TwoOrMore,
+    frames: Annotated[int, typer.Option("--frames", help="How many pictures.")] = 7,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="What to draw, with {} for the person.")
+    ] = f"a photo of {PLACE}",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The strip: .png, .jpg or .webp.")] = Path("strip.png"),
+    gif: Annotated[Path | None, typer.Option("--gif", help="Also an animation, there and back.")] = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    force: options.Force = False,
+    model: options.Model = None,
+    bundle: options.BundleDir = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+) -> None:
+    """Draw one person turning into another: a strip of pictures, and an animation."""
+    from celebctl.library import Library
+    from celebctl.settings import Settings
+    from celebctl.strip import labels, stations
+    from celebctl_runtime.request import Request
+
+    from .bundles import shelf_of
+    from .gen import fresh_seed, given, open_backend, open_bundle
+
+    desk = ctx.ensure_object(Desk)
+    settings, library = Settings.read(), Library()
+    _check(people, frames, prompt, out, gif, force)
+    opened = open_bundle(desk, library, str(settings.text("model", model)), bundle, [])
+    ends = [library.load(one, shelf_of(opened)) for one in people]
+    weights = stations(len(ends), frames)
+    cast = _cast(ends, weights)
+    chosen, many = fresh_seed() if seed is None else seed, given(steps, "--steps")
+    wanted = [Request(prompt.replace(PLACE, f"<{person.name}>"), seed=chosen, steps=many) for person in cast]
+    backend = open_backend(desk, library, opened, settings, device, threads)
+    drawn = _draw(desk, opened, backend, wanted, cast, _others(library, opened, prompt))
+    written = _write(drawn, labels([end.name for end in ends], weights), out, gif)
+    desk.tell(f"{frames} pictures from {ends[0].name} to {ends[-1].name}, seed {chosen}")
+    facts = {"people": [end.name for end in ends], "weights": weights, "prompt": prompt, "seed": chosen}
+    desk.give(written, {"strip": str(out), "gif": None if gif is None else str(gif), **facts})
+    desk.next(f"celebctl mix {ends[0].name} {ends[-1].name} --name between", "keep somebody of them")
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    """Comma-separated numbers. Raises UsageProblem."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        from celebctl_runtime.errors import UsageProblem
+
+        raise UsageProblem(f"--weights {text!r} are no numbers", "write them like --weights 2,1,1") from error
+
+
+def _check(people: Sequence[str], frames: int, prompt: str, out: Path, gif: Path | None, force: bool) -> None:
+    """Raise UsageProblem before the work for what cannot come out well."""
+    from celebctl_runtime.errors import UsageProblem
+
+    from .basis import check_picture
+
+    if len(people) < 2:
+        raise UsageProblem("a strip goes from one person to another", "name two: celebctl strip alice bob")
+    if not 2 <= len(people) <= frames <= MOST_FRAMES:
+        raise UsageProblem(f"--frames {frames} is out of range", f"use {len(people)} to {MOST_FRAMES}")
+    if PLACE not in prompt:
+        raise UsageProblem(f"the prompt {prompt!r} has no place for the person", 'write {}: --prompt "{} on the beach"')
+    check_picture(out, force)
+    if gif is not None and gif.suffix.lower() != ".gif":
+        raise UsageProblem(f"{gif} is no GIF", "end it in .gif")
+    if gif is not None and gif.exists() and not force:
+        raise UsageProblem(f"{gif} exists already", "choose another name, or replace it with --force")
+
+
+def _cast(ends: "Sequence[Identity]", weights: Sequence[Sequence[float]]) -> "list[Identity]":
+    """The people of a strip, in order."""
+    from celebctl.method.vectors import mixed
+
+    return [mixed(ends, shares, FRAME.format(number)) for number, shares in enumerate(weights, 1)]
+
+
+def _others(library: "Library", bundle: "Bundle", prompt: str) -> "list[Identity]":
+    """Whom a prompt names besides: they are there for the strip only, too."""
+    from celebctl_runtime.prompt import Mention, split_prompt
+
+    from .bundles import shelf_of
+
+    entries = {entry.name: entry for entry in library.entries(shelf_of(bundle))}
+    found = {part.name for part in split_prompt(prompt, {*entries, *bundle.names}) if isinstance(part, Mention)}
+    return [entries[name].load() for name in sorted(found & entries.keys())]
+
+
+def _draw(
+    desk: Desk,
+    bundle: "Bundle",
+    backend: "Backend",
+    wanted: "Sequence[Request]",
+    cast: "Sequence[Identity]",
+    others: "Sequence[Identity]",
+) -> "list[Image]":
+    """One picture for each of `cast`, enlarged as the model's pictures are; as many at once as there is room for."""
+    from PIL.Image import Resampling
+
+    from celebctl_runtime.pipeline import generate
+
+    room, scale = max(1, len(bundle.free_rows()) - len(others)), bundle.manifest.size.display_scale
+    pictures: list[Image] = []
+    with desk.progress(f"drawing {len(wanted)} pictures") as report:
+        for first in range(0, len(wanted), room):
+            part = slice(first, first + room)
+            made = generate(
+                bundle, backend, wanted[part],
+                lambda now, first=first: report((first + now.first) * now.steps + now.step * now.count,
+                                                len(wanted) * now.steps, ""),
+                guests=[*cast[part], *others],
+            )  # fmt: skip
+            pictures += [picture.image for picture in made]
+    return [picture.resize((picture.width * scale, picture.height * scale), Resampling.LANCZOS) for picture in pictures]
+
+
+def _write(drawn: "Sequence[Image]", said: Sequence[str], out: Path, gif: Path | None) -> list[str]:
+    from celebctl.strip import lay_out, save_animation
+    from celebctl_runtime.files import atomic_write
+
+    from .portrait import FORMATS
+
+    sheet = lay_out(drawn, said)
+    atomic_write(out, lambda place: sheet.save(place, FORMATS[out.suffix.lower()]))
+    if gif is not None:
+        atomic_write(gif, lambda place: save_animation(drawn, place))
+    return [str(path) for path in (out, gif) if path is not None]

@@ -1,0 +1,225 @@
+"""People as vectors: mixing them, inventing new ones, and finding who is close to whom.
+
+A person is a point of the celeb basis, so all of this is arithmetic on token rows, which coefficients are another
+writing of. What this module does *not* know: torch, files, the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from celebctl_runtime.errors import InputRejected, IntegrityProblem, UsageProblem
+from celebctl_runtime.identity import Identity
+from celebctl_runtime.noise import initial_noise, step_noise
+
+from .basis import CelebBasis
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+#: An invented person this near to a celebrity (cosine) is drawn anew. Celebrities who share a name are about 0.5 apart.
+TOO_NEAR = 0.6
+#: How far invented people are moved from the average, on top of what chance gives them.
+STRETCH = 1.5
+_DRAWS = 100
+_DECIMALS = 12  # of weights: 1 - 0.7 is 0.3, so that a mix does not depend on who is named first
+
+
+@dataclass(frozen=True, eq=False)
+class Celebrities:
+    """The people a basis is made of. names: (n,); rows: token rows, E arrays (n, 2, D)."""
+
+    names: tuple[str, ...]
+    rows: tuple[Floats, ...]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Somebody near. celebrity: whether the model knows them by name, else they are in the library.
+
+    cosine, first, last: between the directions in which both stand from the average celebrity, in [-1, 1], over the
+    whole name and over its parts. distance: between the two, where a celebrity is 1 from the average.
+    """
+
+    name: str
+    celebrity: bool
+    cosine: float
+    first: float
+    last: float
+    distance: float
+
+
+def weights_of(count: int, t: float | None, weights: Sequence[float] | None) -> tuple[float, ...]:
+    """What each of ``count`` people counts, adding up to 1: equal shares, ``t`` for the second of two, or ``weights``.
+
+    Raises UsageProblem for what makes no mix of so many people.
+    """
+    if count < 2:
+        raise UsageProblem("a mix needs at least two people", "celebctl mix alice bob --name carol")
+    if t is not None and weights is not None:
+        raise UsageProblem("--t and --weights say the same thing", "give one of them")
+    if t is not None:
+        if count != 2 or not 0.0 <= t <= 1.0:
+            problem = f"--t {t:g} is out of range" if count == 2 else f"--t is for two people, not for {count}"
+            raise UsageProblem(problem, "use --t 0 (the first) to 1 (the second), or --weights 2,1,1 for more people")
+        weights = (1.0 - t, t)
+    given = np.array(weights if weights is not None else [1.0] * count, dtype=np.float64)
+    if len(given) != count:
+        raise UsageProblem(f"{len(given)} weights do not go with {count} people", "give one number for each person")
+    if not np.isfinite(given).all() or (given < 0).any() or not given.any():
+        raise UsageProblem(f"--weights {', '.join(f'{w:g}' for w in given)} make no mix", "use numbers from 0 up")
+    shares: list[float] = (given / given.sum()).round(_DECIMALS).tolist()
+    return tuple(shares)
+
+
+def mixed(people: Sequence[Identity], weights: Sequence[float], name: str) -> Identity:
+    """The person at ``weights``, which add up to 1, between ``people``: rows and coefficients in a straight line.
+
+    A weight of 1 gives that person's own numbers, to the last bit; the order of people does not matter. Raises
+    IntegrityProblem for people of different models or bases.
+    """
+    check_alike(people)
+    order = sorted(range(len(people)), key=lambda i: people[i].digest)
+    parts = [(people[i], weights[i]) for i in order if weights[i] > 0.0]
+    first = people[0]
+    shares = [share for _, share in parts]
+    coefficients = _blend([person.coefficients for person, _ in parts], shares)
+    embeddings = _blend([person.embeddings for person, _ in parts], shares)
+    told = ", ".join(f"{p.name} {w:g} ({p.digest[:12]})" for p, w in zip(people, weights, strict=True))
+    return Identity(
+        name, coefficients, embeddings, first.basis_hash, first.family, first.table_hash, {"mixed_from": told}
+    )
+
+
+def check_alike(people: Sequence[Identity], *, bases: bool = True) -> None:
+    """Raise IntegrityProblem for people of different models, and with ``bases`` of different celeb bases."""
+    first = people[0]
+    for other in people[1:]:
+        if (other.family, other.table_hash) != (first.family, first.table_hash):
+            raise IntegrityProblem(
+                f"{first.name} was learned for one model ({first.family}, {first.table_hash[:8]}) and {other.name} for"
+                f" another ({other.family}, {other.table_hash[:8]})",
+                f"learn both for the same model: celebctl learn PHOTO --name {other.name}",
+            )
+        if bases and other.basis_hash != first.basis_hash:
+            raise IntegrityProblem(
+                f"{first.name} and {other.name} were learned on different celeb bases ({first.basis_hash[:8]},"
+                f" {other.basis_hash[:8]})",
+                f"learn {other.name} again with the names and preset that {first.name} was learned with",
+            )
+
+
+def _blend(given: Sequence[Sequence[Floats]], shares: Sequence[float]) -> tuple[Floats, ...]:
+    """Weighted sums, array by array: P people of E arrays each."""
+    if len(given) == 1:
+        return tuple(given[0])
+    sums = [
+        sum(share * array.astype(np.float64) for array, share in zip(arrays, shares, strict=True))
+        for arrays in zip(*given, strict=True)
+    ]
+    return tuple(np.asarray(total, np.float32) for total in sums)
+
+
+def deviations(rows: Sequence[Floats], basis: CelebBasis) -> Doubles:
+    """Where people stand from the average celebrity, (n, 2, W), W the widths of all text encoders together.
+
+    rows: E arrays (n, 2, D). Every text encoder counts the same, and a celebrity has length 1 on average. This weighs
+    components by how much celebrities differ in them; weighing all the same follows the looks of people less well
+    (benchmarks/vectors.py).
+    """
+    parts: list[Doubles] = []
+    for array, mean, radius in zip(rows, basis.mean, basis.radius, strict=True):
+        usual = float(np.sqrt(np.square(radius, dtype=np.float64).sum() * len(basis.mean)))
+        parts.append((array.astype(np.float64) - mean) / max(usual, 1e-12))
+    return np.concatenate(parts, axis=-1)
+
+
+def neighbours(
+    person: Identity, celebrities: Celebrities, known: Sequence[Identity], basis: CelebBasis
+) -> list[Neighbour]:
+    """Celebrities and people of the library, those most like ``person`` first. All must be of one model."""
+    check_alike([person, *known], bases=False)
+    here = deviations([array[None] for array in person.embeddings], basis)
+    rows = [
+        np.concatenate([theirs, *(one.embeddings[encoder][None] for one in known)])
+        for encoder, theirs in enumerate(celebrities.rows)
+    ]
+    there = deviations(rows, basis)
+    whole, first, last = _cosines(here, there), _cosines(here[:, :1], there[:, :1]), _cosines(here[:, 1:], there[:, 1:])
+    apart = np.sqrt(np.square(there - here).sum((1, 2)))
+    names = [*celebrities.names, *(one.name for one in known)]
+    order: list[int] = np.argsort(-whole, kind="stable").tolist()
+    count = len(celebrities.names)
+    return [
+        Neighbour(names[i], i < count, float(whole[i]), float(first[i]), float(last[i]), float(apart[i])) for i in order
+    ]
+
+
+def invented(
+    name: str,
+    seed: int,
+    celebrities: Celebrities,
+    basis: CelebBasis,
+    model: tuple[str, str],
+    faces: Floats | None = None,
+) -> tuple[Identity, Neighbour]:
+    """Somebody who does not exist, and the celebrity nearest to them. The same seed gives the same person.
+
+    A draw from the normal distribution with the celebrities' mean and covariance: a random sum of the celebrities' own
+    deviations has exactly their covariance, between both names and all text encoders, in as many directions as there
+    are celebrities. Whoever comes out too near to one of them is drawn again.
+
+    Args:
+        model: family and table hash.
+        faces: directions that a face decides (famous.py). With them only those are drawn, and stretched by
+            ``STRETCH``: what is left out says nothing about looks, and the farther from the average, the more pictures
+            of the same person agree (benchmarks/vectors.py).
+
+    Raises:
+        InputRejected: no draw is far enough from all celebrities.
+    """
+    for attempt in range(_DRAWS):
+        count = (len(celebrities.names),)
+        drawn = initial_noise(seed, count) if attempt == 0 else step_noise(seed, attempt, count)
+        coefficients = _sum_of_celebrities(drawn, celebrities, basis, faces)
+        person = Identity(name, coefficients, basis.embed(coefficients), basis.hash, *model)
+        nearest = neighbours(person, celebrities, [], basis)[0]
+        if nearest.cosine < TOO_NEAR:
+            told = {
+                "invented": f"seed {seed}, draw {attempt + 1}",
+                "nearest_celebrity": f"{nearest.name}, cosine {nearest.cosine:.3f}",
+            }
+            return replace(person, provenance=told), nearest
+    raise InputRejected(
+        f"nobody who is unlike all {len(celebrities.names)} celebrities was found in {_DRAWS} draws",
+        "the celeb basis has too few names: choose more with celebctl basis build --names FILE",
+    )
+
+
+def _sum_of_celebrities(
+    drawn: Floats, celebrities: Celebrities, basis: CelebBasis, faces: Floats | None
+) -> tuple[Floats, ...]:
+    """Coefficients of a sum of the celebrities' deviations, weighted by ``drawn`` (n,) of variance 1."""
+    weights = drawn.astype(np.float64) / max(len(drawn) - 1, 1) ** 0.5
+    found: list[Doubles] = []
+    for rows, components in zip(celebrities.rows, basis.components, strict=True):
+        moved = np.einsum("n,njd->jd", weights, rows - rows.mean(0, dtype=np.float64))
+        found.append(np.einsum("jd,jkd->jk", moved, components))
+    if faces is not None:
+        spread = [np.maximum(part.astype(np.float64), 1e-12) for part in basis.spread]
+        units = np.concatenate([(one / part).ravel() for one, part in zip(found, spread, strict=True)])
+        told = STRETCH * (faces @ (faces.T @ units))
+        ends = np.cumsum([part.size for part in spread])[:-1]
+        found = [one.reshape(part.shape) * part for one, part in zip(np.split(told, ends), spread, strict=True)]
+    return tuple(one.astype(np.float32) for one in found)
+
+
+def _cosines(one: Doubles, others: Doubles) -> Doubles:
+    """Of (1, k, W) to each of (n, k, W); 0 for somebody who is the average."""
+    a, b = one.reshape(-1), others.reshape(len(others), -1)
+    lengths = np.linalg.norm(a) * np.linalg.norm(b, axis=1)
+    return np.divide(b @ a, lengths, out=np.zeros(len(b)), where=lengths > 0)

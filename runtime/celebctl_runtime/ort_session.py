@@ -1,0 +1,181 @@
+"""ONNX Runtime itself: loading it, sessions on the provider that was asked for, and what to do when one is missing.
+
+It falls back to the CPU in silence when a CUDA library is not there, so only what a session reports is believed. What
+this module does not know: bundles, graphs and pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from .cuda_memory import out_of_memory
+from .errors import EnvironmentProblem, IntegrityProblem
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+NO_CAPTURE = -1  # the graph id of runs that are not to be captured (onnxruntime's CUDA graph documentation)
+_FATAL = 4  # ONNX Runtime's log level
+# How threads wait for the next operation, measured on one step of mini on two cores, idle and both shared with another
+# process: asleep 16.8 and 38.7 ms, actively 13.8 and 46.7 ms, actively for 400 us and then asleep 13.9 and 30.5 ms.
+_SPINS_FOR: Mapping[str, str] = {
+    "session.intra_op.allow_spinning": "1",
+    "session.intra_op.spin_duration_us": "400",
+}
+_SPINS_NEVER: Mapping[str, str] = {"session.intra_op.allow_spinning": "0"}
+_KNOWS_DURATION = (1, 32)  # the oldest ONNX Runtime in which the duration was seen to be obeyed; others would ignore it
+# Convolutions run in the layout that tensor cores like; their algorithms are searched for once per shape.
+CUDA_OPTIONS: Mapping[str, str] = {
+    "prefer_nhwc": "1",
+    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "cudnn_conv_use_max_workspace": "1",
+    "arena_extend_strategy": "kSameAsRequested",
+}
+_CUDA_13 = 13
+_LIBRARIES = {  # by the CUDA that a build is for: what its provider opens, and the packages that bring it
+    12: (("libcublasLt.so.12", "libcudart.so.12", "libcurand.so.10", "libcufft.so.11", "libcudnn.so.9"), "-cu12"),
+    13: (("libcublasLt.so.13", "libcudart.so.13", "libcurand.so.10", "libcufft.so.12", "libcudnn.so.9"), ""),
+}
+_NO_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+Loader = Callable[[str], object]
+
+
+def load_onnxruntime() -> Any:
+    """The module, quiet. Raises EnvironmentProblem when it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "ONNX Runtime is not installed", "pip install 'celebctl[cpu]' (or 'celebctl[cuda]' on an NVIDIA GPU)"
+        ) from error
+    engine: Any = onnxruntime
+    engine.set_default_logger_severity(_FATAL)  # missing providers are reported by our own check
+    return engine
+
+
+def choose_providers(ort: Any, device: str) -> list[str]:
+    """Providers for ``device`` (auto, cpu or cuda), best first. Raises EnvironmentProblem when CUDA cannot be."""
+    present = cast("list[str]", ort.get_available_providers())
+    if device == "cuda" and CUDA not in present:
+        raise EnvironmentProblem(
+            "the installed ONNX Runtime cannot use CUDA",
+            "pip uninstall onnxruntime; pip install 'celebctl[cuda]', or use --device cpu",
+        )
+    if device == "cpu" or CUDA not in present:
+        return [CPU]
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(sys.stderr):  # it prints its warnings, and stdout is for data
+            ort.preload_dlls()
+    return [CUDA, CPU]
+
+
+def open_session(
+    ort: Any,
+    path: Path,
+    threads: int,
+    providers: list[str],
+    cuda_options: Mapping[str, str] | None = None,
+    initializers: Mapping[str, Any] | None = None,
+) -> Any:
+    """A session of the graph file ``path``. ``cuda_options``: of the CUDA provider, where it is among ``providers``.
+
+    ``initializers``: OrtValues in place of the graph's own, by name; the caller keeps them as long as the session.
+    Raises IntegrityProblem for a graph that cannot be loaded, EnvironmentProblem when memory runs out.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL  # its complaints reach people through our own errors
+    for key, value in waiting(str(ort.__version__)).items():
+        options.add_session_config_entry(key, value)
+    for name, content in (initializers or {}).items():
+        options.add_initializer(name, content)
+    wanted = [(name, dict(cuda_options)) if name == CUDA and cuda_options else name for name in providers]
+    try:
+        with memory_problems(CUDA in providers):
+            return ort.InferenceSession(str(path), options, providers=wanted)
+    except EnvironmentProblem:
+        raise
+    except Exception as error:  # onnxruntime has a dozen error types, all children of Exception only
+        raise IntegrityProblem(
+            f"ONNX Runtime cannot load {path}: {str(error)[:300]}", "celebctl export makes a fresh bundle"
+        ) from error
+
+
+def waiting(version: str) -> Mapping[str, str]:
+    """How a session's threads are to wait, in the words of ONNX Runtime's session options."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    return _SPINS_FOR if numbers >= _KNOWS_DURATION else _SPINS_NEVER
+
+
+@contextlib.contextmanager
+def memory_problems(on_cuda: bool) -> Generator[None]:
+    """Turn ONNX Runtime's complaints about memory into an EnvironmentProblem with a cure."""
+    try:
+        yield
+    except Exception as error:  # its error types have no common root but this
+        if not any(word in str(error).lower() for word in _NO_MEMORY):
+            raise
+        if on_cuda:
+            raise out_of_memory() from error
+        hint = "use a smaller --size, or close other programs"
+        raise EnvironmentProblem("there is not enough memory for this", hint) from error
+
+
+def no_cuda(ort: Any, load: Loader = ctypes.CDLL) -> EnvironmentProblem:
+    """Why a session that was to run on CUDA runs on the CPU, as far as it can be found out, and the command that helps.
+
+    ``load`` opens a shared library or raises OSError.
+    """
+    problem = "CUDA was asked for, but ONNX Runtime fell back to the CPU"
+    wanted = _cuda_of(ort)
+    driver = _driver_version(load)
+    if driver is None:
+        return EnvironmentProblem(
+            f"{problem}: there is no NVIDIA driver", "install it and look with nvidia-smi, or use --device cpu"
+        )
+    if driver < wanted:
+        return EnvironmentProblem(
+            f"{problem}: the driver is too old, it knows CUDA {driver} and not {wanted}",
+            "update the NVIDIA driver, or use --device cpu",
+        )
+    names, suffix = _LIBRARIES[_CUDA_13 if wanted >= _CUDA_13 else 12]
+    missing = [name for name in names if not _opens(load, name)]
+    if missing:
+        return EnvironmentProblem(
+            f"{problem}: {', '.join(missing)} cannot be loaded",
+            f"pip install 'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas{suffix}, or use --device cpu",
+        )
+    return EnvironmentProblem(problem, "check the driver with nvidia-smi, or use --device cpu")
+
+
+def _cuda_of(ort: Any) -> int:
+    """The major version of CUDA that this build of ONNX Runtime wants."""
+    facts: Any = getattr(getattr(ort, "capi", None), "build_and_package_info", None)
+    said = str(getattr(facts, "cuda_version", "") or getattr(ort, "cuda_version", "") or "")
+    major = said.partition(".")[0]
+    return int(major) if major.isdecimal() else _CUDA_13
+
+
+def _driver_version(load: Loader) -> int | None:
+    """The newest CUDA that the driver knows; None where there is no driver."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver: Any = load(name)
+        except OSError:
+            continue
+        number = ctypes.c_int(0)
+        if driver.cuDriverGetVersion(ctypes.byref(number)) == 0:
+            return number.value // 1000
+    return None
+
+
+def _opens(load: Loader, name: str) -> bool:
+    try:
+        load(name)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,152 @@
+"""The speed report: what its numbers mean, who may take part, and that a missing rival is said and harms nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundle_doubles import write_bundle
+from PIL import Image
+
+from celebctl.bench.chart import draw_report
+from celebctl.bench.contest import Entrant, Score, Seat, hold, largest_difference, ratios, report, step_seconds
+from celebctl.bench.roofline import gpu_peak, machine
+from celebctl.bench.worker import SCHEDULERS
+from celebctl.cli import main
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.errors import EnvironmentProblem, NotFound
+from celebctl_runtime.request import SAMPLERS
+
+SETTINGS = {"model": "toy", "width": 32, "height": 32, "steps": 5, "sampler": "ddim", "guidance": 2.5} | {
+    "rounds": 3,
+    "cold_rounds": 2,
+    "threads": 1,
+}
+NOTHING: dict[str, Any] = {"count": None, "peak": None, "differences": {}}
+
+
+def scores() -> list[Score]:
+    ours = Score("celebctl cpu", False, "cpu", {"device": "cpu"})
+    ours.cold, ours.first, ours.picture, ours.step = [1.0, 2.0], [0.5], [0.1, 0.2, 0.1], [0.01, 0.02, 0.01]
+    theirs = Score("diffusers cpu", True, "cpu", {"device": "cpu"})
+    theirs.cold, theirs.first, theirs.picture, theirs.step = [5.0, 8.0], [4.0], [0.2, 0.4, 0.3], [0.02, 0.04, 0.02]
+    ours.memory, theirs.memory = 100 << 20, 250 << 20
+    return [ours, theirs]
+
+
+def entrant(bundle: Path, **changes: Any) -> Entrant:
+    request = {"prompt": "a", "steps": 3, "guidance": 2.5, "sampler": "ddim", "width": 32, "height": 32}
+    spec = {"kind": "celebctl", "bundle": str(bundle), "seal_key": "none", "device": "cpu", "threads": 1}
+    spec |= {"request": {**request, "seed": 0, "identities": []}}
+    return Entrant("celebctl cpu", {**spec, **changes}, (sys.executable, "-c", "pass"))
+
+
+def test_ratios_are_medians_of_pairs_within_a_round() -> None:
+    """A machine that slows down for a whole round slows down both, so pairs are compared and not medians."""
+    (ratio,) = ratios(scores())
+    assert ratio.values == {"cold": 4.5, "first": 8.0, "picture": 2.0, "step": 2.0, "memory": 2.5}
+
+
+def test_contestants_on_other_chips_are_not_compared() -> None:
+    ours, theirs = scores()
+    theirs.chip = "cuda"
+    assert ratios([ours, theirs]) == []
+
+
+def test_a_loop_that_ends_all_steps_at_once_has_no_time_per_step() -> None:
+    assert step_seconds([0.1, 0.3, 0.5, 0.8]) == pytest.approx(0.2)
+    assert math.isnan(step_seconds([0.8]))
+    ours, theirs = scores()
+    ours.step = [math.nan] * 3
+    document = report([ours, theirs], NOTHING, SETTINGS, machine())
+    assert document["contestants"][0]["step_ms"] is None and "step" not in document["ratios"][0]["values"]
+    assert "NaN" not in json.dumps(document)
+
+
+def test_the_limit_is_operations_over_peak() -> None:
+    extras = {"count": {"step": 2e9}, "peak": {"flops": 400e9, "source": "measured"}, "differences": {}}
+    document = report(scores(), extras, SETTINGS, machine())
+    row = document["roofline"][0]
+    assert row["floor_ms_per_step"] == 5.0 and row["share_of_limit"] == 0.5 and row["source"] == "measured"
+
+
+def test_peaks_of_gpus_are_found_by_name() -> None:
+    found = {name: gpu_peak(name) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H200", "A toaster")}
+    flops = [None if peak is None else peak["flops"] for peak in found.values()]
+    assert flops == [989.4e12, 756e12, 989.5e12, None]
+
+
+def test_a_report_without_a_rival_says_so_and_can_be_drawn() -> None:
+    document = report(scores()[:1], NOTHING, SETTINGS, machine())
+    assert "no comparison" in document["missing"]
+    alone, both = draw_report(document), draw_report(report(scores(), NOTHING, SETTINGS, machine()))
+    assert alone.width == both.width and alone.height < both.height
+    blue, orange = (31, 98, 158), (208, 100, 26)
+    colours = [{colour for _, colour in image.getcolors(1 << 20) or []} for image in (alone, both)]
+    assert blue in colours[0] and orange not in colours[0] and {blue, orange} <= colours[1]
+
+
+def test_every_sampler_has_a_scheduler_of_diffusers() -> None:
+    assert set(SCHEDULERS) == set(SAMPLERS)
+    diffusers = pytest.importorskip("diffusers")
+    for name, _ in SCHEDULERS.values():
+        assert hasattr(diffusers, name)
+
+
+def test_a_worker_draws_the_same_picture_for_the_same_seed(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    seat = Seat(entrant(bundle.path))
+    try:
+        paths = [Path(), Path(), Path()]
+        for number, seed in enumerate((4, 5, 4)):
+            drawn = seat.ask("draw", seed=seed)
+            assert drawn["seconds"] > 0 and len(drawn["marks"]) == 3
+            paths[number] = Path(seat.ask("save", path=str(tmp_path / f"{number}.png"))["path"])
+        assert largest_difference(paths[0], paths[2]) == 0 < largest_difference(paths[0], paths[1])
+        assert seat.ask("memory")["bytes"] > 1 << 20
+        assert seat.ask("peak")["peak"]["flops"] > 1e8
+    finally:
+        seat.leave()
+
+
+def test_a_workers_error_keeps_its_kind_and_a_dead_one_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="celebctl cpu: there is no bundle"):
+        Seat(entrant(tmp_path / "nowhere"))
+    bundle = write_bundle(tmp_path / "bundle")
+    with pytest.raises(EnvironmentProblem, match="drew nothing: ouch"):
+        dying = (sys.executable, "-c", "raise SystemExit('ouch')")
+        hold([Entrant("celebctl cpu", entrant(bundle.path).spec, dying)], rounds=1, cold_rounds=1)
+
+
+def test_a_rival_that_cannot_take_part_is_noted_and_left_out(tmp_path: Path) -> None:
+    bundle, notes = write_bundle(tmp_path / "bundle"), list[str]()
+    rival = Entrant("diffusers cpu", {**entrant(bundle.path).spec, "kind": "diffusers", "bundle": "", "request": 3}, ())
+    found, extras = hold([entrant(bundle.path), rival], rounds=2, cold_rounds=0, note=notes.append)
+    assert [score.name for score in found] == ["celebctl cpu"] and len(found[0].picture) == 2
+    assert extras["count"] is None and "diffusers cpu is left out" in notes[0]
+
+
+def test_bench_needs_no_diffusers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, real = write_bundle(tmp_path / "bundle"), importlib.util.find_spec
+
+    def find_spec(name: str) -> object:
+        return None if name == "diffusers" else real(name)
+
+    monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    words = ["bench", "a", "--bundle", str(bundle.path), "--rounds", "1", "--cold", "1", "--json"]
+    assert main([*words, "--chart", str(tmp_path / "c.png")]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert set(document["moving"]) == {"import_s", "add_ms", "add_command_s"} and bundle.manifest.identities == {}
+    assert Bundle.open(bundle.path, verify="full").names == (), "nobody moves into the real bundle"
+    assert "diffusers not installed" in err and "missing" in document and document["contestants"][0]["cold"] > 0
+    with Image.open(tmp_path / "c.png") as chart:
+        assert chart.width > 1000 and chart.height > 100

@@ -1,0 +1,310 @@
+"""ONNX Runtime on CUDA, as far as that can be held without a GPU: buffers, turns, capture, and what failures say.
+
+The steps' loop runs on real ONNX Runtime with buffers on the CPU; CUDA's part runs on a stand-in that fulfils the same
+interface and keeps what it was asked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_doubles import make_identity, write_bundle
+from numpy.typing import NDArray
+
+from celebctl_runtime import backends
+from celebctl_runtime.backends import OrtBackend, Texts
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem
+from celebctl_runtime.ort_session import CPU, CUDA, memory_problems, no_cuda, waiting
+from celebctl_runtime.pipeline import generate
+from celebctl_runtime.request import Request
+from celebctl_runtime.samplers import plan
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    bundle = write_bundle(tmp_path / "bundle", spare_rows=16)
+    bundle.add(make_identity("alice", 1))
+    return bundle
+
+
+class FakeCuda:
+    """onnxruntime as a machine with CUDA has it: sessions compute on the CPU, and everything asked of CUDA is kept."""
+
+    def __init__(self, *, refuses_capture: bool = False) -> None:
+        import onnxruntime
+
+        self.real: Any = onnxruntime
+        self.refuses_capture = refuses_capture
+        self.options: list[tuple[str, dict[str, str]]] = []
+        self.runs: list[tuple[str, str]] = []  # graph file, gpu_graph_id
+        self.devices: list[str] = []
+        self.preloaded = 0
+        fake = self
+
+        class OrtValue:
+            @staticmethod
+            def ortvalue_from_numpy(array: NDArray[Any], device: str, number: int) -> Any:
+                fake.devices.append(f"{device}:{number}")
+                return fake.real.OrtValue.ortvalue_from_numpy(array, "cpu", 0)
+
+        class Session:
+            def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+                chosen: dict[str, str] = next((entry[1] for entry in providers if entry[0] == CUDA), dict[str, str]())
+                fake.options.append((Path(path).name, chosen))
+                if fake.refuses_capture and chosen.get("enable_cuda_graph"):
+                    raise RuntimeError("This session cannot use the graph capture feature as requested")
+                self._real, self._name = fake.real.InferenceSession(path, options, providers=[CPU]), Path(path).name
+
+            def get_providers(self) -> list[str]:
+                return [CUDA, CPU]
+
+            def io_binding(self) -> Any:
+                return self._real.io_binding()
+
+            def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
+                fake.runs.append((self._name, "" if options is None else options.get_run_config_entry("gpu_graph_id")))
+                self._real.run_with_iobinding(binding)
+
+            def run(self, names: None, feeds: Any, options: Any = None) -> Any:
+                fake.runs.append((self._name, "" if options is None else options.get_run_config_entry("gpu_graph_id")))
+                return self._real.run(names, feeds)
+
+        self.OrtValue, self.InferenceSession = OrtValue, Session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def get_available_providers(self) -> list[str]:
+        return [CUDA, CPU]
+
+    def preload_dlls(self) -> None:
+        self.preloaded += 1
+
+
+def on_cuda(bundle: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, **more: Any) -> OrtBackend:
+    monkeypatch.setattr(backends, "load_onnxruntime", lambda: fake)
+    return OrtBackend(bundle, "cuda", **more)
+
+
+def texts_of(backend: OrtBackend, bundle: Bundle) -> Texts:
+    ids = np.stack([bundle.tokenizer().encode(text, bundle.token_ids).ids for text in ("", "alice")])
+    return Texts(backend.encode(ids)[0][:, None])
+
+
+@pytest.mark.parametrize(
+    ("version", "spins"), [("1.24.0", "0"), ("1.31.1", "0"), ("1.32.0", "1"), ("2.0", "1"), ("", "0")]
+)
+def test_threads_wait_actively_only_where_that_can_be_limited(version: str, spins: str) -> None:
+    chosen = waiting(version)
+    assert chosen["session.intra_op.allow_spinning"] == spins
+    assert ("session.intra_op.spin_duration_us" in chosen) == (spins == "1")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler_a"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_the_bound_loop_is_the_plain_loop(bundle: Bundle, sampler: str, steps: int) -> None:
+    """Bit for bit: states that take turns in two buffers, and noise of its own for every step."""
+    backend, random = OrtBackend(bundle, "cpu", 1), np.random.default_rng(0)
+    texts, chosen = texts_of(backend, bundle), plan(sampler, bundle.schedule, steps, 2.5)
+    start = random.standard_normal((2, 1, 4, 8, 8), dtype=np.float32)
+    noises = random.standard_normal((steps, 1, 4, 8, 8), dtype=np.float32)
+    state, told = start, list[int]()
+    for index in range(steps):
+        state = backend.step(state, index, noises[index], texts, chosen)
+    for _ in range(2):  # the second run finds the buffers of the first
+        whole = backend.denoise(start, lambda k: noises[k], texts, chosen, lambda done, _: told.append(done))
+        assert np.array_equal(whole, state)
+    assert told == [*range(1, steps + 1)] * 2
+
+
+def test_a_result_is_not_touched_by_later_runs(bundle: Bundle) -> None:
+    backend = OrtBackend(bundle, "cpu", 1)
+    texts, chosen = texts_of(backend, bundle), plan("ddim", bundle.schedule, 4, 2.5)
+    zeros, ones = (np.full((2, 1, 4, 8, 8), value, np.float32) for value in (0, 1))
+
+    def run(start: NDArray[np.float32]) -> NDArray[np.float32]:
+        return backend.denoise(start, lambda _: start[0], texts, chosen, lambda _done, _steps: None)
+
+    first = run(zeros)
+    kept = first.copy()
+    assert not np.array_equal(run(ones), kept) and np.array_equal(first, kept) and not zeros.any() and ones.all()
+
+
+def test_prompts_are_encoded_once_until_people_move(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, runs = OrtBackend(bundle, "cpu", 1), list[str]()
+    plain = OrtBackend._run_raw  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: OrtBackend, graph: str, feeds: Any) -> Any:
+        runs.append(graph)
+        return plain(self, graph, feeds)
+
+    monkeypatch.setattr(OrtBackend, "_run_raw", counted)
+    for seed in range(3):
+        generate(bundle, backend, Request("alice", seed=seed))
+    assert runs.count("text_encoder") == 1
+    Bundle.open(bundle.path).replace(make_identity("alice", 9))
+    generate(bundle, backend, Request("alice"))
+    assert runs.count("text_encoder") == 2
+
+
+def test_an_encoding_is_not_taken_for_that_of_other_rows(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dials and guests in any order draw what they draw alone, and every one of them is read once."""
+    backend, runs = OrtBackend(bundle, "cpu", 1), list[str]()
+    plain = OrtBackend._run_raw  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: OrtBackend, graph: str, feeds: Any) -> Any:
+        runs.append(graph)
+        return plain(self, graph, feeds)
+
+    double = make_identity("alice", 9)
+    wanted = [(1.0, ()), (0.5, ()), (1.0, (double,)), (0.0, (double,))]
+    alone = [
+        generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", likeness=dial), guests=guests)[0].image
+        for dial, guests in wanted
+    ]
+    monkeypatch.setattr(OrtBackend, "_run_raw", counted)
+    for k in (0, 1, 2, 3, 1, 0, 3, 2, 0):
+        (picture,) = generate(bundle, backend, Request("alice", likeness=wanted[k][0]), guests=wanted[k][1])
+        assert np.array_equal(np.asarray(picture.image), np.asarray(alone[k]))
+    assert runs.count("text_encoder") == 4
+
+
+def test_steps_on_cuda_are_captured_once_for_each_turn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    backend = on_cuda(bundle, fake, monkeypatch)
+    (cuda,) = generate(bundle, backend, Request("alice", seed=3, steps=5))
+    assert fake.preloaded == 1 and cuda.record["backend"]["device"] == "cuda"
+    steps = [number for name, number in fake.runs if name == "step.onnx"]
+    assert steps == [steps[0], steps[1], steps[0], steps[1], steps[0]] and steps[0] != steps[1]
+    options = dict(fake.options)
+    assert options["step.onnx"]["enable_cuda_graph"] == "1" and options["step.onnx"]["prefer_nhwc"] == "1"
+    assert "enable_cuda_graph" not in options["vae_decoder.onnx"] and set(fake.devices) == {"cuda:0"}
+    before = len(fake.devices)
+    generate(bundle, backend, Request("alice", seed=4, steps=3))
+    assert len(fake.devices) == before, "another number of steps needs no new buffers, and no new capture"
+    generate(bundle, backend, Request("alice", width=48))
+    assert len(fake.devices) > before and {n for g, n in fake.runs if g == "step.onnx"} > set(steps)
+
+
+def test_a_graph_that_cannot_be_captured_runs_without(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(refuses_capture=True)
+    generate(bundle, on_cuda(bundle, fake, monkeypatch), Request("alice"))
+    assert [chosen.get("enable_cuda_graph") for name, chosen in fake.options if name == "step.onnx"] == ["1", None]
+    assert {number for name, number in fake.runs if name == "step.onnx"} == {""}
+
+
+def test_options_of_cuda_can_be_given(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    generate(bundle, on_cuda(bundle, fake, monkeypatch, cuda_options={"prefer_nhwc": "0"}), Request("alice"))
+    assert {chosen["prefer_nhwc"] for _, chosen in fake.options} == {"0"}
+
+
+def test_a_single_step_is_not_captured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its inputs lie elsewhere every time, which a captured graph would not notice."""
+    fake = FakeCuda()
+    backend = on_cuda(bundle, fake, monkeypatch)
+    state = np.zeros((2, 1, 4, 8, 8), np.float32)
+    backend.step(state, 0, state[0], texts_of(backend, bundle), plan("ddim", bundle.schedule, 3, 2.5))
+    assert fake.runs[-1] == ("step.onnx", "-1")
+
+
+class Libraries:
+    """A machine's shared libraries: the driver's CUDA (None for no driver) and those that are missing."""
+
+    def __init__(self, driver: int | None, missing: str = "") -> None:
+        self.driver, self.missing = driver, missing
+
+    def __call__(self, name: str) -> object:
+        if name == "libcuda.so.1" and self.driver is not None:
+            return SimpleNamespace(cuDriverGetVersion=self._version)
+        if name == "nvcuda.dll" or name.startswith("libcuda.") or (self.missing and self.missing in name):
+            raise OSError(name)
+        return object()
+
+    def _version(self, place: Any) -> int:
+        ctypes.cast(place, ctypes.POINTER(ctypes.c_int))[0] = (self.driver or 0) * 1000
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("libraries", "problem", "hint"),
+    [
+        (Libraries(None), "no NVIDIA driver", "nvidia-smi"),
+        (Libraries(12), "too old, it knows CUDA 12 and not 13", "update the NVIDIA driver"),
+        (Libraries(13, "cublas"), "libcublasLt.so.13 cannot be loaded", "nvidia-cublas"),
+        (Libraries(13, "cudnn"), "libcudnn.so.9 cannot be loaded", "onnxruntime-gpu[cuda,cudnn]"),
+        (Libraries(13), "fell back to the CPU", "nvidia-smi"),
+    ],
+)
+def test_why_cuda_is_not_there_and_what_helps(libraries: Libraries, problem: str, hint: str) -> None:
+    found = no_cuda(SimpleNamespace(cuda_version="13.0"), libraries)
+    assert problem in found.problem and hint in found.hint and "--device cpu" in found.hint
+
+
+def test_a_build_for_another_cuda_asks_for_its_own_libraries() -> None:
+    found = no_cuda(SimpleNamespace(cuda_version="12.8"), Libraries(12, "cublas"))
+    assert "libcublasLt.so.12" in found.problem and "nvidia-cublas-cu12" in found.hint
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 123",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_no_memory_left_is_said_with_a_cure(complaint: str) -> None:
+    for cuda in (True, False):
+        with pytest.raises(EnvironmentProblem) as caught, memory_problems(cuda):
+            raise RuntimeError(complaint)
+        assert "--size" in caught.value.hint and ("GPU" in caught.value.problem) == cuda
+    with pytest.raises(RuntimeError, match="else"), memory_problems(True):
+        raise RuntimeError("something else")
+
+
+def test_a_device_that_is_full_ends_with_the_environments_exit_code(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeCuda()
+    backend = on_cuda(bundle, fake, monkeypatch)
+
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr(fake.InferenceSession, "run_with_iobinding", full)
+    with pytest.raises(CelebctlError) as caught:
+        generate(bundle, backend, Request("alice"))
+    assert caught.value.exit_code == 6
+
+
+def test_graphs_opened_ahead_are_opened_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, plain = list[str](), OrtBackend._open_file  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: OrtBackend, path: Path, *options: Any) -> Any:
+        opened.append(path.name)
+        return plain(self, path, *options)
+
+    monkeypatch.setattr(OrtBackend, "_open_file", counted)
+    backend = OrtBackend(bundle, "cpu", 1)
+    backend.prepare(("step", "vae_decoder"))
+    backend.prepare(("step",))
+    ahead = generate(bundle, backend, [Request("alice", seed=seed) for seed in (1, 2)])
+    assert sorted(opened) == ["step.onnx", "text_encoder.onnx", "vae_decoder.onnx"]
+    (plainly,) = generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", seed=1))
+    assert np.array_equal(np.asarray(ahead[0].image), np.asarray(plainly.image))
+
+
+def test_a_graph_that_cannot_be_opened_ahead_is_told_when_it_is_needed(bundle: Bundle) -> None:
+    path = bundle.file("step.onnx")
+    path.write_bytes(bytes(path.stat().st_size))
+    backend = OrtBackend(bundle, "cpu", 1)
+    backend.prepare(("step", "vae_decoder"))
+    with pytest.raises(IntegrityProblem, match=r"step\.onnx"):
+        generate(bundle, backend, Request("alice"))
