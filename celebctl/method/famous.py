@@ -31,7 +31,8 @@ def celebrities_of(parts: TextParts) -> Celebrities:
 def face_directions(parts: TextParts, basis: CelebBasis) -> NDArray[np.float32] | None:
     """What a face decides of a person's coefficients: (S, r) orthonormal columns, coefficients in standard deviations.
 
-    They are all that the model's mapper can answer. None for a model without a mapper for this basis.
+    Whatever the model's mapper answers lies in them, apart from its average answer. None for a model without a mapper
+    for this basis.
     """
     file = parts.card.mapper_file
     if file is None or not file.is_file():
@@ -39,7 +40,7 @@ def face_directions(parts: TextParts, basis: CelebBasis) -> NDArray[np.float32] 
     from .pretrain import load_mapper
 
     try:
-        weight, _ = load_mapper(file, basis)
+        weight = load_mapper(file, basis).up.weight.numpy()
     except IntegrityProblem:
         return None  # it goes with the model's own names, and others were chosen
     directions, strength, _ = np.linalg.svd(weight, full_matrices=False)
