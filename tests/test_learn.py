@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save
 
+from celebctl.cli.learn import require_mapper
 from celebctl.method import PRESETS, CelebBasis, LearnConfig, LearnStep, build_basis, contact_sheet, learn_people
 from celebctl.method.captions import encode_templates
 from celebctl.method.celebrities import CelebrityFaces, load_faces, pairs_for_fit, save_faces
@@ -22,7 +23,7 @@ from celebctl.method.views import FFHQ, align_ffhq, make_views, similarity
 from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
-from celebctl_runtime.errors import InputRejected, IntegrityProblem
+from celebctl_runtime.errors import InputRejected, IntegrityProblem, UsageProblem
 from celebctl_runtime.identity import Identity
 
 SHORT = replace(PRESETS["clean"], steps=6, views=2, seed=4)
@@ -195,6 +196,9 @@ def test_no_steps_at_all_give_the_fitted_answer(
         answer = mapper(torch.as_tensor(analyser.analyse(photos[0])[0].feature)[None])
     np.testing.assert_allclose(np.concatenate([c.ravel() for c in instant.coefficients]), answer[0].numpy(), atol=1e-6)
     assert instant.provenance["start"] == "fitted" and instant.provenance["steps"] == "0"
+    require_mapper(parts, replace(CLEAN, steps=0))
+    with pytest.raises(UsageProblem, match="brings no mapper"):
+        require_mapper(replace(parts, card=replace(parts.card, mapper_file=None)), replace(CLEAN, steps=0))
 
 
 def test_a_mapper_learns_what_its_lessons_say(parts: DiffusionParts, basis: CelebBasis, tmp_path: Path) -> None:

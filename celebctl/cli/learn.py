@@ -76,7 +76,6 @@ def learn(
     from celebctl.consent import consent_record
     from celebctl.library import Library, shelf_name
     from celebctl.settings import Settings
-    from celebctl_runtime.errors import UsageProblem
 
     from .extras import needs
 
@@ -84,8 +83,6 @@ def learn(
     started = time.monotonic()
     settings, library = Settings.read(), Library()
     sitters = seat(photos, names, faces)
-    if instant and steps is not None:
-        raise UsageProblem("--instant takes no --steps", "leave one of them out")
     agreed = {"consent": consent_record(consent)}
     if sheet is not None:
         check_sheet(sheet, force)
@@ -94,13 +91,12 @@ def learn(
         pictures = open_photos(desk, sitters)
         folder = face_folder(settings, chosen_model, face_models)
         analyser = look(desk, sitters, pictures, folder)
-        config = configure(settings, preset, 0 if instant else steps, seed)
+        config = configure(settings, preset, steps, seed, instant)
         parts, on = open_model(desk, chosen_model, str(settings.text("device", device)))
         together = make_room(desk, parts, on, config.views * len(sitters), low_memory)
         shelf = shelf_name(parts.family, parts.table_hash)
         parts = prepared(parts, library, shelf, folder)
-        if instant:
-            require_mapper(parts, config)
+        require_mapper(parts, config)
         if not force:
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):
@@ -222,23 +218,29 @@ def make_room(desk: Desk, parts: "DiffusionParts", device: str, views: int, low_
     return together
 
 
-def configure(settings: "Settings", preset: str | None, steps: int | None, seed: int | None) -> "LearnConfig":
+def configure(
+    settings: "Settings", preset: str | None, steps: int | None, seed: int | None, instant: bool
+) -> "LearnConfig":
     """The preset with what was asked for on top. Raises UsageProblem."""
     from celebctl.method import PRESETS
     from celebctl_runtime.errors import UsageProblem
 
     config = PRESETS[str(settings.text("preset", preset))]
-    if steps is not None and not 0 <= steps <= 100_000:
-        raise UsageProblem(f"--steps {steps} is out of range", "use 0 to 100000; 0 is --instant")
+    if steps is not None and not 1 <= steps <= 100_000:
+        raise UsageProblem(f"--steps {steps} is out of range", "use 1 to 100000")
     if seed is not None and not 0 <= seed < 2**63:
         raise UsageProblem(f"--seed {seed} is out of range", "use 0 to 9223372036854775807")
-    if steps is not None:
-        config = replace(config, steps=steps)
+    if steps is not None and instant:
+        raise UsageProblem("--instant takes no --steps", "leave one of them out")
+    if steps is not None or instant:
+        config = replace(config, steps=steps or 0)
     return config if seed is None else replace(config, seed=seed)
 
 
 def require_mapper(parts: "DiffusionParts", config: "LearnConfig") -> None:
-    """Raises UsageProblem when the model brings no mapper, so that nothing would be learned without training."""
+    """Raises UsageProblem when nothing is trained and the model brings no mapper either."""
+    if config.steps:
+        return
     from celebctl.method.starts import start_of
     from celebctl_runtime.errors import UsageProblem
 
