@@ -45,7 +45,7 @@ def run(words: list[str], folder: Path) -> Run:
     if int(code) != 0:
         raise RuntimeError(f"{' '.join(words)} ended with {code}:\n{done.stderr[-4000:]}{done.stdout[-2000:]}")
     sys.stderr.write(done.stderr)
-    said = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
+    said: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
     # kilobytes on Linux, bytes on macOS
     return Run(float(seconds), int(peak) * (1 if sys.platform == "darwin" else 1024), said)
 

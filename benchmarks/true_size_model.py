@@ -100,7 +100,7 @@ def write_model(folder: Path, native_size: int = 512, seed: int = 0) -> None:
 
     The networks are made in float16, one after the other, so that it takes hardly more memory than the largest.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     torch.set_default_dtype(torch.float16)
     try:
         for name, build in {"text_encoder": text_encoder, "unet": unet, "vae": vae}.items():

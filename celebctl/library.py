@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from celebctl_models.registry import KNOWN
+from celebctl_models.known_models import KNOWN
 from celebctl_runtime.errors import Busy, NotFound, UsageProblem
 from celebctl_runtime.files import atomic_write, disk_problems
 from celebctl_runtime.identity import Identity, check_name

@@ -163,7 +163,7 @@ def write_xl_pipeline(folder: Path, *, scheduler: dict[str, Any] | None = None, 
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     tokenizer.pad_token = "!"  # as SDXL's second tokenizer pads
     tokenizer.save_pretrained(str(folder / "tokenizer_2"))
-    common = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 77}
+    common: dict[str, Any] = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 77}
     # SDXL's own configs still say 2, which makes transformers look for the largest id
     common |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "initializer_factor": 4.0}
     first = CLIPTextConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, projection_dim=32, **common)

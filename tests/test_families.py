@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -82,5 +82,7 @@ def test_the_guidance_embedding_is_that_of_diffusers() -> None:
     )
 
     scales = torch.tensor([1.0, 4.5, 8.0])
-    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scales - 1.0, embedding_dim=16)
+    theirs = cast(Any, LatentConsistencyModelPipeline).get_guidance_scale_embedding(
+        None, scales - 1.0, embedding_dim=16
+    )
     torch.testing.assert_close(guidance_embedding(scales, 16), theirs)

@@ -36,7 +36,10 @@ def really_saved(parts: DiffusionParts, batch: int) -> int:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    def keep_not(tensor: Any) -> Any:
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, keep_not):
         extras = Extras(pooled, parts.size_ids(*parts.native_size))
         network_output(parts.unet, torch.randn(batch, 4, size, size), torch.tensor(5), context, extras)
     return sum(storage.nbytes() for storage in kept.values())

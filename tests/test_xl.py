@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ PROMPTS = ["a portrait of ann and bob playing chess", "beach"]
 def pipeline(folder: Path) -> Any:
     from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-    return StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+    return cast(Any, StableDiffusionXLPipeline).from_pretrained(folder, local_files_only=True)
 
 
 def ids_of(parts: DiffusionParts, prompts: list[str]) -> Any:
@@ -140,7 +140,7 @@ def test_a_picture_equals_diffusers(xl_parts: DiffusionParts, xl_folder: Path) -
     from celebctl_runtime.noise import initial_noise
 
     pipe = pipeline(xl_folder)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = cast(Any, DDIMScheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     ours = draw(xl_parts, PROMPTS[:1], [7], {}, steps=4, guidance=5.0, sampler="ddim", fast=False)[0]
     latents = torch.as_tensor(initial_noise(7, (4, 16, 16)))[None]

@@ -170,7 +170,7 @@ def dreambooth(house: House, subjects: Sequence[Subject], dial: Dial, seed: int)
 
 def dreambooth_lora(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
     """Low-rank updates of the attention layers, rank 4, with prior preservation."""
-    from peft import LoraConfig
+    from peft import LoraConfig  # pyright: ignore  (asked for by this method alone)
 
     unet = copy.deepcopy(house.parts.unet)
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]

@@ -77,7 +77,7 @@ def _tensor_names(path: Path) -> list[str]:
 
     try:
         if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="np") as file:
+            with cast(Any, safe_open)(str(path), framework="np") as file:
                 return list(file.keys())
         held: Any = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except SafetensorError as error:
