@@ -52,7 +52,8 @@ class DirectMapper(CoefficientMapper):
     def units(self, features: Tensor) -> Tensor:
         if not hasattr(self, "written"):
             with torch.no_grad():
-                self.written = nn.Parameter(self.linear(features))
+                answer = self.linear(features)
+                self.written = nn.Parameter(answer if self.fitted is None else answer + self.fitted(features))
             self.linear.requires_grad_(False)
         bound = self.config.bound
         return self.written if self.config.scale == "unit" else bound * torch.tanh(self.written / bound)

@@ -245,6 +245,16 @@ def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> No
     assert torch.equal(direct.units(features), plain.units(features))
     learned = [name for name, p in direct.named_parameters() if p.requires_grad]
     assert learned == ["written"] and direct.written.shape == (3, 2 * 2 * K // 2)
+    from celebctl.method.mapper import FittedMapper
+
+    fitted = FittedMapper(random_basis().size, 8, 12)
+    begun = [
+        kind(random_basis(), LearnConfig(), torch.Generator())
+        for kind in (bench["ablations"].DirectMapper, type(plain))
+    ]
+    for mapper in begun:
+        mapper.start_from_fitted(fitted)
+    assert torch.equal(begun[0].units(features), begun[1].units(features)) and bool(begun[1].units(features).any())
 
 
 def test_every_ablation_of_the_paper_has_a_command(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:

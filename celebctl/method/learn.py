@@ -184,7 +184,8 @@ class Sitting:
         return cls(
             parts=parts, basis=basis, config=config, mapper=mapper,
             optimiser=torch.optim.AdamW(
-                mapper.linear.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+                [p for p in mapper.parameters() if p.requires_grad],
+                lr=config.learning_rate, weight_decay=config.weight_decay,
             ),
             generator=generator, captions=encode_templates(parts.tokenizers[0], parts.max_length, config.captions),
             alphas=torch.as_tensor(schedule.alphas_cumprod()).float().to(device),
