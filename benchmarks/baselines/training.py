@@ -47,14 +47,14 @@ OBJECT_TEMPLATES: tuple[str, ...] = (
 class Dial:
     """What is tuned for each method. share: of the budget. batch: views of each person per step.
 
-    data: "script" shows the photo as the official scripts do (resized to the model's size) with their captions;
-    "clean" shows celebctl's own views and captions, in case a method does better with those.
+    data: "clean" shows celebctl's own views and captions, which every method is given first; "script" shows the photo as
+    the official scripts do (resized to the model's size) with their captions, in case a method does better with those.
     """
 
     rate: float
     share: float = 1.0
     batch: int = 4
-    data: str = "script"
+    data: str = "clean"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .training import Dial
 
 _FURTHER, _FACTOR = 3, 3.0  # how often the list of rates may grow at its end, and by what
 FIRST_TUNER = 9000  # seeds of the people that dials are chosen on
-CHOICES: dict[str, tuple[Any, ...]] = {"share": (0.5,), "batch": (2,), "data": ("clean",)}
+CHOICES: dict[str, tuple[Any, ...]] = {"share": (0.5,), "batch": (2,), "data": ("script",)}
 
 
 def tune(method: Method, file: Path, score: Callable[[Method, Dial], tuple[float, float]]) -> Dial:
