@@ -90,7 +90,7 @@ def of_names(count: int) -> Callable[[DiffusionParts, CelebBasis], CelebBasis]:
         names = read_names(parts)
         order: list[int] = np.random.Generator(np.random.PCG64(3)).permutation(len(names)).tolist()
         pairs = token_pairs(parts.tokenizers[0], [names[i] for i in order[:count]])
-        return basis_from_tables([parts.token_table().float().numpy()], pairs)
+        return basis_from_tables([parts.token_rows()], pairs)
 
     return make
 
@@ -118,7 +118,7 @@ def flat_spread(parts: DiffusionParts, basis: CelebBasis) -> CelebBasis:
 def pooled(parts: DiffusionParts, basis: CelebBasis) -> CelebBasis:
     """One basis over first and last names together, used at both positions."""
     pairs = token_pairs(parts.tokenizers[0], read_names(parts))
-    rows = parts.token_table().float().numpy()[np.unique([*pairs.column(0), *pairs.column(1)])]
+    rows = parts.token_rows()[np.unique([*pairs.column(0), *pairs.column(1)])]
     mean, components, spread = principal_components(rows, basis.components[0].shape[1], fill=False)
     return replace(basis, mean=(np.stack([mean] * 2),), components=(np.stack([components] * 2),),
                    spread=(np.stack([spread] * 2),))  # fmt: skip

@@ -103,7 +103,7 @@ def predict_memory() -> dict[str, Any]:
             torch.set_default_dtype(torch.float32)
     configs = {"unet": dict(network.config), "vae": dict(autoencoder.config)}
     card = derive_card("sd15", "sd15", **configs, text_encoders=1)
-    parts = DiffusionParts(Path(), (), (texts,), card, network, autoencoder, {})
+    parts = DiffusionParts(Path(), (), card, (texts,), network, autoencoder, {})
     views = {"two_views": (2, False), "four_views": (4, False), "low_memory": (1, True)}
     found = {name: estimate_memory(parts, count, checkpointing=low) for name, (count, low) in views.items()}
     return {"predicted": True, "dtype": "bfloat16", **{f"{name}_bytes": one.total for name, one in found.items()}}

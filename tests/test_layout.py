@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,48 @@ def test_picture_k_of_a_batch_is_the_single_picture(
     mixed = [*wanted, Request("alice and bob"), Request("bob and alice", layout="left:bob,alice@0.2,0,1,1")]
     for request, together in zip(mixed, drawn(bundle, *mixed, engine=engine), strict=True):
         assert np.array_equal(together, drawn(bundle, request)[0])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "layout", "as_if"),
+    [
+        ("alice and bob", "auto", SIDES),
+        ("bob and alice, bob's friend", "Auto", "left:bob,right:alice"),
+        ("alice and her dog", "auto", ""),
+        ("alice, bob and carol", "auto", ""),
+    ],
+)
+def test_automatic_layouts_follow_the_prompt(bundle: Bundle, prompt: str, layout: str, as_if: str) -> None:
+    bundle.add(make_identity("carol", 3))
+    automatic, said = drawn(bundle, Request(prompt, layout=layout), Request(prompt, layout=as_if))
+    assert np.array_equal(automatic, said)
+
+
+def usually(bundle: Bundle, layout: str) -> Bundle:
+    """The bundle with another choice for requests that say nothing."""
+    path = bundle.path / "manifest.json"
+    document = json.loads(path.read_text())
+    document["defaults"]["layout"] = layout
+    path.write_text(json.dumps(document))
+    return Bundle.open(bundle.path, verify="none")
+
+
+def test_a_bundle_may_lay_out_two_people_by_itself(bundle: Bundle) -> None:
+    plain, laid_out = drawn(bundle, Request("alice and bob"), Request("alice and bob", layout=SIDES))
+    changed = usually(bundle, "auto")
+    engine = OrtBackend(changed, "cpu", 1)
+    wanted = [Request("alice and bob"), Request("alice and bob", layout="none"), Request("alice")]
+    made = generate(changed, engine, wanted)
+    assert [picture.request.layout for picture in made] == [SIDES, "none", "none"]
+    assert np.array_equal(np.asarray(made[0].image), laid_out) and np.array_equal(np.asarray(made[1].image), plain)
+    recipes = [Request.from_json(picture.request.to_json()) for picture in made]
+    for recipe, picture in zip(recipes, made, strict=True):  # whatever the bundle's choice has become since
+        assert np.array_equal(drawn(usually(bundle, "none"), recipe)[0], np.asarray(picture.image))
+
+
+def test_only_people_whom_the_request_knows_are_laid_out(bundle: Bundle) -> None:
+    wanted = Request("alice and bob", layout="auto", identities=("alice",))
+    assert generate(bundle, OrtBackend(bundle, "cpu", 1), wanted)[0].request.layout == ""
 
 
 def test_the_recipe_draws_the_same_again(bundle: Bundle) -> None:

@@ -52,6 +52,7 @@ def test_names_that_will_not_do_are_code_2(desk: Desk, name: str) -> None:
         (("one.png", "two.png", "--name", "a1", "--name", "b1", "--face", "1"), "2 photos and 1 --face"),
         (("one.png", "--name", "alice", "--steps", "0"), "--steps 0"),
         (("one.png", "--name", "alice", "--instant", "--steps", "5"), "--instant takes no --steps"),
+        (("one.png", "--name", "alice", "--instant", "--resume"), "--instant takes no --resume"),
         (("one.png", "--name", "alice", "--seed", "-4"), "--seed -4"),
         (("one.png", "--name", "alice", "--preset", "magic"), "magic"),
         (("one.png", "--name", "alice", "--sheet", "sheet.txt"), "sheet.txt"),

@@ -7,7 +7,8 @@ import torch
 
 from celebctl.method.basis import CelebBasis
 from celebctl.method.config import CLEAN, FAITHFUL
-from celebctl.method.mapper import FEATURE, CoefficientMapper, ridge
+from celebctl.method.mapper import FEATURE, CoefficientMapper
+from celebctl.method.ridge import ridge
 
 
 def basis(components: int = 12, width: int = 16) -> CelebBasis:

@@ -13,7 +13,7 @@ torch: Any = pytest.importorskip("torch")
 from diffusers.models.attention_processor import AttnProcessor2_0  # noqa: E402
 
 from celebctl.cli.console import Desk  # noqa: E402
-from celebctl.cli.learn import TOGETHER, make_room  # noqa: E402
+from celebctl.cli.opening import TOGETHER, make_room  # noqa: E402
 from celebctl.method.places import choose_place, estimate_memory, has_bfloat16_units  # noqa: E402
 from celebctl_models.diffusion import Extras, latents_from_pixels, network_output  # noqa: E402
 from celebctl_runtime.errors import EnvironmentProblem  # noqa: E402
@@ -72,13 +72,13 @@ def test_large_models_encode_picture_by_picture_with_the_same_result(
     tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = replace(tiny_parts, unet=copy.deepcopy(tiny_parts.unet), vae=copy.deepcopy(tiny_parts.vae))
-    assert make_room(Desk(quiet=True), own, "cpu", 4, low_memory=False) == TOGETHER and not own.vae.use_slicing
+    assert make_room(Desk(quiet=True), own, 4, low_memory=False) == TOGETHER and not own.vae.use_slicing
     pictures = torch.rand(3, 3, 64, 64) * 2 - 1
     whole = latents_from_pixels(own.vae, pictures, torch.Generator().manual_seed(1))
-    monkeypatch.setattr("celebctl.cli.learn.SMALL", 0)
-    assert make_room(Desk(quiet=True), own, "cpu", 4, low_memory=False) == 4
+    monkeypatch.setattr("celebctl.cli.opening.SMALL", 0)
+    assert make_room(Desk(quiet=True), own, 4, low_memory=False) == 4
     assert own.vae.use_slicing and not own.unet.is_gradient_checkpointing
-    assert make_room(Desk(quiet=True), own, "cpu", 4, low_memory=True) == 1 and own.unet.is_gradient_checkpointing
+    assert make_room(Desk(quiet=True), own, 4, low_memory=True) == 1 and own.unet.is_gradient_checkpointing
     sliced = latents_from_pixels(own.vae, pictures, torch.Generator().manual_seed(1))
     torch.testing.assert_close(sliced, whole)
 

@@ -40,7 +40,7 @@ def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_row_can_be_acted_on(name: str) -> None:
     row = KNOWN[name]
-    assert set(row.defaults) == {"steps", "guidance", "sampler"} and row.defaults["sampler"] in SAMPLERS
+    assert set(row.defaults) - {"layout"} == {"steps", "guidance", "sampler"} and row.defaults["sampler"] in SAMPLERS
     assert row.licence.url.startswith("https://") and row.licence.means.endswith(".")
     assert row.prediction in ("epsilon", "v_prediction")
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in row.sha256.values())
@@ -67,7 +67,8 @@ def test_the_table_flows_into_the_card_and_the_model_has_the_last_word(tmp_path:
     folder, row = write_model(tmp_path / "model"), KNOWN["sd-turbo"]
     plain, known = card_for(folder, "x", "someone/x"), card_for(folder, "x", row.source)
     assert (plain.licence, plain.native_size, plain.defaults["steps"]) == ("unknown", 512, 30)
-    assert (known.licence, known.native_size, known.defaults) == (row.licence.name, row.native_size, row.defaults)
+    assert (known.licence, known.native_size) == (row.licence.name, row.native_size)
+    assert known.defaults == {**plain.defaults, **row.defaults} and known.defaults["layout"] == "auto"
     (folder / CARD_FILE).write_text(json.dumps({"licence": "its own", "defaults": {"steps": 2}}))
     own = card_for(folder, "x", row.source)
     assert (own.licence, own.defaults) == ("its own", {**row.defaults, "steps": 2})

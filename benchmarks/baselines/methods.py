@@ -39,7 +39,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Method:
-    """name: on the command line. rates: learning rates of the sweep, the published one among them.
+    """name: on the command line. rates: learning rates that the sweep begins with.
 
     joint: two people in one picture need a model that learned both (weights change), else what was learned apart is
     put together. prior: half of each batch shows other people of the class.
@@ -253,7 +253,7 @@ METHODS: dict[str, Method] = {
             "ygtxr1997/CelebBasis", ("share", "batch"),
         ),
         Method(
-            "ti1", "Textual Inversion, 1 token", (5e-4, 2e-3, 5e-3, 2e-2, 6e-2), False, textual_inversion_one,
+            "ti1", "Textual Inversion, 1 token", (5e-4, 2e-3, 5e-3, 2e-2), False, textual_inversion_one,
             f"{_EXAMPLES}/textual_inversion",
         ),
         Method(
@@ -261,18 +261,18 @@ METHODS: dict[str, Method] = {
             f"{_EXAMPLES}/textual_inversion",
         ),
         Method(
-            "crossinit", "Cross Initialization", (6e-4, 2e-3, 5e-3, 2e-2, 6e-2), False, cross_initialization,
+            "crossinit", "Cross Initialization", (6e-4, 2e-3, 5e-3), False, cross_initialization,
             "lyuPang/CrossInitialization; arXiv 2312.15905",
         ),
         Method(
-            "dreambooth", "DreamBooth", (5e-6, 2e-5, 6e-5, 2e-4, 6e-4), True, dreambooth, f"{_EXAMPLES}/dreambooth"
+            "dreambooth", "DreamBooth", (6e-5, 2e-4, 6e-4), True, dreambooth, f"{_EXAMPLES}/dreambooth"
         ),
         Method(
-            "lora", "DreamBooth LoRA", (1e-4, 4e-4, 1.5e-3, 5e-3, 1.5e-2), True, dreambooth_lora,
+            "lora", "DreamBooth LoRA", (1.5e-3, 5e-3, 1.5e-2), True, dreambooth_lora,
             f"{_EXAMPLES}/dreambooth, train_dreambooth_lora.py",
         ),
         Method(
-            "custom", "Custom Diffusion", (1e-5, 5e-5, 2e-4, 8e-4, 3e-3), True, custom_diffusion,
+            "custom", "Custom Diffusion", (2e-4, 8e-4, 3e-3), True, custom_diffusion,
             f"{_EXAMPLES}/custom_diffusion",
         ),
     )

@@ -47,8 +47,8 @@ OBJECT_TEMPLATES: tuple[str, ...] = (
 class Dial:
     """What is tuned for each method. share: of the budget. batch: views of each person per step.
 
-    data: "clean" shows celebctl's own views and captions, which every method is given first; "script" shows the photo as
-    the official scripts do (resized to the model's size) with their captions, in case a method does better with those.
+    data: "clean" shows celebctl's own views and captions, which every method is given first; "script" shows the photo
+    as the official scripts do (resized to the model's size) with their captions, if a method does better with those.
     """
 
     rate: float

@@ -11,7 +11,7 @@ from celebctl_runtime.errors import UsageProblem
 
 from . import options
 from .console import Desk
-from .learn import open_model
+from .opening import open_model, open_tables
 from .rendering import measure_faces, render
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from celebctl.method.names import ChosenNames, NameReport
     from celebctl.method.spectrum import Spectrum
     from celebctl.settings import Settings
-    from celebctl_models.texts import TextParts
+    from celebctl_models.tables import HasTables
 
 SHOWN = 5  # names told as examples for each reason
 WORK = "celeb-basis"  # what is locked while a basis is being built
@@ -59,7 +59,7 @@ def show(
         check_picture(picture, force)
     release = str(settings.text("preset", preset)) == "faithful"
     with needs("learn", "the celeb basis"):
-        view = look_at(open_texts(desk, settings, model), library, release)
+        view = look_at(open_tables(desk, settings, model), library, release)
         if picture is not None:
             save_picture(view, picture)
     if picture is not None:
@@ -109,9 +109,9 @@ def build(
     measured: Path | None = None
     with needs("learn", "the celeb basis"):
         if check or faces:
-            parts, _ = open_model(desk, str(settings.text("model", model)), str(settings.text("device", device)))
+            parts = open_model(desk, str(settings.text("model", model)), str(settings.text("device", device)))
         else:
-            parts = open_texts(desk, settings, model)
+            parts = open_tables(desk, settings, model)
         bench, choice = Bench(settings, library, parts, face_models), choice_for(library, parts)
         with library.reserve([WORK], choice.shelf):
             if faces:
@@ -134,7 +134,7 @@ class Bench:
 
     settings: "Settings"
     library: "Library"
-    parts: "TextParts"
+    parts: "HasTables"
     face_models: str | None
 
 
@@ -142,7 +142,7 @@ class Bench:
 class View:
     """A basis to show. told: the report on its names as talk."""
 
-    parts: "TextParts"
+    parts: "HasTables"
     basis: "CelebBasis"
     spectra: "tuple[tuple[Spectrum, ...], ...]"
     facts: dict[str, Any]
@@ -150,16 +150,7 @@ class View:
     told: list[str]
 
 
-def open_texts(desk: Desk, settings: "Settings", model: str | None) -> "TextParts":
-    """Load what the model that was asked for, or is set, reads with: all that a basis is made of."""
-    chosen = str(settings.text("model", model))
-    with desk.working(f"opening {chosen}"):
-        from celebctl_models.texts import load_texts
-
-        return load_texts(chosen)
-
-
-def refuse_needless(parts: "TextParts", chosen: Path | None, force: bool) -> None:
+def refuse_needless(parts: "HasTables", chosen: Path | None, force: bool) -> None:
     """Raise UsageProblem when learning would not start from measured faces: the model brings something better."""
     card = parts.card
     if not force and ((card.mapper_file is not None and chosen is None) or card.features_file is not None):
@@ -169,7 +160,7 @@ def refuse_needless(parts: "TextParts", chosen: Path | None, force: bool) -> Non
         )
 
 
-def choice_for(library: "Library", parts: "TextParts") -> "ChosenNames":
+def choice_for(library: "Library", parts: "HasTables") -> "ChosenNames":
     """The names chosen for a model, or the place for them."""
     from celebctl.library import shelf_name
     from celebctl.method.names import ChosenNames
@@ -177,7 +168,7 @@ def choice_for(library: "Library", parts: "TextParts") -> "ChosenNames":
     return ChosenNames(library.root, shelf_name(parts.family, parts.table_hash))
 
 
-def basis_of(library: "Library", parts: "TextParts") -> "CelebBasis":
+def basis_of(library: "Library", parts: "HasTables") -> "CelebBasis":
     """A model's celeb basis, of the names chosen for it. Raises InputRejected when they are too few."""
     from celebctl.method import build_basis
     from celebctl.method.names import with_names
@@ -233,7 +224,7 @@ def drop_unseen(desk: Desk, bench: Bench, names: Sequence[str]) -> "tuple[list[s
     return list(verdict.kept), [name_report(names, one).without(verdict.dropped) for one in pairs]
 
 
-def look_at(parts: "TextParts", library: "Library", release: bool) -> View:
+def look_at(parts: "HasTables", library: "Library", release: bool) -> View:
     """Build the basis, or take it from the cache, and gather what there is to say about it."""
     from celebctl.method.basis import build_basis
     from celebctl.method.names import name_report, names_file, read_names, shared_pairs, with_names

@@ -62,7 +62,7 @@ def gen(
     """Make pictures of the people you learned."""
     from celebctl.library import Library
     from celebctl.settings import Settings
-    from celebctl_runtime.layout import layout_text, parse_layout
+    from celebctl_runtime.layout import tidy_layout
     from celebctl_runtime.likeness import FULL, parse_likeness
     from celebctl_runtime.request import Request, batch
 
@@ -75,7 +75,7 @@ def gen(
     dial = FULL if likeness is None else parse_likeness(likeness)
     wanted = Request(
         prompt, negative, first, given(steps, "--steps"), guidance, sampler or "", width, height,
-        likeness=dial, layout=layout_text(parse_layout(layout or "")),
+        likeness=dial, layout=tidy_layout(layout or ""),
     )  # fmt: skip
     wanted, sources = begin_with(source, strength, wanted)
     requests = batch(wanted, count)
@@ -335,7 +335,7 @@ def _comment(desk: Desk, picture: "Picture") -> None:
     request, dropped = picture.request, picture.record.get("dropped_text")
     who = listed(request.identities or ()) or "nobody you know"
     wishes = f", likeness {_shares(request)}" if request.likeness != 1.0 else ""
-    wishes += f", layout {request.layout}" if request.layout else ""
+    wishes += f", layout {request.layout}" if request.layout not in ("", "none") else ""
     desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}{wishes}")
     if dropped:
         desk.note(f"this did not fit into the prompt and was left out: {dropped}")

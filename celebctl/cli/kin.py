@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from celebctl.method import CelebBasis
     from celebctl.method.vectors import Celebrities, Neighbour
     from celebctl.settings import Settings
-    from celebctl_models.texts import TextParts
+    from celebctl_models.tables import HasTables
 
 COLUMNS = ("who", "known as", "alike", "first name", "last name", "distance")
 MOST = 1000  # people in one table
@@ -97,15 +97,16 @@ def nearest(
 
 def open_basis(
     desk: Desk, library: "Library", settings: "Settings", model: str | None
-) -> "tuple[TextParts, CelebBasis, Celebrities]":
+) -> "tuple[HasTables, CelebBasis, Celebrities]":
     """What a model reads with the names chosen for it, its celeb basis, and the people the basis is made of."""
     from celebctl.method import build_basis
     from celebctl.method.famous import celebrities_of
     from celebctl.method.names import with_names
 
-    from .basis import choice_for, open_texts
+    from .basis import choice_for
+    from .opening import open_tables
 
-    opened = open_texts(desk, settings, model)
+    opened = open_tables(desk, settings, model)
     parts = with_names(opened, choice_for(library, opened).file)
     return parts, build_basis(parts, library.cache()), celebrities_of(parts)
 

@@ -12,6 +12,7 @@ import typer
 
 from . import options
 from .console import Desk
+from .opening import face_folder, make_room, open_model, open_tables, prepared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from celebctl.settings import Settings
     from celebctl_models.diffusion import DiffusionParts
     from celebctl_models.faces import ChosenFaces
+    from celebctl_models.tables import HasTables
     from celebctl_runtime.identity import Identity
 
 ALIKE = 0.6  # cosine of two features above which pictures are likely to mix two people up
-SMALL, TOGETHER = 100_000_000, 64  # UNets below so many parameters learn from so many views at once
 DOUBTFUL = 0.6  # detector's score below which a face is likely turned away, covered or blurred
 
 
@@ -53,7 +54,10 @@ def learn(
     ] = None,
     steps: options.Steps = None,
     instant: Annotated[
-        bool, typer.Option("--instant", help="No training: what the model's own mapper makes of the face.")
+        bool,
+        typer.Option(
+            "--instant", help="No training: what the model's mapper makes of the face. Draws no sheet by itself."
+        ),
     ] = False,
     seed: options.Seed = None,
     force: options.Force = False,
@@ -76,6 +80,7 @@ def learn(
     from celebctl.consent import consent_record
     from celebctl.library import Library, shelf_name
     from celebctl.settings import Settings
+    from celebctl_runtime.errors import UsageProblem
 
     from .extras import needs
 
@@ -86,26 +91,35 @@ def learn(
     agreed = {"consent": consent_record(consent)}
     if sheet is not None:
         check_sheet(sheet, force)
+    if instant and resume:
+        raise UsageProblem("--instant takes no --resume", "leave one of them out")
     chosen_model = str(settings.text("model", model))
     with needs("learn", "learning"):
         pictures = open_photos(desk, sitters)
         folder = face_folder(settings, chosen_model, face_models)
         analyser = look(desk, sitters, pictures, folder)
         config = configure(settings, preset, steps, seed, instant)
-        parts, on = open_model(desk, chosen_model, str(settings.text("device", device)))
-        together = make_room(desk, parts, on, config.views * len(sitters), low_memory)
-        shelf = shelf_name(parts.family, parts.table_hash)
-        parts = prepared(parts, library, shelf, folder)
+        device = str(settings.text("device", device))
+        opened = open_tables(desk, settings, chosen_model) if instant else open_model(desk, chosen_model, device)
+        shelf = shelf_name(opened.family, opened.table_hash)
+        parts = prepared(opened, library, shelf, folder)
         require_mapper(parts, config)
         if not force:
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):
-            session = Session(desk, library, sitters, parts, shelf, together)
-            learned = session.fit(analyser, pictures, config, resume)
+            session = Session(desk, library, sitters, shelf)
+            if instant:
+                learned = session.answer(parts, analyser, pictures, config)
+            else:
+                together = make_room(desk, parts, config.views * len(sitters), low_memory)
+                learned = session.fit(parts, analyser, pictures, config, together, resume)
             people = [replace(person, provenance={**person.provenance, **agreed}) for person in learned]
             files = [library.save(person, overwrite=force) for person in people]
             session.checkpoint.unlink(missing_ok=True)
-        page = None if no_sheet else session.draw_sheet(people, pictures, sheet)
+        page = None
+        if not no_sheet and (sheet is not None or not instant):
+            whole = open_model(desk, chosen_model, device) if instant else parts
+            page = session.draw_sheet(whole, people, pictures, sheet)
     session.close(people, files, page, time.monotonic() - started)
 
 
@@ -145,14 +159,6 @@ def check_sheet(path: Path, force: bool) -> None:
         raise UsageProblem(f"{path} exists already", "choose another place for the sheet, or add --force")
 
 
-def face_folder(settings: "Settings", model: str, flag: str | None) -> Path:
-    """Where the face models are: what was said, what the model brings along, or the default pack."""
-    from celebctl.library import default_root
-    from celebctl_models.face_packs import choose_face_models
-
-    return choose_face_models(settings.text("face_models", flag), model, default_root())
-
-
 def open_photos(desk: Desk, sitters: Sequence[Sitter]) -> "list[Image]":
     """The photos as upright RGB images."""
     from celebctl_models.photos import open_photo
@@ -182,42 +188,6 @@ def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", fol
     return chosen
 
 
-def open_model(desk: Desk, model: str, device: str) -> "tuple[DiffusionParts, str]":
-    """The model, and the device it computes on."""
-    with desk.working(f"opening {model}"):
-        from celebctl.method.places import choose_place
-        from celebctl_models.diffusion import load_parts
-
-        place = choose_place(device)
-        return load_parts(model, dtype=place.dtype, device=place.device), place.device
-
-
-def prepared(parts: "DiffusionParts", library: "Library", shelf: str, face_models: Path) -> "DiffusionParts":
-    """The model with what `celebctl basis build` chose and measured for it."""
-    from celebctl.method.celebrities import with_faces
-    from celebctl.method.names import ChosenNames, with_names
-
-    return with_faces(with_names(parts, ChosenNames(library.root, shelf).file), library.cache(), face_models)
-
-
-def make_room(desk: Desk, parts: "DiffusionParts", device: str, views: int, low_memory: bool) -> int:
-    """How many views to learn from at once on this device. Says what memory that takes where it is worth a word."""
-    from celebctl.method.places import fit_batch, free_memory
-
-    if low_memory:
-        parts.unet.enable_gradient_checkpointing()
-    elif sum(weight.numel() for weight in parts.unet.parameters()) < SMALL:
-        return TOGETHER  # fits anywhere, and counting takes a second
-    parts.vae.enable_slicing()  # one picture keeps a processor busy; sixteen take more memory than all of learning
-    limit = int(0.8 * free_memory(device))
-    together, taken = fit_batch(parts, 1 if low_memory else views, limit, checkpointing=low_memory)
-    if taken > limit:
-        desk.note(f"learning takes about {taken / 1e9:.1f} GB beside the model, and {limit / 1e9:.1f} GB are free")
-    elif taken > 1e9:
-        desk.tell(f"memory: about {taken / 1e9:.1f} GB beside the model, {together} of {views} views at once")
-    return together
-
-
 def configure(
     settings: "Settings", preset: str | None, steps: int | None, seed: int | None, instant: bool
 ) -> "LearnConfig":
@@ -237,7 +207,7 @@ def configure(
     return config if seed is None else replace(config, seed=seed)
 
 
-def require_mapper(parts: "DiffusionParts", config: "LearnConfig") -> None:
+def require_mapper(parts: "HasTables", config: "LearnConfig") -> None:
     """Raises UsageProblem when nothing is trained and the model brings no mapper either."""
     if config.steps:
         return
@@ -258,18 +228,30 @@ class Session:
     desk: Desk
     library: "Library"
     sitters: Sequence[Sitter]
-    parts: "DiffusionParts"
     shelf: str
-    together: int
 
     @property
     def checkpoint(self) -> Path:
         """Where the method keeps its place."""
         return self.library.checkpoint([sitter.name for sitter in self.sitters], self.shelf)
 
-    def fit(
-        self, analyser: "ChosenFaces", pictures: "list[Image]", config: "LearnConfig", resume: bool
+    def answer(
+        self, parts: "HasTables", analyser: "ChosenFaces", pictures: "list[Image]", config: "LearnConfig"
     ) -> "list[Identity]":
+        """What the model's mapper makes of the faces, without training and without torch."""
+        import numpy as np
+
+        from celebctl.method import build_basis
+        from celebctl.method.instant import instant_people
+
+        features = np.stack([analyser.analyse(picture)[0].feature for picture in pictures])
+        basis = build_basis(parts, self.library.cache(), release=config.names == "release")
+        return instant_people(parts, basis, features, [sitter.name for sitter in self.sitters], config)
+
+    def fit(
+        self, parts: "DiffusionParts", analyser: "ChosenFaces", pictures: "list[Image]", config: "LearnConfig",
+        together: int, resume: bool,
+    ) -> "list[Identity]":  # fmt: skip
         """Run the method with live progress. Ctrl-C leaves the checkpoint and says how to go on."""
         from celebctl.method import build_basis, learn_people
         from celebctl_runtime.errors import NotFound
@@ -282,13 +264,13 @@ class Session:
         try:
             with self.desk.progress(f"learning {self._who()}") as report:
                 return learn_people(
-                    self.parts,
+                    parts,
                     analyser,
                     pictures,
                     [sitter.name for sitter in self.sitters],
                     config,
-                    basis=build_basis(self.parts, self.library.cache(), release=config.names == "release"),
-                    together=self.together,
+                    basis=build_basis(parts, self.library.cache(), release=config.names == "release"),
+                    together=together,
                     on_step=lambda now: report(now.step, now.steps, progress_line(now)),
                     resume_from=self.checkpoint if resume else None,
                     checkpoint=self.checkpoint,
@@ -297,7 +279,9 @@ class Session:
             self._say_how_to_resume()
             raise
 
-    def draw_sheet(self, people: "Sequence[Identity]", pictures: "Sequence[Image]", given: Path | None) -> Path | None:
+    def draw_sheet(
+        self, parts: "DiffusionParts", people: "Sequence[Identity]", pictures: "Sequence[Image]", given: Path | None
+    ) -> Path | None:
         """Draw the contact sheet here, or in the library when here cannot be written; returns where it is."""
         from celebctl.method import contact_sheet
         from celebctl_runtime.errors import EnvironmentProblem
@@ -306,7 +290,7 @@ class Session:
         from .naming import free_path
 
         with self.desk.working("drawing the contact sheet"):
-            page = contact_sheet(self.parts, people, pictures)
+            page = contact_sheet(parts, people, pictures)
         name = "-".join(person.name for person in people)[:64]
         path = given or free_path(Path(f"{name}-sheet.png"))
         try:
@@ -331,7 +315,7 @@ class Session:
                 take_in(bundle, people)
             except CelebctlError as error:  # they are learned and kept; a full or locked bundle must not undo that
                 self.desk.note(f"not in the bundle yet: {error.problem} ({error.hint})")
-        self.desk.tell(f"learned {self._who()} in {seconds:.0f} s")
+        self.desk.tell(f"learned {self._who()} in {seconds:.{0 if seconds >= 10 else 1}f} s")
         if page is not None:
             self.desk.tell(f"contact sheet: {page}")
         made = [

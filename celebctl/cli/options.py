@@ -34,9 +34,9 @@ Layout = Annotated[
     typer.Option(
         "--layout",
         help="Who stands where: left:alice,right:bob (also top, bottom), or boxes from 0 to 1: alice@0,0,0.5,1"
-        " (left, top, right, bottom edge).",
+        " (left, top, right, bottom edge); auto: two people left and right as the prompt names them; none.",
         metavar="PLACES",
-        show_default="none",
+        show_default="the model's: none for mini, else auto",
     ),
 ]
 FaceModels = Annotated[

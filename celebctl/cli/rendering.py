@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .console import Desk
-from .learn import face_folder
+from .opening import face_folder
 
 if TYPE_CHECKING:
     from celebctl.method.rendered_names import Rendered

@@ -131,7 +131,7 @@ def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False)
         if found is not None:
             return found
     pairs = token_pairs(parts.tokenizers[0], names, release=release)
-    tables = [parts.token_table(encoder).float().cpu().numpy() for encoder in range(len(parts.text_encoders))]
+    tables = [parts.token_rows(encoder) for encoder in range(len(parts.tokenizers))]
     basis = basis_from_tables(tables, pairs, release=release)
     if path is not None:
         save_basis(basis, path)

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ from .rendered_names import Rendered, hash_of_faces
 from .tensors import read_tensors
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.tables import HasTables
+
+Model = TypeVar("Model", bound="HasTables")
 
 _MEASURE = "measure them once: celebctl basis build --faces"
 _FEWEST = 3  # pairs that a fit can be made of
@@ -73,7 +75,7 @@ def faces_file(cache: Path, table_hash: str, face_models: str) -> Path:
     return cache / f"faces-{key}.safetensors"
 
 
-def with_faces(parts: DiffusionParts, cache: Path, face_models: Path) -> DiffusionParts:
+def with_faces(parts: Model, cache: Path, face_models: Path) -> Model:
     """The same model with the faces measured for it under ``cache``, if it brings none itself.
 
     Faces of too few of its names are none: another list may have been chosen since.
@@ -83,17 +85,17 @@ def with_faces(parts: DiffusionParts, cache: Path, face_models: Path) -> Diffusi
     file = faces_file(cache, parts.table_hash, hash_of_faces(face_models))
     if not file.is_file():
         return parts
-    measured = replace(parts, card=replace(parts.card, features_file=file))
+    measured = cast(Model, replace(cast(Any, parts), card=replace(parts.card, features_file=file)))
     known = set(load_faces(measured).names).intersection(_named_pairs(parts)[0])
     return measured if len(known) >= _FEWEST else parts
 
 
-def has_faces(parts: DiffusionParts) -> bool:
+def has_faces(parts: HasTables) -> bool:
     """Whether the model brings the celebrities' faces along."""
     return parts.card.features_file is not None and parts.card.features_file.is_file()
 
 
-def load_faces(parts: DiffusionParts) -> CelebrityFaces:
+def load_faces(parts: HasTables) -> CelebrityFaces:
     """The pairs' faces that come with a model, or were measured for it.
 
     Raises EnvironmentProblem when it brings none, IntegrityProblem when they were measured on another text encoder.
@@ -116,7 +118,7 @@ def load_faces(parts: DiffusionParts) -> CelebrityFaces:
 
 
 def pairs_for_fit(
-    parts: DiffusionParts, basis: CelebBasis, found: CelebrityFaces
+    parts: HasTables, basis: CelebBasis, found: CelebrityFaces
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Features (n, 512) and coefficients (n, S) of all text encoders in standard deviations, name by name."""
     pairs = dict(zip(*_named_pairs(parts), strict=True))
@@ -127,16 +129,16 @@ def pairs_for_fit(
     return found.features[chosen], units_of(parts, basis, ids)
 
 
-def units_of(parts: DiffusionParts, basis: CelebBasis, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def units_of(parts: HasTables, basis: CelebBasis, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Coefficients (n, S) of token pairs (n, 2) over all text encoders, in celebrity standard deviations."""
     units: list[NDArray[np.float32]] = []
     for encoder, spread in enumerate(basis.spread):
-        table = parts.token_table(encoder).float().cpu().numpy()
+        table = parts.token_rows(encoder)
         apart = basis.project(table[ids], encoder) / np.maximum(spread, 1e-12)
         units.append(apart.reshape(len(ids), -1).astype(np.float32))
     return np.concatenate(units, axis=1)
 
 
-def _named_pairs(parts: DiffusionParts) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+def _named_pairs(parts: HasTables) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     kept = token_pairs(parts.tokenizers[0], read_names(parts))
     return kept.names, kept.pairs

@@ -29,10 +29,11 @@ from celebctl_runtime.schedule import ScheduleConfig
 from .basis import CelebBasis
 from .captions import Captions, encode_templates
 from .config import LearnConfig
+from .instant import facts_of, identity_of
 from .mapper import CoefficientMapper
 from .places import has_bfloat16_units, suit_attention
 from .sampling import draw
-from .starts import set_start, start_of
+from .starts import set_start
 from .views import make_views
 
 if TYPE_CHECKING:
@@ -311,34 +312,15 @@ class Sitting:
 
     def identities(self, names: Sequence[str]) -> list[Identity]:
         """What goes into the library."""
-        from celebctl import __version__
-
         made: list[Identity] = []
-        spread = self.mapper.spread
-        for name, flat in zip(names, self.coefficients(), strict=True):
-            distance = float((flat / spread.clamp_min(1e-12))[spread > 0].square().mean().sqrt())
-            rows = tuple(part.cpu().numpy().astype(np.float32) for part in self.mapper.split(flat))
-            likeness = "not measured"
+        spread = self.mapper.spread.cpu().numpy()
+        for name, flat in zip(names, self.coefficients().float().cpu().numpy(), strict=True):
+            units = np.divide(flat, spread, out=np.zeros_like(flat), where=spread > 0)[spread > 0]
+            told = facts_of(self.parts, self.config, len(names), units)
+            told |= {"torch": str(torch.__version__), "steps": str(self.step), "coefficients": str(flat.size)}
             if self.likeness is not None:
-                likeness = f"{self.likeness:.3f} (mean cosine, the learning recogniser)"
-            provenance = {
-                "celebctl": __version__, "torch": str(torch.__version__), "model": self.parts.name,
-                "preset": self.config.preset, "steps": str(self.step), "views": str(self.config.views),
-                "seed": str(self.config.seed), "learned_together": str(len(names)), "coefficients": str(flat.numel()),
-                "start": start_of(self.parts, self.config), "likeness": likeness,
-                "distance": f"{distance:.3f} celebrity standard deviations (rms)",
-            }  # fmt: skip
-            made.append(
-                Identity(
-                    name,
-                    rows,
-                    self.basis.embed(rows),
-                    self.basis.hash,
-                    self.parts.family,
-                    self.parts.table_hash,
-                    provenance,
-                )
-            )
+                told["likeness"] = f"{self.likeness:.3f} (mean cosine, the learning recogniser)"
+            made.append(identity_of(name, flat, self.parts, self.basis, told))
         return made
 
     def save(self, path: Path, names: Sequence[str]) -> None:

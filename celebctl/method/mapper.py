@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .basis import CelebBasis
 from .config import LearnConfig
+from .ridge import ridge
 
 FEATURE = 512
 
@@ -107,28 +108,3 @@ class CoefficientMapper(nn.Module):
         with torch.no_grad():
             self.linear.weight.zero_()
             self.linear.bias.zero_()
-
-
-def ridge(
-    features: NDArray[np.float32], targets: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Linear regression, every target with the penalty that serves it best by leave-one-out error (closed form).
-
-    features (n, p), targets (n, q) -> weight (q, p), bias (q,), median penalty. Components that a face cannot tell
-    choose a heavy penalty and shrink to the mean, so noise in the token table is not copied into people.
-    """
-    x, y = features.astype(np.float64), targets.astype(np.float64)
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    u, s, vt = np.linalg.svd(x - x_mean, full_matrices=False)
-    projected = u.T @ (y - y_mean)
-    penalties = np.geomspace(1e-3, 1e3, 25) * float((s**2).mean())
-    errors = np.empty((len(penalties), y.shape[1]))
-    for row, penalty in enumerate(penalties):
-        shrink = s**2 / (s**2 + penalty)
-        leverage = (u**2 * shrink).sum(1) + 1.0 / len(x)
-        residual = (y - y_mean - u @ (shrink[:, None] * projected)) / (1.0 - leverage)[:, None]
-        errors[row] = (residual**2).mean(0)
-    penalty = penalties[errors.argmin(0)]  # (q,)
-    filters = s[:, None] / (s[:, None] ** 2 + penalty[None])
-    weight = (vt.T @ (filters * projected)).T
-    return weight.astype(np.float32), (y_mean - weight @ x_mean).astype(np.float32), float(np.median(penalty))

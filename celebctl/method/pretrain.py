@@ -30,6 +30,7 @@ from celebctl_runtime.files import atomic_write
 from .basis import CelebBasis, build_basis
 from .captions import place_people
 from .config import CLEAN
+from .instant import read_layers
 from .mapper import CoefficientMapper, FittedMapper
 from .tensors import read_tensors
 
@@ -167,17 +168,9 @@ def save_mapper(fitted: FittedMapper, basis: CelebBasis, path: Path) -> None:
 
 def load_mapper(path: Path, basis: CelebBasis) -> FittedMapper:
     """A saved mapper, frozen, float32. Raises IntegrityProblem: damaged, or of another basis."""
-    try:
-        tensors, metadata = read_tensors(path)
-        code, hidden = tensors["down.weight"].shape[0], tensors["middle.weight"].shape[0]
-        fitted = FittedMapper(basis.size, code, hidden)
-        same = metadata.get("basis") == basis.hash
-        if same:
-            fitted.load_state_dict({name: torch.as_tensor(array.astype(np.float32)) for name, array in tensors.items()})
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise IntegrityProblem(f"{path.name} cannot be read: {error}", "fetch the model again") from error
-    if not same:
-        raise IntegrityProblem(f"{path.name} was made for another celeb basis", "python -m celebctl.method.pretrain")
+    layers = read_layers(path, basis)
+    fitted = FittedMapper(basis.size, *layers["down.weight"].shape[:1], *layers["middle.weight"].shape[:1])
+    fitted.load_state_dict({name: torch.as_tensor(array) for name, array in layers.items()})
     return fitted.eval().requires_grad_(False)
 
 

@@ -76,7 +76,7 @@ def spectra_of(parts: Any, pairs: Sequence[TokenPairs], *, release: bool = False
     """Spectra of first and last names for each text encoder of a loaded model; ``pairs`` are those of each encoder."""
     found: list[tuple[Spectrum, ...]] = []
     for encoder, names in enumerate(pairs):
-        table = parts.token_table(encoder).float().cpu().numpy()
+        table = parts.token_rows(encoder)
         found.append(tuple(spectrum_of(table, names.column(position), release=release) for position in (0, 1)))
     return tuple(found)
 

@@ -52,7 +52,12 @@ def describe(
         ),
         dtype=dtype,
         scheduler=parts.scheduler_config,
-        defaults=Defaults(int(card.defaults["steps"]), float(card.defaults["guidance"]), str(card.defaults["sampler"])),
+        defaults=Defaults(
+            int(card.defaults["steps"]),
+            float(card.defaults["guidance"]),
+            str(card.defaults["sampler"]),
+            str(card.defaults["layout"]),
+        ),
         tokenizer=TokenizerFacts(
             TOKENIZER_FILE,
             parts.max_length,

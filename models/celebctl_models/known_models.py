@@ -76,7 +76,7 @@ KNOWN: dict[str, KnownModel] = {
         _APACHE,
         0,
         64,
-        {"steps": 20, "guidance": 2.5, "sampler": "ddim"},
+        {"steps": 20, "guidance": 2.5, "sampler": "ddim", "layout": "none"},
         prediction="v_prediction",
         bundled=True,
         face_pack=None,

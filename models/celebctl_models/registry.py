@@ -35,7 +35,9 @@ class ModelCard:
     licence: str
     native_size: int  # side of the square picture the model was trained on
     display_scale: int = 1  # whole factor by which a front desk may enlarge pictures for people to look at
-    defaults: dict[str, Any] = field(default_factory=lambda: {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m"})
+    defaults: dict[str, Any] = field(
+        default_factory=lambda: {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m", "layout": "auto"}
+    )
     class_noun: str = "person"  # the word the model knows for what a learned name stands for
     names_file: Path | None = None  # names the model knows, one "first last" a line
     faces_dir: Path | None = None  # face detector and recogniser that fit the model's world

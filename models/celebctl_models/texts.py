@@ -6,16 +6,17 @@ Diffusion 1.5's four. What this module does not know: UNets, autoencoders, peopl
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from celebctl_models.registry import INDEX_FILE, ModelCard, card_for, locate, read_json, why_unsupported
+import numpy as np
+from numpy.typing import NDArray
+
+from celebctl_models.registry import INDEX_FILE, card_for, locate, read_json, why_unsupported
 from celebctl_models.sources import TEXT_FILES, fetch_folder, quiet_libraries
+from celebctl_models.tables import HasTables
 from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
 
 if TYPE_CHECKING:
@@ -32,21 +33,14 @@ _CLASSES = {
 
 
 @dataclass(frozen=True)
-class TextParts:
-    """The reading half of a text-to-image model, frozen and in evaluation mode; of an XL model two of each."""
+class TextParts(HasTables):
+    """The reading half of a text-to-image model, frozen and in evaluation mode; of an XL model two of each.
 
-    path: Path  # the folder or file the weights came from
-    tokenizers: tuple[Any, ...]  # transformers CLIPTokenizer, one per text encoder
-    text_encoders: tuple[Any, ...]  # transformers CLIPTextModel, float32 always; XL: CLIPTextModelWithProjection second
-    card: ModelCard
+    tokenizers: transformers CLIPTokenizer. text_encoders: CLIPTextModel, float32 always; of an XL model the second is a
+    CLIPTextModelWithProjection.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.card.name
-
-    @property
-    def family(self) -> str:
-        return self.card.family
+    text_encoders: tuple[Any, ...]
 
     @property
     def max_length(self) -> int:
@@ -62,19 +56,9 @@ class TextParts:
         """The token embedding table (V, D) of one text encoder, float32; a view of the weights, not a copy."""
         return cast("Tensor", self.text_encoders[encoder].get_input_embeddings().weight.detach())
 
-    @cached_property
-    def table_hash(self) -> str:
-        """SHA-256 over all token tables and vocabularies: what decides whether a learned person fits this model.
-
-        Text encoders are loaded in float32 whatever the dtype of the rest, so one checkpoint has one hash.
-        """
-        digest = hashlib.sha256()
-        for index, tokenizer in enumerate(self.tokenizers):
-            table = self.token_table(index).float().cpu().contiguous().numpy()
-            vocabulary = sorted(cast("dict[str, int]", tokenizer.get_vocab()).items())
-            digest.update(json.dumps([list(table.shape), vocabulary], ensure_ascii=True).encode())
-            digest.update(table.astype("<f4", copy=False).data)
-        return digest.hexdigest()
+    def token_rows(self, encoder: int = 0) -> NDArray[np.float32]:
+        """The same table as an array (V, D), on the CPU."""
+        return self.token_table(encoder).float().cpu().numpy()
 
 
 def load_texts(model: str | Path) -> TextParts:
@@ -89,17 +73,17 @@ def load_texts(model: str | Path) -> TextParts:
         from celebctl_models.diffusion import load_parts
 
         whole = load_parts(model)
-        return TextParts(whole.path, whole.tokenizers, whole.text_encoders, whole.card)
+        return TextParts(whole.path, whole.tokenizers, whole.card, whole.text_encoders)
     folder = fetch_folder(location, TEXT_FILES) if location.kind == "hub" else location.path
     tokenizers, encoders = read_text_parts(folder, "cpu")
-    return TextParts(folder, tokenizers, encoders, card_for(folder, location.name, location.source))
+    return TextParts(folder, tokenizers, card_for(folder, location.name, location.source), encoders)
 
 
 def read_text_parts(folder: Path, device: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Tokenizers and text encoders of a diffusers folder. Raises InputRejected for another kind of model."""
     import torch
 
-    _check_kind(folder)
+    check_kind(folder)
     with quiet_libraries():
         # Each class from its own module: the library's top-level names import far more than these.
         from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
@@ -115,7 +99,7 @@ def read_text_parts(folder: Path, device: str) -> tuple[tuple[Any, ...], tuple[A
     return tuple(tokenizers), tuple(freeze(encoder, device) for encoder in encoders)
 
 
-def _check_kind(folder: Path) -> None:
+def check_kind(folder: Path) -> None:
     """Refuse models of another family by their index, before any weights are read."""
     index = read_json(folder / INDEX_FILE)
     why = why_unsupported(index)

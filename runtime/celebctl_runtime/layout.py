@@ -2,6 +2,7 @@
 
     left:alice,right:bob            halves: left, right, top, bottom
     alice@0,0,0.5,1 bob@0.5,0,1,1   boxes: left, top, right, bottom edge as shares of the picture
+    auto                            two people stand left and right as the prompt names them; nothing for one or many
 
 Each region is drawn as if everybody in the layout were the person it belongs to, so that no other face can bleed into
 it; what lies in no region follows the whole prompt. Predictions are blended per region as in MultiDiffusion (Bar-Tal et
@@ -23,8 +24,8 @@ from .identity import check_name
 
 Box = tuple[float, float, float, float]
 
-#: What a request says that wants no layout.
-NONE = "none"
+#: What a request says that wants no layout, and one that leaves it to the prompt.
+NONE, AUTO = "none", "auto"
 HALVES: dict[str, Box] = {
     "left": (0.0, 0.0, 0.5, 1.0),
     "right": (0.5, 0.0, 1.0, 1.0),
@@ -56,8 +57,8 @@ class Region:
 
 
 def parse_layout(text: str) -> tuple[Region, ...]:
-    """The regions of a layout; () for ``none`` and for nothing said. Raises UsageProblem."""
-    if text.strip().lower() in ("", NONE):
+    """The regions of a layout; () for ``none``, for ``auto`` and for nothing said. Raises UsageProblem."""
+    if text.strip().lower() in ("", NONE, AUTO):
         return ()
     regions = tuple(_region(item) for item in _ITEM.split(text.strip()))
     names = [region.name for region in regions]
@@ -70,6 +71,25 @@ def parse_layout(text: str) -> tuple[Region, ...]:
 def layout_text(regions: Sequence[Region]) -> str:
     """The inverse of :func:`parse_layout`, "" for no regions."""
     return ",".join(map(str, regions))
+
+
+def tidy_layout(text: str) -> str:
+    """A layout as it is written down: words in lower case, places in one form. Raises UsageProblem."""
+    word = text.strip().lower()
+    return word if word in (NONE, AUTO) else layout_text(parse_layout(text))
+
+
+def settled_layout(text: str, usual: str, named: Sequence[str]) -> str:
+    """What a request's layout comes to once it is known whom its prompt names, in order.
+
+    ``usual``: the bundle's own choice, for a request that says nothing. The answer means the same whenever it is asked
+    of the bundle again.
+    """
+    if (text or usual) == AUTO and len(named) == 2:
+        return layout_text([Region(name, HALVES[side]) for name, side in zip(named, ("left", "right"), strict=True)])
+    if parse_layout(text):
+        return text
+    return NONE if usual == AUTO else ""
 
 
 def region_masks(regions: Sequence[Region], height: int, width: int) -> NDArray[np.float32]:

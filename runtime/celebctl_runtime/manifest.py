@@ -45,11 +45,12 @@ class SizeFacts:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request that leaves a choice open gets."""
+    """What a request that leaves a choice open gets. ``layout``: "auto" or "none", see layout.py."""
 
     steps: int
     guidance: float
     sampler: str
+    layout: str = "none"
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from .backends import Backend, EncodesPictures, RunsWhole, Texts
 from .bundle import Bundle
 from .errors import Busy, EnvironmentProblem, NotFound, UsageProblem
 from .guests import People
-from .layout import forming_steps, layout_text, parse_layout, region_masks
+from .layout import forming_steps, layout_text, parse_layout, region_masks, settled_layout
 from .noise import initial_noise, step_noise
 from .picture import Picture
+from .prompt import Mention, split_prompt
 from .request import Request, resolve
 from .samplers import Plan, plan
 
@@ -72,8 +73,9 @@ def generate(
     wanted = [resolve(request, bundle.manifest) for request in _listed(requests)]
     given = {source.digest: source for source in sources}
     _check_sources(bundle, backend, wanted, given)
-    plans = {key: _plan(bundle, key) for key in map(_batch_key, wanted)}
     tokenizer, people = bundle.tokenizer(), People.here(bundle, guests)
+    wanted = [_settled(bundle, people.ids, request) for request in wanted]
+    plans = {key: _plan(bundle, key) for key in map(_batch_key, wanted)}
     for request in wanted:  # errors in any prompt come before the first picture
         _present(bundle, people, [_tokenize(bundle, tokenizer, people.ids, request)])
     pictures: list[Picture] = []
@@ -196,6 +198,14 @@ def _denoise(
         state = backend.step(state, index, noise_of(index), texts[0], steps)
         report(index + 1, steps.steps)
     return state[0]
+
+
+def _settled(bundle: Bundle, ids: Mapping[str, tuple[int, ...]], request: Request) -> Request:
+    """The request with its layout decided, for it depends on whom the prompt names."""
+    known = ids.keys() if request.identities is None else ids.keys() & set(request.identities)
+    named = [part.name for part in split_prompt(request.prompt, known) if isinstance(part, Mention)]
+    layout = settled_layout(request.layout, bundle.manifest.defaults.layout, list(dict.fromkeys(named)))
+    return replace(request, layout=layout)
 
 
 def _check_sources(bundle: Bundle, backend: Backend, wanted: Iterable[Request], given: Mapping[str, Source]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .errors import UsageProblem
 from .identity import check_name
-from .layout import parse_layout
+from .layout import tidy_layout
 from .likeness import FULL, Likeness, check_likeness, likeness_from_json, likeness_to_json
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_numbers(full)
     _check_size(full, manifest.size.multiple)
     check_likeness(full.likeness)
-    parse_layout(full.layout)
-    return full
+    return replace(full, layout=tidy_layout(full.layout))
 
 
 def _check_text(what: str, text: str) -> None:

@@ -1,0 +1,67 @@
+"""Opening what a command works with: the model or its token tables, the face models, and room in memory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .console import Desk
+
+if TYPE_CHECKING:
+    from celebctl.library import Library
+    from celebctl.settings import Settings
+    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.tables import HasTables
+
+SMALL, TOGETHER = 100_000_000, 64  # UNets below so many parameters learn from so many views at once
+
+
+def face_folder(settings: "Settings", model: str, flag: str | None) -> Path:
+    """Where the face models are: what was said, what the model brings along, or the default pack."""
+    from celebctl.library import default_root
+    from celebctl_models.face_packs import choose_face_models
+
+    return choose_face_models(settings.text("face_models", flag), model, default_root())
+
+
+def open_model(desk: Desk, model: str, device: str) -> "DiffusionParts":
+    """The model, on the device it will compute on."""
+    with desk.working(f"opening {model}"):
+        from celebctl.method.places import choose_place
+        from celebctl_models.diffusion import load_parts
+
+        place = choose_place(device)
+        return load_parts(model, dtype=place.dtype, device=place.device)
+
+
+def open_tables(desk: Desk, settings: "Settings", model: str | None) -> "HasTables":
+    """The token tables of the model that was asked for, or is set: all that a basis is made of."""
+    chosen = str(settings.text("model", model))
+    with desk.working(f"opening {chosen}"):
+        from celebctl_models.tables import load_tables
+
+        return load_tables(chosen)
+
+
+def prepared(parts: Any, library: "Library", shelf: str, face_models: Path) -> Any:
+    """The model with what `celebctl basis build` chose and measured for it."""
+    from celebctl.method.celebrities import with_faces
+    from celebctl.method.names import ChosenNames, with_names
+
+    return with_faces(with_names(parts, ChosenNames(library.root, shelf).file), library.cache(), face_models)
+
+
+def make_room(desk: Desk, parts: "DiffusionParts", views: int, low_memory: bool) -> int:
+    """How many views to learn from at once on the model's device. Says what memory that takes where that is much."""
+    from celebctl.method.places import fit_batch, free_memory
+
+    if low_memory:
+        parts.unet.enable_gradient_checkpointing()
+    elif sum(weight.numel() for weight in parts.unet.parameters()) < SMALL:
+        return TOGETHER  # fits anywhere, and counting takes a second
+    parts.vae.enable_slicing()  # one picture keeps a processor busy; sixteen take more memory than all of learning
+    limit = int(0.8 * free_memory(str(next(parts.unet.parameters()).device)))
+    together, taken = fit_batch(parts, 1 if low_memory else views, limit, checkpointing=low_memory)
+    if taken > limit:
+        desk.note(f"learning takes about {taken / 1e9:.1f} GB beside the model, and {limit / 1e9:.1f} GB are free")
+    elif taken > 1e9:
+        desk.tell(f"memory: about {taken / 1e9:.1f} GB beside the model, {together} of {views} views at once")
+    return together

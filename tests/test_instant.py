@@ -1,0 +1,86 @@
+"""`learn --instant`: the answer of the model's mapper, the same with and without torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from celebctl.method import CelebBasis, build_basis, learn_people
+from celebctl.method.celebrities import CelebrityFaces, save_faces
+from celebctl.method.config import CLEAN
+from celebctl.method.instant import instant_people, read_layers
+from celebctl.method.tensors import read_tensors
+from celebctl_models.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_models.mini.world import draw_portrait
+from celebctl_models.tables import TableParts, load_tables
+from celebctl_runtime.errors import IntegrityProblem
+
+CONFIG = replace(CLEAN, steps=0)
+
+
+@pytest.fixture(scope="module")
+def whole() -> DiffusionParts:
+    return load_parts("mini")
+
+
+@pytest.fixture(scope="module")
+def tables() -> TableParts:
+    return load_tables("mini")
+
+
+@pytest.fixture(scope="module")
+def basis(tables: TableParts) -> CelebBasis:
+    return build_basis(tables)
+
+
+def faces_of_strangers(parts: DiffusionParts | TableParts, path: Path) -> Path:
+    names = (parts.card.names_file or path).read_text().split("\n")[:60]
+    faces = np.random.default_rng(0).standard_normal((60, 512)).astype(np.float32)
+    save_faces(CelebrityFaces(tuple(names), faces), parts.table_hash, path)
+    return path
+
+
+@pytest.mark.parametrize("start", ["fitted", "celebrities"])
+def test_instant_people_are_those_of_no_steps(
+    start: str, whole: DiffusionParts, tables: TableParts, basis: CelebBasis, tmp_path: Path
+) -> None:
+    assert whole.card.faces_dir is not None
+    analyser, names = InsightFaceAnalyser(whole.card.faces_dir), ["alice", "bob"]
+    photos = [draw_portrait(seed, 256) for seed in (21, 22)]
+    if start == "celebrities":
+        file = faces_of_strangers(tables, tmp_path / "faces.safetensors")
+        card = replace(tables.card, features_file=file, mapper_file=None)
+        whole = replace(whole, card=card)
+        tables = replace(tables, card=card)
+    slow = learn_people(whole, analyser, photos, names, CONFIG, basis=basis)
+    features = np.stack([analyser.analyse(photo)[0].feature for photo in photos])
+    quick = instant_people(tables, basis, features, names, CONFIG)
+    for one, other in zip(slow, quick, strict=True):
+        np.testing.assert_allclose(one.coefficients[0], other.coefficients[0], atol=2e-6)
+        np.testing.assert_allclose(one.embeddings[0], other.embeddings[0], atol=2e-6)
+        told, heard = (dict(p.provenance) for p in (one, other))
+        assert told.pop("torch") and told == heard and heard["start"] == start
+        assert (one.name, one.basis_hash, one.table_hash, one.family) == (
+            other.name, other.basis_hash, other.table_hash, other.family,
+        )  # fmt: skip
+    assert np.abs(quick[0].coefficients[0] - quick[1].coefficients[0]).max() > 1e-3, "two faces, two people"
+
+
+def test_damaged_layers_are_refused(tables: TableParts, basis: CelebBasis, tmp_path: Path) -> None:
+    assert tables.card.mapper_file is not None
+    layers, _ = read_tensors(tables.card.mapper_file)
+    short = tmp_path / "mapper.safetensors"
+    cut = {**layers, "up.weight": layers["up.weight"][:-1].copy()}
+    short.write_bytes(save(cut, metadata={"basis": basis.hash}))
+    with pytest.raises(IntegrityProblem, match="another shape"):
+        read_layers(short, basis)
+    short.write_bytes(tables.card.mapper_file.read_bytes()[:-100])
+    with pytest.raises(IntegrityProblem, match="cannot be read"):
+        read_layers(short, basis)
+    with pytest.raises(IntegrityProblem, match="another celeb basis"):
+        read_layers(tables.card.mapper_file, replace(basis, names=3))
