@@ -71,7 +71,7 @@ def test_the_table_flows_into_the_card_and_the_model_has_the_last_word(tmp_path:
     assert known.defaults == {**plain.defaults, **row.defaults} and known.defaults["layout"] == "auto"
     (folder / CARD_FILE).write_text(json.dumps({"licence": "its own", "defaults": {"steps": 2}}))
     own = card_for(folder, "x", row.source)
-    assert (own.licence, own.defaults) == ("its own", {**row.defaults, "steps": 2})
+    assert (own.licence, own.defaults) == ("its own", {**known.defaults, "steps": 2})
 
 
 # What cannot be supported.

@@ -80,7 +80,6 @@ def learn(
     from celebctl.consent import consent_record
     from celebctl.library import Library, shelf_name
     from celebctl.settings import Settings
-    from celebctl_runtime.errors import UsageProblem
 
     from .extras import needs
 
@@ -91,14 +90,12 @@ def learn(
     agreed = {"consent": consent_record(consent)}
     if sheet is not None:
         check_sheet(sheet, force)
-    if instant and resume:
-        raise UsageProblem("--instant takes no --resume", "leave one of them out")
     chosen_model = str(settings.text("model", model))
     with needs("learn", "learning"):
         pictures = open_photos(desk, sitters)
         folder = face_folder(settings, chosen_model, face_models)
         analyser = look(desk, sitters, pictures, folder)
-        config = configure(settings, preset, steps, seed, instant)
+        config = configure(settings, preset, steps, seed, instant, resume)
         device = str(settings.text("device", device))
         opened = open_tables(desk, settings, chosen_model) if instant else open_model(desk, chosen_model, device)
         shelf = shelf_name(opened.family, opened.table_hash)
@@ -106,13 +103,12 @@ def learn(
         require_mapper(parts, config)
         if not force:
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
+        session = Session(desk, library, sitters, shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):
-            session = Session(desk, library, sitters, shelf)
             if instant:
                 learned = session.answer(parts, analyser, pictures, config)
             else:
-                together = make_room(desk, parts, config.views * len(sitters), low_memory)
-                learned = session.fit(parts, analyser, pictures, config, together, resume)
+                learned = session.fit(parts, analyser, pictures, config, low_memory, resume)
             people = [replace(person, provenance={**person.provenance, **agreed}) for person in learned]
             files = [library.save(person, overwrite=force) for person in people]
             session.checkpoint.unlink(missing_ok=True)
@@ -189,7 +185,7 @@ def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", fol
 
 
 def configure(
-    settings: "Settings", preset: str | None, steps: int | None, seed: int | None, instant: bool
+    settings: "Settings", preset: str | None, steps: int | None, seed: int | None, instant: bool, resume: bool
 ) -> "LearnConfig":
     """The preset with what was asked for on top. Raises UsageProblem."""
     from celebctl.method import PRESETS
@@ -202,6 +198,8 @@ def configure(
         raise UsageProblem(f"--seed {seed} is out of range", "use 0 to 9223372036854775807")
     if steps is not None and instant:
         raise UsageProblem("--instant takes no --steps", "leave one of them out")
+    if resume and instant:
+        raise UsageProblem("--instant takes no --resume", "leave one of them out")
     if steps is not None or instant:
         config = replace(config, steps=steps or 0)
     return config if seed is None else replace(config, seed=seed)
@@ -250,7 +248,7 @@ class Session:
 
     def fit(
         self, parts: "DiffusionParts", analyser: "ChosenFaces", pictures: "list[Image]", config: "LearnConfig",
-        together: int, resume: bool,
+        low_memory: bool, resume: bool,
     ) -> "list[Identity]":  # fmt: skip
         """Run the method with live progress. Ctrl-C leaves the checkpoint and says how to go on."""
         from celebctl.method import build_basis, learn_people
@@ -259,6 +257,7 @@ class Session:
 
         if resume and not self.checkpoint.exists():
             raise NotFound("there is nothing to resume for these names", "run the same command without --resume")
+        together = make_room(self.desk, parts, config.views * len(self.sitters), low_memory)
         with disk_problems(self.checkpoint):
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         try:
