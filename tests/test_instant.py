@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
 from celebctl_models.tables import TableParts, load_tables
 from celebctl_runtime.errors import IntegrityProblem
+from celebctl_runtime.identity import Identity
 
 CONFIG = replace(CLEAN, steps=0)
 
@@ -84,3 +88,20 @@ def test_damaged_layers_are_refused(tables: TableParts, basis: CelebBasis, tmp_p
         read_layers(short, basis)
     with pytest.raises(IntegrityProblem, match="another celeb basis"):
         read_layers(tables.card.mapper_file, replace(basis, names=3))
+
+
+def test_the_command_learns_without_torch_and_without_a_sheet(basis: CelebBasis, tmp_path: Path) -> None:
+    draw_portrait(21, 256).save(tmp_path / "face.png")
+    code = (
+        "import sys; from celebctl.cli import main; code = main(['learn', 'face.png', '--name', 'alice', '--instant']);"
+        "print('torch' in sys.modules); sys.exit(code)"
+    )
+    home = {**os.environ, "CELEBCTL_HOME": str(tmp_path / "home"), "CELEBCTL_MODEL": "mini"}
+    for name in ("CELEBCTL_FACE_MODELS", "CELEBCTL_PRESET"):
+        home.pop(name, None)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=home)
+    assert said.returncode == 0, said.stderr
+    file, torch_is_there = said.stdout.splitlines()
+    person = Identity.load(Path(file))
+    assert torch_is_there == "False" and person.basis_hash == basis.hash and person.provenance["steps"] == "0"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["face.png", "home"], "no sheet unless asked for"

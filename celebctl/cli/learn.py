@@ -2,7 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -86,36 +87,27 @@ def learn(
     desk = ctx.ensure_object(Desk)
     started = time.monotonic()
     settings, library = Settings.read(), Library()
-    sitters = seat(photos, names, faces)
-    agreed = {"consent": consent_record(consent)}
-    if sheet is not None:
-        check_sheet(sheet, force)
-    chosen_model = str(settings.text("model", model))
+    sitters, agreed = seat(photos, names, faces), {"consent": consent_record(consent)}
+    chosen_model, on = str(settings.text("model", model)), str(settings.text("device", device))
+    check_sheet(sheet, force)
     with needs("learn", "learning"):
         pictures = open_photos(desk, sitters)
         folder = face_folder(settings, chosen_model, face_models)
         analyser = look(desk, sitters, pictures, folder)
         config = configure(settings, preset, steps, seed, instant, resume)
-        device = str(settings.text("device", device))
-        opened = open_tables(desk, settings, chosen_model) if instant else open_model(desk, chosen_model, device)
+        opened = open_tables(desk, settings, chosen_model) if instant else open_model(desk, chosen_model, on)
         shelf = shelf_name(opened.family, opened.table_hash)
         parts = prepared(opened, library, shelf, folder)
-        require_mapper(parts, config)
-        if not force:
-            library.refuse_taken([sitter.name for sitter in sitters], shelf)
         session = Session(desk, library, sitters, shelf)
-        with library.reserve([sitter.name for sitter in sitters], shelf):
+        with session.names_held(force):
             if instant:
                 learned = session.answer(parts, analyser, pictures, config)
             else:
                 learned = session.fit(parts, analyser, pictures, config, low_memory, resume)
-            people = [replace(person, provenance={**person.provenance, **agreed}) for person in learned]
-            files = [library.save(person, overwrite=force) for person in people]
-            session.checkpoint.unlink(missing_ok=True)
+            people, files = session.keep(learned, agreed, force)
         page = None
-        if not no_sheet and (sheet is not None or not instant):
-            whole = open_model(desk, chosen_model, device) if instant else parts
-            page = session.draw_sheet(whole, people, pictures, sheet)
+        if not no_sheet and (sheet or not instant):
+            page = session.draw_sheet(open_model(desk, chosen_model, on) if instant else parts, people, pictures, sheet)
     session.close(people, files, page, time.monotonic() - started)
 
 
@@ -145,10 +137,12 @@ def seat(photos: Sequence[str], names: Sequence[str] | None, faces: Sequence[int
     ]
 
 
-def check_sheet(path: Path, force: bool) -> None:
+def check_sheet(path: Path | None, force: bool) -> None:
     """Refuse, before the work and not after it, a place where the contact sheet cannot go. Raises UsageProblem."""
     from celebctl_runtime.errors import UsageProblem
 
+    if path is None:
+        return
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageProblem(f"--sheet {path} is no picture file", "end it in .png")
     if path.exists() and not force:
@@ -233,6 +227,15 @@ class Session:
         """Where the method keeps its place."""
         return self.library.checkpoint([sitter.name for sitter in self.sitters], self.shelf)
 
+    @contextmanager
+    def names_held(self, force: bool) -> Generator[None]:
+        """Nobody else takes the names meanwhile. Raises UsageProblem for a name that is taken, unless `force`."""
+        names = [sitter.name for sitter in self.sitters]
+        if not force:
+            self.library.refuse_taken(names, self.shelf)
+        with self.library.reserve(names, self.shelf):
+            yield
+
     def answer(
         self, parts: "HasTables", analyser: "ChosenFaces", pictures: "list[Image]", config: "LearnConfig"
     ) -> "list[Identity]":
@@ -242,6 +245,7 @@ class Session:
         from celebctl.method import build_basis
         from celebctl.method.instant import instant_people
 
+        require_mapper(parts, config)
         features = np.stack([analyser.analyse(picture)[0].feature for picture in pictures])
         basis = build_basis(parts, self.library.cache(), release=config.names == "release")
         return instant_people(parts, basis, features, [sitter.name for sitter in self.sitters], config)
@@ -277,6 +281,15 @@ class Session:
         except KeyboardInterrupt:
             self._say_how_to_resume()
             raise
+
+    def keep(
+        self, learned: "Sequence[Identity]", agreed: dict[str, str], force: bool
+    ) -> "tuple[list[Identity], list[Path]]":
+        """Put people into the library, with what they agreed to; the checkpoint has served."""
+        people = [replace(person, provenance={**person.provenance, **agreed}) for person in learned]
+        files = [self.library.save(person, overwrite=force) for person in people]
+        self.checkpoint.unlink(missing_ok=True)
+        return people, files
 
     def draw_sheet(
         self, parts: "DiffusionParts", people: "Sequence[Identity]", pictures: "Sequence[Image]", given: Path | None
