@@ -25,7 +25,8 @@ from likeness import in_batches, true_looks
 from numpy.typing import NDArray
 
 from celebctl.method import CelebBasis, build_basis
-from celebctl.method.famous import celebrities_of, face_directions
+from celebctl.method.famous import celebrities_of
+from celebctl.method.instant import strangers_of
 from celebctl.method.sampling import rows_of
 from celebctl.method.scoring import Jury
 from celebctl.method.vectors import Celebrities, deviations, invented, mixed
@@ -166,8 +167,8 @@ def main() -> None:
     celebrities = celebrities_of(parts)
     shuffled: list[int] = np.random.Generator(np.random.PCG64(5)).permutation(len(celebrities.names)).tolist()
     chosen = [celebrities.names[i] for i in shuffled[: args.invented]]
-    model, faces = (parts.family, parts.table_hash), face_directions(parts, basis)
-    nobody = [invented(f"n{k}", k, celebrities, basis, model, faces)[0] for k in range(args.invented)]
+    model, met = (parts.family, parts.table_hash), strangers_of(parts, basis)
+    nobody = [invented(f"n{k}", k, celebrities, basis, model, met)[0] for k in range(args.invented)]
     z = np.stack([person(seed) for seed in seeds]).astype(np.float64)
     figures = {
         "likeness": measure_dial(parts, jury, people, z, basis),

@@ -16,9 +16,9 @@ from PIL import Image
 from test_basis import NAMES, Words, table
 
 from celebctl.method.basis import CelebBasis, basis_from_tables
+from celebctl.method.instant import STRETCH, Strangers
 from celebctl.method.names import token_pairs
 from celebctl.method.vectors import (
-    STRETCH,
     TOO_NEAR,
     Celebrities,
     deviations,
@@ -142,17 +142,28 @@ def test_invented_people_spread_as_celebrities_do(world: tuple[CelebBasis, Celeb
     assert np.abs(covariance - wanted).max() < 0.15 * np.abs(wanted).max()
 
 
-def test_only_what_a_face_tells_is_drawn_where_that_is_known(world: tuple[CelebBasis, Celebrities]) -> None:
+def test_strangers_are_drawn_where_the_model_was_taught_with_some(world: tuple[CelebBasis, Celebrities]) -> None:
+    """Mean and covariance of the codes are those that the mapper remembers, stretched; nothing else is drawn."""
     basis, celebrities = world
-    faces = np.linalg.qr(np.random.default_rng(0).standard_normal((basis.size, 5)))[0].astype(np.float32)
-    person, _ = invented("dana", 5, celebrities, basis, MODEL, faces)
-    plain, _ = invented("dana", 5, celebrities, basis, MODEL)
-    units, free = (
-        np.concatenate([(c / s).ravel() for c, s in zip(one.coefficients, basis.spread, strict=True)])
-        for one in (person, plain)
-    )
-    assert np.allclose(units, faces @ (faces.T @ units), atol=1e-5)
-    assert np.allclose(faces.T @ units, STRETCH * faces.T @ free, atol=1e-4)
+    rng = np.random.default_rng(0)
+    root = np.tril(rng.standard_normal((3, 3))).astype(np.float32)
+    layers = {
+        "code_mean": np.array([1.0, -2.0, 0.5], np.float32), "code_root": root,
+        "middle.weight": np.eye(3, dtype=np.float32), "middle.bias": np.full(3, 50.0, np.float32),  # GELU is 1 here
+        "up.weight": 1e-3 * np.linalg.qr(rng.standard_normal((basis.size, 3)))[0].astype(np.float32),
+        "up.bias": np.zeros(basis.size, np.float32),
+    }  # fmt: skip
+    met = Strangers(layers, bound=2.5)
+    people = [invented("dana", seed, celebrities, basis, MODEL, met)[0] for seed in range(2000)]
+    units = np.stack([
+        np.concatenate([(c / s).ravel() for c, s in zip(one.coefficients, basis.spread, strict=True)]) for one in people
+    ])  # fmt: skip
+    codes = units @ layers["up.weight"] * 1e6 - 50.0
+    assert np.abs(codes.mean(0) - layers["code_mean"]).max() < 0.3
+    wanted = STRETCH**2 * root @ root.T
+    assert np.abs(np.cov(codes.T) - wanted).max() < 0.15 * np.abs(wanted).max()
+    again = invented("dana", 7, celebrities, basis, MODEL, met)[0]
+    assert again == people[7] and again.digest != people[8].digest
 
 
 def test_nobody_invented_is_a_celebrity(world: tuple[CelebBasis, Celebrities]) -> None:

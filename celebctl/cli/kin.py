@@ -40,13 +40,13 @@ def invent(
     check_count(1, chosen)
     with needs("learn", "the celeb basis"):
         parts, basis, celebrities = open_basis(desk, library, settings, model)
-        from celebctl.method.famous import face_directions
+        from celebctl.method.instant import strangers_of
         from celebctl.method.vectors import invented
 
         if not force:
             library.refuse_taken([called], shelf_name(parts.family, parts.table_hash))
-        hashes, faces = (parts.family, parts.table_hash), face_directions(parts, basis)
-        person, nearest = invented(called, chosen, celebrities, basis, hashes, faces)
+        hashes, strangers = (parts.family, parts.table_hash), strangers_of(parts, basis)
+        person, nearest = invented(called, chosen, celebrities, basis, hashes, strangers)
     path = library.save(person, overwrite=force)
     desk.tell(
         f"{called} is nobody (seed {chosen}); nearest celebrity: {nearest.name.title()}, alike {nearest.cosine:.2f}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from celebctl_runtime.errors import IntegrityProblem
 from celebctl_runtime.identity import Identity
 
 from .celebrities import load_faces, pairs_for_fit
-from .config import LearnConfig
+from .config import CLEAN, LearnConfig
 from .ridge import ridge
 from .starts import start_of
 from .tensors import read_tensors
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from .basis import CelebBasis
 
 Floats = NDArray[np.float32]
+
+FEATURE = 512
+#: How far invented people are moved from the average stranger, on top of what chance gives them: the farther, the more
+#: their pictures agree; beyond this no more (benchmarks/LOG.md).
+STRETCH = 1.75
 
 
 def instant_people(
@@ -61,7 +67,9 @@ def read_layers(path: Path, basis: CelebBasis) -> dict[str, Floats]:
     try:
         tensors, metadata = read_tensors(path)
         layers = {name: array.astype(np.float32) for name, array in tensors.items()}
-        fits = layers["up.weight"].shape == (basis.size, len(layers["middle.bias"]))
+        code, hidden = len(layers["code_mean"]), len(layers["middle.bias"])
+        wanted = {"down.weight": (code, FEATURE), "code_root": (code, code), "up.weight": (basis.size, hidden)}
+        fits = all(layers[name].shape == shape for name, shape in wanted.items())
     except (OSError, KeyError, ValueError) as error:
         raise IntegrityProblem(f"{path.name} cannot be read: {error}", "fetch the model again") from error
     if metadata.get("basis") != basis.hash:
@@ -73,10 +81,44 @@ def read_layers(path: Path, basis: CelebBasis) -> dict[str, Floats]:
 
 def _answer(layers: Mapping[str, Floats], features: Floats) -> Floats:
     """`FittedMapper` on features (P, 512)."""
-    code = features @ layers["down.weight"].T + layers["down.bias"]
+    return _told(layers, features @ layers["down.weight"].T + layers["down.bias"])
+
+
+def _told(layers: Mapping[str, Floats], code: Floats) -> Floats:
+    """What the mapper makes of codes (P, code)."""
     hidden = code @ layers["middle.weight"].T + layers["middle.bias"]
     bent = hidden * 0.5 * (1.0 + np.vectorize(math.erf)(hidden / math.sqrt(2.0)))  # GELU
     return (bent @ layers["up.weight"].T + layers["up.bias"]).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Strangers:
+    """People as a model's mapper met them, to draw new ones like them. layers: see `read_layers`."""
+
+    layers: Mapping[str, Floats]
+    bound: float
+
+    @property
+    def size(self) -> int:
+        """How many numbers a draw takes."""
+        return len(self.layers["code_mean"])
+
+    def units(self, drawn: Floats) -> Floats:
+        """Coefficients (S,) in celebrity standard deviations, out of normal numbers (size,)."""
+        code = self.layers["code_mean"] + STRETCH * (self.layers["code_root"] @ drawn)
+        return self.bound * np.tanh(_told(self.layers, code[None])[0] / self.bound)
+
+
+def strangers_of(parts: HasTables, basis: CelebBasis) -> Strangers | None:
+    """The people whom the model's mapper was taught with, as a distribution; None without a mapper for this basis."""
+    file = parts.card.mapper_file
+    if file is None or not file.is_file():
+        return None
+    try:
+        layers = read_layers(file, basis)
+    except IntegrityProblem:
+        return None  # it goes with the model's own names, and others were chosen
+    return Strangers(layers, CLEAN.bound) if layers["code_root"].any() else None
 
 
 def facts_of(parts: HasTables, config: LearnConfig, together: int, units: Floats) -> dict[str, str]:

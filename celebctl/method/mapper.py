@@ -28,15 +28,30 @@ class FittedMapper(nn.Module):
     """The mapper that comes with a model, trained once on many people: features (B, 512) to units (B, S).
 
     ``code`` numbers say what a face tells, ``hidden`` ones how the model is told. Learning a person leaves it alone.
+    code_mean (code,) and code_root (code, code) say how codes of people are spread, for `celebctl invent`.
     """
+
+    code_mean: Tensor
+    code_root: Tensor
 
     def __init__(self, coefficients: int, code: int = 64, hidden: int = 168) -> None:
         super().__init__()
         self.down, self.middle = nn.Linear(FEATURE, code), nn.Linear(code, hidden)
         self.up = nn.Linear(hidden, coefficients)
+        self.register_buffer("code_mean", torch.zeros(code))
+        self.register_buffer("code_root", torch.zeros(code, code))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.up(F.gelu(self.middle(self.down(features))))
+
+    @torch.no_grad()
+    def remember(self, features: Tensor) -> None:
+        """Keep mean and covariance root of the codes of people (n, 512) who were learned from; of nobody the code."""
+        codes = self.down(features).double()
+        apart = codes - codes.mean(0)
+        values, directions = torch.linalg.eigh(apart.T @ apart / max(len(codes) - 1, 1))
+        self.code_mean.copy_(codes.mean(0))
+        self.code_root.copy_(directions * values.clamp_min(0.0).sqrt())
 
 
 class CoefficientMapper(nn.Module):

@@ -17,14 +17,13 @@ from celebctl_runtime.identity import Identity
 from celebctl_runtime.noise import initial_noise, step_noise
 
 from .basis import CelebBasis
+from .instant import Strangers
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 #: An invented person this near to a celebrity (cosine) is drawn anew. Celebrities who share a name are about 0.5 apart.
 TOO_NEAR = 0.6
-#: How far invented people are moved from the average, on top of what chance gives them.
-STRETCH = 1.5
 _DRAWS = 100
 _DECIMALS = 12  # of weights: 1 - 0.7 is 0.3, so that a mix does not depend on who is named first
 
@@ -165,27 +164,30 @@ def invented(
     celebrities: Celebrities,
     basis: CelebBasis,
     model: tuple[str, str],
-    faces: Floats | None = None,
+    strangers: Strangers | None = None,
 ) -> tuple[Identity, Neighbour]:
     """Somebody who does not exist, and the celebrity nearest to them. The same seed gives the same person.
 
-    A draw from the normal distribution with the celebrities' mean and covariance: a random sum of the celebrities' own
-    deviations has exactly their covariance, between both names and all text encoders, in as many directions as there
-    are celebrities. Whoever comes out too near to one of them is drawn again.
+    Without ``strangers`` a draw from the normal distribution with the celebrities' mean and covariance: a random sum of
+    the celebrities' own deviations has exactly their covariance, between both names and all text encoders, in as many
+    directions as there are celebrities. Whoever comes out too near to one of them is drawn again.
 
     Args:
         model: family and table hash.
-        faces: directions that a face decides (famous.py). With them only those are drawn, and stretched by
-            ``STRETCH``: what is left out says nothing about looks, and the farther from the average, the more pictures
-            of the same person agree (benchmarks/vectors.py).
+        strangers: what the model's mapper was taught with. Somebody like them is drawn where they are known: a sum of
+            celebrities is half of one hair style and half of another, which no picture can show, and pictures of the
+            same person agree less (benchmarks/vectors.py).
 
     Raises:
         InputRejected: no draw is far enough from all celebrities.
     """
     for attempt in range(_DRAWS):
-        count = (len(celebrities.names),)
+        count = (len(celebrities.names) if strangers is None else strangers.size,)
         drawn = initial_noise(seed, count) if attempt == 0 else step_noise(seed, attempt, count)
-        coefficients = _sum_of_celebrities(drawn, celebrities, basis, faces)
+        if strangers is None:
+            coefficients = _sum_of_celebrities(drawn, celebrities, basis)
+        else:
+            coefficients = _apart(strangers.units(drawn), basis)
         person = Identity(name, coefficients, basis.embed(coefficients), basis.hash, *model)
         nearest = neighbours(person, celebrities, [], basis)[0]
         if nearest.cosine < TOO_NEAR:
@@ -200,22 +202,21 @@ def invented(
     )
 
 
-def _sum_of_celebrities(
-    drawn: Floats, celebrities: Celebrities, basis: CelebBasis, faces: Floats | None
-) -> tuple[Floats, ...]:
+def _sum_of_celebrities(drawn: Floats, celebrities: Celebrities, basis: CelebBasis) -> tuple[Floats, ...]:
     """Coefficients of a sum of the celebrities' deviations, weighted by ``drawn`` (n,) of variance 1."""
     weights = drawn.astype(np.float64) / max(len(drawn) - 1, 1) ** 0.5
-    found: list[Doubles] = []
+    found: list[Floats] = []
     for rows, components in zip(celebrities.rows, basis.components, strict=True):
         moved = np.einsum("n,njd->jd", weights, rows - rows.mean(0, dtype=np.float64))
-        found.append(np.einsum("jd,jkd->jk", moved, components))
-    if faces is not None:
-        spread = [np.maximum(part.astype(np.float64), 1e-12) for part in basis.spread]
-        units = np.concatenate([(one / part).ravel() for one, part in zip(found, spread, strict=True)])
-        told = STRETCH * (faces @ (faces.T @ units))
-        ends = np.cumsum([part.size for part in spread])[:-1]
-        found = [one.reshape(part.shape) * part for one, part in zip(np.split(told, ends), spread, strict=True)]
-    return tuple(one.astype(np.float32) for one in found)
+        found.append(np.einsum("jd,jkd->jk", moved, components).astype(np.float32))
+    return tuple(found)
+
+
+def _apart(units: Floats, basis: CelebBasis) -> tuple[Floats, ...]:
+    """Units (S,) in celebrity standard deviations to coefficients, (2, K) for each text encoder."""
+    ends = np.cumsum([part.size for part in basis.spread])[:-1]
+    parts = zip(np.split(units, ends), basis.spread, strict=True)
+    return tuple((one.reshape(part.shape) * part).astype(np.float32) for one, part in parts)
 
 
 def _cosines(one: Doubles, others: Doubles) -> Doubles:
