@@ -49,9 +49,10 @@ class FittedMapper(nn.Module):
         """Keep mean and covariance root of the codes of people (n, 512) who were learned from; of nobody the code."""
         codes = self.down(features).double()
         apart = codes - codes.mean(0)
-        values, directions = torch.linalg.eigh(apart.T @ apart / max(len(codes) - 1, 1))
+        covariance = (apart.T @ apart / max(len(codes) - 1, 1)).cpu().numpy()
+        values, directions = np.linalg.eigh(covariance)
         self.code_mean.copy_(codes.mean(0))
-        self.code_root.copy_(directions * values.clamp_min(0.0).sqrt())
+        self.code_root.copy_(torch.as_tensor(directions * np.sqrt(values.clip(0.0))))
 
 
 class CoefficientMapper(nn.Module):
