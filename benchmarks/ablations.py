@@ -192,8 +192,12 @@ ABLATIONS: dict[str, Ablation] = {
             "scale", "height of the face in a training view", "smallest and largest share of the view",
             tuple(
                 Variant(f"{a:g} to {b:g}", {"smallest": a, "largest": b})
-                for a, b in ((0.2, 0.35), (0.36, 0.6), (0.48, 0.62), (0.6, 0.8), (0.2, 1.0))
+                for a, b in ((0.2, 0.35), (0.36, 0.6), (0.52, 0.6), (0.6, 0.8), (0.2, 1.0))
             ),
+        ),
+        Ablation(
+            "middle", "where the face's middle stands in a training view", "share of the view's height, from its top",
+            tuple(Variant(f"{m:g}", {"middle": m}) for m in (0.42, 0.45, 0.485, 0.52, 0.55)),
         ),
         Ablation(
             "captions", "templates around the person in training", "",
