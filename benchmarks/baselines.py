@@ -7,7 +7,8 @@
 The budget is views through the UNet with gradient per person (240: 60 steps of 4); pictures of the class count. People
 come in pairs: for prompts with two learned people, methods that change weights learn both in one model, with both
 budgets; for all other prompts everybody is learned alone. Results are kept per (method, person) in --work, so an
-interrupted run goes on. Writes results/baselines.json and a page beside it.
+interrupted run goes on. Writes results/baselines.json, where methods of earlier runs with the same settings stay, and a
+page beside it with the pictures of this run.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from baselines.comparing import earlier, lead_rows
 from baselines.methods import METHODS, Method, Result
 from baselines.training import Dial, House, Subject
 from baselines.tuning import FIRST_TUNER, said_of, tune, tuned
 
 from celebctl.evaluation.casts import FIRST_STRANGER, artist_of, celebrity_cast, stranger_cast, stranger_name
-from celebctl.evaluation.metrics import Figures, figures
+from celebctl.evaluation.metrics import figures
 from celebctl.evaluation.page import Group, write_page
 from celebctl.evaluation.panel import WorldPanel
 from celebctl.evaluation.prompts import WORLD, Prompt
@@ -41,6 +43,7 @@ from celebctl_runtime.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 TUNING = RESULTS / "baselines_tuning.json"
+OURS, CELEBRITIES = "clean", "celebrities"
 
 
 def others(count: int) -> list[int]:
@@ -131,26 +134,38 @@ def compare(house: House, panel: WorldPanel, methods: Sequence[Method], args: ar
     ]  # fmt: skip
     cast, artist = celebrity_cast(panel, args.people), artist_of(house.parts, [])
     bench = Bench(
-        args.work / "celebrities", {"people": args.people, "seeds": args.seeds, "table": house.parts.table_hash}
+        args.work / CELEBRITIES, {"people": args.people, "seeds": args.seeds, "table": house.parts.table_hash}
     )
     bench.open(force=args.force)
-    records = bench.run(Plan(WORLD, args.seeds, panel), cast, lambda person: Easel(artist, artist), group="celebrities")
+    records = bench.run(Plan(WORLD, args.seeds, panel), cast, lambda person: Easel(artist, artist), group=CELEBRITIES)
     return [*groups, Group(figures(cast.title, records, WORLD), records)]
 
 
-def report(groups: Sequence[Group], args: argparse.Namespace) -> None:
-    """Table on stdout, JSON and page beside it."""
-    counted: list[Figures] = [group.figures for group in groups]
-    for head, cells in (rows_of(counted), category_rows(counted)):
-        print("\n".join([*markdown(head, cells), ""]), flush=True)
+def report(groups: Sequence[Group], args: argparse.Namespace, table_hash: str) -> None:
+    """Tables on stdout, JSON and page beside it. What an earlier run of the same settings found is kept."""
     settings: dict[str, Any] = {
-        "model": args.model, "people": args.people, "pictures of each": args.seeds, "budget in views": args.views,
-        **{f"dial of {name}": said_of(dial_of(METHODS[name], args)) for name in args.methods},
+        "model": args.model, "table": table_hash[:16], "people": args.people, "pictures of each": args.seeds,
+        "budget in views": args.views,
     }  # fmt: skip
-    document = {"settings": settings, "methods": [one.to_json() for one in counted]}
+    now = dict(zip([*args.methods, CELEBRITIES], (group.figures for group in groups), strict=True))
+    found = {**earlier(args.out, settings, now), **now}
+    counted = {name: found[name] for name in [*METHODS, CELEBRITIES] if name in found}
+    shown = list(counted.values())
+    tables = [rows_of(shown), category_rows(shown)]
+    if OURS in counted:
+        tables.append(
+            lead_rows(counted[OURS], [one for name, one in counted.items() if name not in (OURS, CELEBRITIES)])
+        )
+    for head, cells in tables:
+        print("\n".join([*markdown(head, cells), ""]), flush=True)
+    document = {
+        "settings": settings,
+        "dials": {name: said_of(dial_of(METHODS[name], args)) for name in counted if name != CELEBRITIES},
+        "methods": {name: one.to_json() for name, one in counted.items()},
+    }
     atomic_write(args.out, (json.dumps(document, indent=1) + "\n").encode())
     title = f"{len(args.methods)} methods, {args.people} people, one photo each"
-    said = {name: str(value) for name, value in settings.items()}
+    said = {**{name: str(value) for name, value in settings.items()}, **document["dials"]}
     about = f"{args.views} views through the UNet per person; {len(WORLD)} prompts, pictures of each: {args.seeds}"
     atomic_write(args.out.with_suffix(".html"), write_page(title, about, groups, said).encode())
     print(f"{args.out}, {args.out.with_suffix('.html')}")
@@ -183,7 +198,7 @@ def main() -> None:
     if args.tune:
         sweep(house, panel, methods, args)
     else:
-        report(compare(house, panel, methods, args), args)
+        report(compare(house, panel, methods, args), args, parts.table_hash)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,18 @@ class Figures:
         }
 
 
+def read_figures(said: Mapping[str, Any]) -> Figures:
+    """The inverse of ``Figures.to_json``; what nobody knew is missing, and there are no marks."""
+
+    def row(values: Mapping[str, Any]) -> dict[str, Estimate | None]:
+        return {key: Estimate(one["mean"], one["half"], one["people"]) for key, one in values.items()}
+
+    rows = ({name: row(one) for name, one in said[kind].items()} for kind in ("by_category", "by_prompt"))
+    return Figures(
+        said["title"], row(said["summary"]), *rows, {name: dict(one) for name, one in said["people"].items()}
+    )
+
+
 def figures(title: str, records: Sequence[Record], prompts: Sequence[Prompt]) -> Figures:
     """Measure a cast. Floors and ceilings are those of the cast, so records of one cast belong in one call."""
     marks = mark_everybody(records, prompts)

@@ -1,0 +1,46 @@
+"""Methods beside one another: differences person by person, and figures of earlier runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from celebctl.evaluation.estimates import Estimate, estimate
+from celebctl.evaluation.metrics import Figures, read_figures
+
+COMPARED = {"likeness": "likeness", "fidelity": "prompt", "pair_likeness": "likeness in pairs"}
+
+
+def lead(ours: Figures, theirs: Figures, key: str) -> Estimate | None:
+    """How far we are ahead in a figure, in the mean over people whom both learned: they are the same people, so the
+    interval of the difference is narrower than those of the two means."""
+    both = ours.people.keys() & theirs.people.keys()
+    pairs = [(ours.people[name].get(key), theirs.people[name].get(key)) for name in sorted(both)]
+    return estimate(a - b for a, b in pairs if a is not None and b is not None)
+
+
+def verdict(one: Estimate | None) -> str:
+    """The difference, and what it says: ahead, behind, or within the interval."""
+    if one is None:
+        return ""
+    word = "ahead" if one.mean > one.half else "behind" if one.mean < -one.half else "no difference shown"
+    return f"{one.mean:+.3f} ± {one.half:.3f} ({word})"
+
+
+def lead_rows(ours: Figures, others: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: our lead over everybody else."""
+    cells = [[other.title, *(verdict(lead(ours, other, key)) for key in COMPARED)] for other in others]
+    return [f"{ours.title} against", *COMPARED.values()], cells
+
+
+def earlier(file: Path, settings: Mapping[str, Any], known: Collection[str]) -> dict[str, Figures]:
+    """Figures of methods in an earlier result with the same settings, by name, but for those ``known`` now."""
+    try:
+        document: Mapping[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    if document["settings"] != dict(settings):
+        return {}
+    return {name: read_figures(said) for name, said in document["methods"].items() if name not in known}
