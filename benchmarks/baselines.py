@@ -153,9 +153,8 @@ def report(groups: Sequence[Group], args: argparse.Namespace, table_hash: str) -
     shown = list(counted.values())
     tables = [rows_of(shown), category_rows(shown)]
     if OURS in counted:
-        tables.append(
-            lead_rows(counted[OURS], [one for name, one in counted.items() if name not in (OURS, CELEBRITIES)])
-        )
+        others = [one for name, one in counted.items() if name not in (OURS, CELEBRITIES)]
+        tables.append(lead_rows(counted[OURS], others))
     for head, cells in tables:
         print("\n".join([*markdown(head, cells), ""]), flush=True)
     document = {

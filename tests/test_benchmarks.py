@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from celebctl.evaluation.estimates import estimate
+from celebctl.evaluation.metrics import Figures, Person
 from celebctl.method.basis import CelebBasis
 from celebctl.method.config import LearnConfig
 
@@ -37,7 +39,13 @@ def bench() -> Iterator[Any]:
     try:
         yield {
             name: import_module(name)
-            for name in ("baselines.methods", "baselines.training", "baselines.tuning", "ablations")
+            for name in (
+                "baselines.comparing",
+                "baselines.methods",
+                "baselines.training",
+                "baselines.tuning",
+                "ablations",
+            )
         }
     finally:
         sys.path.remove(str(BENCHMARKS))
@@ -113,6 +121,34 @@ def test_what_was_learned_is_drawn(bench: Any, house: Any) -> None:
         slow, fast = (methods[name].learn(house, [subject], training.Dial(rate), 1) for rate in (1e-9, 0.3))
         pictures = [result.artist.draw(["a portrait of <ann>"], [1])[0] for result in (slow, fast)]
         assert not np.array_equal(*pictures), name
+
+
+def some_figures(title: str, likeness: float) -> Figures:
+    """Three people, each a little different."""
+    people: dict[str, Person] = {
+        f"p{i}": {"likeness": likeness + 0.01 * i, "fidelity": 1.0, "pair_likeness": None} for i in range(3)
+    }
+    summary = {key: estimate(row[key] for row in people.values()) for key in ("likeness", "fidelity")}
+    return Figures(title, dict(summary), {"action": dict(summary)}, {}, people)
+
+
+def test_earlier_methods_stay_beside_those_of_this_run(bench: Any, tmp_path: Path) -> None:
+    comparing, file = bench["baselines.comparing"], tmp_path / "baselines.json"
+    settings, (one, two) = {"people": 3}, (some_figures("one", 0.7), some_figures("two", 0.6))
+    assert comparing.earlier(file, settings, []) == {}
+    file.write_text(json.dumps({"settings": settings, "methods": {"a": one.to_json(), "b": two.to_json()}}))
+    found = comparing.earlier(file, settings, ["b"])
+    assert list(found) == ["a"] and found["a"].to_json() == one.to_json()
+    assert comparing.earlier(file, {"people": 4}, []) == {}, "figures of other settings are not comparable"
+
+
+def test_a_lead_is_taken_person_by_person(bench: Any) -> None:
+    comparing, (one, two) = bench["baselines.comparing"], (some_figures("one", 0.7), some_figures("two", 0.6))
+    ahead = comparing.lead(one, two, "likeness")
+    assert ahead.mean == pytest.approx(0.1) and ahead.half < 1e-9, "the same people: no spread in the difference"
+    assert "ahead" in comparing.verdict(ahead) and "behind" in comparing.verdict(comparing.lead(two, one, "likeness"))
+    assert "no difference" in comparing.verdict(comparing.lead(one, two, "fidelity"))
+    assert comparing.lead(one, two, "pair_likeness") is None
 
 
 def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Path) -> None:
@@ -258,7 +294,7 @@ def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> No
 
 
 def test_every_ablation_of_the_paper_has_a_command(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    names = "names components mean spread pooled direct mask scale captions rho joint".split()
+    names = "names components mean spread pooled direct mask scale middle captions rho joint".split()
     assert list(bench["ablations"].ABLATIONS) == names
     fields = set(LearnConfig.__dataclass_fields__)
     for one in bench["ablations"].ABLATIONS.values():

@@ -19,7 +19,7 @@ has a category of its own: the world's style hides colours, the photographs' sty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,10 +71,9 @@ def read_figures(said: Mapping[str, Any]) -> Figures:
     def row(values: Mapping[str, Any]) -> dict[str, Estimate | None]:
         return {key: Estimate(one["mean"], one["half"], one["people"]) for key, one in values.items()}
 
-    rows = ({name: row(one) for name, one in said[kind].items()} for kind in ("by_category", "by_prompt"))
-    return Figures(
-        said["title"], row(said["summary"]), *rows, {name: dict(one) for name, one in said["people"].items()}
-    )
+    kinds = [{name: row(one) for name, one in said[kind].items()} for kind in ("by_category", "by_prompt")]
+    people = {name: dict(one) for name, one in said["people"].items()}
+    return Figures(said["title"], row(said["summary"]), kinds[0], kinds[1], people)
 
 
 def figures(title: str, records: Sequence[Record], prompts: Sequence[Prompt]) -> Figures:
