@@ -157,14 +157,15 @@ def report(groups: Sequence[Group], args: argparse.Namespace, table_hash: str) -
         tables.append(lead_rows(counted[OURS], others))
     for head, cells in tables:
         print("\n".join([*markdown(head, cells), ""]), flush=True)
+    dials = {name: said_of(dial_of(METHODS[name], args)) for name in counted if name != CELEBRITIES}
     document = {
         "settings": settings,
-        "dials": {name: said_of(dial_of(METHODS[name], args)) for name in counted if name != CELEBRITIES},
+        "dials": dials,
         "methods": {name: one.to_json() for name, one in counted.items()},
     }
     atomic_write(args.out, (json.dumps(document, indent=1) + "\n").encode())
     title = f"{len(args.methods)} methods, {args.people} people, one photo each"
-    said = {**{name: str(value) for name, value in settings.items()}, **document["dials"]}
+    said = {**{name: str(value) for name, value in settings.items()}, **dials}
     about = f"{args.views} views through the UNet per person; {len(WORLD)} prompts, pictures of each: {args.seeds}"
     atomic_write(args.out.with_suffix(".html"), write_page(title, about, groups, said).encode())
     print(f"{args.out}, {args.out.with_suffix('.html')}")

@@ -284,10 +284,8 @@ def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> No
     from celebctl.method.mapper import FittedMapper
 
     fitted = FittedMapper(random_basis().size, 8, 12)
-    begun = [
-        kind(random_basis(), LearnConfig(), torch.Generator())
-        for kind in (bench["ablations"].DirectMapper, type(plain))
-    ]
+    kinds: list[Any] = [bench["ablations"].DirectMapper, type(plain)]
+    begun = [kind(random_basis(), LearnConfig(), torch.Generator()) for kind in kinds]
     for mapper in begun:
         mapper.start_from_fitted(fitted)
     assert torch.equal(begun[0].units(features), begun[1].units(features)) and bool(begun[1].units(features).any())
