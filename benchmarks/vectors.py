@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from celebctl.method import CelebBasis, build_basis
 from celebctl.method.famous import celebrities_of
 from celebctl.method.instant import strangers_of
+from celebctl.method.readings import readings
 from celebctl.method.sampling import rows_of
 from celebctl.method.scoring import Jury
 from celebctl.method.vectors import Celebrities, deviations, invented, mixed
@@ -126,17 +127,24 @@ def measure_dial(
 
 
 def measure_nearest(
-    people: Sequence[Identity], z: Doubles, celebrities: Celebrities, basis: CelebBasis
+    parts: DiffusionParts, people: Sequence[Identity], z: Doubles, celebrities: Celebrities, basis: CelebBasis
 ) -> dict[str, object]:
+    """Correlation, over celebrities, between how alike they are to somebody by a measure and in truth."""
     book = name_book()
     looks = dict(zip(book.names, book.celebrities(), strict=True))
     true = cosines(z, np.stack([looks[name] for name in celebrities.names]))
     ours = [np.stack([one.embeddings[e] for one in people]) for e in range(len(basis.mean))]
+    there = readings(parts, celebrities.rows)
+    read = [points - there.mean(0) for points in (readings(parts, ours), there)]
     points = [deviations(rows, basis).reshape(len(rows[0]), -1) for rows in (ours, celebrities.rows)]
     units = [in_units(rows, basis) for rows in (ours, celebrities.rows)]
     return {
         name: float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(cosines(*both), true, strict=True)]))
-        for name, both in (("as nearest does", points), ("all components alike", units))
+        for name, both in (
+            ("as the model reads names", read),
+            ("token rows", points),
+            ("coefficients, all alike", units),
+        )
     }
 
 
@@ -175,7 +183,7 @@ def main() -> None:
         "mix": measure_mixes(parts, jury, people, basis),
         "celebrities": see(parts, jury, chosen).told(),
         "invent": see(parts, jury, nobody).told(),
-        "nearest": measure_nearest(people, z, celebrities, basis),
+        "nearest": measure_nearest(parts, people, z, celebrities, basis),
     }
     text = json.dumps(figures, indent=1)
     print(text)

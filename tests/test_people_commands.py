@@ -121,7 +121,14 @@ def celebrities(monkeypatch: pytest.MonkeyPatch) -> Celebrities:
     def open_basis(*_: Any) -> Any:
         return parts, basis, found
 
+    def reader_of(_: Any) -> Any:
+        def read(rows: Any) -> Any:
+            return rows[0].reshape(len(rows[0]), -1).astype(float)
+
+        return read
+
     monkeypatch.setattr(kin, "open_basis", open_basis)
+    monkeypatch.setattr(kin, "reader_of", reader_of)
     return found
 
 

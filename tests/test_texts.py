@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from single_file_double import write_single_file
 
+from celebctl.method.readings import readings
+from celebctl.method.sampling import prompt_texts
 from celebctl_models.diffusion import load_parts
 from celebctl_models.registry import locate
 from celebctl_models.sources import TEXT_FILES
@@ -70,3 +72,17 @@ def test_of_a_model_on_the_hub_only_texts_are_fetched(monkeypatch: pytest.Monkey
     load_parts("somebody/model")
     assert asked[0] == list(TEXT_FILES) and set(asked[0]) < set(asked[1])
     assert any(pattern.startswith("unet/") for pattern in set(asked[1]) - set(asked[0]))
+
+
+@pytest.mark.parametrize("which", ["tiny", "xl"])
+def test_people_are_read_as_the_whole_prompt_reads_them(
+    which: str, tiny_parts: DiffusionParts, xl_parts: DiffusionParts
+) -> None:
+    """Reading stops behind the name; the state there is that of the whole prompt."""
+    parts = tiny_parts if which == "tiny" else xl_parts
+    rows = [torch.randn(3, 2, parts.token_rows(e).shape[1]) for e in range(len(parts.tokenizers))]
+    found = readings(parts, [part.numpy() for part in rows])
+    people = {f"p{i}": tuple(part[i] for part in rows) for i in range(3)}
+    context, _ = prompt_texts(parts, [f"a photo of <{name}>" for name in people], people)
+    ids = parts.tokenizers[0]("a photo of", add_special_tokens=False).input_ids
+    torch.testing.assert_close(torch.as_tensor(found), context[:, len(ids) + 2].double(), atol=1e-5, rtol=1e-5)

@@ -195,6 +195,22 @@ def test_a_celebrity_is_one_from_the_average(world: tuple[CelebBasis, Celebritie
     assert lengths.mean() == pytest.approx(1, abs=0.05)
 
 
+def test_what_the_model_reads_decides_where_it_is_asked(world: tuple[CelebBasis, Celebrities]) -> None:
+    """A reading that only hears last names makes those nearest who share one; the parts are told as ever."""
+    basis, celebrities = world
+    person, _ = invented("dana", 1, celebrities, basis, MODEL)
+    twin = replace(person, name="twin", embeddings=tuple(
+        np.stack([other[0], own[1]]) for own, other in zip(person.embeddings, basis.mean, strict=True)
+    ))  # fmt: skip
+    plain = neighbours(person, celebrities, [twin], basis)
+    heard = neighbours(person, celebrities, [twin], basis, lambda rows: rows[1][:, 1].astype(float))
+    assert heard[0].name == "twin" and heard[0].cosine == pytest.approx(1) and heard[0].distance < 1e-6
+    (before,) = (one for one in plain if one.name == "twin")
+    assert (before.first, before.last) == (heard[0].first, heard[0].last) and before.cosine < 0.99
+    middle = np.sqrt(np.mean([one.distance**2 for one in heard if one.celebrity]))
+    assert 0.5 < middle < 4, "a celebrity is 1 from the average in readings too"
+
+
 def test_people_of_another_model_are_not_compared(world: tuple[CelebBasis, Celebrities]) -> None:
     basis, celebrities = world
     person, _ = invented("dana", 1, celebrities, basis, MODEL)

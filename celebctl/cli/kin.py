@@ -1,6 +1,7 @@
 """invent and nearest: somebody new out of the celebrities' distribution, and who is close to whom."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,9 +10,12 @@ from . import options
 from .console import Desk
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from celebctl.library import Library
     from celebctl.method import CelebBasis
-    from celebctl.method.vectors import Celebrities, Neighbour
+    from celebctl.method.vectors import Celebrities, Floats, Neighbour
     from celebctl.settings import Settings
     from celebctl_models.tables import HasTables
 
@@ -86,12 +90,14 @@ def nearest(
                 "name that model: --model",
             )
         known = [other.load() for other in library.entries(entry.shelf) if other.name != entry.name]
-        found = neighbours(person, celebrities, known, basis)[:top]
+        with desk.working("reading the names"):
+            found = neighbours(person, celebrities, known, basis, reader_of(parts))[:top]
     document = {"name": person.name, "model": parts.name, "nearest": [_document(one) for one in found]}
     rows = [_cells(one) for one in found]
     desk.give_list(["\t".join(row) for row in rows], document, lambda: desk.table(person.name, COLUMNS, rows))
     desk.tell(
-        "alike: cosine of the directions from the average celebrity; distance: 1 is a celebrity's from the average"
+        "alike: cosine of the directions from the average celebrity, as the model reads the names; distance: 1 is a"
+        " celebrity's from the average"
     )
 
 
@@ -109,6 +115,14 @@ def open_basis(
     opened = open_tables(desk, settings, model)
     parts = with_names(opened, choice_for(library, opened).file)
     return parts, build_basis(parts, library.cache()), celebrities_of(parts)
+
+
+def reader_of(parts: "HasTables") -> "Callable[[Sequence[Floats]], NDArray[np.float64]]":
+    """What a model makes of token rows; opens its text encoders."""
+    from celebctl.method.readings import readings
+    from celebctl_models.texts import load_texts
+
+    return partial(readings, load_texts(parts.path))
 
 
 def _document(one: "Neighbour") -> dict[str, object]:

@@ -106,7 +106,7 @@ class Strangers:
     def units(self, drawn: Floats) -> Floats:
         """Coefficients (S,) in celebrity standard deviations, out of normal numbers (size,)."""
         code = self.layers["code_mean"] + STRETCH * (self.layers["code_root"] @ drawn)
-        return self.bound * np.tanh(_told(self.layers, code[None])[0] / self.bound)
+        return self.bound * np.tanh(_told(self.layers, code[None].astype(np.float32))[0] / self.bound)
 
 
 def strangers_of(parts: HasTables, basis: CelebBasis) -> Strangers | None:

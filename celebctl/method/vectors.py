@@ -6,7 +6,7 @@ writing of. What this module does *not* know: torch, files, the command line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,8 +40,8 @@ class Celebrities:
 class Neighbour:
     """Somebody near. celebrity: whether the model knows them by name, else they are in the library.
 
-    cosine, first, last: between the directions in which both stand from the average celebrity, in [-1, 1], over the
-    whole name and over its parts. distance: between the two, where a celebrity is 1 from the average.
+    cosine, first, last: between the directions in which both stand from the average celebrity, in [-1, 1], of the whole
+    name and of the rows of its parts. distance: between the two, where a celebrity is 1 from the average.
     """
 
     name: str
@@ -138,9 +138,17 @@ def deviations(rows: Sequence[Floats], basis: CelebBasis) -> Doubles:
 
 
 def neighbours(
-    person: Identity, celebrities: Celebrities, known: Sequence[Identity], basis: CelebBasis
+    person: Identity,
+    celebrities: Celebrities,
+    known: Sequence[Identity],
+    basis: CelebBasis,
+    read: Callable[[Sequence[Floats]], Doubles] | None = None,
 ) -> list[Neighbour]:
-    """Celebrities and people of the library, those most like ``person`` first. All must be of one model."""
+    """Celebrities and people of the library, those most like ``person`` first. All must be of one model.
+
+    ``read``: what the model makes of token rows, E arrays (n, 2, D) to (n, W). With it, ``cosine`` and ``distance`` are
+    between readings and not between rows, which follows looks better (benchmarks/vectors.py).
+    """
     check_alike([person, *known], bases=False)
     here = deviations([array[None] for array in person.embeddings], basis)
     rows = [
@@ -148,8 +156,11 @@ def neighbours(
         for encoder, theirs in enumerate(celebrities.rows)
     ]
     there = deviations(rows, basis)
-    whole, first, last = _cosines(here, there), _cosines(here[:, :1], there[:, :1]), _cosines(here[:, 1:], there[:, 1:])
-    apart = np.sqrt(np.square(there - here).sum((1, 2)))
+    first, last = _cosines(here[:, :1], there[:, :1]), _cosines(here[:, 1:], there[:, 1:])
+    if read is not None:
+        here, there = _as_read(read([array[None] for array in person.embeddings]), read(rows), len(celebrities.names))
+    whole = _cosines(here, there)
+    apart = np.sqrt(np.square(there - here).reshape(len(there), -1).sum(1))
     names = [*celebrities.names, *(one.name for one in known)]
     order: list[int] = np.argsort(-whole, kind="stable").tolist()
     count = len(celebrities.names)
@@ -217,6 +228,13 @@ def _apart(units: Floats, basis: CelebBasis) -> tuple[Floats, ...]:
     ends = np.cumsum([part.size for part in basis.spread])[:-1]
     parts = zip(np.split(units, ends), basis.spread, strict=True)
     return tuple((one.reshape(part.shape) * part).astype(np.float32) for one, part in parts)
+
+
+def _as_read(here: Doubles, there: Doubles, celebrities: int) -> tuple[Doubles, Doubles]:
+    """Readings (n, W) from the average celebrity's, the first ``celebrities`` of ``there``, who are 1 from it."""
+    middle = there[:celebrities].mean(0)
+    usual = float(np.sqrt(np.square(there[:celebrities] - middle).sum(1).mean()))
+    return (here - middle) / max(usual, 1e-12), (there - middle) / max(usual, 1e-12)
 
 
 def _cosines(one: Doubles, others: Doubles) -> Doubles:

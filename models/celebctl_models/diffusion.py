@@ -220,7 +220,7 @@ def states_from_ids(text_encoder: Any, ids: Tensor, end: int | None) -> tuple[Te
 
 
 def read_texts(
-    parts: DiffusionParts,
+    parts: TextParts,
     ids: Tensor,
     inserts: Sequence[Tensor] | None = None,
     insert_positions: Tensor | None = None,
