@@ -23,9 +23,10 @@ _AT_ONCE = 128
 
 @torch.no_grad()
 def readings(parts: TextParts, rows: Sequence[Floats]) -> NDArray[np.float64]:
-    """The context at the last token of people's names in "a photo of", (n, W); W is the width of all text encoders together.
+    """The context at the last token of people's names in "a photo of", (n, W).
 
-    rows: token rows, E arrays (n, 2, D). Attention looks back only, so nothing behind the name matters.
+    rows: token rows, E arrays (n, 2, D). W is the width of all text encoders together. Attention looks back only, so
+    nothing behind the name matters.
     """
     ids, (place,) = place_people(parts.tokenizers[0], parts.max_length, ["a photo of ", ""])
     last = int(place[1])
