@@ -89,15 +89,9 @@ class School:
             raise InputRejected(f"{self.parts.name} has two text encoders", "lessons are read off one alone")
         if len(self.lessons.features) <= HELD:
             raise InputRejected(f"{len(self.lessons.features)} people are too few", f"give more than {HELD}")
-        torch.manual_seed(self.seed)  # pyright: ignore[reportUnknownMemberType]
-        fitted = FittedMapper(self.basis.size)
-        with torch.no_grad():
-            fitted.up.weight.normal_(0.0, 0.03)
-            fitted.up.bias.zero_()
-            fitted.down.weight.normal_()  # a unit feature gives codes of unit size
         self.mapper = CoefficientMapper(self.basis, CLEAN, torch.Generator())
         self.mapper.start_from_average()
-        self.mapper.fitted = fitted
+        self.mapper.fitted = FittedMapper.fresh(self.basis.size, self.seed)
         self.ids, self.positions = self._captions(self.lessons.captions)
 
     def _captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
