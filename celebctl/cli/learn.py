@@ -193,11 +193,14 @@ def open_model(desk: Desk, model: str, device: str) -> "tuple[DiffusionParts, st
 
 
 def prepared(parts: "DiffusionParts", library: "Library", shelf: str, face_models: Path) -> "DiffusionParts":
-    """The model with what `celebctl basis build` chose and measured for it."""
+    """The model with what `celebctl basis` chose, measured and trained for it."""
     from celebctl.method.celebrities import with_faces
     from celebctl.method.names import ChosenNames, with_names
+    from celebctl.method.trained import with_mapper
 
-    return with_faces(with_names(parts, ChosenNames(library.root, shelf).file), library.cache(), face_models)
+    named = with_names(parts, ChosenNames(library.root, shelf).file)
+    trained = with_mapper(named, library.cache(), face_models)
+    return trained if trained is not named else with_faces(named, library.cache(), face_models)
 
 
 def make_room(desk: Desk, parts: "DiffusionParts", device: str, views: int, low_memory: bool) -> int:
@@ -247,7 +250,7 @@ def require_mapper(parts: "DiffusionParts", config: "LearnConfig") -> None:
     if start_of(parts, config) not in ("fitted", "celebrities"):
         raise UsageProblem(
             f"{parts.name} brings no mapper that knows faces, so --instant would give everybody the same face",
-            "leave out --instant",
+            "train one on a folder of photos, celebctl basis train FOLDER, or leave out --instant",
         )
 
 

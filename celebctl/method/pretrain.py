@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,12 +151,12 @@ class School:
         return fitted.eval().requires_grad_(False)
 
 
-def save_mapper(fitted: FittedMapper, basis: CelebBasis, path: Path) -> None:
-    """``mapper.safetensors``: the layers in float16, and the hash of the basis they answer in."""
+def save_mapper(fitted: FittedMapper, basis: CelebBasis, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """``mapper.safetensors``: the layers in float16, the hash of the basis they answer in, and what else is told."""
     from safetensors.numpy import save
 
     halves = {name: tensor.detach().numpy().astype(np.float16) for name, tensor in fitted.state_dict().items()}
-    atomic_write(path, save(halves, metadata={"basis": basis.hash}))
+    atomic_write(path, save(halves, metadata={**(about or {}), "basis": basis.hash}))
 
 
 def load_mapper(path: Path, basis: CelebBasis) -> FittedMapper:

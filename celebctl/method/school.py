@@ -189,6 +189,14 @@ class School:
         other = self._examined(lambda who: self._rows(torch.tensor([after[int(i)] for i in who], device=who.device)))
         return Held(self._average, other, own)
 
+    def refuse_useless(self) -> None:
+        """Raise InputRejected when the best mapper is no better for people held back than the average celebrity."""
+        if self.reached.own >= self.reached.average:
+            raise InputRejected(
+                f"the mapper does not help people it has not seen ({self.reached}); it is not kept",
+                "give photos of more people, or train for more --steps",
+            )
+
     def save(self, path: Path) -> None:
         """Everything needed to go on, atomically."""
         state = {
