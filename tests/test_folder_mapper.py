@@ -240,9 +240,8 @@ def test_two_text_encoders_are_trained_as_one(xl_folder: Path, names: Path) -> N
     parts = with_names(load_parts(xl_folder), names)
     basis = build_basis(parts)
     school = school_of(parts, basis, some_crowd(parts), replace(SHORT, steps=2))
-    fitted = school.train()
-    assert fitted.up.out_features == basis.size == sum(2 * part.shape[1] for part in basis.components)
-    moved = school.mapper.split(fitted(some_crowd(parts).features))
+    assert school.train().up.out_features == basis.size == sum(2 * part.shape[1] for part in basis.components)
+    moved = school.mapper.split(school.fitted(some_crowd(parts).features))
     assert len(moved) == 2 and all(float(part.abs().max()) > 0 for part in moved)
 
 

@@ -53,7 +53,7 @@ def learn(
     ] = None,
     steps: options.Steps = None,
     instant: Annotated[
-        bool, typer.Option("--instant", help="No training: what the model's own mapper makes of the face.")
+        bool, typer.Option("--instant", help="No training: what the model's mapper makes of the face.")
     ] = False,
     seed: options.Seed = None,
     force: options.Force = False,

@@ -27,7 +27,9 @@ _PEOPLE = "people in the folder are not learned: what is kept is the mapper alon
 
 def train(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Photos of many people, one in each; subfolders are read too.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Photos of many people, one in each; subfolders are read too.", metavar="FOLDER")
+    ],
     steps: Annotated[int | None, typer.Option("--steps", help="How many steps.", show_default="1500")] = None,
     people: Annotated[
         int | None, typer.Option("--people", help="At most so many photos, chosen at random.", show_default="all")
@@ -167,13 +169,27 @@ class Course:
         )
         gathering.recall()
         self.desk.tell(f"{len(files):,} files; {_PEOPLE}")
+        self._foretell(len(files) if most is None else min(most, len(files)))
         with self.desk.progress("looking at photos") as report:
             crowd = gathering.gather(files, most, lambda n, of: report(n, of, f"{gathering.kept:,} faces"))
         if gathering.left_out:
             self.desk.tell(f"left out: {gathering.said()}")
-        taken = sum(t.numel() * t.element_size() for t in (crowd.latents, crowd.weights))
-        self.desk.tell(f"{len(crowd):,} faces, their views take {max(1, round(taken / 1e6)):,} MB while this lasts")
         return crowd, gathering
+
+    def _foretell(self, photos: int) -> None:
+        """Say what the views of so many photos take, in memory and on disk, where that is worth a word."""
+        from celebctl.method.crowd import VIEWS, bytes_of_views
+        from celebctl.method.places import free_memory
+
+        needed, free = photos * bytes_of_views(self.parts), free_memory("cpu")
+        if needed > 0.5 * free:
+            self.desk.note(
+                f"views of all photos take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+            )
+        elif needed > 1e8:
+            self.desk.tell(
+                f"{VIEWS} views of each photo take {needed / 1e9:.1f} GB of memory and disk while this lasts"
+            )
 
     def school(self, crowd: "Crowd", config: "SchoolConfig", together: int, resume: bool) -> "School":
         """Set the mapper to its start, or to where it was."""

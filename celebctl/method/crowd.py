@@ -76,6 +76,12 @@ def encoder_of(parts: DiffusionParts, seed: int) -> Encode:
     return encode
 
 
+def bytes_of_views(parts: DiffusionParts) -> int:
+    """What the views of one photo take in float16."""
+    side = parts.card.native_size // parts.vae_factor
+    return 2 * VIEWS * (parts.latent_channels + 1) * side * side
+
+
 @dataclass
 class Gathering:
     """A crowd on its way from a folder into memory, by way of a work folder.
