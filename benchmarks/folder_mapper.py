@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from likeness import Cast, folder, learned, singles
+from likeness import folder, learned, singles
 
 from celebctl.method import PRESETS, CelebBasis, LearnConfig, build_basis
 from celebctl.method.crowd import Gathering, encoder_of, list_photos
@@ -106,8 +106,7 @@ def score(parts: DiffusionParts, jury: Jury, begins_with: str, config: LearnConf
     """Learn people and judge them."""
     tell(f"{begins_with}, {config.steps} steps")
     cast, seconds = learned(parts, config, people, 8)
-    named = Cast(cast.names, cast.z, cast.rows)
-    ratios, _, caption, _ = singles(parts, jury, named, seeds)
+    ratios, _, caption, _ = singles(parts, jury, cast, seeds)
     each = ratios.mean(1)
     interval = 1.96 * float(each.std(ddof=1)) / len(each) ** 0.5 if len(each) > 1 else 0.0
     return Row(begins_with, config.steps, float(each.mean()), interval, caption, round(seconds, 2))

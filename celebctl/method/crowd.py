@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from celebctl.consent import refuse_minor
@@ -202,17 +203,16 @@ class Gathering:
 
     def _write(self) -> None:
         """Put what was looked at since the last piece into one of its own."""
-        from safetensors.torch import save_file
+        from safetensors.numpy import save
 
         if not self._told:
             return
         new = sum(not reason for _, _, reason in self._told)
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, NDArray[Any]] = {}
         if new:
             given = {"features": self._features, "latents": self._latents, "weights": self._weights}
-            tensors = {name: torch.stack(rows[-new:]).contiguous() for name, rows in given.items()}
+            tensors = {name: torch.stack(rows[-new:]).numpy() for name, rows in given.items()}
         metadata = {"key": self.key, "told": json.dumps(self._told)}
-        path = self.work / f"piece-{self._written:05d}.safetensors"
-        atomic_write(path, lambda partial: save_file(tensors, str(partial), metadata))
+        atomic_write(self.work / f"piece-{self._written:05d}.safetensors", save(tensors, metadata=metadata))
         self._written, self._when = self._written + 1, time.monotonic()
         self._told.clear()

@@ -184,9 +184,10 @@ class School:
     def look(self) -> Held:
         """How the people held back fare with what the mapper says now."""
         own = self._examined(self._rows)
-        everybody = self.held.to(self.denoiser.device)
-        after = dict(zip(self.held.tolist(), everybody.roll(1).tolist(), strict=True))
-        other = self._examined(lambda who: self._rows(torch.tensor([after[int(i)] for i in who], device=who.device)))
+        after = torch.zeros(len(self.crowd), dtype=torch.long)
+        after[self.held] = self.held.roll(1)
+        after = after.to(self.denoiser.device)
+        other = self._examined(lambda who: self._rows(after[who]))
         return Held(self._average, other, own)
 
     def refuse_useless(self) -> None:
