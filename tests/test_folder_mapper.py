@@ -370,6 +370,23 @@ def test_stopping_loses_nothing(
     assert not any("unfinished" in name for name in shell.left())
 
 
+def test_a_mapper_of_no_use_is_not_kept_and_the_photos_need_not_be_read_again(
+    shell: Shell, photos: Path, monkeypatch: pytest.MonkeyPatch, parts: DiffusionParts
+) -> None:
+    refuse: Callable[[School], None] = School.refuse_useless
+
+    def useless(school: School) -> None:
+        raise InputRejected("no help", "more people")
+
+    monkeypatch.setattr(School, "refuse_useless", useless)
+    refused(train(shell, photos), 3, "no help")
+    assert not trained_for(Library().cache(), build_basis(parts))
+    monkeypatch.setattr(School, "refuse_useless", refuse)
+    monkeypatch.setattr(InsightFaceAnalyser, "analyse", None)
+    assert shell("train", photos, "--steps", "7", "--resume").code == 0
+    assert trained_for(Library().cache(), build_basis(parts))[0].about["steps"] == "7"
+
+
 def test_what_cannot_be_trained_is_refused_and_leaves_nothing(shell: Shell, photos: Path, tmp_path: Path) -> None:
     before = shell.left()
     few = tmp_path / "few"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from celebctl.library import Library
     from celebctl.method import CelebBasis
     from celebctl.method.crowd import Gathering
+    from celebctl.method.mapper import FittedMapper
     from celebctl.method.school import Crowd, School, SchoolConfig, SchoolStep
     from celebctl_models.diffusion import DiffusionParts
 
@@ -71,15 +72,16 @@ def train(
             try:
                 crowd, gathering = course.gather(files, people, seed)
                 school = course.school(crowd, config, together, resume)
-                path = course.train(school, gathering)
+                fitted = course.train(school)
             except InputRejected:
                 course.clear()
                 raise
             except KeyboardInterrupt:
                 course.say_how_to_resume()
                 raise
+            path = course.keep(fitted, school)
             course.clear()
-    course.close(school, crowd, gathering, path)
+    course.close(school, gathering, path)
 
 
 def configure(steps: int | None, people: int | None, seed: int) -> "SchoolConfig":
@@ -205,14 +207,21 @@ class Course:
         self.desk.tell(f"{len(school.taught):,} to learn from, {len(school.held):,} held back; begins with {start}")
         return school
 
-    def train(self, school: "School", gathering: "Gathering") -> Path:
-        """Train, and put the mapper where learning finds it."""
+    def train(self, school: "School") -> "FittedMapper":
+        """Train to the end."""
+        with self.desk.progress("training the mapper") as report:
+            return school.train(lambda now: report(now.step, now.steps, progress_line(now)), self.checkpoint)
+
+    def keep(self, fitted: "FittedMapper", school: "School") -> Path:
+        """Put the mapper where learning finds it. Raises InputRejected when it is of no use; the views then stay."""
         from celebctl.method.trained import save_trained
 
-        with self.desk.progress("training the mapper") as report:
-            fitted = school.train(lambda now: report(now.step, now.steps, progress_line(now)), self.checkpoint)
-        school.refuse_useless()
-        about = {key: str(value) for key, value in facts_of(school, gathering).items()}
+        try:
+            school.refuse_useless()
+        except InputRejected:
+            self.checkpoint.unlink(missing_ok=True)
+            raise
+        about = {key: str(value) for key, value in facts_of(school).items()}
         return save_trained(fitted, self.basis, self.library.cache(), self.faces, about)
 
     def clear(self) -> None:
@@ -234,16 +243,16 @@ class Course:
         self.desk.tell(f"stopped; what was done so far, encoded views of the photos included, is in {self.work}")
         self.desk.next(shlex.join(["celebctl", *words, "--resume"]), "go on with")
 
-    def close(self, school: "School", crowd: "Crowd", gathering: "Gathering", path: Path) -> None:
+    def close(self, school: "School", gathering: "Gathering", path: Path) -> None:
         """Say what was made."""
         self.desk.tell(f"loss on people held back: {school.reached}")
         self.desk.tell("used from now on; remove the file to go back")
         left = {reason: len(names) for reason, names in gathering.left_out.items()}
-        self.desk.give([str(path)], {"mapper": str(path), **facts_of(school, gathering), "left_out": left})
+        self.desk.give([str(path)], {"mapper": str(path), **facts_of(school), "left_out": left})
         self.desk.next("celebctl learn face.jpg --name alice --instant")
 
 
-def facts_of(school: "School", gathering: "Gathering") -> dict[str, Any]:
+def facts_of(school: "School") -> dict[str, Any]:
     """What there is to say about a training, as plain numbers."""
     return {
         "people": len(school.taught),

@@ -195,7 +195,7 @@ class School:
         if self.reached.own >= self.reached.average:
             raise InputRejected(
                 f"the mapper does not help people it has not seen ({self.reached}); it is not kept",
-                "give photos of more people, or train for more --steps",
+                "add photos of more people, or train for more --steps; with --resume the photos are not read again",
             )
 
     def save(self, path: Path) -> None:
