@@ -195,12 +195,15 @@ def test_gathering_goes_on_where_it_stopped(
 
 
 def test_a_trained_mapper_serves_people_it_has_not_seen(parts: DiffusionParts, basis: CelebBasis, crowd: Crowd) -> None:
-    school, news = school_of(parts, basis, crowd, SchoolConfig(steps=40, people=16, rate=1e-2)), list[SchoolStep]()
+    school, news = (
+        school_of(parts, basis, crowd, SchoolConfig(steps=24, people=16, rate=1e-2, looks=4)),
+        list[SchoolStep](),
+    )
     assert school.start == "average"
     assert school.first.own == pytest.approx(school.first.average, rel=1e-5), "it begins with the average celebrity"
     school.train(news.append)
     assert school.reached.own < school.first.own
-    assert [now.step for now in news] == list(range(1, 41)) and news[-1].eta == 0
+    assert [now.step for now in news] == list(range(1, 25)) and news[-1].eta == 0
     school.refuse_useless()
     school.reached = school.first
     with pytest.raises(InputRejected, match="does not help people it has not seen"):

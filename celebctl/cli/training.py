@@ -31,7 +31,7 @@ def train(
     folder: Annotated[
         Path, typer.Argument(help="Photos of many people, one in each; subfolders are read too.", metavar="FOLDER")
     ],
-    steps: Annotated[int | None, typer.Option("--steps", help="How many steps.", show_default="1500")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="How many steps.", show_default="2400")] = None,
     people: Annotated[
         int | None, typer.Option("--people", help="At most so many photos, chosen at random.", show_default="all")
     ] = None,

@@ -211,7 +211,8 @@ class Gathering:
         tensors: dict[str, NDArray[Any]] = {}
         if new:
             given = {"features": self._features, "latents": self._latents, "weights": self._weights}
-            tensors = {name: torch.stack(rows[-new:]).numpy() for name, rows in given.items()}
+            # written as it lies in memory, and stacked tensors may keep their channels last
+            tensors = {name: np.ascontiguousarray(torch.stack(rows[-new:]).numpy()) for name, rows in given.items()}
         metadata = {"key": self.key, "told": json.dumps(self._told)}
         atomic_write(self.work / f"piece-{self._written:05d}.safetensors", save(tensors, metadata=metadata))
         self._written, self._when = self._written + 1, time.monotonic()

@@ -49,11 +49,11 @@ class SchoolConfig:
     of the coefficients in celebrity deviations, which keeps answers among the celebrities. looks: how often people held
     back are measured. seed: of everything random."""
 
-    steps: int = 1500
-    people: int = 32
-    rate: float = 1e-3
+    steps: int = 2400
+    people: int = 16
+    rate: float = 2e-3
     decay: float = 0.02
-    pull: float = 1e-3
+    pull: float = 3e-4
     looks: int = 10
     seed: int = 0
 
