@@ -195,10 +195,8 @@ def test_gathering_goes_on_where_it_stopped(
 
 
 def test_a_trained_mapper_serves_people_it_has_not_seen(parts: DiffusionParts, basis: CelebBasis, crowd: Crowd) -> None:
-    school, news = (
-        school_of(parts, basis, crowd, SchoolConfig(steps=24, people=16, rate=1e-2, looks=4)),
-        list[SchoolStep](),
-    )
+    config, news = SchoolConfig(steps=24, people=16, rate=1e-2, looks=4), list[SchoolStep]()
+    school = school_of(parts, basis, crowd, config)
     assert school.start == "average"
     assert school.first.own == pytest.approx(school.first.average, rel=1e-5), "it begins with the average celebrity"
     school.train(news.append)
