@@ -123,6 +123,11 @@ def with_faces(parts: Any, cache: Path, face_models: Path) -> Any:
     return parts
 
 
+def with_mapper(parts: Any, cache: Path, face_models: Path) -> Any:
+    """A model that nobody trained a mapper for."""
+    return parts
+
+
 def draw_portrait(seed: int, size: int) -> Image.Image:
     """Somebody in one colour."""
     return Image.new("RGB", (size, size), (seed % 256, 128, 128))
@@ -145,6 +150,7 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
         },
         "celebctl.method.places": {"choose_place": choose_place, "fit_batch": None, "free_memory": None},
         "celebctl.method.celebrities": {"with_faces": with_faces},
+        "celebctl.method.trained": {"with_mapper": with_mapper},
         "celebctl.method.names": {"ChosenNames": ChosenNames, "with_names": with_names},
         "celebctl_models.diffusion": {"load_parts": load_parts},
         "celebctl_export": {"export_bundle": stage.export_bundle},

@@ -123,11 +123,13 @@ def test_the_stand_ins_have_the_real_signatures() -> None:
 
     from celebctl import method
     from celebctl.method.celebrities import with_faces
+    from celebctl.method.trained import with_mapper
     from celebctl_export import export_bundle
     from celebctl_models.diffusion import load_parts
 
     real = {
         "with_faces": with_faces,
+        "with_mapper": with_mapper,
         "learn_people": method.learn_people,
         "build_basis": method.build_basis,
         "contact_sheet": method.contact_sheet,

@@ -13,6 +13,7 @@ from . import options
 from .console import Desk
 from .opening import open_model, open_tables
 from .rendering import measure_faces, render
+from .training import train
 
 if TYPE_CHECKING:
     from celebctl.library import Library
@@ -30,6 +31,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.command()(train)
 
 Preset = Annotated[
     str | None,
@@ -246,10 +249,27 @@ def look_at(parts: "HasTables", library: "Library", release: bool) -> View:
         "names_file": str(source),
         "names": [_document(report) for report in reports],
         "positions": _positions(basis, spectra),
+        "mapper": mapper_of(named, basis, library.cache()),
         "hash": basis.hash,
         "file": str(cached_file(library.cache(), basis.hash)),
     }
     return View(parts, basis, spectra, facts, _rows(facts), _talk(reports))
+
+
+def mapper_of(named: "HasTables", basis: "CelebBasis", cache: Path) -> dict[str, Any] | None:
+    """The mapper that learning begins with: trained by this user, else the model's own, else None.
+
+    named: the model with its names settled. The published release's basis has none.
+    """
+    from celebctl.method.trained import trained_for
+
+    if basis.kind == "release":
+        return None
+    trained = [{"said": str(one), "file": str(one.path), **one.about} for one in trained_for(cache, basis)]
+    own = named.card.mapper_file
+    if trained:
+        return max(trained, key=lambda one: Path(one["file"]).stat().st_mtime)
+    return None if own is None else {"said": "the model's own", "file": str(own)}
 
 
 def cached_file(cache: Path, wanted: str) -> Path:
@@ -326,6 +346,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"{one['position']}{which}", f"{one['tokens']} tokens, rank {one['rank']}"))
         rows.append((f"{one['position']} explain{which}", shares))
         rows.append((f"{one['position']} radius{which}", f"{one['radius']:.4f}"))
+    mapper = facts["mapper"]
+    rows.append(("mapper", f"{mapper['said']}, {mapper['file']}" if mapper else "none"))
     return [*rows, ("hash", str(facts["hash"])), ("file", str(facts["file"]))]
 
 

@@ -209,7 +209,7 @@ def require_mapper(parts: "HasTables", config: "LearnConfig") -> None:
     if start_of(parts, config) not in ("fitted", "celebrities"):
         raise UsageProblem(
             f"{parts.name} brings no mapper that knows faces, so --instant would give everybody the same face",
-            "leave out --instant",
+            "train one on a folder of photos, celebctl basis train FOLDER, or leave out --instant",
         )
 
 

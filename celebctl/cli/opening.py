@@ -42,11 +42,14 @@ def open_tables(desk: Desk, settings: "Settings", model: str | None) -> "HasTabl
 
 
 def prepared(parts: Any, library: "Library", shelf: str, face_models: Path) -> Any:
-    """The model with what `celebctl basis build` chose and measured for it."""
+    """The model, or its tables, with what `celebctl basis` chose, measured and trained for it."""
     from celebctl.method.celebrities import with_faces
     from celebctl.method.names import ChosenNames, with_names
+    from celebctl.method.trained import with_mapper
 
-    return with_faces(with_names(parts, ChosenNames(library.root, shelf).file), library.cache(), face_models)
+    named = with_names(parts, ChosenNames(library.root, shelf).file)
+    trained = with_mapper(named, library.cache(), face_models)
+    return trained if trained is not named else with_faces(named, library.cache(), face_models)
 
 
 def make_room(desk: Desk, parts: "DiffusionParts", views: int, low_memory: bool) -> int:

@@ -23,7 +23,7 @@ class LearnConfig:
     directions.
     scale: "spread" gives coefficients in celebrity standard deviations, bounded by ``bound``; "unit" makes each
     position's coefficients a unit vector (the release), whatever the celebrities' spread is.
-    start: "fitted" takes the answer of the mapper that comes with the model, trained on many people;
+    start: "fitted" takes the answer of the mapper that comes with the model or was trained for it, on many people;
     "celebrities" fits it to the celebrities' own (feature, coefficients) pairs; "average" answers the average
     celebrity; "random" draws it. What a model does not bring is replaced by the next in this order.
     start_gain: distance from the average face that the careful answer of a fit to "celebrities" is stretched by.

@@ -17,24 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from celebctl_models.diffusion import Extras, latents_from_pixels, network_output, read_texts
 from celebctl_runtime.errors import InputRejected, IntegrityProblem
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.identity import Identity, check_name
-from celebctl_runtime.schedule import ScheduleConfig
 
 from .basis import CelebBasis
-from .captions import Captions, encode_templates
 from .config import LearnConfig
+from .denoising import Batch, Denoiser, TokenRows, encode_views
 from .instant import facts_of, identity_of
 from .mapper import CoefficientMapper
-from .places import has_bfloat16_units, suit_attention
 from .sampling import draw
 from .starts import set_start
-from .views import make_views
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -128,9 +123,7 @@ class Sitting:
 
     P people, V encoded views each, S coefficients over all text encoders. features: (P, 512); latents: (P, V, 4, h, w);
     weights: (P, V, 1, h, w); start: (P, S) units the prior pulls to; total, mass: running average of coefficients;
-    mean, components: the basis as tensors, (2, D) and (2, K, D) per text encoder. together: how many views the network
-    sees at once; a step is the same however it is cut. fast: the network computes in bfloat16, where the processor has
-    units for it.
+    together: how many views the network sees at once; a step is the same however it is cut.
     """
 
     parts: DiffusionParts
@@ -139,8 +132,7 @@ class Sitting:
     mapper: CoefficientMapper
     optimiser: torch.optim.Optimizer
     generator: torch.Generator
-    captions: Captions
-    alphas: Tensor
+    denoiser: Denoiser
     features: Tensor
     latents: Tensor
     weights: Tensor
@@ -150,16 +142,10 @@ class Sitting:
     mass: float = 0.0
     step: int = 0
     likeness: float | None = None
-    fast: bool = field(init=False)
-    mean: list[Tensor] = field(init=False)
-    components: list[Tensor] = field(init=False)
+    embed: TokenRows = field(init=False)
 
     def __post_init__(self) -> None:
-        device = self.features.device
-        self.fast = self.parts.unet.dtype == torch.float32 and has_bfloat16_units(device)
-        suit_attention(self.parts)
-        self.mean = [torch.as_tensor(mean).to(device) for mean in self.basis.mean]
-        self.components = [torch.as_tensor(components).to(device) for components in self.basis.components]
+        self.embed = TokenRows(self.basis, self.features.device)
 
     @classmethod
     def begin(
@@ -181,15 +167,13 @@ class Sitting:
         latents, weights = _encoded_views(parts, photos, faces, config, generator)
         with torch.no_grad():
             start = mapper.units(features)
-        schedule = ScheduleConfig.from_dict(parts.scheduler_config)
         return cls(
             parts=parts, basis=basis, config=config, mapper=mapper,
             optimiser=torch.optim.AdamW(
                 [p for p in mapper.parameters() if p.requires_grad],
                 lr=config.learning_rate, weight_decay=config.weight_decay,
             ),
-            generator=generator, captions=encode_templates(parts.tokenizers[0], parts.max_length, config.captions),
-            alphas=torch.as_tensor(schedule.alphas_cumprod()).float().to(device),
+            generator=generator, denoiser=Denoiser(parts, config.captions),
             features=features, latents=latents, weights=weights, start=start,
             total=torch.zeros_like(mapper.scaled(start)), together=together,
         )  # fmt: skip
@@ -198,20 +182,10 @@ class Sitting:
         """One optimiser step over ``views`` views of everybody; returns the denoising loss."""
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
-        x0, weight, who = self._batch()
-        t, noise = self._timesteps(len(who)), torch.randn(x0.shape, generator=self.generator).to(x0.device)
-        captions = self.captions.draw(len(who), self.generator)
-        mass = (weight.sum() * x0.shape[1]).clamp_min(1e-6)
+        batch = self._batch()
         self.optimiser.zero_grad(set_to_none=True)
-        # gradients on their way through a float16 network would vanish below 6e-8
-        loudness = 1024.0 if self.parts.unet.dtype == torch.float16 else 1.0
-        total = 0.0
-        for part in torch.split(torch.arange(len(who), device=who.device), self.together):
-            ids, positions = (given.to(who.device)[part] for given in captions)
-            error = self._error(x0[part], noise[part], t[part], who[part], ids, positions)
-            loss = (error * weight[part]).sum() / mass
-            torch.autograd.backward(loss * loudness)
-            total += float(loss.detach())
+        loudness = self.denoiser.loudness
+        total = self.denoiser.descend(batch, self._rows, self.together)
         pull = ((self.mapper.units(self.features) - self.start) ** 2).mean()
         torch.autograd.backward(self.config.prior * pull * loudness)
         for parameter in self.mapper.parameters():
@@ -222,54 +196,21 @@ class Sitting:
         self._average()
         return total
 
-    def _error(self, x0: Tensor, noise: Tensor, t: Tensor, who: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
-        """Squared error (B, 4, h, w) of the network's prediction for noisy views of the people ``who`` (B,).
-
-        The captions (B, 77) carry each person's two embeddings where ``positions`` (B, 2) say.
-        """
-        unet, alpha = self.parts.unet, self.alphas[t].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * x0 + (1.0 - alpha).sqrt() * noise
-        rows = [embeddings[who] for embeddings in self.embed(self.mapper(self.features))]
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.fast):
-            context, pooled = read_texts(self.parts, ids, rows, positions)
-        guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=who.device)
-        extras = Extras(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.fast):
-            predicted = network_output(unet, noisy.to(unet.dtype), t, context.to(unet.dtype), extras)
-        return (predicted.float() - self._target(x0, noise, alpha)) ** 2
+    def _rows(self, who: Tensor) -> list[Tensor]:
+        """Token rows (b, 2, D) per text encoder of the people ``who`` (b,)."""
+        return [embeddings[who] for embeddings in self.embed(self.mapper.split(self.mapper(self.features)))]
 
     def _learning_rate(self) -> float:
         share = self.step / self.config.steps
         return self.config.learning_rate * (0.5 + 0.5 * math.cos(math.pi * share) if self.config.anneal else 1.0)
 
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents (B, 4, h, w), loss weights (B, 1, h, w) and person index (B,) with B = people x views."""
+    def _batch(self) -> Batch:
+        """``views`` views of everybody."""
         people, kept = self.latents.shape[:2]
         who = torch.arange(people).repeat_interleave(self.config.views)
         view = torch.randint(kept, (len(who),), generator=self.generator)
-        return self.latents[who, view], self.weights[who, view], who.to(self.latents.device)
-
-    def _timesteps(self, count: int) -> Tensor:
-        """Uniform over the training steps, stratified over the batch so that every batch sees all noise levels."""
-        total = len(self.alphas)
-        spot = (torch.arange(count) + torch.rand(count, generator=self.generator)) / count
-        return (
-            (spot[torch.randperm(count, generator=self.generator)] * total)
-            .long()
-            .clamp(max=total - 1)
-            .to(self.alphas.device)
-        )
-
-    def embed(self, coefficients: Tensor) -> list[Tensor]:
-        """Coefficients (P, S) to (P, 2, D) per text encoder: mean + coefficients x components (paper, equation 3)."""
-        parts = zip(self.mapper.split(coefficients), self.mean, self.components, strict=True)
-        return [mean + torch.einsum("pjk,jkd->pjd", given, components) for given, mean, components in parts]
-
-    def _target(self, x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-        kind = self.parts.prediction_type
-        if kind == "v_prediction":
-            return alpha.sqrt() * noise - (1.0 - alpha).sqrt() * x0
-        return noise if kind == "epsilon" else x0
+        at = who.to(self.latents.device)
+        return self.denoiser.batch(self.latents[who, view], self.weights[who, view], at, self.generator)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -292,7 +233,7 @@ class Sitting:
         """Draw everybody once and compare with the photos: the mean cosine of those whose face is found."""
         from PIL import Image
 
-        rows = zip(*self.embed(self.coefficients()), strict=True)
+        rows = zip(*self.embed(self.mapper.split(self.coefficients())), strict=True)
         people = {f"p{i}": row for i, row in enumerate(rows)}
         steps = max(4, int(self.parts.card.defaults["steps"]) // 2)
         drawn = draw(
@@ -369,14 +310,9 @@ def _encoded_views(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Latents (P, V, 4, h, w) and weights (P, V, 1, h, w) of everybody's views; the photo is never needed again."""
-    device, size = next(parts.unet.parameters()).device, parts.card.native_size
-    latents: list[Tensor] = []
-    weights: list[Tensor] = []
-    for photo, face in zip(photos, faces, strict=True):
-        views = make_views(photo.convert("RGB"), face, size, VIEWS_KEPT if config.steps else 1, config, generator)
-        noise = torch.Generator(device).manual_seed(config.seed)
-        pixels = views.pixels.to(device, parts.vae.dtype)
-        encoded = torch.cat([latents_from_pixels(parts.vae, part, noise) for part in torch.split(pixels, 16)]).float()
-        latents.append(encoded)
-        weights.append(F.adaptive_avg_pool2d(views.weight, (encoded.shape[-2], encoded.shape[-1])).to(device))
+    count = VIEWS_KEPT if config.steps else 1
+    encoded = [
+        encode_views(parts, photo, face, count, config, generator) for photo, face in zip(photos, faces, strict=True)
+    ]
+    latents, weights = zip(*encoded, strict=True)
     return torch.stack(latents), torch.stack(weights)

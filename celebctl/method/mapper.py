@@ -41,6 +41,17 @@ class FittedMapper(nn.Module):
         self.register_buffer("code_mean", torch.zeros(code))
         self.register_buffer("code_root", torch.zeros(code, code))
 
+    @classmethod
+    def fresh(cls, coefficients: int, seed: int) -> FittedMapper:
+        """One that knows nothing and answers close to the average for everybody."""
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        fitted = cls(coefficients)
+        with torch.no_grad():
+            fitted.up.weight.normal_(0.0, 0.03)
+            fitted.up.bias.zero_()
+            fitted.down.weight.normal_()  # a unit feature gives codes of unit size
+        return fitted
+
     def forward(self, features: Tensor) -> Tensor:
         return self.up(F.gelu(self.middle(self.down(features))))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,15 +90,9 @@ class School:
             raise InputRejected(f"{self.parts.name} has two text encoders", "lessons are read off one alone")
         if len(self.lessons.features) <= HELD:
             raise InputRejected(f"{len(self.lessons.features)} people are too few", f"give more than {HELD}")
-        torch.manual_seed(self.seed)  # pyright: ignore[reportUnknownMemberType]
-        fitted = FittedMapper(self.basis.size)
-        with torch.no_grad():
-            fitted.up.weight.normal_(0.0, 0.03)
-            fitted.up.bias.zero_()
-            fitted.down.weight.normal_()  # a unit feature gives codes of unit size
         self.mapper = CoefficientMapper(self.basis, CLEAN, torch.Generator())
         self.mapper.start_from_average()
-        self.mapper.fitted = fitted
+        self.mapper.fitted = FittedMapper.fresh(self.basis.size, self.seed)
         self.ids, self.positions = self._captions(self.lessons.captions)
 
     def _captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -159,12 +153,12 @@ class School:
         return fitted.eval().requires_grad_(False)
 
 
-def save_mapper(fitted: FittedMapper, basis: CelebBasis, path: Path) -> None:
-    """``mapper.safetensors``: the layers in float16, and the hash of the basis they answer in."""
+def save_mapper(fitted: FittedMapper, basis: CelebBasis, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """``mapper.safetensors``: the layers in float16, the hash of the basis they answer in, and what else is told."""
     from safetensors.numpy import save
 
     halves = {name: tensor.detach().numpy().astype(np.float16) for name, tensor in fitted.state_dict().items()}
-    atomic_write(path, save(halves, metadata={"basis": basis.hash}))
+    atomic_write(path, save(halves, metadata={**(about or {}), "basis": basis.hash}))
 
 
 def load_mapper(path: Path, basis: CelebBasis) -> FittedMapper:
