@@ -64,9 +64,8 @@ def learn(
     no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
     face_models: options.FaceModels = None,
     device: options.Device = None,
-    low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="Slower, in a third of the memory: for large models.")
-    ] = False,
+    low_memory: options.LowMemory = False,
+    compiling: options.Compile = False,
     consent: Annotated[
         str | None,
         typer.Option("--consent", help="Kept with the person: self, synthetic or signed:FILE.", metavar="HOW"),
@@ -86,6 +85,7 @@ def learn(
     agreed = {"consent": consent_record(consent)}
     if sheet is not None:
         check_sheet(sheet, force)
+    check_compiling(compiling, low_memory, instant)
     chosen_model = str(settings.text("model", model))
     with needs("learn", "learning"):
         pictures = open_photos(desk, sitters)
@@ -100,7 +100,7 @@ def learn(
         if not force:
             library.refuse_taken([sitter.name for sitter in sitters], shelf)
         with library.reserve([sitter.name for sitter in sitters], shelf):
-            session = Session(desk, library, sitters, parts, shelf, together)
+            session = Session(desk, library, sitters, parts, shelf, together, compiling)
             learned = session.fit(analyser, pictures, config, resume)
             people = [replace(person, provenance={**person.provenance, **agreed}) for person in learned]
             files = [library.save(person, overwrite=force) for person in people]
@@ -133,6 +133,19 @@ def seat(photos: Sequence[str], names: Sequence[str] | None, faces: Sequence[int
         Sitter(photo, name, face)
         for photo, name, face in zip(photos, called, faces or [None] * len(photos), strict=True)
     ]
+
+
+def check_compiling(compiling: bool, low_memory: bool, instant: bool) -> None:
+    """Raises UsageProblem for what cannot be compiled, or need not be."""
+    from celebctl_runtime.errors import UsageProblem
+
+    if compiling and low_memory:
+        raise UsageProblem(
+            "--compile and --low-memory do not go together",
+            "a compiled step keeps more in memory: leave one of them out",
+        )
+    if compiling and instant:
+        raise UsageProblem("--instant has no steps to compile", "leave out --compile")
 
 
 def check_sheet(path: Path, force: bool) -> None:
@@ -261,6 +274,7 @@ class Session:
     parts: "DiffusionParts"
     shelf: str
     together: int
+    compiling: bool = False
 
     @property
     def checkpoint(self) -> Path:
@@ -279,6 +293,8 @@ class Session:
             raise NotFound("there is nothing to resume for these names", "run the same command without --resume")
         with disk_problems(self.checkpoint):
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        if self.compiling:
+            self.desk.tell("compiling the network first, which takes a minute or more")
         try:
             with self.desk.progress(f"learning {self._who()}") as report:
                 return learn_people(
@@ -289,6 +305,8 @@ class Session:
                     config,
                     basis=build_basis(self.parts, self.library.cache(), release=config.names == "release"),
                     together=self.together,
+                    compiling=self.compiling,
+                    tell=self.desk.tell,
                     on_step=lambda now: report(now.step, now.steps, progress_line(now)),
                     resume_from=self.checkpoint if resume else None,
                     checkpoint=self.checkpoint,

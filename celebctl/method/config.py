@@ -30,8 +30,8 @@ class LearnConfig:
     leaky: LeakyReLU(0.2) behind the linear layer. prior: weight of the pull towards the start, per squared deviation.
     background: weight of the loss outside the face, 1 for none. canvas: what surrounds the face in a training view.
     smallest, largest: height of the face over the height of the view. middle: of the face, from the view's top, as a
-    share of its height; sway: by how much at most either way. All as the model draws portraits. flip: probability of
-    mirroring.
+    share of its height; sway: by how much at most either way. None: as the model itself draws faces (starts.py).
+    flip: probability of mirroring.
     captions: "photo" or "imagenet" templates. average: "tail" averages the last half of the iterates,
     "momentum" is the release's moving average (0.99 per sample, here debiased).
     """
@@ -52,10 +52,10 @@ class LearnConfig:
     prior: float = 1.0
     background: float = 0.05
     canvas: Literal["photo", "black"] = "photo"
-    smallest: float = 0.52
-    largest: float = 0.60
-    middle: float = 0.485
-    sway: float = 0.025
+    smallest: float | None = None
+    largest: float | None = None
+    middle: float | None = None
+    sway: float | None = None
     flip: float = 0.0
     captions: Literal["photo", "imagenet"] = "photo"
     average: Literal["tail", "momentum"] = "tail"
