@@ -77,11 +77,12 @@ def as_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, tupl
 
 
 def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Seconds per person over the number of people, one line for each way of measuring."""
+    """Seconds per person over the number of people, one line for each way that was measured for all of them."""
     from celebctl.pen import COLOURS, FAINT, GRID, Pen
 
     counts = [row["people"] for row in rows]
     lines = {"celebctl learn": "process_seconds_per_person", "learn_people, model open": "seconds_per_person"}
+    lines = {name: key for name, key in lines.items() if all(key in row for row in rows)}
     top = 1.15 * max(row[key] for row in rows for key in lines.values())
     left, right, upper, lower = 84.0, 850.0, 112.0, 430.0
 
@@ -101,7 +102,7 @@ def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
         pen.text((at(number, 0)[0], lower + 10), f"{count}", 13, FAINT, anchor="ma")
     pen.text(((left + right) / 2, lower + 32), "people in one call", 14, FAINT, anchor="ma")
     across = 470.0
-    for (name, key), colour, side in zip(lines.items(), reversed(COLOURS), (-1, 1), strict=True):
+    for (name, key), colour, side in zip(lines.items(), reversed(COLOURS), (-1, 1), strict=False):
         points = [at(number, row[key]) for number, row in enumerate(rows)]
         pen.line(points, colour, 3)
         for (x, y), row in zip(points, rows, strict=True):
@@ -141,8 +142,7 @@ def main() -> None:
         print({key: value for key, value in row.items() if key != "steps"}, flush=True)
     figures = {"model": "mini", "note": args.note, "config": config, "repeat": args.repeat, "curve": rows}
     args.out.write_text(json.dumps({**figures, "machine": machine()}, indent=1) + "\n", encoding="utf-8")
-    if all("seconds" in row and "process_seconds" in row for row in rows):
-        draw_chart(rows, args.chart)
+    draw_chart(rows, args.chart)
 
 
 def _told(way: str, seconds: float, count: int) -> dict[str, float]:
