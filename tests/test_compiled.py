@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -114,3 +115,28 @@ def test_a_compiled_step_gives_the_gradient_of_the_plain_one_and_moves_nothing_o
     assert sitting.advance() == other.advance(), "asking for gradients moved nothing on"
     sitting.network = network
     assert sitting.advance() == pytest.approx(other.advance(), rel=1e-3)
+
+
+def test_people_learned_with_compiling_are_the_same_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from celebctl.method import build_basis, learn_people
+    from celebctl.method.config import CLEAN
+    from celebctl_models.faces import InsightFaceAnalyser
+    from celebctl_models.mini.world import draw_portrait
+    from celebctl_models.registry import card_for, locate
+
+    def compile_network(unet: Any) -> Any:
+        return torch.compile(unet, backend="aot_eager", dynamic=False)
+
+    monkeypatch.setattr(compiled_module, "compile_network", compile_network)
+    write_pipeline(tmp_path / "tiny", "epsilon")
+    parts, folder = load_named(tmp_path / "tiny"), card_for(locate("mini").path).faces_dir
+    assert folder is not None
+    config, told = replace(CLEAN, steps=2, views=2), list[str]()
+    given = (parts, InsightFaceAnalyser(folder), [draw_portrait(3, 128)], ["ann"], config)
+    options: dict[str, Any] = {"basis": build_basis(parts), "tell": told.append}
+    (plain,) = learn_people(*given, **options)
+    assert len(told) == 1 and "basis build --faces" in told[0], "where this model draws faces, nobody measured"
+    (one,) = learn_people(*given, **options, compiling=True)
+    assert len(told) == 3 and ("uncompiled" in told[2] or "times as fast" in told[2])
+    torch.testing.assert_close(*(torch.as_tensor(who.coefficients[0]) for who in (one, plain)), rtol=0.1, atol=1e-3)
+    assert not any("forward" in vars(part) for part in parts.unet.modules())
