@@ -6,9 +6,9 @@ coming batch its gradient is held against that of the network as it was, because
 Upsample2D for a CPU into one whose gradient is silently zero. Upsamplers stay as they are there. Whatever fails,
 disagrees or is no faster leaves learning uncompiled, with one line that says why.
 
-On a CPU it does not pay for a person: training mini's UNet was 1.25 times faster compiled (benchmarks/LOG.md), which for
-60 steps is a second or two. `python benchmarks/compiled_step.py` measures a step of learning, and after how many steps
-compiling has paid. On CUDA none of this was ever run.
+On a CPU it does not pay for a person: training mini's UNet was 1.25 times faster compiled (benchmarks/LOG.md), which
+for 60 steps is a second or two. `python benchmarks/compiled_step.py` measures a step of learning, and after how many
+steps compiling has paid. On CUDA none of this was ever run.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -254,7 +254,7 @@ class Sitting:
         self.generator.set_state(before)
         coefficients = self.mapper(self.features).detach().requires_grad_()
         loss = (self._error(part, coefficients, network) * part.weight).sum()
-        found: tuple[Tensor, ...] = torch.autograd.grad(loss * self._loudness, coefficients)
+        found: tuple[Tensor, ...] = cast(Any, torch.autograd).grad(loss * self._loudness, coefficients)
         return found[0].cpu()
 
     def _error(self, given: Batch, coefficients: Tensor, network: Any) -> Tensor:
