@@ -138,5 +138,5 @@ def test_people_learned_with_compiling_are_the_same_people(tmp_path: Path, monke
     assert len(told) == 1 and "basis build --faces" in told[0], "where this model draws faces, nobody measured"
     (one,) = learn_people(*given, **options, compiling=True)
     assert len(told) == 3 and ("uncompiled" in told[2] or "times as fast" in told[2])
-    torch.testing.assert_close(*(torch.as_tensor(who.coefficients[0]) for who in (one, plain)), rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(*(torch.tensor(who.coefficients[0]) for who in (one, plain)), rtol=0.1, atol=1e-3)
     assert not any("forward" in vars(part) for part in parts.unet.modules())
