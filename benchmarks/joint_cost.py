@@ -1,11 +1,13 @@
 """What a person costs when several are learned together: seconds for 1, 2, 4, 8 and 16 people in one call.
 
-    python benchmarks/joint_cost.py                                  # the curve, about ten minutes on two cores
+    python benchmarks/joint_cost.py                                  # the curve, ten to fifteen minutes
     python benchmarks/joint_cost.py --people 1 2 --steps 5 --repeat 1 --out /tmp/a.json --chart /tmp/a.png
+    python benchmarks/joint_cost.py --ways inside                    # the other way's figures stay in the file
 
-Measured twice: `learn_people` within a process that has the model open, and `celebctl learn` as a process from start to
-finish. Of several repeats the fastest counts, for whatever else a machine does only ever adds to the time. Everybody is
-learned from a portrait of mini's world; the time does not depend on who they are.
+Measured in two ways: `learn_people` within a process that has the model open, and `celebctl learn` as a process from
+start to finish. Of several repeats the fastest counts, for whatever else a machine does only ever adds to the time.
+Everybody is learned from a portrait of mini's world; the time does not depend on who they are. What counts is the shape
+of the curve: the file says how many cores there were.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from processes import machine, run
+from processes import cores, machine, run
 
 HERE = Path(__file__).resolve().parent
 FIRST = 3000  # seed of the first portrait
@@ -48,7 +50,11 @@ def in_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, floa
 
     config = replace(CLEAN, steps=steps)
     learn(1, replace(CLEAN, steps=1))  # whatever is only done once
-    return {count: min(learn(count, config) for _ in range(repeat)) for count in counts}
+    found: dict[int, float] = {}
+    for count in counts:
+        found[count] = min(learn(count, config) for _ in range(repeat))
+        print(f"model open, {count} people: {found[count]:.1f} s", file=sys.stderr, flush=True)
+    return found
 
 
 def as_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, tuple[float, int]]:
@@ -66,15 +72,17 @@ def as_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, tupl
             words = [*celebctl, "learn", *photos[:count], *names, "--model", "mini", "--no-sheet", "--force"]
             done = [run([*words, "--steps", str(steps)], folder) for _ in range(repeat)]
             found[count] = min(one.seconds for one in done), max(one.peak_bytes for one in done)
+            print(f"celebctl learn, {count} people: {found[count][0]:.1f} s", file=sys.stderr, flush=True)
     return found
 
 
 def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Seconds per person over the number of people, one line for each way of measuring."""
+    """Seconds per person over the number of people, one line for each way that was measured for all of them."""
     from celebctl.pen import COLOURS, FAINT, GRID, Pen
 
     counts = [row["people"] for row in rows]
     lines = {"celebctl learn": "process_seconds_per_person", "learn_people, model open": "seconds_per_person"}
+    lines = {name: key for name, key in lines.items() if all(key in row for row in rows)}
     top = 1.15 * max(row[key] for row in rows for key in lines.values())
     left, right, upper, lower = 84.0, 850.0, 112.0, 430.0
 
@@ -83,7 +91,8 @@ def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     pen = Pen(900, 500)
     pen.text((40, 22), "Learning people together", 25)
-    pen.text((40, 58), f"mini, {rows[0]['steps']} steps; seconds per person", 15, FAINT)
+    on = "one core" if cores() == 1 else f"{cores()} cores"
+    pen.text((40, 58), f"mini, {rows[0]['steps']} steps, {on}; seconds per person", 15, FAINT)
     step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if top / step <= 6)
     for tick in range(int(top / step) + 1):
         y = at(0, tick * step)[1]
@@ -93,7 +102,7 @@ def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
         pen.text((at(number, 0)[0], lower + 10), f"{count}", 13, FAINT, anchor="ma")
     pen.text(((left + right) / 2, lower + 32), "people in one call", 14, FAINT, anchor="ma")
     across = 470.0
-    for (name, key), colour, side in zip(lines.items(), reversed(COLOURS), (-1, 1), strict=True):
+    for (name, key), colour, side in zip(lines.items(), reversed(COLOURS), (-1, 1), strict=False):
         points = [at(number, row[key]) for number, row in enumerate(rows)]
         pen.line(points, colour, 3)
         for (x, y), row in zip(points, rows, strict=True):
@@ -110,29 +119,34 @@ def main() -> None:
     parser.add_argument("--people", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--steps", type=int, help="of learning (default: what learn takes)")
     parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", choices=("process", "inside"), default=["process", "inside"])
+    parser.add_argument("--note", default="", help="what to know about these figures, kept with them")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "joint_cost.json")
     parser.add_argument("--chart", type=Path, default=HERE / "results" / "joint_cost.png")
     args = parser.parse_args()
     from celebctl.method.config import CLEAN
 
     steps = args.steps or CLEAN.steps
-    processes = as_process(args.people, steps, args.repeat)
-    inside = in_process(args.people, steps, args.repeat)
-    rows = [
-        {
-            "people": count, "steps": steps,
-            "seconds": round(inside[count], 2), "seconds_per_person": round(inside[count] / count, 2),
-            "process_seconds": round(processes[count][0], 2),
-            "process_seconds_per_person": round(processes[count][0] / count, 2),
-            "process_peak_rss_bytes": processes[count][1],
-        }
-        for count in args.people
-    ]  # fmt: skip
+    config = asdict(replace(CLEAN, steps=steps))
+    figures: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {}
+    known = {row["people"]: row for row in figures.get("curve", [])} if figures.get("config") == config else {}
+    curve = {count: {**known.get(count, {}), "people": count, "steps": steps} for count in args.people}
+    if "process" in args.ways:
+        for count, (seconds, peak) in as_process(args.people, steps, args.repeat).items():
+            curve[count] |= {**_told("process_", seconds, count), "process_peak_rss_bytes": peak}
+    if "inside" in args.ways:
+        for count, seconds in in_process(args.people, steps, args.repeat).items():
+            curve[count] |= _told("", seconds, count)
+    rows = list(curve.values())
     for row in rows:
         print({key: value for key, value in row.items() if key != "steps"}, flush=True)
-    figures = {"model": "mini", "config": asdict(replace(CLEAN, steps=steps)), "repeat": args.repeat, "curve": rows}
+    figures = {"model": "mini", "note": args.note, "config": config, "repeat": args.repeat, "curve": rows}
     args.out.write_text(json.dumps({**figures, "machine": machine()}, indent=1) + "\n", encoding="utf-8")
     draw_chart(rows, args.chart)
+
+
+def _told(way: str, seconds: float, count: int) -> dict[str, float]:
+    return {f"{way}seconds": round(seconds, 2), f"{way}seconds_per_person": round(seconds / count, 2)}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ assumption, and said to be one.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from true_size_model import text_encoder, unet, vae
+from true_size_shapes import text_encoders
+from true_size_shapes import unet as unet_of
 
 VIEWS = 800  # of the published setting: 400 steps of 2
 KEPT, LOOKS, LOOK_STEPS = 48, 4, 15  # views encoded once; drawn looks at the person on the way, and their steps
 #: Dense bfloat16 peak in operations per second by NVIDIA's data sheets (SXM), and the share assumed to be reached.
 PEAKS = {"H100": 989.4e12, "H200": 989.4e12}
 UTILISATION = 0.35
+SHAPES = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}  # the shapes that stand for a family
 
 
 def count_operations() -> dict[str, float]:
@@ -86,27 +90,42 @@ def predict_times(counted: dict[str, float]) -> dict[str, Any]:
 
 
 def predict_memory() -> dict[str, Any]:
-    """Bytes that `celebctl learn` foretells in bfloat16, as the release learns and with --low-memory.
+    """Bytes that `celebctl learn` foretells in bfloat16 for each known model, with two views a step as the release
+    learns, four as `clean` does, and with --low-memory; of which `weights` are the networks.
 
-    Networks and what a step keeps for its way back; drawing and encoding pictures on the way are not in it.
+    What torch and CUDA take for themselves comes on top.
     """
     from celebctl.method.places import estimate_memory
+    from celebctl_models.known_models import KNOWN
+
+    found: dict[str, Any] = {"predicted": True, "dtype": "bfloat16"}
+    views = {"two_views": (2, False), "four_views": (4, False), "low_memory": (1, True)}
+    for name, row in KNOWN.items():
+        if row.bundled:
+            continue
+        parts = _parts_of(SHAPES[row.family], row.native_size)
+        told = {way: estimate_memory(parts, count, checkpointing=low) for way, (count, low) in views.items()}
+        sizes = {"weights_bytes": told["low_memory"].weights, "picture_bytes": told["low_memory"].picture}
+        found[name] = {**sizes, **{f"{way}_bytes": one.total for way, one in told.items()}}
+    return found
+
+
+def _parts_of(family: str, native_size: int) -> Any:
+    """A family's networks for pictures of this side: shapes and no numbers, UNet and autoencoder in bfloat16, texts in
+    float32."""
     from celebctl_models.diffusion import DiffusionParts
     from celebctl_models.registry import derive_card
 
     with FakeTensorMode():
-        texts = text_encoder()
+        texts = (text_encoder(),) if family == "sd15" else text_encoders(family)
         torch.set_default_dtype(torch.bfloat16)  # tensors without numbers cannot be converted
         try:
-            network, autoencoder = unet(), vae()
+            network, autoencoder = unet() if family == "sd15" else unet_of(family), vae()
         finally:
             torch.set_default_dtype(torch.float32)
     configs = {"unet": dict(network.config), "vae": dict(autoencoder.config)}
-    card = derive_card("sd15", "sd15", **configs, text_encoders=1)
-    parts = DiffusionParts(Path(), (), card, (texts,), network, autoencoder, {})
-    views = {"two_views": (2, False), "four_views": (4, False), "low_memory": (1, True)}
-    found = {name: estimate_memory(parts, count, checkpointing=low) for name, (count, low) in views.items()}
-    return {"predicted": True, "dtype": "bfloat16", **{f"{name}_bytes": one.total for name, one in found.items()}}
+    card = derive_card(family, family, **configs, text_encoders=len(texts))
+    return DiffusionParts(Path(), (), replace(card, native_size=native_size), texts, network, autoencoder, {})
 
 
 def _operations(run: Any) -> float:

@@ -120,12 +120,16 @@ def write_pipeline(
     *,
     width: int = WIDTH,
     unet_channels: tuple[int, int] = (16, 32),
-    vae_channels: tuple[int, int, int] = (8, 16, 16),
+    vae_channels: tuple[int, ...] = (8, 16, 16),
     scheduler: dict[str, Any] | None = None,
-    time_cond_proj_dim: int | None = None,
+    unet: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a seeded random StableDiffusionPipeline folder; sizes are parameters so that mini's can be measured."""
+    """Write a seeded random StableDiffusionPipeline folder; sizes are parameters so that mini's can be measured.
+
+    ``unet`` and ``text`` go over the configurations of the UNet and the text encoder.
+    """
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -142,11 +146,12 @@ def write_pipeline(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **(text or {}),
     )
     # Random text encoders hardly tell words apart; larger initial weights make wrong rows visible in a picture.
     config.initializer_factor = 4.0
     cast(Any, CLIPTextModel(config)).save_pretrained(str(folder / "text_encoder"))
-    _unet(width, unet_channels, time_cond_proj_dim=time_cond_proj_dim).save_pretrained(str(folder / "unet"))
+    _unet(width, unet_channels, **(unet or {})).save_pretrained(str(folder / "unet"))
     _vae(vae_channels).save_pretrained(str(folder / "vae"))
     wanted = {**SCHEDULER, "prediction_type": prediction_type, **(scheduler or {})}
     _write_json(folder / "scheduler" / "scheduler_config.json", wanted)
@@ -222,27 +227,29 @@ def build_tokenizer(words: Sequence[str]) -> Any:
 def _unet(width: int, channels: tuple[int, int], **more: Any) -> Any:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    usual: dict[str, Any] = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": channels,
+        "layers_per_block": 1,
+        "attention_head_dim": 4,  # diffusers means the number of heads by this
+    }
     return cast(Any, UNet2DConditionModel)(
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=channels,
-        layers_per_block=1,
         norm_num_groups=8,
-        attention_head_dim=4,  # diffusers means the number of heads by this
         cross_attention_dim=width,
-        **more,
+        **{**usual, **more},
     )
 
 
-def _vae(channels: tuple[int, int, int]) -> Any:
+def _vae(channels: tuple[int, ...]) -> Any:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return cast(Any, AutoencoderKL)(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
         layers_per_block=1,
         norm_num_groups=8,

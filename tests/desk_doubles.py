@@ -58,13 +58,16 @@ class Stage:
         *,
         basis: Any,
         together: int = 64,
+        compiling: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
         on_step: Callable[[LearnStep], None] = lambda step: None,
         resume_from: Path | None = None,
         checkpoint: Path | None = None,
     ) -> list[Identity]:
         """Learn by making numbers up; the same name and seed give the same numbers."""
         faces = [analyser.analyse(photo) for photo in photos]
-        self.calls.append({"names": list(names), "config": config, "faces": faces, "resume_from": resume_from})
+        asked = {"config": config, "resume_from": resume_from, "compiling": compiling}
+        self.calls.append({"names": list(names), "faces": faces, **asked})
         for step in range(1, 4):
             if step == self.interrupt_at:
                 if checkpoint is not None and self.keep_checkpoint:

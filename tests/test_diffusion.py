@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from portable_doubles import Evil
 from single_file_double import write_single_file
 
 from celebctl_models.diffusion import (
@@ -125,8 +126,12 @@ def test_a_folder_declares_itself_in_data(copied_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "declared", ["[1]", "{", '{"native_size": "64"}', '{"names": "../../elsewhere"}', '{"defaults": 3}', '{"name": ""}']
-)
+    "declared",
+    [
+        "[1]", "{", '{"native_size": "64"}', '{"names": "../../elsewhere"}', '{"defaults": 3}', '{"name": ""}',
+        '{"framing": 3}', '{"framing": {"smallest": 0.5}}',
+    ],
+)  # fmt: skip
 def test_a_wrong_declaration_is_refused(copied_folder: Path, declared: str) -> None:
     (copied_folder / CARD_FILE).write_text(declared)
     with pytest.raises(IntegrityProblem) as caught:
@@ -178,6 +183,29 @@ def test_a_damaged_single_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "merged.safetensors").write_bytes(b"not tensors")
     with pytest.raises(IntegrityProblem, match="damaged"):
         load_parts(tmp_path / "merged.safetensors")
+
+
+def test_a_ckpt_is_read_for_its_tensors_and_nothing_in_it_is_run(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
+    """As the original code saved it: a pickle of one dictionary, tensors under "state_dict"."""
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
+    write_single_file(tiny_parts, tmp_path / "merged.safetensors")
+    tensors = load_file(tmp_path / "merged.safetensors")
+    path, mark = tmp_path / "merged.ckpt", tmp_path / "harm"
+    torch.save({"state_dict": tensors, "global_step": 7}, path)
+    shutil.copytree(tiny_parts.path, tmp_path / "merged", ignore=shutil.ignore_patterns("*.safetensors"))
+    parts = load_parts(path)
+    assert parts.table_hash == tiny_parts.table_hash
+    expected = tiny_parts.unet.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.unet.state_dict().items())
+    torch.save({"state_dict": tensors, "callbacks": Evil(mark)}, path)
+    with pytest.raises(IntegrityProblem, match="cannot be read safely") as caught:
+        load_parts(path)
+    assert "safetensors" in caught.value.hint and not mark.exists()
+    torch.save({"state_dict": tensors}, path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(IntegrityProblem, match="cannot be read safely"):
+        load_parts(path)
 
 
 def test_damaged_weights_name_their_part(copied_folder: Path) -> None:

@@ -18,7 +18,7 @@ from celebctl.method.config import CLEAN
 from celebctl.method.mapper import CoefficientMapper
 from celebctl.method.pretrain import HELD, Lessons, School, load_mapper, save_mapper
 from celebctl.method.sampling import draw, rows_of
-from celebctl.method.starts import start_of
+from celebctl.method.starts import placed, start_of
 from celebctl.method.views import FFHQ, align_ffhq, make_views, similarity
 from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces import InsightFaceAnalyser
@@ -139,13 +139,16 @@ def test_photos_without_exactly_one_face_are_refused(
         run(parts, analyser, basis, [Image.new("RGB", (200, 200), "grey")], SHORT)
 
 
-def test_views_keep_the_face_in_sight_and_weigh_it(analyser: InsightFaceAnalyser, photos: list[Image.Image]) -> None:
+def test_views_keep_the_face_in_sight_and_weigh_it(
+    parts: DiffusionParts, analyser: InsightFaceAnalyser, photos: list[Image.Image]
+) -> None:
     face = analyser.analyse(photos[0])[0]
-    for config in (PRESETS["clean"], PRESETS["faithful"]):
+    here, faithful = (placed(PRESETS[name], parts) for name in ("clean", "faithful"))
+    for config in (here, faithful):
         views = make_views(photos[0], face, 64, 12, config, torch.Generator().manual_seed(0))
         assert views.pixels.shape == (12, 3, 64, 64) and views.weight.shape == (12, 1, 64, 64)
         assert float(views.pixels.abs().max()) <= 1.0
-    clean = make_views(photos[0], face, 64, 12, PRESETS["clean"], torch.Generator().manual_seed(0))
+    clean = make_views(photos[0], face, 64, 12, here, torch.Generator().manual_seed(0))
     share = (clean.weight > 0.9).float().mean((1, 2, 3))
     assert (share > 0.05).all() and (share < 0.75).all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,7 +15,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0  # noqa: E402
 
 from celebctl.cli.console import Desk  # noqa: E402
 from celebctl.cli.opening import TOGETHER, make_room  # noqa: E402
-from celebctl.method.places import choose_place, estimate_memory, has_bfloat16_units  # noqa: E402
+from celebctl.method.live_bytes import LiveBytes  # noqa: E402
+from celebctl.method.places import choose_place, estimate_memory, fit_batch, has_bfloat16_units  # noqa: E402
 from celebctl_models.diffusion import Extras, latents_from_pixels, network_output  # noqa: E402
 from celebctl_runtime.errors import EnvironmentProblem  # noqa: E402
 
@@ -56,6 +58,27 @@ def test_the_foretold_activations_are_the_real_ones(which: str, request: pytest.
     assert told.total > told.weights + told.saved > 0
 
 
+def test_what_is_alive_at_once_is_counted_and_what_was_there_before_is_not() -> None:
+    weight = torch.zeros(1000, 1000)  # 4 MB
+    with LiveBytes([weight]) as live:
+        first = torch.ones(500, 1000) @ weight.t()  # two of 2 MB, of which one goes
+        del first
+        second = torch.ones(250, 1000) @ weight.t()
+        view = second[:10]
+    assert live.peak == 4_000_000 and live.now == 1_000_000 and view.shape == (10, 1000)
+
+
+def test_the_step_that_runs_blocks_again_is_counted_there_and_back(tiny_parts: DiffusionParts) -> None:
+    plain, again = (estimate_memory(tiny_parts, 4, checkpointing=checkpointing) for checkpointing in (False, True))
+    assert plain.saved <= plain.step < 1.5 * plain.saved
+    assert again.saved < again.step < plain.step, "a block that is run again keeps its own for a moment"
+    pixels = 4 * 3 * 64 * 64
+    assert plain.picture == again.picture > pixels
+    limit = 2 * plain.step
+    together, taken = fit_batch(tiny_parts, 16, limit)
+    assert 4 < together < 10 and taken <= limit
+
+
 def test_activations_grow_with_the_batch_and_checkpointing_keeps_fewer(tiny_parts: DiffusionParts) -> None:
     one, four = (estimate_memory(tiny_parts, batch) for batch in (1, 4))
     assert 3.5 < four.saved / one.saved < 4.5 and four.weights == one.weights
@@ -81,6 +104,19 @@ def test_large_models_encode_picture_by_picture_with_the_same_result(
     assert make_room(Desk(quiet=True), own, 4, low_memory=True) == 1 and own.unet.is_gradient_checkpointing
     sliced = latents_from_pixels(own.vae, pictures, torch.Generator().manual_seed(1))
     torch.testing.assert_close(sliced, whole)
+
+
+def test_what_a_large_model_takes_is_said_before_it_learns(
+    tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = replace(tiny_parts, unet=copy.deepcopy(tiny_parts.unet), vae=copy.deepcopy(tiny_parts.vae))
+    monkeypatch.setattr("celebctl.cli.learn.SMALL", 0)
+    monkeypatch.setattr("celebctl.method.places.free_memory", Mock(return_value=10_000_000_000))
+    said = {3: "memory: about 3.0 GB beside the model, 2 of 8 views at once", 9: "and 8.0 GB are free"}
+    for taken, words in said.items():
+        monkeypatch.setattr("celebctl.method.places.fit_batch", Mock(return_value=(2, taken * 10**9)))
+        assert make_room(Desk(), own, 8, low_memory=False) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_cuda_is_not_pretended() -> None:

@@ -49,6 +49,15 @@ def test_every_row_can_be_acted_on(name: str) -> None:
         assert re.fullmatch(r"[0-9a-f]{40}", row.revision), "a known model is pinned"
 
 
+@pytest.mark.parametrize("name", FETCHED)
+def test_the_memory_in_the_table_is_what_was_counted(name: str) -> None:
+    results = Path(__file__).parents[1] / "benchmarks" / "results" / "true_size.json"
+    counted = json.loads(results.read_text())["predict"]["memory_of_learning"][name]
+    for told, way in zip(KNOWN[name].memory, ("four_views", "low_memory"), strict=True):
+        assert 0 <= told - counted[f"{way}_bytes"] < 1e8, "rounded up to a tenth of a gigabyte"
+    assert name not in ("sd14", "sd15") or KNOWN[name].memory[1] < 6e9
+
+
 def test_the_row_of_mini_says_what_mini_says() -> None:
     folder = locate("mini").path
     card, row = card_for(folder, "mini", "mini"), KNOWN["mini"]

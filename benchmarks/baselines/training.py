@@ -23,6 +23,7 @@ from celebctl.method import PRESETS
 from celebctl.method.captions import PHOTO
 from celebctl.method.places import has_bfloat16_units, suit_attention
 from celebctl.method.sampling import draw
+from celebctl.method.starts import placed
 from celebctl.method.views import make_views
 from celebctl_models.diffusion import DiffusionParts, latents_from_pixels, network_output, read_texts
 from celebctl_models.faces import FaceAnalyser
@@ -107,7 +108,8 @@ class House:
         if dial.data == "clean":
             generator = torch.Generator().manual_seed(0)
             face = self.analyser.analyse(subject.photo)[0]
-            views = make_views(subject.photo, face, size, VIEWS_KEPT, PRESETS["clean"], generator)
+            config = placed(PRESETS["clean"], self.parts)
+            views = make_views(subject.photo, face, size, VIEWS_KEPT, config, generator)
             return self.encode(views.pixels, 0)
         image = subject.photo.convert("RGB").resize((size, size), Resampling.BICUBIC)
         pixels = torch.as_tensor(np.asarray(image, np.float32).copy()).permute(2, 0, 1) / 127.5 - 1.0

@@ -63,6 +63,8 @@ def measure_faces(desk: Desk, bench: "Bench", chosen: Path | None) -> Path:
     path = faces_file(bench.library.cache(), bench.parts.table_hash, hash_of_faces(face_folder_of(bench)))
     save_faces(found, bench.parts.table_hash, path)
     desk.tell(f"{len(found.names):,} of {len(names):,} names have a face")
+    if found.framing is not None:
+        desk.tell(f"faces are drawn at {found.framing}")
     return path
 
 

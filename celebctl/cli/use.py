@@ -32,11 +32,12 @@ def _show(desk: Desk) -> None:
 
     present = Settings.read().get("model")
     models = known_models()
-    rows = [(str(m["name"]), str(m["about"]), str(m["size"]), str(m["state"]), str(m["licence"])) for m in models]
+    shown = ("name", "about", "size", "learns_in", "state", "licence")
+    rows = [tuple(str(m[key]) for key in shown) for m in models]
     lines = [f"model: {present.value}", f"origin: {present.origin}", *("\t".join(row) for row in rows)]
 
     def table() -> None:
-        desk.table("", ("name", "what", "download", "state", "licence"), rows)
+        desk.table("", ("name", "what", "download", "GPU memory", "state", "licence"), rows)
         desk.tell(f"in use: {present.value} ({present.origin})")
 
     desk.give_list(lines, {"model": present.value, "origin": present.origin, "known": models}, table)
@@ -57,6 +58,8 @@ def known_models() -> list[dict[str, object]]:
             "revision": row.revision,
             "size": decimal(row.size) if row.size else "none",
             "bytes": row.size,
+            "memory": {"foretold": True, "four_views": row.memory[0], "low_memory": row.memory[1]},
+            "learns_in": f"from {decimal(row.memory[1])}" if row.memory[1] else "any",
             "state": "bundled" if row.bundled else "here" if locate(name).kind == "folder" else "not here",
             "licence": row.licence.name,
             "family": row.family,

@@ -1,14 +1,15 @@
-"""What the celebrities look like to the recogniser: the pairs the mapper starts from.
+"""What the celebrities look like to the recogniser, and where they stand: what learning starts from.
 
 The model draws every name of its basis and the recogniser looks at the pictures (rendered_names.py). The mean feature
-of a name and its coefficients on the basis are one pair of the fit. A model may bring the features beside its weights;
-for any other `celebctl basis build --faces` measures them once and keeps them in the library's cache, by text encoder
-and face models.
+of a name and its coefficients on the basis are one pair of the fit; where the faces stand in the pictures is where
+training views will put them. A model may bring the features beside its weights; for any other `celebctl basis build
+--faces` measures them once and keeps them in the library's cache, by text encoder and face models.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from celebctl_models.framing import Framing, measure_framing
 from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
 from celebctl_runtime.files import atomic_write
 
@@ -37,10 +39,11 @@ _FEWEST = 3  # pairs that a fit can be made of
 @dataclass(frozen=True, eq=False)
 class CelebrityFaces:
     """names: (n,), lower case; features: (n, 512) float32 of unit length, what the recogniser sees in their
-    pictures."""
+    pictures; framing: where the faces stand in those pictures, None when it was not measured."""
 
     names: tuple[str, ...]
     features: NDArray[np.float32]
+    framing: Framing | None = None
 
 
 def faces_of(rendered: Sequence[Rendered]) -> CelebrityFaces:
@@ -56,20 +59,24 @@ def faces_of(rendered: Sequence[Rendered]) -> CelebrityFaces:
         )
     features = np.stack([one.features.sum(0) for one in kept])
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    return CelebrityFaces(tuple(one.name for one in kept), features.astype(np.float32))
+    framing = measure_framing(np.concatenate([one.places for one in kept]))
+    return CelebrityFaces(tuple(one.name for one in kept), features.astype(np.float32), framing)
 
 
 def save_faces(found: CelebrityFaces, table_hash: str, path: Path) -> None:
     from safetensors.numpy import save
 
     metadata = {"names": "\n".join(found.names), "table_hash": table_hash}
+    if found.framing is not None:
+        metadata["framing"] = json.dumps(found.framing.as_dict())
     atomic_write(path, save({"features": found.features.astype(np.float16)}, metadata=metadata))
 
 
 def faces_file(cache: Path, table_hash: str, face_models: str) -> Path:
     """Where measured faces are kept: by text encoder and by face models (their ``hash_of_faces``).
 
-    Fine-tuned relatives that share the text encoder share the file: what a name means to it is the same.
+    Fine-tuned relatives that share the text encoder share the file: what a name means to it is the same, and pictures
+    are framed alike.
     """
     key = hashlib.sha256(f"{table_hash}:{face_models}".encode()).hexdigest()[:16]
     return cache / f"faces-{key}.safetensors"
@@ -110,11 +117,12 @@ def load_faces(parts: HasTables) -> CelebrityFaces:
         tensors, metadata = read_tensors(path)
         features = tensors["features"].astype(np.float32)
         names = tuple(metadata["names"].split("\n"))
+        framing = Framing.from_dict(json.loads(metadata["framing"])) if "framing" in metadata else None
     except (OSError, KeyError, ValueError) as error:
         raise IntegrityProblem(f"{path} cannot be read: {error}", _MEASURE) from error
     if metadata.get("table_hash") != parts.table_hash:
         raise IntegrityProblem(f"{path.name} was measured on another text encoder", _MEASURE)
-    return CelebrityFaces(names, features / np.linalg.norm(features, axis=1, keepdims=True))
+    return CelebrityFaces(names, features / np.linalg.norm(features, axis=1, keepdims=True), framing)
 
 
 def pairs_for_fit(

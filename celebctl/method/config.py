@@ -7,8 +7,10 @@ measured in standard deviations of the celebrities, and a start that uses what t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
+
+from celebctl_models.framing import Framing
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class LearnConfig:
     leaky: LeakyReLU(0.2) behind the linear layer. prior: weight of the pull towards the start, per squared deviation.
     background: weight of the loss outside the face, 1 for none. canvas: what surrounds the face in a training view.
     smallest, largest: height of the face over the height of the view. middle: of the face, from the view's top, as a
-    share of its height; sway: by how much at most either way. All as the model draws portraits. flip: probability of
-    mirroring.
+    share of its height; sway: by how much at most either way. None: as the model itself draws faces (starts.py).
+    flip: probability of mirroring.
     captions: "photo" or "imagenet" templates. average: "tail" averages the last half of the iterates,
     "momentum" is the release's moving average (0.99 per sample, here debiased).
     """
@@ -52,10 +54,10 @@ class LearnConfig:
     prior: float = 1.0
     background: float = 0.05
     canvas: Literal["photo", "black"] = "photo"
-    smallest: float = 0.52
-    largest: float = 0.60
-    middle: float = 0.485
-    sway: float = 0.025
+    smallest: float | None = None
+    largest: float | None = None
+    middle: float | None = None
+    sway: float | None = None
     flip: float = 0.0
     captions: Literal["photo", "imagenet"] = "photo"
     average: Literal["tail", "momentum"] = "tail"
@@ -71,3 +73,11 @@ FAITHFUL = replace(
 )  # fmt: skip
 
 PRESETS: dict[str, LearnConfig] = {"clean": CLEAN, "faithful": FAITHFUL}
+
+
+def framing_in(config: LearnConfig) -> Framing:
+    """Where the config wants faces. Raises ValueError when it leaves that to the model."""
+    wanted = {field.name: getattr(config, field.name) for field in fields(Framing)}
+    if None in wanted.values():
+        raise ValueError("a config that leaves the framing to the model: call placed(config, parts) first")
+    return Framing(**wanted)

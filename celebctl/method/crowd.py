@@ -29,6 +29,7 @@ from celebctl_runtime.files import atomic_write
 from .config import CLEAN
 from .denoising import encode_views
 from .school import Crowd
+from .starts import placed
 from .tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def encoder_of(parts: DiffusionParts, seed: int) -> Encode:
 
     def encode(photo: Image, face: Face, key: str) -> tuple[Tensor, Tensor]:
         own = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:7], "big")
-        return encode_views(parts, photo, face, VIEWS, CLEAN, torch.Generator().manual_seed(own))
+        return encode_views(parts, photo, face, VIEWS, placed(CLEAN, parts), torch.Generator().manual_seed(own))
 
     return encode
 

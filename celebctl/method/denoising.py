@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -93,16 +93,18 @@ class Denoiser:
         ids, positions = self.captions.draw(len(who), generator)
         return Batch(x0, weight, who, t, noise, ids.to(self.device), positions.to(self.device))
 
-    def descend(self, batch: Batch, rows: Rows, together: int) -> float:
+    def descend(self, batch: Batch, rows: Rows, together: int, network: Any = None) -> float:
         """Add the gradient of the weighted loss, times ``loudness``, to what ``rows`` are made of; returns the loss.
 
-        The network sees ``together`` views at once; the result is the same however the batch is cut.
+        The network sees ``together`` views at once; the result is the same however the batch is cut. ``network``: the
+        UNet compiled for that many views; a shorter last part goes through the UNet as it is.
         """
         mass = (batch.weight.sum() * batch.x0.shape[1]).clamp_min(1e-6)
         total = 0.0
         for at in torch.split(torch.arange(len(batch.who), device=self.device), together):
             part = batch.part(at)
-            loss = (self.error(part, rows(part.who)) * part.weight).sum() / mass
+            whole = len(at) == min(together, len(batch.who))
+            loss = (self.error(part, rows(part.who), network if whole else None) * part.weight).sum() / mass
             torch.autograd.backward(loss * self.loudness)
             total += float(loss.detach())
         return total
@@ -117,8 +119,8 @@ class Denoiser:
             found.append(error / part.weight.sum((1, 2, 3)).clamp_min(1e-6))
         return torch.cat(found)
 
-    def error(self, batch: Batch, rows: list[Tensor]) -> Tensor:
-        """Squared error (B, 4, h, w) of the network's prediction, with the people's ``rows`` in the captions."""
+    def error(self, batch: Batch, rows: list[Tensor], network: Any = None) -> Tensor:
+        """Squared error (B, 4, h, w) of what ``network``, else the UNet, predicts with ``rows`` in the captions."""
         unet, alpha, device = self.parts.unet, self.alphas[batch.t].view(-1, 1, 1, 1), self.device
         noisy = alpha.sqrt() * batch.x0 + (1.0 - alpha).sqrt() * batch.noise
         with torch.autocast(device.type, torch.bfloat16, enabled=self.fast):
@@ -126,7 +128,8 @@ class Denoiser:
         guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=device)
         extras = Extras(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.fast):
-            predicted = network_output(unet, noisy.to(unet.dtype), batch.t, context.to(unet.dtype), extras)
+            given = noisy.to(unet.dtype), batch.t, context.to(unet.dtype), extras
+            predicted = network_output(unet if network is None else network, *given)
         return (predicted.float() - self._target(batch.x0, batch.noise, alpha)) ** 2
 
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,12 +25,13 @@ from celebctl_runtime.files import atomic_write
 from celebctl_runtime.identity import Identity, check_name
 
 from .basis import CelebBasis
+from .compiled import compiled
 from .config import LearnConfig
 from .denoising import Batch, Denoiser, TokenRows, encode_views
 from .instant import facts_of, identity_of
 from .mapper import CoefficientMapper
 from .sampling import draw
-from .starts import set_start
+from .starts import framing_of, framing_story, placed, set_start
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,6 +67,8 @@ def learn_people(
     *,
     basis: CelebBasis,
     together: int = 64,
+    compiling: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
     on_step: Callable[[LearnStep], None] = lambda step: None,
     resume_from: Path | None = None,
     checkpoint: Path | None = None,
@@ -76,6 +80,8 @@ def learn_people(
         names: what the people will be called in prompts, one per photo.
         together: most views the network sees at once, for machines with little memory; the result is the same up to
             rounding.
+        compiling: compile the network where that is faster and gives the same gradients (compiled.py).
+        tell: hears, in one line each, what came of compiling, and that nobody measured where the model draws faces.
         checkpoint: where progress is kept every few steps and on Ctrl-C; ``resume_from`` goes on from such a file and
             arrives at the very numbers an uninterrupted run would have reached.
 
@@ -88,23 +94,37 @@ def learn_people(
     sitting = Sitting.begin(parts, basis, photos, faces, config, together)
     if resume_from is not None:
         sitting.load(resume_from, names)
-    started, likeness = time.monotonic(), sitting.likeness
-    first = sitting.step
+    if config.canvas == "photo" and config.smallest is None and framing_of(parts)[1] == "assumed":
+        tell("faces stand as on photographs in general; celebctl basis build --faces finds this model's own places")
     try:
-        while sitting.step < config.steps:
-            loss = sitting.advance()
-            if sitting.step % max(1, config.steps // LOOKS) == 0:
-                likeness = sitting.look(analyser)
-            if checkpoint is not None and sitting.step % _KEEP_EVERY == 0 and sitting.step < config.steps:
-                sitting.save(checkpoint, names)
-            spent = time.monotonic() - started
-            left = spent / (sitting.step - first) * (config.steps - sitting.step)
-            on_step(LearnStep(sitting.step, config.steps, loss, likeness, spent, left))
+        worth = compiling and sitting.step < config.steps
+        with compiled(parts.unet, sitting, tell) if worth else nullcontext(parts.unet) as sitting.network:
+            _go(sitting, analyser, on_step, None if checkpoint is None else lambda: sitting.save(checkpoint, names))
     except KeyboardInterrupt:
         if checkpoint is not None:
             sitting.save(checkpoint, names)
         raise
     return sitting.identities(names)
+
+
+def _go(
+    sitting: Sitting,
+    analyser: FaceAnalyser,
+    on_step: Callable[[LearnStep], None],
+    save: Callable[[], None] | None,
+) -> None:
+    """All steps that are left."""
+    steps, first = sitting.config.steps, sitting.step
+    started, likeness = time.monotonic(), sitting.likeness
+    while sitting.step < steps:
+        loss = sitting.advance()
+        if sitting.step % max(1, steps // LOOKS) == 0:
+            likeness = sitting.look(analyser)
+        if save is not None and sitting.step % _KEEP_EVERY == 0 and sitting.step < steps:
+            save()
+        spent = time.monotonic() - started
+        left = spent / (sitting.step - first) * (steps - sitting.step)
+        on_step(LearnStep(sitting.step, steps, loss, likeness, spent, left))
 
 
 def _one_face(analyser: FaceAnalyser, photo: Image, name: str) -> Face:
@@ -123,7 +143,8 @@ class Sitting:
 
     P people, V encoded views each, S coefficients over all text encoders. features: (P, 512); latents: (P, V, 4, h, w);
     weights: (P, V, 1, h, w); start: (P, S) units the prior pulls to; total, mass: running average of coefficients;
-    together: how many views the network sees at once; a step is the same however it is cut.
+    together: how many views the network sees at once; a step is the same however it is cut. network: the UNet, or the
+    same compiled for one batch size.
     """
 
     parts: DiffusionParts
@@ -142,9 +163,11 @@ class Sitting:
     mass: float = 0.0
     step: int = 0
     likeness: float | None = None
+    network: Any = field(init=False)
     embed: TokenRows = field(init=False)
 
     def __post_init__(self) -> None:
+        self.network = self.parts.unet
         self.embed = TokenRows(self.basis, self.features.device)
 
     @classmethod
@@ -158,7 +181,7 @@ class Sitting:
         together: int,
     ) -> Sitting:
         """Encode the views, set the mapper to its start, and stand at step 0."""
-        device = next(parts.unet.parameters()).device
+        device, config = next(parts.unet.parameters()).device, placed(config, parts)
         generator = torch.Generator().manual_seed(config.seed)
         mapper = CoefficientMapper(basis, config, generator)
         set_start(mapper, parts, basis)
@@ -185,7 +208,7 @@ class Sitting:
         batch = self._batch()
         self.optimiser.zero_grad(set_to_none=True)
         loudness = self.denoiser.loudness
-        total = self.denoiser.descend(batch, self._rows, self.together)
+        total = self.denoiser.descend(batch, self._rows, self.together, self.network)
         pull = ((self.mapper.units(self.features) - self.start) ** 2).mean()
         torch.autograd.backward(self.config.prior * pull * loudness)
         for parameter in self.mapper.parameters():
@@ -198,7 +221,25 @@ class Sitting:
 
     def _rows(self, who: Tensor) -> list[Tensor]:
         """Token rows (b, 2, D) per text encoder of the people ``who`` (b,)."""
-        return [embeddings[who] for embeddings in self.embed(self.mapper.split(self.mapper(self.features)))]
+        return self._rows_at(self.mapper(self.features), who)
+
+    def _rows_at(self, coefficients: Tensor, who: Tensor) -> list[Tensor]:
+        return [embeddings[who] for embeddings in self.embed(self.mapper.split(coefficients))]
+
+    def gradient(self, network: Any) -> Tensor:
+        """Of the loss of the coming batch's first part through ``network`` by the coefficients, (P, S) on the CPU.
+
+        Nothing moves on: the next step sees the same batch.
+        """
+        before = self.generator.get_state()
+        batch = self._batch()
+        self.generator.set_state(before)
+        first = batch.part(torch.arange(min(self.together, len(batch.who)), device=batch.who.device))
+        coefficients = self.mapper(self.features).detach().requires_grad_()
+        error = self.denoiser.error(first, self._rows_at(coefficients, first.who), network)
+        loss = (error * first.weight).sum() * self.denoiser.loudness
+        found: tuple[Tensor, ...] = cast(Any, torch.autograd).grad(loss, coefficients)
+        return found[0].cpu()
 
     def _learning_rate(self) -> float:
         share = self.step / self.config.steps
@@ -261,6 +302,7 @@ class Sitting:
             told |= {"torch": str(torch.__version__), "steps": str(self.step), "coefficients": str(flat.size)}
             if self.likeness is not None:
                 told["likeness"] = f"{self.likeness:.3f} (mean cosine, the learning recogniser)"
+            told["framing"] = framing_story(self.config, self.parts)
             made.append(identity_of(name, flat, self.parts, self.basis, told))
         return made
 

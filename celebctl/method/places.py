@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from celebctl_models.diffusion import latents_from_pixels, pixels_from_latents
 from celebctl_runtime.errors import EnvironmentProblem
+
+from .live_bytes import LiveBytes, storage_key
 
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
@@ -71,21 +74,27 @@ def fit_batch(parts: DiffusionParts, views: int, limit: int, *, checkpointing: b
     """How many of ``views`` views fit into ``limit`` bytes at once, and the bytes they take; the networks are there
     already and not counted. At least one view, whether it fits or not."""
     one = estimate_memory(parts, 1, checkpointing=checkpointing)
-    together = max(1, min(views, limit // max(1, one.activations)))
-    return together, together * one.activations
+    together = max(1, min(views, int(limit / max(1.0, MARGIN * one.step))))
+    return together, int(MARGIN * max(together * one.step, one.picture))
+
+
+MARGIN = 1.2  # of what tensors take: workspaces of kernels, and fragmentation
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. weights: of all networks. saved: what one learning step keeps for its way back. total: with a margin."""
+    """Bytes. weights: of all networks. saved: what one learning step keeps for its way back; step: the most it holds at
+    once, there and back. picture: the most that encoding or decoding one picture holds. total: with a margin."""
 
     weights: int
     saved: int
+    step: int
+    picture: int
 
     @property
     def activations(self) -> int:
-        """What is kept, and a fifth of it for workspaces and fragmentation."""
-        return int(1.2 * self.saved)
+        """What learning takes beside the weights, and a fifth of it for workspaces and fragmentation."""
+        return int(MARGIN * max(self.step, self.picture))
 
     @property
     def total(self) -> int:
@@ -94,17 +103,19 @@ class MemoryEstimate:
 
 
 def estimate_memory(parts: DiffusionParts, batch: int, *, checkpointing: bool = False) -> MemoryEstimate:
-    """What a learning step on ``batch`` views takes, counted on a copy of the UNet that has shapes and no numbers.
+    """What a learning step on ``batch`` views takes, counted on copies of the networks that have shapes and no numbers.
 
     With ``checkpointing`` the UNet keeps the inputs of its blocks only, and one block at a time is run again.
     """
     networks = (*parts.text_encoders, parts.unet, parts.vae)
     weights = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
-    return MemoryEstimate(weights, _saved_bytes(parts, batch, checkpointing))
+    saved, step = _step_bytes(parts, batch, checkpointing)
+    return MemoryEstimate(weights, saved, step, _picture_bytes(parts))
 
 
-def _saved_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> int:
-    """Bytes that autograd holds after the UNet's forward pass, each tensor once, weights not counted."""
+def _step_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> tuple[int, int]:
+    """Bytes that autograd holds after the UNet's forward pass, each tensor once; and the most that live at once on the
+    way there and back. Weights are not counted."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     config, dtype = dict(parts.unet.config), parts.unet.dtype
@@ -121,17 +132,36 @@ def _saved_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> int:
         if checkpointing:
             unet.train()
             unet.enable_gradient_checkpointing()
-        kept: dict[int, torch.UntypedStorage] = {}
-        own = {_storage_key(p) for p in unet.parameters()}
+        kept: dict[int, int] = {}
+        own = {storage_key(p) for p in unet.parameters()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            if _storage_key(tensor) not in own:
-                kept[_storage_key(tensor)] = tensor.untyped_storage()
+            if storage_key(tensor) not in own:
+                kept[storage_key(tensor)] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            unet(x, torch.zeros((), dtype=torch.long), encoder_hidden_states=context, return_dict=False, **options)
-    return sum(storage.nbytes() for storage in kept.values())
+        with LiveBytes(unet.parameters()) as live:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                zero = torch.zeros((), dtype=torch.long)
+                (out,) = unet(x, zero, encoder_hidden_states=context, return_dict=False, **options)
+            saved = sum(kept.values())
+            torch.autograd.backward(out.float().square().sum())
+    return saved, live.peak
+
+
+@torch.no_grad()
+def _picture_bytes(parts: DiffusionParts) -> int:
+    """The most bytes that encoding or decoding one picture holds at once, weights not counted."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    (height, width), dtype = parts.native_size, parts.vae.dtype
+    with FakeTensorMode():
+        vae = _built_as(type(parts.vae), dict(parts.vae.config), dtype)
+        with LiveBytes(vae.parameters()) as encoding:
+            latents = latents_from_pixels(vae, torch.empty(1, 3, height, width, dtype=dtype))
+        with LiveBytes(vae.parameters()) as decoding:
+            pixels_from_latents(vae, latents)
+    return max(encoding.peak, decoding.peak)
 
 
 def _built_as(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -142,8 +172,3 @@ def _built_as(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
         return kind.from_config(config).requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
-
-
-def _storage_key(tensor: torch.Tensor) -> int:
-    """The same for all views of one piece of memory; tensors without numbers have no address to tell them apart by."""
-    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

@@ -19,7 +19,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,11 +50,13 @@ NO_LIKENESS = "the model draws somebody else each time"
 @dataclass(frozen=True, eq=False)
 class Rendered:
     """What the pictures of one name show. faces: how many in each; features: (n, 512) float32 unit rows, one for each
-    picture with exactly one face."""
+    picture with exactly one face; places: (n, 3) float32, the box's height, middle across and middle down as shares of
+    the picture's height and width, (0, 3) where they were not written down."""
 
     name: str
     faces: tuple[int, ...]
     features: Floats
+    places: Floats = field(default_factory=lambda: np.zeros((0, 3), np.float32))
 
     @property
     def share(self) -> float:
@@ -155,9 +157,16 @@ def _render(names: Sequence[str], draw: Draw, analyser: FaceAnalyser, pictures: 
     rendered: list[Rendered] = []
     for number, name in enumerate(names):
         mine = found[number * pictures : (number + 1) * pictures]
-        features: list[Floats] = [faces[0].feature for faces in mine if len(faces) == 1]
-        rendered.append(Rendered(name, tuple(len(faces) for faces in mine), _rows(features)))
+        alone = [faces[0] for faces in mine if len(faces) == 1]
+        places = np.array([_place(face.box, *drawn.shape[1:3]) for face in alone], np.float32).reshape(-1, 3)
+        features = _rows([face.feature for face in alone])
+        rendered.append(Rendered(name, tuple(len(faces) for faces in mine), features, places))
     return rendered
+
+
+def _place(box: Floats, height: int, width: int) -> tuple[float, float, float]:
+    x0, y0, x1, y1 = (float(edge) for edge in box)
+    return (y1 - y0) / height, (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
 
 
 def _rows(features: Sequence[Floats]) -> Floats:
@@ -194,7 +203,9 @@ def _stranger_groups(pool: Sequence[Floats], size: int, random: np.random.Genera
 
 def _to_line(one: Rendered) -> bytes:
     packed = base64.b64encode(one.features.astype("<f2").tobytes()).decode()
-    return (json.dumps({"name": one.name, "faces": one.faces, "features": packed}, ensure_ascii=False) + "\n").encode()
+    places = [[round(float(share), 4) for share in place] for place in one.places]
+    said = {"name": one.name, "faces": one.faces, "features": packed, "places": places}
+    return (json.dumps(said, ensure_ascii=False) + "\n").encode()
 
 
 def _from_line(line: bytes) -> Rendered:
@@ -203,7 +214,8 @@ def _from_line(line: bytes) -> Rendered:
     packed = np.frombuffer(base64.b64decode(said["features"]), "<f2").astype(np.float32)
     features = packed.reshape(faces.count(1), -1) if faces.count(1) else _rows([])
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return Rendered(str(said["name"]), faces, features / np.maximum(lengths, 1e-6))
+    places = np.array(said.get("places", []), np.float32).reshape(-1, 3)  # older logs hold none
+    return Rendered(str(said["name"]), faces, features / np.maximum(lengths, 1e-6), places)
 
 
 def _read_log(log: Path, pictures: int) -> dict[str, Rendered]:

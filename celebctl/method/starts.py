@@ -1,10 +1,14 @@
-"""Where the mapper begins: what the model's people already tell about faces, before a new one is learned."""
+"""What is known before anybody is learned: where the mapper begins, and where the model draws faces."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from celebctl_models.framing import PHOTOGRAPHS, Framing
+
 from .celebrities import has_faces, load_faces, pairs_for_fit
+from .config import framing_in
 
 if TYPE_CHECKING:
     from celebctl_models.tables import HasTables
@@ -36,3 +40,24 @@ def set_start(mapper: CoefficientMapper, parts: HasTables, basis: CelebBasis) ->
         mapper.start_from(*pairs_for_fit(parts, basis, load_faces(parts)))
     elif start == "average":
         mapper.start_from_average()
+
+
+def framing_of(parts: HasTables) -> tuple[Framing, str]:
+    """Where this model draws faces, and how that is known: "declared" by the model, "measured" with the celebrities'
+    faces, or "assumed" for photographs."""
+    if parts.card.framing is not None:
+        return parts.card.framing, "declared"
+    measured = load_faces(parts).framing if has_faces(parts) else None
+    return (measured, "measured") if measured is not None else (PHOTOGRAPHS, "assumed")
+
+
+def placed(config: LearnConfig, parts: HasTables) -> LearnConfig:
+    """The config with faces where the model draws them, as far as it does not say itself where they are to stand."""
+    wanted = framing_of(parts)[0].as_dict()
+    return replace(config, **{name: share for name, share in wanted.items() if getattr(config, name) is None})
+
+
+def framing_story(config: LearnConfig, parts: HasTables) -> str:
+    """Where views of a ``placed`` config show faces, and how that came about, for a person's provenance."""
+    used, (known, how) = framing_in(config), framing_of(parts)
+    return f"{used} ({how if used == known else 'asked for'})"

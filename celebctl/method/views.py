@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .config import LearnConfig
+from celebctl_models.framing import Framing
+
+from .config import LearnConfig, framing_in
 
 #: Five landmarks of the release's 512 px alignment template (METHOD: `ffhq`), px.
 FFHQ = np.array([[192.98, 239.95], [318.90, 240.19], [256.63, 314.02], [201.26, 371.41], [313.09, 371.15]])
@@ -33,9 +35,13 @@ class Views:
 def make_views(
     photo: Image.Image, face: Any, size: int, count: int, config: LearnConfig, generator: torch.Generator
 ) -> Views:
-    """``count`` views of ``size`` px of the face in an RGB photo. Deterministic in the generator."""
+    """``count`` views of ``size`` px of the face in an RGB photo. Deterministic in the generator.
+
+    ``config`` says where the face is to stand; what it leaves open ``placed`` (starts.py) takes from the model.
+    """
     draw = _black_canvas if config.canvas == "black" else _from_photo
-    made = [draw(photo, face, size, config, generator) for _ in range(count)]
+    framing = framing_in(config)
+    made = [draw(photo, face, size, config, framing, generator) for _ in range(count)]
     return Views(torch.stack([m[0] for m in made]), torch.stack([m[1] for m in made]))
 
 
@@ -48,14 +54,14 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def _from_photo(
-    photo: Image.Image, face: Any, size: int, config: LearnConfig, generator: torch.Generator
+    photo: Image.Image, face: Any, size: int, config: LearnConfig, framing: Framing, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     x0, y0, x1, y1 = (float(edge) for edge in face.box)
     width, height = x1 - x0, y1 - y0
-    side = height / _uniform(generator, config.smallest, config.largest)
+    side = height / _uniform(generator, framing.smallest, framing.largest)
     # where the model itself draws faces: at any other place the network is busy with the place, not with the person
-    across, down = (_uniform(generator, -config.sway, config.sway) * side for _ in range(2))
-    cx, cy = (x0 + x1) / 2 + across, (y0 + y1) / 2 + (0.5 - config.middle) * side + down
+    across, down = (_uniform(generator, -framing.sway, framing.sway) * side for _ in range(2))
+    cx, cy = (x0 + x1) / 2 + across, (y0 + y1) / 2 + (0.5 - framing.middle) * side + down
     window = (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)
     pixels = _to_tensor(_cut(photo, window, size))
     scale = size / side
@@ -128,13 +134,13 @@ def _jitter(pixels: Tensor, generator: torch.Generator, strength: float) -> Tens
 
 
 def _black_canvas(
-    photo: Image.Image, face: Any, size: int, config: LearnConfig, generator: torch.Generator
+    photo: Image.Image, face: Any, size: int, config: LearnConfig, framing: Framing, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     aligned = _to_tensor(align_ffhq(photo, face.landmarks, size // 2).resize((size, size), Image.Resampling.BILINEAR))
     if float(torch.rand((), generator=generator)) < config.flip:
         aligned = aligned.flip(-1)
     aligned = _jitter(aligned, generator, 0.2)
-    height = max(2, int(size * _uniform(generator, config.smallest, config.largest)))
+    height = max(2, int(size * _uniform(generator, framing.smallest, framing.largest)))
     width = min(size, max(2, int(height * _uniform(generator, 0.9, 1.1))))
     small = F.interpolate(aligned[None], (height, width), mode="bilinear", align_corners=True)[0]
     canvas = torch.full((3, size, size), -1.0)

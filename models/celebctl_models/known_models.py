@@ -45,7 +45,9 @@ class KnownModel:
     """One row of the table: where a short name leads, and what to know before it is fetched.
 
     size: bytes of the files celebctl fetches. native_size: pixels. prediction: what the UNet predicts, in diffusers'
-    words. sha256: of the weights, by path, where public sources agree on them; the hub tells the others.
+    words. memory: bytes that learning is foretold to take on a GPU, networks included, with four views at once and with
+    --low-memory (counted by benchmarks/true_size.py, never measured). sha256: of the weights, by path, where public
+    sources agree on them; the hub tells the others.
     """
 
     source: str  # a folder inside this package ("mini/weights") or a hub id
@@ -56,6 +58,7 @@ class KnownModel:
     native_size: int
     defaults: dict[str, Any]
     prediction: str = "epsilon"
+    memory: tuple[int, int] = (0, 0)
     bundled: bool = False
     revision: str = "main"  # a commit of the hub repository: the same files tomorrow
     gated: bool = False
@@ -89,6 +92,7 @@ KNOWN: dict[str, KnownModel] = {
         4_270_000_000,
         512,
         {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m"},
+        memory=(6_100_000_000, 2_900_000_000),
         revision="133a221b8aa7292a167afc5127cb63fb5005638b",
     ),
     "sd15": KnownModel(
@@ -99,6 +103,7 @@ KNOWN: dict[str, KnownModel] = {
         4_265_076_690,
         512,
         {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m"},
+        memory=(6_100_000_000, 2_900_000_000),
         revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         note="A mirror: its publisher, Runway, left the hub in August 2024 and took the original along.",
         sha256={
@@ -120,6 +125,7 @@ KNOWN: dict[str, KnownModel] = {
         768,
         {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m"},
         prediction="v_prediction",
+        memory=(11_100_000_000, 4_400_000_000),
         revision="bb2154823665391b4fb29b0b9cf82a198964ee05",
         note="A mirror: Stability AI took its 2.x models off the hub in November 2025.",
     ),
@@ -131,6 +137,7 @@ KNOWN: dict[str, KnownModel] = {
         13_880_000_000,
         1024,
         {"steps": 30, "guidance": 7.0, "sampler": "dpmpp_2m"},
+        memory=(33_600_000_000, 10_600_000_000),
         revision="462165984030d82259a11f4367a4eed129e94a7b",
         sha256={
             "text_encoder/model.safetensors": "5c3d6454dd2d23414b56aa1b5858a72487a656937847b6fea8d0606d7a42cdbc",
@@ -148,6 +155,7 @@ KNOWN: dict[str, KnownModel] = {
         5_160_000_000,
         512,
         _FEW_STEPS,
+        memory=(6_800_000_000, 3_800_000_000),
         revision="b261bac6fd2cf515557d5d0707481eafa0485ec2",
     ),
     "sdxl-turbo": KnownModel(
@@ -158,6 +166,7 @@ KNOWN: dict[str, KnownModel] = {
         13_880_000_000,
         512,
         _FEW_STEPS,
+        memory=(15_000_000_000, 9_100_000_000),
         revision="71153311d3dbb46851df1931d3ca6e939de83304",
     ),
     "lcm": KnownModel(
@@ -168,6 +177,7 @@ KNOWN: dict[str, KnownModel] = {
         4_270_000_000,
         768,
         {"steps": 4, "guidance": 8.0, "sampler": "lcm"},
+        memory=(10_700_000_000, 3_500_000_000),
         revision="a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
         note="Its UNet is told the guidance scale (time_cond_proj_dim 256), one more input in place of a second run.",
     ),

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 from celebctl_runtime.errors import IntegrityProblem, NotFound
 
+from .framing import Framing
 from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
 from .known_models import why_unsupported as why_unsupported
 
@@ -44,6 +45,7 @@ class ModelCard:
     mapper_file: Path | None = None  # the mapper from faces to people, as learning begins with it (safetensors)
     features_file: Path | None = None  # what the recogniser sees when the model draws those names (safetensors)
     scoring_dir: Path | None = None  # networks kept apart from learning, only for judging
+    framing: Framing | None = None  # where it draws faces
 
 
 # Where models are.
@@ -279,9 +281,18 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
             changes[_PLACES[key]] = (path.parent / value).resolve()
         elif key == "defaults" and isinstance(value, dict):
             changes["defaults"] = {**card.defaults, **cast(Config, value)}
-        elif key in {*_TEXT, *_WHOLE, *_PLACES, "defaults"}:
+        elif key == "framing" and (framing := _framing(value)) is not None:
+            changes["framing"] = framing
+        elif key in {*_TEXT, *_WHOLE, *_PLACES, "defaults", "framing"}:
             raise IntegrityProblem(f"{path}: '{key}' cannot be {value!r}", "correct it, or fetch the model again")
     return replace(card, **changes)
+
+
+def _framing(value: object) -> Framing | None:
+    try:
+        return Framing.from_dict(cast(Config, value)) if isinstance(value, dict) else None
+    except ValueError:
+        return None
 
 
 def _inside(folder: Path, place: str) -> bool:

@@ -31,6 +31,8 @@ CARD = {
     "display_scale": 4,
     "defaults": {"steps": 20, "guidance": 2.5, "sampler": "ddim"},
     "class_noun": "person",
+    # tuned on mini's own scenes (benchmarks/LOG.md); `celebctl basis build --faces` comes near it
+    "framing": {"smallest": 0.52, "largest": 0.60, "middle": 0.485, "sway": 0.025},
     "names": "names.txt",
     "mapper": "mapper.safetensors",
     "faces": "faces",

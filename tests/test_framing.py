@@ -1,0 +1,164 @@
+"""Training views show the face where the model itself draws faces: declared, measured, or assumed, in this order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+torch: Any = pytest.importorskip("torch")
+
+from celebctl.method.celebrities import CelebrityFaces, faces_of, load_faces, save_faces  # noqa: E402
+from celebctl.method.config import (  # noqa: E402
+    CLEAN,
+    FAITHFUL,
+    framing_in,
+)
+from celebctl.method.rendered_names import render_names  # noqa: E402
+from celebctl.method.starts import framing_of, framing_story, placed  # noqa: E402
+from celebctl.method.views import make_views  # noqa: E402
+from celebctl_models.faces import Face  # noqa: E402
+from celebctl_models.framing import FEWEST, PHOTOGRAPHS, Framing, measure_framing  # noqa: E402
+from celebctl_models.registry import card_for, locate  # noqa: E402
+
+if TYPE_CHECKING:
+    from celebctl_models.diffusion import DiffusionParts
+
+NAMES = [f"name {number}" for number in range(24)]
+DRAWN = Framing(smallest=0.25, largest=0.35, middle=0.38, sway=0.04)  # how the make-believe model draws
+
+
+def photo_of(box: tuple[int, int, int, int], side: int = 400) -> Image.Image:
+    """A white box, the face, on black."""
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[box[1] : box[3], box[0] : box[2]] = 255
+    return Image.fromarray(pixels)
+
+
+def box_in(pixels: Any) -> tuple[float, float, float]:
+    """Height, middle across and middle down of the white box in a view (3, S, S), as shares."""
+    y, x = np.nonzero(np.asarray(pixels)[0] > 0)
+    size = pixels.shape[-1]
+    return (y.max() + 1 - y.min()) / size, (x.min() + x.max() + 1) / 2 / size, (y.min() + y.max() + 1) / 2 / size
+
+
+@pytest.mark.parametrize("framing", [DRAWN, PHOTOGRAPHS, Framing(0.5, 0.5, 0.6, 0.0)], ids=str)
+def test_the_face_of_a_view_stands_where_the_framing_says(framing: Framing) -> None:
+    box = (180, 190, 215, 240)
+    face = SimpleNamespace(box=np.array(box, np.float32))
+    config = replace(CLEAN, **framing.as_dict())
+    views = make_views(photo_of(box), face, 128, 40, config, torch.Generator().manual_seed(1))
+    seen, pixel = np.array([box_in(one) for one in views.pixels.numpy()]), 1.6 / 128
+    assert framing.smallest - pixel < seen[:, 0].min() and seen[:, 0].max() < framing.largest + pixel
+    assert np.abs(seen[:, 1:] - [0.5, framing.middle]).max() < framing.sway + pixel
+    if framing.sway:
+        assert np.ptp(seen[:, 0]) > 0.6 * (framing.largest - framing.smallest), "all sizes in between"
+        assert np.ptp(seen[:, 2]) > framing.sway
+
+
+def test_what_the_config_says_goes_first_then_the_model_then_what_was_measured(
+    tiny_parts: DiffusionParts, tmp_path: Path
+) -> None:
+    assert framing_of(tiny_parts) == (PHOTOGRAPHS, "assumed")
+    faces = CelebrityFaces(tuple(NAMES), np.eye(24, 512, dtype=np.float32), DRAWN)
+    save_faces(faces, tiny_parts.table_hash, tmp_path / "faces.safetensors")
+    measured = replace(tiny_parts, card=replace(tiny_parts.card, features_file=tmp_path / "faces.safetensors"))
+    assert framing_of(measured) == (DRAWN, "measured")
+    own = Framing(0.7, 0.8, 0.5, 0.01)
+    declared = replace(measured, card=replace(measured.card, framing=own))
+    assert framing_of(declared) == (own, "declared")
+    assert framing_in(placed(CLEAN, declared)) == own
+    asked = placed(replace(CLEAN, middle=0.6), measured)
+    assert framing_in(asked) == replace(DRAWN, middle=0.6) and framing_story(asked, measured).endswith("(asked for)")
+    assert framing_story(placed(CLEAN, measured), measured) == f"{DRAWN} (measured)"
+    faithful = framing_in(placed(FAITHFUL, measured))
+    assert (faithful.smallest, faithful.largest) == (0.1, 1.0), "the release's own scales"
+    with pytest.raises(ValueError, match="placed"):
+        make_views(photo_of((1, 1, 2, 2)), None, 8, 1, CLEAN, torch.Generator())
+
+
+def test_faces_measured_without_a_framing_leave_it_assumed(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
+    faces = CelebrityFaces(tuple(NAMES), np.eye(24, 512, dtype=np.float32))
+    save_faces(faces, tiny_parts.table_hash, tmp_path / "faces.safetensors")
+    old = replace(tiny_parts, card=replace(tiny_parts.card, features_file=tmp_path / "faces.safetensors"))
+    assert load_faces(old).framing is None and framing_of(old) == (PHOTOGRAPHS, "assumed")
+
+
+def test_mini_says_where_its_faces_stand() -> None:
+    assert card_for(locate("mini").path).framing == Framing(0.52, 0.60, 0.485, 0.025)
+
+
+def test_the_framing_is_the_middle_half_of_what_is_drawn() -> None:
+    places = np.random.default_rng(0).uniform([0.2, 0.45, 0.36], [0.6, 0.55, 0.44], (4000, 3)).astype(np.float32)
+    found = measure_framing(np.concatenate([places, np.zeros((50, 3), np.float32)]))  # and boxes of no height
+    assert found is not None
+    np.testing.assert_allclose(list(found.as_dict().values()), [0.3, 0.5, 0.4, 0.025], atol=0.01)
+    assert measure_framing(places[: FEWEST - 1]) is None
+    assert measure_framing(places + np.array([0, 0, 1], np.float32)) is None, "no picture has its faces below itself"
+
+
+@pytest.mark.parametrize("wrong", [{"smallest": 0.6}, {"middle": 1.2}, {"sway": -0.1}, {"largest": 9.0}])
+def test_shares_that_no_picture_has_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="no framing"):
+        Framing.from_dict({**DRAWN.as_dict(), **wrong})
+    with pytest.raises(ValueError, match="no framing"):
+        Framing.from_dict({"smallest": 0.2})
+
+
+# Measured with the celebrities' faces: a model that draws a box where DRAWN says, and a finder of boxes.
+
+
+def draw(prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+    made: list[NDArray[np.uint8]] = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        random = np.random.default_rng([*prompt.encode(), seed])
+        height = 200 * random.uniform(2 * DRAWN.smallest - 0.3, 2 * DRAWN.largest - 0.3)  # quartiles .25 and .35
+        middle = 200 * (DRAWN.middle + random.uniform(-2, 2) * DRAWN.sway)
+        top, left = round(middle - height / 2), 90
+        made.append(np.asarray(photo_of((left, top, left + 20, round(middle + height / 2)), 200)))
+    return np.stack(made)
+
+
+class Finder:
+    def analyse(self, photo: Image.Image) -> list[Face]:
+        y, x = np.nonzero(np.asarray(photo)[..., 0])
+        box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], np.float32)
+        feature = np.random.default_rng(int(y.min())).standard_normal(512).astype(np.float32)
+        nothing = np.zeros((5, 2), np.float32), np.zeros((112, 112, 3), np.uint8)
+        return [Face(box, 1.0, *nothing, feature / np.float32(np.linalg.norm(feature)))]
+
+
+def test_measuring_the_celebrities_faces_measures_where_they_stand(tmp_path: Path, tiny_parts: DiffusionParts) -> None:
+    log, file = tmp_path / "log.jsonl", tmp_path / "faces.safetensors"
+    found = faces_of(render_names(NAMES, draw, Finder(), log))
+    assert found.framing is not None
+    np.testing.assert_allclose(list(found.framing.as_dict().values()), list(DRAWN.as_dict().values()), atol=0.03)
+    assert faces_of(render_names(NAMES, draw, Finder(), log)).framing == found.framing
+    save_faces(found, tiny_parts.table_hash, file)
+    measured = replace(tiny_parts, card=replace(tiny_parts.card, features_file=file))
+    assert framing_of(measured) == (found.framing, "measured")
+
+
+def test_a_log_from_before_is_not_drawn_again_for_its_places(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    render_names(NAMES, draw, Finder(), log)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line in lines:
+        del line["places"]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn: list[str] = []
+
+    def watched(prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        drawn.extend(prompts)
+        return draw(prompts, seeds)
+
+    found = faces_of(render_names(NAMES, watched, Finder(), log))
+    assert found.framing is None and len(found.names) == len(NAMES) and not drawn

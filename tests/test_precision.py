@@ -1,0 +1,51 @@
+"""Learning as a GPU does it: frozen networks in half precision or run again block by block, coefficients in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from conftest import write_pipeline
+from learn_doubles import begin, load_named
+
+torch: Any = pytest.importorskip("torch")
+pytest.importorskip("insightface")
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("precision") / "tiny"
+    write_pipeline(folder, "epsilon")
+    return folder
+
+
+def cosine(a: Any, b: Any) -> float:
+    return float(torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_networks_teach_float32_coefficients_what_whole_ones_do(folder: Path, dtype: str) -> None:
+    whole = begin(load_named(folder))
+    half = begin(load_named(folder, dtype=getattr(torch, dtype)))
+    assert half.parts.unet.dtype == half.parts.vae.dtype == getattr(torch, dtype)
+    assert half.parts.text_encoders[0].dtype == torch.float32
+    plain, found = whole.gradient(whole.parts.unet), half.gradient(half.parts.unet)
+    assert found.dtype == torch.float32 and cosine(plain, found) > 0.97
+    for _ in range(4):
+        assert half.advance() == pytest.approx(whole.advance(), rel=0.05)
+    assert all(p.dtype == torch.float32 for p in half.mapper.parameters())
+    (one,), (other,) = whole.identities(["alice"]), half.identities(["alice"])
+    moved, apart = np.asarray(one.coefficients[0]), np.asarray(other.coefficients[0]) - np.asarray(one.coefficients[0])
+    assert other.coefficients[0].dtype == np.float32 and np.abs(moved).max() > 0
+    assert np.linalg.norm(apart) < 0.3 * np.linalg.norm(moved), "the scale of the float16 loss is taken back"
+
+
+def test_blocks_that_are_run_again_give_the_same_gradient(folder: Path) -> None:
+    plain, again = begin(load_named(folder)), begin(load_named(folder))
+    again.parts.unet.enable_gradient_checkpointing()
+    torch.testing.assert_close(again.gradient(again.parts.unet), plain.gradient(plain.parts.unet))
+    assert again.advance() == pytest.approx(plain.advance(), rel=1e-5)
