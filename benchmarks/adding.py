@@ -88,7 +88,9 @@ def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], 
         "fp32",
         {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"},
         Defaults(20, 7.5, "dpmpp_2m"),
-        TokenizerFacts("tokenizer.json", 77, VOCABULARY - 2, VOCABULARY - 1, VOCABULARY - 1),
+        TokenizerFacts(
+            "tokenizer.json", 77, VOCABULARY - 2, VOCABULARY - 1, VOCABULARY - 1, more_pads=(0,) * (len(widths) - 1)
+        ),
         _graphs(weights),
         tuple(tables),
     )
@@ -171,7 +173,7 @@ def main() -> int:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{name}: {figures[name]['add_ms']} ms, as a command {figures[name]['add_command_s']} s", flush=True)
-    args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -63,15 +63,15 @@ def test_what_a_person_costs_is_measured_without_the_networks(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adding = script("adding")
-    names = ("text_encoder.data", "step.data", "vae_decoder.data", "vae_encoder.data")
+    names = ("text_encoder.data", "text_encoder_2.data", "step.data", "vae_decoder.data", "vae_encoder.data")
     for name, value in (
         ("VOCABULARY", 64),
         ("RESIDENTS", 3),
-        ("MODELS", {"tiny": ((8,), dict.fromkeys(names, 5_000_000))}),
+        ("MODELS", {"tiny": ((8, 12), dict.fromkeys(names, 5_000_000))}),
     ):
         monkeypatch.setattr(adding, name, value)
     found = adding.measure("tiny", tmp_path, 1)
-    assert found["weight_file_bytes"] == 20_000_000 and found["token_table_bytes"] == (64 + 256) * 8 * 4
+    assert found["weight_file_bytes"] == 25_000_000 and found["token_table_bytes"] == (64 + 256) * 20 * 4
     assert 0 < found["add_ms"] < 1e3 * found["add_command_s"] and found["weights_touched"] == []
     assert found.get("add_rchar", 0) < 1e6, "nobody reads networks to add a person"
     assert Bundle.open(tmp_path / "tiny", verify="full").names[-1] == "watched"
