@@ -44,6 +44,7 @@ KNOWN = {
         ),
         Known("device", "auto", "where pictures are made", ("auto", "cpu", "cuda", "trt")),
         Known("threads", 0, "CPU threads for making pictures; 0 is one per physical core"),
+        Known("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=0,enable_cuda_graph=0"),
         Known("preset", "clean", "how people are learned", ("clean", "faithful")),
         Known("face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"),
     )

@@ -60,7 +60,7 @@ def test_contestants_on_other_chips_are_not_compared() -> None:
 
 def test_a_loop_that_ends_all_steps_at_once_has_no_time_per_step() -> None:
     assert step_seconds([0.1, 0.3, 0.5, 0.8]) == pytest.approx(0.2)
-    assert math.isnan(step_seconds([0.8]))
+    assert math.isnan(step_seconds([0.8])) and step_seconds([0.8], 0.6, 4) == pytest.approx(0.15)
     ours, theirs = scores()
     ours.step = [math.nan] * 3
     document = report([ours, theirs], NOTHING, SETTINGS, machine())

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from celebctl_runtime.bundle import Bundle
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -58,6 +60,24 @@ def test_a_prediction_says_that_it_is_one(script: Any) -> None:
         assert times["predicted_views_only"] == pytest.approx(
             flops.VIEWS * 2e12 / times["dense_bf16_peak"] / flops.UTILISATION, abs=0.01
         )
+
+
+def test_what_a_person_costs_is_measured_without_the_networks(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adding = script("adding")
+    names = ("text_encoder.data", "text_encoder_2.data", "step.data", "vae_decoder.data", "vae_encoder.data")
+    for name, value in (
+        ("VOCABULARY", 64),
+        ("RESIDENTS", 3),
+        ("MODELS", {"tiny": ((8, 12), dict.fromkeys(names, 5_000_000))}),
+    ):
+        monkeypatch.setattr(adding, name, value)
+    found = adding.measure("tiny", tmp_path, 1)
+    assert found["weight_file_bytes"] == 25_000_000 and found["token_table_bytes"] == (64 + 256) * 20 * 4
+    assert 0 < found["add_ms"] < 1e3 * found["add_command_s"] and found["weights_touched"] == []
+    assert found.get("add_rchar", 0) < 1e6, "nobody reads networks to add a person"
+    assert Bundle.open(tmp_path / "tiny", verify="full").names[-1] == "watched"
 
 
 @pytest.mark.slow

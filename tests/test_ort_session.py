@@ -16,11 +16,13 @@ import pytest
 from bundle_doubles import make_identity, write_bundle
 from numpy.typing import NDArray
 
+from celebctl.bench.worker import make
+from celebctl.cli.bench import VARIANTS, ways_of
 from celebctl_runtime import backends
 from celebctl_runtime.backends import OrtBackend, Texts
 from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem
-from celebctl_runtime.ort_session import CPU, CUDA, memory_problems, no_cuda, waiting
+from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem, UsageProblem
+from celebctl_runtime.ort_session import CPU, CUDA, memory_problems, no_cuda, parse_cuda_options, waiting
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 from celebctl_runtime.samplers import plan
@@ -57,6 +59,8 @@ class FakeCuda:
             def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
                 chosen: dict[str, str] = next((entry[1] for entry in providers if entry[0] == CUDA), dict[str, str]())
                 fake.options.append((Path(path).name, chosen))
+                if "warp_speed" in chosen:
+                    raise RuntimeError('[ONNXRuntimeError] : Unknown provider option: "warp_speed".')
                 if fake.refuses_capture and chosen.get("enable_cuda_graph"):
                     raise RuntimeError("This session cannot use the graph capture feature as requested")
                 self._real, self._name = fake.real.InferenceSession(path, options, providers=[CPU]), Path(path).name
@@ -308,3 +312,53 @@ def test_a_graph_that_cannot_be_opened_ahead_is_told_when_it_is_needed(bundle: B
     backend.prepare(("step", "vae_decoder"))
     with pytest.raises(IntegrityProblem, match=r"step\.onnx"):
         generate(bundle, backend, Request("alice"))
+
+
+def test_cuda_graphs_can_be_switched_off(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    generate(bundle, on_cuda(bundle, fake, monkeypatch, cuda_options={"enable_cuda_graph": "0"}), Request("alice"))
+    assert not any("enable_cuda_graph" in chosen for _, chosen in fake.options)
+    assert {number for name, number in fake.runs if name == "step.onnx"} == {""}
+
+
+def test_an_option_that_cuda_does_not_have_is_no_fault_of_the_bundle(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageProblem, match="warp_speed") as caught:
+        generate(bundle, on_cuda(bundle, FakeCuda(), monkeypatch, cuda_options={"warp_speed": "9"}), Request("alice"))
+    assert "cuda_options" in caught.value.hint
+
+
+def test_options_of_cuda_are_read_from_one_line() -> None:
+    assert parse_cuda_options("") == {}
+    assert parse_cuda_options(" prefer_nhwc=0, enable_cuda_graph = 1,") == {
+        "prefer_nhwc": "0",
+        "enable_cuda_graph": "1",
+    }
+    assert parse_cuda_options("a=1,a=2") == {"a": "2"}, "what comes later counts"
+    for wrong in ("prefer_nhwc", "=1", "a=", "a b=1"):
+        with pytest.raises(UsageProblem) as caught:
+            parse_cuda_options(wrong)
+        assert caught.value.exit_code == 2 and caught.value.hint
+
+
+def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = ways_of(["cpu", "cuda"], "cudnn_conv_algo_search=HEURISTIC", variants=True)
+    assert [name + suffix for name, suffix, _ in ways] == ["cpu", "cuda", *(f"cuda, {name}" for name in VARIANTS)]
+    spec: dict[str, Any] = {"kind": "celebctl", "bundle": str(bundle.path), "seal_key": "none", "threads": 1}
+    request = Request("alice", steps=3, guidance=2.5, sampler="ddim", width=32, height=32)
+    seen: dict[str, tuple[str, bool]] = {}
+    for device, suffix, options in ways[1:]:
+        fake = FakeCuda()
+        monkeypatch.setattr(backends, "load_onnxruntime", lambda fake=fake: fake)
+        given = parse_cuda_options(options)
+        make({**spec, "device": device, "cuda_options": given, "request": request.to_json()}).draw(1)
+        step = dict(fake.options)["step.onnx"]
+        assert step["cudnn_conv_algo_search"] == "HEURISTIC"
+        seen[suffix] = step["prefer_nhwc"], "enable_cuda_graph" in step
+    assert seen == {
+        "": ("1", True),
+        ", channels first": ("0", True),
+        ", no CUDA graph": ("1", False),
+        ", neither": ("0", False),
+    }

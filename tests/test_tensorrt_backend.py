@@ -396,7 +396,7 @@ def test_the_exported_model_draws_the_same(exported_copy: Path) -> None:
     _, cudart, library, cuda = make_believe()
     height, width = bundle.manifest.size.native
     plans = plan_engines(bundle.manifest, [EngineRequest(1, height, width)], dynamic=False)
-    assert [len(entry.profiles) for entry in plans] == [1, 2, 1]
+    assert [len(entry.profiles) for entry in plans] == [1, 2, 1, 1]
     build_engines(bundle, plans, SEAL_KEY, library=library, cuda=cuda)
     assert Bundle.open(exported_copy, verify="full").names == ("ann",)
     backend, ort = TensorRtBackend(bundle, SEAL_KEY, library=library, cuda=cuda), OrtBackend(bundle, "cpu", 1)

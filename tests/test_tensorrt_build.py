@@ -3,7 +3,6 @@ graphs that TensorRT would refuse are found without it."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import tempfile
@@ -17,9 +16,9 @@ import pytest
 from bundle_doubles import make_identity, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from onnx import parser
-from tensorrt_doubles import FakeEngine, FakeTrt, make_believe, open_session
+from polygraphy_doubles import runners
+from tensorrt_doubles import FakeTrt, make_believe, open_session
 
 from celebctl_export.operators import OPSETS, SUPPORTED, check_operators
 from celebctl_export.tensorrt_parity import EngineParity, make_feeds, measurer, polygraphy_runners
@@ -295,38 +294,6 @@ def test_the_table_becomes_an_input_and_nothing_else_changes(bundle: Bundle) -> 
     assert np.array_equal(ours, theirs)
     with pytest.raises(IntegrityProblem, match="no initializer"):
         with_data_inputs(bundle.file("step.onnx"), {"token_table": "token_table.bin"})
-
-
-class OnDevice:
-    """A runner with Polygraphy's manners over a fake engine, off by ``error``."""
-
-    def __init__(self, path: Path, content: bytes, error: float = 0.0) -> None:
-        _, cudart, _, _ = make_believe()
-        self.session = FakeEngine(json.loads(content), cudart).session
-        self.error = error
-
-    def infer(self, feed_dict: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        names = [value.name for value in self.session.get_outputs()]
-        return {
-            name: array + np.float32(self.error) if array.dtype == np.float32 else array
-            for name, array in zip(names, self.session.run(None, feed_dict), strict=True)
-        }
-
-    def last_inference_time(self) -> float:
-        return 0.002
-
-
-class OnHost(OnDevice):
-    def __init__(self, path: Path) -> None:
-        self.session = open_session(cast(Any, onnx).load(str(path), load_external_data=False), path.parent)
-        self.error = 0.0
-
-
-def runners(error: float) -> Any:
-    def make(path: Path, content: bytes, profile: int) -> tuple[Any, Any]:
-        return contextlib.nullcontext(OnDevice(path, content, error)), contextlib.nullcontext(OnHost(path))
-
-    return make
 
 
 def test_every_output_is_measured_and_written_down(bundle: Bundle) -> None:

@@ -42,6 +42,7 @@ class Entrant:
     name: str
     spec: Mapping[str, Any]
     command: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])  # of the command's environment
 
     @property
     def is_rival(self) -> bool:
@@ -202,13 +203,20 @@ def steady(seats: Sequence[Seat], scores: Mapping[str, Score], rounds: int, say:
             drawn = seat.ask("draw", seed=number + 1)
             score = scores[seat.entrant.name]
             score.picture.append(float(drawn["seconds"]))
-            score.step.append(step_seconds(drawn["marks"]))
+            steps = int(seat.entrant.spec["request"]["steps"])
+            score.step.append(step_seconds(drawn["marks"], drawn.get("loop"), steps))
 
 
-def step_seconds(marks: Sequence[float]) -> float:
-    """The middle time between the ends of two steps; NaN where all steps ended at once (a captured loop)."""
+def step_seconds(marks: Sequence[float], loop: float | None = None, steps: int = 1) -> float:
+    """The middle time between the ends of two steps.
+
+    Where all steps ended at once (a captured loop), a share of what the loop took, inputs and result copied; NaN where
+    nobody timed it.
+    """
     gaps = [after - before for before, after in itertools.pairwise(marks)]
-    return statistics.median(gaps) if gaps else float("nan")
+    if gaps:
+        return statistics.median(gaps)
+    return float("nan") if loop is None else loop / steps
 
 
 def _ask_around(
@@ -249,7 +257,11 @@ def largest_difference(one: Path, other: Path) -> int:
 def _cold(entrant: Entrant, path: Path) -> float:
     begun = time.perf_counter()
     done = subprocess.run(
-        [*entrant.command, str(path)], capture_output=True, text=True, check=False, env=_environment()
+        [*entrant.command, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**_environment(), **entrant.variables},
     )
     seconds = time.perf_counter() - begun
     if done.returncode or not path.is_file():

@@ -38,11 +38,13 @@ _MATMUL = 2048  # rows and columns of the product that a processor's peak is mea
 
 @dataclass
 class Drawn:
-    """A picture, how long it took, and how long after its begin each step was done, in seconds."""
+    """A picture, how long it took, and how long after its begin each step was done, in seconds. loop: all steps
+    together, where that was timed; for an engine that ends them all at once there is nothing else."""
 
     image: Image
     seconds: float
     marks: list[float] = field(default_factory=list[float])
+    loop: float | None = None
 
 
 class Contestant(Protocol):
@@ -65,8 +67,10 @@ class Ours:
 
         self._bundle = Bundle.open(Path(spec["bundle"]), verify="quick")
         seal_key, threads = Path(spec["seal_key"]), spec["threads"]
-        self._backend = choose_backend(self._bundle, str(spec["device"]), threads, seal_key, lambda _: None)
+        device, options = str(spec["device"]), spec.get("cuda_options")
+        self._backend = choose_backend(self._bundle, device, threads, seal_key, lambda _: None, options)
         self._request = Request.from_json(spec["request"])
+        self._loop = time_loops(self._backend)
 
     def draw(self, seed: int) -> Drawn:
         """One picture, timed from the request to the pixels."""
@@ -76,8 +80,9 @@ class Ours:
 
         begun, marks = time.perf_counter(), list[float]()
         request = replace(self._request, seed=seed)
+        self._loop.clear()
         (picture,) = generate(self._bundle, self._backend, request, lambda _: marks.append(time.perf_counter() - begun))
-        return Drawn(picture.image, time.perf_counter() - begun, marks)
+        return Drawn(picture.image, time.perf_counter() - begun, marks, sum(self._loop) if self._loop else None)
 
     def facts(self) -> dict[str, str]:
         """Engine, version, device, threads."""
@@ -100,7 +105,11 @@ class Diffusers:
         self._torch, self._request, self._compiled = cast(Any, torch), spec["request"], bool(spec["compile"])
         cast(Any, diffusers).utils.logging.disable_progress_bar()
         dtype = torch.float16 if spec["dtype"] == "fp16" else torch.float32
-        pipeline: Any = cast(Any, diffusers).DiffusionPipeline.from_pretrained(str(spec["model"]), torch_dtype=dtype)
+        # Nobody else here looks at pictures once more, so neither does diffusers.
+        index = json.loads((Path(spec["model"]) / "model_index.json").read_text(encoding="utf-8"))
+        without = {"safety_checker": None} if "safety_checker" in index else {}
+        load: Any = cast(Any, diffusers).DiffusionPipeline.from_pretrained
+        pipeline: Any = load(str(spec["model"]), torch_dtype=dtype, **without)
         name, options = SCHEDULERS[self._request["sampler"]]
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
         pipeline.set_progress_bar_config(disable=True)
@@ -111,10 +120,11 @@ class Diffusers:
 
     def draw(self, seed: int) -> Drawn:
         """One picture, timed from the prompt to the pixels."""
-        request, begun, marks = self._request, time.perf_counter(), list[float]()
+        request, clock = self._request, (Clock() if self._device == "cpu" else EventClock(self._torch))
+        begun = time.perf_counter()
 
         def mark(_pipe: Any, _step: int, _timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
-            marks.append(time.perf_counter() - begun)
+            clock.mark()
             return kept
 
         with self._torch.inference_mode():
@@ -128,7 +138,7 @@ class Diffusers:
                 latents=self._noise(seed),
                 callback_on_step_end=mark,
             )
-        return Drawn(found.images[0], time.perf_counter() - begun, marks)
+        return Drawn(found.images[0], time.perf_counter() - begun, clock.marks())
 
     def facts(self) -> dict[str, str]:
         """Engine, versions, device, threads."""
@@ -169,6 +179,60 @@ class Diffusers:
         shape = (channels, self._request["height"] // factor, self._request["width"] // factor)
         noise = self._torch.from_numpy(initial_noise(seed, shape))[None]
         return noise.to(self._pipeline.unet.device, self._pipeline.unet.dtype)
+
+
+class Clock:
+    """When steps were done, in seconds since the clock was made."""
+
+    def __init__(self) -> None:
+        self._begun, self._marks = time.perf_counter(), list[float]()
+
+    def mark(self) -> None:
+        self._marks.append(time.perf_counter() - self._begun)
+
+    def marks(self) -> list[float]:
+        return self._marks
+
+
+class EventClock:
+    """The same for work that a GPU has only been told of when the host goes on: the GPU marks its own stream."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self._events = [self._recorded()]
+
+    def mark(self) -> None:
+        self._events.append(self._recorded())
+
+    def marks(self) -> list[float]:
+        """Waits for the last mark."""
+        first, *rest = self._events
+        if rest:
+            rest[-1].synchronize()
+        return [first.elapsed_time(event) / 1e3 for event in rest]
+
+    def _recorded(self) -> Any:
+        event = self._torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def time_loops(backend: Any) -> list[float]:
+    """Let a backend that runs all steps at once write down how long that took: in the list returned, in seconds."""
+    from celebctl_runtime.backends import RunsWhole
+
+    found: list[float] = []
+    if isinstance(backend, RunsWhole):
+        run: Any = backend.denoise
+
+        def denoise(*words: Any) -> Any:
+            begun = time.perf_counter()
+            result = run(*words)
+            found.append(time.perf_counter() - begun)
+            return result
+
+        cast(Any, backend).denoise = denoise
+    return found
 
 
 def peak_memory() -> int:
@@ -223,7 +287,7 @@ def answer(order: Mapping[str, Any], contestant: Contestant, spec: Spec, latest:
     what = order["do"]
     if what == "draw":
         latest[:] = [contestant.draw(int(order["seed"]))]
-        return {"seconds": latest[0].seconds, "marks": latest[0].marks}
+        return {"seconds": latest[0].seconds, "marks": latest[0].marks, "loop": latest[0].loop}
     if what == "save":
         latest[0].image.save(order["path"])
         return {"path": order["path"]}

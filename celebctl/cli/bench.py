@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from . import engines, options
 from .console import Desk
 
 if TYPE_CHECKING:
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 PROMPT = "a portrait of a person"
 DEVICES = ("cpu", "cuda", "trt")
+# What --variants also times: ONNX Runtime on CUDA without one of the things that are to make it fast there.
+VARIANTS = {
+    "channels first": "prefer_nhwc=0",
+    "no CUDA graph": "enable_cuda_graph=0",
+    "neither": "prefer_nhwc=0,enable_cuda_graph=0",
+}
 COLUMNS = ("who", "cold", "first", "picture", "ms per step", "of limit", "memory")
 
 
@@ -43,6 +49,9 @@ def bench(
     threads: options.Threads = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also diffusers with torch.compile (minutes).")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Without diffusers.")] = False,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="On CUDA also without channels-last layout, and without CUDA graphs.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole report as JSON.")] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Draw the report into a PNG.")] = None,
     force: options.Force = False,
@@ -60,15 +69,21 @@ def bench(
     desk = ctx.ensure_object(Desk)
     check_counts(rounds, cold)
     _check_places([path for path in (out, chart) if path is not None], force)
-    devices = _checked_devices(device)
+    devices = _checked_devices(device, variants)
     settings, library = Settings.read(), Library()
     chosen = str(settings.text("model", model))
-    opened = open_bundle(desk, library, chosen, bundle, [])
+    on_gpu = "cpu" not in devices
+    opened = open_bundle(desk, library, chosen, bundle, [], "fp16" if on_gpu else "fp32")
+    if on_gpu and opened.manifest.dtype == "fp32":
+        desk.note("the bundle is in fp32; celebctl export --dtype fp16 makes one that GPUs are faster with")
     width, height = options.parse_size(size)
     wanted = Request(prompt, "", 0, steps or 0, guidance, sampler or "", width, height, identities=())
     request = resolve(wanted, opened.manifest)
     count = settings.number("threads", threads) or None
-    entrants = [_ours(library, opened, request, name, count) for name in devices]
+    if "trt" in devices:
+        engines.ensure(desk, library, opened, request)
+    tuned = settings.text("cuda_options") or ""
+    entrants = [_ours(library, opened, request, way, count) for way in ways_of(devices, tuned, variants)]
     if not alone:
         entrants += _rivals(desk, chosen, opened, request, devices, count, compiled)
     with desk.progress("timing") as bar:
@@ -84,13 +99,27 @@ def bench(
     _show(desk, document)
 
 
-def _checked_devices(given: list[str] | None) -> list[str]:
+def ways_of(devices: Sequence[str], tuned: str, variants: bool) -> list[tuple[str, str, str]]:
+    """(device, what to add to its name, options of CUDA) of each of our contestants; `tuned`: the user's options."""
+    ways = [(name, "", tuned) for name in devices]
+    return ways + [("cuda", f", {name}", f"{tuned},{without}") for name, without in VARIANTS.items() if variants]
+
+
+def _checked_devices(given: list[str] | None, variants: bool) -> list[str]:
+    """What to time. What this machine cannot do is told before anything is made for it."""
     from celebctl_runtime.errors import UsageProblem
+    from celebctl_runtime.ort_session import choose_providers, load_onnxruntime
 
     devices = list(dict.fromkeys(given or ["cpu"]))
     for name in devices:
         if name not in DEVICES:
             raise UsageProblem(f"--device {name!r} cannot be timed", f"use one or more of {', '.join(DEVICES)}")
+    if variants and "cuda" not in devices:
+        raise UsageProblem("--variants are ways of ONNX Runtime on CUDA", "add --device cuda")
+    if "trt" in devices:
+        engines.this_machine()
+    if "cuda" in devices:
+        choose_providers(load_onnxruntime(), "cuda")
     return devices
 
 
@@ -102,22 +131,28 @@ def _check_places(paths: Sequence[Path], force: bool) -> None:
             raise UsageProblem(f"{path} exists already", "choose another name, or replace it with --force")
 
 
-def _ours(library: "Library", bundle: "Bundle", request: "Request", device: str, threads: int | None) -> "Entrant":
+def _ours(
+    library: "Library", bundle: "Bundle", request: "Request", way: tuple[str, str, str], threads: int | None
+) -> "Entrant":
+    """`way`: the device, what to add to its name, and options of CUDA."""
     from celebctl.bench.contest import Entrant
+    from celebctl_runtime.ort_session import parse_cuda_options
 
+    device, suffix, options = way
     spec = {
         "kind": "celebctl",
         "bundle": str(bundle.path),
         "seal_key": str(library.seal_key),
         "device": device,
         "threads": threads,
+        "cuda_options": parse_cuda_options(options),
         "request": request.to_json(),
     }
     words = [request.prompt, "--seed", "0", "--steps", str(request.steps), "--guidance", str(request.guidance)]
     words += ["--sampler", request.sampler, "--size", f"{request.width}x{request.height}", "--scale", "1"]
     words += ["--bundle", str(bundle.path), "--device", device, *(["--threads", str(threads)] if threads else [])]
     command = (sys.executable, "-m", "celebctl", "--quiet", "gen", *words, "--force", "--out")
-    return Entrant(f"celebctl {device}", spec, command)
+    return Entrant(f"celebctl {device}{suffix}", spec, command, {"CELEBCTL_CUDA_OPTIONS": options})
 
 
 def _rivals(

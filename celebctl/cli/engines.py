@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from celebctl_export.tensorrt_parity import EngineParity
     from celebctl_export.to_tensorrt import Progress
     from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.engines import Machine
+    from celebctl_runtime.request import Request
 
-COLUMNS = ("engine", "graph", "output", "off by", "of", "TensorRT ms", "ONNX Runtime ms")
+TITLE, COLUMNS = "TensorRT against ONNX Runtime on the CPU", ("engine", "output", "off by", "of", "ms", "CPU ms")
 
 
 def build(desk: Desk, library: "Library", bundle: "Bundle", sizes: Sequence[str]) -> list[dict[str, Any]]:
@@ -34,22 +36,49 @@ def build(desk: Desk, library: "Library", bundle: "Bundle", sizes: Sequence[str]
             measure=measurer(bundle, on_rows=rows.extend),
             on_progress=partial(_pass_on, report),
         )
-    desk.table("TensorRT against ONNX Runtime", COLUMNS, [_cells(row) for row in rows])
+    desk.table(TITLE, COLUMNS, [_cells(row) for row in rows])
     fresh = {row.engine for row in rows}
     desk.tell(f"{len(records)} engines, {len(fresh)} of them built now")
     return [{"file": r.file, "sha256": r.sha256, "seconds": r.seconds, "parity": list(r.parity)} for r in records]
 
 
+def ensure(desk: Desk, library: "Library", bundle: "Bundle", request: "Request") -> None:
+    """Engines tuned for one picture of a request's size: built where this machine has none, or somebody else's."""
+    from celebctl_export.tensorrt_plan import EngineRequest, plan_engines
+    from celebctl_runtime.engines import choose, find_records, read_seal_key
+    from celebctl_runtime.errors import IntegrityProblem, NotFound
+
+    try:
+        _, records = find_records(bundle.path, bundle.manifest, this_machine(), read_seal_key(library.seal_key))
+    except (IntegrityProblem, NotFound):
+        records = []
+    size = EngineRequest(1, request.height, request.width)
+    for plan in plan_engines(bundle.manifest, [size], dynamic=False):
+        for profile in plan.profiles:
+            tuned = {name: best for name, (_, best, _) in profile.shapes.items()}
+            found = choose(records, profile.graph, tuned)
+            if found is None or (not profile.slack and found[0].profiles[found[1]].slack):
+                desk.tell(f"building engines for {request.width}x{request.height} pixels, once")
+                build(desk, library, bundle, [f"1x{request.height}x{request.width}"])
+                return
+
+
+def this_machine() -> "Machine":
+    """What engines built here are bound to. Raises EnvironmentProblem where TensorRT or its GPU is missing."""
+    from celebctl_runtime.cuda_memory import Cuda
+    from celebctl_runtime.tensorrt_runner import TensorRt
+
+    return TensorRt.load().machine(Cuda.load())
+
+
 def show_plan(desk: Desk, bundle: "Bundle", sizes: Sequence[str]) -> None:
     """What `--trt` would build. Needs neither TensorRT nor a GPU."""
     from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
-    from celebctl_runtime.cuda_memory import Cuda
     from celebctl_runtime.errors import EnvironmentProblem
-    from celebctl_runtime.tensorrt_runner import TensorRt
 
     plans = plan_engines(bundle.manifest, [EngineRequest.parse(size) for size in sizes])
     try:
-        machine = TensorRt.load().machine(Cuda.load())
+        machine = this_machine()
     except EnvironmentProblem as problem:
         desk.note(f"{problem.problem}: the plan holds, but could not be built here")
         machine = None
@@ -99,5 +128,8 @@ def _pass_on(report: Any, now: "Progress") -> None:
 
 
 def _cells(row: "EngineParity") -> list[str]:
+    """Short enough for 80 columns. A graph is named where it is another than the one its engine is named for."""
+    engine = row.engine.removesuffix(".plan")
+    output = row.output if engine.startswith(f"{row.graph}-") else f"{row.output} ({row.graph.rpartition('_')[2]})"
     off, largest = f"{row.max_abs_error:.1e}", f"{row.largest_value:.3g}"
-    return [row.engine, row.graph, row.output, off, largest, f"{row.tensorrt_ms:g}", f"{row.onnxruntime_ms:g}"]
+    return [engine, output, off, largest, f"{row.tensorrt_ms:.2f}", f"{row.onnxruntime_ms:.2f}"]

@@ -166,8 +166,11 @@ def check_count(count: int, seed: int) -> None:
         raise UsageProblem(f"seed {seed} is out of range", f"use 0 to {MAX_SEED - count + 1}")
 
 
-def open_bundle(desk: Desk, library: "Library", model: str, given: Path | None, prompts: Sequence[str]) -> "Bundle":
-    """The bundle that was given, as it is; or the model's own, made if need be, with everybody the prompts name."""
+def open_bundle(
+    desk: Desk, library: "Library", model: str, given: Path | None, prompts: Sequence[str], dtype: str = "fp32"
+) -> "Bundle":
+    """The bundle that was given, as it is; or the model's own, made in `dtype` if need be, with everybody the prompts
+    name."""
     from celebctl_runtime.bundle import Bundle
 
     from .bundles import bring_mentioned, find_bundle, strangers
@@ -180,7 +183,7 @@ def open_bundle(desk: Desk, library: "Library", model: str, given: Path | None, 
         from .export import make_bundle
 
         desk.tell(f"there is no bundle of {model} yet; making one, once")
-        place = make_bundle(desk, library, model, answer=False)
+        place = make_bundle(desk, library, model, dtype=dtype, answer=False)
     bundle = Bundle.open(place, verify="quick")
     if new := bring_mentioned(bundle, library, prompts):
         desk.tell(f"added {listed(new)} to the bundle")
@@ -194,11 +197,13 @@ def open_backend(
 ) -> "Backend":
     """The engine, as flags and settings say, for a bundle that is found to be whole."""
     from celebctl.checked import ensure_whole
+    from celebctl_runtime.ort_session import parse_cuda_options
     from celebctl_runtime.tensorrt_backend import choose_backend
 
     ensure_whole(library, bundle)
     name, count = str(settings.text("device", device)), settings.number("threads", threads) or None
-    return choose_backend(bundle, name, count, library.seal_key, desk.note)
+    options = parse_cuda_options(settings.text("cuda_options") or "")
+    return choose_backend(bundle, name, count, library.seal_key, desk.note, options)
 
 
 def draw(

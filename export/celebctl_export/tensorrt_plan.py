@@ -31,7 +31,6 @@ from celebctl_runtime.request import MAX_SIDE
 
 DYNAMIC_BATCH = 4
 MAX_BATCH = 15  # the exported graphs were traced for up to twice as many, negative prompts included
-_ELSEWHERE = ("vae_encoder",)  # runs once for a picture that begins with another one: ONNX Runtime does that
 
 Dims = Mapping[str, int]  # what each named axis of a graph is
 
@@ -90,8 +89,7 @@ def plan_engines(
         _check(request, manifest)
     files: dict[str, list[str]] = {}
     for name, facts in manifest.graphs.items():
-        if name not in _ELSEWHERE:
-            files.setdefault(facts.file, []).append(name)
+        files.setdefault(facts.file, []).append(name)
     plans: list[EnginePlan] = []
     for names in files.values():
         if encoder_number(names[0]) is not None:
@@ -187,6 +185,8 @@ def _dims(manifest: Manifest, request: EngineRequest) -> Dims:
         "batch": request.batch,
         "h": request.height // factor,
         "w": request.width // factor,
+        "height": request.height,
+        "width": request.width,
         "steps": table_rows(manifest),
     }
 

@@ -140,7 +140,8 @@ class OrtBackend:
         threads: int | None = None,
         cuda_options: Mapping[str, str] | None = None,
     ) -> None:
-        """``threads``: CPU threads, default one per physical core. ``cuda_options``: beside, or instead of, our own.
+        """``threads``: CPU threads, default one per physical core. ``cuda_options``: beside, or instead of, our own;
+        enable_cuda_graph 0 runs every step by itself.
 
         Raises UsageProblem for an unknown device, EnvironmentProblem when ONNX Runtime or the device is missing.
         """
@@ -152,7 +153,9 @@ class OrtBackend:
         self._wanted = device
         self._providers = choose_providers(self._ort, device)
         self._cuda_options = {**CUDA_OPTIONS, **(cuda_options or {})}
-        self._captures = True  # steps as CUDA graphs, until a session refuses
+        # Steps as CUDA graphs, until a session refuses. No other graph may be captured: their inputs lie elsewhere
+        # every time.
+        self._captures = self._cuda_options.pop("enable_cuda_graph", "1") != "0"
         self._sessions: dict[str, Any] = {}  # by file; of InferenceSession, which has no usable types
         self._opening: dict[str, Thread] = {}
         self._bound: OrderedDict[Hashable, BoundSteps] = OrderedDict()

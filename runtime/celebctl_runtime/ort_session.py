@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .cuda_memory import out_of_memory
-from .errors import EnvironmentProblem, IntegrityProblem
+from .errors import EnvironmentProblem, IntegrityProblem, UsageProblem
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 NO_CAPTURE = -1  # the graph id of runs that are not to be captured (onnxruntime's CUDA graph documentation)
@@ -40,6 +40,7 @@ _LIBRARIES = {  # by the CUDA that a build is for: what its provider opens, and 
     13: (("libcublasLt.so.13", "libcudart.so.13", "libcurand.so.10", "libcufft.so.12", "libcudnn.so.9"), ""),
 }
 _NO_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+_UNKNOWN_OPTION = "unknown provider option"  # ONNX Runtime's words
 Loader = Callable[[str], object]
 
 
@@ -72,6 +73,17 @@ def choose_providers(ort: Any, device: str) -> list[str]:
     return [CUDA, CPU]
 
 
+def parse_cuda_options(text: str) -> dict[str, str]:
+    """ "prefer_nhwc=0,enable_cuda_graph=0" as options of the CUDA provider, by name. Raises UsageProblem."""
+    found: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in entry.partition("="))
+        if not (name.replace("_", "").isalnum() and equals and value):
+            raise UsageProblem(f"{entry!r} is no option of CUDA", "write name=value,name=value: prefer_nhwc=0")
+        found[name] = value
+    return found
+
+
 def open_session(
     ort: Any,
     path: Path,
@@ -83,7 +95,8 @@ def open_session(
     """A session of the graph file ``path``. ``cuda_options``: of the CUDA provider, where it is among ``providers``.
 
     ``initializers``: OrtValues in place of the graph's own, by name; the caller keeps them as long as the session.
-    Raises IntegrityProblem for a graph that cannot be loaded, EnvironmentProblem when memory runs out.
+    Raises IntegrityProblem for a graph that cannot be loaded, EnvironmentProblem when memory runs out, UsageProblem for
+    an option that CUDA does not have.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -100,6 +113,8 @@ def open_session(
     except EnvironmentProblem:
         raise
     except Exception as error:  # onnxruntime has a dozen error types, all children of Exception only
+        if _UNKNOWN_OPTION in str(error).lower():
+            raise UsageProblem(f"ONNX Runtime on CUDA: {str(error)[-200:]}", "correct cuda_options") from error
         raise IntegrityProblem(
             f"ONNX Runtime cannot load {path}: {str(error)[:300]}", "celebctl export makes a fresh bundle"
         ) from error

@@ -45,23 +45,32 @@ Pieces = list[tuple[slice, tuple[EngineRecord, int]]]  # which pictures of a bat
 
 
 def choose_backend(
-    bundle: Bundle, device: str, threads: int | None, seal_key: Path, note: Callable[[str], None]
+    bundle: Bundle,
+    device: str,
+    threads: int | None,
+    seal_key: Path,
+    note: Callable[[str], None],
+    cuda_options: Mapping[str, str] | None = None,
 ) -> Backend:
     """The engine for ``--device``: auto takes TensorRT where engines fit and ONNX Runtime for the rest, trt insists.
 
-    ``seal_key``: the file with the key of this user's engines. ``note`` hears, once each, what runs elsewhere and why.
-    Raises UsageProblem, NotFound, IntegrityProblem or EnvironmentProblem.
+    ``seal_key``: the file with the key of this user's engines. ``cuda_options``: see :class:`OrtBackend`.
+    ``note`` hears, once each, what runs elsewhere and why. Raises UsageProblem, NotFound, IntegrityProblem or
+    EnvironmentProblem.
     """
     if device == "trt":
         return TensorRtBackend(bundle, read_seal_key(seal_key))
     if device == "auto" and has_engines(bundle.path):
         try:
             return TensorRtBackend(
-                bundle, read_seal_key(seal_key), fallback=lambda: OrtBackend(bundle, "auto", threads), note=note
+                bundle,
+                read_seal_key(seal_key),
+                fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options),
+                note=note,
             )
         except (EnvironmentProblem, IntegrityProblem, NotFound) as problem:
             note(f"{problem.problem}; ONNX Runtime draws instead")
-    backend = OrtBackend(bundle, device, threads)
+    backend = OrtBackend(bundle, device, threads, cuda_options)
     backend.prepare(("step", "vae_decoder"))
     return backend
 
@@ -188,8 +197,13 @@ class TensorRtBackend:
         return np.concatenate(self._run_pieces("vae_decoder", feeds, pieces, "image"))
 
     def encode_picture(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w), by ONNX Runtime: no engine is built for it."""
-        other = self._other("vae_encoder", "pictures to begin with")
+        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w). Raises as :meth:`step`."""
+        feeds = {"image": image}
+        pieces = self._pieces("vae_encoder", feeds)
+        if pieces:
+            return np.concatenate(self._run_pieces("vae_encoder", feeds, pieces, "latent"))
+        batch, _, height, width = image.shape
+        other = self._other("vae_encoder", f"{_pictures(batch)} of {width}x{height} pixels to begin with")
         if not isinstance(other, EncodesPictures):
             raise EnvironmentProblem("nobody here can begin with a picture", "use --device cpu or cuda")
         return other.encode_picture(image)
@@ -353,7 +367,11 @@ class TensorRtBackend:
     def _size(self, latent: NDArray[np.float32]) -> str:
         batch, _, h, w = latent.shape
         factor = self._bundle.manifest.size.vae_factor
-        return f"{batch} picture{'s' if batch > 1 else ''} of {w * factor}x{h * factor} pixels"
+        return f"{_pictures(batch)} of {w * factor}x{h * factor} pixels"
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' if count > 1 else ''}"
 
 
 def _shapes(feeds: Feeds) -> dict[str, Shape]:

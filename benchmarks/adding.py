@@ -1,0 +1,181 @@
+"""What a new person costs an exported bundle of true size: the token table, the manifest, and nothing of the networks.
+
+    python benchmarks/adding.py            # SD 1.5 and SDXL; 0.6 GB of disk, one or two minutes (mostly hashing)
+
+The bundles have the true sizes: token tables of 49,408 rows and 256 spare ones, weight files as long as the published
+networks' (files of zeros that take no room on disk), a manifest with every graph, and 100 people who live there
+already. Graphs are empty files: whoever opened one would fail. What is timed is celebctl's own: `Bundle.add` in a
+process that runs, and `celebctl export --add` from the process's start to its end, medians of `--rounds`. Beside them,
+what a running process read and wrote by system calls while somebody moved in (Linux), and the peak of the memory that
+the command held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from processes import machine, run
+
+from celebctl.bench.moving import measure_moving, stranger
+from celebctl.library import Library
+from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.manifest import (
+    Defaults,
+    GraphFacts,
+    Manifest,
+    ModelFacts,
+    SizeFacts,
+    TensorFacts,
+    TokenizerFacts,
+    TokenTable,
+)
+
+HERE = Path(__file__).resolve().parent
+VOCABULARY, SPARE, RESIDENTS = 49_408, 256, 100
+#: Widths of the token tables, and bytes of the weight files: parameters of the published networks, text encoders
+#: without their tables in float32, the rest in float32 (SD 1.5) or float16 (SDXL).
+MODELS: Mapping[str, tuple[tuple[int, ...], dict[str, int]]] = {
+    "sd15": (
+        (768,),
+        {
+            "text_encoder.data": 4 * (123_060_480 - VOCABULARY * 768),
+            "step.data": 4 * 859_520_964,
+            "vae_decoder.data": 4 * 49_490_199,
+            "vae_encoder.data": 4 * 34_163_664,
+        },
+    ),
+    "sdxl": (
+        (768, 1280),
+        {
+            "text_encoder.data": 4 * (123_060_480 - VOCABULARY * 768),
+            "text_encoder_2.data": 4 * (694_659_840 - VOCABULARY * 1280),
+            "step.data": 2 * 2_567_463_684,
+            "vae_decoder.data": 4 * 49_490_199,
+            "vae_encoder.data": 4 * 34_163_664,
+        },
+    ),
+}
+MEMORY = 32  # keys and values that ONNX Runtime's form of the step takes as inputs
+
+
+def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], name: str) -> Bundle:
+    """A bundle of these sizes, with people in it. Every spare row but theirs is zero, as in a fresh export."""
+    path.mkdir(parents=True)
+    for file, size in weights.items():
+        with (path / file).open("wb") as handle:
+            handle.truncate(size)
+        (path / file).with_suffix(".onnx").touch()
+    (path / "tokenizer.json").write_text("{}")
+    tables: list[TokenTable] = []
+    for number, width in enumerate(widths):
+        file = f"token_table{'' if number == 0 else f'_{number + 1}'}.bin"
+        rows = np.zeros((VOCABULARY + SPARE, width), np.float32)
+        rows[:VOCABULARY] = np.random.default_rng(number).standard_normal((VOCABULARY, width), np.float32)
+        rows.tofile(path / file)
+        tables.append(TokenTable(file, len(rows), width, "float32", VOCABULARY, SPARE))
+    manifest = Manifest(
+        ModelFacts(name, name, "true size, random rows", "0" * 64),
+        SizeFacts((512, 512), 8, 8, 1),
+        "fp32",
+        {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"},
+        Defaults(20, 7.5, "dpmpp_2m"),
+        TokenizerFacts(
+            "tokenizer.json", 77, VOCABULARY - 2, VOCABULARY - 1, VOCABULARY - 1, more_pads=(0,) * (len(widths) - 1)
+        ),
+        _graphs(weights),
+        tuple(tables),
+    )
+    step = manifest.graphs["step"]
+    memory = {f"memory_{number}": TensorFacts("float32", ("rows", 8, 77, 160)) for number in range(MEMORY)}
+    own = {"step": replace(step, inputs={**step.inputs, **memory})}
+    bundle = Bundle.seal(path, replace(manifest, ort_graphs=own))
+    for number in range(RESIDENTS):
+        bundle.add(stranger(bundle, f"resident-{number}", 1000 + number))
+    return bundle
+
+
+def _graphs(weights: Mapping[str, int]) -> dict[str, GraphFacts]:
+    latent, image = ("batch", 4, "h", "w"), ("batch", 3, "height", "width")
+    ends: dict[str, tuple[dict[str, tuple[int | str, ...]], dict[str, tuple[int | str, ...]]]] = {
+        "text_encoder": ({"input_ids": ("batch", 77)}, {"context": ("batch", 77, 768)}),
+        "step": (
+            {"state": (2, *latent), "noise": latent, "context": ("guides", "batch", 77, 768), "aux": ("steps", 3)},
+            {"next_state": (2, *latent), "next_step": (1,)},
+        ),
+        "vae_decoder": ({"latent": latent}, {"image": image}),
+        "vae_encoder": ({"image": image}, {"latent": latent}),
+    }
+    ends["text_encoder_2"] = ends["text_encoder"]
+    found: dict[str, GraphFacts] = {}
+    for file in weights:
+        name = Path(file).stem
+        inputs, outputs = ({key: TensorFacts("float32", shape) for key, shape in side.items()} for side in ends[name])
+        found[name] = GraphFacts(f"{name}.onnx", (file,), inputs, outputs)
+    found["step_nocfg"] = found["step"]
+    return found
+
+
+def system_bytes() -> dict[str, int]:
+    """What this process read and wrote by system calls so far; {} where the system does not tell."""
+    try:
+        lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    return {key: int(value) for key, value in (line.split(": ") for line in lines) if key in ("rchar", "wchar")}
+
+
+def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
+    """All figures of one model; see the module's docstring."""
+    widths, weights = MODELS[name]
+    bundle = write_bundle(folder / name, widths, weights, name)
+    figures: dict[str, Any] = {
+        "weight_file_bytes": sum(weights.values()),
+        "token_table_bytes": sum(4 * (VOCABULARY + SPARE) * width for width in widths),
+        "people_there_before": RESIDENTS,
+        "manifest_bytes": (bundle.path / "manifest.json").stat().st_size,
+        **measure_moving(bundle, folder / "moving", rounds),
+    }
+    person = stranger(bundle, "watched", 7)
+    before = {path: path.stat().st_mtime_ns for path in map(bundle.file, weights)}
+    was = system_bytes()
+    bundle.add(person)
+    now = system_bytes()
+    figures |= {f"add_{key}": now[key] - was[key] for key in was}
+    bundle.remove("watched")
+    Library(folder / "home").save(person)
+    words = ["-m", "celebctl", "--json", "--quiet", "export", "--add", "watched", "--bundle", str(bundle.path)]
+    figures["add_command_peak_bytes"] = run([sys.executable, *words], folder).peak_bytes
+    figures["weights_touched"] = [path.name for path, stamp in before.items() if path.stat().st_mtime_ns != stamp]
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "adding.json")
+    parser.add_argument("--note", default="", help="what to know about these figures, kept with them")
+    args = parser.parse_args()
+    figures: dict[str, Any] = {"note": args.note, "machine": machine(), "rounds": args.rounds}
+    for name in args.models:
+        folder = Path(tempfile.mkdtemp(prefix="adding-"))
+        try:
+            figures[name] = measure(name, folder, args.rounds)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(f"{name}: {figures[name]['add_ms']} ms, as a command {figures[name]['add_command_s']} s", flush=True)
+        args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
