@@ -110,7 +110,7 @@ def test_what_a_large_model_takes_is_said_before_it_learns(
     tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = replace(tiny_parts, unet=copy.deepcopy(tiny_parts.unet), vae=copy.deepcopy(tiny_parts.vae))
-    monkeypatch.setattr("celebctl.cli.learn.SMALL", 0)
+    monkeypatch.setattr("celebctl.cli.opening.SMALL", 0)
     monkeypatch.setattr("celebctl.method.places.free_memory", Mock(return_value=10_000_000_000))
     said = {3: "memory: about 3.0 GB beside the model, 2 of 8 views at once", 9: "and 8.0 GB are free"}
     for taken, words in said.items():
