@@ -175,8 +175,9 @@ class Gathering:
             photo, face = found
             latents, weights = self.encode(photo, face, digest)
             self._features.append(torch.as_tensor(face.feature))
-            self._latents.append(latents.cpu().half())
-            self._weights.append(weights.cpu().half())
+            # in the one order in which they come back from the disk: rounding depends on how they lie in memory
+            self._latents.append(latents.cpu().half().contiguous())
+            self._weights.append(weights.cpu().half().contiguous())
         self._note(str(path), digest, reason)
 
     def _look(self, photo: Image) -> tuple[Image, Face] | str:
@@ -212,7 +213,6 @@ class Gathering:
         tensors: dict[str, NDArray[Any]] = {}
         if new:
             given = {"features": self._features, "latents": self._latents, "weights": self._weights}
-            # written as it lies in memory, and stacked tensors may keep their channels last
             tensors = {name: np.ascontiguousarray(torch.stack(rows[-new:]).numpy()) for name, rows in given.items()}
         metadata = {"key": self.key, "told": json.dumps(self._told)}
         atomic_write(self.work / f"piece-{self._written:05d}.safetensors", save(tensors, metadata=metadata))
