@@ -276,7 +276,8 @@ def network_output(
     options: dict[str, Any] = {}
     if extras is not None and extras.pooled is not None and extras.size_ids is not None:
         sizes = extras.size_ids.to(context).unsqueeze(0).expand(context.shape[0], -1)
-        options["added_cond_kwargs"] = {"text_embeds": extras.pooled.to(context), "time_ids": sizes}
+        # float32, as diffusers makes the sizes beside it: a concatenation of two types is no ONNX
+        options["added_cond_kwargs"] = {"text_embeds": extras.pooled.to(context.device).float(), "time_ids": sizes}
     width = cast(Any, unet).config.time_cond_proj_dim
     if width is not None and extras is not None and extras.guidance is not None:
         options["timestep_cond"] = guidance_embedding(extras.guidance, width).to(context).expand(x.shape[0], -1)
