@@ -22,13 +22,14 @@ from celebctl.method import crowd as crowds
 from celebctl.method.config import CLEAN
 from celebctl.method.crowd import Encode, Gathering, encoder_of, list_photos
 from celebctl.method.denoising import Denoiser
+from celebctl.method.instant import strangers_of
 from celebctl.method.mapper import CoefficientMapper
 from celebctl.method.names import with_names
 from celebctl.method.pretrain import load_mapper
 from celebctl.method.school import FEWEST, Crowd, School, SchoolConfig, SchoolStep, split
 from celebctl.method.starts import set_start, start_of
 from celebctl.method.tensors import read_tensors
-from celebctl.method.trained import save_trained, trained_for, with_mapper
+from celebctl.method.trained import save_trained, trained_for, with_latest, with_mapper
 from celebctl_models.diffusion import load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_runtime.errors import InputRejected, IntegrityProblem, NotFound
@@ -334,6 +335,9 @@ def test_the_command_trains_what_learning_then_begins_with(
     assert "people in the folder are not learned" in said.err and "--instant" in said.err
     ready = with_mapper(parts, Library().cache(), analyser.folder)
     assert str(ready.card.mapper_file) == facts["mapper"]
+    basis = build_basis(parts)
+    met = strangers_of(with_latest(parts, Library().cache(), basis), basis)
+    assert met is not None and met.layers["code_root"].any(), "invent draws people like those in the folder"
     shown = shell("show")
     assert f"mapper: trained on {facts['people']} people in 6 steps, {facts['mapper']}" in shown.out
     left = [name for name in shell.left() if "unfinished" in name or name.endswith(".png")]

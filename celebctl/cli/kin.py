@@ -45,11 +45,15 @@ def invent(
     with needs("learn", "the celeb basis"):
         parts, basis, celebrities = open_basis(desk, library, settings, model)
         from celebctl.method.instant import strangers_of
+        from celebctl.method.trained import with_latest
         from celebctl.method.vectors import invented
 
         if not force:
             library.refuse_taken([called], shelf_name(parts.family, parts.table_hash))
-        hashes, strangers = (parts.family, parts.table_hash), strangers_of(parts, basis)
+        hashes, strangers = (
+            (parts.family, parts.table_hash),
+            strangers_of(with_latest(parts, library.cache(), basis), basis),
+        )
         person, nearest = invented(called, chosen, celebrities, basis, hashes, strangers)
     path = library.save(person, overwrite=force)
     desk.tell(

@@ -77,5 +77,15 @@ def with_mapper(parts: Model, cache: Path, face_models: Path) -> Model:
     return cast(Model, replace(cast(Any, parts), card=replace(parts.card, mapper_file=file)))
 
 
+def with_latest(parts: Model, cache: Path, basis: CelebBasis) -> Model:
+    """The same model with the mapper that was trained last for it, whatever the face models: for whoever asks it about
+    no face."""
+    found = trained_for(cache, basis)
+    if not found:
+        return parts
+    last = max(found, key=lambda one: one.path.stat().st_mtime)
+    return cast(Model, replace(cast(Any, parts), card=replace(parts.card, mapper_file=last.path)))
+
+
 def _short(face_models: str) -> str:
     return hashlib.sha256(face_models.encode()).hexdigest()[:16]
