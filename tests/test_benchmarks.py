@@ -105,7 +105,7 @@ def test_a_method_learns_within_its_budget_and_leaves_the_frozen_model_alone(
     before = fingerprint(house.parts)
     for people in (subjects[:1], subjects):
         seen.clear()
-        result = method.learn(house, people, training.Dial(1e-2, batch=4), 1)
+        result = method.learn(house, people, training.Dial(1e-2, batch=4, data="script"), 1)
         assert sum(seen) == house.budget * len(people)
         prompts = ["a portrait of <ann>", "<ann> and <tom> playing chess"][: len(people)]
         drawn = result.artist.draw(prompts, [1] * len(prompts))
@@ -118,7 +118,9 @@ def test_what_was_learned_is_drawn(bench: Any, house: Any) -> None:
     training, methods = bench["baselines.training"], bench["baselines.methods"].METHODS
     subject = training.Subject("ann", Image.new("RGB", (96, 96), "red"))
     for name in ("ti1", "dreambooth", "custom"):
-        slow, fast = (methods[name].learn(house, [subject], training.Dial(rate), 1) for rate in (1e-9, 0.3))
+        slow, fast = (
+            methods[name].learn(house, [subject], training.Dial(rate, data="script"), 1) for rate in (1e-9, 0.3)
+        )
         pictures = [result.artist.draw(["a portrait of <ann>"], [1])[0] for result in (slow, fast)]
         assert not np.array_equal(*pictures), name
 

@@ -154,14 +154,20 @@ def test_tensorrt_plans_and_draws_with_both_text_encoders(bundle: Bundle, tmp_pa
     height, width = copy.manifest.size.native
     plans = plan_engines(copy.manifest, [EngineRequest(1, height, width)], dynamic=False)
     engines = {plan.onnx: plan for plan in plans}
-    assert set(engines) == {"text_encoder.onnx", "text_encoder_2.onnx", "step.onnx", "vae_decoder.onnx"}
+    assert set(engines) == {
+        "text_encoder.onnx",
+        "text_encoder_2.onnx",
+        "step.onnx",
+        "vae_decoder.onnx",
+        "vae_encoder.onnx",
+    }
     tables = [dict(engines[f"text_encoder{suffix}.onnx"].inputs_from_data) for suffix in ("", "_2")]
     assert tables == [{"token_table": "token_table.bin"}, {"token_table": "token_table_2.bin"}]
     guided, alone = engines["step.onnx"].profiles
     assert guided.shapes["pooled"][1] == (2, 1, 40) and alone.shapes["pooled"][1] == (1, 1, 40)
     assert guided.shapes["size_ids"] == ((6,),) * 3 and guided.shapes["context"][1] == (2, 1, 77, 80)
     document = describe(copy.manifest, plans, None)
-    assert len(document["engines"]) == 4 and json.dumps(document)
+    assert len(document["engines"]) == len(plans) == 5 and json.dumps(document)
     for plan in plans:  # what engines would be measured with has the shapes that they are built for
         for profile in plan.profiles:
             feeds = make_feeds(copy, profile, plan)
