@@ -176,6 +176,10 @@ ABLATIONS: dict[str, Ablation] = {
             "pooled", "first and last names apart or pooled", "", (Variant("apart"), Variant("pooled", basis=pooled))
         ),
         Ablation(
+            "start", "where the mapper begins: taught with many people, at the average celebrity, or drawn", "",
+            tuple(Variant(start, {"start": start}) for start in ("fitted", "average", "random")),
+        ),
+        Ablation(
             "direct", "mapper, or coefficients as parameters (Adam moves the mapper's answer some 18 times as far)", "",
             (
                 Variant("mapper"),

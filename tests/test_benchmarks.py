@@ -294,7 +294,7 @@ def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> No
 
 
 def test_every_ablation_of_the_paper_has_a_command(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    names = "names components mean spread pooled direct mask scale middle captions rho joint".split()
+    names = "names components mean spread pooled start direct mask scale middle captions rho joint".split()
     assert list(bench["ablations"].ABLATIONS) == names
     fields = set(LearnConfig.__dataclass_fields__)
     for one in bench["ablations"].ABLATIONS.values():
