@@ -16,22 +16,26 @@ from face_doubles import photo_of, write_face_models
 from PIL import Image
 from test_basis_command import NAMES, Shell, refused
 
-from celebctl.library import Library
+from celebctl.cli.opening import prepared
+from celebctl.library import Library, shelf_name
 from celebctl.method import CelebBasis, build_basis
 from celebctl.method import crowd as crowds
+from celebctl.method.celebrities import CelebrityFaces, faces_file, save_faces
 from celebctl.method.config import CLEAN
 from celebctl.method.crowd import Encode, Gathering, encoder_of, list_photos
 from celebctl.method.denoising import Denoiser
 from celebctl.method.instant import strangers_of
 from celebctl.method.mapper import CoefficientMapper
-from celebctl.method.names import with_names
+from celebctl.method.names import read_names, shared_pairs, with_names
 from celebctl.method.pretrain import load_mapper
+from celebctl.method.rendered_names import hash_of_faces
 from celebctl.method.school import FEWEST, Crowd, School, SchoolConfig, SchoolStep, split
-from celebctl.method.starts import set_start, start_of
+from celebctl.method.starts import framing_of, set_start, start_of
 from celebctl.method.tensors import read_tensors
 from celebctl.method.trained import save_trained, trained_for, with_latest, with_mapper
 from celebctl_models.diffusion import load_parts
 from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_models.framing import Framing
 from celebctl_runtime.errors import InputRejected, IntegrityProblem, NotFound
 
 if TYPE_CHECKING:
@@ -348,6 +352,12 @@ def test_the_command_trains_what_learning_then_begins_with(
     assert not same(read_tensors(Path(facts["mapper"])), before)
     assert train(shell, photos, "--force").code == 0
     assert same(read_tensors(Path(facts["mapper"])), before), "same seed, same mapper"
+    names = shared_pairs(parts.tokenizers, read_names(parts))[0].names[:6]
+    seen = CelebrityFaces(names, np.eye(6, 512, dtype=np.float32), Framing(0.4, 0.5, 0.45, 0.02))
+    save_faces(seen, parts.table_hash, faces_file(Library().cache(), parts.table_hash, hash_of_faces(analyser.folder)))
+    shelf = shelf_name(parts.family, parts.table_hash)
+    whole = prepared(parts, Library(), shelf, analyser.folder)
+    assert str(whole.card.mapper_file) == facts["mapper"] and framing_of(whole) == (seen.framing, "measured")
 
 
 def test_stopping_loses_nothing(

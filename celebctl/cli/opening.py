@@ -48,8 +48,8 @@ def prepared(parts: Any, library: "Library", shelf: str, face_models: Path) -> A
     from celebctl.method.trained import with_mapper
 
     named = with_names(parts, ChosenNames(library.root, shelf).file)
-    trained = with_mapper(named, library.cache(), face_models)
-    return trained if trained is not named else with_faces(named, library.cache(), face_models)
+    # the faces also tell where the model draws them, whoever the mapper is from
+    return with_mapper(with_faces(named, library.cache(), face_models), library.cache(), face_models)
 
 
 def make_room(desk: Desk, parts: "DiffusionParts", views: int, low_memory: bool) -> int:
