@@ -26,7 +26,8 @@ demo: $(READY)
 	@mkdir -p demo; home=$$(mktemp -d) || exit 6; \
 	trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT TERM; \
 	export CELEBCTL_HOME="$$home"; unset CELEBCTL_MODEL; cd demo || exit 6; \
-	run() { printf '\n$$ celebctl %s\n' "$$*" >&2; "$(BIN)/celebctl" "$$@"; }; \
+	run() { said=; for word; do case $$word in *' '*) word="\"$$word\"";; esac; said="$$said $$word"; done; \
+	  printf '\n$$ celebctl%s\n' "$$said" >&2; "$(BIN)/celebctl" "$$@"; }; \
 	run portrait alice.png --seed 7 --force && \
 	run portrait bob.png --seed 11 --force && \
 	run learn alice.png bob.png --name alice --name bob --sheet sheet.png --force && \

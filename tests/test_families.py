@@ -31,8 +31,9 @@ from celebctl_runtime.request import Request  # noqa: E402
 NAMES = ["ann bob", "anna alice", "alice person", "bob chess", "person beach", "chess anna", "beach ann"]
 TRAILING = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
 LCM = {"_class_name": "LCMScheduler", "original_inference_steps": 50}
-#: The levels, kinds of blocks and heads of the published UNet, with one layer a block instead of two, for time; an
-#: autoencoder of four levels, 8 pixels a latent pixel; OpenCLIP's text encoder. 1.x is run at its true size (slow).
+#: The levels, kinds of blocks and heads of the published UNets, with one layer a block instead of two, for time; an
+#: autoencoder of four levels, 8 pixels a latent pixel; for 2.x OpenCLIP's text encoder. 1.x is also run at its true
+#: size (slow).
 SD2: dict[str, Any] = {
     "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
     "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
@@ -40,11 +41,12 @@ SD2: dict[str, Any] = {
     "attention_head_dim": (2, 4, 8, 8),
     "use_linear_projection": True,
 }
+SD1 = {**SD2, "attention_head_dim": 8, "use_linear_projection": False}
 SD2_TEXT = {"hidden_act": "gelu", "projection_dim": 24}
 
 
 def sd1(folder: Path) -> None:
-    write_pipeline(folder, "epsilon")
+    write_pipeline(folder, "epsilon", vae_channels=(8, 8, 16, 16), unet=SD1)
 
 
 def sd2(folder: Path) -> None:
