@@ -3,6 +3,7 @@ person, and a clear word wherever an engine is missing, foreign or too large."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -362,7 +363,11 @@ def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_tensorrt")
-def test_auto_falls_back_in_one_line_and_trt_insists(bench: Bench, tmp_path: Path) -> None:
+def test_auto_falls_back_in_one_line_and_trt_insists(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tensorrt", "cuda.bindings.runtime"):  # a CUDA build of torch brings the second along
+        monkeypatch.setitem(sys.modules, name, None)
     key = tmp_path / "engines.key"
     assert isinstance(choose_backend(write_bundle(tmp_path / "plain"), "auto", 1, key, bench.notes.append), OrtBackend)
     assert bench.notes == []
@@ -382,8 +387,6 @@ def test_auto_falls_back_in_one_line_and_trt_insists(bench: Bench, tmp_path: Pat
 
 @pytest.mark.parametrize("version", ["10.11.0.33", "12.0.0.1"])
 def test_other_versions_of_tensorrt_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     fake = FakeTrt(FakeCudart(), version)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     with pytest.raises(EnvironmentProblem, match=version):
