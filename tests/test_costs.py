@@ -89,7 +89,8 @@ def test_stable_diffusion_15_holds_at_its_true_size(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "a.json").read_text())
     assert all(found[stage]["peak_rss_bytes"] < 12e9 for stage in ("build", "learn", "export", "gen"))
     assert found["learn"]["coefficients"] == 1024
-    assert set(found["export"]["worst_parity"]) == {"text_encoder", "step", "vae_decoder", "vae_encoder"}
+    graphs = {name.partition(" ")[0] for name in found["export"]["worst_parity"]}  # some also in ONNX Runtime's form
+    assert graphs == {"text_encoder", "step", "vae_decoder", "vae_encoder"}
     assert max(found["export"]["worst_parity"].values()) < 1e-4
     assert (found["gen"]["width"], found["gen"]["steps"]) == (256, 1)
     assert 1.9 < found["predict"]["operations_per_sample_512px"]["unet_forward_backward"] / 803e9 < 2.3
