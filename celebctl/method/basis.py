@@ -65,6 +65,12 @@ class CelebBasis:
             for given, mean, components in zip(coefficients, self.mean, self.components, strict=True)
         )
 
+    def split(self, flat: NDArray[Any]) -> tuple[Floats, ...]:
+        """All coefficients (S,), those of one text encoder after the other's, as E arrays (2, K)."""
+        ends = np.cumsum([spread.size for spread in self.spread])[:-1]
+        parts = zip(np.split(flat, ends), self.spread, strict=True)
+        return tuple(part.reshape(spread.shape).astype(np.float32) for part, spread in parts)
+
     def project(self, embeddings: Floats, encoder: int = 0) -> Floats:
         """Embeddings (n, 2, D) to the coefficients (n, 2, K) of their nearest points in the basis."""
         return np.einsum("njd,jkd->njk", embeddings - self.mean[encoder], self.components[encoder]).astype(np.float32)

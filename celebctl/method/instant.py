@@ -73,7 +73,10 @@ def read_layers(path: Path, basis: CelebBasis) -> dict[str, Floats]:
     except (OSError, KeyError, ValueError) as error:
         raise IntegrityProblem(f"{path.name} cannot be read: {error}", "fetch the model again") from error
     if metadata.get("basis") != basis.hash:
-        raise IntegrityProblem(f"{path.name} was made for another celeb basis", "python -m celebctl.method.pretrain")
+        raise IntegrityProblem(
+            f"{path.name} was made for another celeb basis",
+            "use the model's own names, or train one: celebctl basis train FOLDER --force",
+        )
     if not fits:
         raise IntegrityProblem(f"{path.name} holds layers of another shape", "fetch the model again")
     return layers
@@ -140,6 +143,5 @@ def identity_of(
     name: str, flat: Floats, parts: HasTables, basis: CelebBasis, provenance: Mapping[str, str]
 ) -> Identity:
     """A person of all coefficients (S,), those of one text encoder after the other's."""
-    ends = np.cumsum([2 * components.shape[1] for components in basis.components])[:-1]
-    rows = tuple(part.reshape(2, -1).astype(np.float32) for part in np.split(flat, ends))
+    rows = basis.split(flat)
     return Identity(name, rows, basis.embed(rows), basis.hash, parts.family, parts.table_hash, dict(provenance))

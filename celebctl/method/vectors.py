@@ -198,7 +198,8 @@ def invented(
         if strangers is None:
             coefficients = _sum_of_celebrities(drawn, celebrities, basis)
         else:
-            coefficients = _apart(strangers.units(drawn), basis)
+            told = zip(basis.split(strangers.units(drawn)), basis.spread, strict=True)
+            coefficients = tuple((units * spread).astype(np.float32) for units, spread in told)
         person = Identity(name, coefficients, basis.embed(coefficients), basis.hash, *model)
         nearest = neighbours(person, celebrities, [], basis)[0]
         if nearest.cosine < TOO_NEAR:
@@ -221,13 +222,6 @@ def _sum_of_celebrities(drawn: Floats, celebrities: Celebrities, basis: CelebBas
         moved = np.einsum("n,njd->jd", weights, rows - rows.mean(0, dtype=np.float64))
         found.append(np.einsum("jd,jkd->jk", moved, components).astype(np.float32))
     return tuple(found)
-
-
-def _apart(units: Floats, basis: CelebBasis) -> tuple[Floats, ...]:
-    """Units (S,) in celebrity standard deviations to coefficients, (2, K) for each text encoder."""
-    ends = np.cumsum([part.size for part in basis.spread])[:-1]
-    parts = zip(np.split(units, ends), basis.spread, strict=True)
-    return tuple((one.reshape(part.shape) * part).astype(np.float32) for one, part in parts)
 
 
 def _as_read(here: Doubles, there: Doubles, celebrities: int) -> tuple[Doubles, Doubles]:
