@@ -1,9 +1,10 @@
-"""Stable Diffusion 1.5 at its true size with random weights: the shapes, the vocabulary and the bytes, and no meaning.
+"""Stable Diffusion at its true size with random weights: the shapes, the vocabulary and the bytes, and no meaning.
 
-    python benchmarks/true_size_model.py FOLDER
+    python benchmarks/true_size_model.py FOLDER                      # 1.5
+    python benchmarks/true_size_model.py FOLDER --family sdxl        # or sd21
 
-The three networks have the published configurations and so the published numbers of parameters, which is checked.
-Weights are written in float16, 2.1 GB. The tokenizer is a byte-pair encoding of CLIP's own layout and size whose merges
+The networks have the published configurations and so the published numbers of parameters, which is checked. Weights are
+written in float16: 2.1, 2.6 and 6.9 GB. The tokenizer is a byte-pair encoding of CLIP's own layout and size whose merges
 were learned on our list of well-known people, so that a celeb basis of 512 components can be made of it.
 """
 
@@ -11,15 +12,25 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from true_size_shapes import UNET_PARAMETERS, text_encoders
+from true_size_shapes import unet as later_unet
 
 from celebctl_models.names import WELL_KNOWN
 
-#: Parameters of the published checkpoint, by folder.
-PARAMETERS = {"text_encoder": 123_060_480, "unet": 859_520_964, "vae": 83_653_863}
+#: Parameters of the published checkpoints, by folder.
+PARAMETERS = {
+    "sd15": {"text_encoder": 123_060_480, "unet": 859_520_964, "vae": 83_653_863},
+    "sd21": {"text_encoder": 340_387_840, "unet": UNET_PARAMETERS["sd21"], "vae": 83_653_863},
+    "sdxl": {
+        "text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "unet": UNET_PARAMETERS["sdxl"], "vae": 83_653_863
+    },
+}  # fmt: skip
+NATIVE = {"sd15": 512, "sd21": 768, "sdxl": 1024}
 VOCABULARY = 49_408  # 256 bytes, 256 bytes at a word's end, 48,894 merges, start and end
 _SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 _WORDS = "a photo portrait close-up picture good of person and playing chess alice bob".split()
@@ -28,12 +39,29 @@ _SCHEDULER = {
     "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True,
     "steps_offset": 1, "prediction_type": "epsilon",
 }  # fmt: skip
-_INDEX = {
-    "_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None], "safety_checker": [None, None],
-    "requires_safety_checker": False, "scheduler": ["diffusers", "PNDMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-}  # fmt: skip
+
+
+def _index(family: str) -> dict[str, Any]:
+    parts = {
+        "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }  # fmt: skip
+    if family == "sdxl":
+        two = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"], "tokenizer_2": parts["tokenizer"]}
+        kind: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+        return kind | parts | two | {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}
+    none = {key: [None, None] for key in ("feature_extractor", "safety_checker")}
+    return {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **parts, **none}
+
+
+def _scheduler(family: str) -> dict[str, Any]:
+    said = dict(_SCHEDULER)
+    if family == "sd21":
+        said["prediction_type"] = "v_prediction"
+    if family == "sdxl":
+        said |= {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    return said
 
 
 def unet() -> Any:
@@ -47,12 +75,13 @@ def unet() -> Any:
     )  # fmt: skip
 
 
-def vae() -> Any:
+def vae(family: str = "sd15") -> Any:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return cast(Any, AutoencoderKL)(
         block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.13025 if family == "sdxl" else 0.18215, force_upcast=family == "sdxl",
     )  # fmt: skip
 
 
@@ -95,28 +124,41 @@ def tokenizer() -> Any:
     return cast(Any, CLIPTokenizer)(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
-def write_model(folder: Path, native_size: int = 512, seed: int = 0) -> None:
-    """Write the whole pipeline folder. `native_size`: side in pixels that its card says it was trained at.
+def networks(family: str) -> dict[str, Callable[[], Any]]:
+    """What builds each network of a family, by folder."""
+    if family == "sd15":
+        return {"text_encoder": text_encoder, "unet": unet, "vae": vae}
+    encoders: dict[str, Callable[[], Any]] = {"text_encoder": lambda: text_encoders(family)[0]}
+    if family == "sdxl":
+        encoders["text_encoder_2"] = lambda: text_encoders(family)[1]
+    return {**encoders, "unet": lambda: later_unet(family), "vae": lambda: vae(family)}
+
+
+def write_model(folder: Path, native_size: int = 0, seed: int = 0, family: str = "sd15") -> None:
+    """Write the whole pipeline folder. `native_size`: side in pixels that its card says it was trained at; 0 for the
+    family's own.
 
     The networks are made in float16, one after the other, so that it takes hardly more memory than the largest.
     """
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     torch.set_default_dtype(torch.float16)
     try:
-        for name, build in {"text_encoder": text_encoder, "unet": unet, "vae": vae}.items():
-            network = build()
+        for name, build in networks(family).items():
+            network, published = build(), PARAMETERS[family][name]
             count = sum(weight.numel() for weight in network.parameters())
-            if count != PARAMETERS[name]:
-                raise ValueError(f"{name} has {count:,} parameters, the published one {PARAMETERS[name]:,}")
-            network.save_pretrained(str(folder / name))
+            if count != published:
+                raise ValueError(f"{name} has {count:,} parameters, the published one {published:,}")
+            network.save_pretrained(str(folder / name), max_shard_size="100GB")
             del network
     finally:
         torch.set_default_dtype(torch.float32)
-    tokenizer().save_pretrained(str(folder / "tokenizer"))
+    made = tokenizer()
+    for name in [key for key in _index(family) if key.startswith("tokenizer")]:
+        made.save_pretrained(str(folder / name))
     # few steps: a look at pictures of random weights tells nothing
-    card = {"licence": "none: random weights", "native_size": native_size, "defaults": {"steps": 4}}
+    card = {"licence": "none: random weights", "native_size": native_size or NATIVE[family], "defaults": {"steps": 4}}
     for place, content in {
-        "scheduler/scheduler_config.json": _SCHEDULER, "model_index.json": _INDEX, "celebctl.json": card
+        "scheduler/scheduler_config.json": _scheduler(family), "model_index.json": _index(family), "celebctl.json": card
     }.items():  # fmt: skip
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -125,9 +167,10 @@ def write_model(folder: Path, native_size: int = 512, seed: int = 0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--native-size", type=int, default=512)
+    parser.add_argument("--family", choices=[*PARAMETERS], default="sd15")
+    parser.add_argument("--native-size", type=int, default=0)
     args = parser.parse_args()
-    write_model(args.folder, args.native_size)
+    write_model(args.folder, args.native_size, family=args.family)
 
 
 if __name__ == "__main__":

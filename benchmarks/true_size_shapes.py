@@ -1,6 +1,6 @@
-"""The networks of Stable Diffusion 2.1 and XL with their published configurations, to count memory on; no numbers.
+"""The networks of Stable Diffusion 2.1 and XL with their published configurations. 1.5 is in true_size_model.py.
 
-Used under a FakeTensorMode: nothing here takes memory of its own. 1.5 is in true_size_model.py.
+Memory is counted on them under a FakeTensorMode, where they take none of their own; true_size_export.py builds them.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def text_encoders(family: str) -> tuple[Any, ...]:
     )  # fmt: skip
     if family == "sd21":
         wide = CLIPTextConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, **common
-        )
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu",
+            **common,
+        )  # fmt: skip
         return (cast(Any, CLIPTextModel)(wide),)
     wide = CLIPTextConfig(
         hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280,
-        **common,
+        hidden_act="gelu", **common,
     )  # fmt: skip
     return cast(Any, CLIPTextModel)(small), cast(Any, CLIPTextModelWithProjection)(wide)

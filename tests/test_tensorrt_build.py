@@ -174,6 +174,23 @@ def test_engines_of_somebody_else_are_replaced(bundle: Bundle) -> None:
     assert len(trt.built) == 8
 
 
+def test_one_size_more_takes_nothing_away_from_the_dynamic_engine(bundle: Bundle) -> None:
+    trt, _, library, cuda = make_believe()
+
+    def widest(*sizes: str) -> tuple[Any, Any]:
+        records = build(bundle, *sizes, dynamic=True, library=library, cuda=cuda)
+        (record,) = [one for one in records if one.file == "step-dynamic.plan"]
+        least, _, most = record.profiles[0].shapes["noise"]
+        return least, most
+
+    assert widest("1x64x32") == ((1, 4, 4, 4), (4, 4, 16, 16))
+    assert widest("1x32x96") == ((1, 4, 4, 4), (4, 4, 16, 24)), "wider"
+    assert widest("1x128x32") == ((1, 4, 4, 4), (4, 4, 32, 24)), "higher, and still as wide"
+    count = len(trt.built)
+    assert widest("1x32x32") == ((1, 4, 4, 4), (4, 4, 32, 24))
+    assert len(trt.built) == count + 3, "the static ones alone: a smaller size asks nothing new of the dynamic ones"
+
+
 def test_the_bundle_stays_what_it_was(bundle: Bundle) -> None:
     before = bundle.path.joinpath("manifest.json").read_bytes()
     build(bundle, "1x32x32")

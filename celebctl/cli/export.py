@@ -99,11 +99,14 @@ def make_bundle(
 
     started = time.monotonic()
     with needs("export", "exporting"), desk.working(f"exporting {model}") as say:
+        import torch
+
         from celebctl_export import export_bundle
         from celebctl_models.diffusion import load_parts
 
         say("opening the model")
-        parts = load_parts(model)
+        # in the dtype that is written: an XL model leaves no room for a second copy of itself
+        parts = load_parts(model, dtype=torch.float16 if dtype == "fp16" else None)
         shelf = shelf_name(parts.family, parts.table_hash)
         people = _chosen(library, shelf, names)
         place = out or library.bundle_path(parts.name, parts.table_hash)

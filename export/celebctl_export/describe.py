@@ -24,7 +24,7 @@ from celebctl_runtime.manifest import (
 )
 
 if TYPE_CHECKING:
-    from celebctl_export.graphs import Axes, GraphSpec
+    from celebctl_export.graphs import Axes, GraphEnds
     from celebctl_export.ort_variants import OrtVariant
     from celebctl_export.parity import Parity
     from celebctl_models.diffusion import DiffusionParts
@@ -35,7 +35,7 @@ _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxrunti
 
 def describe(
     parts: DiffusionParts,
-    graphs: Sequence[GraphSpec],
+    graphs: Sequence[GraphEnds],
     variants: Sequence[OrtVariant],
     measured: Sequence[Parity],
     *,
@@ -82,7 +82,7 @@ def _table_facts(parts: DiffusionParts, number: int, spare_rows: int) -> TokenTa
     return TokenTable(TABLE_FILES[encoder_graph(number)], rows + spare_rows, width, "float32", rows, spare_rows)
 
 
-def _graphs(specs: Sequence[GraphSpec]) -> dict[str, GraphFacts]:
+def _graphs(specs: Sequence[GraphEnds]) -> dict[str, GraphFacts]:
     """The graphs by the names the runtime calls them: the step has two, for one file runs with and without guidance."""
     graphs = {spec.name: _graph_facts(spec) for spec in specs}
     step = graphs["step"]
@@ -93,7 +93,7 @@ def _graphs(specs: Sequence[GraphSpec]) -> dict[str, GraphFacts]:
     return graphs
 
 
-def _graph_facts(spec: GraphSpec) -> GraphFacts:
+def _graph_facts(spec: GraphEnds) -> GraphFacts:
     data = (DATA_FILES[spec.name],)
     if spec.name in TABLE_FILES:
         data = (*data, TABLE_FILES[spec.name])

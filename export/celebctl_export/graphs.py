@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -38,15 +39,29 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GraphSpec:
-    """One graph of a bundle: a module and what its inputs and outputs are called, in the order of its forward()."""
+class GraphEnds:
+    """What the inputs and outputs of a graph are called, in order, and each of their axes."""
 
     name: str
-    module: nn.Module
     inputs: Mapping[str, Axes]
     outputs: Mapping[str, Axes]
+
+
+@dataclass(frozen=True)
+class GraphSpec(GraphEnds):
+    """One graph of a bundle: its ends and a module whose forward() has them."""
+
+    module: nn.Module
     make_inputs: Callable[[Size], dict[str, Tensor]]  # seeded
     pixels: int = 1  # per latent pixel along one side, where axes called height and width are inputs
+
+    @property
+    def ends(self) -> GraphEnds:
+        """Without the module, which is large."""
+        return GraphEnds(self.name, self.inputs, self.outputs)
+
+
+GraphMaker = Callable[[torch.dtype], GraphSpec]
 
 
 class TextEncoderGraph(nn.Module):
@@ -151,19 +166,31 @@ class VaeEncoderGraph(nn.Module):
         return latents_from_pixels(self.vae, image.to(cast(torch.dtype, cast(Any, self.vae).dtype))).float()
 
 
-def graph_specs(parts: DiffusionParts, dtype: torch.dtype) -> list[GraphSpec]:
-    """The graphs of a bundle, on the CPU; UNet and autoencoder compute in `dtype`, the text encoders in float32.
+def graph_makers(parts: DiffusionParts) -> list[GraphMaker]:
+    """The graphs of a bundle, each to be made on the CPU when it is wanted, for networks are copied to another dtype.
 
-    An autoencoder that overflows in float16 and says so stays in float32.
+    UNet and autoencoder compute in the dtype asked for, the text encoders in float32, and so does an autoencoder that
+    overflows in float16 and says so.
     """
-    encoders = [_as(encoder, torch.float32) for encoder in parts.text_encoders]
-    vae = _as(parts.vae, torch.float32 if parts.vae.config.force_upcast and parts.pooled_width else dtype)
+    kept = bool(parts.vae.config.force_upcast and parts.pooled_width)
+
+    def text_encoder(number: int, _: torch.dtype) -> GraphSpec:
+        return _text_encoder_spec(parts, number, _as(parts.text_encoders[number], torch.float32))
+
+    def vae(dtype: torch.dtype) -> Any:
+        return _as(parts.vae, torch.float32 if kept else dtype)
+
     return [
-        *(_text_encoder_spec(parts, number, encoder) for number, encoder in enumerate(encoders)),
-        _step_spec(parts, _as(parts.unet, dtype)),
-        _vae_decoder_spec(parts, vae),
-        _vae_encoder_spec(parts, vae),
+        *(partial(text_encoder, number) for number in range(len(parts.text_encoders))),
+        lambda dtype: _step_spec(parts, _as(parts.unet, dtype)),
+        lambda dtype: _vae_decoder_spec(parts, vae(dtype)),
+        lambda dtype: _vae_encoder_spec(parts, vae(dtype)),
     ]
+
+
+def graph_specs(parts: DiffusionParts, dtype: torch.dtype) -> list[GraphSpec]:
+    """All graphs of a bundle in one dtype (see :func:`graph_makers`)."""
+    return [make(dtype) for make in graph_makers(parts)]
 
 
 def encoder_graph(number: int) -> str:
@@ -195,7 +222,7 @@ def _text_encoder_spec(parts: DiffusionParts, number: int, encoder: nn.Module) -
         module = StatesGraph(encoder, parts.end_id if last else None)
         if last:
             outputs["pooled"] = ("batch", parts.pooled_width)
-    return GraphSpec(encoder_graph(number), module.eval(), {"input_ids": ("batch", length)}, outputs, make_inputs)
+    return GraphSpec(encoder_graph(number), {"input_ids": ("batch", length)}, outputs, module.eval(), make_inputs)
 
 
 def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
@@ -229,7 +256,7 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
     if pooled:
         inputs |= {"pooled": ("guides", "batch", pooled), "size_ids": (6,)}
     outputs: dict[str, Axes] = {"next_state": inputs["state"], "next_step": (1,)}
-    return GraphSpec("step", StepGraph(unet).eval(), inputs, outputs, make_inputs)
+    return GraphSpec("step", inputs, outputs, StepGraph(unet).eval(), make_inputs)
 
 
 def _vae_decoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:
@@ -240,7 +267,7 @@ def _vae_decoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:
 
     inputs: dict[str, Axes] = {"latent": ("batch", channels, "h", "w")}
     outputs: dict[str, Axes] = {"image": ("batch", 3, "height", "width")}
-    return GraphSpec("vae_decoder", VaeDecoderGraph(vae).eval(), inputs, outputs, make_inputs)
+    return GraphSpec("vae_decoder", inputs, outputs, VaeDecoderGraph(vae).eval(), make_inputs)
 
 
 def _vae_encoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:
@@ -252,7 +279,7 @@ def _vae_encoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:
 
     inputs: dict[str, Axes] = {"image": ("batch", 3, "height", "width")}
     outputs: dict[str, Axes] = {"latent": ("batch", channels, "h", "w")}
-    return GraphSpec("vae_encoder", VaeEncoderGraph(vae).eval(), inputs, outputs, make_inputs, pixels=factor)
+    return GraphSpec("vae_encoder", inputs, outputs, VaeEncoderGraph(vae).eval(), make_inputs, pixels=factor)
 
 
 def _seeded() -> torch.Generator:

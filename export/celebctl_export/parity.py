@@ -5,7 +5,7 @@ What this module does not know: how the graphs came about, and what happens when
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from celebctl_export.closeness import is_close, largest_difference
 from celebctl_export.graphs import GraphSpec, Size
 from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
+
+Arrays = dict[str, NDArray[Any]]
 
 # Largest error allowed, in units of the largest value of the reference (at least 1). Float32 graphs measure about
 # 3e-6; float16 ones 1e-3, which is half of what torch's own float16 is off.
@@ -51,28 +53,42 @@ def sizes_to_measure(native: tuple[int, int], block: int) -> list[Size]:
     return [Size(1, h, w), Size(2, 3 * block, 4 * block), Size(1, 4 * block, 2 * block, guides=1)]
 
 
-def measure(
-    reference: GraphSpec, file: Path, sizes: Iterable[Size], floor: float, reader: Path | None = None
-) -> list[Parity]:
-    """Run one exported graph in plain ONNX Runtime (CPU) and its torch module on the same seeded inputs.
+@dataclass(frozen=True)
+class Answers:
+    """What torch makes of seeded inputs: a pair of inputs and outputs, both by name, for each size."""
+
+    graph: str
+    cases: Sequence[tuple[Arrays, Arrays]]
+
+
+def torch_answers(reference: GraphSpec, sizes: Iterable[Size]) -> Answers:
+    """Run a graph's torch module. What it gives is all that measuring needs, so the module may go."""
+    cases: list[tuple[Arrays, Arrays]] = []
+    for size in sizes:
+        inputs = reference.make_inputs(size)
+        with torch.no_grad():
+            made = reference.module(**inputs)
+        outputs = (made,) if isinstance(made, torch.Tensor) else made
+        named = {name: tensor.numpy() for name, tensor in zip(reference.outputs, outputs, strict=True)}
+        cases.append(({name: tensor.numpy() for name, tensor in inputs.items()}, named))
+    return Answers(reference.name, cases)
+
+
+def measure(expected: Answers, file: Path, floor: float, reader: Path | None = None) -> list[Parity]:
+    """Run one exported graph in plain ONNX Runtime (CPU) on the inputs that torch had.
 
     ``reader``: a graph of the texts whose outputs are further inputs of this one.
     """
     session, before = _session(file), _session(reader) if reader is not None else None
     found: list[Parity] = []
-    graph = reference.name if file.stem == reference.name else f"{reference.name} in ONNX Runtime's form"
-    for size in sizes:
-        inputs = reference.make_inputs(size)
-        with torch.no_grad():
-            expected = reference.module(**inputs)
-        feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+    graph = expected.graph if file.stem == expected.graph else f"{expected.graph} in ONNX Runtime's form"
+    for inputs, wanted in expected.cases:
+        feeds = dict(inputs)
         if before is not None:
             names = [output.name for output in before.get_outputs()]
             feeds |= zip(names, before.run(None, {"context": feeds["context"]}), strict=True)
-        outputs = session.run(None, feeds)
-        expected = (expected,) if isinstance(expected, torch.Tensor) else expected
-        for name, ours, theirs in zip(reference.outputs, outputs, expected, strict=True):
-            found.append(_compare(graph, name, ours, theirs.numpy(), floor))
+        outputs = session.run([*wanted], feeds)
+        found += [_compare(graph, name, ours, wanted[name], floor) for name, ours in zip(wanted, outputs, strict=True)]
     return found
 
 

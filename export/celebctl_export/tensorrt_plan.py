@@ -75,6 +75,15 @@ class EnginePlan:
         """Whether an engine that is there already is the one planned."""
         return (record.file, record.onnx_sha256, record.profiles) == (self.file, self.onnx_sha256, self.profiles)
 
+    def keeping(self, record: EngineRecord) -> EnginePlan:
+        """This plan, so wide that its engine can do whatever the one there can: asking for one size more takes
+        nothing away. As it is where that one is of another graph."""
+        inputs = [[(one.graph, *sorted(one.shapes)) for one in side] for side in (self.profiles, record.profiles)]
+        if (record.file, record.onnx_sha256) != (self.file, self.onnx_sha256) or inputs[0] != inputs[1]:
+            return self
+        pairs = zip(self.profiles, record.profiles, strict=True)
+        return replace(self, profiles=tuple(_widened(mine, theirs) for mine, theirs in pairs))
+
 
 def plan_engines(
     manifest: Manifest, requests: Sequence[EngineRequest] = (), *, dynamic: bool = True, workspace_bytes: int = 0
@@ -177,6 +186,17 @@ def _plan(manifest: Manifest, names: Sequence[str], suffix: str, dims: tuple[Dim
         for name in names
     )
     return EnginePlan(f"{_stem(facts)}-{suffix}.plan", facts.file, onnx_sha256(manifest, facts), profiles, {})
+
+
+def _widened(profile: Profile, other: Profile) -> Profile:
+    """A profile from the smaller minimum to the larger maximum of two, tuned for what the first is tuned for."""
+    shapes = {
+        name: (
+            tuple(map(min, least, other.shapes[name][0])), best, tuple(map(max, most, other.shapes[name][2]))
+        )
+        for name, (least, best, most) in profile.shapes.items()
+    }  # fmt: skip
+    return replace(profile, shapes=shapes)
 
 
 def _dims(manifest: Manifest, request: EngineRequest) -> Dims:

@@ -102,14 +102,16 @@ def build_engines(
     bundle.verify("full")  # hashes of graphs become part of the engines' identity
     folder = engine_folder(bundle.path, engine_key(bundle.manifest, machine))
     with _lock(folder):
-        known = _known(folder, seal_key)
-        for number, plan in enumerate(plans):
-            if any(plan.is_built_by(record) for record in known) and (folder / plan.file).is_file():
+        known = {record.file: record for record in _known(folder, seal_key)}
+        for number, wanted in enumerate(plans):
+            there = known.get(wanted.file)
+            plan = wanted.keeping(there) if there else wanted
+            if there and plan.is_built_by(there) and (folder / plan.file).is_file():
                 continue
-            record = _build_one(library, bundle, folder, plan, measure, _teller(on_progress, number, len(plans), plan))
-            known = [*(other for other in known if other.file != plan.file), record]
-            write_records(folder, machine, known, seal_key)
-        return [next(record for record in known if plan.is_built_by(record)) for plan in plans]
+            tell = _teller(on_progress, number, len(plans), plan)
+            known[plan.file] = _build_one(library, bundle, folder, plan, measure, tell)
+            write_records(folder, machine, [*known.values()], seal_key)
+        return [known[plan.file] for plan in plans]
 
 
 def _teller(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from celebctl_export.graphs import GraphSpec, Size, graph_specs
+from celebctl_export.graphs import GraphEnds, GraphSpec, graph_makers
 from celebctl_export.ort_variants import OrtVariant, discard_variant, write_variant
-from celebctl_export.parity import FLOORS, Parity, check, measure, sizes_to_measure
+from celebctl_export.parity import FLOORS, Answers, Parity, check, measure, sizes_to_measure, torch_answers
 from celebctl_export.to_onnx import move_table, save_graph, to_onnx
 
 if TYPE_CHECKING:
@@ -34,36 +34,46 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 def write_graphs(
     parts: DiffusionParts, folder: Path, *, spare_rows: int, dtype: str, on_stage: Callable[[str], None]
-) -> tuple[Sequence[GraphSpec], list[OrtVariant], list[Parity]]:
+) -> tuple[Sequence[GraphEnds], list[OrtVariant], list[Parity]]:
     """Export, write and measure every graph of a bundle, and ONNX Runtime's form of it; the tokenizer goes along.
 
+    One graph after the other, and of each first the copy that is traced, then the float32 one that it is measured
+    against, then the graph itself in ONNX Runtime: never two of them in memory, for the UNet of an XL model fills it.
     Raises IntegrityProblem at the first graph that cannot be exported or is off by more than its floor.
     """
     block = parts.size_multiple // parts.vae_factor
     h, w = (side // parts.vae_factor for side in parts.native_size)
-    references = graph_specs(parts, torch.float32)
-    specs = references if dtype == "fp32" else graph_specs(parts, _DTYPES[dtype])
     sizes, floor = sizes_to_measure((h, w), block), FLOORS[dtype]
+    ends: list[GraphEnds] = []
     measured: list[Parity] = []
     variants: list[OrtVariant] = []
-    for spec, reference in zip(specs, references, strict=True):
-        on_stage(f"exporting {spec.name}")
-        model, file = to_onnx(spec, block), folder / f"{spec.name}.onnx"
-        if spec.name in TABLE_FILES:
-            move_table(model, _table_name(spec), folder / TABLE_FILES[spec.name], spare_rows)
-        save_graph(model, file, folder / DATA_FILES[spec.name])
-        on_stage(f"measuring {spec.name}")
-        measured += measure(reference, file, sizes, floor)
+    for make in graph_makers(parts):
+        ends.append(_write_graph(make(_DTYPES[dtype]), folder, block, spare_rows, on_stage))
+        on_stage(f"measuring {ends[-1].name}")
+        expected = torch_answers(make(torch.float32), sizes)
+        measured += measure(expected, folder / f"{expected.graph}.onnx", floor)
         check(measured)
-        variant, rows = _measured_variant(folder, reference, sizes, floor, on_stage)
+        variant, rows = _measured_variant(folder, expected, floor, on_stage)
         variants += variant
         measured += rows
     write_tokenizer(parts.tokenizers[0], folder / TOKENIZER_FILE)
-    return specs, variants, measured
+    return ends, variants, measured
+
+
+def _write_graph(
+    spec: GraphSpec, folder: Path, block: int, spare_rows: int, on_stage: Callable[[str], None]
+) -> GraphEnds:
+    """Export one graph into its files."""
+    on_stage(f"exporting {spec.name}")
+    model = to_onnx(spec, block)
+    if spec.name in TABLE_FILES:
+        move_table(model, _table_name(spec), folder / TABLE_FILES[spec.name], spare_rows)
+    save_graph(model, folder / f"{spec.name}.onnx", folder / DATA_FILES[spec.name])
+    return spec.ends
 
 
 def _measured_variant(
-    folder: Path, reference: GraphSpec, sizes: Sequence[Size], floor: float, on_stage: Callable[[str], None]
+    folder: Path, expected: Answers, floor: float, on_stage: Callable[[str], None]
 ) -> tuple[list[OrtVariant], list[Parity]]:
     """ONNX Runtime's form of a graph and how far it is off; nothing where there is none, or none that may be used.
 
@@ -71,18 +81,18 @@ def _measured_variant(
     """
     found: list[OrtVariant] = []
     try:
-        found += filter(None, [write_variant(folder, reference.name)])
+        found += filter(None, [write_variant(folder, expected.graph)])
         rows = [
             row
             for variant in found
             for row in measure(
-                reference, folder / variant.file, sizes, floor, folder / variant.reader if variant.reader else None
+                expected, folder / variant.file, floor, folder / variant.reader if variant.reader else None
             )
         ]
         check(rows)
     except Exception as error:  # other people's graph tools and engine: any exception can come out of them
-        on_stage(f"{reference.name} stays as it is for ONNX Runtime: {str(error)[:200]}")
-        discard_variant(folder, reference.name)
+        on_stage(f"{expected.graph} stays as it is for ONNX Runtime: {str(error)[:200]}")
+        discard_variant(folder, expected.graph)
         return [], []
     return found, rows
 
