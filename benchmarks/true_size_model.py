@@ -4,7 +4,7 @@
     python benchmarks/true_size_model.py FOLDER --family sdxl        # or sd21
 
 The networks have the published configurations and so the published numbers of parameters, which is checked. Weights are
-written in float16: 2.1, 2.6 and 6.9 GB. The tokenizer is a byte-pair encoding of CLIP's own layout and size whose merges
+written in float16: 2.1, 2.6 and 6.9 GB. The tokenizer is a byte-pair encoding of CLIP's own layout and size; its merges
 were learned on our list of well-known people, so that a celeb basis of 512 components can be made of it.
 """
 

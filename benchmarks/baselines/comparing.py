@@ -7,18 +7,18 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from celebctl.evaluation.estimates import Estimate, estimate
+from celebctl.evaluation.estimates import Estimate, by_couples, estimate
 from celebctl.evaluation.metrics import Figures, read_figures
 
 COMPARED = {"likeness": "likeness", "fidelity": "prompt", "pair_likeness": "likeness in pairs"}
 
 
 def lead(ours: Figures, theirs: Figures, key: str) -> Estimate | None:
-    """How far we are ahead in a figure, in the mean over people whom both learned: they are the same people, so the
+    """How far we are ahead in a figure, in the mean over couples whom both learned: they are the same people, so the
     interval of the difference is narrower than those of the two means."""
-    both = ours.people.keys() & theirs.people.keys()
-    pairs = [(ours.people[name].get(key), theirs.people[name].get(key)) for name in sorted(both)]
-    return estimate(a - b for a, b in pairs if a is not None and b is not None)
+    both = [name for name in ours.people if name in theirs.people]
+    pairs = [(ours.people[name].get(key), theirs.people[name].get(key)) for name in both]
+    return estimate(by_couples(None if a is None or b is None else a - b for a, b in pairs))
 
 
 def verdict(one: Estimate | None) -> str:

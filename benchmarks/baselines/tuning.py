@@ -1,8 +1,8 @@
 """Every method's own rate, share of the budget, batch and data, chosen on people who are never scored.
 
 One dial after the other: all learning rates first, and further ones while the best is the first or the last; then each
-other dial at the best rate. What is best is the mean of
-likeness and prompt fidelity over all prompts of the tuning people, for methods are to lead on both at once.
+other dial at the best rate, as far as it helps; and where one was moved, the rates around the best once more. The best
+has the highest mean of likeness and prompt fidelity over all prompts of the tuning people: methods are to lead on both.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from celebctl_runtime.files import atomic_write
 from .methods import Method
 from .training import Dial
 
-_FURTHER, _FACTOR = 3, 3.0  # how often the list of rates may grow at its end, and by what
+_FURTHER, _FACTOR = 5, 3.0  # how often the list of rates may grow at its end, and by what
 FIRST_TUNER = 9000  # seeds of the people that dials are chosen on
-CHOICES: dict[str, tuple[Any, ...]] = {"share": (0.5,), "batch": (2,), "data": ("script",)}
+FIRST_SCORED = 50_000  # seeds of the people of the comparison, whom nobody's dials were chosen on
+CHOICES: dict[str, tuple[Any, ...]] = {"share": (0.5,), "batch": (2, 1), "data": ("script",)}
 
 
 def tune(method: Method, file: Path, score: Callable[[Method, Dial], tuple[float, float]]) -> Dial:
@@ -50,9 +51,29 @@ def tune(method: Method, file: Path, score: Callable[[Method, Dial], tuple[float
         tried.append(best.rate * _FACTOR if best.rate == max(tried) else best.rate / _FACTOR)
         best = max(best, Dial(tried[-1]), key=value)
     for name in method.dials:
-        best = max([best, *(replace(best, **{name: choice}) for choice in CHOICES[name])], key=value)
+        for choice in CHOICES[name]:
+            other = replace(best, **{name: choice})
+            if value(other) <= value(best):
+                break
+            best = other
+    if best != Dial(best.rate):
+        best = _rate_around(best, value)
     kept[method.name]["best"] = asdict(best)
     atomic_write(file, (json.dumps(kept, indent=1) + "\n").encode())
+    return best
+
+
+def _rate_around(best: Dial, value: Callable[[Dial], float]) -> Dial:
+    """The best rate beside that of a dial, as far up or down as it goes on helping."""
+    for factor in (_FACTOR, 1 / _FACTOR):
+        moved = best
+        for _ in range(_FURTHER):
+            other = replace(moved, rate=moved.rate * factor)
+            if value(other) <= value(moved):
+                break
+            moved = other
+        if moved != best:
+            return moved
     return best
 
 

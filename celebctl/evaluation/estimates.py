@@ -44,3 +44,14 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
         return Estimate(mean, 0.0, 1)
     variance = sum((value - mean) ** 2 for value in known) / (count - 1)
     return Estimate(mean, t95(count - 1) * math.sqrt(variance / count), count)
+
+
+def by_couples(values: Iterable[float | None]) -> list[float | None]:
+    """Means of each two in turn. People who were learned and drawn together do not count as two observations.
+
+    Where one of two is unknown the other stands for both.
+    """
+    given = list(values)
+    couples = [given[i : i + 2] for i in range(0, len(given), 2)]
+    known = [[value for value in couple if value is not None and not math.isnan(value)] for couple in couples]
+    return [sum(couple) / len(couple) if couple else None for couple in known]

@@ -19,13 +19,13 @@ has a category of its own: the world's style hides colours, the photographs' sty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .estimates import Estimate, estimate
+from .estimates import Estimate, by_couples, estimate
 from .marks import Couple, Mark, Scale, alone_scale, couple_of, mark_alone, mark_beside, mark_couple
 from .panel import Seen
 from .prompts import CATEGORIES, Prompt
@@ -76,19 +76,29 @@ def read_figures(said: Mapping[str, Any]) -> Figures:
     return Figures(said["title"], row(said["summary"]), kinds[0], kinds[1], people)
 
 
-def figures(title: str, records: Sequence[Record], prompts: Sequence[Prompt]) -> Figures:
-    """Measure a cast. Floors and ceilings are those of the cast, so records of one cast belong in one call."""
+def figures(title: str, records: Sequence[Record], prompts: Sequence[Prompt], *, couples: bool = False) -> Figures:
+    """Measure a cast. Floors and ceilings are those of the cast, so records of one cast belong in one call.
+
+    couples: everybody's partner is the next or the one before, so that intervals are over couples. In a cast where
+    each stands beside the next of a ring they are over people, and those of pairs a little narrow for that.
+    """
+    over_people: Callable[[Iterable[float | None]], Estimate | None] = (
+        (lambda values: estimate(by_couples(values))) if couples else estimate
+    )
     marks = mark_everybody(records, prompts)
     people = {record.name: _person(record, row, prompts) for record, row in zip(records, marks, strict=True)}
     categories = [name for name in CATEGORIES if any(prompt.category == name for prompt in prompts)]
 
     def over(row_of: Callable[[Mark], bool]) -> dict[str, Estimate | None]:
         rows = [_means([mark for mark in row if row_of(mark)]) for row in marks]
-        return {name: estimate(row[name] for row in rows) for name in PER_PICTURE}
+        return {name: over_people(row[name] for row in rows) for name in PER_PICTURE}
 
     return Figures(
         title,
-        {name: estimate(row[name] for row in people.values()) for name in [*SUMMARY, "true_pose", "true_expression"]},
+        {
+            name: over_people(row[name] for row in people.values())
+            for name in [*SUMMARY, "true_pose", "true_expression"]
+        },
         {name: over(lambda mark, name=name: mark.prompt.category == name) for name in categories},
         {prompt.say("X", "Y"): over(lambda mark, prompt=prompt: mark.prompt is prompt) for prompt in prompts},
         people,

@@ -79,17 +79,18 @@ class Jury:
         return np.concatenate(rows)
 
     def _attributes(self, pictures: Sequence[NDArray[np.uint8]]) -> list[dict[str, str]]:
-        told: list[dict[str, str]] = []
+        return [
+            {name: words[int(scores[name].argmax())] for name, words in self.vocabulary.items()}
+            for scores in self.scores(pictures)
+        ]
+
+    def scores(self, pictures: Sequence[NDArray[np.uint8]]) -> list[dict[str, Floats]]:
+        """Of each picture (H, W, 3) uint8 and attribute the reader's logits (words,), in the vocabulary's order."""
+        told: list[dict[str, Floats]] = []
+        ends = np.cumsum([len(words) for words in self.vocabulary.values()])
         for start in range(0, len(pictures), 64):
             batch = np.stack(pictures[start : start + 64]).astype(np.float32).transpose(0, 3, 1, 2)
             logits = cast(Floats, self._reader.run(None, {"pixels": batch})[0])
-            ends = np.cumsum([len(words) for words in self.vocabulary.values()])
             parts = np.split(logits, ends[:-1], axis=1)
-            for row in range(len(batch)):
-                told.append(
-                    {
-                        name: words[int(part[row].argmax())]
-                        for (name, words), part in zip(self.vocabulary.items(), parts, strict=True)
-                    }
-                )
+            told += [dict(zip(self.vocabulary, row, strict=True)) for row in zip(*parts, strict=True)]
         return told
