@@ -36,7 +36,7 @@ def words_of(family: str, dtype: str, model: Path) -> dict[str, list[str]]:
         "export": [*celebctl, "export", *chosen, "--dtype", dtype],
         "check": [*celebctl, "export", *chosen, "--check"],
         "gen": [
-            *celebctl, "gen", "a photo of a person", "--steps", "1", "--seed", "1", *chosen, "--size", "512",
+            *celebctl, "gen", "a photo of a person", "--steps", "1", "--seed", "1", *chosen, "--size", "512x512",
             "-o", "drawn.png", "--device", "cpu", "--threads", str(cores()),
         ],
     }  # fmt: skip
