@@ -45,6 +45,7 @@ def bench() -> Iterator[Any]:
                 "baselines.training",
                 "baselines.tuning",
                 "ablations",
+                "clarity",
             )
         }
     finally:
@@ -172,9 +173,46 @@ def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Pa
         return dial.rate, 0.0
 
     high = tuning.tune(method, tmp_path / "high.json", endless)
-    assert high.rate == pytest.approx(max(method.rates) * 27)  # three times further, and no more
+    assert high.rate == pytest.approx(max(method.rates) * 3**5)  # five times further, and no more
     with pytest.raises(SystemExit, match="--tune"):
         tuning.tuned(bench["baselines.methods"].METHODS["custom"], tmp_path / "dials.json")
+
+
+def test_a_sweep_goes_on_where_a_dial_helps_and_looks_at_the_rates_again(bench: Any, tmp_path: Path) -> None:
+    """A smaller batch takes more steps, so that another rate may suit it."""
+    tuning, method = bench["baselines.tuning"], bench["baselines.methods"].METHODS["ti2"]
+    asked: list[Any] = []
+
+    def score(of: Any, dial: Any) -> tuple[float, float]:
+        asked.append(dial)
+        best = 5e-3 / 9 if dial.batch == 1 else 5e-3
+        return 1.0 - 0.3 * dial.batch - abs(np.log(dial.rate / best)) / 10, 0.5
+
+    best = tuning.tune(method, tmp_path / "dials.json", score)
+    assert best.batch == 1 and best.rate == pytest.approx(5e-3 / 9)
+    assert {dial.rate for dial in asked if dial.batch == 4} == set(method.rates)
+    assert len(asked) == len({str(dial) for dial in asked}), "nothing is asked twice"
+
+
+def test_clarity_is_the_margin_of_what_was_asked_for(bench: Any) -> None:
+    from celebctl.evaluation.panel import Seen
+    from celebctl.evaluation.prompts import Prompt
+    from celebctl.evaluation.record import Record, Shot
+    from celebctl.evaluation.session import thumbnail
+
+    class Jury:
+        def __init__(self) -> None:
+            self.vocabulary = {"two": ["one", "two"], "place": ["beach", "snow", "city"]}
+
+        def scores(self, pictures: Any) -> Any:
+            assert all(picture.shape == (16, 16, 3) for picture in pictures)
+            return [{"two": np.array([3.0, 1.0]), "place": np.array([0.5, 4.0, 1.0])} for _ in pictures]
+
+    clarity, seen = bench["clarity"], Seen(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
+    picture = thumbnail(np.zeros((16, 16, 3), np.uint8))
+    prompts = [Prompt("action", "{} in the snow", {"place": "snow"}), Prompt("pair", "{} and {} on the beach")]
+    record = Record("p", tuple(Shot(i, 0, seen, picture) for i in (0, 0, 1)), ())
+    assert clarity.clarity(Jury(), record, prompts) == pytest.approx(((2 + 3) / 2 * 2 - 2) / 3)
 
 
 @pytest.mark.parametrize("change", ["flat_spread", "without_mean", "of_components"])
