@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from conftest import SCHEDULER, write_pipeline, write_xl_pipeline
+from family_doubles import lcm, sd1, sd2, sd_turbo, xl, xl_turbo
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -29,47 +29,6 @@ from celebctl_runtime.pipeline import generate  # noqa: E402
 from celebctl_runtime.request import Request  # noqa: E402
 
 NAMES = ["ann bob", "anna alice", "alice person", "bob chess", "person beach", "chess anna", "beach ann"]
-TRAILING = {**SCHEDULER, "_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
-LCM = {"_class_name": "LCMScheduler", "original_inference_steps": 50}
-#: Four levels, 8 pixels a latent pixel, as all published autoencoders have.
-VAE = (8, 8, 16, 16)
-#: The levels, kinds of blocks and heads of the published UNets, with one layer a block instead of two, for time; for
-#: 2.x OpenCLIP's text encoder. SD-Turbo is 2.1 and SDXL-Turbo is XL, distilled for 1 to 4 steps without guidance from
-#: trailing timesteps (their model cards); LCM DreamShaper is 1.5 with one more input. 1.x is also run at its true size
-#: (slow).
-SD2: dict[str, Any] = {
-    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-    "block_out_channels": (16, 24, 32, 32),
-    "attention_head_dim": (2, 4, 8, 8),
-    "use_linear_projection": True,
-}
-SD1 = {**SD2, "attention_head_dim": 8, "use_linear_projection": False}
-SD2_TEXT = {"hidden_act": "gelu", "projection_dim": 24}
-
-
-def sd1(folder: Path) -> None:
-    write_pipeline(folder, "epsilon", vae_channels=VAE, unet=SD1)
-
-
-def sd2(folder: Path) -> None:
-    write_pipeline(folder, "v_prediction", vae_channels=VAE, unet=SD2, text=SD2_TEXT)
-
-
-def turbo(folder: Path) -> None:
-    write_pipeline(folder, "epsilon", vae_channels=VAE, scheduler=TRAILING, unet=SD2, text=SD2_TEXT)
-
-
-def lcm(folder: Path) -> None:
-    write_pipeline(folder, "epsilon", vae_channels=VAE, scheduler=LCM, unet={**SD1, "time_cond_proj_dim": 16})
-
-
-def xl(folder: Path) -> None:
-    write_xl_pipeline(folder, vae_channels=VAE)
-
-
-def xl_turbo(folder: Path) -> None:
-    write_xl_pipeline(folder, vae_channels=VAE, scheduler=TRAILING)
 
 
 @dataclass(frozen=True)
@@ -87,7 +46,7 @@ class Family:
 FAMILIES = [
     Family("sd1", sd1, "dpmpp_2m", 6.0),
     Family("sd2", sd2, "ddim", 6.0),
-    Family("sd-turbo", turbo, "euler_a", 0.0, steps=4),
+    Family("sd-turbo", sd_turbo, "euler_a", 0.0, steps=4),
     Family("lcm", lcm, "lcm", 8.0, steps=4),
     Family("sdxl", xl, "euler", 5.0, encoders=2),
     Family("sdxl-turbo", xl_turbo, "euler_a", 0.0, steps=1, encoders=2),
