@@ -404,6 +404,26 @@ def test_bodies_of_branches_are_looked_into(tmp_path: Path) -> None:
     assert [problem.operator for problem in report.problems] == ["Det"]
 
 
+def test_types_in_bodies_are_looked_at(tmp_path: Path) -> None:
+    branch = "yes () => (float[2, 3, 8] a) { d = Cast<to = 11>(x)  e = Sin(d)  a = Cast<to = 1>(e) }"
+    other = "no () => (float[2, 3, 8] b) { b = Identity(x) }"
+    report = check(f"y = If(c0)<then_branch = {branch}, else_branch = {other}>", tmp_path)
+    assert [problem.operator for problem in report.problems if "DOUBLE" in problem.problem] == ["Sin", "Cast"]
+    assert report.untyped == 0
+
+
+def test_types_are_followed_past_what_onnx_gives_up_on(tmp_path: Path) -> None:
+    """Where a shape cannot be computed onnx infers no type either, and from there on nothing; types need no shape.
+    Behind an operator that nobody knows nothing is known, and that is said of each node."""
+    report = check("r = MatMul(x, s)  k = Sin(r)  h = Cast<to = 10>(x)  y = Add(k, h)", tmp_path)
+    assert report.untyped == 0 and ["mixes FLOAT and FLOAT16" in one.problem for one in report.problems] == [True]
+    report = check("g = GroupNormalization<num_groups = 3>(x, s, s)  h = Sin(g)  y = Cos(h)", tmp_path)
+    assert report.untyped == 0
+    report = check("g = com.microsoft.Strange(x)  h = Sin(g)  k = Cast<to = 10>(h)  y = Cos(k)", tmp_path)
+    assert report.untyped_nodes == ("Sin h", "Cast k") and report.untyped == 2
+    assert report.to_json()["untyped"] == 2 and len(report.to_json()["untyped_nodes"]) == 2
+
+
 def test_other_opsets_are_refused(tmp_path: Path) -> None:
     report = check("y = Sin(x)", tmp_path, opset=8)
     assert "opset 8" in report.problems[0].problem and 23 in OPSETS
