@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundle_doubles import make_identity, write_bundle
@@ -17,7 +19,7 @@ def test_the_parts_of_a_picture_add_up(
 ) -> None:
     pytest.importorskip("torch")  # the table of hardware tells its version
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gen_profile
+    gen_profile: Any = import_module("gen_profile")
 
     bundle = write_bundle(tmp_path / "toy")
     bundle.add(make_identity("alice"))

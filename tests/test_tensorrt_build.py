@@ -424,6 +424,41 @@ def test_types_are_followed_past_what_onnx_gives_up_on(tmp_path: Path) -> None:
     assert report.to_json()["untyped"] == 2 and len(report.to_json()["untyped_nodes"]) == 2
 
 
+def test_a_graph_of_any_size_is_checked_without_its_weights(tmp_path: Path) -> None:
+    """Thousands of nodes on 27 GB of float16 weights that nobody has, and no shape known from the first node on."""
+    helper, half, count = onnx.helper, onnx.TensorProto.FLOAT16, 800
+    nodes = [helper.make_node("MatMul", ["x", "odd"], ["v0"], name="first")]
+    weights = [weight("odd", [3, 5], half)]
+    for number in range(count):
+        weights.append(weight(f"w{number}", [4096, 4096], half))
+        steps = [("MatMul", f"w{number}"), ("Add", "bias"), ("Sigmoid", ""), ("Identity", ""), ("Softmax", "")]
+        for step, (operator, other) in enumerate(steps):
+            made = f"v{number + 1}" if step == len(steps) - 1 else f"v{number}_{step}"
+            before = nodes[-1].output[0]
+            nodes.append(helper.make_node(operator, [before, other] if other else [before], [made], name=made))
+    weights.append(weight("bias", [4096], onnx.TensorProto.FLOAT))
+    ends = helper.make_tensor_value_info("x", half, [2, 4096]), helper.make_empty_tensor_value_info(f"v{count}")
+    model = helper.make_model(helper.make_graph(nodes, "large", ends[:1], ends[1:], weights))
+    model.opset_import[0].version = 23
+    (tmp_path / "large.onnx").write_bytes(model.SerializeToString())
+    report = check_operators(tmp_path / "large.onnx")
+    assert sum(report.operators.values()) == 5 * count + 1
+    # Each sum mixes types; what it gives has none, nor has anything behind it, until it is mended.
+    assert report.problems[0].problem.startswith("mixes FLOAT and FLOAT16") and report.untyped > 0
+    weights[-1].data_type = half
+    model = helper.make_model(helper.make_graph(nodes, "large", ends[:1], ends[1:], weights))
+    model.opset_import[0].version = 23
+    (tmp_path / "large.onnx").write_bytes(model.SerializeToString())
+    assert (report := check_operators(tmp_path / "large.onnx")).passed and report.untyped == 0
+
+
+def weight(name: str, dims: list[int], kind: int) -> Any:
+    """An initializer in a file that is not there."""
+    tensor = onnx.TensorProto(name=name, dims=dims, data_type=kind, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="missing.data")
+    return tensor
+
+
 def test_other_opsets_are_refused(tmp_path: Path) -> None:
     report = check("y = Sin(x)", tmp_path, opset=8)
     assert "opset 8" in report.problems[0].problem and 23 in OPSETS
