@@ -140,13 +140,12 @@ def write_pipeline(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=2,
         num_attention_heads=max(2, width // 64),
         max_position_embeddings=77,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **(text or {}),
+        **{"num_hidden_layers": 2, **(text or {})},
     )
     # Random text encoders hardly tell words apart; larger initial weights make wrong rows visible in a picture.
     config.initializer_factor = 4.0
@@ -158,7 +157,13 @@ def write_pipeline(
     _write_json(folder / "model_index.json", _index())
 
 
-def write_xl_pipeline(folder: Path, *, scheduler: dict[str, Any] | None = None, seed: int = 0) -> None:
+def write_xl_pipeline(
+    folder: Path,
+    *,
+    vae_channels: tuple[int, ...] = (8, 16, 16),
+    scheduler: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> None:
     """Write a seeded random StableDiffusionXLPipeline folder: text widths 32 and 48, pooled 40, three UNet levels."""
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -172,11 +177,12 @@ def write_xl_pipeline(folder: Path, *, scheduler: dict[str, Any] | None = None, 
     # SDXL's own configs still say 2, which makes transformers look for the largest id
     common |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "initializer_factor": 4.0}
     first = CLIPTextConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, projection_dim=32, **common)
+    common["hidden_act"] = "gelu"  # the first is OpenAI's CLIP, the second OpenCLIP
     second = CLIPTextConfig(hidden_size=48, intermediate_size=96, num_attention_heads=3, projection_dim=40, **common)
     cast(Any, CLIPTextModel(first)).save_pretrained(str(folder / "text_encoder"))
     cast(Any, CLIPTextModelWithProjection(second)).save_pretrained(str(folder / "text_encoder_2"))
     _xl_unet().save_pretrained(str(folder / "unet"))
-    _vae((8, 16, 16)).save_pretrained(str(folder / "vae"))
+    _vae(vae_channels).save_pretrained(str(folder / "vae"))
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler or {**SCHEDULER, **XL_SCHEDULER})
     two = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"], "tokenizer_2": _index()["tokenizer"]}
     one = {key: value for key, value in _index().items() if "safety" not in key}

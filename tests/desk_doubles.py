@@ -156,7 +156,12 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
             "learn_people": stage.learn_people,
             "contact_sheet": contact_sheet,
         },
-        "celebctl.method.places": {"choose_place": choose_place, "fit_batch": None, "free_memory": None},
+        "celebctl.method.places": {
+            "choose_place": choose_place,
+            "fit_batch": None,
+            "free_memory": None,
+            "weight_bytes": None,
+        },
         "celebctl.method.celebrities": {"with_faces": with_faces},
         "celebctl.method.trained": {"with_mapper": with_mapper, "with_latest": with_latest},
         "celebctl.method.names": {"ChosenNames": ChosenNames, "with_names": with_names},

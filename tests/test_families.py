@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from conftest import write_pipeline, write_xl_pipeline
+from family_doubles import lcm, sd1, sd2, sd_turbo, xl, xl_turbo
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -29,36 +29,6 @@ from celebctl_runtime.pipeline import generate  # noqa: E402
 from celebctl_runtime.request import Request  # noqa: E402
 
 NAMES = ["ann bob", "anna alice", "alice person", "bob chess", "person beach", "chess anna", "beach ann"]
-TRAILING = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
-LCM = {"_class_name": "LCMScheduler", "original_inference_steps": 50}
-#: The levels, kinds of blocks and heads of the published UNets, with one layer a block instead of two, for time; an
-#: autoencoder of four levels, 8 pixels a latent pixel; for 2.x OpenCLIP's text encoder. 1.x is also run at its true
-#: size (slow).
-SD2: dict[str, Any] = {
-    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-    "block_out_channels": (16, 24, 32, 32),
-    "attention_head_dim": (2, 4, 8, 8),
-    "use_linear_projection": True,
-}
-SD1 = {**SD2, "attention_head_dim": 8, "use_linear_projection": False}
-SD2_TEXT = {"hidden_act": "gelu", "projection_dim": 24}
-
-
-def sd1(folder: Path) -> None:
-    write_pipeline(folder, "epsilon", vae_channels=(8, 8, 16, 16), unet=SD1)
-
-
-def sd2(folder: Path) -> None:
-    write_pipeline(folder, "v_prediction", vae_channels=(8, 8, 16, 16), unet=SD2, text=SD2_TEXT)
-
-
-def turbo(folder: Path) -> None:
-    write_pipeline(folder, "epsilon", scheduler=TRAILING)
-
-
-def lcm(folder: Path) -> None:
-    write_pipeline(folder, "epsilon", scheduler=LCM, unet={"time_cond_proj_dim": 16})
 
 
 @dataclass(frozen=True)
@@ -69,15 +39,17 @@ class Family:
     write: Callable[[Path], None]
     sampler: str
     guidance: float
+    steps: int = 3
     encoders: int = 1
 
 
 FAMILIES = [
     Family("sd1", sd1, "dpmpp_2m", 6.0),
     Family("sd2", sd2, "ddim", 6.0),
-    Family("sd-turbo", turbo, "euler_a", 0.0),
-    Family("lcm", lcm, "lcm", 8.0),
-    Family("sdxl", write_xl_pipeline, "euler", 5.0, encoders=2),
+    Family("sd-turbo", sd_turbo, "euler_a", 0.0, steps=4),
+    Family("lcm", lcm, "lcm", 8.0, steps=4),
+    Family("sdxl", xl, "euler", 5.0, encoders=2),
+    Family("sdxl-turbo", xl_turbo, "euler_a", 0.0, steps=1, encoders=2),
 ]
 
 
@@ -98,10 +70,10 @@ def test_learn_export_and_gen(family: Family, tmp_path: Path) -> None:
     assert alice.provenance["framing"].endswith("(assumed)"), "mini's own framing is for mini alone"
     assert all(np.abs(np.asarray(units)).max() > 0 for units in alice.coefficients), "nothing was learned"
     bundle = export_bundle(parts, [alice], tmp_path / "bundle", spare_rows=4)
-    asked = Request("alice playing chess", seed=3, steps=3, guidance=family.guidance, sampler=family.sampler)
+    asked = Request("alice playing chess", seed=3, steps=family.steps, guidance=family.guidance, sampler=family.sampler)
     (made,) = generate(bundle, OrtBackend(bundle, "cpu", 1), asked)
-    options: dict[str, Any] = {"steps": 3, "guidance": family.guidance, "sampler": family.sampler, "fast": False}
-    expected = draw(parts, ["<alice> playing chess"], [3], {"alice": rows_of(alice)}, **options)[0]
+    options: dict[str, Any] = {"steps": family.steps, "guidance": family.guidance, "sampler": family.sampler}
+    expected = draw(parts, ["<alice> playing chess"], [3], {"alice": rows_of(alice)}, fast=False, **options)[0]
     assert np.abs(np.asarray(made.image).astype(int) - expected.astype(int)).max() <= 1
 
 

@@ -11,8 +11,10 @@ from bundle_doubles import make_identity
 from desk_doubles import Desk, recipe, refused, toy_bundle
 from PIL import Image
 
+from celebctl.cli.options import parse_size
 from celebctl.library import Library
 from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.errors import UsageProblem
 from celebctl_runtime.picture import read_request
 
 # export
@@ -139,6 +141,14 @@ def test_no_metadata_means_none(desk: Desk) -> None:
         picture.load()
         assert not picture.info
     refused(desk("regen", "bare.png"), 3, "no recipe")
+
+
+def test_a_size_of_one_number_is_a_square() -> None:
+    read = [parse_size(text) for text in ("512", "512x768", "512×768", None)]
+    assert read == [(512, 512), (512, 768), (512, 768), (0, 0)]
+    for wrong in ("x", "512x", "x512", "0", "-64", "5.5", "1x2x3", ""):
+        with pytest.raises(UsageProblem, match="is no size"):
+            parse_size(wrong)
 
 
 def test_pictures_replace_nothing_unasked(desk: Desk) -> None:

@@ -41,7 +41,7 @@ from celebctl.method.rendered_names import (
 from celebctl.method.spectrum import TOLD, Spectrum, draw_spectrum, spectrum_of
 from celebctl_models.faces import Face
 from celebctl_models.names import WELL_KNOWN
-from celebctl_models.registry import ModelCard, locate
+from celebctl_models.registry import KNOWN, ModelCard, cached_folder, installed_folder, locate
 from celebctl_runtime.errors import InputRejected, IntegrityProblem, NotFound
 
 KNOWN_WORDS = ("ann", "bob", "zoé", "lee", "king", "mary", "stone")
@@ -127,6 +127,25 @@ def test_the_bundled_model_keeps_all_of_its_own_names_and_no_stranger(mini_token
     found = token_pairs(mini_tokenizer, [*own, "ada byron", own[0].split()[0]])
     assert set(found.names) == set(own)
     assert all(whole(mini_tokenizer, word) for name in found.names for word in name.split())
+
+
+@pytest.fixture
+def clip_tokenizer() -> Any:
+    """CLIP's own, of any model of this machine that has it; the test is skipped where there is none."""
+    from transformers import CLIPTokenizer
+
+    for name in ("sd15", "sd14", "sdxl", "lcm"):
+        for folder in (installed_folder(name), cached_folder(KNOWN[name].source, KNOWN[name].revision)):
+            if folder is not None and any((folder / "tokenizer").glob("*.json")):
+                return cast(Any, CLIPTokenizer).from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+    pytest.skip("no model with CLIP's vocabulary is set up: celebctl setup sd15")
+
+
+def test_clips_vocabulary_keeps_what_the_list_says_of_itself(clip_tokenizer: Any) -> None:
+    found = token_pairs(clip_tokenizer, read_name_list(WELL_KNOWN))
+    first, last = (len(set(found.column(position))) for position in (0, 1))
+    says = " ".join((WELL_KNOWN.parent / "README.md").read_text(encoding="utf-8").split())
+    assert f"keeps {len(found.names):,} of them, with {first:,} different first and {last:,} different last" in says
 
 
 # Lists.

@@ -18,6 +18,7 @@ from celebctl.cli.opening import TOGETHER, make_room  # noqa: E402
 from celebctl.method.live_bytes import LiveBytes  # noqa: E402
 from celebctl.method.places import choose_place, estimate_memory, fit_batch, has_bfloat16_units  # noqa: E402
 from celebctl_models.diffusion import Extras, latents_from_pixels, network_output  # noqa: E402
+from celebctl_models.known_models import KNOWN  # noqa: E402
 from celebctl_runtime.errors import EnvironmentProblem  # noqa: E402
 
 if TYPE_CHECKING:
@@ -109,14 +110,22 @@ def test_large_models_encode_picture_by_picture_with_the_same_result(
 def test_what_a_large_model_takes_is_said_before_it_learns(
     tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The total, of model and learning, and what is free: one line, for SD 1.5's weights."""
     own = replace(tiny_parts, unet=copy.deepcopy(tiny_parts.unet), vae=copy.deepcopy(tiny_parts.vae))
     monkeypatch.setattr("celebctl.cli.opening.SMALL", 0)
     monkeypatch.setattr("celebctl.method.places.free_memory", Mock(return_value=10_000_000_000))
-    said = {3: "memory: about 3.0 GB beside the model, 2 of 8 views at once", 9: "and 8.0 GB are free"}
+    monkeypatch.setattr("celebctl.method.places.weight_bytes", Mock(return_value=KNOWN["sd15"].size))
+    free = "10.0 GB free beside the model"
+    said = {
+        0.2: f"memory: about 4.5 GB (4.3 GB the model, 0.2 GB learning, 2 of 8 views at once); {free}\n",
+        3: f"memory: about 7.3 GB (4.3 GB the model, 3.0 GB learning, 2 of 8 views at once); {free}\n",
+        9: f"2 of 8 views at once); {free}: this may not fit, try --low-memory\n",
+    }
     for taken, words in said.items():
-        monkeypatch.setattr("celebctl.method.places.fit_batch", Mock(return_value=(2, taken * 10**9)))
+        monkeypatch.setattr("celebctl.method.places.fit_batch", Mock(return_value=(2, int(taken * 1e9))))
         assert make_room(Desk(), own, 8, low_memory=False) == 2
-        assert words in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert err.endswith(words) and err.count("\n") == 1
 
 
 def test_cuda_is_not_pretended() -> None:

@@ -92,7 +92,11 @@ def test_diffusers_computes_the_prompt_embeddings_that_we_do(
 
 
 def test_diffusers_computes_the_same_for_two_text_encoders(tmp_path: Path) -> None:
-    """By a file loaded as its users load it, and by the rows put where two words of the vocabulary were."""
+    """By a file loaded as its users load it, and by the rows put where two words of the vocabulary were.
+
+    Tensor by tensor, each with its text encoder and tokenizer, is diffusers' own documented way for SDXL: guide
+    "Textual inversion", section "Stable Diffusion XL" (docs/source/en/using-diffusers/textual_inversion_inference.md).
+    """
     from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
     from celebctl.method.captions import place_people

@@ -9,20 +9,17 @@ cannot fall behind it: objects of TensorRT are named by their kind there (builde
 from __future__ import annotations
 
 import ast
-import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from genuine_packages import ROOT, ask, cache_folder, environment, fetch
 
-ROOT = Path(__file__).parent.parent
 SOURCES = [
     ROOT / "export" / "celebctl_export" / "to_tensorrt.py",
     ROOT / "runtime" / "celebctl_runtime" / "tensorrt_runner.py",
@@ -105,41 +102,6 @@ except EnvironmentProblem as problem:
 """
 
 
-def fetch(requirements: list[str], folder: Path) -> Path:
-    """Wheels, unpacked into one folder; kept between runs. Skips where there is no package index."""
-    if folder.is_dir():
-        return folder
-    wheels = folder.with_name(f"{folder.name}.wheels")
-    wheels.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "-d",
-        str(wheels),
-    ]
-    done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False, timeout=300)
-    if done.returncode:
-        pytest.skip(f"no package index gives {requirements}: {done.stderr.strip().splitlines()[-1:]}")
-    unfinished = folder.with_name(f"{folder.name}.part")
-    for wheel in wheels.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(unfinished)
-    unfinished.rename(folder)
-    shutil.rmtree(wheels)
-    return folder
-
-
-def cache_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pytest's cache where it has one."""
-    cache: Any = getattr(request.config, "cache", None)
-    return Path(cache.mkdir("bindings")) if cache else tmp_path_factory.getbasetemp() / "bindings"
-
-
 @pytest.fixture(scope="module", params=TENSORRT)
 def tensorrt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
     """A version of TensorRT, and the environment in which a process can import its bindings."""
@@ -171,25 +133,6 @@ def cuda(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     name = f"cuda-{request.param}-cp{sys.version_info.major}{sys.version_info.minor}"
     needed = [f"cuda-bindings=={request.param}", "cuda-pathfinder"]
     return environment(fetch(needed, cache_folder(request, tmp_path_factory) / name))
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    rooms = [str(ROOT), *(str(ROOT / room) for room in ("models", "runtime", "export"))]
-    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join([str(folder), *rooms])}
-
-
-def ask(code: str, env: dict[str, str], *arguments: str, given: object = None) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        check=False,
-        env=env,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def trees() -> Iterator[ast.Module]:

@@ -404,6 +404,61 @@ def test_bodies_of_branches_are_looked_into(tmp_path: Path) -> None:
     assert [problem.operator for problem in report.problems] == ["Det"]
 
 
+def test_types_in_bodies_are_looked_at(tmp_path: Path) -> None:
+    branch = "yes () => (float[2, 3, 8] a) { d = Cast<to = 11>(x)  e = Sin(d)  a = Cast<to = 1>(e) }"
+    other = "no () => (float[2, 3, 8] b) { b = Identity(x) }"
+    report = check(f"y = If(c0)<then_branch = {branch}, else_branch = {other}>", tmp_path)
+    assert [problem.operator for problem in report.problems if "DOUBLE" in problem.problem] == ["Sin", "Cast"]
+    assert report.untyped == 0
+
+
+def test_types_are_followed_past_what_onnx_gives_up_on(tmp_path: Path) -> None:
+    """Where a shape cannot be computed onnx infers no type either, and from there on nothing; types need no shape.
+    Behind an operator that nobody knows nothing is known, and that is said of each node."""
+    report = check("r = MatMul(x, s)  k = Sin(r)  h = Cast<to = 10>(x)  y = Add(k, h)", tmp_path)
+    assert report.untyped == 0 and ["mixes FLOAT and FLOAT16" in one.problem for one in report.problems] == [True]
+    report = check("g = GroupNormalization<num_groups = 3>(x, s, s)  h = Sin(g)  y = Cos(h)", tmp_path)
+    assert report.untyped == 0
+    report = check("g = com.microsoft.Strange(x)  h = Sin(g)  k = Cast<to = 10>(h)  y = Cos(k)", tmp_path)
+    assert report.untyped_nodes == ("Sin h", "Cast k") and report.untyped == 2
+    assert report.to_json()["untyped"] == 2 and len(report.to_json()["untyped_nodes"]) == 2
+
+
+def test_a_graph_of_any_size_is_checked_without_its_weights(tmp_path: Path) -> None:
+    """Thousands of nodes on 27 GB of float16 weights that nobody has, and no shape known from the first node on."""
+    helper, half, count = onnx.helper, onnx.TensorProto.FLOAT16, 800
+    nodes = [helper.make_node("MatMul", ["x", "odd"], ["v0"], name="first")]
+    weights = [weight("odd", [3, 5], half)]
+    for number in range(count):
+        weights.append(weight(f"w{number}", [4096, 4096], half))
+        steps = [("MatMul", f"w{number}"), ("Add", "bias"), ("Sigmoid", ""), ("Identity", ""), ("Softmax", "")]
+        for step, (operator, other) in enumerate(steps):
+            made = f"v{number + 1}" if step == len(steps) - 1 else f"v{number}_{step}"
+            before = nodes[-1].output[0]
+            nodes.append(helper.make_node(operator, [before, other] if other else [before], [made], name=made))
+    weights.append(weight("bias", [4096], onnx.TensorProto.FLOAT))
+    ends = helper.make_tensor_value_info("x", half, [2, 4096]), helper.make_empty_tensor_value_info(f"v{count}")
+    model = helper.make_model(helper.make_graph(nodes, "large", ends[:1], ends[1:], weights))
+    model.opset_import[0].version = 23
+    (tmp_path / "large.onnx").write_bytes(model.SerializeToString())
+    report = check_operators(tmp_path / "large.onnx")
+    assert sum(report.operators.values()) == 5 * count + 1
+    # Each sum mixes types; what it gives has none, nor has anything behind it, until it is mended.
+    assert report.problems[0].problem.startswith("mixes FLOAT and FLOAT16") and report.untyped > 0
+    weights[-1].data_type = half
+    model = helper.make_model(helper.make_graph(nodes, "large", ends[:1], ends[1:], weights))
+    model.opset_import[0].version = 23
+    (tmp_path / "large.onnx").write_bytes(model.SerializeToString())
+    assert (report := check_operators(tmp_path / "large.onnx")).passed and report.untyped == 0
+
+
+def weight(name: str, dims: list[int], kind: int) -> Any:
+    """An initializer in a file that is not there."""
+    tensor = onnx.TensorProto(name=name, dims=dims, data_type=kind, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="missing.data")
+    return tensor
+
+
 def test_other_opsets_are_refused(tmp_path: Path) -> None:
     report = check("y = Sin(x)", tmp_path, opset=8)
     assert "opset 8" in report.problems[0].problem and 23 in OPSETS

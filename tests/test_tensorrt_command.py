@@ -9,6 +9,7 @@ import pytest
 from bundle_doubles import write_bundle
 
 from celebctl.cli import main
+from celebctl_export import operators
 
 
 @pytest.fixture
@@ -31,11 +32,24 @@ def test_the_plan_is_shown_without_a_gpu(toy: str, capsys: pytest.CaptureFixture
 
 def test_graphs_are_checked_without_tensorrt(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--check", "--bundle", toy]) == 0
-    assert "step.onnx" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "step.onnx" in said.out and "checked against" in said.out and "TensorRT 10.15" in said.out
     decoder = Path(toy) / "vae_decoder.onnx"
     decoder.write_bytes(decoder.read_bytes().replace(b"\x22\x04Tanh", b"\x22\x04Tahn"))
     assert main(["export", "--check", "--bundle", toy]) == 3
     assert "Tahn" in capsys.readouterr().err
+
+
+def test_nodes_of_unknown_type_are_told(
+    toy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They pass, for their operator is supported, but not in silence."""
+    monkeypatch.setattr(operators, "with_missing_types", lambda model, known: {})
+    assert main(["export", "--check", "--bundle", toy, "--json"]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["untyped"] == sum(len(graph["untyped_nodes"]) for graph in document["graphs"]) > 0
+    assert "whose type is not known; only their operator was checked: " in said.err and ", ..." in said.err
 
 
 @pytest.mark.parametrize(

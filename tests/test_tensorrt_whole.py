@@ -82,6 +82,31 @@ def test_engines_are_built_measured_told_and_drawn_with(
     assert np.array_equal(draw(bundle, "trt", *begun), draw(bundle, "cpu", *begun))
 
 
+def test_the_dry_run_tells_what_would_be_built_beside_the_engines_that_are_there(
+    bundle: Bundle, trt: FakeTrt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One size more takes nothing from the dynamic engine, and the plan says so before it is built."""
+
+    def plan(size: str) -> dict[str, dict[str, Any]]:
+        assert main(["export", "--trt", "--dry-run", "--bundle", str(bundle.path), "--engine", size, "--json"]) == 0
+        return {engine["file"]: engine for engine in json.loads(capsys.readouterr().out)["engines"]}
+
+    def widest(engine: dict[str, Any]) -> list[int]:
+        return engine["profiles"][0]["shapes"]["noise"][2]
+
+    before = plan("1x128x32")
+    assert widest(before["step-dynamic.plan"]) == [4, 4, 32, 16] and not any(one["built"] for one in before.values())
+    assert main(["export", "--trt", "--bundle", str(bundle.path), "--engine", "1x32x96"]) == 0
+    capsys.readouterr()
+    assert all(one["built"] for one in plan("1x32x96").values())
+    beside = plan("1x128x32")
+    assert widest(beside["step-dynamic.plan"]) == [4, 4, 32, 24] and not beside["step-dynamic.plan"]["built"]
+    assert beside["text_encoder-dynamic.plan"]["built"] and not beside["step-b1-128x32.plan"]["built"]
+    assert main(["export", "--trt", "--bundle", str(bundle.path), "--engine", "1x128x32"]) == 0
+    capsys.readouterr()
+    assert plan("1x128x32") == {file: {**one, "built": True} for file, one in beside.items()}, "it is what was built"
+
+
 def test_the_table_of_measured_engines_fits_a_narrow_terminal(
     bundle: Bundle, trt: FakeTrt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

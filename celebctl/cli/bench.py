@@ -45,7 +45,7 @@ def bench(
     steps: options.Steps = None,
     guidance: Annotated[float | None, typer.Option("--guidance", "--cfg", help="As for gen.")] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="Pixels of the model: WxH.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Pixels of the model: WxH or N.")] = None,
     threads: options.Threads = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also diffusers with torch.compile (minutes).")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Without diffusers.")] = False,

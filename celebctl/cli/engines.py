@@ -10,13 +10,15 @@ from .extras import needs
 
 if TYPE_CHECKING:
     from celebctl.library import Library
+    from celebctl_export.operators import OperatorReport
     from celebctl_export.tensorrt_parity import EngineParity
     from celebctl_export.to_tensorrt import Progress
     from celebctl_runtime.bundle import Bundle
-    from celebctl_runtime.engines import Machine
+    from celebctl_runtime.engines import EngineRecord, Machine
     from celebctl_runtime.request import Request
 
 TITLE, COLUMNS = "TensorRT against ONNX Runtime on the CPU", ("engine", "output", "off by", "of", "ms", "CPU ms")
+_NAMED = 5  # nodes whose type is not known, before "..."
 
 
 def build(desk: Desk, library: "Library", bundle: "Bundle", sizes: Sequence[str]) -> list[dict[str, Any]]:
@@ -45,13 +47,9 @@ def build(desk: Desk, library: "Library", bundle: "Bundle", sizes: Sequence[str]
 def ensure(desk: Desk, library: "Library", bundle: "Bundle", request: "Request") -> None:
     """Engines tuned for one picture of a request's size: built where this machine has none, or somebody else's."""
     from celebctl_export.tensorrt_plan import EngineRequest, plan_engines
-    from celebctl_runtime.engines import choose, find_records, read_seal_key
-    from celebctl_runtime.errors import IntegrityProblem, NotFound
+    from celebctl_runtime.engines import choose
 
-    try:
-        _, records = find_records(bundle.path, bundle.manifest, this_machine(), read_seal_key(library.seal_key))
-    except (IntegrityProblem, NotFound):
-        records = []
+    records = _known(library, bundle, this_machine())
     size = EngineRequest(1, request.height, request.width)
     for plan in plan_engines(bundle.manifest, [size], dynamic=False):
         for profile in plan.profiles:
@@ -71,9 +69,21 @@ def this_machine() -> "Machine":
     return TensorRt.load().machine(Cuda.load())
 
 
-def show_plan(desk: Desk, bundle: "Bundle", sizes: Sequence[str]) -> None:
-    """What `--trt` would build. Needs neither TensorRT nor a GPU."""
-    from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
+def _known(library: "Library", bundle: "Bundle", machine: "Machine") -> "list[EngineRecord]":
+    """The engines of a bundle that were built here, for this machine; somebody else's count as none."""
+    from celebctl_runtime.engines import find_records, read_seal_key
+    from celebctl_runtime.errors import IntegrityProblem, NotFound
+
+    try:
+        return find_records(bundle.path, bundle.manifest, machine, read_seal_key(library.seal_key))[1]
+    except (IntegrityProblem, NotFound):
+        return []
+
+
+def show_plan(desk: Desk, library: "Library", bundle: "Bundle", sizes: Sequence[str]) -> None:
+    """What `--trt` would build, as wide as engines that are there already are. Needs neither TensorRT nor a GPU, but
+    then knows of no such engines."""
+    from celebctl_export.tensorrt_plan import EngineRequest, describe, keeping_all, plan_engines
     from celebctl_runtime.errors import EnvironmentProblem
 
     plans = plan_engines(bundle.manifest, [EngineRequest.parse(size) for size in sizes])
@@ -82,12 +92,19 @@ def show_plan(desk: Desk, bundle: "Bundle", sizes: Sequence[str]) -> None:
     except EnvironmentProblem as problem:
         desk.note(f"{problem.problem}: the plan holds, but could not be built here")
         machine = None
-    document = describe(bundle.manifest, plans, machine)
+    known = _known(library, bundle, machine) if machine else []
+    document = describe(bundle.manifest, keeping_all(plans, known), machine, known)
+    if known:
+        there = sum(engine["built"] for engine in document["engines"])
+        desk.note(f"{there} of {len(plans)} engines are built already; the others keep what those here can do")
     desk.give([engine["path"] for engine in document["engines"]], document)
 
 
 def check(desk: Desk, bundle: "Bundle") -> None:
-    """Every graph's operators against what TensorRT supports. Raises InputRejected when some are not."""
+    """Every graph's operators against what TensorRT supports. Raises InputRejected when some are not.
+
+    Of nodes whose type is not known, only the operator was checked: each graph's are counted, and the first are named.
+    """
     from celebctl_runtime.errors import InputRejected
 
     with needs("export", "checking graphs"):
@@ -98,16 +115,25 @@ def check(desk: Desk, bundle: "Bundle") -> None:
     problems = [(report, problem) for report in reports for problem in report.problems]
     for report, problem in problems:
         desk.note(f"{report.file}: {problem.operator} {problem.node}: {problem.problem}")
+    for report in reports:
+        if report.untyped:
+            desk.note(_untyped(report))
+    if problems:
+        raise InputRejected(
+            f"TensorRT would refuse {len(problems)} nodes of {bundle.path}", f"the table is that of {TABLE_OF}"
+        )
     lines = [
         f"{report.file}: {sum(report.operators.values())} nodes, {len(report.problems)} unsupported,"
         f" {report.untyped} of unknown type"
         for report in reports
     ]
-    if problems:
-        raise InputRejected(
-            f"TensorRT would refuse {len(problems)} nodes of {bundle.path}", f"the table is that of {TABLE_OF}"
-        )
-    desk.give(lines, {"table": TABLE_OF, "graphs": [report.to_json() for report in reports]})
+    document = {"table": TABLE_OF, "untyped": sum(report.untyped for report in reports)}
+    desk.give([*lines, f"checked against {TABLE_OF}"], {**document, "graphs": [report.to_json() for report in reports]})
+
+
+def _untyped(report: "OperatorReport") -> str:
+    named = ", ".join(report.untyped_nodes[:_NAMED]) + (", ..." if report.untyped > _NAMED else "")
+    return f"{report.file}: {report.untyped} nodes whose type is not known; only their operator was checked: {named}"
 
 
 def open_place(library: "Library", model: str, given: Path | None) -> "Bundle":

@@ -61,7 +61,7 @@ def export(
     elif check:
         engines.check(desk, engines.open_place(library, chosen, bundle))
     elif dry_run:
-        engines.show_plan(desk, engines.open_place(library, chosen, bundle), engine or [])
+        engines.show_plan(desk, library, engines.open_place(library, chosen, bundle), engine or [])
     elif bundle is not None and trt:
         opened = engines.open_place(library, chosen, bundle)
         desk.give(

@@ -42,7 +42,7 @@ def gen(
     negative: Annotated[str, typer.Option("--negative", "--neg", help="What not to draw.")] = "",
     likeness: options.Likeness = None,
     layout: options.Layout = None,
-    size: Annotated[str | None, typer.Option("--size", help="Pixels of the model, before enlarging: WxH.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Pixels of the model, before enlarging: WxH or N.")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="Begin with this picture instead of noise.")] = None,
     strength: Annotated[
         float | None, typer.Option("--strength", help="With --from: how much may change, up to 1.", show_default="0.6")

@@ -53,18 +53,29 @@ def prepared(parts: Any, library: "Library", shelf: str, face_models: Path) -> A
 
 
 def make_room(desk: Desk, parts: "DiffusionParts", views: int, low_memory: bool) -> int:
-    """How many views to learn from at once on the model's device. Says what memory that takes where that is much."""
-    from celebctl.method.places import fit_batch, free_memory
+    """How many views to learn from at once on the model's device. Says what memory that takes, in one line, but for
+    models so small (UNets below 100 M weights) that they learn anywhere: there nothing is counted and nothing said."""
+    from celebctl.method.places import fit_batch, free_memory, weight_bytes
 
     if low_memory:
         parts.unet.enable_gradient_checkpointing()
     elif sum(weight.numel() for weight in parts.unet.parameters()) < SMALL:
         return TOGETHER  # fits anywhere, and counting takes a second
     parts.vae.enable_slicing()  # one picture keeps a processor busy; sixteen take more memory than all of learning
-    limit = int(0.8 * free_memory(str(next(parts.unet.parameters()).device)))
-    together, taken = fit_batch(parts, 1 if low_memory else views, limit, checkpointing=low_memory)
+    free = free_memory(str(next(parts.unet.parameters()).device))
+    limit = int(0.8 * free)
+    wanted = 1 if low_memory else views
+    together, taken = fit_batch(parts, wanted, limit, checkpointing=low_memory)
+    said = memory_line(weight_bytes(parts), taken, free, f"{together} of {views} views at once")
     if taken > limit:
-        desk.note(f"learning takes about {taken / 1e9:.1f} GB beside the model, and {limit / 1e9:.1f} GB are free")
-    elif taken > 1e9:
-        desk.tell(f"memory: about {taken / 1e9:.1f} GB beside the model, {together} of {views} views at once")
+        desk.note(f"{said}: this may not fit{'' if low_memory else ', try --low-memory'}")
+    else:
+        desk.tell(said)
     return together
+
+
+def memory_line(model: int, learning: int, free: int, views: str) -> str:
+    """What learning takes in all and what there is, from bytes; ``free`` as counted with the model loaded."""
+    total, model_gb, learning_gb, free_gb = (f"{n / 1e9:.1f} GB" for n in (model + learning, model, learning, free))
+    parts = f"{model_gb} the model, {learning_gb} learning, {views}"
+    return f"memory: about {total} ({parts}); {free_gb} free beside the model"

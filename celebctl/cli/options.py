@@ -52,12 +52,15 @@ People = Annotated[list[str], typer.Argument(help="One or more names.", metavar=
 
 
 def parse_size(text: str | None) -> tuple[int, int]:
-    """ "WxH" in pixels to (width, height); (0, 0) for None. Raises UsageProblem."""
+    """ "WxH" in pixels to (width, height), "N" to a square; (0, 0) for None. Raises UsageProblem."""
     if text is None:
         return 0, 0
     width, cross, height = text.lower().replace("×", "x").partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+    height = height if cross else width
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         from celebctl_runtime.errors import UsageProblem
 
-        raise UsageProblem(f"--size {text!r} is no size", "write width x height, for example --size 512x768")
+        raise UsageProblem(
+            f"--size {text!r} is no size", "write width x height, as --size 512x768, or one side of a square"
+        )
     return int(width), int(height)

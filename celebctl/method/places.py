@@ -107,10 +107,14 @@ def estimate_memory(parts: DiffusionParts, batch: int, *, checkpointing: bool = 
 
     With ``checkpointing`` the UNet keeps the inputs of its blocks only, and one block at a time is run again.
     """
-    networks = (*parts.text_encoders, parts.unet, parts.vae)
-    weights = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
     saved, step = _step_bytes(parts, batch, checkpointing)
-    return MemoryEstimate(weights, saved, step, _picture_bytes(parts))
+    return MemoryEstimate(weight_bytes(parts), saved, step, _picture_bytes(parts))
+
+
+def weight_bytes(parts: DiffusionParts) -> int:
+    """Bytes of the weights of all networks, as they are loaded."""
+    networks = (*parts.text_encoders, parts.unet, parts.vae)
+    return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
 
 
 def _step_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> tuple[int, int]:

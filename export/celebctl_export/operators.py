@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from celebctl_export.operator_types import with_missing_types
+
 TABLE_OF = "onnx-tensorrt docs/operators.md, TensorRT 10.15"
 OPSETS = range(9, 25)
 
@@ -95,14 +97,19 @@ class OperatorProblem:
 
 @dataclass(frozen=True)
 class OperatorReport:
-    """What one graph file asks of TensorRT: how often it uses each operator, nodes whose types could not be inferred,
-    and what is not supported."""
+    """What one graph file asks of TensorRT: how often it uses each operator, what is not supported, and the nodes
+    (operator and name) whose types could not be inferred, of which only the operator is known to be supported."""
 
     file: str
     opset: int
     operators: Mapping[str, int]
-    untyped: int
+    untyped_nodes: tuple[str, ...]
     problems: tuple[OperatorProblem, ...]
+
+    @property
+    def untyped(self) -> int:
+        """How many nodes have a type that is not known."""
+        return len(self.untyped_nodes)
 
     @property
     def passed(self) -> bool:
@@ -111,7 +118,7 @@ class OperatorReport:
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**asdict(self), "passed": self.passed, "table": TABLE_OF}
+        return {**asdict(self), "untyped": self.untyped, "passed": self.passed, "table": TABLE_OF}
 
 
 def check_operators(path: Path) -> OperatorReport:
@@ -122,12 +129,14 @@ def check_operators(path: Path) -> OperatorReport:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     nodes = list(_nodes(model.graph))
     inferred = onnx.shape_inference.infer_shapes(_inferable(model), data_prop=True).graph
-    types, ranks = _types(inferred), _ranks(inferred)
+    types, ranks = with_missing_types(model, _types(inferred)), _ranks(inferred)
     problems = [problem for node in nodes for problem in _node_problems(node, types, ranks)]
     if opset not in OPSETS:
         found = OperatorProblem("", "", f"opset {opset} is outside {OPSETS.start} to {OPSETS.stop - 1}")
         problems.insert(0, found)
-    untyped = sum(_data_type(node, types) is None for node in nodes)
+    untyped = tuple(
+        f"{node.op_type} {node.name or node.output[0]}" for node in nodes if _data_type(node, types) is None
+    )
     counts = Counter(str(node.op_type) for node in nodes)
     return OperatorReport(path.name, int(opset), dict(sorted(counts.items())), untyped, tuple(problems))
 
@@ -208,9 +217,8 @@ def _nodes(graph: Any) -> Iterator[Any]:
     """All nodes, those of branches and loop bodies included."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _nodes(body)
+        for body in _bodies(node):
+            yield from _nodes(body)
 
 
 def _data_type(node: Any, types: Mapping[str, str]) -> str | None:
@@ -220,8 +228,18 @@ def _data_type(node: Any, types: Mapping[str, str]) -> str | None:
     return types.get(name)
 
 
+def _bodies(node: Any) -> Iterator[Any]:
+    """The branches and loop bodies of a node."""
+    for attribute in node.attribute:
+        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+
+
 def _values(graph: Any) -> Iterator[Any]:
+    """What is told of values, those of branches and loop bodies included."""
     yield from (*graph.input, *graph.value_info, *graph.output)
+    for node in graph.node:
+        for body in _bodies(node):
+            yield from _values(body)
 
 
 def _types(graph: Any) -> dict[str, str]:

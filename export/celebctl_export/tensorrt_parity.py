@@ -1,7 +1,10 @@
 """Built engines against ONNX Runtime: how far each output is off, and how long both take.
 
-Both are run by NVIDIA's Polygraphy and not by our own runner, so that a mistake there cannot hide a mistake here. What
-this module does not know: how engines came about, and how pictures are drawn with them.
+Both are run by NVIDIA's Polygraphy and not by our own runner, so that a mistake there cannot hide a mistake here.
+Engines are built through TensorRT's own API all the same (to_tensorrt.py): Polygraphy takes a progress monitor too, but
+gives the parser of a changed graph no path, so that one whose token table became an input finds no weight files, and it
+reports a build that was stopped and a node that was refused as one and the same failure. What this module does not
+know: how engines came about, and how pictures are drawn with them.
 """
 
 from __future__ import annotations
@@ -166,10 +169,13 @@ def _largest_difference(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
 def polygraphy_runners() -> Runners:
     """Raises EnvironmentProblem when Polygraphy is missing."""
     try:  # by name: a type checker finds nothing where the extra is not installed
+        logger: Any = import_module("polygraphy.logger")
         onnxrt: Any = import_module("polygraphy.backend.onnxrt")
         trt: Any = import_module("polygraphy.backend.trt")
     except ImportError as error:
         raise EnvironmentProblem("measuring engines needs Polygraphy", 'pip install "celebctl[trt]"') from error
+    logger.G_LOGGER.use_python_logging_system = True  # by itself it talks on stdout, which is for --json,
+    logger.G_LOGGER.colors = False  # and would complain there that it has none
 
     def make(path: Path, content: bytes, profile: int) -> tuple[Any, Any]:
         ours = trt.TrtRunner(trt.EngineFromBytes(content), optimization_profile=profile)

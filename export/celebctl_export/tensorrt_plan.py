@@ -110,8 +110,19 @@ def plan_engines(
     return [replace(plan, workspace_bytes=workspace_bytes) for plan in plans]
 
 
-def describe(manifest: Manifest, plans: Iterable[EnginePlan], machine: Machine | None) -> dict[str, Any]:
-    """The whole build plan as one JSON document. ``machine`` None: not known here, so the key is open."""
+def keeping_all(plans: Iterable[EnginePlan], known: Iterable[EngineRecord]) -> list[EnginePlan]:
+    """The plans as they are built where these engines are there already, see :meth:`EnginePlan.keeping`."""
+    there = {record.file: record for record in known}
+    return [plan.keeping(there[plan.file]) if plan.file in there else plan for plan in plans]
+
+
+def describe(
+    manifest: Manifest, plans: Iterable[EnginePlan], machine: Machine | None, known: Sequence[EngineRecord] = ()
+) -> dict[str, Any]:
+    """The whole build plan as one JSON document. ``machine`` None: not known here, so the key is open.
+
+    ``known``: the engines that are there already; "built" tells of each planned one whether it is among them.
+    """
     key = engine_key(manifest, machine) if machine else None
     folder = PurePosixPath(FOLDER) / (key or "KEY")
     return {
@@ -119,7 +130,14 @@ def describe(manifest: Manifest, plans: Iterable[EnginePlan], machine: Machine |
         "key": key,
         "strongly_typed": True,
         "precision": manifest.dtype,
-        "engines": [{**asdict(plan), "path": str(folder / plan.file)} for plan in plans],
+        "engines": [
+            {
+                **asdict(plan),
+                "path": str(folder / plan.file),
+                "built": any(plan.is_built_by(record) for record in known),
+            }
+            for plan in plans
+        ],
     }
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from celebctl_export.tensorrt_plan import EnginePlan
+from celebctl_export.tensorrt_plan import EnginePlan, keeping_all
 from celebctl_runtime.cuda_memory import Cuda
 from celebctl_runtime.engines import (
     FILE_NAME,
@@ -103,9 +103,8 @@ def build_engines(
     folder = engine_folder(bundle.path, engine_key(bundle.manifest, machine))
     with _lock(folder):
         known = {record.file: record for record in _known(folder, seal_key)}
-        for number, wanted in enumerate(plans):
-            there = known.get(wanted.file)
-            plan = wanted.keeping(there) if there else wanted
+        for number, plan in enumerate(keeping_all(plans, known.values())):
+            there = known.get(plan.file)
             if there and plan.is_built_by(there) and (folder / plan.file).is_file():
                 continue
             tell = _teller(on_progress, number, len(plans), plan)

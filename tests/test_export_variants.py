@@ -1,0 +1,124 @@
+"""A form for ONNX Runtime that is wrong, or cannot be made, is discarded with a word, and the export goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from test_for_ort import _STEP, feeds, run, write  # pyright: ignore[reportPrivateUsage]
+
+torch: Any = pytest.importorskip("torch")
+
+from celebctl_export import ort_variants  # noqa: E402
+from celebctl_export import write as writing  # noqa: E402
+from celebctl_export.parity import FLOORS, Answers  # noqa: E402
+
+if TYPE_CHECKING:
+    from celebctl_models.diffusion import DiffusionParts
+
+FLOOR = FLOORS["fp32"]
+Change = Callable[[ir.Model], Any]
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Answers:
+    """A step graph in a folder of its own, and what it gives."""
+    path = write(tmp_path / "step.onnx", _STEP)
+    return Answers("step", [(values, run(path, values)) for values in (feeds(), feeds(1, 2, 4, 8))])
+
+
+def measured(folder: Path, expected: Answers, said: list[str]) -> tuple[list[Any], list[Any]]:
+    return writing._measured_variant(folder, expected, FLOOR, said.append)  # pyright: ignore[reportPrivateUsage]
+
+
+def also(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form is made as ever, and changed once more."""
+    genuine = ort_variants.normalize_groups
+
+    def make(model: ir.Model) -> Any:
+        made = genuine(model)
+        change(model)
+        return made
+
+    monkeypatch.setattr(ort_variants, "normalize_groups", make)
+
+
+def another_function(model: ir.Model) -> None:
+    next(node for node in model.graph if node.op_type == "Sigmoid").op_type = "Tanh"
+
+
+def another_shape(model: ir.Model) -> None:
+    next(node for node in model.graph if node.op_type == "Conv").attributes["pads"] = ir.AttrInt64s("pads", [0] * 4)
+
+
+def another_operator(model: ir.Model) -> None:
+    next(node for node in model.graph if node.op_type == "Sigmoid").op_type = "NoSuchThing"
+
+
+def fails(model: ir.Model) -> None:
+    raise RuntimeError("a graph tool that gives up")
+
+
+def test_a_right_form_is_kept_and_measured(tmp_path: Path, answers: Answers) -> None:
+    said: list[str] = []
+    (variant,), rows = measured(tmp_path, answers, said)
+    assert (tmp_path / variant.file).is_file() and (tmp_path / variant.reader).is_file() and not said
+    assert len(rows) == len(answers.cases) and all(row.passed for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [(another_function, "off by"), (another_shape, ""), (another_operator, "NoSuchThing"), (fails, "gives up")],
+)
+def test_a_wrong_form_is_discarded_and_the_graph_stays(
+    tmp_path: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch, change: Change, word: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    also(change, monkeypatch)
+    said: list[str] = []
+    assert measured(tmp_path, answers, said) == ([], [])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (line,) = said
+    assert line.startswith("step stays as it is for ONNX Runtime: ") and word in line
+
+
+def test_files_begun_before_a_failure_are_gone(
+    tmp_path: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last thing to be written fails when the others lie there already."""
+    before, saved, genuine = sorted(tmp_path.iterdir()), list[Path](), cast(Any, ir).save
+
+    def save(model: ir.Model, path: Path) -> None:
+        if saved:
+            raise OSError("no room left")
+        genuine(model, path)
+        saved.append(path)
+
+    monkeypatch.setattr(ort_variants.ir, "save", save)
+    said: list[str] = []
+    assert measured(tmp_path, answers, said) == ([], [])
+    assert saved and "no room left" in said[0] and sorted(tmp_path.iterdir()) == before
+
+
+def test_an_export_goes_on_without_the_form(
+    tiny_parts: DiffusionParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one graph, for the sake of time: it is exported and measured, and nothing speaks of another form."""
+    makers = writing.graph_makers
+
+    def only_decoder(parts: DiffusionParts) -> list[Any]:
+        return [make for make in makers(parts) if make(torch.float32).name == "vae_decoder"]
+
+    also(another_function, monkeypatch)
+    monkeypatch.setattr(writing, "graph_makers", only_decoder)
+    said: list[str] = []
+    ends, variants, rows = writing.write_graphs(tiny_parts, tmp_path, spare_rows=2, dtype="fp32", on_stage=said.append)
+    assert [end.name for end in ends] == ["vae_decoder"] and variants == []
+    assert {row.graph for row in rows} == {"vae_decoder"} and all(row.passed for row in rows)
+    assert any("vae_decoder stays as it is for ONNX Runtime" in line and "off by" in line for line in said), said
+    assert not list(tmp_path.glob("*.ort.onnx")) and (tmp_path / "vae_decoder.onnx").is_file()
+    assert np.isfinite([row.max_abs_error for row in rows]).all()
