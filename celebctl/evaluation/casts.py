@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
-FIRST_STRANGER = 1000  # seeds of people to be scored; those below and above are for tuning
+FIRST_STRANGER = 1000  # seeds of the strangers that are scored; benchmarks/baselines.py takes others, never looked at
 _CAST_SEED, _BESIDE_SEED = 5, 7
 _PORTRAIT = 160  # px
 
