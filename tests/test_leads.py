@@ -185,7 +185,7 @@ def test_learning_stops_when_views_kept_back_get_worse(parts: DiffusionParts, mo
     losses = iter([2.0, 1.0, 1.5, 1.6, 0.1])
     at: list[Any] = []
 
-    def look(sitting: Sitting) -> None:
+    def look(sitting: Any) -> None:
         at.append(sitting._standing())
         sitting.patience.hear(next(losses), at[-1])
 
