@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -212,6 +212,23 @@ ABLATIONS: dict[str, Ablation] = {
             tuple(Variant(f"{b:g}", {"bound": b}) for b in (0.5, 1.0, 1.5, 2.5, 4.0)),
         ),
         Ablation(
+            "loss", "whose error: of what the network predicts, or of the noise and then of the clean latents", "",
+            (Variant("noise"), Variant("two-phase", {"loss": "two-phase"})),
+        ),
+        Ablation(
+            "times", "how timesteps are drawn: evenly, or in proportion to the gradients they gave", "",
+            (Variant("even"), Variant("important", {"times": "important"})),
+        ),
+        Ablation(
+            "context", "pull of the words beside a person towards those beside the average celebrity", "weight",
+            tuple(Variant(f"{w:g}", {"context": w}) for w in (0.0, 0.003, 0.01, 0.03, 0.1)),
+        ),
+        Ablation(
+            "stopping", "looks at views kept back that may be no better before learning stops", "looks",
+            tuple(Variant(said, {"patience": n}) for said, n in (("1", 1), ("2", 2), ("4", 4), ("best of all", 99),
+                                                                 ("not kept back", 0))),
+        ),
+        Ablation(
             "joint", "people learned together in one call", "people in a call",
             tuple(Variant(str(n), together=n) for n in (1, 2, 4, 8)),
         ),
@@ -242,7 +259,7 @@ class Laboratory:
         numbers = [FIRST_STRANGER + i for i in range(self.people)]
         bench = Bench(
             self.work / ablation.name / slug(variant.label),
-            {"model": self.parts.table_hash, "config": asdict(config), "people": self.people, "seeds": self.seeds,
+            {"model": self.parts.table_hash, "config": config.told(), "people": self.people, "seeds": self.seeds,
              "together": variant.together, "direct": variant.direct, "prompts": [p.text for p in WORLD]},
         )  # fmt: skip
         bench.open(self.force)
@@ -297,7 +314,7 @@ def report(ablation: Ablation, found: Sequence[Figures], lab: Laboratory) -> Non
     head, cells = rows_of(found)
     print("\n" + "\n".join(markdown(head, cells)))
     file = lab.results / f"ablation-{ablation.name}.json"
-    settings = {"people": lab.people, "seeds": lab.seeds, "learning": asdict(lab.config)}
+    settings = {"people": lab.people, "seeds": lab.seeds, "learning": lab.config.told()}
     document = {"about": ablation.about, "settings": settings, "variants": [one.to_json() for one in found]}
     atomic_write(file, (json.dumps(document, indent=1) + "\n").encode())
     about = f"{lab.people} people, {lab.seeds} of each of {len(WORLD)} prompts, preset {lab.config.preset}"

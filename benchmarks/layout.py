@@ -5,8 +5,10 @@
 
 Drawn by the exported runtime on one and the same bundle, from the same noise; the judge is the one of likeness.py,
 which neither learning nor drawing ever used. Rows: the plain prompt; the layout that says what the prompt says
-(first-named on the left); and the layout against the prompt, first-named on the right, which no prompt can have. Per
-picture: whether both faces are nearer to whom they should be than to the other, likeness as a share of what true
+(first-named on the left); and the layout against the prompt, first-named on the right, which no prompt can have; and,
+of all three, the pictures of couples, prompts and seeds in which the plain prompt did not draw both. Per picture:
+whether both people are in it, on whichever side (the best matching of faces to names, as in `celebctl eval`), whether
+each is on their side, likeness as a share of what true
 pictures of the same scene reach, whether the caption holds. What is drawn is kept in ``--work``: the same command goes
 on from there.
 """
@@ -25,6 +27,7 @@ import numpy as np
 from likeness import PAIRS, folder, stated, true_looks
 from numpy.typing import NDArray
 
+from celebctl.evaluation.marks import matching
 from celebctl.method import PRESETS, CelebBasis, build_basis, learn_people
 from celebctl.method.scoring import Judged, Jury
 from celebctl_export import export_bundle
@@ -49,14 +52,17 @@ KINDS: dict[str, tuple[str, bool]] = {
     "layout against the prompt": ("left:{1},right:{0}", False),
 }
 HEAD = """\
-| drawn with | forming | both sides right | likeness in pairs | caption | seconds a picture |
-|---|---|---|---|---|---|"""
+| drawn with | forming | pictures | assigned | both sides right | likeness in pairs | caption | seconds a picture |
+|---|---|---|---|---|---|---|---|"""
+FAILED = "where the prompt alone failed"
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture, judged. made, ceiling, floor: cosines; captions: share of what is stated."""
+    """One picture, judged. assigned: both people are in it; right: each on their side. made, ceiling, floor: cosines;
+    captions: share of what is stated."""
 
+    assigned: bool
     right: bool
     made: float
     ceiling: float
@@ -65,10 +71,16 @@ class Shot:
     seconds: float
 
 
+#: (first-named, prompt, seed) -> the picture.
+Shots = dict[tuple[int, int, int], Shot]
+
+
 @dataclass(frozen=True)
 class Row:
     """The shots of one kind: shares and their 95 % intervals over pairs of people."""
 
+    assigned: float
+    assigned_interval: float
     right: float
     right_interval: float
     likeness: float
@@ -128,7 +140,7 @@ class Studio:
             return None
         forming = 0.0 if text == layout.NONE else layout.FORMING
         key = f"{kind} {forming:g} {layout.BORDER:g} {' '.join(who.digest for who in pair)} {p} {seed}"
-        if key not in self.known:
+        if "assigned" not in self.known.get(key, {}):  # not drawn yet, or before that was asked
             names = [who.name for who in pair]
             request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
             begun = time.monotonic()
@@ -139,14 +151,22 @@ class Studio:
             atomic_write(self.log, json.dumps(self.known).encode())
         return Shot(**self.known[key])
 
-    def row(self, kind: str, seeds: int) -> Row:
+    def shots(self, kind: str, seeds: int) -> Shots:
         """All pictures of one kind."""
-        shots: list[list[Shot]] = []
+        found: Shots = {}
         for first in range(len(self.people)):
             noise = [(p, 900 + 89 * s + 17 * p + 1013 * first) for p in range(len(PAIRS)) for s in range(seeds)]
-            found = [self.shot(kind, p, first, seed) for p, seed in noise]
-            shots.append([shot for shot in found if shot is not None])
-        return row_of([found for found in shots if found])
+            for p, seed in noise:
+                shot = self.shot(kind, p, first, seed)
+                if shot is not None:
+                    found[first, p, seed] = shot
+        return found
+
+
+def couples(shots: Shots, plain: Shots | None = None) -> list[list[Shot]]:
+    """Shots by pair of people; with ``plain``, those whose picture of the plain prompt does not show both."""
+    chosen = [at for at in shots if plain is None or (at in plain and not plain[at].assigned)]
+    return [[shots[at] for at in chosen if at[0] == first] for first in sorted({at[0] for at in chosen})]
 
 
 def judge(seen: Judged, truth: Floats, wanted: Wanted, seconds: float) -> Shot:
@@ -155,14 +175,17 @@ def judge(seen: Judged, truth: Floats, wanted: Wanted, seconds: float) -> Shot:
     floor = float((truth[0, 0] @ truth[1, 1] + truth[0, 1] @ truth[1, 0]) / 2)
     caption = float(np.mean(stated(wanted, True, seen.said)))
     if len(seen.features) < 2:
-        return Shot(False, floor, ceiling, floor, caption, seconds)
+        return Shot(False, False, floor, ceiling, floor, caption, seconds)
     cosine = seen.features @ truth.mean(0).T  # (made, true)
     right = bool(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0])
-    return Shot(right, float(np.trace(cosine) / 2), ceiling, floor, caption, seconds)
+    order = list(matching(cosine))
+    assigned = bool((cosine[[0, 1], order] > cosine[[0, 1], order[::-1]]).all())
+    return Shot(assigned, right, float(np.trace(cosine) / 2), ceiling, floor, caption, seconds)
 
 
 def row_of(shots: Sequence[Sequence[Shot]]) -> Row:
     """shots: per pair of people. Likeness is a ratio of sums, as in likeness.py."""
+    assigned = np.array([np.mean([shot.assigned for shot in pair]) for pair in shots])
     right = np.array([np.mean([shot.right for shot in pair]) for pair in shots])
     gained = np.array([np.mean([shot.made - shot.floor for shot in pair]) for pair in shots])
     possible = float(np.mean([shot.ceiling - shot.floor for pair in shots for shot in pair]))
@@ -172,9 +195,21 @@ def row_of(shots: Sequence[Sequence[Shot]]) -> Row:
         return 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
     return Row(
-        float(right.mean()), interval(right), float(gained.mean()) / possible, interval(gained) / possible,
+        float(assigned.mean()), interval(assigned), float(right.mean()), interval(right),
+        float(gained.mean()) / possible, interval(gained) / possible,
         float(np.mean([shot.caption for shot in every])), float(np.mean([shot.seconds for shot in every])), len(every),
     )  # fmt: skip
+
+
+def line_of(row: Row) -> str:
+    """The cells of a row after what was drawn."""
+    pairs = (
+        (row.assigned, row.assigned_interval),
+        (row.right, row.right_interval),
+        (row.likeness, row.likeness_interval),
+    )
+    told = " | ".join(f"{value:.3f} ± {half:.3f}" for value, half in pairs)
+    return f"{row.pictures} | {told} | {row.caption:.3f} | {row.seconds:.2f}"
 
 
 def main() -> None:
@@ -206,17 +241,18 @@ def main() -> None:
     known: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.exists() else {}
     studio = Studio(bundle, OrtBackend(bundle, "cpu", args.threads), jury, people, looks, log, known)
     figures: dict[str, object] = {}
+    plain: Shots = {}
     print(HEAD, flush=True)
     for kind in args.kinds:
         for forming in args.forming if kind != PLAIN else [0.0]:
             layout.FORMING = forming
-            row = studio.row(kind, args.seeds)
-            figures[f"{kind}, forming {forming:g}"] = asdict(row)
-            right, like = (
-                f"{row.right:.3f} ± {row.right_interval:.3f}",
-                f"{row.likeness:.3f} ± {row.likeness_interval:.3f}",
-            )
-            print(f"| {kind} | {forming:g} | {right} | {like} | {row.caption:.3f} | {row.seconds:.2f} |", flush=True)
+            shots = studio.shots(kind, args.seeds)
+            plain = shots if kind == PLAIN else plain
+            for said, chosen in ((kind, couples(shots)), (f"{kind}, {FAILED}", couples(shots, plain))):
+                if chosen:
+                    row = row_of(chosen)
+                    figures[f"{said}, forming {forming:g}"] = asdict(row)
+                    print(f"| {said} | {forming:g} | {line_of(row)} |", flush=True)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
 

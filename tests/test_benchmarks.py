@@ -331,9 +331,73 @@ def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> No
     assert torch.equal(begun[0].units(features), begun[1].units(features)) and bool(begun[1].units(features).any())
 
 
+@pytest.mark.parametrize(
+    ("name", "variants"), [("pooled", ["apart", "pooled"]), ("names", ["25", "50"]), ("context", ["0", "0.1"])]
+)
+def test_an_ablation_learns_with_what_it_changes_and_tells(
+    name: str, variants: list[str], bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The command itself on mini: two people, one step, one prompt."""
+    from celebctl.evaluation.prompts import Prompt
+
+    ablations = bench["ablations"]
+    learn, asked = ablations.learn_strangers, list[Any]()
+
+    def learned(parts: Any, finder: Any, config: Any, basis: Any, *rest: Any) -> Any:
+        asked.append((basis.hash, basis.names, config.context))
+        return learn(parts, finder, config, basis, *rest)
+
+    monkeypatch.setattr(ablations, "WORLD", (Prompt("reconstruction", "a photo of {}", {}),))
+    monkeypatch.setattr(ablations, "learn_strangers", learned)
+    words = ["--people", "2", "--steps", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["ablations.py", name, *words, "--variants", *variants])
+    ablations.main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table[2:]] == variants
+    document = json.loads((tmp_path / f"ablation-{name}.json").read_text())
+    assert [one["title"] for one in document["variants"]] == variants and document["settings"]["people"] == 2
+    likeness = [one["summary"]["likeness"]["mean"] for one in document["variants"]]
+    page = (tmp_path / f"ablation-{name}.html").read_text()
+    assert "<svg" in page and all(f"{value:.3f}" in page for value in likeness)
+    (one, other), work = asked, tmp_path / "work" / name
+    people = [work / ablations.slug(variant) / "learned" / "p1000.safetensors" for variant in variants]
+    if name == "context":
+        assert one[0] == other[0] and (one[2], other[2]) == (0.0, 0.1)
+    else:
+        assert one[0] != other[0] and (name != "names" or (one[1], other[1]) == (25, 50))
+    from celebctl_runtime.identity import Identity
+
+    assert [Identity.load(file).basis_hash for file in people] == [one[0], other[0]]
+
+
+def test_people_on_the_wrong_sides_are_there_and_failed_prompts_have_a_row_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from celebctl.method.scoring import Judged
+
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    layout: Any = import_module("layout")
+    truth = np.broadcast_to(np.eye(2, 8, dtype=np.float32), (2, 2, 8))
+    said = {"two": "two", "place": "plain", "act": "nothing", "expression": "neutral", "worn": "nothing"}
+
+    def shot(*faces: int) -> Any:
+        seen = Judged(np.eye(2, 8, dtype=np.float32)[list(faces)].reshape(len(faces), 8), said)
+        return layout.judge(seen, truth, layout.PAIRS[0][1], 0.1)
+
+    told = [(shot(*faces).assigned, shot(*faces).right) for faces in ((0, 1), (1, 0), (0, 0), (1,))]
+    assert told == [(True, True), (True, False), (False, False), (False, False)]
+    plain = {(0, 0, 1): shot(0, 0), (0, 1, 2): shot(1, 0), (1, 0, 3): shot(0, 1), (2, 0, 4): shot(1)}
+    mended = dict.fromkeys([*plain, (3, 0, 5)], shot(0, 1))
+    assert [len(pair) for pair in layout.couples(mended)] == [2, 1, 1, 1]
+    assert [len(pair) for pair in layout.couples(mended, plain)] == [1, 1]
+    row = layout.row_of(layout.couples(plain))
+    assert (row.assigned, row.right, row.pictures) == (pytest.approx(0.5), pytest.approx(1 / 3), 4)
+    assert layout.line_of(row).count("|") == layout.HEAD.splitlines()[0].count("|") - 4
+
+
 def test_every_ablation_of_the_paper_has_a_command(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    names = "names components mean spread pooled start direct mask scale middle captions rho joint".split()
-    assert list(bench["ablations"].ABLATIONS) == names
+    names = "names components mean spread pooled start direct mask scale middle captions rho".split()
+    assert list(bench["ablations"].ABLATIONS) == [*names, "loss", "times", "context", "stopping", "joint"]
     fields = set(LearnConfig.__dataclass_fields__)
     for one in bench["ablations"].ABLATIONS.values():
         assert len({variant.label for variant in one.variants}) == len(one.variants) >= 2

@@ -22,9 +22,9 @@ from celebctl.cli import main
 from celebctl.cli.evaluate import changed
 from celebctl.cli.evaluation_room import photo_of
 from celebctl.evaluation.charts import Series, bars, curve
-from celebctl.evaluation.estimates import estimate, t95
+from celebctl.evaluation.estimates import by_couples, estimate, t95
 from celebctl.evaluation.marks import matching
-from celebctl.evaluation.metrics import Figures, figures
+from celebctl.evaluation.metrics import Figures, figures, pose_spread
 from celebctl.evaluation.page import Group, write_page
 from celebctl.evaluation.panel import Seen
 from celebctl.evaluation.prompts import CATEGORIES, PHOTOGRAPHS, WORLD, Prompt, check_states, read_prompts
@@ -174,6 +174,45 @@ def test_intervals_are_students() -> None:
     assert found is not None and (found.mean, found.count) == (0.5, 2)
     assert found.half == pytest.approx(12.706 * 0.5, rel=1e-3)
     assert estimate([None, float("nan")]) is None
+
+
+def test_people_drawn_together_are_one_observation() -> None:
+    assert by_couples([1.0, 3.0, None, 4.0, float("nan"), None, 5.0]) == [2.0, 4.0, None, 5.0]
+    alike = [0.1, 0.1, 0.5, 0.5, 0.9, 0.9]
+    people, couples = estimate(alike), estimate(by_couples(alike))
+    assert people is not None and couples is not None
+    assert couples.mean == pytest.approx(people.mean) and (people.count, couples.count) == (6, 3)
+    assert couples.half > people.half, "partners who are alike tell nothing twice"
+    assert couples.half == pytest.approx(4.303 * 0.4 / 3**0.5, rel=1e-3)
+    opposite = estimate(by_couples([0.1, 0.9, 0.5, 0.5, 0.9, 0.1]))
+    assert opposite is not None and opposite.half == pytest.approx(0.0, abs=1e-9)
+
+
+def test_figures_over_couples_have_the_same_means_and_their_own_intervals() -> None:
+    """Four people, of whom the first two are never found: partners are alike."""
+    missing = {prompt: saw(prompt) for prompt in (ALONE, HAT, SMILE)}
+    records = [record_of(i, 4, made=missing if i < 2 else None) for i in range(4)]
+    people, couples = (figures("four", records, PROMPTS, couples=flag) for flag in (False, True))
+    assert people.people == couples.people
+    one, other = people.summary["likeness"], couples.summary["likeness"]
+    assert one is not None and other is not None and (one.count, other.count) == (4, 2)
+    assert one.mean == pytest.approx(0.5, abs=1e-5) and other.mean == pytest.approx(one.mean)
+    assert other.half == pytest.approx(12.706 * 0.5, rel=1e-3) and other.half > one.half > 0
+    by_category = couples.by_category["action"]["likeness"]
+    assert by_category is not None and by_category.count == 2
+
+
+def test_heads_that_turn_are_spread_by_how_far_they_turn() -> None:
+    def shot(prompt: int, *poses: tuple[float, float, float]) -> Shot:
+        return Shot(prompt, 0, Seen(np.zeros((len(poses), 4), np.float32), np.array(poses, np.float32).reshape(-1, 3)))
+
+    turned = [shot(0, (0.0, -10.0, 0.0)), shot(1, (0.0, 10.0, 80.0))]
+    assert pose_spread(turned, PROMPTS) == pytest.approx(10.0), "pitch is not counted"
+    assert pose_spread([shot(0, (3.0, -4.0, 0.0)), shot(0, (-3.0, 4.0, 0.0))], PROMPTS) == pytest.approx(5.0)
+    assert pose_spread([shot(0, (7.0, 7.0, 0.0))] * 3, PROMPTS) == 0.0
+    pair = shot(3, (90.0, 90.0, 0.0), (0.0, 0.0, 0.0))
+    assert pose_spread([*turned, pair, shot(2)], PROMPTS) == pytest.approx(10.0), "people alone whose face is found"
+    assert pose_spread([turned[0], pair, shot(2)], PROMPTS) is None
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -350,14 +389,13 @@ def test_the_photo_of_somebody_is_found_by_name(tmp_path: Path) -> None:
         photo_of(tmp_path, "bob")
 
 
-def test_clip_judges_by_weights_on_this_machine(tmp_path: Path) -> None:
+def tiny_clip(folder: Path) -> Path:
+    """A random CLIP model."""
     from conftest import WORDS, build_tokenizer
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
-    from celebctl.evaluation.clip import ClipJudge
-
     tokenizer = build_tokenizer(WORDS)
-    tokenizer.save_pretrained(str(tmp_path))
+    tokenizer.save_pretrained(str(folder))
     small: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -370,8 +408,14 @@ def test_clip_judges_by_weights_on_this_machine(tmp_path: Path) -> None:
         {"image_size": 32, "patch_size": 8, **small},
     )
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=8)
-    cast(Any, CLIPModel(config)).save_pretrained(str(tmp_path))
-    judge = ClipJudge(tmp_path)
+    cast(Any, CLIPModel(config)).save_pretrained(str(folder))
+    return folder
+
+
+def test_clip_judges_by_weights_on_this_machine(tmp_path: Path) -> None:
+    from celebctl.evaluation.clip import ClipJudge
+
+    judge = ClipJudge(tiny_clip(tmp_path))
     pictures = [np.full((40, 64, 3), shade, np.uint8) for shade, _ in itertools.product((20, 200), range(2))]
     found = judge.agree(pictures, ["a portrait", "chess", "a portrait", "chess"])
     assert len(found) == 4 and all(-1.0 <= value <= 1.0 for value in found)
@@ -410,3 +454,56 @@ def test_the_command_measures_strangers_and_the_second_time_draws_nothing(
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["casts"] == first["casts"]
     assert main([*words[:-2], "--seeds", "2", "-o", str(tmp_path / "out")]) == 2
+
+
+def test_the_command_measures_people_of_the_library_by_their_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two people, learned for one step; judged by a face pack of their own and by CLIP."""
+    from face_doubles import write_face_models
+
+    from celebctl.library import Library
+    from celebctl.method import build_basis, learn_people
+    from celebctl_models.diffusion import load_parts
+    from celebctl_models.faces import InsightFaceAnalyser
+    from celebctl_models.mini.world import draw_portrait
+
+    monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
+    for name in ("CELEBCTL_MODEL", "CELEBCTL_FACE_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    parts = load_parts("mini")
+    assert parts.card.faces_dir is not None
+    finder, portraits, names = (
+        InsightFaceAnalyser(parts.card.faces_dir),
+        [draw_portrait(21), draw_portrait(22)],
+        ["ann", "tom"],
+    )
+    config = replace(PRESETS["clean"], steps=1)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    learned = learn_people(parts, finder, portraits, names, config, basis=build_basis(parts))
+    old = replace(learned[1], provenance={"preset": "clean"})  # as people were kept before learning was timed
+    for person, portrait in zip((learned[0], old), portraits, strict=True):
+        Library().save(person)
+        portrait.save(photos / f"{person.name}.png")
+    judge, clip = write_face_models(tmp_path / "judge"), tmp_path / "clip"
+    clip.mkdir()
+    prompts = tmp_path / "few.txt"
+    prompts.write_text("{} in the snow\n{} and {} playing chess\n")
+    words = ["eval", *names, "--photos", str(photos), "--seeds", "1", "--prompts", str(prompts), "--json"]
+    assert main([*words, "--judge", str(judge), "--clip", str(tiny_clip(clip)), "-o", str(tmp_path / "out")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (found,) = document["casts"]
+    assert found["title"] == "people of the library" and list(found["people"]) == names
+    assert "faces by judge, prompts by CLIP" in document["settings"]["judges"]
+    summary = found["summary"]
+    assert "likeness" not in summary and summary["assigned"]["people"] == 2
+    assert summary["detected"]["mean"] == 1.0 and -1.0 <= summary["identity"]["mean"] <= 1.0
+    assert -1.0 <= summary["fidelity"]["mean"] < 1.0, "a cosine of CLIP's, and no share of words"
+    assert 0 < found["people"]["ann"]["seconds"] < 600 and "seconds" not in found["people"]["tom"]
+    assert main([*words, "-o", str(tmp_path / "own")]) == 0
+    own = json.loads(capsys.readouterr().out)["casts"][0]["summary"]
+    assert "likeness" not in own and own["identity"]["mean"] > 0.3, "mini's own judge, and photos for the truth"
+    (photos / "tom.png").unlink()
+    assert main([*words, "-o", str(tmp_path / "third")]) == 4
+    assert "there is no photo of tom" in capsys.readouterr().err

@@ -54,7 +54,6 @@ def test_mix_of_three_as_a_document(desk: Desk) -> None:
 def test_mixes_that_cannot_be(desk: Desk) -> None:
     desk.know("alice", "bob")
     desk.library.save(make_identity("zoe", table_hash="f" * 16))
-    refused(desk("mix", "alice", "bob"), 2, "--name")
     refused(desk("mix", "alice", "--name", "carol"), 2, "at least two")
     refused(desk("mix", "alice", "carol", "--name", "dora"), 4, "carol")
     refused(desk("mix", "alice", "zoe", "--name", "dora"), 5, "one model")
@@ -66,7 +65,32 @@ def test_mixes_that_cannot_be(desk: Desk) -> None:
     assert desk("mix", "alice", "bob", "--name", "bob", "--force").code == 0
 
 
+def test_a_mix_without_a_name_takes_its_parents_and_nobody_elses_place(desk: Desk) -> None:
+    desk.know("alice", "bob", "b" * 30)
+    for name in ("alice-bob", "alice-bob-2"):
+        said = desk("mix", "alice", "bob", "--t", "0.3")
+        assert said.code == 0 and f"{name} is 70 % alice and 30 % bob" in said.err, said.err
+    assert desk.library.load("alice-bob") == desk.library.load("alice-bob-2").renamed("alice-bob")
+    assert desk("mix", "alice", "bob", "--json", "--force").document["name"] == "alice-bob-3"
+    long = [desk("mix", "alice", "b" * 30, "--json").document["name"] for _ in range(2)]
+    assert long == [f"alice-{'b' * 26}", f"alice-{'b' * 24}-2"]
+
+
 # strip
+
+
+def test_a_strip_moves_unless_it_is_to_stand_still(desk: Desk) -> None:
+    desk.know("alice", "bob")
+    toy_bundle(desk.library)
+    words = ("strip", "alice", "bob", "--frames", "3", "--seed", "3", "--prompt", "{} as an")
+    said = desk(*words, "--out", "way.png")
+    assert said.code == 0 and said.lines == ["way.png", "way.gif"], said.err
+    with Image.open("way.gif") as moving:
+        assert getattr(moving, "n_frames", 1) == 4, "there and back"
+    assert desk(*words, "--no-gif", "--json").document["gif"] is None
+    assert not Path("strip.gif").exists()
+    refused(desk(*words, "--no-gif", "--gif", "x.gif"), 2, "contradict")
+    refused(desk(*words, "--out", "way.jpg"), 2, "way.gif exists")
 
 
 def test_a_strip_changes_nothing_and_ends_with_the_parents(desk: Desk) -> None:
@@ -141,6 +165,8 @@ def test_invent_keeps_somebody_who_can_be_told_again(desk: Desk) -> None:
     document = desk("invent", "--seed", "5", "--name", "dora", "--json").document
     assert document["digest"] == dana.digest and document["nearest"]["cosine"] < 0.6
     refused(desk("invent", "--seed", "-1", "--name", "dina"), 2, "seed -1")
+    assert "nobody-1 is nobody (seed " in desk("invent").err
+    assert desk("invent", "--json").document["name"] == "nobody-2"
     toy_bundle(desk.library)
     assert desk("gen", "dana and dora", "-s", "1").code == 0
 

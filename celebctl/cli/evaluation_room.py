@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from celebctl.settings import Settings
     from celebctl_models.diffusion import DiffusionParts
     from celebctl_models.faces import InsightFaceAnalyser
+    from celebctl_runtime.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class WorldSession:
         if not isinstance(self.room.panel, WorldPanel):
             hint = "name people of your library: celebctl eval alice --photos DIR"
             raise NotFound(f"{self.room.parts.name} has no world to draw strangers from", hint)
-        told |= {"people": self.people, "learned together": self.together, "learning": asdict(self.config)}
+        told |= {"people": self.people, "learned together": self.together, "learning": self.config.told()}
         self.bench: Bench = Bench(out, told)
         self.bench.open(force)
 
@@ -202,7 +203,8 @@ class LibrarySession:
         pictures = [open_photo(file, self.room.desk.note) for file in files]
         self.cast: Cast = library_cast(self.room.panel, people, pictures, read_names(parts))
         artist = artist_of(parts, people)
-        self.easels = [Easel(artist, artist, None, entry.path.stat().st_size) for entry in entries]
+        both = zip(people, entries, strict=True)
+        self.easels = [Easel(artist, artist, seconds_of(one), entry.path.stat().st_size) for one, entry in both]
         told |= {"people": ", ".join(f"{p.name} {p.digest[:12]}" for p in people)}
         self.bench: Bench = Bench(out, told)
         self.bench.open(force)
@@ -210,6 +212,14 @@ class LibrarySession:
     def run(self) -> "list[Group]":
         """Draw and judge."""
         return [measured(self.room.desk, self.bench, self.plan, self.cast, self.easels, "library")]
+
+
+def seconds_of(person: "Identity") -> float | None:
+    """What learning them took, where that was kept."""
+    try:
+        return float(person.provenance["seconds"].split()[0])
+    except (KeyError, ValueError, IndexError):
+        return None
 
 
 def photo_of(folder: Path, name: str) -> Path:

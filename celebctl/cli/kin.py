@@ -25,7 +25,9 @@ MOST = 1000  # people in one table
 
 def invent(
     ctx: typer.Context,
-    name: Annotated[str, typer.Option("--name", "-n", help="What to call them.")],
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="What to call them.", show_default="nobody-1")
+    ] = None,
     seed: options.Seed = None,
     model: options.Model = None,
     force: options.Force = False,
@@ -36,10 +38,11 @@ def invent(
 
     from .extras import needs
     from .gen import check_count, fresh_seed
-    from .naming import name_person
+    from .naming import name_of_nobody, name_person
 
     desk = ctx.ensure_object(Desk)
-    settings, library, called = Settings.read(), Library(), name_person(name)
+    settings, library = Settings.read(), Library()
+    called = name_of_nobody(library.names()) if name is None else name_person(name)
     chosen = fresh_seed() if seed is None else seed
     check_count(1, chosen)
     with needs("learn", "the celeb basis"):

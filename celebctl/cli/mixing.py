@@ -28,7 +28,9 @@ TwoOrMore = Annotated[list[str], typer.Argument(help="Two or more people you kno
 def mix(
     ctx: typer.Context,
     people: TwoOrMore,
-    name: Annotated[str, typer.Option("--name", "-n", help="What to call the mix.")],
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="What to call the mix.", show_default="alice-bob")
+    ] = None,
     t: Annotated[
         float | None, typer.Option("--t", help="Of two: 0 is the first, 1 the second.", show_default="0.5")
     ] = None,
@@ -43,12 +45,13 @@ def mix(
     from celebctl.library import Library
     from celebctl.method.vectors import mixed, weights_of
 
-    from .naming import listed, name_person
+    from .naming import listed, name_of_mix, name_person
 
     desk = ctx.ensure_object(Desk)
-    library, called = Library(), name_person(name)
+    library, given = Library(), None if name is None else name_person(name)
     shares = weights_of(len(people), t, _numbers(weights))
     parents = [library.load(one, shelf) for one in people]
+    called = given or name_of_mix([parent.name for parent in parents], library.names())
     person = mixed(parents, shares, called)
     path = library.save(person, overwrite=force)
     both = list(zip(parents, shares, strict=True))
@@ -66,7 +69,11 @@ def strip(
         str, typer.Option("--prompt", help="What to draw, with {} for the person.")
     ] = f"a photo of {PLACE}",
     out: Annotated[Path, typer.Option("--out", "-o", help="The strip: .png, .jpg or .webp.")] = Path("strip.png"),
-    gif: Annotated[Path | None, typer.Option("--gif", help="Also an animation, there and back.")] = None,
+    gif: Annotated[
+        Path | None,
+        typer.Option("--gif", help="The animation, there and back.", show_default="beside the strip, ending in .gif"),
+    ] = None,
+    still: Annotated[bool, typer.Option("--no-gif", help="No animation.")] = False,
     seed: options.Seed = None,
     steps: options.Steps = None,
     force: options.Force = False,
@@ -86,6 +93,7 @@ def strip(
 
     desk = ctx.ensure_object(Desk)
     settings, library = Settings.read(), Library()
+    gif = _animation(out, gif, still)
     _check(people, frames, prompt, out, gif, force)
     opened = open_bundle(desk, library, str(settings.text("model", model)), bundle, [])
     ends = [library.load(one, shelf_of(opened)) for one in people]
@@ -99,7 +107,7 @@ def strip(
     desk.tell(f"{frames} pictures from {ends[0].name} to {ends[-1].name}, seed {chosen}")
     facts = {"people": [end.name for end in ends], "weights": weights, "prompt": prompt, "seed": chosen}
     desk.give(written, {"strip": str(out), "gif": None if gif is None else str(gif), **facts})
-    desk.next(f"celebctl mix {ends[0].name} {ends[-1].name} --name between", "keep somebody of them")
+    desk.next(f"celebctl mix {ends[0].name} {ends[-1].name}", "keep somebody of them")
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -112,6 +120,15 @@ def _numbers(text: str | None) -> list[float] | None:
         from celebctl_runtime.errors import UsageProblem
 
         raise UsageProblem(f"--weights {text!r} are no numbers", "write them like --weights 2,1,1") from error
+
+
+def _animation(out: Path, gif: Path | None, still: bool) -> Path | None:
+    """Where the animation goes, None for nowhere. Raises UsageProblem for two answers."""
+    from celebctl_runtime.errors import UsageProblem
+
+    if gif is not None and still:
+        raise UsageProblem(f"--gif {gif} and --no-gif contradict each other", "leave one of them out")
+    return None if still else gif or out.with_suffix(".gif")
 
 
 def _check(people: Sequence[str], frames: int, prompt: str, out: Path, gif: Path | None, force: bool) -> None:

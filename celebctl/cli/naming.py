@@ -1,7 +1,8 @@
 """Names for people, for pictures, and prompts to try: small rules with no state."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import count
 from pathlib import Path
 
 from celebctl_runtime.errors import CelebctlError, UsageProblem
@@ -17,6 +18,7 @@ _NOBODY = re.compile(
     r"([-_]?\d.*)?"
 )
 _MAX_SLUG = 60
+_MAX_NAME = 32  # as check_name
 
 
 def name_person(name: str) -> str:
@@ -38,6 +40,18 @@ def name_from_file(photo: str) -> str:
     except CelebctlError:
         pass  # the hint below says it better than a complaint about a name nobody typed
     raise UsageProblem(f"{photo} does not say who it is", f"name the person: celebctl learn {photo} --name alice")
+
+
+def name_of_mix(parents: Sequence[str], taken: Collection[str]) -> str:
+    """alice-bob, or the first of alice-bob-2, alice-bob-3, ... that is not taken; cut to a name's length."""
+    joined = "-".join(parents)
+    names = (f"{joined[: _MAX_NAME - len(end)]}{end}" for end in ("", *(f"-{n}" for n in range(2, len(taken) + 3))))
+    return next(name for name in names if name not in taken)
+
+
+def name_of_nobody(taken: Collection[str]) -> str:
+    """The first of nobody-1, nobody-2, ... that is not taken."""
+    return next(name for name in (f"nobody-{n}" for n in count(1)) if name not in taken)
 
 
 def slug_of(prompt: str) -> str:

@@ -8,12 +8,12 @@ measured in standard deviations of the celebrities, and a start that uses what t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from celebctl_models.framing import Framing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LearnConfig:
     """Everything that decides how people are learned; together with the photo and the model it decides every number.
 
@@ -36,6 +36,10 @@ class LearnConfig:
     flip: probability of mirroring.
     captions: "photo" or "imagenet" templates. average: "tail" averages the last half of the iterates,
     "momentum" is the release's moving average (0.99 per sample, here debiased).
+    loss: "noise" is the error of what the network predicts, "two-phase" that of the noise or of the clean latents;
+    times: how timesteps are drawn (both noise_levels.py). context: weight of the pull of the words beside a person
+    towards what they are beside the average celebrity (context.py). patience: so many looks in a row at views kept back
+    may be no better before learning stops, and the best look is the result (stopping.py); 0 learns all steps.
     """
 
     preset: str = "clean"
@@ -61,6 +65,21 @@ class LearnConfig:
     flip: float = 0.0
     captions: Literal["photo", "imagenet"] = "photo"
     average: Literal["tail", "momentum"] = "tail"
+    loss: Literal["noise", "two-phase"] = "noise"
+    times: Literal["even", "important"] = "even"
+    context: float = 0.0
+    patience: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """Every value by name, for keeping beside results. What came later is left out where it is off, so that
+        results kept before it still belong to the same settings."""
+        later = ("loss", "times", "context", "patience")
+        off = {one.name: one.default for one in fields(self) if one.name in later}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if name not in off or value != off[name]}
+
+    def __repr__(self) -> str:
+        return f"LearnConfig({', '.join(f'{name}={value!r}' for name, value in self.told().items())})"
 
 
 CLEAN = LearnConfig()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from celebctl_models.diffusion import Extras, latents_from_pixels, network_outpu
 from celebctl_runtime.schedule import ScheduleConfig
 
 from .captions import Captions, encode_templates
+from .noise_levels import NoiseLevels
 from .places import has_bfloat16_units, suit_attention
 from .views import make_views
 
@@ -53,7 +54,8 @@ class TokenRows:
 @dataclass(frozen=True)
 class Batch:
     """B views to be denoised. x0: latents (B, 4, h, w); weight: of the loss, (B, 1, h, w); who: person index (B,);
-    t: timesteps (B,); noise: as x0; ids: captions (B, 77); positions: of the person's two rows in them (B, 2)."""
+    t: timesteps (B,); noise: as x0; ids: captions (B, 77); positions: of the person's two rows in them (B, 2); worth:
+    what each view's error is multiplied by, (B,), or None for 1."""
 
     x0: Tensor
     weight: Tensor
@@ -62,36 +64,49 @@ class Batch:
     noise: Tensor
     ids: Tensor
     positions: Tensor
+    worth: Tensor | None = None
 
     def part(self, at: Tensor) -> Batch:
         """Some of the views."""
         given = (self.x0, self.weight, self.who, self.t, self.noise, self.ids, self.positions)
-        return Batch(*(one[at] for one in given))
+        return Batch(*(one[at] for one in given), worth=None if self.worth is None else self.worth[at])
+
+    def weighed(self, error: Tensor) -> Tensor:
+        """The squared error (B, 4, h, w) of every view times its weight and worth."""
+        weighed = error * self.weight
+        return weighed if self.worth is None else weighed * self.worth.view(-1, 1, 1, 1)
 
 
 class Denoiser:
     """A loaded model with captions, on the device where its UNet is.
 
     fast: the network computes in bfloat16, where the processor has units for it. loudness: what gradients are
-    multiplied by on their way through a float16 network, where they would vanish below 6e-8.
+    multiplied by on their way through a float16 network, where they would vanish below 6e-8. levels: the noise.
     """
 
-    def __init__(self, parts: DiffusionParts, captions: str) -> None:
+    def __init__(
+        self,
+        parts: DiffusionParts,
+        captions: str,
+        loss: Literal["noise", "two-phase"] = "noise",
+        times: Literal["even", "important"] = "even",
+    ) -> None:
         self.parts = parts
         self.device: torch.device = next(parts.unet.parameters()).device
         self.captions: Captions = encode_templates(parts.tokenizers[0], parts.max_length, captions)
         schedule = ScheduleConfig.from_dict(parts.scheduler_config)
         self.alphas = torch.as_tensor(schedule.alphas_cumprod()).float().to(self.device)
+        self.levels = NoiseLevels(self.alphas, parts.prediction_type, loss, times)
         self.fast = parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
         self.loudness = 1024.0 if parts.unet.dtype == torch.float16 else 1.0
         suit_attention(parts)
 
     def batch(self, x0: Tensor, weight: Tensor, who: Tensor, generator: torch.Generator) -> Batch:
         """Views with a timestep, noise and a caption each."""
-        t = self._timesteps(len(who), generator)
+        t, worth = self.levels.draw(len(who), generator)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         ids, positions = self.captions.draw(len(who), generator)
-        return Batch(x0, weight, who, t, noise, ids.to(self.device), positions.to(self.device))
+        return Batch(x0, weight, who, t, noise, ids.to(self.device), positions.to(self.device), worth)
 
     def descend(self, batch: Batch, rows: Rows, together: int, network: Any = None) -> float:
         """Add the gradient of the weighted loss, times ``loudness``, to what ``rows`` are made of; returns the loss.
@@ -104,8 +119,14 @@ class Denoiser:
         for at in torch.split(torch.arange(len(batch.who), device=self.device), together):
             part = batch.part(at)
             whole = len(at) == min(together, len(batch.who))
-            loss = (self.error(part, rows(part.who), network if whole else None) * part.weight).sum() / mass
+            given = rows(part.who)
+            listening = self.levels.times == "important"
+            for row in given if listening else ():
+                row.retain_grad()
+            loss = part.weighed(self.error(part, given, network if whole else None)).sum() / mass
             torch.autograd.backward(loss * self.loudness)
+            if listening:
+                self._hear(part, given, float(mass) / self.loudness)
             total += float(loss.detach())
         return total
 
@@ -115,7 +136,7 @@ class Denoiser:
         found: list[Tensor] = []
         for at in torch.split(torch.arange(len(batch.who), device=self.device), together):
             part = batch.part(at)
-            error = (self.error(part, rows(part.who)) * part.weight).mean(1).sum((1, 2))
+            error = part.weighed(self.error(part, rows(part.who))).mean(1).sum((1, 2))
             found.append(error / part.weight.sum((1, 2, 3)).clamp_min(1e-6))
         return torch.cat(found)
 
@@ -132,12 +153,11 @@ class Denoiser:
             predicted = network_output(unet if network is None else network, *given)
         return (predicted.float() - self._target(batch.x0, batch.noise, alpha)) ** 2
 
-    def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Uniform over the training steps, stratified over the batch so that every batch sees all noise levels."""
-        total = len(self.alphas)
-        spot = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        order = torch.randperm(count, generator=generator)
-        return (spot[order] * total).long().clamp(max=total - 1).to(self.device)
+    def _hear(self, part: Batch, rows: list[Tensor], scale: float) -> None:
+        """Tell the levels how large the gradient of every view was by its own rows, before it was weighed."""
+        squares = [row.grad.square().sum((1, 2)) for row in rows if row.grad is not None]
+        size = torch.stack(squares).sum(0).sqrt() * scale
+        self.levels.hear(part.t, size if part.worth is None else size / part.worth)
 
     def _target(self, x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
         kind = self.parts.prediction_type

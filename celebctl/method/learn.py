@@ -27,11 +27,13 @@ from celebctl_runtime.identity import Identity, check_name
 from .basis import CelebBasis
 from .compiled import compiled
 from .config import LearnConfig
+from .context import ContextPull
 from .denoising import Batch, Denoiser, TokenRows, encode_views
 from .instant import facts_of, identity_of
 from .mapper import CoefficientMapper
 from .sampling import draw
 from .starts import framing_of, framing_story, placed, set_start
+from .stopping import HELD_VIEWS, LOOK_EVERY, Patience
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,7 +99,7 @@ def learn_people(
     if config.canvas == "photo" and config.smallest is None and framing_of(parts)[1] == "assumed":
         tell("faces stand as on photographs in general; celebctl basis build --faces finds this model's own places")
     try:
-        worth = compiling and sitting.step < config.steps
+        worth = compiling and not sitting.done
         with compiled(parts.unet, sitting, tell) if worth else nullcontext(parts.unet) as sitting.network:
             _go(sitting, analyser, on_step, None if checkpoint is None else lambda: sitting.save(checkpoint, names))
     except KeyboardInterrupt:
@@ -114,12 +116,13 @@ def _go(
     save: Callable[[], None] | None,
 ) -> None:
     """All steps that are left."""
-    steps, first = sitting.config.steps, sitting.step
+    steps, first, before = sitting.config.steps, sitting.step, sitting.seconds
     started, likeness = time.monotonic(), sitting.likeness
-    while sitting.step < steps:
+    while not sitting.done:
         loss = sitting.advance()
         if sitting.step % max(1, steps // LOOKS) == 0:
             likeness = sitting.look(analyser)
+        sitting.seconds = before + time.monotonic() - started
         if save is not None and sitting.step % _KEEP_EVERY == 0 and sitting.step < steps:
             save()
         spent = time.monotonic() - started
@@ -144,7 +147,8 @@ class Sitting:
     P people, V encoded views each, S coefficients over all text encoders. features: (P, 512); latents: (P, V, 4, h, w);
     weights: (P, V, 1, h, w); start: (P, S) units the prior pulls to; total, mass: running average of coefficients;
     together: how many views the network sees at once; a step is the same however it is cut. network: the UNet, or the
-    same compiled for one batch size.
+    same compiled for one batch size. context: pull of the words beside people, or None. patience: when to stop;
+    exam: views of everybody that are only looked at, or None where it never stops early. seconds: of wall time so far.
     """
 
     parts: DiffusionParts
@@ -163,12 +167,22 @@ class Sitting:
     mass: float = 0.0
     step: int = 0
     likeness: float | None = None
+    seconds: float = 0.0
     network: Any = field(init=False)
     embed: TokenRows = field(init=False)
+    context: ContextPull | None = field(init=False, default=None)
+    patience: Patience = field(init=False)
+    exam: Batch | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.network = self.parts.unet
         self.embed = TokenRows(self.basis, self.features.device)
+        self.patience = Patience(self.config.patience)
+        if self.config.context:
+            self.context = ContextPull(self.denoiser, self._embedded, self.mapper.spread)
+        if self.config.patience and self.config.steps:
+            self.exam = self._set_exam()
+            self._examine()
 
     @classmethod
     def begin(
@@ -181,6 +195,7 @@ class Sitting:
         together: int,
     ) -> Sitting:
         """Encode the views, set the mapper to its start, and stand at step 0."""
+        begun = time.monotonic()
         device, config = next(parts.unet.parameters()).device, placed(config, parts)
         generator = torch.Generator().manual_seed(config.seed)
         mapper = CoefficientMapper(basis, config, generator)
@@ -190,16 +205,23 @@ class Sitting:
         latents, weights = _encoded_views(parts, photos, faces, config, generator)
         with torch.no_grad():
             start = mapper.units(features)
-        return cls(
+        sitting = cls(
             parts=parts, basis=basis, config=config, mapper=mapper,
             optimiser=torch.optim.AdamW(
                 [p for p in mapper.parameters() if p.requires_grad],
                 lr=config.learning_rate, weight_decay=config.weight_decay,
             ),
-            generator=generator, denoiser=Denoiser(parts, config.captions),
+            generator=generator, denoiser=Denoiser(parts, config.captions, config.loss, config.times),
             features=features, latents=latents, weights=weights, start=start,
             total=torch.zeros_like(mapper.scaled(start)), together=together,
         )  # fmt: skip
+        sitting.seconds = time.monotonic() - begun
+        return sitting
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are taken, or more of them do not help."""
+        return self.step >= self.config.steps or self.patience.spent
 
     def advance(self) -> float:
         """One optimiser step over ``views`` views of everybody; returns the denoising loss."""
@@ -210,13 +232,19 @@ class Sitting:
         loudness = self.denoiser.loudness
         total = self.denoiser.descend(batch, self._rows, self.together, self.network)
         pull = ((self.mapper.units(self.features) - self.start) ** 2).mean()
-        torch.autograd.backward(self.config.prior * pull * loudness)
+        pulls = self.config.prior * pull
+        if self.context is not None:
+            rows = self._embedded(self.mapper(self.features))
+            pulls = pulls + self.config.context * self.context(rows, self.step)
+        torch.autograd.backward(pulls * loudness)
         for parameter in self.mapper.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(loudness)
         self.optimiser.step()
         self.step += 1
         self._average()
+        if self.exam is not None and (self.step % LOOK_EVERY == 0 or self.step == self.config.steps):
+            self._examine()
         return total
 
     def _rows(self, who: Tensor) -> list[Tensor]:
@@ -224,7 +252,11 @@ class Sitting:
         return self._rows_at(self.mapper(self.features), who)
 
     def _rows_at(self, coefficients: Tensor, who: Tensor) -> list[Tensor]:
-        return [embeddings[who] for embeddings in self.embed(self.mapper.split(coefficients))]
+        return [embeddings[who] for embeddings in self._embedded(coefficients)]
+
+    def _embedded(self, coefficients: Tensor) -> list[Tensor]:
+        """Coefficients (P, S) to token rows (P, 2, D) per text encoder."""
+        return self.embed(self.mapper.split(coefficients))
 
     def gradient(self, network: Any) -> Tensor:
         """Of the loss of the coming batch's first part through ``network`` by the coefficients, (P, S) on the CPU.
@@ -248,6 +280,7 @@ class Sitting:
     def _batch(self) -> Batch:
         """``views`` views of everybody."""
         people, kept = self.latents.shape[:2]
+        kept -= 0 if self.exam is None else HELD_VIEWS
         who = torch.arange(people).repeat_interleave(self.config.views)
         view = torch.randint(kept, (len(who),), generator=self.generator)
         at = who.to(self.latents.device)
@@ -264,9 +297,29 @@ class Sitting:
         elif self.step > self.config.steps // 2:
             self.total, self.mass = self.total + coefficients, self.mass + 1.0
 
+    def _set_exam(self) -> Batch:
+        """The last views of everybody with noise and captions of their own, the same at every look."""
+        people, kept = self.latents.shape[:2]
+        who = torch.arange(people).repeat_interleave(HELD_VIEWS)
+        view = torch.arange(kept - HELD_VIEWS, kept).repeat(people)
+        generator = torch.Generator().manual_seed(self.config.seed + 1)
+        at = who.to(self.latents.device)
+        return self.denoiser.batch(self.latents[who, view], self.weights[who, view], at, generator)
+
     @torch.no_grad()
+    def _examine(self) -> None:
+        """Look at the views kept back, and remember the people as they stand if they never did better."""
+        assert self.exam is not None
+        now = self._standing()
+        loss = self.denoiser.loss(self.exam, lambda who: self._rows_at(now, who), self.together)
+        self.patience.hear(float(loss.mean()), now)
+
     def coefficients(self) -> Tensor:
-        """The people as they stand, (P, S)."""
+        """The people as they stand, or as they did best on views kept back, (P, S)."""
+        return self._standing() if self.patience.kept is None else self.patience.kept
+
+    @torch.no_grad()
+    def _standing(self) -> Tensor:
         return self.total / self.mass if self.mass else self.mapper(self.features)
 
     @torch.no_grad()
@@ -302,6 +355,7 @@ class Sitting:
             told |= {"torch": str(torch.__version__), "steps": str(self.step), "coefficients": str(flat.size)}
             if self.likeness is not None:
                 told["likeness"] = f"{self.likeness:.3f} (mean cosine, the learning recogniser)"
+            told["seconds"] = f"{self.seconds / len(names):.2f} (a person's share of the call)"
             told["framing"] = framing_story(self.config, self.parts)
             made.append(identity_of(name, flat, self.parts, self.basis, told))
         return made
@@ -312,6 +366,8 @@ class Sitting:
             "key": self._key(names), "step": self.step, "mapper": self.mapper.state_dict(),
             "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state(),
             "total": self.total, "mass": self.mass, "likeness": self.likeness,
+            "levels": self.denoiser.levels.heard, "patience": self.patience.state(),
+            "seconds": self.seconds,
         }  # fmt: skip
         atomic_write(path, lambda partial: torch.save(state, partial))
 
@@ -331,6 +387,10 @@ class Sitting:
         self.mapper.load_state_dict(state["mapper"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"].cpu())
+        if "levels" in state:  # older ones have neither
+            self.denoiser.levels.heard = state["levels"].cpu()
+            self.patience.restore(state["patience"])
+            self.seconds += state["seconds"]
         self.total, self.mass, self.step, self.likeness = (
             state["total"],
             state["mass"],
