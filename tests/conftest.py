@@ -136,6 +136,7 @@ def write_pipeline(
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     tokenizer = build_tokenizer(WORDS)
     tokenizer.save_pretrained(str(folder / "tokenizer"))
+    more: dict[str, Any] = {"num_hidden_layers": 2, **(text or {})}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -145,7 +146,7 @@ def write_pipeline(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **{"num_hidden_layers": 2, **(text or {})},
+        **more,
     )
     # Random text encoders hardly tell words apart; larger initial weights make wrong rows visible in a picture.
     config.initializer_factor = 4.0

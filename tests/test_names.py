@@ -40,8 +40,9 @@ from celebctl.method.rendered_names import (
 )
 from celebctl.method.spectrum import TOLD, Spectrum, draw_spectrum, spectrum_of
 from celebctl_models.faces import Face
+from celebctl_models.known_models import KNOWN
 from celebctl_models.names import WELL_KNOWN
-from celebctl_models.registry import KNOWN, ModelCard, cached_folder, installed_folder, locate
+from celebctl_models.registry import ModelCard, cached_folder, installed_folder, locate
 from celebctl_runtime.errors import InputRejected, IntegrityProblem, NotFound
 
 KNOWN_WORDS = ("ann", "bob", "zoé", "lee", "king", "mary", "stone")
