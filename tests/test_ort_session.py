@@ -7,6 +7,8 @@ interface and keeps what it was asked.
 from __future__ import annotations
 
 import ctypes
+import importlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +17,23 @@ import numpy as np
 import pytest
 from bundle_doubles import make_identity, write_bundle
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state
 
 from celebctl.bench.worker import make
 from celebctl.cli.bench import VARIANTS, ways_of
-from celebctl_runtime import backends, ort_session
+from celebctl_runtime import backends
 from celebctl_runtime.backends import OrtBackend, Texts
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem, UsageProblem
-from celebctl_runtime.ort_session import CPU, CUDA, memory_problems, no_cuda, parse_cuda_options, waiting
+from celebctl_runtime.ort_session import (
+    CPU,
+    CUDA,
+    load_onnxruntime,
+    memory_problems,
+    no_cuda,
+    parse_cuda_options,
+    waiting,
+)
+from celebctl_runtime.ort_steps import BoundSteps
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 from celebctl_runtime.samplers import plan
@@ -36,7 +46,7 @@ def bundle(tmp_path: Path) -> Bundle:
     return bundle
 
 
-state: Any = onnxruntime_pybind11_state  # with its own types of errors
+state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # with its own types of errors
 
 
 class FakeCuda:
@@ -232,7 +242,7 @@ def test_the_wrapper_of_onnx_runtime_does_not_fall_back_by_itself(
     """
     broken_cuda(monkeypatch, RuntimeError("CUDA failure 999: unknown error ; GPU=0"), only)
     if only:
-        monkeypatch.setattr(backends, "BoundSteps", on_the_cpu(backends.BoundSteps))
+        monkeypatch.setattr(backends, "BoundSteps", on_the_cpu(BoundSteps))
     with pytest.raises(EnvironmentProblem, match="cannot use CUDA") as caught:
         generate(bundle, OrtBackend(bundle, "cuda"), Request("alice"))
     assert "--device cpu" in caught.value.hint and caught.value.exit_code == 6
@@ -286,10 +296,13 @@ def test_a_run_that_fails_on_cuda_is_not_repeated_elsewhere(
         def run(self, *_: Any) -> None:
             raise state.EPFail("the device is gone")
 
-    plain = ort_session.load_onnxruntime().InferenceSession._bind_session
-    monkeypatch.setattr(
-        ort_session.load_onnxruntime().InferenceSession, "_bind_session", lambda self, s: plain(self, Failing(s))
-    )
+    genuine = load_onnxruntime().InferenceSession
+    plain = genuine._bind_session
+
+    def bind(self: Any, session: Any) -> None:
+        plain(self, Failing(session))
+
+    monkeypatch.setattr(genuine, "_bind_session", bind)
     with pytest.raises(EnvironmentProblem, match="the device is gone") as caught:
         generate(bundle, OrtBackend(bundle, "auto"), Request("alice"))
     assert "--device cpu" in caught.value.hint and not capfd.readouterr().out
@@ -444,6 +457,16 @@ def test_options_of_cuda_are_read_from_one_line() -> None:
         with pytest.raises(UsageProblem) as caught:
             parse_cuda_options(wrong)
         assert caught.value.exit_code == 2 and caught.value.hint
+
+
+def test_without_the_forms_for_onnx_runtime_the_picture_is_the_same(bundle: Bundle) -> None:
+    """`plain_graphs` takes the graphs that everybody gets, whatever the bundle has for ONNX Runtime."""
+    (usual,) = generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice"))
+    broken = replace(bundle.manifest.graphs["step"], file="nowhere.onnx")
+    formed = Bundle.open(bundle.path)
+    formed._manifest = replace(bundle.manifest, ort_graphs={"step": broken, "reader": broken})  # pyright: ignore[reportPrivateUsage]
+    (plain,) = generate(formed, OrtBackend(formed, "cpu", 1, plain_graphs=True), Request("alice"))
+    assert np.array_equal(np.asarray(plain.image), np.asarray(usual.image))
 
 
 def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

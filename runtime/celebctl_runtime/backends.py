@@ -152,10 +152,12 @@ class OrtBackend:
         threads: int | None = None,
         cuda_options: Mapping[str, str] | None = None,
         note: Callable[[str], None] = lambda _: None,
+        plain_graphs: bool = False,
     ) -> None:
         """``threads``: CPU threads, default one per physical core. ``cuda_options``: beside, or instead of, our own;
         enable_cuda_graph 0 runs every step by itself. ``note`` hears why the CPU draws although there is a GPU, and
-        why steps are not replayed as CUDA graphs.
+        why steps are not replayed as CUDA graphs. ``plain_graphs``: as everybody gets them, not the forms of the bundle
+        that are made for ONNX Runtime, to measure what those are worth.
 
         Raises UsageProblem for an unknown device, EnvironmentProblem when ONNX Runtime or the device is missing.
         """
@@ -164,7 +166,7 @@ class OrtBackend:
         self._bundle = bundle
         self._ort = load_onnxruntime()
         self._threads = threads or physical_cores()
-        self._wanted, self._note = device, note
+        self._wanted, self._note, self._plain = device, note, plain_graphs
         self._providers = choose_providers(self._ort, device)
         self._cuda_options = {**CUDA_OPTIONS, **(cuda_options or {})}
         # Steps as CUDA graphs, until a session refuses. No other graph may be captured: their inputs lie elsewhere
@@ -286,7 +288,7 @@ class OrtBackend:
 
     def _memory(self, texts: Texts) -> dict[str, NDArray[Any]]:
         """What of the texts is the same for every step, where the bundle's graphs want that apart."""
-        reader = self._bundle.manifest.ort_graphs.get(_READER)
+        reader = None if self._plain else self._bundle.manifest.ort_graphs.get(_READER)
         if reader is None:
             return {}
         feeds = {"context": texts.context}
@@ -399,7 +401,7 @@ class OrtBackend:
     def _facts(self, graph: str) -> GraphFacts:
         """The graph as ONNX Runtime likes it where the bundle has it so, else as everybody gets it."""
         manifest = self._bundle.manifest
-        facts = manifest.ort_graphs.get(graph) or manifest.graphs.get(graph)
+        facts = (None if self._plain else manifest.ort_graphs.get(graph)) or manifest.graphs.get(graph)
         if facts is None or graph not in (*manifest.graphs, _READER):
             raise IntegrityProblem(
                 f"the bundle {self._bundle.path} has no graph {graph!r}", "celebctl export makes a fresh bundle"
