@@ -5,7 +5,9 @@
 #   make check    ruff and pyright (strict)
 #   make bench-likeness   the table of the README: 24 unseen people, 3 seeds (about ten minutes on two cores)
 #   make bench-speed   cold start, pictures, steps and memory beside diffusers in turns, with a chart (minutes)
-#   make clean    remove .venv and demo
+#   make bench-gpu   the same on an NVIDIA GPU, with TensorRT and torch.compile, in .venv-gpu; MODEL=folder, or weights
+#                    drawn at random for a Stable Diffusion 1.5 of true size; DEVICES=cuda where TensorRT is not wanted
+#   make clean    remove .venv, .venv-gpu and demo
 
 PYTHON ?= python3
 # A plain CPU build of torch lies ready on some machines and in some caches for exactly this version.
@@ -17,7 +19,16 @@ READY  := $(VENV)/.ready
 # Another seed, another game: make demo SEED=9
 SEED   ?= 8
 
-.PHONY: help demo test check bench-likeness bench-speed clean
+# `cpu` and `cuda` exclude one another, and so do `cuda` and insightface: what runs on the GPU has a house of its own.
+GPU_VENV  ?= .venv-gpu
+GPU_BIN   := $(abspath $(GPU_VENV))/bin
+GPU_READY := $(GPU_VENV)/.ready
+DEVICES   ?= cuda trt
+MODEL     ?=
+BUILD     := $(abspath build)
+comma     := ,
+
+.PHONY: help demo test check bench-likeness bench-speed bench-gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,8 +62,18 @@ bench-speed: $(READY)
 	"$(BIN)/celebctl" bench --rounds 30 --cold 7 --force \
 	  --out benchmarks/results/speed.json --chart benchmarks/results/speed.png
 
+# Engines and bundles stay in build/, so that a second run times at once. The card is the last file of a model.
+bench-gpu: $(GPU_READY)
+	@mkdir -p "$(BUILD)" || exit 6; model="$(MODEL)"; \
+	export CELEBCTL_HOME="$(BUILD)/bench-gpu"; unset CELEBCTL_MODEL; \
+	if [ -z "$$model" ]; then model="$(BUILD)/true-size-sd15"; \
+	  [ -f "$$model/celebctl.json" ] || "$(GPU_BIN)/python" benchmarks/true_size_model.py "$$model" || exit; fi; \
+	"$(GPU_BIN)/celebctl" bench --model "$$model" $(DEVICES:%=--device %) --compile --variants \
+	  --size 512x512 --steps 20 --guidance 7.5 --sampler ddim --rounds 30 --cold 5 --force \
+	  --out benchmarks/results/speed_gpu.json --chart benchmarks/results/speed_gpu.png
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(GPU_VENV) demo
 
 # torch first and alone, so that pip does not go looking for a newer and far larger one. insightface asks for
 # opencv-python, which needs a desktop's libraries (libGL, X11); where those are missing, OpenCV without a desktop
@@ -67,4 +88,12 @@ $(READY): pyproject.toml
 	echo 'no desktop libraries here: using opencv-python-headless' >&2; \
 	$(BIN)/python -m pip uninstall --quiet --yes opencv-python; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check opencv-python-headless; }
+	@touch $@
+
+$(GPU_READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo 'celebctl needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 6; }
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check --editable \
+	  '.[export,cuda$(if $(filter trt,$(DEVICES)),$(comma)trt)]'
 	@touch $@

@@ -23,6 +23,7 @@ from celebctl.settings import Settings
 from celebctl_models.known_models import KNOWN
 from celebctl_models.registry import INDEX_FILE, cached_folder, locate, missing_parts
 from celebctl_runtime.errors import CelebctlError, NotFound, PolicyRefusal
+from celebctl_runtime.ort_session import one_line
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -184,17 +185,19 @@ def check_providers() -> Iterator[Line]:
 
     engine = cast(Any, onnxruntime)
     engine.set_default_logger_severity(_FATAL)
-    session = engine.InferenceSession(TINY_ONNX, providers=[_CPU])
+    session = engine.InferenceSession(TINY_ONNX, providers=[_CPU], enable_fallback=0)
     answer = session.run(None, {"x": np.ones(1, np.float32)})[0]
     if float(answer[0]) != -1.0:
         yield Line("fail", "providers", f"the CPU says that -(1) is {answer[0]}", _TWO_RUNTIMES)
         return
     bound, gpus = ["CPU"], find_gpus()
     if _CUDA in engine.get_available_providers():
-        if binds(engine, _CUDA):
+        problem = why_not_bound(engine, _CUDA)
+        if problem is None:
             bound.insert(0, "CUDA")
         elif gpus:
-            yield Line("fail", "providers", "CUDA is offered and does not bind; only the CPU does", _cuda_mend())
+            detail = "CUDA is offered and does not bind; only the CPU does" + (f": {problem}" if problem else "")
+            yield Line("fail", "providers", detail, _cuda_mend())
             return
     elif gpus:
         mend = 'pip uninstall -y onnxruntime\n      pip install "celebctl[cuda]"'
@@ -203,16 +206,16 @@ def check_providers() -> Iterator[Line]:
     yield Line("ok", "providers", f"{', '.join(bound)} (a session was opened on each)")
 
 
-def binds(engine: Any, provider: str) -> bool:
-    """Whether a session with `provider` keeps it. A provider that cannot load falls back to the CPU in silence."""
+def why_not_bound(engine: Any, provider: str) -> str | None:
+    """What ONNX Runtime says against `provider`; "" where it left it out in silence, None where a session keeps it."""
     with contextlib.redirect_stdout(sys.stderr):  # it prints its warnings, and stdout is for data
         if hasattr(engine, "preload_dlls"):
             engine.preload_dlls()
-    try:
-        session = engine.InferenceSession(TINY_ONNX, providers=[provider, _CPU])
-    except Exception:  # the engine's exceptions have no common root but this
-        return False
-    return provider in session.get_providers()
+    try:  # without its wrapper's own fall back, which talks on stdout and forgets why
+        session = engine.InferenceSession(TINY_ONNX, providers=[provider, _CPU], enable_fallback=0)
+    except Exception as error:  # the engine's exceptions have no common root but this
+        return one_line(error)
+    return None if provider in session.get_providers() else ""
 
 
 @dataclass(frozen=True)

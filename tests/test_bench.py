@@ -5,24 +5,41 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
+import shlex
+import shutil
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from bundle_doubles import write_bundle
+from model_doubles import write_model
 from PIL import Image
 
+from celebctl.bench import worker
 from celebctl.bench.chart import draw_report
 from celebctl.bench.contest import Entrant, Score, Seat, hold, largest_difference, ratios, report, step_seconds
 from celebctl.bench.roofline import gpu_peak, machine
 from celebctl.bench.worker import SCHEDULERS
 from celebctl.cli import main
+from celebctl.cli.app import app
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import EnvironmentProblem, NotFound
 from celebctl_runtime.request import SAMPLERS
 
-SETTINGS = {"model": "toy", "width": 32, "height": 32, "steps": 5, "sampler": "ddim", "guidance": 2.5} | {
+SETTINGS = {
+    "model": "toy",
+    "dtype": "fp32",
+    "width": 32,
+    "height": 32,
+    "steps": 5,
+    "sampler": "ddim",
+    "guidance": 2.5,
+} | {
     "rounds": 3,
     "cold_rounds": 2,
     "threads": 1,
@@ -76,9 +93,77 @@ def test_the_limit_is_operations_over_peak() -> None:
 
 
 def test_peaks_of_gpus_are_found_by_name() -> None:
-    found = {name: gpu_peak(name) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H200", "A toaster")}
+    found = {
+        name: gpu_peak(name, "fp16")
+        for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H200", "A toaster")
+    }
     flops = [None if peak is None else peak["flops"] for peak in found.values()]
     assert flops == [989.4e12, 756e12, 989.5e12, None]
+    assert gpu_peak("NVIDIA H200", "fp32") is None, "no peak of one dtype is told for another"
+
+
+def on_gpu() -> tuple[list[Score], dict[str, Any]]:
+    found = scores()
+    for score, device in zip(found, ("cuda", "NVIDIA H200"), strict=True):
+        score.chip, score.facts = "cuda", {"device": device}
+    found[0].gpu_memory, found[1].gpu_memory = 2 << 30, 5 << 30
+    return found, {"gpus": ["NVIDIA H200, driver 580.1"], "cpu": "one", "cores": 1, "packages": {}}
+
+
+@pytest.mark.parametrize(("dtype", "names"), [("fp16", ["celebctl cpu", "diffusers cpu"]), ("fp32", [])])
+def test_the_limit_is_that_of_the_dtype_and_the_gpu(dtype: str, names: list[str]) -> None:
+    found, gpu = on_gpu()
+    extras = {"count": {"step": 1e12}, "peak": {"flops": 4e11, "source": "measured"}, "differences": {}}
+    document = report(found, extras, {**SETTINGS, "dtype": dtype}, gpu)
+    assert [row["name"] for row in document["roofline"]] == names
+    half = report(scores(), extras, {**SETTINGS, "dtype": "fp16"}, machine())
+    assert half["roofline"] == [], "the CPU's peak is measured in float32"
+
+
+def test_memory_of_the_gpu_is_compared_and_drawn() -> None:
+    found, gpu = on_gpu()
+    document = report(found, NOTHING, SETTINGS, gpu)
+    assert document["ratios"][0]["values"]["gpu_memory"] == 2.5
+    assert [row["gpu_memory_mib"] for row in document["contestants"]] == [2048, 5120]
+    assert draw_report(document).height > draw_report(report(scores(), NOTHING, SETTINGS, gpu)).height
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+def test_memory_of_the_gpu_is_known_where_processes_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container nvidia-smi names other processes, or none; what all hold together it knows."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\ncase "$1" in *apps*) echo "4000000000, 900";; *) echo 1500; echo 20;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert (worker.gpu_memory(), worker.used_on_gpus()) == (0, 1520 << 20)
+    program.write_text("#!/bin/sh\necho '[N/A]'\n")
+    assert (worker.gpu_memory(), worker.used_on_gpus()) == (0, 0)
+
+
+def test_our_variants_are_compared_with_us() -> None:
+    ours, theirs = scores()
+    plain = replace(theirs, name="celebctl cpu, plain graphs", rival=False)
+    assert [(ratio.ours, ratio.theirs) for ratio in ratios([ours, plain])] == [("celebctl cpu", plain.name)]
+    assert "missing" in report([ours, plain], NOTHING, SETTINGS, machine()), "we are no rival of ourselves"
+
+
+@pytest.mark.parametrize("target", ["bench-speed", "bench-gpu"])
+def test_what_make_times_is_a_command_line(target: str) -> None:
+    """The words of the Makefile, as make writes them out, are understood by the command."""
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    ready = [word for name in (".venv", ".venv-gpu") for word in ("-o", f"{name}/.ready")]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(["make", "-n", *ready, target], cwd=root, capture_output=True, text=True, check=True)
+    (line,) = (line for line in done.stdout.replace("\\\n", " ").splitlines() if "/celebctl" in line)
+    words = shlex.split(line)
+    begun = next(number for number, word in enumerate(words) if word.endswith("/celebctl"))
+    commands: Any = typer.main.get_command(app)
+    assert words[begun + 1] == "bench"
+    given = commands.commands["bench"].make_context("bench", words[begun + 2 :]).params
+    assert given["out"].parent == given["chart"].parent == Path("benchmarks/results") and given["force"]
+    if target == "bench-gpu":
+        assert given["device"] == ["cuda", "trt"] and given["compiled"] and given["variants"]
 
 
 def test_a_report_without_a_rival_says_so_and_can_be_drawn() -> None:
@@ -141,12 +226,31 @@ def test_bench_needs_no_diffusers(
 
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    words = ["bench", "a", "--bundle", str(bundle.path), "--rounds", "1", "--cold", "1", "--json"]
+    words = ["bench", "a", "--bundle", str(bundle.path), "--rounds", "1", "--cold", "1", "--variants", "--json"]
     assert main([*words, "--chart", str(tmp_path / "c.png")]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
+    assert [row["name"] for row in document["contestants"]] == ["celebctl cpu", "celebctl cpu, plain graphs"]
+    (ratio,) = document["ratios"]
+    assert ratio["theirs"] == "celebctl cpu, plain graphs" and ratio["values"].keys() >= {"cold", "picture", "step"}
     assert set(document["moving"]) == {"import_s", "add_ms", "add_command_s"} and bundle.manifest.identities == {}
     assert Bundle.open(bundle.path, verify="full").names == (), "nobody moves into the real bundle"
     assert "diffusers not installed" in err and "missing" in document and document["contestants"][0]["cold"] > 0
     with Image.open(tmp_path / "c.png") as chart:
         assert chart.width > 1000 and chart.height > 100
+
+
+def test_the_rival_draws_from_a_folder(tmp_path: Path) -> None:
+    """The worker that the comparison stands on: the same seed draws the same, steps are marked, operations counted."""
+    pytest.importorskip("diffusers")
+    model = write_model(tmp_path / "model")
+    request = {"prompt": "a", "negative": "", "steps": 3, "guidance": 2.5, "sampler": "ddim", "width": 32, "height": 32}
+    spec = {"kind": "diffusers", "model": str(model), "device": "cpu", "threads": 1, "compile": False, "dtype": "fp32"}
+    rival = worker.make({**spec, "request": request})
+    first, again, other = (rival.draw(seed) for seed in (1, 1, 2))
+    assert len(first.marks) == 3 and first.marks == sorted(first.marks) and first.seconds >= first.marks[-1]
+    assert first.image.tobytes() == again.image.tobytes() != other.image.tobytes()
+    count = rival.count()
+    assert count is not None and count["step"] > 0 and count["decode"] > 0
+    facts = rival.facts()
+    assert facts["engine"] == "diffusers" and facts["device"] == "cpu" and "compiled" not in facts

@@ -68,10 +68,10 @@ def test_the_cpu_really_computes() -> None:
 
 
 class FakeEngine:
-    """An ONNX Runtime that offers CUDA; sessions keep the providers of `bound`."""
+    """An ONNX Runtime that offers CUDA; sessions keep the providers of `bound`, or fail on CUDA with `complaint`."""
 
-    def __init__(self, *bound: str) -> None:
-        self.bound = bound
+    def __init__(self, *bound: str, complaint: str = "") -> None:
+        self.bound, self.complaint = bound, complaint
 
     def set_default_logger_severity(self, level: int) -> None: ...
 
@@ -81,7 +81,10 @@ class FakeEngine:
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    def InferenceSession(self, model: bytes, providers: list[str]) -> Any:
+    def InferenceSession(self, model: bytes, providers: list[str], enable_fallback: int) -> Any:
+        assert not enable_fallback, "its wrapper would talk on stdout"
+        if self.complaint and "CUDAExecutionProvider" in providers:
+            raise RuntimeError(self.complaint)
         kept = [name for name in providers if name in self.bound]
 
         def run(names: None, feeds: object) -> list[list[float]]:
@@ -113,6 +116,14 @@ def test_an_offered_provider_must_bind(
     assert line.status == status and said in line.detail
     assert bool(line.mend) == (status != "ok")
     assert not capsys.readouterr().out
+
+
+def test_why_a_provider_does_not_bind_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "CUDA failure 35:\n CUDA driver version is insufficient"
+    monkeypatch.setitem(sys.modules, "onnxruntime", FakeEngine("CPUExecutionProvider", complaint=said))
+    monkeypatch.setattr(doctor, "find_gpus", lambda: [GPU])
+    line = only(doctor.check_providers())
+    assert line.status == "fail" and line.detail.endswith("CUDA failure 35: CUDA driver version is insufficient")
 
 
 def test_a_gpu_beside_a_cpu_engine_is_worth_a_word(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ interface and keeps what it was asked.
 from __future__ import annotations
 
 import ctypes
+import importlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,16 @@ from celebctl_runtime import backends
 from celebctl_runtime.backends import OrtBackend, Texts
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem, UsageProblem
-from celebctl_runtime.ort_session import CPU, CUDA, memory_problems, no_cuda, parse_cuda_options, waiting
+from celebctl_runtime.ort_session import (
+    CPU,
+    CUDA,
+    load_onnxruntime,
+    memory_problems,
+    no_cuda,
+    parse_cuda_options,
+    waiting,
+)
+from celebctl_runtime.ort_steps import BoundSteps
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 from celebctl_runtime.samplers import plan
@@ -33,6 +44,9 @@ def bundle(tmp_path: Path) -> Bundle:
     bundle = write_bundle(tmp_path / "bundle", spare_rows=16)
     bundle.add(make_identity("alice", 1))
     return bundle
+
+
+state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # with its own types of errors
 
 
 class FakeCuda:
@@ -56,13 +70,14 @@ class FakeCuda:
                 return fake.real.OrtValue.ortvalue_from_numpy(array, "cpu", 0)
 
         class Session:
-            def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+            def __init__(self, path: str, options: Any, providers: list[Any], enable_fallback: int) -> None:
+                assert not enable_fallback
                 chosen: dict[str, str] = next((entry[1] for entry in providers if entry[0] == CUDA), dict[str, str]())
                 fake.options.append((Path(path).name, chosen))
                 if "warp_speed" in chosen:
                     raise RuntimeError('[ONNXRuntimeError] : Unknown provider option: "warp_speed".')
                 if fake.refuses_capture and chosen.get("enable_cuda_graph"):
-                    raise RuntimeError("This session cannot use the graph capture feature as requested")
+                    raise state.Fail("This session cannot use the graph capture feature as requested by the user")
                 self._real, self._name = fake.real.InferenceSession(path, options, providers=[CPU]), Path(path).name
 
             def get_providers(self) -> list[str]:
@@ -184,6 +199,7 @@ def test_steps_on_cuda_are_captured_once_for_each_turn(bundle: Bundle, monkeypat
     backend = on_cuda(bundle, fake, monkeypatch)
     (cuda,) = generate(bundle, backend, Request("alice", seed=3, steps=5))
     assert fake.preloaded == 1 and cuda.record["backend"]["device"] == "cuda"
+    assert cuda.record["backend"]["cuda_graph"] == "yes"
     steps = [number for name, number in fake.runs if name == "step.onnx"]
     assert steps == [steps[0], steps[1], steps[0], steps[1], steps[0]] and steps[0] != steps[1]
     options = dict(fake.options)
@@ -196,9 +212,108 @@ def test_steps_on_cuda_are_captured_once_for_each_turn(bundle: Bundle, monkeypat
     assert len(fake.devices) > before and {n for g, n in fake.runs if g == "step.onnx"} > set(steps)
 
 
+def broken_cuda(monkeypatch: pytest.MonkeyPatch, complaint: Exception, only: str = "") -> None:
+    """The genuine ONNX Runtime, as it is where CUDA is offered and fails for graph files whose name begins so."""
+    import onnxruntime
+
+    engine: Any = onnxruntime
+    plain = engine.InferenceSession._create_inference_session
+
+    def create(self: Any, providers: list[Any], options: Any, *more: Any) -> None:
+        names = [entry if isinstance(entry, str) else entry[0] for entry in providers]
+        if CUDA in names and Path(self._model_path).name.startswith(only):
+            self._fallback_providers = [CPU]  # as the genuine one has it by then
+            raise complaint
+        plain(self, [CPU], options, *more)
+        self._providers = names
+
+    monkeypatch.setattr(engine, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(engine, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(engine.InferenceSession, "_create_inference_session", create)
+
+
+@pytest.mark.parametrize("only", ["", "step"])
+def test_the_wrapper_of_onnx_runtime_does_not_fall_back_by_itself(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], only: str
+) -> None:
+    """What CUDA complains about is an error where CUDA was asked for, else one line and the CPU; never words on stdout.
+
+    With `only`, CUDA's first sessions open and a later one does not.
+    """
+    broken_cuda(monkeypatch, RuntimeError("CUDA failure 999: unknown error ; GPU=0"), only)
+    if only:
+        monkeypatch.setattr(backends, "BoundSteps", on_the_cpu(BoundSteps))
+    with pytest.raises(EnvironmentProblem, match="cannot use CUDA") as caught:
+        generate(bundle, OrtBackend(bundle, "cuda"), Request("alice"))
+    assert "--device cpu" in caught.value.hint and caught.value.exit_code == 6
+    notes = list[str]()
+    backend = OrtBackend(bundle, "auto", note=notes.append)
+    (picture,) = generate(bundle, backend, Request("alice"))
+    assert backend.describe()["device"] == "cpu" and len(notes) == 1 and "the CPU draws instead" in notes[0]
+    (plain,) = generate(bundle, OrtBackend(bundle, "cpu"), Request("alice"))
+    assert np.array_equal(np.asarray(picture.image), np.asarray(plain.image))
+    assert not capfd.readouterr().out
+
+
+def on_the_cpu(plain: Any) -> Any:
+    def bound(ort: Any, session: Any, device: str, *more: Any) -> Any:
+        assert device == "cpu", "a session on CUDA was kept"
+        return plain(ort, session, device, *more)
+
+    return bound
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        'Unknown provider option: "warp_speed".',
+        'Failed to parse provider option "prefer_nhwc": Failed to parse value: "yes"',
+    ],
+)
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_wrong_option_of_cuda_is_not_blamed_on_the_machine(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], complaint: str, device: str
+) -> None:
+    broken_cuda(monkeypatch, RuntimeError(complaint))
+    with pytest.raises(UsageProblem, match=r"warp_speed|prefer_nhwc"):
+        generate(bundle, OrtBackend(bundle, device), Request("alice"))
+    assert not capfd.readouterr().out
+
+
+def test_a_run_that_fails_on_cuda_is_not_repeated_elsewhere(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The genuine wrapper would print, make a session on the CPU, and run that."""
+    broken_cuda(monkeypatch, RuntimeError("unused"), only="no such file")
+
+    class Failing:
+        def __init__(self, session: Any) -> None:
+            self._session = session
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
+
+        def run(self, *_: Any) -> None:
+            raise state.EPFail("the device is gone")
+
+    genuine = load_onnxruntime().InferenceSession
+    plain = genuine._bind_session
+
+    def bind(self: Any, session: Any) -> None:
+        plain(self, Failing(session))
+
+    monkeypatch.setattr(genuine, "_bind_session", bind)
+    with pytest.raises(EnvironmentProblem, match="the device is gone") as caught:
+        generate(bundle, OrtBackend(bundle, "auto"), Request("alice"))
+    assert "--device cpu" in caught.value.hint and not capfd.readouterr().out
+
+
 def test_a_graph_that_cannot_be_captured_runs_without(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeCuda(refuses_capture=True)
-    generate(bundle, on_cuda(bundle, fake, monkeypatch), Request("alice"))
+    fake, notes = FakeCuda(refuses_capture=True), list[str]()
+    backend = on_cuda(bundle, fake, monkeypatch, note=notes.append)
+    (picture,) = generate(bundle, backend, Request("alice"))
+    assert picture.record["backend"]["cuda_graph"].startswith("no: This session cannot use the graph capture")
+    assert len(notes) == 1 and "graph capture" in notes[0]
     assert [chosen.get("enable_cuda_graph") for name, chosen in fake.options if name == "step.onnx"] == ["1", None]
     assert {number for name, number in fake.runs if name == "step.onnx"} == {""}
 
@@ -316,7 +431,9 @@ def test_a_graph_that_cannot_be_opened_ahead_is_told_when_it_is_needed(bundle: B
 
 def test_cuda_graphs_can_be_switched_off(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda()
-    generate(bundle, on_cuda(bundle, fake, monkeypatch, cuda_options={"enable_cuda_graph": "0"}), Request("alice"))
+    backend = on_cuda(bundle, fake, monkeypatch, cuda_options={"enable_cuda_graph": "0"})
+    generate(bundle, backend, Request("alice"))
+    assert backend.describe()["cuda_graph"] == "no: switched off by cuda_options"
     assert not any("enable_cuda_graph" in chosen for _, chosen in fake.options)
     assert {number for name, number in fake.runs if name == "step.onnx"} == {""}
 
@@ -340,6 +457,16 @@ def test_options_of_cuda_are_read_from_one_line() -> None:
         with pytest.raises(UsageProblem) as caught:
             parse_cuda_options(wrong)
         assert caught.value.exit_code == 2 and caught.value.hint
+
+
+def test_without_the_forms_for_onnx_runtime_the_picture_is_the_same(bundle: Bundle) -> None:
+    """`plain_graphs` takes the graphs that everybody gets, whatever the bundle has for ONNX Runtime."""
+    (usual,) = generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice"))
+    broken = replace(bundle.manifest.graphs["step"], file="nowhere.onnx")
+    formed = Bundle.open(bundle.path)
+    formed._manifest = replace(bundle.manifest, ort_graphs={"step": broken, "reader": broken})  # pyright: ignore[reportPrivateUsage]
+    (plain,) = generate(formed, OrtBackend(formed, "cpu", 1, plain_graphs=True), Request("alice"))
+    assert np.array_equal(np.asarray(plain.image), np.asarray(usual.image))
 
 
 def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,7 +274,7 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error_when_cuda_was_asked_for(
     import onnxruntime
 
     class Session:
-        def __init__(self, path: str, options: object, providers: list[str]) -> None:
+        def __init__(self, path: str, options: object, providers: list[str], enable_fallback: int) -> None:
             self._session = real(path, options, providers=["CPUExecutionProvider"])
 
         def __getattr__(self, name: str) -> Any:

@@ -385,6 +385,23 @@ def test_auto_falls_back_in_one_line_and_trt_insists(
     assert len(bench.notes) == 2
 
 
+def test_auto_draws_with_onnx_runtime_beside_engines_of_another_gpu(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle that was carried to another machine: one line says why, and the picture is drawn all the same."""
+    _, _, library, cuda = make_believe(name="NVIDIA Elsewhere 2000")
+    monkeypatch.setattr(TensorRt, "load", lambda: library)
+    monkeypatch.setattr(Cuda, "load", lambda: cuda)
+    key, request = tmp_path / "engines.key", Request("alice", seed=3)
+    key.write_text(SEAL_KEY.hex(), encoding="ascii")
+    backend = choose_backend(bench.bundle, "auto", 1, key, bench.notes.append)
+    assert np.array_equal(pixels(bench.bundle, backend, request), bench.expected(request))
+    (note,) = bench.notes
+    assert "ONNX Runtime draws instead" in note and "NVIDIA" in note
+    with pytest.raises(NotFound):
+        choose_backend(bench.bundle, "trt", 1, key, bench.notes.append)
+
+
 @pytest.mark.parametrize("version", ["10.11.0.33", "12.0.0.1"])
 def test_other_versions_of_tensorrt_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeTrt(FakeCudart(), version)

@@ -187,7 +187,7 @@ def test_steps_on_a_gpu_are_timed_by_the_gpu() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--variants"], 2, "--device cuda"),
+        (["--variants", "--device", "trt"], 2, "--device cuda"),
         (["--device", "trt"], 6, "celebctl[trt]"),
         (["--device", "cuda"], 6, "celebctl[cuda]"),
     ],

@@ -35,6 +35,7 @@ PANELS = (
     Panel("picture", "picture", "Every further picture", lambda value: f"{value * 1e3:.0f} ms"),
     Panel("step_ms", "step", "One step of the sampler", lambda value: f"{value:.2f} ms"),
     Panel("memory_mib", "memory", "Peak main memory", lambda value: f"{value:,.0f} MiB"),
+    Panel("gpu_memory_mib", "gpu_memory", "Memory held on the GPU", lambda value: f"{value:,.0f} MiB"),
 )
 
 
@@ -108,10 +109,13 @@ def _floor(report: Mapping[str, Any], name: str) -> float | None:
 
 
 def _ratio(report: Mapping[str, Any], row: Mapping[str, Any], panel: Panel) -> str:
-    better = "less" if panel.key == "memory_mib" else "faster"
+    better = "less" if panel.ratio.endswith("memory") else "faster"
+    rivals = {other["name"] for other in report["contestants"] if other["rival"]}
     found = [
         f"{ratio['values'][panel.ratio]:.2f}x" + (f" of {ratio['theirs']}" if number else "")
-        for number, ratio in enumerate(r for r in report["ratios"] if r["ours"] == row["name"])
+        for number, ratio in enumerate(
+            r for r in report["ratios"] if r["ours"] == row["name"] and r["theirs"] in rivals
+        )
         if panel.ratio in ratio["values"]
     ]
     return f"{', '.join(found)} {better}" if found else ""

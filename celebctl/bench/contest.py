@@ -60,7 +60,8 @@ class Score:
     """What was measured of one contestant; seconds, one entry per round, unless the name says otherwise.
 
     cold: from the process's start to the PNG. first: imports, opening the model and a picture, in a fresh interpreter.
-    picture: further pictures. step: one step of the sampler. memory: peak bytes of main memory; gpu_memory: bytes held.
+    picture: further pictures. step: one step of the sampler. memory: peak bytes of main memory; gpu_memory: bytes
+    held on the GPU, by process where nvidia-smi knows it, else by how much more was used after the first picture.
     """
 
     name: str
@@ -190,6 +191,7 @@ def _seat(
             continue
         stack.callback(seat.leave)
         scores[entrant.name].facts = dict(seat.greeting["facts"])
+        scores[entrant.name].gpu_memory = int(seat.greeting["gpu_grown"])
         scores[entrant.name].first.append(float(seat.greeting["first_seconds"]))
         seats.append(seat)
     return seats
@@ -229,7 +231,7 @@ def _ask_around(
     for number, seat in enumerate(seats):
         score = scores[seat.entrant.name]
         held = seat.ask("memory")
-        score.memory, score.gpu_memory = int(held["bytes"]), int(held["gpu_bytes"])
+        score.memory, score.gpu_memory = int(held["bytes"]), int(held["gpu_bytes"] or score.gpu_memory)
         seat.ask("draw", seed=1)
         path = Path(seat.ask("save", path=str(folder / f"{number}.png"))["path"])
         if reference is None:
@@ -272,29 +274,39 @@ def _cold(entrant: Entrant, path: Path) -> float:
 
 
 def ratios(scores: Sequence[Score]) -> list[Ratio]:
-    """Every one of ours against every rival on the same chip."""
+    """Every one of ours against every rival on the same chip, and against its own variants."""
     found: list[Ratio] = []
     for ours in (score for score in scores if not score.rival):
-        for theirs in (score for score in scores if score.rival and score.chip == ours.chip):
+        for theirs in (score for score in scores if score.chip == ours.chip):
+            if not (theirs.rival or theirs.name.startswith(f"{ours.name}, ")):
+                continue
             pairs = {
                 key: [b / a for a, b in zip(getattr(ours, key), getattr(theirs, key), strict=True)]
                 for key in ("cold", "first", "picture", "step")
             }
-            pairs["memory"] = [theirs.memory / ours.memory] if ours.memory and theirs.memory else []
+            for key in ("memory", "gpu_memory"):
+                one, other = getattr(ours, key), getattr(theirs, key)
+                pairs[key] = [other / one] if one and other else []
             values = {key: middle for key, values in pairs.items() if (middle := _middle(values)) is not None}
             found.append(Ratio(ours.name, theirs.name, {key: round(value, 3) for key, value in values.items()}))
     return found
 
 
 def roofline(
-    scores: Sequence[Score], count: Mapping[str, float] | None, peak: Mapping[str, Any] | None
+    scores: Sequence[Score], count: Mapping[str, float] | None, peak: Mapping[str, Any] | None, dtype: str, gpu: str
 ) -> list[dict[str, Any]]:
-    """Each contestant's share of its hardware's limit: a step's operations over the peak, over the step's time."""
+    """Each contestant's share of its hardware's limit: a step's operations over the peak, over the step's time.
+
+    Peaks are of the dtype that is run, the CPU's `peak` of fp32: where there is none for it, nothing is said. `gpu`:
+    the machine's GPU, for contestants that know it as "cuda" only.
+    """
     from .roofline import gpu_peak
 
     rows: list[dict[str, Any]] = []
     for score in scores:
-        limit = peak if score.chip == "cpu" else gpu_peak(score.facts.get("device", ""))
+        on_cpu = peak if dtype == "fp32" else None
+        name = score.facts.get("device", "")
+        limit = on_cpu if score.chip == "cpu" else gpu_peak(gpu if name == "cuda" else name, dtype)
         if not (count and limit):
             continue
         floor, middle = count["step"] / float(limit["flops"]), _middle(score.step)
@@ -316,19 +328,20 @@ def report(
 ) -> dict[str, Any]:
     """Everything as one JSON document; times in seconds, `_ms` in milliseconds, memory in MiB."""
     found = ratios(scores)
+    gpu = str(machine["gpus"][0]) if len(machine["gpus"]) == 1 else ""
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "machine": dict(machine),
         "settings": dict(settings),
         "contestants": [_row(score) for score in scores],
         "ratios": [asdict(ratio) for ratio in found],
-        "roofline": roofline(scores, extras["count"], extras["peak"]),
+        "roofline": roofline(scores, extras["count"], extras["peak"], settings["dtype"], gpu),
         "count": extras["count"],
         "largest_pixel_difference": extras["differences"],
     }
     if extras["count"]:
         document["counted"] = _COUNTED
-    if not found:
+    if not any(score.rival for score in scores):
         document["missing"] = "no comparison: diffusers could not take part"
     return document
 

@@ -25,8 +25,10 @@ _PACKAGES = (
 )
 
 
-def gpu_peak(name: str) -> dict[str, Any] | None:
-    """The published float16 peak of a GPU by its name; None for one that is not in the table."""
+def gpu_peak(name: str, dtype: str) -> dict[str, Any] | None:
+    """The published peak of a GPU by its name, for fp16; None for a GPU or a dtype that is not in the table."""
+    if dtype != "fp16":
+        return None
     for words, flops in _PEAKS:
         if all(word in name for word in words):
             return {"flops": flops, "source": f"published: dense float16 tensor-core peak, {' '.join(words)}"}

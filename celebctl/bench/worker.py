@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from celebctl_runtime.backends import Backend
+
 Spec = Mapping[str, Any]
 # What a picture's sampler is called in diffusers: module below diffusers.schedulers, class, options beside the model's.
 SCHEDULERS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -61,6 +63,7 @@ class Ours:
     """celebctl_runtime on one device."""
 
     def __init__(self, spec: Spec) -> None:
+        from celebctl_runtime.backends import OrtBackend
         from celebctl_runtime.bundle import Bundle
         from celebctl_runtime.request import Request
         from celebctl_runtime.tensorrt_backend import choose_backend
@@ -68,7 +71,12 @@ class Ours:
         self._bundle = Bundle.open(Path(spec["bundle"]), verify="quick")
         seal_key, threads = Path(spec["seal_key"]), spec["threads"]
         device, options = str(spec["device"]), spec.get("cuda_options")
-        self._backend = choose_backend(self._bundle, device, threads, seal_key, lambda _: None, options)
+        if spec.get("plain_graphs"):
+            backend = OrtBackend(self._bundle, device, threads, options, plain_graphs=True)
+            backend.prepare(("step", "vae_decoder"))
+            self._backend: Backend = backend
+        else:
+            self._backend = choose_backend(self._bundle, device, threads, seal_key, lambda _: None, options)
         self._request = Request.from_json(spec["request"])
         self._loop = time_loops(self._backend)
 
@@ -245,14 +253,24 @@ def peak_memory() -> int:
 
 
 def gpu_memory() -> int:
-    """What this process holds on NVIDIA GPUs now, in bytes; 0 where there is none or nvidia-smi cannot tell."""
-    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    """What this process holds on NVIDIA GPUs now, in bytes; 0 where there is none or nvidia-smi cannot tell: it counts
+    processes as the machine does, and a container has numbers of its own."""
+    return sum(used << 20 for pid, used in _told_by_nvidia("compute-apps=pid,used_memory") if pid == os.getpid())
+
+
+def used_on_gpus() -> int:
+    """What everybody holds on the NVIDIA GPUs now, in bytes; 0 where there is none or nvidia-smi cannot tell."""
+    return sum(used << 20 for (used,) in _told_by_nvidia("gpu=memory.used"))
+
+
+def _told_by_nvidia(query: str) -> list[list[int]]:
+    """Rows of whole numbers; [] without nvidia-smi, or with one that has no number to tell."""
+    command = ["nvidia-smi", f"--query-{query}", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
-        rows = [line.split(",") for line in lines]
-        return sum(int(used) << 20 for pid, used in rows if int(pid) == os.getpid())
+        return [[int(cell) for cell in line.split(",")] for line in lines if line.strip()]
     except (OSError, ValueError, subprocess.SubprocessError):
-        return 0
+        return []
 
 
 def measured_peak(threads: int | None) -> dict[str, Any]:
@@ -295,7 +313,7 @@ def answer(order: Mapping[str, Any], contestant: Contestant, spec: Spec, latest:
         return {"count": contestant.count()}
     if what == "peak":
         return {"peak": measured_peak(spec["threads"])}
-    return {"bytes": peak_memory(), "gpu_bytes": gpu_memory()}
+    return {"bytes": peak_memory(), "gpu_bytes": 0 if spec["device"] == "cpu" else gpu_memory()}
 
 
 def main(words: list[str]) -> int:
@@ -307,11 +325,14 @@ def main(words: list[str]) -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries may print; the answers stay apart
     try:
+        on_gpu = spec["device"] != "cpu"
+        before = used_on_gpus() if on_gpu else 0
         begun = time.monotonic()
         contestant = make(spec)
         latest = [contestant.draw(int(spec["request"].get("seed", 0)))]
         now = time.monotonic()
-        _say(answers, {"first_seconds": now - begun, "facts": contestant.facts()})
+        grown = max(0, used_on_gpus() - before) if on_gpu else 0  # nobody else draws while one begins
+        _say(answers, {"first_seconds": now - begun, "facts": contestant.facts(), "gpu_grown": grown})
         for line in sys.stdin:
             _say(answers, answer(json.loads(line), contestant, spec, latest))
     except Exception as error:  # whatever it is, the parent tells

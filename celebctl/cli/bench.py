@@ -26,7 +26,8 @@ VARIANTS = {
     "no CUDA graph": "enable_cuda_graph=0",
     "neither": "prefer_nhwc=0,enable_cuda_graph=0",
 }
-COLUMNS = ("who", "cold", "first", "picture", "ms per step", "of limit", "memory")
+PLAIN = "plain graphs"  # and on any device ONNX Runtime with the graphs that everybody gets
+COLUMNS = ("who", "cold", "first", "picture", "ms per step", "of limit", "memory", "GPU memory")
 
 
 def bench(
@@ -50,7 +51,12 @@ def bench(
     compiled: Annotated[bool, typer.Option("--compile", help="Also diffusers with torch.compile (minutes).")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Without diffusers.")] = False,
     variants: Annotated[
-        bool, typer.Option("--variants", help="On CUDA also without channels-last layout, and without CUDA graphs.")
+        bool,
+        typer.Option(
+            "--variants",
+            help="Also without the graphs' forms for ONNX Runtime; on CUDA also without channels-last layout, and"
+            " without CUDA graphs.",
+        ),
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole report as JSON.")] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Draw the report into a PNG.")] = None,
@@ -84,6 +90,9 @@ def bench(
         engines.ensure(desk, library, opened, request)
     tuned = settings.text("cuda_options") or ""
     entrants = [_ours(library, opened, request, way, count) for way in ways_of(devices, tuned, variants)]
+    if variants:
+        plain = [(name, f", {PLAIN}", tuned) for name in devices if name != "trt"]
+        entrants += [_ours(library, opened, request, way, count, plain_graphs=True) for way in plain]
     if not alone:
         entrants += _rivals(desk, chosen, opened, request, devices, count, compiled)
     with desk.progress("timing") as bar:
@@ -102,7 +111,9 @@ def bench(
 def ways_of(devices: Sequence[str], tuned: str, variants: bool) -> list[tuple[str, str, str]]:
     """(device, what to add to its name, options of CUDA) of each of our contestants; `tuned`: the user's options."""
     ways = [(name, "", tuned) for name in devices]
-    return ways + [("cuda", f", {name}", f"{tuned},{without}") for name, without in VARIANTS.items() if variants]
+    if not (variants and "cuda" in devices):
+        return ways
+    return ways + [("cuda", f", {name}", f"{tuned},{without}") for name, without in VARIANTS.items()]
 
 
 def _checked_devices(given: list[str] | None, variants: bool) -> list[str]:
@@ -114,8 +125,8 @@ def _checked_devices(given: list[str] | None, variants: bool) -> list[str]:
     for name in devices:
         if name not in DEVICES:
             raise UsageProblem(f"--device {name!r} cannot be timed", f"use one or more of {', '.join(DEVICES)}")
-    if variants and "cuda" not in devices:
-        raise UsageProblem("--variants are ways of ONNX Runtime on CUDA", "add --device cuda")
+    if variants and devices == ["trt"]:
+        raise UsageProblem("--variants are ways of ONNX Runtime", "add --device cpu or --device cuda")
     if "trt" in devices:
         engines.this_machine()
     if "cuda" in devices:
@@ -132,9 +143,16 @@ def _check_places(paths: Sequence[Path], force: bool) -> None:
 
 
 def _ours(
-    library: "Library", bundle: "Bundle", request: "Request", way: tuple[str, str, str], threads: int | None
+    library: "Library",
+    bundle: "Bundle",
+    request: "Request",
+    way: tuple[str, str, str],
+    threads: int | None,
+    plain_graphs: bool = False,
 ) -> "Entrant":
-    """`way`: the device, what to add to its name, and options of CUDA."""
+    """`way`: the device, what to add to its name, options of CUDA. `plain_graphs`: without forms for ONNX Runtime."""
+    import json
+
     from celebctl.bench.contest import Entrant
     from celebctl_runtime.ort_session import parse_cuda_options
 
@@ -147,7 +165,11 @@ def _ours(
         "threads": threads,
         "cuda_options": parse_cuda_options(options),
         "request": request.to_json(),
+        "plain_graphs": plain_graphs,
     }
+    if plain_graphs:  # which gen cannot be asked for
+        command = (sys.executable, "-m", "celebctl.bench.worker", json.dumps(spec), "--once")
+        return Entrant(f"celebctl {device}{suffix}", spec, command)
     words = [request.prompt, "--seed", "0", "--steps", str(request.steps), "--guidance", str(request.guidance)]
     words += ["--sampler", request.sampler, "--size", f"{request.width}x{request.height}", "--scale", "1"]
     words += ["--bundle", str(bundle.path), "--device", device, *(["--threads", str(threads)] if threads else [])]
@@ -218,6 +240,12 @@ def _show(desk: Desk, document: dict[str, Any]) -> None:
         for row in rows
     ]
     lines += [_ratio_line(ratio) for ratio in document["ratios"]]
+    graphs = [(row["name"], row["facts"].get("cuda_graph", "yes")) for row in document["contestants"]]
+    lines += [
+        f"{name} replays no CUDA graph{said[2:]}"
+        for name, said in graphs
+        if said[:3] == "no:" and "switched" not in said
+    ]
     lines += [document["missing"]] if "missing" in document else []
     lines.append(_moving_line(document["moving"]))
     desk.tell(f"{title_of(document)}\n{machine_of(document)}")
@@ -225,7 +253,8 @@ def _show(desk: Desk, document: dict[str, Any]) -> None:
 
 
 def _table(desk: Desk, rows: Sequence[Sequence[str]], lines: Sequence[str]) -> None:
-    desk.table("", COLUMNS, rows)
+    known = len(COLUMNS) if any(row[-1] for row in rows) else len(COLUMNS) - 1  # only GPUs have memory of their own
+    desk.table("", COLUMNS[:known], [row[:known] for row in rows])
     for line in lines:
         desk.tell(line)
 
@@ -234,8 +263,8 @@ def _cells(row: dict[str, Any], share: str) -> list[str]:
     seconds = [f"{row[key]:.2f} s" if row[key] else "" for key in ("cold", "first")]
     picture = f"{1e3 * row['picture']:.0f} ms"
     step = f"{row['step_ms']:.2f}" if row["step_ms"] else ""
-    memory = f"{row['memory_mib']:,} MiB" if row["memory_mib"] else ""
-    return [row["name"], *seconds, picture, step, share, memory]
+    memory = [f"{row[key]:,} MiB" if row[key] else "" for key in ("memory_mib", "gpu_memory_mib")]
+    return [row["name"], *seconds, picture, step, share, *memory]
 
 
 def _moving_line(moving: dict[str, float]) -> str:
@@ -245,5 +274,6 @@ def _moving_line(moving: dict[str, float]) -> str:
 
 def _ratio_line(ratio: dict[str, Any]) -> str:
     words = {"cold": "cold start", "first": "first picture", "picture": "picture", "step": "step", "memory": "memory"}
+    words["gpu_memory"] = "GPU memory"
     said = ", ".join(f"{words[key]} {value:.2f}x" for key, value in ratio["values"].items())
     return f"{ratio['ours']} against {ratio['theirs']}: {said}"

@@ -21,7 +21,19 @@ from .cores import physical_cores
 from .engines import TABLE_INPUT, encoder_number
 from .errors import IntegrityProblem, UsageProblem
 from .guests import Guest, digests, table_with_guests
-from .ort_session import CUDA, CUDA_OPTIONS, NO_CAPTURE, choose_providers, load_onnxruntime, memory_problems, no_cuda
+from .ort_session import (
+    CPU,
+    CUDA,
+    CUDA_OPTIONS,
+    NO_CAPTURE,
+    CudaFailure,
+    choose_providers,
+    has_driver,
+    load_onnxruntime,
+    memory_problems,
+    no_cuda,
+    one_line,
+)
 from .ort_session import open_session as open_ort
 from .ort_steps import BoundSteps
 from .samplers import Plan
@@ -139,9 +151,13 @@ class OrtBackend:
         device: str = "auto",
         threads: int | None = None,
         cuda_options: Mapping[str, str] | None = None,
+        note: Callable[[str], None] = lambda _: None,
+        plain_graphs: bool = False,
     ) -> None:
         """``threads``: CPU threads, default one per physical core. ``cuda_options``: beside, or instead of, our own;
-        enable_cuda_graph 0 runs every step by itself.
+        enable_cuda_graph 0 runs every step by itself. ``note`` hears why the CPU draws although there is a GPU, and
+        why steps are not replayed as CUDA graphs. ``plain_graphs``: as everybody gets them, not the forms of the bundle
+        that are made for ONNX Runtime, to measure what those are worth.
 
         Raises UsageProblem for an unknown device, EnvironmentProblem when ONNX Runtime or the device is missing.
         """
@@ -150,12 +166,13 @@ class OrtBackend:
         self._bundle = bundle
         self._ort = load_onnxruntime()
         self._threads = threads or physical_cores()
-        self._wanted = device
+        self._wanted, self._note, self._plain = device, note, plain_graphs
         self._providers = choose_providers(self._ort, device)
         self._cuda_options = {**CUDA_OPTIONS, **(cuda_options or {})}
         # Steps as CUDA graphs, until a session refuses. No other graph may be captured: their inputs lie elsewhere
         # every time.
         self._captures = self._cuda_options.pop("enable_cuda_graph", "1") != "0"
+        self._uncaptured = "" if self._captures else "switched off by cuda_options"  # why not
         self._sessions: dict[str, Any] = {}  # by file; of InferenceSession, which has no usable types
         self._opening: dict[str, Thread] = {}
         self._bound: OrderedDict[Hashable, BoundSteps] = OrderedDict()
@@ -227,8 +244,8 @@ class OrtBackend:
     ) -> NDArray[np.float32]:
         """All steps of ``plan`` with no state moved: state (2, B, 4, h, w) -> the last; see :class:`RunsWhole`."""
         graph = step_graph(texts)
-        session = self._session(graph)
         feeds = self._checked(graph, self._step_feeds(state, noise(0), texts, plan, self._memory(texts)))
+        session = self._session(graph)  # after what may show that CUDA does not work
         key = (graph, *((name, array.shape) for name, array in sorted(feeds.items())))
         on_cuda = CUDA in self._providers
 
@@ -250,10 +267,11 @@ class OrtBackend:
         return self._run("vae_encoder", {"image": image})
 
     def describe(self) -> dict[str, str]:
-        """Engine, version, device and threads."""
-        device = "cuda" if CUDA in self._providers else "cpu"
-        facts = {"engine": "onnxruntime", "version": str(self._ort.__version__), "device": device}
-        return facts if device == "cuda" else {**facts, "threads": str(self._threads)}
+        """Engine, version, device; on the CPU threads, on CUDA whether a CUDA graph replays the steps, or why not."""
+        facts = {"engine": "onnxruntime", "version": str(self._ort.__version__)}
+        if CUDA not in self._providers:
+            return {**facts, "device": "cpu", "threads": str(self._threads)}
+        return {**facts, "device": "cuda", "cuda_graph": f"no: {self._uncaptured}" if self._uncaptured else "yes"}
 
     def _step_feeds(
         self,
@@ -270,7 +288,7 @@ class OrtBackend:
 
     def _memory(self, texts: Texts) -> dict[str, NDArray[Any]]:
         """What of the texts is the same for every step, where the bundle's graphs want that apart."""
-        reader = self._bundle.manifest.ort_graphs.get(_READER)
+        reader = None if self._plain else self._bundle.manifest.ort_graphs.get(_READER)
         if reader is None:
             return {}
         feeds = {"context": texts.context}
@@ -329,12 +347,25 @@ class OrtBackend:
 
     def _open(self, graph: str) -> Any:
         path = self._bundle.file(self._facts(graph).file)
+        refused = ""
         if self._captures and CUDA in self._providers and graph.startswith("step"):
             try:
                 return self._believed(self._open_file(path, {**self._cuda_options, "enable_cuda_graph": "1"}))
-            except IntegrityProblem:
-                self._captures = False  # a graph with a node that CUDA has no kernel for cannot be captured
-        return self._believed(self._open_file(path, self._cuda_options, self._guest_table(graph)))
+            except (IntegrityProblem, CudaFailure) as problem:
+                # A graph with a node that CUDA has no kernel for cannot be captured. What else it is, we see below.
+                refused = one_line(problem.__cause__ or problem.problem)
+        given = self._guest_table(graph)
+        try:
+            session = self._believed(self._open_file(path, self._cuda_options, given))
+        except CudaFailure as failure:
+            if self._wanted == "cuda":
+                raise
+            self._leave_cuda(failure.problem)
+            return self._open_file(path, self._cuda_options, given)
+        if refused and CUDA in self._providers:
+            self._captures, self._uncaptured = False, refused
+            self._note(f"steps cannot be replayed as a CUDA graph, which is slower: {refused}")
+        return session
 
     def _open_file(self, path: Path, cuda_options: Mapping[str, str], given: Mapping[str, Any] | None = None) -> Any:
         return open_ort(self._ort, path, self._threads, self._providers, cuda_options, given)
@@ -353,15 +384,24 @@ class OrtBackend:
     def _believed(self, session: Any) -> Any:
         """ONNX Runtime falls back to the CPU in silence; believe only what the session itself reports."""
         if CUDA in self._providers and CUDA not in session.get_providers():
+            failure = no_cuda(self._ort)
             if self._wanted == "cuda":
-                raise no_cuda(self._ort)
-            self._providers = [name for name in self._providers if name != CUDA]
+                raise failure
+            self._leave_cuda(failure.problem if has_driver() else "")
         return session
+
+    def _leave_cuda(self, reason: str) -> None:
+        """Go on with the CPU alone. Sessions that are on CUDA are opened again when they are needed."""
+        if reason:
+            self._note(f"{reason}; the CPU draws instead")
+        self._providers = [CPU]
+        self._sessions.clear()
+        self._bound.clear()
 
     def _facts(self, graph: str) -> GraphFacts:
         """The graph as ONNX Runtime likes it where the bundle has it so, else as everybody gets it."""
         manifest = self._bundle.manifest
-        facts = manifest.ort_graphs.get(graph) or manifest.graphs.get(graph)
+        facts = (None if self._plain else manifest.ort_graphs.get(graph)) or manifest.graphs.get(graph)
         if facts is None or graph not in (*manifest.graphs, _READER):
             raise IntegrityProblem(
                 f"the bundle {self._bundle.path} has no graph {graph!r}", "celebctl export makes a fresh bundle"

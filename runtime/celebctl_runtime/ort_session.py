@@ -1,7 +1,8 @@
 """ONNX Runtime itself: loading it, sessions on the provider that was asked for, and what to do when one is missing.
 
-It falls back to the CPU in silence when a CUDA library is not there, so only what a session reports is believed. What
-this module does not know: bundles, graphs and pictures.
+It falls back to the CPU in silence when a CUDA library is not there, so only what a session reports is believed. Its
+Python wrapper would fall back once more, with a word on stdout, when a session fails; that is switched off. What this
+module does not know: bundles, graphs and pictures.
 """
 
 from __future__ import annotations
@@ -34,14 +35,21 @@ CUDA_OPTIONS: Mapping[str, str] = {
     "cudnn_conv_use_max_workspace": "1",
     "arena_extend_strategy": "kSameAsRequested",
 }
+_FAILED = "look with nvidia-smi, try cuda_options enable_cuda_graph=0 in the settings, or use --device cpu"
 _CUDA_13 = 13
 _LIBRARIES = {  # by the CUDA that a build is for: what its provider opens, and the packages that bring it
     12: (("libcublasLt.so.12", "libcudart.so.12", "libcurand.so.10", "libcufft.so.11", "libcudnn.so.9"), "-cu12"),
     13: (("libcublasLt.so.13", "libcudart.so.13", "libcurand.so.10", "libcufft.so.12", "libcudnn.so.9"), ""),
 }
 _NO_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad_alloc")
-_UNKNOWN_OPTION = "unknown provider option"  # ONNX Runtime's words
+# ONNX Runtime's words for options of a provider that it does not have, or whose value it cannot read
+_WRONG_OPTION = ("unknown provider option", "failed to parse provider option")
+_CUDA_WORDS = ("cuda failure", "cudnn failure", "cublas failure", "cufft failure", "curand failure")
 Loader = Callable[[str], object]
+
+
+class CudaFailure(EnvironmentProblem):
+    """CUDA itself gave up: the CPU could still do what was asked."""
 
 
 def load_onnxruntime() -> Any:
@@ -95,8 +103,8 @@ def open_session(
     """A session of the graph file ``path``. ``cuda_options``: of the CUDA provider, where it is among ``providers``.
 
     ``initializers``: OrtValues in place of the graph's own, by name; the caller keeps them as long as the session.
-    Raises IntegrityProblem for a graph that cannot be loaded, EnvironmentProblem when memory runs out, UsageProblem for
-    an option that CUDA does not have.
+    Raises IntegrityProblem for a graph that cannot be loaded, CudaFailure when CUDA is at fault, EnvironmentProblem
+    when memory runs out, UsageProblem for an option that CUDA does not have.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -109,12 +117,17 @@ def open_session(
     wanted = [(name, dict(cuda_options)) if name == CUDA and cuda_options else name for name in providers]
     try:
         with memory_problems(CUDA in providers):
-            return ort.InferenceSession(str(path), options, providers=wanted)
+            return ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+    except CudaFailure as failure:
+        raise no_cuda(ort, said=str(failure.__cause__)) from failure.__cause__
     except EnvironmentProblem:
         raise
     except Exception as error:  # onnxruntime has a dozen error types, all children of Exception only
-        if _UNKNOWN_OPTION in str(error).lower():
+        if any(words in str(error).lower() for words in _WRONG_OPTION):
             raise UsageProblem(f"ONNX Runtime on CUDA: {str(error)[-200:]}", "correct cuda_options") from error
+        # What a provider throws while it is made has no type of ONNX Runtime's own, unlike complaints about a graph.
+        if CUDA in providers and isinstance(error, RuntimeError | ValueError):
+            raise no_cuda(ort, said=str(error)) from error
         raise IntegrityProblem(
             f"ONNX Runtime cannot load {path}: {str(error)[:300]}", "celebctl export makes a fresh bundle"
         ) from error
@@ -126,13 +139,19 @@ def waiting(version: str) -> Mapping[str, str]:
     return _SPINS_FOR if numbers >= _KNOWS_DURATION else _SPINS_NEVER
 
 
+def _blames_cuda(error: Exception) -> bool:
+    return type(error).__name__ == "EPFail" or any(words in str(error).lower() for words in _CUDA_WORDS)
+
+
 @contextlib.contextmanager
 def memory_problems(on_cuda: bool) -> Generator[None]:
-    """Turn ONNX Runtime's complaints about memory into an EnvironmentProblem with a cure."""
+    """Turn ONNX Runtime's complaints about memory, and about CUDA, into an EnvironmentProblem with a cure."""
     try:
         yield
     except Exception as error:  # its error types have no common root but this
         if not any(word in str(error).lower() for word in _NO_MEMORY):
+            if on_cuda and _blames_cuda(error):
+                raise CudaFailure(f"CUDA failed: {one_line(error)}", _FAILED) from error
             raise
         if on_cuda:
             raise out_of_memory() from error
@@ -140,31 +159,45 @@ def memory_problems(on_cuda: bool) -> Generator[None]:
         raise EnvironmentProblem("there is not enough memory for this", hint) from error
 
 
-def no_cuda(ort: Any, load: Loader = ctypes.CDLL) -> EnvironmentProblem:
-    """Why a session that was to run on CUDA runs on the CPU, as far as it can be found out, and the command that helps.
+def no_cuda(ort: Any, load: Loader = ctypes.CDLL, said: str = "") -> CudaFailure:
+    """Why a session is not on CUDA that was to be, as far as it can be found out, and the command that helps.
 
-    ``load`` opens a shared library or raises OSError.
+    ``load`` opens a shared library or raises OSError. ``said``: ONNX Runtime's complaint; without one it fell back to
+    the CPU in silence.
     """
-    problem = "CUDA was asked for, but ONNX Runtime fell back to the CPU"
+    problem = "ONNX Runtime cannot use CUDA" if said else "CUDA was asked for, but ONNX Runtime fell back to the CPU"
     wanted = _cuda_of(ort)
     driver = _driver_version(load)
     if driver is None:
-        return EnvironmentProblem(
+        return CudaFailure(
             f"{problem}: there is no NVIDIA driver", "install it and look with nvidia-smi, or use --device cpu"
         )
     if driver < wanted:
-        return EnvironmentProblem(
+        return CudaFailure(
             f"{problem}: the driver is too old, it knows CUDA {driver} and not {wanted}",
             "update the NVIDIA driver, or use --device cpu",
         )
     names, suffix = _LIBRARIES[_CUDA_13 if wanted >= _CUDA_13 else 12]
     missing = [name for name in names if not _opens(load, name)]
     if missing:
-        return EnvironmentProblem(
+        return CudaFailure(
             f"{problem}: {', '.join(missing)} cannot be loaded",
             f"pip install 'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas{suffix}, or use --device cpu",
         )
-    return EnvironmentProblem(problem, "check the driver with nvidia-smi, or use --device cpu")
+    if said:
+        problem = f"{problem}: {one_line(said)}"
+    return CudaFailure(problem, "check the driver with nvidia-smi, or use --device cpu")
+
+
+def has_driver(load: Loader = ctypes.CDLL) -> bool:
+    """Whether there is an NVIDIA driver: without one nobody expects CUDA."""
+    return _driver_version(load) is not None
+
+
+def one_line(said: object, most: int = 200) -> str:
+    """What ONNX Runtime says, which may be pages with the place in its sources first."""
+    text = " ".join(str(said).split())
+    return text if len(text) <= most else f"... {text[-most:]}"
 
 
 def _cuda_of(ort: Any) -> int:

@@ -65,12 +65,12 @@ def choose_backend(
             return TensorRtBackend(
                 bundle,
                 read_seal_key(seal_key),
-                fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options),
+                fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options, note),
                 note=note,
             )
         except (EnvironmentProblem, IntegrityProblem, NotFound) as problem:
             note(f"{problem.problem}; ONNX Runtime draws instead")
-    backend = OrtBackend(bundle, device, threads, cuda_options)
+    backend = OrtBackend(bundle, device, threads, cuda_options, note)
     backend.prepare(("step", "vae_decoder"))
     return backend
 
