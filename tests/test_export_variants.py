@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,13 +14,14 @@ from test_for_ort import _STEP, feeds, run, write  # pyright: ignore[reportPriva
 
 torch: Any = pytest.importorskip("torch")
 
-from celebctl_export import ort_variants  # noqa: E402
-from celebctl_export import write as writing  # noqa: E402
 from celebctl_export.parity import FLOORS, Answers  # noqa: E402
 
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts
 
+# As modules, for what they imported is exchanged in them.
+ort_variants: Any = import_module("celebctl_export.ort_variants")
+writing: Any = import_module("celebctl_export.write")
 FLOOR = FLOORS["fp32"]
 Change = Callable[[ir.Model], Any]
 
@@ -32,7 +34,7 @@ def answers(tmp_path: Path) -> Answers:
 
 
 def measured(folder: Path, expected: Answers, said: list[str]) -> tuple[list[Any], list[Any]]:
-    return writing._measured_variant(folder, expected, FLOOR, said.append)  # pyright: ignore[reportPrivateUsage]
+    return writing._measured_variant(folder, expected, FLOOR, said.append)
 
 
 def also(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ def test_the_parts_of_a_picture_add_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")  # the table of hardware tells its version
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     gen_profile: Any = import_module("gen_profile")
 
     bundle = write_bundle(tmp_path / "toy")
