@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ def encode_templates(tokenizer: Any, length: int, kind: str) -> Captions:
     return Captions(torch.stack(ids), torch.stack(positions))
 
 
-def place_people(tokenizer: Any, length: int, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
+def place_people(tokenizer: Any, length: int, texts: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
     """Join texts with a person between each two: ids (length,) and, per person, the (2,) positions of their rows."""
     start, end = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
     # any id that is not the end will do: its row is replaced, but pooling looks for the first end
