@@ -89,6 +89,7 @@ def check_face(
         grade_pose(face),
         grade_light(face.crop112),
         grade_halves(face.crop112, recognise),
+        grade_eyes(face.crop112),
         grade_framing(photo.size, face),
         grade_detection(face.score),
         grade_company(len(faces), pick),
@@ -205,10 +206,24 @@ def grade_halves(crop: NDArray[np.uint8], recognise: Recognise) -> Grade:
     agreed = float(recognise(crop) @ recognise(mirrored))
     verdict = worst([_at_least(alike, 0.55, 0.4), _at_least(agreed, 0.7, 0.5)])
     if verdict == "good":
-        says = "both halves of the face look alike (a mask or sunglasses would not show in this)"
+        says = "both halves of the face look alike (a mask would not show in this)"
     else:
         says = "the halves differ: hair, a hand or a phone before the face? A turned head or side light does it, too"
     return Grade("halves", verdict, says, {"mirror_pixels": round(alike, 3), "mirror_feature": round(agreed, 3)})
+
+
+def grade_eyes(crop: NDArray[np.uint8]) -> Grade:
+    """Something dark over the eyes: how much of their band in the crop (112, 112, 3) uint8 is far darker than a cheek.
+
+    Measured on drawn people, 24 each: at most .54 with bare eyes, a hat or a crown, at least .81 with sunglasses. Never
+    worse than fair, for nobody measured it on photographs.
+    """
+    luma = _luma(crop)
+    cheeks = np.concatenate([luma[66:80, 28:42].ravel(), luma[66:80, 70:84].ravel()])
+    dark = float((luma[44:60, 26:86] < 0.6 * np.median(cheeks)).mean())
+    verdict = _at_most(dark, 0.68, 1.0)
+    says = "nothing dark over the eyes" if verdict == "good" else "sunglasses? take them off, the eyes cannot be seen"
+    return Grade("eyes", verdict, says, {"dark": round(dark, 3)})
 
 
 def mirror_likeness(crop: NDArray[np.uint8]) -> float:

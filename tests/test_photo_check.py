@@ -27,6 +27,7 @@ from celebctl.photo_check import (
     check_face,
     grade_company,
     grade_detection,
+    grade_eyes,
     grade_framing,
     grade_halves,
     grade_light,
@@ -393,3 +394,21 @@ def test_what_cannot_be_done_is_said(
     monkeypatch.setenv("HOME", str(shell.folder))
     ended, out, err = shell(shell.photo((1, 1)), *words)
     assert (ended, out) == (code, "") and said in err and "hint: " in err
+
+
+def test_sunglasses_are_seen_and_hats_are_not() -> None:
+    """On drawn people of all skins; nothing here is learned from."""
+    torch: Any = pytest.importorskip("torch")
+    from celebctl_models.mini.scenes import render
+    from celebctl_models.mini.world import Wanted, person, staged, uniform_from_normal
+
+    faces = card_for(locate("mini").path).faces_dir
+    assert faces is not None
+    analyser = InsightFaceAnalyser(faces)
+    for worn, verdict in (("nothing", "good"), ("red hat", "good"), ("sunglasses", "fair")):
+        for seed in range(7000, 7006):
+            factors = torch.as_tensor(uniform_from_normal(person(seed)))[None, None].expand(1, 2, -1)
+            scenes = staged(factors, two=False, wanted=[Wanted(worn=worn)], seeds=[seed])
+            drawn = render(scenes, 384, crop=(0.0, 0.0, 0.86)).image[0].permute(1, 2, 0).numpy()
+            (face,) = analyser.analyse(Image.fromarray((drawn * 255 + 0.5).astype(np.uint8)))
+            assert grade_eyes(face.crop112).verdict == verdict, (worn, seed)
