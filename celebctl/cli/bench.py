@@ -29,6 +29,15 @@ VARIANTS = {
 PLAIN = "plain graphs"  # and on any device ONNX Runtime with the graphs that everybody gets
 COLUMNS = ("who", "cold", "first", "picture", "ms per step", "of limit", "memory", "GPU memory")
 
+Variants = Annotated[
+    bool,
+    typer.Option(
+        "--variants",
+        help="Also without the graphs' forms for ONNX Runtime; on CUDA also without channels-last layout, and"
+        " without CUDA graphs.",
+    ),
+]
+
 
 def bench(
     ctx: typer.Context,
@@ -50,14 +59,7 @@ def bench(
     threads: options.Threads = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also diffusers with torch.compile (minutes).")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Without diffusers.")] = False,
-    variants: Annotated[
-        bool,
-        typer.Option(
-            "--variants",
-            help="Also without the graphs' forms for ONNX Runtime; on CUDA also without channels-last layout, and"
-            " without CUDA graphs.",
-        ),
-    ] = False,
+    variants: Variants = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole report as JSON.")] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Draw the report into a PNG.")] = None,
     force: options.Force = False,
