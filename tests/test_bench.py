@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import typer
 from bundle_doubles import write_bundle
-from model_doubles import write_model
 from PIL import Image
 
 from celebctl.bench import worker
@@ -238,19 +237,3 @@ def test_bench_needs_no_diffusers(
     assert "diffusers not installed" in err and "missing" in document and document["contestants"][0]["cold"] > 0
     with Image.open(tmp_path / "c.png") as chart:
         assert chart.width > 1000 and chart.height > 100
-
-
-def test_the_rival_draws_from_a_folder(tmp_path: Path) -> None:
-    """The worker that the comparison stands on: the same seed draws the same, steps are marked, operations counted."""
-    pytest.importorskip("diffusers")
-    model = write_model(tmp_path / "model")
-    request = {"prompt": "a", "negative": "", "steps": 3, "guidance": 2.5, "sampler": "ddim", "width": 32, "height": 32}
-    spec = {"kind": "diffusers", "model": str(model), "device": "cpu", "threads": 1, "compile": False, "dtype": "fp32"}
-    rival = worker.make({**spec, "request": request})
-    first, again, other = (rival.draw(seed) for seed in (1, 1, 2))
-    assert len(first.marks) == 3 and first.marks == sorted(first.marks) and first.seconds >= first.marks[-1]
-    assert first.image.tobytes() == again.image.tobytes() != other.image.tobytes()
-    count = rival.count()
-    assert count is not None and count["step"] > 0 and count["decode"] > 0
-    facts = rival.facts()
-    assert facts["engine"] == "diffusers" and facts["device"] == "cpu" and "compiled" not in facts

@@ -29,6 +29,15 @@ VARIANTS = {
 PLAIN = "plain graphs"  # and on any device ONNX Runtime with the graphs that everybody gets
 COLUMNS = ("who", "cold", "first", "picture", "ms per step", "of limit", "memory", "GPU memory")
 
+Variants = Annotated[
+    bool,
+    typer.Option(
+        "--variants",
+        help="Also without the graphs' forms for ONNX Runtime; on CUDA also without channels-last layout, and"
+        " without CUDA graphs.",
+    ),
+]
+
 
 def bench(
     ctx: typer.Context,
@@ -50,14 +59,7 @@ def bench(
     threads: options.Threads = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also diffusers with torch.compile (minutes).")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Without diffusers.")] = False,
-    variants: Annotated[
-        bool,
-        typer.Option(
-            "--variants",
-            help="Also without the graphs' forms for ONNX Runtime; on CUDA also without channels-last layout, and"
-            " without CUDA graphs.",
-        ),
-    ] = False,
+    variants: Variants = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole report as JSON.")] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Draw the report into a PNG.")] = None,
     force: options.Force = False,
@@ -89,10 +91,7 @@ def bench(
     if "trt" in devices:
         engines.ensure(desk, library, opened, request)
     tuned = settings.text("cuda_options") or ""
-    entrants = [_ours(library, opened, request, way, count) for way in ways_of(devices, tuned, variants)]
-    if variants:
-        plain = [(name, f", {PLAIN}", tuned) for name in devices if name != "trt"]
-        entrants += [_ours(library, opened, request, way, count, plain_graphs=True) for way in plain]
+    entrants = _all_of_ours(library, opened, request, devices, tuned, count, variants)
     if not alone:
         entrants += _rivals(desk, chosen, opened, request, devices, count, compiled)
     with desk.progress("timing") as bar:
@@ -140,6 +139,20 @@ def _check_places(paths: Sequence[Path], force: bool) -> None:
     for path in paths:
         if path.exists() and not force:
             raise UsageProblem(f"{path} exists already", "choose another name, or replace it with --force")
+
+
+def _all_of_ours(
+    library: "Library",
+    bundle: "Bundle",
+    request: "Request",
+    devices: Sequence[str],
+    tuned: str,
+    threads: int | None,
+    variants: bool,
+) -> "list[Entrant]":
+    found = [_ours(library, bundle, request, way, threads) for way in ways_of(devices, tuned, variants)]
+    plain = [(name, f", {PLAIN}", tuned) for name in devices if variants and name != "trt"]
+    return found + [_ours(library, bundle, request, way, threads, plain_graphs=True) for way in plain]
 
 
 def _ours(

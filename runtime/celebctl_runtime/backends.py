@@ -37,12 +37,13 @@ from .ort_session import (
 from .ort_session import open_session as open_ort
 from .ort_steps import BoundSteps
 from .samplers import Plan
+from .step_inputs import ids_for, step_feeds, step_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .bundle import Bundle
-    from .manifest import GraphFacts, Manifest
+    from .manifest import GraphFacts
 
 __all__ = [
     "Backend",
@@ -426,28 +427,6 @@ class OrtBackend:
                     "use a size that the bundle was exported for, or export again",
                 )
         return {name: np.ascontiguousarray(array, declared[name].dtype) for name, array in feeds.items()}
-
-
-def ids_for(manifest: Manifest, encoder: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Token ids (B, 77) as one of the text encoders wants them: what follows the first end is its own padding."""
-    facts = manifest.tokenizer
-    ends = ids == facts.eos
-    return np.where(np.cumsum(ends, axis=1) - ends > 0, (facts.pad, *facts.more_pads)[encoder], ids)
-
-
-def step_graph(texts: Texts) -> str:
-    """The graph that runs a step for these texts."""
-    return "step" if len(texts.context) == 2 else "step_nocfg"
-
-
-def step_feeds(state: NDArray[np.float32], texts: Texts, plan: Plan, rows: int) -> dict[str, NDArray[Any]]:
-    """What stays the same from step to step. Tables are filled up to ``rows``, so that shapes do not tell N."""
-    table, aux = (np.zeros((rows, *part.shape[1:]), np.float32) for part in (plan.table, plan.aux))
-    table[: plan.steps], aux[: plan.steps] = plan.table, plan.aux
-    feeds: dict[str, NDArray[Any]] = {"state": state, "context": texts.context, "table": table, "aux": aux}
-    if texts.pooled is not None and texts.size_ids is not None:
-        feeds |= {"pooled": texts.pooled, "size_ids": texts.size_ids}
-    return feeds
 
 
 def recent(kept: OrderedDict[Hashable, Kept], key: Hashable, make: Callable[[], Kept], most: int) -> Kept:
