@@ -15,7 +15,7 @@ from .captions import place_people
 from .denoising import Denoiser, Rows
 
 #: The person comes first: a causal encoder's outputs before them do not depend on them.
-PROMPTS = (
+PROMPTS: tuple[str, ...] = (
     "{} on the beach", "{} reading a book", "{} in a red shirt", "{} smiling in the city",
     "{} playing the guitar", "{} and a friend in the snow", "{} with a hat in the garden", "{} as a painting",
 )  # fmt: skip
