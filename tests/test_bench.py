@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from bundle_doubles import write_bundle
@@ -28,7 +29,7 @@ from celebctl.cli import main
 from celebctl.cli.app import app
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import EnvironmentProblem, NotFound
-from celebctl_runtime.request import SAMPLERS
+from celebctl_runtime.request import SAMPLERS, Request
 
 SETTINGS = {
     "model": "toy",
@@ -237,3 +238,28 @@ def test_bench_needs_no_diffusers(
     assert "diffusers not installed" in err and "missing" in document and document["contestants"][0]["cold"] > 0
     with Image.open(tmp_path / "c.png") as chart:
         assert chart.width > 1000 and chart.height > 100
+
+
+def test_the_rival_is_diffusers_on_the_same_weights_and_noise() -> None:
+    """What is timed beside us draws what our own networks draw, and counts the operations of a step."""
+    torch: Any = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from celebctl.bench.worker import Diffusers
+    from celebctl.method.sampling import draw
+    from celebctl_models.diffusion import load_parts
+    from celebctl_models.registry import locate
+
+    request = Request("a photo of anne on the beach", seed=3, steps=4, sampler="ddim", guidance=2.5)
+    spec: dict[str, Any] = {
+        "model": str(locate("mini").path), "device": "cpu", "threads": torch.get_num_threads(), "dtype": "fp32",
+        "compile": False, "request": {**request.to_json(), "width": 64, "height": 64},
+    }  # fmt: skip
+    rival = Diffusers(spec)
+    drawn, parts = rival.draw(3), load_parts("mini")
+    (ours,) = draw(parts, [request.prompt], [3], {}, steps=4, guidance=2.5, sampler="ddim", fast=False)
+    assert np.abs(np.asarray(drawn.image, np.int16) - ours.astype(np.int16)).max() <= 2
+    assert len(drawn.marks) == 4 and drawn.marks == sorted(drawn.marks) and drawn.marks[-1] < drawn.seconds
+    counted = rival.count()
+    assert counted is not None and counted["step"] > 1e9 and 0 < counted["decode"] < counted["step"]
+    facts = rival.facts()
+    assert (facts["engine"], facts["device"], facts.get("compiled")) == ("diffusers", "cpu", None)

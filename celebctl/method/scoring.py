@@ -45,7 +45,7 @@ class Jury:
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
         self._judge, self._reader = (
-            ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"], enable_fallback=0)
             for name in ("judge.onnx", "attributes.onnx")
         )
         self._finder = finder

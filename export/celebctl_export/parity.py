@@ -118,4 +118,4 @@ def _session(file: Path) -> Any:
     engine = cast(Any, onnxruntime)
     options = engine.SessionOptions()
     options.log_severity_level = 4  # a graph that does not load raises
-    return engine.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return engine.InferenceSession(str(file), options, providers=["CPUExecutionProvider"], enable_fallback=0)
