@@ -399,8 +399,9 @@ def test_what_cannot_be_done_is_said(
 def test_sunglasses_are_seen_and_hats_are_not() -> None:
     """On drawn people of all skins; nothing here is learned from."""
     torch: Any = pytest.importorskip("torch")
+    from celebctl_models.mini.people import uniform_from_normal
     from celebctl_models.mini.scenes import render
-    from celebctl_models.mini.world import Wanted, person, staged, uniform_from_normal
+    from celebctl_models.mini.world import Wanted, person, staged
 
     faces = card_for(locate("mini").path).faces_dir
     assert faces is not None
