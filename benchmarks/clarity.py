@@ -82,6 +82,8 @@ def main() -> None:
     if OURS not in names:
         parser.error(f"{args.work} holds no pictures of {OURS}: run benchmarks/baselines.py with --work {args.work}")
     found = {name: people_of(jury, args.work / name) for name in names}
+    for name in [name for name in names if name != CELEBRITIES and found[name].keys() != found[OURS].keys()]:
+        sys.stderr.write(f"{name} is left out: it has {len(found.pop(name))} people, and not those of {OURS}\n")
     methods: dict[str, Any] = {}
     cells: list[list[str]] = []
     for name, people in found.items():
