@@ -46,6 +46,7 @@ def bench() -> Iterator[Any]:
                 "baselines.tuning",
                 "ablations",
                 "clarity",
+                "baselines_picture",
             )
         }
     finally:
@@ -213,6 +214,29 @@ def test_clarity_is_the_margin_of_what_was_asked_for(bench: Any) -> None:
     prompts = [Prompt("action", "{} in the snow", {"place": "snow"}), Prompt("pair", "{} and {} on the beach")]
     record = Record("p", tuple(Shot(i, 0, seen, picture) for i in (0, 0, 1)), ())
     assert clarity.clarity(Jury(), record, prompts) == pytest.approx(((2 + 3) / 2 * 2 - 2) / 3)
+
+
+def test_methods_are_shown_side_by_side(bench: Any) -> None:
+    """Of every couple the first person alone and both together, each method in its column."""
+    from celebctl.evaluation.panel import Seen
+    from celebctl.evaluation.prompts import WORLD
+    from celebctl.evaluation.record import Record, Shot
+    from celebctl.evaluation.session import thumbnail
+
+    shown, seen = bench["baselines_picture"], Seen(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
+    numbers = [next(i for i, prompt in enumerate(WORLD) if prompt.text == text) for text in shown.PROMPTS]
+
+    def records(level: int) -> list[Record]:
+        def shot(number: int, draw: int, value: int) -> Shot:
+            return Shot(number, draw, seen, thumbnail(np.full((16, 16, 3), value, np.uint8)))
+
+        made = (*(shot(n, 1, 0) for n in numbers), *(shot(n, 0, level + 20 * k) for k, n in enumerate(numbers)))
+        return [Record(f"p{i}", made, (), thumbnail(np.full((16, 16, 3), 250, np.uint8))) for i in range(2)]
+
+    sheet = np.asarray(shown.side_by_side({"one": records(60), "two": records(140)}, 1))
+    cells = [[sheet[100 + 222 * row, 100 + 200 * column].tolist() for column in range(3)] for row in range(2)]
+    for row, wanted in zip(cells, ((250, 60, 140), (250, 80, 160)), strict=True):
+        assert np.abs(np.array(row) - np.array(wanted)[:, None]).max() <= 3
 
 
 @pytest.mark.parametrize("change", ["flat_spread", "without_mean", "of_components"])

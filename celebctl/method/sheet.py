@@ -39,10 +39,11 @@ def contact_sheet(parts: DiffusionParts, identities: Sequence[Identity], photos:
     if together:
         rows.append(("together", pictures[len(prompts) :]))
         said.append([text.replace("<", "").replace(">", "") for text in together])
-    return _lay_out([pictures for _, pictures in rows], said)
+    return lay_out([pictures for _, pictures in rows], said)
 
 
-def _lay_out(rows: list[list[Image.Image]], said: list[list[str]]) -> Image.Image:
+def lay_out(rows: Sequence[Sequence[Image.Image]], said: Sequence[Sequence[str]]) -> Image.Image:
+    """Rows of pictures of any size as cells of one size, each with its words below, cut where they are too long."""
     columns = max(len(row) for row in rows)
     width, height = columns * (CELL + GAP) + GAP, len(rows) * (CELL + LINE + GAP) + GAP
     sheet = Image.new("RGB", (width, height), PAPER)

@@ -1,0 +1,75 @@
+"""The first people of a comparison side by side, as every method drew them; nobody is picked.
+
+    python benchmarks/baselines.py --people 40 --seeds 3 --work DIR
+    python benchmarks/baselines_picture.py --work DIR
+
+For each of the first couples a row with the first person alone and a row with both, under the first seed, beside the
+photos that they were learned from. Writes results/baselines.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from baselines.methods import METHODS
+
+from celebctl.evaluation.prompts import WORLD
+from celebctl.evaluation.record import Record
+from celebctl.method.sheet import lay_out
+from celebctl_runtime.files import atomic_write
+
+RESULT = Path(__file__).parent / "results" / "baselines.png"
+PROMPTS = ("a photo of {} smiling", "{} and {} playing chess")
+
+
+def records_of(folder: Path, most: int) -> list[Record]:
+    """The first people of a method, in the order in which they were drawn."""
+    found = (Record.load(path) for path in sorted(folder.rglob("*.record"))[:most])
+    return [record for record in found if record is not None]
+
+
+def picture_of(record: Record, text: str) -> Image.Image:
+    """What a person's prompt gave under the first seed."""
+    number = next(i for i, prompt in enumerate(WORLD) if prompt.text == text)
+    shot = next(shot for shot in record.made if (shot.prompt, shot.draw) == (number, 0))
+    return Image.open(io.BytesIO(shot.picture)).convert("RGB")
+
+
+def side_by_side(people: dict[str, list[Record]], couples: int) -> Image.Image:
+    """people: of each method, by its title."""
+    rows: list[list[Image.Image]] = []
+    said: list[list[str]] = []
+    first = next(iter(people.values()))
+    for number in range(0, 2 * couples, 2):
+        photos = [Image.open(io.BytesIO(first[number + i].photo)).convert("RGB") for i in range(2)]
+        for photo, name, text in zip(photos, ("a photo of A", "a photo of B"), PROMPTS, strict=True):
+            rows.append([photo, *(picture_of(records[number], text) for records in people.values())])
+            said.append([name, *people] if name.endswith("A") else [name, *[text.format("A", "B")] * len(people)])
+    return lay_out(rows, said)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="where baselines.py kept its pictures")
+    parser.add_argument("--couples", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    people = {method.title: records_of(args.work / name, 2 * args.couples) for name, method in METHODS.items()}
+    people = {title: records for title, records in people.items() if len(records) == 2 * args.couples}
+    if not people:
+        parser.error(f"{args.work} holds no pictures of {2 * args.couples} people")
+    buffer = io.BytesIO()
+    side_by_side(people, args.couples).save(buffer, "PNG", optimize=True)
+    atomic_write(args.out, buffer.getvalue())
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
