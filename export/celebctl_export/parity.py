@@ -21,7 +21,8 @@ from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 Arrays = dict[str, NDArray[Any]]
 
 # Largest error allowed, in units of the largest value of the reference (at least 1). Float32 graphs measure about
-# 3e-6; float16 ones 1e-3, which is half of what torch's own float16 is off.
+# 3e-6; float16 ones 1e-3, which is half of what torch's own float16 is off. The reference has the weights as the
+# caller loaded them: `celebctl export --dtype fp16` reads them in float16, so that rounding is not part of the measure.
 FLOORS = {"fp32": 1e-4, "fp16": 2e-2}
 # Latents larger than this (per side) tell nothing more about a graph, and cost torch minutes for real models.
 _LARGEST_LATENT = 32

@@ -38,7 +38,7 @@ def write_graphs(
     """Export, write and measure every graph of a bundle, and ONNX Runtime's form of it; the tokenizer goes along.
 
     One graph after the other, and of each first the copy that is traced, then the float32 one that it is measured
-    against, then the graph itself in ONNX Runtime: never two of them in memory, for the UNet of an XL model fills it.
+    against, then the graph itself in ONNX Runtime: never two of them beside the caller's own, for one of XL is large.
     Raises IntegrityProblem at the first graph that cannot be exported or is off by more than its floor.
     """
     block = parts.size_multiple // parts.vae_factor
