@@ -20,7 +20,7 @@ from conftest import make_identity  # noqa: E402
 
 from celebctl.bench.worker import SCHEDULERS  # noqa: E402
 from celebctl_export import export_bundle, parity  # noqa: E402
-from celebctl_export.graphs import GraphSpec, Size, graph_specs  # noqa: E402
+from celebctl_export.graphs import GraphSpec, Size, graph_makers  # noqa: E402
 from celebctl_export.to_onnx import save_graph, to_onnx  # noqa: E402
 from celebctl_models.diffusion import context_from_ids  # noqa: E402
 from celebctl_runtime.backends import OrtBackend  # noqa: E402
@@ -50,7 +50,7 @@ UNTRACED = [Size(1, 16, 16), Size(2, 6, 12, guides=1), Size(4, 2, 4)]  # traced:
 
 @pytest.fixture(scope="module")
 def specs(tiny_parts: DiffusionParts) -> dict[str, GraphSpec]:
-    return {spec.name: spec for spec in graph_specs(tiny_parts, torch.float32)}
+    return {spec.name: spec for spec in (make(torch.float32) for make in graph_makers(tiny_parts))}
 
 
 def session(path: Path) -> Any:
@@ -340,7 +340,8 @@ def test_a_frozen_axis_is_an_error_and_never_a_graph(specs: dict[str, GraphSpec]
 def test_half_precision_is_measured_against_float32(
     tiny_parts: DiffusionParts, specs: dict[str, GraphSpec], tmp_path: Path
 ) -> None:
-    half = next(spec for spec in graph_specs(tiny_parts, torch.float16) if spec.name == "vae_decoder")
+    halves = (make(torch.float16) for make in graph_makers(tiny_parts))
+    half = next(spec for spec in halves if spec.name == "vae_decoder")
     assert tiny_parts.vae.dtype == torch.float32
     save_graph(to_onnx(half, block=2), tmp_path / "vae_decoder.onnx", tmp_path / "vae_decoder.data")
     expected = parity.torch_answers(specs["vae_decoder"], UNTRACED)

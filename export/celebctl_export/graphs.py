@@ -188,11 +188,6 @@ def graph_makers(parts: DiffusionParts) -> list[GraphMaker]:
     ]
 
 
-def graph_specs(parts: DiffusionParts, dtype: torch.dtype) -> list[GraphSpec]:
-    """All graphs of a bundle in one dtype (see :func:`graph_makers`)."""
-    return [make(dtype) for make in graph_makers(parts)]
-
-
 def encoder_graph(number: int) -> str:
     """What the graph of a text encoder is called, counted from 0."""
     return "text_encoder" if number == 0 else f"text_encoder_{number + 1}"
