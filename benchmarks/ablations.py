@@ -216,6 +216,12 @@ ABLATIONS: dict[str, Ablation] = {
             (Variant("noise"), Variant("two-phase", {"loss": "two-phase"})),
         ),
         Ablation(
+            "noise", "most noise that the model is asked about", "its deviation over the picture's",
+            tuple(
+                Variant(f"{n:g}" if n else "all", {"most_noise": n}) for n in (0.8, 1.2, 1.6, 2.3, 3.3, 0.0)
+            ),
+        ),
+        Ablation(
             "times", "how timesteps are drawn: evenly, or in proportion to the gradients they gave", "",
             (Variant("even"), Variant("important", {"times": "important"})),
         ),

@@ -11,9 +11,9 @@ from learn_doubles import begin, load_named
 
 torch: Any = pytest.importorskip("torch")
 
-from celebctl.method.config import CLEAN, LearnConfig  # noqa: E402
+from celebctl.method.config import CLEAN, FAITHFUL, LearnConfig  # noqa: E402
 from celebctl.method.context import PROMPTS, ContextPull  # noqa: E402
-from celebctl.method.noise_levels import BINS, EVEN, TURN, NoiseLevels, two_phases  # noqa: E402
+from celebctl.method.noise_levels import BINS, EVEN, TURN, NoiseLevels, reach_of, two_phases  # noqa: E402
 from celebctl.method.stopping import HELD_VIEWS, LOOK_EVERY, Patience  # noqa: E402
 
 if TYPE_CHECKING:
@@ -43,6 +43,37 @@ def test_off_nothing_is_there_and_settings_read_as_before(parts: DiffusionParts)
     assert "context" not in repr(CLEAN) and repr(CLEAN).startswith("LearnConfig(preset='clean', seed=0, steps=60")
     changed = replace(CLEAN, context=0.1)
     assert changed.told()["context"] == 0.1 and repr(changed) != repr(CLEAN)
+
+
+# The most noise
+
+
+def test_the_most_noise_is_the_same_share_of_a_picture_for_small_and_large_models() -> None:
+    scaled = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # Stable Diffusion's schedule
+    alphas = torch.as_tensor(np.cumprod(1.0 - scaled))
+    reaches = [reach_of(alphas, 1.6, side) for side in (16, 64, 128)]
+    assert reaches == sorted(reaches) and reaches[0] in range(490, 505) and reaches[1] in range(840, 855)
+    for side, reach in zip((16, 64), reaches, strict=False):
+        ratios = ((1.0 - alphas) / alphas).sqrt() * 16 / side
+        assert ratios[reach - 1] <= 1.6 < ratios[reach]
+    assert reach_of(alphas, 0.0, 16) == 1000 and reach_of(alphas, 1e-9, 16) == 1
+
+
+@pytest.mark.parametrize("times", ["even", "important"])
+def test_noisier_timesteps_than_wanted_are_never_drawn(times: Any) -> None:
+    levels = NoiseLevels(ALPHAS, "epsilon", times=times, reach=70)
+    levels.hear(torch.arange(70), torch.linspace(0.1, 9.0, 70))
+    t = torch.cat([levels.draw(8, generator(seed))[0] for seed in range(300)])
+    assert set(t.tolist()) == set(range(70))
+    if times == "even":
+        assert float(torch.bincount(t).float().std() / torch.bincount(t).float().mean()) < 0.3
+
+
+def test_the_default_leaves_noise_out_and_the_published_settings_do_not(parts: DiffusionParts) -> None:
+    every = len(begin(parts, start="average").denoiser.alphas)
+    clean, published = (begin(parts, start="average", most_noise=config.most_noise) for config in (CLEAN, FAITHFUL))
+    assert published.denoiser.levels.reach == every > clean.denoiser.levels.reach
+    assert int(torch.cat([clean._batch().t for _ in range(50)]).max()) < clean.denoiser.levels.reach
 
 
 # Two phases

@@ -217,7 +217,7 @@ def test_a_mapper_learns_what_its_lessons_say(parts: DiffusionParts, basis: Cele
     school = School(parts, basis, Lessons.load(tmp_path / "lessons.safetensors"), batch=16)
     assert len(school.ids) == 2 and bool((school.positions[0, 2:] == -1).all())
     before, losses = school.held(), list[float]()
-    school.train(60, lambda step, loss: losses.append(loss))
+    school.train(60, lambda step, loss: losses.append(loss), reading=300)
     assert len(losses) == 60 and school.held() < 0.9 * before
     with pytest.raises(IntegrityProblem, match="no lessons"):
         Lessons.load(parts.card.mapper_file or tmp_path)

@@ -41,8 +41,8 @@ class Result:
 class Method:
     """name: on the command line. rates: learning rates that the sweep begins with.
 
-    joint: two people in one picture need a model that learned both (weights change), else what was learned apart is
-    put together. prior: half of each batch shows other people of the class.
+    joint: two people in one picture need a model that learned both (weights change, and half of each batch shows other
+    people of the class), else what was learned apart is put together.
     """
 
     name: str

@@ -52,6 +52,8 @@ def tune(method: Method, file: Path, score: Callable[[Method, Dial], tuple[float
         best = max(best, Dial(tried[-1]), key=value)
     for name in method.dials:
         for choice in CHOICES[name]:
+            if name == "batch" and choice < 2 and method.joint:
+                break  # prior preservation shows a picture of the class beside each view
             other = replace(best, **{name: choice})
             if value(other) <= value(best):
                 break

@@ -36,6 +36,9 @@ class LearnConfig:
     flip: probability of mirroring.
     captions: "photo" or "imagenet" templates. average: "tail" averages the last half of the iterates,
     "momentum" is the release's moving average (0.99 per sample, here debiased).
+    most_noise: timesteps with more noise are not asked about: its deviation over that of the picture, for latents of 16
+    x 16 pixels, and in proportion more for larger ones. Beyond it a model hardly sees a face, and learns how this one
+    photo is composed (benchmarks/LOG.md). 0: all timesteps, as in the paper.
     loss: "noise" is the error of what the network predicts, "two-phase" that of the noise or of the clean latents;
     times: how timesteps are drawn (both noise_levels.py). context: weight of the pull of the words beside a person
     towards what they are beside the average celebrity (context.py). patience: so many looks in a row at views kept back
@@ -65,6 +68,7 @@ class LearnConfig:
     flip: float = 0.0
     captions: Literal["photo", "imagenet"] = "photo"
     average: Literal["tail", "momentum"] = "tail"
+    most_noise: float = 1.6
     loss: Literal["noise", "two-phase"] = "noise"
     times: Literal["even", "important"] = "even"
     context: float = 0.0
@@ -89,6 +93,7 @@ FAITHFUL = replace(
     CLEAN, preset="faithful", seed=23, steps=400, views=2, learning_rate=1e-2, weight_decay=0.01, anneal=False,
     names="release", scale="unit", start="random", leaky=True, prior=0.0, background=1.0, canvas="black",
     smallest=0.1, largest=1.0, flip=0.5, captions="imagenet", average="momentum",
+    most_noise=0.0,
 )  # fmt: skip
 
 PRESETS: dict[str, LearnConfig] = {"clean": CLEAN, "faithful": FAITHFUL}

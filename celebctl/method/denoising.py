@@ -18,7 +18,7 @@ from celebctl_models.diffusion import Extras, latents_from_pixels, network_outpu
 from celebctl_runtime.schedule import ScheduleConfig
 
 from .captions import Captions, encode_templates
-from .noise_levels import NoiseLevels
+from .noise_levels import NoiseLevels, reach_of
 from .places import has_bfloat16_units, suit_attention
 from .views import make_views
 
@@ -90,13 +90,15 @@ class Denoiser:
         captions: str,
         loss: Literal["noise", "two-phase"] = "noise",
         times: Literal["even", "important"] = "even",
+        most_noise: float = 0.0,
     ) -> None:
         self.parts = parts
         self.device: torch.device = next(parts.unet.parameters()).device
         self.captions: Captions = encode_templates(parts.tokenizers[0], parts.max_length, captions)
         schedule = ScheduleConfig.from_dict(parts.scheduler_config)
         self.alphas = torch.as_tensor(schedule.alphas_cumprod()).float().to(self.device)
-        self.levels = NoiseLevels(self.alphas, parts.prediction_type, loss, times)
+        reach = reach_of(self.alphas, most_noise, parts.native_size[0] // parts.vae_factor)
+        self.levels = NoiseLevels(self.alphas, parts.prediction_type, loss, times, reach)
         self.fast = parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
         self.loudness = 1024.0 if parts.unet.dtype == torch.float16 else 1.0
         suit_attention(parts)

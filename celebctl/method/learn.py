@@ -211,7 +211,8 @@ class Sitting:
                 [p for p in mapper.parameters() if p.requires_grad],
                 lr=config.learning_rate, weight_decay=config.weight_decay,
             ),
-            generator=generator, denoiser=Denoiser(parts, config.captions, config.loss, config.times),
+            generator=generator,
+            denoiser=Denoiser(parts, config.captions, config.loss, config.times, config.most_noise),
             features=features, latents=latents, weights=weights, start=start,
             total=torch.zeros_like(mapper.scaled(start)), together=together,
         )  # fmt: skip

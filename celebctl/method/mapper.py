@@ -22,6 +22,7 @@ from .config import LearnConfig
 from .ridge import ridge
 
 FEATURE = 512
+CODE, HIDDEN = 64, 168  # numbers between a fitted mapper's layers
 
 
 class FittedMapper(nn.Module):
@@ -34,7 +35,7 @@ class FittedMapper(nn.Module):
     code_mean: Tensor
     code_root: Tensor
 
-    def __init__(self, coefficients: int, code: int = 64, hidden: int = 168) -> None:
+    def __init__(self, coefficients: int, code: int = CODE, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.down, self.middle = nn.Linear(FEATURE, code), nn.Linear(code, hidden)
         self.up = nn.Linear(hidden, coefficients)
