@@ -38,6 +38,7 @@ from celebctl.method.basis import CelebBasis, basis_from_tables, principal_compo
 from celebctl.method.mapper import CoefficientMapper, FittedMapper
 from celebctl.method.names import read_names, token_pairs
 from celebctl.method.pretrain import load_mapper, save_mapper
+from celebctl.method.starts import mapper_digest
 from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_runtime.files import atomic_write
@@ -266,7 +267,8 @@ class Laboratory:
         bench = Bench(
             self.work / ablation.name / slug(variant.label),
             {"model": self.parts.table_hash, "config": config.told(), "people": self.people, "seeds": self.seeds,
-             "together": variant.together, "direct": variant.direct, "prompts": [p.text for p in WORLD]},
+             "together": variant.together, "direct": variant.direct, "prompts": [p.text for p in WORLD],
+             "mapper": mapper_digest(self.parts)},
         )  # fmt: skip
         bench.open(self.force)
         own = build_basis(self.parts, release=config.names == "release")

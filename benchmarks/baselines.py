@@ -38,7 +38,8 @@ from celebctl.evaluation.panel import WorldPanel
 from celebctl.evaluation.prompts import WORLD, Prompt
 from celebctl.evaluation.report import category_rows, markdown, rows_of
 from celebctl.evaluation.session import Bench, Easel, Plan
-from celebctl.method.config import CLEAN
+from celebctl.method.config import CLEAN, PRESETS
+from celebctl.method.starts import mapper_digest
 from celebctl_models.diffusion import load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
@@ -84,11 +85,11 @@ def measure(
     """One method on ``count`` people."""
     numbers = [first + i for i in range(count)]
     cast = stranger_cast(panel, numbers, others(count), method.title)
-    bench = Bench(
-        work,
-        {"model": house.parts.table_hash, "budget": args.views, "dial": asdict(dial), "people": numbers,
-         "prompts": [p.text for p in prompts], "seeds": seeds},
-    )  # fmt: skip
+    settings = {"model": house.parts.table_hash, "budget": args.views, "dial": asdict(dial), "people": numbers,
+                "prompts": [p.text for p in prompts], "seeds": seeds}  # fmt: skip
+    if method.name in PRESETS:
+        settings |= {"learning": PRESETS[method.name].told(), "mapper": mapper_digest(house.parts)}
+    bench = Bench(work, settings)
     bench.open(force=args.force)
     shop = Workshop(house, method, dial, numbers)
     begun = time.monotonic()

@@ -30,7 +30,7 @@ from celebctl.method.names import read_names, shared_pairs, with_names
 from celebctl.method.pretrain import load_mapper
 from celebctl.method.rendered_names import hash_of_faces
 from celebctl.method.school import FEWEST, Crowd, School, SchoolConfig, SchoolStep, split
-from celebctl.method.starts import framing_of, set_start, start_of
+from celebctl.method.starts import framing_of, mapper_digest, set_start, start_of
 from celebctl.method.tensors import read_tensors
 from celebctl.method.trained import save_trained, trained_for, with_latest, with_mapper
 from celebctl_models.diffusion import load_parts
@@ -280,6 +280,7 @@ def test_a_trained_mapper_goes_before_one_that_came_along_and_belongs_to_basis_a
     path = save_trained(fitted, basis, tmp_path, analyser.folder, {"people": "35", "steps": "6"})
     ready = with_mapper(own, tmp_path, analyser.folder)
     assert ready.card.mapper_file == path and start_of(ready, CLEAN) == "fitted"
+    assert mapper_digest(own) == "" and len(mapper_digest(ready)) == 16, "results of either are told apart"
     mapper = CoefficientMapper(basis, CLEAN, torch.Generator())
     set_start(mapper, ready, basis)
     said, meant = (ask(crowd.features) for ask in (mapper.units, fitted))

@@ -135,12 +135,14 @@ class WorldSession:
         """Make or find the folder. Raises NotFound when the model has no world of its own."""
         from celebctl.evaluation.panel import WorldPanel
         from celebctl.evaluation.session import Bench
+        from celebctl.method.starts import mapper_digest
         from celebctl_runtime.errors import NotFound
 
         if not isinstance(self.room.panel, WorldPanel):
             hint = "name people of your library: celebctl eval alice --photos DIR"
             raise NotFound(f"{self.room.parts.name} has no world to draw strangers from", hint)
         told |= {"people": self.people, "learned together": self.together, "learning": self.config.told()}
+        told |= {"mapper": mapper_digest(self.room.parts) or None}
         self.bench: Bench = Bench(out, told)
         self.bench.open(force)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,12 @@ def start_of(parts: HasTables, config: LearnConfig) -> str:
     if wanted == "celebrities" and not has_faces(parts):
         wanted = "average"
     return wanted
+
+
+def mapper_digest(parts: HasTables) -> str:
+    """Which mapper a model brings or was given, in 16 hexadecimal digits, for telling results apart; "" without one."""
+    file = parts.card.mapper_file
+    return "" if file is None or not file.is_file() else hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def set_start(mapper: CoefficientMapper, parts: HasTables, basis: CelebBasis) -> None:
