@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--lessons", type=Path, required=True, help="features, looks and their reader")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1800, help="after the readers; fourteen minutes in all on one core")
+    parser.add_argument("--steps", type=int, default=1800, help="after the readers; 14 minutes in all on one core")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     parts = load_parts(args.model)
