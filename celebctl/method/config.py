@@ -49,7 +49,7 @@ class LearnConfig:
     seed: int = 0
     steps: int = 60
     views: int = 4
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.0
     anneal: bool = True
     names: Literal["distinct", "release"] = "distinct"
@@ -68,7 +68,7 @@ class LearnConfig:
     flip: float = 0.0
     captions: Literal["photo", "imagenet"] = "photo"
     average: Literal["tail", "momentum"] = "tail"
-    most_noise: float = 1.6
+    most_noise: float = 2.0
     loss: Literal["noise", "two-phase"] = "noise"
     times: Literal["even", "important"] = "even"
     context: float = 0.0
