@@ -421,7 +421,7 @@ def test_people_on_the_wrong_sides_are_there_and_failed_prompts_have_a_row_of_th
 
 def test_every_ablation_of_the_paper_has_a_command(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     names = "names components mean spread pooled start direct mask scale middle captions rho".split()
-    assert list(bench["ablations"].ABLATIONS) == [*names, "loss", "times", "context", "stopping", "joint"]
+    assert list(bench["ablations"].ABLATIONS) == [*names, "loss", "noise", "times", "context", "stopping", "joint"]
     fields = set(LearnConfig.__dataclass_fields__)
     for one in bench["ablations"].ABLATIONS.values():
         assert len({variant.label for variant in one.variants}) == len(one.variants) >= 2
