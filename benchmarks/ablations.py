@@ -2,11 +2,13 @@
 
     python benchmarks/ablations.py names                     # how many celebrity names the basis is made of
     python benchmarks/ablations.py components --people 24    # how many components are kept
+    python benchmarks/ablations.py context --first 9100      # on other people, for choosing
     python benchmarks/ablations.py --list
 
 Strangers of mini's world, judged as in `celebctl eval`. Dials that LearnConfig has are set there; the others change the
 celeb basis, which is plain data, or the mapper's class, here and not in the product. A changed basis keeps the fitted
 start: the shipped fit is projected onto it. Every variant's people are kept in --work, so an interrupted run goes on.
+A second table has differences from the first variant, person by person, clarity (clarity.py) among them.
 Writes results/ablation-NAME.json and a page with the plot beside it.
 """
 
@@ -25,8 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from baselines.comparing import COMPARED, lead, verdict
+from clarity import clarity
+
 from celebctl.evaluation.casts import FIRST_STRANGER, artist_of, learn_strangers, stranger_cast
 from celebctl.evaluation.charts import Series, bars, curve, legend
+from celebctl.evaluation.estimates import estimate
 from celebctl.evaluation.metrics import Figures, figures
 from celebctl.evaluation.page import plain_page, table
 from celebctl.evaluation.panel import WorldPanel
@@ -248,13 +256,14 @@ ABLATIONS: dict[str, Ablation] = {
 
 @dataclass
 class Laboratory:
-    """The open model and what all variants share."""
+    """The open model and what all variants share. first: seed of the first person."""
 
     parts: DiffusionParts
     panel: WorldPanel
     finder: InsightFaceAnalyser
     config: LearnConfig
     people: int
+    first: int
     seeds: int
     work: Path
     results: Path
@@ -263,10 +272,10 @@ class Laboratory:
     def run(self, ablation: Ablation, variant: Variant) -> Figures:
         """Learn and measure one variant."""
         config = self._configured(variant)
-        numbers = [FIRST_STRANGER + i for i in range(self.people)]
+        numbers = [self.first + i for i in range(self.people)]
         bench = Bench(
             self.work / ablation.name / slug(variant.label),
-            {"model": self.parts.table_hash, "config": config.told(), "people": self.people, "seeds": self.seeds,
+            {"model": self.parts.table_hash, "config": config.told(), "people": numbers, "seeds": self.seeds,
              "together": variant.together, "direct": variant.direct, "prompts": [p.text for p in WORLD],
              "mapper": mapper_digest(self.parts)},
         )  # fmt: skip
@@ -292,7 +301,11 @@ class Laboratory:
             lambda n, of, _: self._tell(variant, f"drawing {n}/{of}"),
             "people",
         )
-        return figures(variant.label, records, WORLD)
+        found = figures(variant.label, records, WORLD)
+        for record in records:
+            found.people[record.name]["clarity"] = clarity(self.panel, record, WORLD)
+        found.summary["clarity"] = estimate(row["clarity"] for row in found.people.values())
+        return found
 
     def _configured(self, variant: Variant) -> LearnConfig:
         changes = dict(variant.changes)
@@ -321,8 +334,11 @@ def report(ablation: Ablation, found: Sequence[Figures], lab: Laboratory) -> Non
     """Table on stdout; JSON and a page with the plot."""
     head, cells = rows_of(found)
     print("\n" + "\n".join(markdown(head, cells)))
+    keys = {**COMPARED, "clarity": "clarity"}
+    leads = [[one.title, *(verdict(lead(one, found[0], key)) for key in keys)] for one in found[1:]]
+    print("\n" + "\n".join(markdown([f"beside {found[0].title}", *keys.values()], leads)))
     file = lab.results / f"ablation-{ablation.name}.json"
-    settings = {"people": lab.people, "seeds": lab.seeds, "learning": lab.config.told()}
+    settings = {"people": lab.people, "first": lab.first, "seeds": lab.seeds, "learning": lab.config.told()}
     document = {"about": ablation.about, "settings": settings, "variants": [one.to_json() for one in found]}
     atomic_write(file, (json.dumps(document, indent=1) + "\n").encode())
     about = f"{lab.people} people, {lab.seeds} of each of {len(WORLD)} prompts, preset {lab.config.preset}"
@@ -340,6 +356,7 @@ def main() -> None:
     parser.add_argument("--preset", default="clean", choices=[*PRESETS])
     parser.add_argument("--steps", type=int, help="other than the preset's")
     parser.add_argument("--people", type=int, default=16)
+    parser.add_argument("--first", type=int, default=FIRST_STRANGER, help="seed of the first person")
     parser.add_argument("--seeds", type=int, default=1, help="pictures per prompt")
     parser.add_argument("--variants", nargs="+", help="only those with these labels")
     parser.add_argument("--work", type=Path, default=Path("out/ablations"), help="results per variant and person")
@@ -356,7 +373,7 @@ def main() -> None:
     finder = InsightFaceAnalyser(parts.card.faces_dir)
     config = PRESETS[args.preset] if args.steps is None else replace(PRESETS[args.preset], steps=args.steps)
     panel = WorldPanel(parts.card.scoring_dir, finder)
-    lab = Laboratory(parts, panel, finder, config, args.people, args.seeds, args.work, args.out, args.force)
+    lab = Laboratory(parts, panel, finder, config, args.people, args.first, args.seeds, args.work, args.out, args.force)
     ablation = ABLATIONS[args.name]
     wanted = [v for v in ablation.variants if not args.variants or v.label in args.variants]
     if not wanted:

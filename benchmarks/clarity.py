@@ -6,7 +6,8 @@
 Looks once more at the pictures that a comparison kept (as WebP, all methods alike). Of everything a prompt states, the
 number of people included, the attribute reader's logit of the right word minus that of the best other word: above 0 is
 right, as `celebctl eval` counts it, and the more the clearer; the continuous reading that CLIP's cosine is for
-photographs. Means with 95 % intervals over couples, and celebctl's lead person by person.
+photographs. Means with 95 % intervals over couples, and celebctl's lead person by person. What an earlier run found of
+methods whose pictures are not in --work stays, as in baselines.py.
 """
 
 from __future__ import annotations
@@ -63,6 +64,15 @@ def people_of(jury: Jury, folder: Path) -> dict[str, float]:
     return {record.name: clarity(jury, record) for record in records if record is not None}
 
 
+def earlier(file: Path, model: str) -> dict[str, dict[str, float]]:
+    """Everybody's clarity under each method in an earlier result of the same model."""
+    try:
+        document: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: dict(one["people"]) for name, one in document["methods"].items() if document["model"] == model}
+
+
 def lead(ours: dict[str, float], theirs: dict[str, float]) -> Estimate | None:
     """Over the couples whom both learned."""
     return estimate(by_couples(ours[name] - theirs[name] for name in ours if name in theirs))
@@ -78,10 +88,12 @@ def main() -> None:
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
         parser.error(f"{args.model} brings no reader of attributes")
     jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
-    names = [name for name in (*METHODS, CELEBRITIES) if (args.work / name).is_dir()]
-    if OURS not in names:
+    known = earlier(args.out, args.model)
+    here = {name for name in (*METHODS, CELEBRITIES) if (args.work / name).is_dir()}
+    names = [name for name in (*METHODS, CELEBRITIES) if name in here or name in known]
+    if OURS not in here:
         parser.error(f"{args.work} holds no pictures of {OURS}: run benchmarks/baselines.py with --work {args.work}")
-    found = {name: people_of(jury, args.work / name) for name in names}
+    found = {name: people_of(jury, args.work / name) if name in here else known[name] for name in names}
     for name in [name for name in names if name != CELEBRITIES and found[name].keys() != found[OURS].keys()]:
         sys.stderr.write(f"{name} is left out: it has {len(found.pop(name))} people, and not those of {OURS}\n")
     methods: dict[str, Any] = {}

@@ -216,6 +216,25 @@ def test_clarity_is_the_margin_of_what_was_asked_for(bench: Any) -> None:
     assert clarity.clarity(Jury(), record, prompts) == pytest.approx(((2 + 3) / 2 * 2 - 2) / 3)
 
 
+def test_clarity_of_methods_measured_before_is_kept(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A method whose pictures are gone keeps its figures if the same people were drawn; other people are left out."""
+    module, out = bench["clarity"], tmp_path / "clarity.json"
+    rows = {"ti2": {"p1": 3.0, "p2": 5.0}, "custom": {"p7": 1.0}}
+    before = {name: {"title": name, "people": people} for name, people in rows.items()}
+    out.write_text(json.dumps({"model": "mini", "unit": "logits", "methods": before}))
+    (tmp_path / "work" / "clean").mkdir(parents=True)
+    monkeypatch.setattr(module, "people_of", lambda jury, folder: {"p1": 4.5, "p2": 6.0})
+    monkeypatch.setattr(sys, "argv", ["clarity.py", "--work", str(tmp_path / "work"), "--out", str(out)])
+    module.main()
+    found = json.loads(out.read_text())["methods"]
+    assert list(found) == ["clean", "ti2"] and found["ti2"]["people"] == rows["ti2"]
+    assert found["ti2"]["lead of clean"]["mean"] == pytest.approx(1.25)
+    assert "custom is left out" in capsys.readouterr().err
+    assert module.earlier(out, "another") == {}
+
+
 def test_methods_are_shown_side_by_side(bench: Any) -> None:
     """Of every couple the first person alone and both together, each method in its column."""
     from celebctl.evaluation.panel import Seen
@@ -377,9 +396,13 @@ def test_an_ablation_learns_with_what_it_changes_and_tells(
     monkeypatch.setattr(sys, "argv", ["ablations.py", name, *words, "--variants", *variants])
     ablations.main()
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in table[2:]] == variants
+    assert [line.split("|")[1].strip() for line in table] == [
+        "who", "---", *variants, f"beside {variants[0]}", "---", variants[1],
+    ]  # fmt: skip
     document = json.loads((tmp_path / f"ablation-{name}.json").read_text())
     assert [one["title"] for one in document["variants"]] == variants and document["settings"]["people"] == 2
+    clear = [one["summary"]["clarity"]["mean"] for one in document["variants"]]
+    assert f"{clear[1] - clear[0]:+.3f}" in table[-1]
     likeness = [one["summary"]["likeness"]["mean"] for one in document["variants"]]
     page = (tmp_path / f"ablation-{name}.html").read_text()
     assert "<svg" in page and all(f"{value:.3f}" in page for value in likeness)
