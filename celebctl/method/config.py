@@ -68,7 +68,7 @@ class LearnConfig:
     flip: float = 0.0
     captions: Literal["photo", "imagenet"] = "photo"
     average: Literal["tail", "momentum"] = "tail"
-    most_noise: float = 2.0
+    most_noise: float = 3.0
     loss: Literal["noise", "two-phase"] = "noise"
     times: Literal["even", "important"] = "even"
     context: float = 0.0
