@@ -153,6 +153,10 @@ def test_a_lead_is_taken_person_by_person(bench: Any) -> None:
     assert "ahead" in comparing.verdict(ahead) and "behind" in comparing.verdict(comparing.lead(two, one, "likeness"))
     assert "no difference" in comparing.verdict(comparing.lead(one, two, "fidelity"))
     assert comparing.lead(one, two, "pair_likeness") is None
+    two.people["p2"]["fidelity"] = 0.9
+    head, cells = comparing.lead_rows(one, [two])
+    assert comparing.room(two).mean == pytest.approx(0.05), "couples: (p0, p1) without a mistake, and p2"
+    assert len(head) == len(cells[0]) and cells[0][-1].startswith("+0.0500 ±")
 
 
 def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Path) -> None:

@@ -29,10 +29,20 @@ def verdict(one: Estimate | None) -> str:
     return f"{one.mean:+.3f} ± {one.half:.3f} ({word})"
 
 
+def room(theirs: Figures) -> Estimate | None:
+    """How far somebody whose pictures show all that prompts state would be ahead of a method."""
+    told = [row.get("fidelity") for row in theirs.people.values()]
+    return estimate(by_couples(None if share is None else 1.0 - share for share in told))
+
+
 def lead_rows(ours: Figures, others: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: our lead over everybody else."""
-    cells = [[other.title, *(verdict(lead(ours, other, key)) for key in COMPARED)] for other in others]
-    return [f"{ours.title} against", *COMPARED.values()], cells
+    """Headings and cells: our lead over everybody else, and the lead on prompts that one could have at all."""
+    cells: list[list[str]] = []
+    for other in others:
+        most = room(other)
+        said = "" if most is None else f"{most.mean:+.4f} ± {most.half:.4f}"
+        cells.append([other.title, *(verdict(lead(ours, other, key)) for key in COMPARED), said])
+    return [f"{ours.title} against", *COMPARED.values(), "prompt, without a mistake"], cells
 
 
 def earlier(file: Path, settings: Mapping[str, Any], known: Collection[str]) -> dict[str, Figures]:
