@@ -59,8 +59,10 @@ def test_a_single_file_equals_its_folder(write: Callable[[Path], None], predicti
         assert found.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
     (context, pooled), (other_context, other_pooled) = (read_texts(one, ids_of(one)) for one in (single, folder))
-    assert torch.equal(context, other_context)
-    assert (pooled is None and other_pooled is None) or torch.equal(pooled, other_pooled)
+    assert torch.allclose(context, other_context, rtol=1e-5, atol=1e-5)
+    assert (pooled is None) == (other_pooled is None)
+    if pooled is not None and other_pooled is not None:  # the last bits depend on where in memory the same weights lie
+        assert torch.allclose(pooled, other_pooled, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("write", "other"), [(xl, sd1), (sd1, xl)])
