@@ -200,8 +200,12 @@ def test_gathering_goes_on_where_it_stopped(
 
 
 def test_a_trained_mapper_serves_people_it_has_not_seen(parts: DiffusionParts, basis: CelebBasis, crowd: Crowd) -> None:
-    config, news = SchoolConfig(steps=24, people=16, rate=1e-2, looks=4), list[SchoolStep]()
-    school = school_of(parts, basis, crowd, config)
+    config, news = SchoolConfig(steps=24, people=16, rate=3e-2, looks=4), list[SchoolStep]()
+    shared = torch.randn(crowd.latents.shape[2:], generator=torch.Generator().manual_seed(9))
+    alike = replace(crowd, latents=(0.3 * crowd.latents.float() + shared).half())  # so that there is something to learn
+    denoiser = Denoiser(parts, CLEAN.captions)
+    denoiser.fast = False  # a random model hardly listens to its text: less than a step of bfloat16
+    school = School(denoiser, basis, alike, config)
     assert school.start == "average"
     assert school.first.own == pytest.approx(school.first.average, rel=1e-5), "it begins with the average celebrity"
     school.train(news.append)
