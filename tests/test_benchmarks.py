@@ -229,7 +229,11 @@ def test_clarity_of_methods_measured_before_is_kept(
     before = {name: {"title": name, "people": people} for name, people in rows.items()}
     out.write_text(json.dumps({"model": "mini", "unit": "logits", "methods": before}))
     (tmp_path / "work" / "clean").mkdir(parents=True)
-    monkeypatch.setattr(module, "people_of", lambda jury, folder: {"p1": 4.5, "p2": 6.0})
+
+    def people_of(jury: Any, folder: Path) -> dict[str, float]:
+        return {"p1": 4.5, "p2": 6.0}
+
+    monkeypatch.setattr(module, "people_of", people_of)
     monkeypatch.setattr(sys, "argv", ["clarity.py", "--work", str(tmp_path / "work"), "--out", str(out)])
     module.main()
     found = json.loads(out.read_text())["methods"]
