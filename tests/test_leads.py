@@ -49,7 +49,7 @@ def test_off_nothing_is_there_and_settings_read_as_before(parts: DiffusionParts)
 
 
 def test_the_most_noise_is_the_same_share_of_a_picture_for_small_and_large_models() -> None:
-    scaled: Any = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # Stable Diffusion's schedule
+    scaled: Any = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # as SD's
     alphas = torch.cumprod(1.0 - scaled, 0)
     reaches = [reach_of(alphas, 1.6, side) for side in (16, 64, 128)]
     assert reaches == sorted(reaches) and reaches[0] in range(490, 505) and reaches[1] in range(840, 855)
