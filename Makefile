@@ -3,7 +3,7 @@
 #   make demo     draw two people, learn them, export, make a picture of both; only ./demo is touched
 #   make test     the test suite; what takes minutes or gigabytes: .venv/bin/python -m pytest -m slow
 #   make check    ruff and pyright (strict)
-#   make bench-likeness   24 unseen people, 3 seeds, ours and the published settings (half an hour on two cores)
+#   make bench-likeness   24 unseen people, 3 seeds, ours and the published settings (ten minutes or more)
 #   make bench-speed   cold start, pictures, steps and memory beside diffusers in turns, with a chart (minutes)
 #   make bench-gpu   the same on an NVIDIA GPU, with TensorRT and torch.compile, in .venv-gpu; MODEL=folder, or weights
 #                    drawn at random for a Stable Diffusion 1.5 of true size; DEVICES=cuda where TensorRT is not wanted

@@ -6,8 +6,7 @@
 Everything is a ratio (gen - floor) / (ceiling - floor) of the judge's cosines: ``gen`` between a generated face and
 fresh renders of the same person under the same prompt, ``ceiling`` between two fresh renders of the same person,
 ``floor`` between different people. Faces that are not found count as the floor. Caption accuracy counts what the prompt
-states. Nothing here is on the way of learning: people, seeds and poses were never used in training. In --out, presets
-of an earlier run with as many people and seeds stay.
+states. Nothing here is on the way of learning: people, seeds and poses were never used in training.
 """
 
 from __future__ import annotations
@@ -221,15 +220,6 @@ def row(name: str, score: Score, against: Score | None) -> str:
     return f"| {name} | {likeness} | {share} | {' | '.join(f'{value:.3f}' for value in rest)} |"
 
 
-def earlier(file: Path, settings: dict[str, int]) -> dict[str, Any]:
-    """What a run with the same settings wrote."""
-    try:
-        found: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if found.get("settings") == settings else {}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
@@ -248,9 +238,7 @@ def main() -> None:
     print(HEAD, flush=True)
     base = measure(parts, jury, celebrities(args.people), args.seeds)
     print(row("the model's own celebrities", base, None), flush=True)
-    settings = {"people": args.people, "seeds": args.seeds}
-    figures: dict[str, Any] = {} if args.out is None else earlier(args.out, settings)
-    figures |= {"settings": settings, "celebrities": asdict(base)}
+    figures: dict[str, Any] = {"celebrities": asdict(base)}
     for preset in args.presets:
         config = PRESETS[preset]
         for change in args.set:
