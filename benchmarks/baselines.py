@@ -1,6 +1,7 @@
 """celebctl's learning against other people's methods: same frozen model, one photo, same budget, same judge.
 
     python benchmarks/baselines.py --tune                                  # each method's dials, on people not scored
+    python benchmarks/baselines.py --tune --again                          # rates beside those, for a model trained on
     python benchmarks/baselines.py --people 40 --seeds 3                   # the comparison, all methods
     python benchmarks/baselines.py --people 40 --seeds 3 --methods ti2 dreambooth
 
@@ -9,8 +10,9 @@ Nobody's dials, ours included, were ever chosen on the people who are scored (--
 The budget is views through the UNet with gradient per person (240: 60 steps of 4); pictures of the class count. People
 come in pairs: for prompts with two learned people, methods that change weights learn both in one model, with both
 budgets; for all other prompts everybody is learned alone. Results are kept per (method, person) in --work, so an
-interrupted run goes on. Writes results/baselines.json, where methods of earlier runs with the same settings stay, and a
-page beside it with the pictures of this run.
+interrupted run goes on; --part 2/8 measures every eighth couple from the second on and writes no result, so that eight
+processes can share the work before a last run without --part. Writes results/baselines.json, where methods of earlier
+runs with the same settings stay, and a page beside it with the pictures of this run.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from baselines.comparing import earlier, lead_rows
 from baselines.methods import METHODS, Method, Result
 from baselines.training import Dial, House, Subject
-from baselines.tuning import FIRST_SCORED, FIRST_TUNER, said_of, tune, tuned
+from baselines.tuning import FIRST_SCORED, FIRST_TUNER, said_of, tune, tune_again, tuned
 
 from celebctl.evaluation.casts import artist_of, celebrity_cast, stranger_cast, stranger_name
 from celebctl.evaluation.metrics import figures
@@ -93,6 +95,8 @@ def measure(
     bench.open(force=args.force)
     shop = Workshop(house, method, dial, numbers)
     begun = time.monotonic()
+    number, of = args.part
+    mine = [i for i in range(count) if of == 1 or i // 2 % of == number - 1]
 
     def tell(done: int, total: int, name: str) -> None:
         spent = time.monotonic() - begun
@@ -100,7 +104,7 @@ def measure(
         sys.stderr.write(f"\r{method.title}: {done}/{total} people{left}   {'' if name else chr(10)}")
         sys.stderr.flush()
 
-    records = bench.run(Plan(prompts, seeds, panel), cast, shop.ready, tell, method.name)
+    records = bench.run(Plan(prompts, seeds, panel), cast, shop.ready, tell, method.name, only=mine)
     return Group(figures(method.title, records, prompts, couples=True), records)
 
 
@@ -118,7 +122,7 @@ def sweep(house: House, panel: WorldPanel, methods: Sequence[Method], args: argp
         return (likeness.mean if likeness else 0.0), (fidelity.mean if fidelity else 0.0)
 
     for method in methods:
-        best = tune(method, args.dials, score)
+        best = (tune_again if args.again else tune)(method, args.dials, score)
         print(f"{method.name}: {best}", flush=True)
 
 
@@ -127,6 +131,14 @@ def dial_of(method: Method, args: argparse.Namespace) -> Dial:
     if method.name == OURS:
         return Dial(CLEAN.learning_rate, 1.0, CLEAN.views)
     return Dial(method.rates[1]) if args.untuned else tuned(method, args.dials)
+
+
+def part(text: str) -> tuple[int, int]:
+    """``2/8``: the second of eight parts."""
+    number, _, of = text.partition("/")
+    if not 1 <= int(number) <= int(of):
+        raise ValueError(text)
+    return int(number), int(of)
 
 
 def compare(house: House, panel: WorldPanel, methods: Sequence[Method], args: argparse.Namespace) -> list[Group]:
@@ -143,7 +155,11 @@ def compare(house: House, panel: WorldPanel, methods: Sequence[Method], args: ar
         args.work / CELEBRITIES, {"people": args.people, "seeds": args.seeds, "table": house.parts.table_hash}
     )
     bench.open(force=args.force)
-    records = bench.run(Plan(WORLD, args.seeds, panel), cast, lambda person: Easel(artist, artist), group=CELEBRITIES)
+    number, of = args.part
+    records = bench.run(
+        Plan(WORLD, args.seeds, panel), cast, lambda person: Easel(artist, artist), group=CELEBRITIES,
+        only=range(number - 1, args.people, of),
+    )  # fmt: skip
     return [*groups, Group(figures(cast.title, records, WORLD, couples=True), records)]
 
 
@@ -186,16 +202,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="pictures per prompt")
     parser.add_argument("--views", type=int, default=240, help="budget of each person")
     parser.add_argument("--tune", action="store_true", help="only find each method's dials")
+    parser.add_argument("--again", action="store_true", help="with --tune: only the rates beside what the sweep found")
     parser.add_argument("--tuners", type=int, default=6, help="people for tuning; an even number")
     parser.add_argument("--untuned", action="store_true", help="each method's second rate; for trying the command out")
     parser.add_argument("--dials", type=Path, default=TUNING, help="where the sweep's result is")
     parser.add_argument("--work", type=Path, default=Path("out/baselines"), help="results per method and person")
     parser.add_argument("--out", type=Path, default=RESULTS / "baselines.json")
+    parser.add_argument(
+        "--part", type=part, default=(1, 1), help="K/N: a share of the people, for processes side by side"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--force", action="store_true", help="throw away results of other settings in --work")
     args = parser.parse_args()
     if args.people % 2 or args.tuners % 2 or min(args.people, args.tuners) < 2:
         parser.error("people come in pairs: give even numbers")
-    parts = load_parts(args.model)
+    parts = load_parts(args.model, device=args.device)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
         parser.error(f"{args.model} brings no judges and no world; the comparison runs on mini")
     finder = InsightFaceAnalyser(parts.card.faces_dir)
@@ -204,8 +225,10 @@ def main() -> None:
     methods = [METHODS[name] for name in args.methods]
     if args.tune:
         sweep(house, panel, methods, args)
-    else:
-        report(compare(house, panel, methods, args), args, parts.table_hash)
+        return
+    groups = compare(house, panel, methods, args)
+    if args.part == (1, 1):
+        report(groups, args, parts.table_hash)
 
 
 if __name__ == "__main__":

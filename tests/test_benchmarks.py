@@ -179,6 +179,11 @@ def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Pa
 
     high = tuning.tune(method, tmp_path / "high.json", endless)
     assert high.rate == pytest.approx(max(method.rates) * 3**5)  # five times further, and no more
+
+    asked.clear()
+    assert tuning.tune_again(method, tmp_path / "dials.json", score) == best, "no rate beside it is better"
+    assert sorted(dial.rate for dial in asked) == pytest.approx([5e-3 / 3, 5e-3, 1.5e-2])
+    assert tuning.tune_again(method, tmp_path / "dials.json", score) == best and len(asked) == 3
     with pytest.raises(SystemExit, match="--tune"):
         tuning.tuned(bench["baselines.methods"].METHODS["custom"], tmp_path / "dials.json")
 

@@ -6,11 +6,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from celebctl.method.scoring import Jury
+from celebctl_models.diffusion import load_parts
+from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_models.mini.captions import OPENINGS, caption, vocabulary
 from celebctl_models.mini.names import CELEBRITIES, name_book
 from celebctl_models.mini.people import FACTORS, blend_names, strangers, uniform_from_normal
 from celebctl_models.mini.scenes import ACTS, EXPRESSIONS, PLACES, WORN
+from celebctl_models.mini.training.denoiser import Told
 from celebctl_models.mini.training.faces import TEMPLATE, crop_112, similarity
+from celebctl_models.mini.training.fresh import draw_faces, draw_pictures
+from celebctl_models.mini.training.workshop import Workshop
 from celebctl_models.mini.words import COMMON, build_tokenizer
 from celebctl_models.mini.world import Wanted, draw_portrait, fresh_renders, person
 
@@ -108,3 +114,35 @@ def test_rendering_does_not_depend_on_the_batch() -> None:
         [fresh_renders(z[i : i + 1], wanted=wanted[i : i + 1], seeds=seeds[i : i + 1]).image for i in range(4)]
     )
     torch.testing.assert_close(together, alone)
+
+
+def test_scenes_drawn_where_they_are_learned_from_are_those_of_the_world(tmp_path: Path) -> None:
+    """Latents and facts belong together: what is said of a scene is seen in its decoded latent."""
+    parts, shop = load_parts("mini"), Workshop(tmp_path, torch.device("cpu"))
+    pictures, latents = draw_pictures(shop, parts.vae, 24)
+    assert latents.shape == (24, 4, 16, 16) and latents.dtype == torch.float16 and len(pictures) == 24
+    two = pictures.facts[:, 0].astype(bool)
+    assert (pictures.boxes[~two, 1] == -1).all() and (pictures.boxes[two, 1, 2:] > pictures.boxes[two, 1, :2]).all()
+    with torch.no_grad():
+        pixels = parts.vae.decode(latents.float()).sample.clamp(-1, 1)
+    seen = [np.asarray(p.permute(1, 2, 0) * 127.5 + 127.5).round().astype(np.uint8) for p in pixels]
+    assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
+    jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    right = [
+        one.said["place"] == PLACES[place] for one, place in zip(jury.look(seen), pictures.facts[:, 1], strict=True)
+    ]
+    assert np.mean(right) > 0.9
+    again, same = draw_pictures(shop, parts.vae, 24)
+    assert (again.facts == pictures.facts).all() and torch.equal(same, latents)
+
+    index, ids, told, emphasis = next(iter(Told(pictures, parts.tokenizers[0], 8, seed=1)))
+    assert sorted(index.tolist()) == sorted(set(index.tolist())) and ids.shape == (8, 77)
+    empty = parts.tokenizers[0]([""], padding="max_length", max_length=77, return_tensors="pt").input_ids[0]
+    assert [not torch.equal(row, empty) for row in ids] == told.tolist()
+    assert torch.allclose(emphasis.mean((1, 2, 3)), torch.ones(8)) and float(emphasis.max()) > 1.2
+
+
+def test_strangers_drawn_for_the_reader_have_their_looks(tmp_path: Path) -> None:
+    faces, latents = draw_faces(Workshop(tmp_path, torch.device("cpu")), load_parts("mini").vae, 40, 73, 500)
+    assert latents.shape == (40, 4, 16, 16) and faces.who.shape == (40, 2) and faces.who.max() < len(faces.z) == 500
+    assert np.array_equal(faces.z, strangers(500, 73)) and np.array_equal(faces.two, faces.facts[:, 0] == 1)

@@ -80,7 +80,8 @@ def _token_rows(
         place_people(parts.tokenizers[0], parts.max_length, text.split("{}"))
         for text in captions_of(dial, OBJECT_TEMPLATES)
     ]
-    ids, positions = torch.stack([row for row, _ in placed]), torch.stack([at[0] for _, at in placed])
+    ids = torch.stack([row for row, _ in placed]).to(house.device)
+    positions = torch.stack([at[0] for _, at in placed]).to(house.device)
     rows = nn.Parameter(start.clone())
     person = Person(ids, house.latents(subject, dial, True), rows, positions)
     penalty = None if pull == 0 else lambda: pull * ((rows - start) ** 2).sum()
@@ -103,11 +104,12 @@ def textual_inversion_two(house: House, subjects: Sequence[Subject], dial: Dial,
 def cross_initialization(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
     """Two vectors from the text encoder's output for the mean celebrity name, pull 1e-5 (Pang et al. 2024)."""
     parts = house.parts
-    mean = torch.as_tensor(build_basis(parts).mean[0])
+    mean = torch.as_tensor(build_basis(parts).mean[0]).to(house.device)
     ids, at = place_people(parts.tokenizers[0], parts.max_length, ["", ""])
+    here = at[0].to(house.device)
     with torch.no_grad():
-        context = context_from_ids(parts.text_encoders[0], ids[None], mean[None], at[0][None])
-    return _apart(house, subjects, dial, seed, context[0, at[0]], 1e-5)
+        context = context_from_ids(parts.text_encoders[0], ids[None].to(house.device), mean[None], here[None])
+    return _apart(house, subjects, dial, seed, context[0, here], 1e-5)
 
 
 def _noun_row(parts: DiffusionParts) -> Tensor:

@@ -79,8 +79,8 @@ class House:
         if len(self.parts.text_encoders) != 1:
             raise SystemExit("the baselines are written for models with one text encoder (SD 1.x, 2.x, mini)")
         suit_attention(self.parts)
-        device = next(self.parts.unet.parameters()).device
-        self.fast = self.parts.unet.dtype == torch.float32 and has_bfloat16_units(device)
+        self.device: torch.device = next(self.parts.unet.parameters()).device
+        self.fast = self.parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
 
     @cached_property
     def alphas(self) -> Tensor:
@@ -99,8 +99,9 @@ class House:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, seed: int) -> Tensor:
-        noise = torch.Generator().manual_seed(seed)
-        return torch.cat([latents_from_pixels(self.parts.vae, part, noise) for part in torch.split(pixels, 16)]).float()
+        noise = torch.Generator(self.device).manual_seed(seed)
+        parts = torch.split(pixels.to(self.device), 16)
+        return torch.cat([latents_from_pixels(self.parts.vae, part, noise) for part in parts]).float()
 
     def latents(self, subject: Subject, dial: Dial, flip: bool) -> Tensor:
         """Training views of a photo, (V, 4, h, w)."""
@@ -127,7 +128,7 @@ def tokenise(parts: DiffusionParts, texts: Sequence[str]) -> Tensor:
     out = parts.tokenizers[0](
         list(texts), padding="max_length", truncation=True, max_length=parts.max_length, return_tensors="pt"
     )
-    return out.input_ids
+    return out.input_ids.to(next(parts.unet.parameters()).device)
 
 
 @dataclass
@@ -178,7 +179,7 @@ def _instances(house: House, people: Sequence[Person], count: int, generator: to
         x0.append(person.latents[view])
         inserts = None if person.rows is None else [person.rows[None].expand(count, -1, -1)]
         at = None if person.positions is None else person.positions[text]
-        with torch.autocast("cpu", torch.bfloat16, enabled=house.fast):
+        with torch.autocast(house.device.type, torch.bfloat16, enabled=house.fast):
             contexts.append(read_texts(house.parts, person.ids[text], inserts, at)[0])
     return torch.cat(x0), torch.cat(contexts)
 
@@ -186,11 +187,11 @@ def _instances(house: House, people: Sequence[Person], count: int, generator: to
 def denoising_loss(house: House, unet: Any, x0: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
     """Mean squared error at uniform timesteps, of epsilon or velocity as the model predicts."""
     t = torch.randint(len(house.alphas), (len(x0),), generator=generator)
-    noise = torch.randn(x0.shape, generator=generator)
-    alpha = house.alphas[t].view(-1, 1, 1, 1)
+    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+    alpha = house.alphas[t].view(-1, 1, 1, 1).to(x0.device)
     noisy = alpha.sqrt() * x0 + (1.0 - alpha).sqrt() * noise
-    with torch.autocast("cpu", torch.bfloat16, enabled=house.fast):
-        predicted = network_output(unet, noisy.to(unet.dtype), t, context.to(unet.dtype))
+    with torch.autocast(house.device.type, torch.bfloat16, enabled=house.fast):
+        predicted = network_output(unet, noisy.to(unet.dtype), t.to(x0.device), context.to(unet.dtype))
     velocity = house.parts.prediction_type == "v_prediction"
     target = alpha.sqrt() * noise - (1.0 - alpha).sqrt() * x0 if velocity else noise
     return F.mse_loss(predicted.float(), target)

@@ -20,29 +20,57 @@ from .training import Dial
 
 _FURTHER, _FACTOR = 5, 3.0  # how often the list of rates may grow at its end, and by what
 FIRST_TUNER = 9000  # seeds of the people that dials are chosen on
-FIRST_SCORED = 50_000  # seeds of the people of the comparison, whom nobody's dials were chosen on
+FIRST_SCORED = 60_000  # seeds of the people of the comparison, whom nobody's dials were chosen on
 CHOICES: dict[str, tuple[Any, ...]] = {"share": (0.5,), "batch": (2, 1), "data": ("script",)}
 
 
-def tune(method: Method, file: Path, score: Callable[[Method, Dial], tuple[float, float]]) -> Dial:
-    """Find a method's best dial, or read what is in ``file``; every run is kept, so an interrupted sweep goes on.
+Score = Callable[[Method, Dial], tuple[float, float]]  # likeness and fidelity of a method with a dial
 
-    score: likeness and fidelity of a method with a dial.
-    """
-    kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    runs: list[dict[str, Any]] = kept.setdefault(method.name, {}).setdefault("runs", [])
 
-    def value(dial: Dial) -> float:
+class _Sweep:
+    """Runs of one method under ``key`` of what the file keeps of it; every run is kept, so an interrupted sweep goes
+    on."""
+
+    def __init__(self, method: Method, file: Path, score: Score, key: str) -> None:
+        self.method, self.file, self.score = method, file, score
+        self.kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        self.runs: list[dict[str, Any]] = self.kept.setdefault(method.name, {}).setdefault(key, [])
+
+    def value(self, dial: Dial) -> float:
+        """What counts: the mean of likeness and fidelity."""
         wanted = asdict(dial)
-        found: dict[str, Any] | None = next((run for run in runs if run["dial"] == wanted), None)
+        found: dict[str, Any] | None = next((run for run in self.runs if run["dial"] == wanted), None)
         if found is None:
-            likeness, fidelity = score(method, dial)
+            likeness, fidelity = self.score(self.method, dial)
             found = {"dial": wanted, "likeness": likeness, "fidelity": fidelity}
-            runs.append(found)
-            atomic_write(file, (json.dumps(kept, indent=1) + "\n").encode())
-            print(f"{method.name:12s} {said_of(dial)}: likeness {likeness:.3f}, prompt {fidelity:.3f}", flush=True)
+            self.runs.append(found)
+            self._write()
+            said = f"{self.method.name:12s} {said_of(dial)}"
+            print(f"{said}: likeness {likeness:.3f}, prompt {fidelity:.3f}", flush=True)
         return (float(found["likeness"]) + float(found["fidelity"])) / 2
 
+    def settle(self, best: Dial) -> Dial:
+        """Keep a dial as the method's best."""
+        self.kept[self.method.name]["best"] = asdict(best)
+        self._write()
+        return best
+
+    def _write(self) -> None:
+        atomic_write(self.file, (json.dumps(self.kept, indent=1) + "\n").encode())
+
+
+def tune_again(method: Method, file: Path, score: Score) -> Dial:
+    """For a model that was trained further since the sweep: its best dial, and the rates beside it, as far up or down
+    as that helps. Raises SystemExit when there was no sweep."""
+    best = tuned(method, file)
+    sweep = _Sweep(method, file, score, "again")
+    return sweep.settle(_rate_around(best, sweep.value))
+
+
+def tune(method: Method, file: Path, score: Score) -> Dial:
+    """Find a method's best dial, or read what is in ``file``."""
+    sweep = _Sweep(method, file, score, "runs")
+    value = sweep.value
     tried = list(method.rates)
     best = max((Dial(rate) for rate in tried), key=value)
     for _ in range(_FURTHER):  # a best rate at the end of the list may not be the best there is
@@ -60,9 +88,7 @@ def tune(method: Method, file: Path, score: Callable[[Method, Dial], tuple[float
             best = other
     if best != Dial(best.rate):
         best = _rate_around(best, value)
-    kept[method.name]["best"] = asdict(best)
-    atomic_write(file, (json.dumps(kept, indent=1) + "\n").encode())
-    return best
+    return sweep.settle(best)
 
 
 def _rate_around(best: Dial, value: Callable[[Dial], float]) -> Dial:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -189,10 +189,14 @@ class Bench:
         ready: Callable[[int], Easel],
         on_person: Callable[[int, int, str], object] = lambda done, all_, name: None,
         group: str = "",
+        only: Collection[int] | None = None,
     ) -> list[Record]:
-        """Everybody's record, from the folder where it is there; ``ready`` is asked only for those who are not."""
+        """Everybody's record, from the folder where it is there; ``ready`` is asked only for those who are not.
+        only: indices of those who are wanted, everybody without."""
         records: list[Record] = []
         for person, sitter in enumerate(cast.sitters):
+            if only is not None and person not in only:
+                continue
             on_person(person, len(cast.sitters), sitter.name)
             path = self.folder / (group or cast.title) / f"{slug(sitter.name)}.record"
             record = Record.load(path)

@@ -30,6 +30,9 @@ LANDMARKS = 5  # eyes, nose tip, corners of the mouth; the person's right eye fi
 CROP = 112  # pixels, the recogniser's template
 FEATURE = 512
 PADS = (0.0, 0.25, 0.5, 1.0)  # of the longer side, on every side: a face that fills the picture is found after padding
+SURE = 0.6  # score of a face that is not looked at again
+LARGER = 1.5  # times as wide is a face that one found inside it gives way to
+SEEN_WHOLE = 640  # px; without a det_size of its own a detector sees larger photos reduced
 LONGEST = 2048  # pixels of the picture that is searched; detectors reduce it to a third of that themselves
 SLIMMEST = 32  # longer side over shorter: no face is found in a slimmer strip
 CPU = "CPUExecutionProvider"
@@ -60,6 +63,10 @@ class Face:
     def __str__(self) -> str:
         x0, y0, x1, y1 = (round(float(edge)) for edge in self.box)
         return f"{x1 - x0} x {y1 - y0} px at {x0},{y0} (score {self.score:.2f})"
+
+
+#: What a detector says: box with score (5,) and landmarks (5, 2).
+Found = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class FaceAnalyser(Protocol):
@@ -129,16 +136,20 @@ class InsightFaceAnalyser:
     def analyse(self, photo: Image.Image) -> list[Face]:
         """All faces from left to right; a photo in which none is found is tried again with a border around it.
 
-        Faces are looked for in a reduced copy of a large photo; crops are always cut from the photo's own pixels.
+        A photo that the detector sees reduced is looked at a second time when the detector is not sure of its faces: an
+        eye in round glasses can pass for one. Crops are always cut from the photo's own pixels.
         """
         rgb = photo if photo.mode == "RGB" else photo.convert("RGB")
         if max(rgb.size) > SLIMMEST * min(rgb.size):
             return []  # the detector's input would be only a few pixels high
         seen = _reduced(rgb)
         scale = (np.array(rgb.size) / np.array(seen.size)).astype(np.float32)
+        reduced = max(seen.size) > max(self.settings.det_size or (SEEN_WHOLE,))
         for pad in PADS:
             found = self._find(seen, round(pad * max(seen.size)))
             if found:
+                if pad == PADS[0] and reduced and max(float(box[4]) for box, _ in found) < SURE:
+                    found = _outgrown(found, self._find(seen, round(PADS[1] * max(seen.size))))
                 faces = [self._face(rgb, box, points, scale) for box, points in found]
                 return sorted(without_nested(faces), key=lambda face: float(face.box[0]))
         return []
@@ -152,7 +163,7 @@ class InsightFaceAnalyser:
             _reject(self.folder, f"the recogniser gives {feature.size} numbers of length {length:g}, not {FEATURE}")
         return feature / np.float32(length)
 
-    def _find(self, picture: Image.Image, border: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def _find(self, picture: Image.Image, border: int) -> list[Found]:
         """Boxes with scores (5,) and landmarks (5, 2), in coordinates of the picture without its border."""
         bgr = np.ascontiguousarray(_padded(np.asarray(picture, dtype=np.uint8), border)[:, :, ::-1])
         with _hushed():
@@ -227,6 +238,24 @@ def the_face(faces: Sequence[Face], photo: str, pick: int | None = None, smalles
             "use a larger photo, or one taken from nearer",
         )
     return face
+
+
+def _outgrown(found: list[Found], again: list[Found]) -> list[Found]:
+    """What was found; in place of those inside a much larger face that a second look is surer of, that one."""
+    kept: list[Found] = []
+    taken: set[int] = set()
+    for box, points in found:
+        x, y = (float(edge) for edge in (box[:2] + box[2:4]) / 2)
+        around = [
+            number
+            for number, (other, _) in enumerate(again)
+            if other[0] < x < other[2] and other[1] < y < other[3] and other[4] > box[4]
+            and other[2] - other[0] > LARGER * (box[2] - box[0])
+        ]  # fmt: skip
+        if not around:
+            kept.append((box, points))
+        taken.update(around[:1])
+    return kept + [again[number] for number in sorted(taken)]
 
 
 class ChosenFaces:

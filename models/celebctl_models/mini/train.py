@@ -5,11 +5,13 @@
     python -m celebctl.method.pretrain --model ... --lessons ... --out ...   # `learn`'s start; assemble prints the line
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only denoiser --minutes 60
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only assemble
+    python -m celebctl_models.mini.train --work mini-more --from-shipped --device cuda --fresh 524288 --batch 512 ...
 
 Seeded and resumable: run the same line again and every stage goes on where its checkpoint stands; with more minutes
 than it had, it trains on. CPU or CUDA. The stages are autoencoder, text, latent_reader, denoiser, recogniser, detector,
 judge, attributes, assemble; each gets a share of the hours. With --from-shipped everything but the denoiser is what
-ships, and the denoiser starts from its weights.
+ships, and the denoiser starts from its weights; with --fresh scenes are drawn on the device and never kept, which is
+what a GPU wants (MODEL_CARD.md has the line that made what ships).
 """
 
 from __future__ import annotations
@@ -44,9 +46,11 @@ class Line:
     """The production line: each stage asks for what stands before it, made once and kept."""
 
     def __init__(
-        self, shop: Workshop, minutes: dict[str, float], shards: int, batch: int, shipped: Path | None
-    ) -> None:
+        self, shop: Workshop, minutes: dict[str, float], shards: int, batch: int, shipped: Path | None, *,
+        rate: float, fresh: int,
+    ) -> None:  # fmt: skip
         self.shop, self.minutes, self.shards, self.batch, self.shipped = shop, minutes, shards, batch, shipped
+        self.rate, self.fresh = rate, fresh
         self.made: dict[str, Any] = {}
 
     def get(self, name: str) -> Any:
@@ -80,9 +84,21 @@ class Line:
             return self._shipped("tokenizers"), self._shipped("text_encoders")
         return text.train(self.shop, self.minutes["text"])
 
-    def _latent_reader(self) -> Any:
-        from .training import faces, latent_reader
+    def _seen(self) -> Any:
+        """Scenes and their latents."""
+        from .training import fresh
 
+        if self.fresh:
+            return fresh.draw_pictures(self.shop, self.get("autoencoder"), self.fresh)
+        return self.get("pictures"), self.get("latents")
+
+    def _latent_reader(self) -> Any:
+        from .training import faces, fresh, latent_reader
+
+        if self.fresh:
+            population = latent_reader.DRAW, latent_reader.IDENTITIES
+            drawn = fresh.draw_faces(self.shop, self.get("autoencoder"), self.fresh // 2, *population)
+            return latent_reader.train(self.shop, *drawn, self.minutes["latent_reader"], self.batch)
         seen = faces.load_faces(self.shop, "unique", latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES)
         latents = latent_reader.encode_faces(self.get("autoencoder"), seen, self.shop)
         return latent_reader.train(self.shop, seen, latents, self.minutes["latent_reader"])
@@ -94,13 +110,13 @@ class Line:
         start = None if self.shipped is None else self._shipped("unet").state_dict()
         return denoiser.train(
             self.shop,
-            self.get("pictures"),
-            self.get("latents"),
+            *self.get("seen"),
             tokenizer,
             text,
             self.minutes["denoiser"],
             reader=self.get("latent_reader"),
             batch=self.batch,
+            peak=self.rate,
             start=start,
         )
 
@@ -183,11 +199,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
     parser.add_argument("--compile", action="store_true", help="torch.compile: 1.3x on a CPU, wants a C++ compiler")
     parser.add_argument("--shards", type=int, default=16, help="4,096 pictures each")
-    parser.add_argument("--batch", type=int, default=32, help="denoiser batch")
+    parser.add_argument("--batch", type=int, default=32, help="denoiser batch; with --fresh the latent reader's, too")
+    parser.add_argument("--rate", type=float, default=7e-4, help="the denoiser's highest learning rate")
+    parser.add_argument("--fresh", type=int, default=0, help="with --from-shipped: draw so many scenes on the device")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where assemble writes")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.fresh and not args.from_shipped:
+        parser.error("--fresh keeps no pixels, which the autoencoder and the judges learn from: add --from-shipped")
     minutes = {name: 60.0 * args.hours * share for name, share in SHARES.items()}
     if args.only:
         minutes = dict.fromkeys(SHARES, 1e-6) | {args.only: args.minutes or minutes.get(args.only, 0.0)}
@@ -201,6 +221,8 @@ def main() -> None:
         args.shards,
         args.batch,
         WEIGHTS if args.from_shipped else None,
+        rate=args.rate,
+        fresh=args.fresh,
     )
     if args.only and args.only != "assemble":
         line.get(args.only)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from celebctl_models.mini.names import name_book
 
@@ -17,6 +19,7 @@ from .networks import LatentReader
 from .text import LENGTH, WIDTH
 from .workshop import Average, TimeBox, Workshop, batches, run_stage
 
+WORKERS = 8  # processes that write captions for a GPU
 CHANNELS = (96, 192)
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -107,6 +110,25 @@ def face_emphasis(boxes: NDArray[np.float32]) -> Tensor:
     return weight / weight.mean((1, 2, 3), keepdim=True)
 
 
+class Told(IterableDataset[Any]):
+    """Endless batches of scenes with fresh captions: (index (B,), ids (B, 77), whether anything is said (B,), loss
+    weights (B, 1, 16, 16)). Every worker shuffles on its own."""
+
+    def __init__(self, pictures: Pictures, tokenizer: Any, batch: int, seed: int) -> None:
+        self.pictures, self.tokenizer, self.batch, self.seed = pictures, tokenizer, batch, seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        book, worker = name_book(), get_worker_info()
+        mine = self.seed if worker is None else self.seed + 1000 * worker.id
+        rng = np.random.Generator(np.random.PCG64(mine + 1))
+        for index in batches(len(self.pictures), self.batch, torch.Generator().manual_seed(mine)):
+            texts = captions_for(book, self.pictures, index.numpy(), rng)
+            texts = ["" if rng.random() < 0.1 else t for t in texts]
+            ids = self.tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+            told = torch.tensor([t != "" for t in texts])
+            yield index, ids, told, face_emphasis(self.pictures.boxes[index.numpy()])
+
+
 def train(
     shop: Workshop,
     pictures: Pictures,
@@ -126,22 +148,16 @@ def train(
     ``detail`` weighs what ``reader`` sees in the predicted clean latent against what it sees in the true one (a
     perceptual loss in latent space), faded by the share of signal: a prediction from pure noise has no details.
     """
-    book = name_book()
     torch.manual_seed(shop.seed + 5)  # pyright: ignore[reportUnknownMemberType]
     unet = build().to(shop.device).to(memory_format=torch.channels_last)
     if start is not None:
         unet.load_state_dict(start)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    generator = torch.Generator().manual_seed(shop.seed + 6)
-    rng = np.random.Generator(np.random.PCG64(shop.seed + 7))
-    stream, abar = batches(len(latents), batch, generator), alphas_cumprod().to(shop.device)
+    abar, workers = alphas_cumprod().to(shop.device), WORKERS if shop.device.type == "cuda" else 0
+    stream = iter(DataLoader(Told(pictures, tokenizer, batch, shop.seed + 6), batch_size=None, num_workers=workers))
 
     def step(box: TimeBox) -> dict[str, float]:
-        index = next(stream)
-        texts = captions_for(book, pictures, index.numpy(), rng)
-        texts = ["" if rng.random() < 0.1 else t for t in texts]
-        told = torch.tensor([t != "" for t in texts], device=shop.device)
-        ids = tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+        index, ids, told, emphasis = next(stream)
         x0 = latents[index].float().to(shop.device)
         t = ((torch.arange(batch) + torch.rand(batch)) * (1000 / batch)).long().to(shop.device)
         noise = torch.randn_like(x0)
@@ -152,9 +168,9 @@ def train(
                 context = text(input_ids=ids.to(shop.device)).last_hidden_state
             v = unet(noisy.contiguous(memory_format=torch.channels_last), t, context).sample
             clean = (a.sqrt() * noisy - (1 - a).sqrt() * v.float()).contiguous(memory_format=torch.channels_last)
-            apart = closeness(reader, clean, x0) * abar[t] * told
+            apart = closeness(reader, clean, x0) * abar[t] * told.to(shop.device)
         error = (v.float() - target) ** 2
-        loss = (error * face_emphasis(pictures.boxes[index.numpy()]).to(shop.device)).mean()
+        loss = (error * emphasis.to(shop.device)).mean()
         (loss + detail * apart.mean()).backward()
         return {"loss": loss.item(), "v_mse": error.mean().item(), "apart": apart.mean().item()}
 

@@ -47,7 +47,7 @@ def disturb(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.lerp(x, soft, 0.7 * uniform[0] ** 2) + 0.4 * uniform[1] ** 2 * torch.randn_like(x)
 
 
-def train(shop: Workshop, faces: Faces, latents: Tensor, minutes: float) -> LatentReader:
+def train(shop: Workshop, faces: Faces, latents: Tensor, minutes: float, batch: int = 128) -> LatentReader:
     looks = appearance(faces.z)
     mean, sd = looks.mean(0), looks.std(0)
     torch.manual_seed(shop.seed + 61)  # pyright: ignore[reportUnknownMemberType]
@@ -57,7 +57,7 @@ def train(shop: Workshop, faces: Faces, latents: Tensor, minutes: float) -> Late
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.03)
     generator = torch.Generator().manual_seed(shop.seed + 62)
     held = len(latents) - 1024
-    stream = batches(held, 128, generator)
+    stream = batches(held, batch, generator)
 
     def error(index: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """(squared error per standardised look of those who are there, cross-entropy of the facts)"""

@@ -1,0 +1,80 @@
+"""Scenes drawn where they are learned from. A GPU paints a scene in microseconds, so that hardly any is seen twice and
+nothing but latents is kept: no shards, no disk.
+
+They are the same worlds as the shards' (data.py, faces.py), drawn from seeds of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from celebctl_models.mini.names import name_book
+from celebctl_models.mini.people import strangers
+from celebctl_models.mini.scenes import Scenes, random_scenes, render
+
+from .data import FACTS, Pictures, draw_people
+from .faces import Faces
+from .workshop import Workshop
+
+AT_ONCE = 1024  # scenes on a GPU; 32 on a CPU stay in its cache
+_SEED = 30_240
+
+
+def _uniform(z: NDArray[np.float32]) -> Tensor:
+    """Phi(z), as `people.uniform_from_normal` in the numbers of torch."""
+    return torch.special.ndtr(torch.as_tensor(z, dtype=torch.float64)).float()
+
+
+def _facts(scenes: Scenes) -> NDArray[np.int64]:
+    return np.stack([getattr(scenes, name).numpy().astype(np.int64) for name in FACTS], 1)
+
+
+@torch.no_grad()
+def _paint(shop: Workshop, vae: Any, scenes: Scenes) -> tuple[Tensor, NDArray[np.float32]]:
+    """Latent means (N, 4, 16, 16) float16 on the device, and boxes (N, 2, 4) px, -1 where nobody is."""
+    latents = torch.empty(len(scenes), 4, 16, 16, dtype=torch.float16, device=shop.device)
+    boxes = np.empty((len(scenes), 2, 4), np.float32)
+    size = AT_ONCE if shop.device.type == "cuda" else 32
+    for start in range(0, len(scenes), size):
+        part = scenes[slice(start, start + size)]
+        part = replace(part, **{f.name: getattr(part, f.name).to(shop.device) for f in fields(part)})
+        drawn = render(part, 64)
+        image = (drawn.image * 255 + 0.5).floor().div(127.5).sub(1.0)  # as many shades as a file has
+        with shop.autocast():
+            mean = vae.encode(image.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+        latents[start : start + size] = mean.half()
+        boxes[start : start + size] = torch.where(drawn.present[..., None], drawn.boxes, -1.0).cpu().numpy()
+    return latents, boxes
+
+
+def draw_pictures(shop: Workshop, vae: Any, count: int) -> tuple[Pictures, Tensor]:
+    """What data.load_pictures and denoiser.encode_pictures give, without pixels: scenes of named people and latents."""
+    shop.say(f"drawing and encoding {count} scenes on {shop.device}")
+    rng = np.random.Generator(np.random.PCG64([_SEED, shop.seed]))
+    people = draw_people(name_book(), count, rng)
+    generator = torch.Generator().manual_seed(_SEED + shop.seed)
+    two = torch.rand(count, generator=generator) < 0.42
+    scenes = random_scenes(_uniform(people.z), two, generator)
+    latents, boxes = _paint(shop, vae, scenes)
+    return Pictures([], people, _facts(scenes), boxes), latents
+
+
+def draw_faces(shop: Workshop, vae: Any, count: int, draw: int, identities: int) -> tuple[Faces, Tensor]:
+    """What faces.load_faces and latent_reader.encode_faces give, without pixels and landmarks."""
+    shop.say(f"drawing and encoding {count} scenes of strangers on {shop.device}")
+    generator = torch.Generator().manual_seed(_SEED + 1000 * draw + shop.seed)
+    z = strangers(identities, draw)
+    who = torch.randint(0, identities, (count, 2), generator=generator)
+    two = torch.rand(count, generator=generator) < 0.55
+    scenes = random_scenes(_uniform(z)[who], two, generator)
+    latents, boxes = _paint(shop, vae, scenes)
+    points = np.zeros((0, 2, 5, 2), np.float32)
+    return Faces(
+        np.zeros((0, 3, 64, 64), np.uint8), who.numpy(), two.numpy(), points, boxes, _facts(scenes), z
+    ), latents
