@@ -119,26 +119,26 @@ def test_rendering_does_not_depend_on_the_batch() -> None:
 def test_scenes_drawn_where_they_are_learned_from_are_those_of_the_world(tmp_path: Path) -> None:
     """Latents and facts belong together: what is said of a scene is seen in its decoded latent."""
     parts, shop = load_parts("mini"), Workshop(tmp_path, torch.device("cpu"))
+    vae, tokenizer = parts.vae, parts.tokenizers[0]
     pictures, latents = draw_pictures(shop, parts.vae, 24)
     assert latents.shape == (24, 4, 16, 16) and latents.dtype == torch.float16 and len(pictures) == 24
     two = pictures.facts[:, 0].astype(bool)
     assert (pictures.boxes[~two, 1] == -1).all() and (pictures.boxes[two, 1, 2:] > pictures.boxes[two, 1, :2]).all()
     with torch.no_grad():
-        pixels = parts.vae.decode(latents.float()).sample.clamp(-1, 1)
-    seen = [np.asarray(p.permute(1, 2, 0) * 127.5 + 127.5).round().astype(np.uint8) for p in pixels]
+        pixels: torch.Tensor = vae.decode(latents.float()).sample.clamp(-1, 1)
+    seen = list((pixels.permute(0, 2, 3, 1) * 127.5 + 127.5).round().to(torch.uint8).numpy())
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
     jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
-    right = [
-        one.said["place"] == PLACES[place] for one, place in zip(jury.look(seen), pictures.facts[:, 1], strict=True)
-    ]
-    assert np.mean(right) > 0.9
+    places = [PLACES[int(place)] for place in pictures.facts[:, 1]]
+    right = sum(one.said["place"] == place for one, place in zip(jury.look(seen), places, strict=True))
+    assert right >= 22
     again, same = draw_pictures(shop, parts.vae, 24)
     assert (again.facts == pictures.facts).all() and torch.equal(same, latents)
 
-    index, ids, told, emphasis = next(iter(Told(pictures, parts.tokenizers[0], 8, seed=1)))
-    assert sorted(index.tolist()) == sorted(set(index.tolist())) and ids.shape == (8, 77)
-    empty = parts.tokenizers[0]([""], padding="max_length", max_length=77, return_tensors="pt").input_ids[0]
-    assert [not torch.equal(row, empty) for row in ids] == told.tolist()
+    index, ids, told, emphasis = next(iter(Told(pictures, tokenizer, 8, seed=1)))
+    assert len({int(i) for i in index}) == 8 and ids.shape == (8, 77)
+    empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids[0]
+    assert torch.equal((ids != empty).any(1), told)
     assert torch.allclose(emphasis.mean((1, 2, 3)), torch.ones(8)) and float(emphasis.max()) > 1.2
 
 

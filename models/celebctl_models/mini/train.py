@@ -97,8 +97,8 @@ class Line:
 
         if self.fresh:
             population = latent_reader.DRAW, latent_reader.IDENTITIES
-            drawn = fresh.draw_faces(self.shop, self.get("autoencoder"), self.fresh // 2, *population)
-            return latent_reader.train(self.shop, *drawn, self.minutes["latent_reader"], self.batch)
+            seen, latents = fresh.draw_faces(self.shop, self.get("autoencoder"), self.fresh // 2, *population)
+            return latent_reader.train(self.shop, seen, latents, self.minutes["latent_reader"], self.batch)
         seen = faces.load_faces(self.shop, "unique", latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES)
         latents = latent_reader.encode_faces(self.get("autoencoder"), seen, self.shop)
         return latent_reader.train(self.shop, seen, latents, self.minutes["latent_reader"])
@@ -106,11 +106,13 @@ class Line:
     def _denoiser(self) -> Any:
         from .training import denoiser
 
+        pictures, latents = self.get("seen")
         tokenizer, text = self.get("text")
         start = None if self.shipped is None else self._shipped("unet").state_dict()
         return denoiser.train(
             self.shop,
-            *self.get("seen"),
+            pictures,
+            latents,
             tokenizer,
             text,
             self.minutes["denoiser"],

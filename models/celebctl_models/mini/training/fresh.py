@@ -7,7 +7,7 @@ They are the same worlds as the shards' (data.py, faces.py), drawn from seeds of
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ _SEED = 30_240
 
 def _uniform(z: NDArray[np.float32]) -> Tensor:
     """Phi(z), as `people.uniform_from_normal` in the numbers of torch."""
-    return torch.special.ndtr(torch.as_tensor(z, dtype=torch.float64)).float()
+    shares: Tensor = cast(Any, torch.special).ndtr(torch.as_tensor(z, dtype=torch.float64))
+    return shares.float()
 
 
 def _facts(scenes: Scenes) -> NDArray[np.int64]:
