@@ -275,9 +275,9 @@ class Laboratory:
         numbers = [self.first + i for i in range(self.people)]
         bench = Bench(
             self.work / ablation.name / slug(variant.label),
-            {"model": self.parts.table_hash, "config": config.told(), "people": numbers, "seeds": self.seeds,
-             "together": variant.together, "direct": variant.direct, "prompts": [p.text for p in WORLD],
-             "mapper": mapper_digest(self.parts)},
+            {"model": self.parts.table_hash, "weights": self.parts.weights_digest, "config": config.told(),
+             "people": numbers, "seeds": self.seeds, "together": variant.together, "direct": variant.direct,
+             "prompts": [p.text for p in WORLD], "mapper": mapper_digest(self.parts)},
         )  # fmt: skip
         bench.open(self.force)
         own = build_basis(self.parts, release=config.names == "release")

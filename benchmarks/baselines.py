@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from baselines.comparing import earlier, lead_rows
+from baselines.comparing import couples_in, earlier, lead_rows, part
 from baselines.methods import METHODS, Method, Result
 from baselines.training import Dial, House, Subject
 from baselines.tuning import FIRST_SCORED, FIRST_TUNER, said_of, tune, tune_again, tuned
@@ -87,16 +87,15 @@ def measure(
     """One method on ``count`` people."""
     numbers = [first + i for i in range(count)]
     cast = stranger_cast(panel, numbers, others(count), method.title)
-    settings = {"model": house.parts.table_hash, "budget": args.views, "dial": asdict(dial), "people": numbers,
-                "prompts": [p.text for p in prompts], "seeds": seeds}  # fmt: skip
+    settings = {"model": house.parts.table_hash, "weights": house.parts.weights_digest, "budget": args.views,
+                "dial": asdict(dial), "people": numbers, "prompts": [p.text for p in prompts],
+                "seeds": seeds}  # fmt: skip
     if method.name in PRESETS:
         settings |= {"learning": PRESETS[method.name].told(), "mapper": mapper_digest(house.parts)}
     bench = Bench(work, settings)
     bench.open(force=args.force)
     shop = Workshop(house, method, dial, numbers)
     begun = time.monotonic()
-    number, of = args.part
-    mine = [i for i in range(count) if of == 1 or i // 2 % of == number - 1]
 
     def tell(done: int, total: int, name: str) -> None:
         spent = time.monotonic() - begun
@@ -104,7 +103,9 @@ def measure(
         sys.stderr.write(f"\r{method.title}: {done}/{total} people{left}   {'' if name else chr(10)}")
         sys.stderr.flush()
 
-    records = bench.run(Plan(prompts, seeds, panel), cast, shop.ready, tell, method.name, only=mine)
+    records = bench.run(
+        Plan(prompts, seeds, panel), cast, shop.ready, tell, method.name, only=couples_in(args.part, count)
+    )
     return Group(figures(method.title, records, prompts, couples=True), records)
 
 
@@ -122,7 +123,10 @@ def sweep(house: House, panel: WorldPanel, methods: Sequence[Method], args: argp
         return (likeness.mean if likeness else 0.0), (fidelity.mean if fidelity else 0.0)
 
     for method in methods:
-        best = (tune_again if args.again else tune)(method, args.dials, score)
+        if args.again:
+            best = tune_again(method, args.dials, score, house.parts.weights_digest)
+        else:
+            best = tune(method, args.dials, score)
         print(f"{method.name}: {best}", flush=True)
 
 
@@ -131,14 +135,6 @@ def dial_of(method: Method, args: argparse.Namespace) -> Dial:
     if method.name == OURS:
         return Dial(CLEAN.learning_rate, 1.0, CLEAN.views)
     return Dial(method.rates[1]) if args.untuned else tuned(method, args.dials)
-
-
-def part(text: str) -> tuple[int, int]:
-    """``2/8``: the second of eight parts."""
-    number, _, of = text.partition("/")
-    if not 1 <= int(number) <= int(of):
-        raise ValueError(text)
-    return int(number), int(of)
 
 
 def compare(house: House, panel: WorldPanel, methods: Sequence[Method], args: argparse.Namespace) -> list[Group]:
@@ -152,21 +148,21 @@ def compare(house: House, panel: WorldPanel, methods: Sequence[Method], args: ar
     ]  # fmt: skip
     cast, artist = celebrity_cast(panel, args.people), artist_of(house.parts, [])
     bench = Bench(
-        args.work / CELEBRITIES, {"people": args.people, "seeds": args.seeds, "table": house.parts.table_hash}
+        args.work / CELEBRITIES,
+        {"people": args.people, "seeds": args.seeds, "weights": house.parts.weights_digest},
     )
     bench.open(force=args.force)
-    number, of = args.part
     records = bench.run(
         Plan(WORLD, args.seeds, panel), cast, lambda person: Easel(artist, artist), group=CELEBRITIES,
-        only=range(number - 1, args.people, of),
+        only=couples_in(args.part, args.people),
     )  # fmt: skip
     return [*groups, Group(figures(cast.title, records, WORLD, couples=True), records)]
 
 
-def report(groups: Sequence[Group], args: argparse.Namespace, table_hash: str) -> None:
+def report(groups: Sequence[Group], args: argparse.Namespace, weights: str) -> None:
     """Tables on stdout, JSON and page beside it. What an earlier run of the same settings found is kept."""
     settings: dict[str, Any] = {
-        "model": args.model, "table": table_hash[:16], "people": args.people, "pictures of each": args.seeds,
+        "model": args.model, "weights": weights, "people": args.people, "pictures of each": args.seeds,
         "budget in views": args.views, "first": args.first,
     }  # fmt: skip
     now = dict(zip([*args.methods, CELEBRITIES], (group.figures for group in groups), strict=True))
@@ -216,6 +212,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.people % 2 or args.tuners % 2 or min(args.people, args.tuners) < 2:
         parser.error("people come in pairs: give even numbers")
+    if args.tune and args.part != (1, 1):
+        parser.error("--part shares the comparison's people; a sweep needs all of its own")
     parts = load_parts(args.model, device=args.device)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
         parser.error(f"{args.model} brings no judges and no world; the comparison runs on mini")
@@ -228,7 +226,7 @@ def main() -> None:
         return
     groups = compare(house, panel, methods, args)
     if args.part == (1, 1):
-        report(groups, args, parts.table_hash)
+        report(groups, args, parts.weights_digest)
 
 
 if __name__ == "__main__":

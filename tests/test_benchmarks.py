@@ -159,6 +159,16 @@ def test_a_lead_is_taken_person_by_person(bench: Any) -> None:
     assert len(head) == len(cells[0]) and cells[0][-1].startswith("+0.0500 ±")
 
 
+def test_parts_share_couples_and_leave_nobody_out(bench: Any) -> None:
+    comparing = bench["baselines.comparing"]
+    assert comparing.part("2/3") == (2, 3) and comparing.couples_in((2, 3), 10) == [2, 3, 8, 9]
+    assert comparing.couples_in((1, 1), 4) == [0, 1, 2, 3]
+    assert sorted(i for k in (1, 2, 3) for i in comparing.couples_in((k, 3), 10)) == list(range(10))
+    for wrong in ("0/8", "9/8", "2", "two/8"):
+        with pytest.raises(ValueError):
+            comparing.part(wrong)
+
+
 def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Path) -> None:
     tuning, method = bench["baselines.tuning"], bench["baselines.methods"].METHODS["ti2"]
     asked: list[Any] = []
@@ -181,9 +191,10 @@ def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Pa
     assert high.rate == pytest.approx(max(method.rates) * 3**5)  # five times further, and no more
 
     asked.clear()
-    assert tuning.tune_again(method, tmp_path / "dials.json", score) == best, "no rate beside it is better"
+    assert tuning.tune_again(method, tmp_path / "dials.json", score, "new") == best, "no rate beside it is better"
     assert sorted(dial.rate for dial in asked) == pytest.approx([5e-3 / 3, 5e-3, 1.5e-2])
-    assert tuning.tune_again(method, tmp_path / "dials.json", score) == best and len(asked) == 3
+    assert tuning.tune_again(method, tmp_path / "dials.json", score, "new") == best and len(asked) == 3
+    assert tuning.tune_again(method, tmp_path / "dials.json", score, "newer") == best and len(asked) == 6
     with pytest.raises(SystemExit, match="--tune"):
         tuning.tuned(bench["baselines.methods"].METHODS["custom"], tmp_path / "dials.json")
 

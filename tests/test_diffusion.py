@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +37,16 @@ def copied_folder(tiny_folder: Path, tmp_path: Path) -> Path:
 def ids_of(parts: DiffusionParts, *prompts: str) -> Any:
     options = {"padding": "max_length", "max_length": 77, "return_tensors": "pt"}
     return parts.tokenizers[0](list(prompts), **options).input_ids
+
+
+def test_a_model_that_was_trained_on_is_told_apart(tiny_parts: DiffusionParts) -> None:
+    unet = copy.deepcopy(tiny_parts.unet)
+    same = replace(tiny_parts, unet=unet).weights_digest
+    with torch.no_grad():
+        next(iter(unet.parameters())).view(-1)[0] += 1.0
+    changed = replace(tiny_parts, unet=unet)
+    assert same == tiny_parts.weights_digest != changed.weights_digest and len(same) == 16
+    assert changed.table_hash == tiny_parts.table_hash
 
 
 def test_inserted_rows_equal_baked_rows(tiny_parts: DiffusionParts) -> None:

@@ -279,6 +279,9 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     again = bench.run(plan, cast, lambda person: Easel(artist, artist, 1.0, 10))
     assert [text for text, _ in artist.asked[before:]] == ["a photo of <p1>"] * 2 + ["<p1> and <p2> playing chess"] * 2
     assert figures("a", again, plan.prompts).to_json() == figures("a", records, plan.prompts).to_json()
+    (tmp_path / "people" / "p2.record").unlink()
+    some = bench.run(plan, cast, lambda person: Easel(artist, artist, 1.0, 10), only=[0, 1])
+    assert [one.name for one in some] == ["p0", "p1"] and not (tmp_path / "people" / "p2.record").exists()
     with pytest.raises(UsageProblem, match="other settings"):
         Bench(tmp_path, {"seeds": 3}).open()
     (tmp_path / "learned").mkdir()

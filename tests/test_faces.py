@@ -1,10 +1,7 @@
-"""One face path: any photo file becomes upright RGB or a clear refusal; faces come out of it in one known form."""
+"""Faces come out of a photo in one known form, or it is said why not."""
 
-import io
-import struct
 import sys
 import warnings
-import zlib
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -14,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from face_doubles import CELL, LANDMARKS, photo_of, write_face_models
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from celebctl_models.faces import (
     SEEN_WHOLE,
@@ -26,10 +23,8 @@ from celebctl_models.faces import (
     without_nested,
 )
 from celebctl_models.mini.world import draw_portrait
-from celebctl_models.photos import open_photo
 from celebctl_models.registry import card_for, locate
 from celebctl_runtime.errors import (
-    CelebctlError,
     EnvironmentProblem,
     InputRejected,
     IntegrityProblem,
@@ -46,201 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def analyser(folder: Path) -> InsightFaceAnalyser:
     return InsightFaceAnalyser(folder)
-
-
-# Photos.
-
-
-def quadrants() -> Image.Image:
-    """Four colours, so that every turn and flip can be told from every other."""
-    picture = Image.new("RGB", (8, 4), (200, 0, 0))
-    picture.paste((0, 200, 0), (4, 0, 8, 2))
-    picture.paste((0, 0, 200), (0, 2, 4, 4))
-    picture.paste((200, 200, 0), (4, 2, 8, 4))
-    return picture
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_gives_the_same_picture(tmp_path: Path, orientation: int) -> None:
-    turns = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}  # the inverse of what a viewer does
-    picture = quadrants()
-    for turn in turns.get(orientation, []):
-        picture = picture.transpose(Image.Transpose(turn))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    picture.save(tmp_path / "a.png", exif=exif)
-    assert open_photo(tmp_path / "a.png").tobytes() == quadrants().tobytes()
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
-def test_every_png_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    if mode == "I;16":
-        picture = Image.fromarray(np.full((8, 8), 0x8000, np.uint16))
-    else:
-        grey = Image.new("RGB", (8, 8), (128, 128, 128))
-        picture = grey.quantize(4) if mode == "P" else grey.convert(mode)
-    picture.save(tmp_path / "a.png")
-    pixels = np.asarray(open_photo(tmp_path / "a.png"))
-    assert pixels.shape == (8, 8, 3)
-    assert mode == "1" or (np.ptp(pixels) == 0 and abs(int(pixels[0, 0, 0]) - 128) <= 1)
-
-
-def test_transparency_lies_over_white(tmp_path: Path) -> None:
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
-    picture = Image.new("P", (4, 4), 0)
-    picture.putpalette([9, 9, 9])
-    picture.save(tmp_path / "p.png", transparency=0)
-    for name in ("a.png", "p.png"):
-        assert np.asarray(open_photo(tmp_path / name)).min() == 255
-
-
-def test_cmyk_jpeg_is_read(tmp_path: Path) -> None:
-    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
-    red, green, blue = np.asarray(open_photo(tmp_path / "a.jpg"))[4, 4].tolist()
-    assert red > 200 and green < 60 and blue < 60
-
-
-def test_colour_profiles_are_followed_and_broken_ones_ignored(tmp_path: Path) -> None:
-    from PIL import ImageCms
-
-    lab: Any = ImageCms
-    srgb = lab.ImageCmsProfile(lab.createProfile("sRGB")).tobytes()
-    picture = Image.new("RGB", (4, 4), (10, 120, 240))
-    for name, profile in (("a.png", srgb), ("b.png", b"no profile at all")):
-        picture.save(tmp_path / name, icc_profile=profile)
-        assert np.abs(np.asarray(open_photo(tmp_path / name), np.int16) - np.asarray(picture)).max() <= 1
-
-
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(tmp_path: Path, kind: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ((0, 0, 0), (255, 255, 255))]
-    path = tmp_path / "a.bin"
-    frames[0].save(path, kind, save_all=True, append_images=frames[1:], duration=50)
-    notes: list[str] = []
-    assert np.asarray(open_photo(path, notes.append)).max() < 20
-    assert notes and "first frame" in notes[0]
-
-
-def test_metadata_stays_behind(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x010F] = "Camera"
-    quadrants().save(tmp_path / "a.jpg", exif=exif, comment=b"somebody's home")
-    photo = open_photo(tmp_path / "a.jpg")
-    assert not photo.info and not photo.getexif()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_claiming(width: int, height: int, *extra: bytes) -> bytes:
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(b"\0" * 100))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + body + chunk(b"IEND", b"")
-
-
-def jpeg_bytes() -> bytes:
-    file = io.BytesIO()
-    photo_of((1, 1)).save(file, "JPEG")
-    return file.getvalue()
-
-
-HOSTILE = {
-    "empty.jpg": b"",
-    "short.jpg": jpeg_bytes()[:200],
-    "cut.jpg": jpeg_bytes()[:-600],
-    "bomb.png": png_claiming(30_000, 30_000),
-    "large.png": png_claiming(12_000, 12_000),
-    "ztxt.png": png_claiming(8, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(80_000_000)))),
-    "iccp.png": png_claiming(8, 8, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(80_000_000)))),
-    "text.jpg": b"these are words, not pixels",
-    "page.pdf": b"%PDF-1.7\n%...",
-    "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
-    "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    "sky.fits": b"SIMPLE  =                    T".ljust(2880),
-    "noise.png": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_no_photo_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(HOSTILE[name])
-    with pytest.raises(InputRejected) as error:
-        open_photo(tmp_path / name)
-    assert name in error.value.problem and error.value.hint
-
-
-def test_of_a_phones_jpeg_with_several_pictures_the_main_one_is_taken(tmp_path: Path) -> None:
-    frames = [quadrants().resize((64, 32)), Image.new("RGB", (64, 32), "white")]
-    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
-    notes: list[str] = []
-    assert np.asarray(open_photo(tmp_path / "a.jpg", notes.append)).min() < 60 and not notes
-
-
-def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(InputRejected, match="floating"):
-        open_photo(tmp_path / "a.tiff")
-
-
-def test_an_iphone_photo_without_its_reader_says_what_to_install(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
-    with pytest.raises(EnvironmentProblem) as error:
-        open_photo(tmp_path / "a.heic")
-    assert "celebctl[heif]" in error.value.hint
-
-
-def test_iphone_photos_are_read_upright_at_their_main_picture(tmp_path: Path) -> None:
-    heif: Any = pytest.importorskip("pillow_heif")
-    heif.register_heif_opener()
-    picture = quadrants().resize((64, 32), Image.Resampling.NEAREST)
-    for orientation in (1, 3, 6, 8):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        for name in ("a.heic", "a.jpg"):
-            picture.save(tmp_path / name, exif=exif.tobytes(), quality=95)
-        one, other = (np.asarray(open_photo(tmp_path / name), np.int16) for name in ("a.heic", "a.jpg"))
-        assert one.shape == other.shape and np.median(np.abs(one - other)) <= 3
-    blank = Image.new("RGB", (64, 32), "white")
-    picture.save(tmp_path / "b.heic", save_all=True, append_images=[blank], primary_index=1)
-    notes: list[str] = []
-    assert np.asarray(open_photo(tmp_path / "b.heic", notes.append)).min() > 240 and not notes
-
-
-@pytest.mark.parametrize(
-    ("path", "problem"),
-    [
-        ("face.jpg", NotFound),
-        ("", NotFound),
-        ("a\0b", NotFound),
-        ("/dev/null", NotFound),
-        ("https://example.org/face.jpg", UsageProblem),
-        ("http:/example.org/face.jpg", UsageProblem),
-    ],
-)
-def test_paths_that_lead_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, problem: type[CelebctlError]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(problem) as error:
-        open_photo(path)
-    assert error.value.hint
-
-
-def test_a_missing_photo_hints_at_drawing_one(tmp_path: Path) -> None:
-    for name, drawn in (("face.jpg", str(tmp_path / "face.jpg")), ("face.heic", "face.png")):
-        with pytest.raises(NotFound) as error:
-            open_photo(tmp_path / name)
-        assert f"celebctl portrait {drawn} draws" in error.value.hint
-
-
-def test_pillow_keeps_its_own_limits() -> None:
-    """Our guard leans on Pillow's for compressed text."""
-    assert PngImagePlugin.MAX_TEXT_CHUNK <= 1 << 20
-
-
-# Faces.
 
 
 def test_a_face_comes_out_in_the_known_form(analyser: InsightFaceAnalyser) -> None:

@@ -54,3 +54,17 @@ def earlier(file: Path, settings: Mapping[str, Any], known: Collection[str]) -> 
     if document["settings"] != dict(settings):
         return {}
     return {name: read_figures(said) for name, said in document["methods"].items() if name not in known}
+
+
+def part(text: str) -> tuple[int, int]:
+    """``2/8``: the second of eight parts. Raises ValueError for what is none."""
+    number, _, of = text.partition("/")
+    if not 1 <= int(number) <= int(of):
+        raise ValueError(text)
+    return int(number), int(of)
+
+
+def couples_in(share: tuple[int, int], people: int) -> list[int]:
+    """The people of a part: every so many-th couple, for couples are learned together."""
+    number, of = share
+    return [i for i in range(people) if i // 2 % of == number - 1]

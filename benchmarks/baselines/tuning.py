@@ -59,11 +59,11 @@ class _Sweep:
         atomic_write(self.file, (json.dumps(self.kept, indent=1) + "\n").encode())
 
 
-def tune_again(method: Method, file: Path, score: Score) -> Dial:
+def tune_again(method: Method, file: Path, score: Score, weights: str) -> Dial:
     """For a model that was trained further since the sweep: its best dial, and the rates beside it, as far up or down
     as that helps. Raises SystemExit when there was no sweep."""
     best = tuned(method, file)
-    sweep = _Sweep(method, file, score, "again")
+    sweep = _Sweep(method, file, score, f"again with {weights}")
     return sweep.settle(_rate_around(best, sweep.value))
 
 

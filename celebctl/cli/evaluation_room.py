@@ -78,7 +78,8 @@ class Room:
         wanted = [prompt for prompt in wanted if not (alone and prompt.category == "pair")]
         said = json.dumps([[p.category, p.text, dict(p.states)] for p in wanted])
         told = {
-            "model": self.parts.name, "token table": self.parts.table_hash[:16], "judges": self.panel.names,
+            "model": self.parts.name, "token table": self.parts.table_hash[:16],
+            "weights": self.parts.weights_digest, "judges": self.panel.names,
             "prompts": f"{len(wanted)} ({hashlib.sha256(said.encode()).hexdigest()[:12]})", "pictures of each": seeds,
             "clip": str(self.clip) if self.clip else None,
         }  # fmt: skip

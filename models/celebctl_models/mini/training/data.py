@@ -22,6 +22,12 @@ SHARD = 4096
 KINDS = ("celebrity", "ordinary", "anyone")
 #: What a shard knows about each scene beside its pixels, by column of ``facts``.
 FACTS = ("two", "place", "act", "expression", "worn", "style")
+TWO = 0.42  # share of scenes with two people
+
+
+def facts_of(scenes: Scenes) -> NDArray[np.int64]:
+    """What is known of scenes, (N, 6) as FACTS."""
+    return np.stack([getattr(scenes, name).numpy().astype(np.int64) for name in FACTS], 1)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def make_shard(path: Path, seed: int, size: int) -> None:
     people = draw_people(name_book(), SHARD, rng)
     generator = torch.Generator().manual_seed(seed)
     factors = torch.as_tensor(uniform_from_normal(people.z))
-    scenes = random_scenes(factors, torch.rand(SHARD, generator=generator) < 0.42, generator)
+    scenes = random_scenes(factors, torch.rand(SHARD, generator=generator) < TWO, generator)
     images = np.empty((SHARD, 3, size, size), np.uint8)
     boxes = np.empty((SHARD, 2, 4), np.float32)
     with torch.no_grad():
@@ -70,9 +76,10 @@ def make_shard(path: Path, seed: int, size: int) -> None:
             drawn = render(part, size)
             images[start : start + 32] = (drawn.image * 255 + 0.5).to(torch.uint8).numpy()
             boxes[start : start + 32] = torch.where(drawn.present[..., None], drawn.boxes, -1.0).numpy()
-    facts = np.stack([getattr(scenes, name).numpy().astype(np.int64) for name in FACTS], 1)
     np.save(path.with_suffix(".npy"), images)
-    np.savez(path.with_suffix(".npz"), kind=people.kind, pair=people.pair, z=people.z, facts=facts, boxes=boxes)
+    np.savez(
+        path.with_suffix(".npz"), kind=people.kind, pair=people.pair, z=people.z, facts=facts_of(scenes), boxes=boxes
+    )
 
 
 @dataclass(frozen=True)

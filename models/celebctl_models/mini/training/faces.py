@@ -21,10 +21,11 @@ from torch import Tensor
 from celebctl_models.mini.people import strangers, uniform_from_normal
 from celebctl_models.mini.scenes import random_scenes, render
 
-from .data import FACTS
+from .data import facts_of
 from .workshop import Workshop
 
 IDENTITIES, FACE_SHARD = 3600, 3000
+TWO = 0.55  # share of scenes with two people
 PORTRAIT_SHARD, PORTRAIT_SIZE = 1200, 128
 #: ArcFace's 112 x 112 template (insightface `face_align.arcface_dst`), px.
 TEMPLATE = torch.tensor(
@@ -41,7 +42,7 @@ def make_face_shard(path: Path, seed: int, draw: int, identities: int) -> None:
     z = strangers(identities, draw)
     who = torch.randint(0, identities, (FACE_SHARD, 2), generator=generator)
     factors = torch.as_tensor(uniform_from_normal(z))[who]
-    scenes = random_scenes(factors, torch.rand(FACE_SHARD, generator=generator) < 0.55, generator)
+    scenes = random_scenes(factors, torch.rand(FACE_SHARD, generator=generator) < TWO, generator)
     images, points, boxes = (
         np.empty((FACE_SHARD, 3, 64, 64), np.uint8),
         np.empty((FACE_SHARD, 2, 5, 2), np.float32),
@@ -54,8 +55,7 @@ def make_face_shard(path: Path, seed: int, draw: int, identities: int) -> None:
             images[part] = (drawn.image * 255 + 0.5).to(torch.uint8).numpy()
             points[part], boxes[part] = drawn.landmarks.numpy(), drawn.boxes.numpy()
     np.save(path.with_suffix(".npy"), images)
-    facts = np.stack([getattr(scenes, name).numpy().astype(np.int64) for name in FACTS], 1)
-    known = {"who": who.numpy(), "two": scenes.two.numpy(), "points": points, "boxes": boxes, "facts": facts}
+    known = {"who": who.numpy(), "two": scenes.two.numpy(), "points": points, "boxes": boxes, "facts": facts_of(scenes)}
     np.savez(path.with_suffix(".npz"), **known)  # pyright: ignore[reportArgumentType]
 
 

@@ -7,7 +7,7 @@ They are the same worlds as the shards' (data.py, faces.py), drawn from seeds of
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,25 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from celebctl_models.mini.names import name_book
-from celebctl_models.mini.people import strangers
+from celebctl_models.mini.people import strangers, uniform_from_normal
 from celebctl_models.mini.scenes import Scenes, random_scenes, render
 
-from .data import FACTS, Pictures, draw_people
+from .data import TWO, Pictures, draw_people, facts_of
+from .faces import TWO as TWO_STRANGERS
 from .faces import Faces
 from .workshop import Workshop
 
 AT_ONCE = 1024  # scenes on a GPU; 32 on a CPU stay in its cache
 _SEED = 30_240
-
-
-def _uniform(z: NDArray[np.float32]) -> Tensor:
-    """Phi(z), as `people.uniform_from_normal` in the numbers of torch."""
-    shares: Tensor = cast(Any, torch.special).ndtr(torch.as_tensor(z, dtype=torch.float64))
-    return shares.float()
-
-
-def _facts(scenes: Scenes) -> NDArray[np.int64]:
-    return np.stack([getattr(scenes, name).numpy().astype(np.int64) for name in FACTS], 1)
 
 
 @torch.no_grad()
@@ -60,10 +51,10 @@ def draw_pictures(shop: Workshop, vae: Any, count: int) -> tuple[Pictures, Tenso
     rng = np.random.Generator(np.random.PCG64([_SEED, shop.seed]))
     people = draw_people(name_book(), count, rng)
     generator = torch.Generator().manual_seed(_SEED + shop.seed)
-    two = torch.rand(count, generator=generator) < 0.42
-    scenes = random_scenes(_uniform(people.z), two, generator)
+    two = torch.rand(count, generator=generator) < TWO
+    scenes = random_scenes(torch.as_tensor(uniform_from_normal(people.z)), two, generator)
     latents, boxes = _paint(shop, vae, scenes)
-    return Pictures([], people, _facts(scenes), boxes), latents
+    return Pictures([], people, facts_of(scenes), boxes), latents
 
 
 def draw_faces(shop: Workshop, vae: Any, count: int, draw: int, identities: int) -> tuple[Faces, Tensor]:
@@ -72,10 +63,10 @@ def draw_faces(shop: Workshop, vae: Any, count: int, draw: int, identities: int)
     generator = torch.Generator().manual_seed(_SEED + 1000 * draw + shop.seed)
     z = strangers(identities, draw)
     who = torch.randint(0, identities, (count, 2), generator=generator)
-    two = torch.rand(count, generator=generator) < 0.55
-    scenes = random_scenes(_uniform(z)[who], two, generator)
+    two = torch.rand(count, generator=generator) < TWO_STRANGERS
+    scenes = random_scenes(torch.as_tensor(uniform_from_normal(z))[who], two, generator)
     latents, boxes = _paint(shop, vae, scenes)
     points = np.zeros((0, 2, 5, 2), np.float32)
     return Faces(
-        np.zeros((0, 3, 64, 64), np.uint8), who.numpy(), two.numpy(), points, boxes, _facts(scenes), z
+        np.zeros((0, 3, 64, 64), np.uint8), who.numpy(), two.numpy(), points, boxes, facts_of(scenes), z
     ), latents
