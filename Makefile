@@ -46,8 +46,9 @@ demo: $(READY)
 	run gen "alice and bob playing chess" --seed $(SEED) --out alice-and-bob-playing-chess.png --force && \
 	printf '\nThe picture: %s\n' "$$PWD/alice-and-bob-playing-chess.png"
 
+# Side by side, one core each: two processes of one thread do more here than one of two.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .
