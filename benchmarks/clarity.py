@@ -6,8 +6,10 @@
 Looks once more at the pictures that a comparison kept (as WebP, all methods alike). Of everything a prompt states, the
 number of people included, the attribute reader's logit of the right word minus that of the best other word: above 0 is
 right, as `celebctl eval` counts it, and the more the clearer; the continuous reading that CLIP's cosine is for
-photographs. Means with 95 % intervals over couples, and celebctl's lead person by person. What an earlier run found of
-methods whose pictures are not in --work stays, as in baselines.py.
+photographs. Means with 95 % intervals over couples, and celebctl's lead person by person. The last row has true
+pictures of the same people under the same prompts, which is what a method without a fault would draw; the last column
+is how far such a method would be ahead. What an earlier run found of methods whose pictures are not in --work stays,
+as in baselines.py.
 """
 
 from __future__ import annotations
@@ -28,17 +30,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 from baselines.comparing import verdict
 from baselines.methods import METHODS
 
+from celebctl.evaluation.casts import stranger_cast
 from celebctl.evaluation.estimates import Estimate, by_couples, estimate
+from celebctl.evaluation.panel import Seen, WorldPanel
 from celebctl.evaluation.prompts import WORLD, Prompt
-from celebctl.evaluation.record import Record
+from celebctl.evaluation.record import Record, Shot
 from celebctl.evaluation.report import markdown
+from celebctl.evaluation.session import SETTINGS_FILE, thumbnail
+from celebctl.evaluation.truth import WorldTruth
 from celebctl.method.scoring import Jury
 from celebctl_models.diffusion import load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_runtime.files import atomic_write
 
 RESULT = Path(__file__).parent / "results" / "clarity.json"
-OURS, CELEBRITIES = "clean", "celebrities"
+OURS, CELEBRITIES, TRUE = "clean", "celebrities", "true"
+TITLES = {CELEBRITIES: "the model's own celebrities", TRUE: "true pictures of the same people"}
+_TRUE_DRAWS = 2
 
 
 def margin(logits: np.ndarray, right: int) -> float:
@@ -64,13 +72,32 @@ def people_of(jury: Jury, folder: Path) -> dict[str, float]:
     return {record.name: clarity(jury, record) for record in records if record is not None}
 
 
-def earlier(file: Path, model: str) -> dict[str, dict[str, float]]:
-    """Everybody's clarity under each method in an earlier result of the same model."""
+def true_people(panel: WorldPanel, folder: Path) -> dict[str, float]:
+    """The people of a comparison in true pictures of the same prompts, kept as the drawn ones are (WebP)."""
+    seeds: list[int] = json.loads((folder / SETTINGS_FILE).read_text())["people"]
+    cast = stranger_cast(panel, seeds, [i ^ 1 for i in range(len(seeds))], TITLES[TRUE])
+    assert isinstance(cast.truth, WorldTruth)
+    nothing = Seen(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
+    found: dict[str, float] = {}
+    for i, sitter in enumerate(cast.sitters):
+        shots = [
+            Shot(number, draw, nothing, thumbnail(picture))
+            for draw in range(_TRUE_DRAWS)
+            for number, picture in enumerate(cast.truth.pictures(i, WORLD, draw))
+        ]
+        found[sitter.name] = clarity(panel, Record(sitter.name, tuple(shots), ()))
+    return found
+
+
+def earlier(file: Path, model: str, weights: str) -> dict[str, dict[str, float]]:
+    """Everybody's clarity under each method in an earlier result of the same model and weights."""
     try:
         document: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return {name: dict(one["people"]) for name, one in document["methods"].items() if document["model"] == model}
+    if (document["model"], document.get("weights")) != (model, weights):
+        return {}
+    return {name: dict(one["people"]) for name, one in document["methods"].items()}
 
 
 def lead(ours: dict[str, float], theirs: dict[str, float]) -> Estimate | None:
@@ -87,28 +114,30 @@ def main() -> None:
     parts = load_parts(args.model)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
         parser.error(f"{args.model} brings no reader of attributes")
-    jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
-    known = earlier(args.out, args.model)
+    panel = WorldPanel(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    known = earlier(args.out, args.model, parts.weights_digest)
     here = {name for name in (*METHODS, CELEBRITIES) if (args.work / name).is_dir()}
     names = [name for name in (*METHODS, CELEBRITIES) if name in here or name in known]
     if OURS not in here:
         parser.error(f"{args.work} holds no pictures of {OURS}: run benchmarks/baselines.py with --work {args.work}")
-    found = {name: people_of(jury, args.work / name) if name in here else known[name] for name in names}
+    found = {name: people_of(panel, args.work / name) if name in here else known[name] for name in names}
     for name in [name for name in names if name != CELEBRITIES and found[name].keys() != found[OURS].keys()]:
         sys.stderr.write(f"{name} is left out: it has {len(found.pop(name))} people, and not those of {OURS}\n")
+    found[TRUE] = true_people(panel, args.work / OURS)
     methods: dict[str, Any] = {}
     cells: list[list[str]] = []
     for name, people in found.items():
-        title = METHODS[name].title if name in METHODS else "the model's own celebrities"
+        title = METHODS[name].title if name in METHODS else TITLES[name]
         one = estimate(by_couples(people.values()))
         ahead = lead(found[OURS], people) if name not in (OURS, CELEBRITIES) else None
+        faultless = lead(found[TRUE], people) if name not in (TRUE, CELEBRITIES) else None
         methods[name] = {"title": title, "people": {who: round(value, 4) for who, value in people.items()}}
-        for key, value in (("clarity", one), ("lead of clean", ahead)):
+        for key, value in (("clarity", one), ("lead of clean", ahead), ("lead of true pictures", faultless)):
             if value is not None:
                 methods[name][key] = {"mean": value.mean, "half": value.half, "couples": value.count}
-        cells.append([title, str(one), verdict(ahead)])
-    print("\n".join(markdown(["who", "clarity", "clean's lead"], cells)))
-    document = {"model": args.model, "unit": "logits", "methods": methods}
+        cells.append([title, str(one), verdict(ahead), verdict(faultless)])
+    print("\n".join(markdown(["who", "clarity", "clean's lead", "lead of true pictures"], cells)))
+    document = {"model": args.model, "weights": parts.weights_digest, "unit": "logits", "methods": methods}
     atomic_write(args.out, (json.dumps(document, indent=1) + "\n").encode())
     print(args.out)
 

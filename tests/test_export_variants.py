@@ -88,6 +88,17 @@ def test_a_wrong_form_is_discarded_and_the_graph_stays(
     assert line.startswith("step stays as it is for ONNX Runtime: ") and word in line
 
 
+def test_a_long_path_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ("deep" * 40)
+    folder.mkdir()
+    path = write(folder / "step.onnx", _STEP)
+    expected = Answers("step", [(feeds(), run(path, feeds()))])
+    also(another_operator, monkeypatch)
+    said: list[str] = []
+    assert measured(folder, expected, said) == ([], [])
+    assert "NoSuchThing" in said[0] and "deep" not in said[0]
+
+
 def test_files_begun_before_a_failure_are_gone(
     tmp_path: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

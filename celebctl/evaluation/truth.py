@@ -48,23 +48,34 @@ class WorldTruth:
         self._panel, self._z, self._partners, self._beside = panel, z, partners, beside
 
     def see(self, person: int, prompts: Sequence[Prompt]) -> list[tuple[Seen, ...]]:
-        answers: list[tuple[Seen, ...]] = [()] * len(prompts)
+        return list(zip(*(self._look(person, prompts, draw) for draw in range(2)), strict=True))
+
+    def _look(self, person: int, prompts: Sequence[Prompt], draw: int) -> list[Seen]:
+        pictures = self.pictures(person, prompts, draw)
+        seen: dict[int, Seen] = {}
         for people in (1, 2):
             numbers = [i for i, prompt in enumerate(prompts) if prompt.people == people]
-            seeds = [[render_seed(people, k, r) + person for k in range(len(numbers))] for r in range(2)]
-            rounds = [self._look(person, [prompts[i] for i in numbers], seeds[r]) for r in range(2)]
-            for i, *seen in zip(numbers, *rounds, strict=True):
-                answers[i] = tuple(seen)
-        return answers
+            looks = self._panel.see([pictures[i] for i in numbers], [""] * len(numbers), people) if numbers else []
+            seen |= dict(zip(numbers, looks, strict=True))
+        return [seen[i] for i in range(len(prompts))]
 
-    def _look(self, person: int, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Seen]:
-        if not prompts:
-            return []
-        two = prompts[0].people == 2
-        others = [self._z[self._partners[person]] if p.category == "pair" else self._beside[person] for p in prompts]
-        first = np.repeat(self._z[person : person + 1], len(prompts), 0)
-        drawn = true_pictures(first, prompts, seeds, np.stack(others) if two else None)
-        return self._panel.see(drawn, [""] * len(drawn), 2 if two else 1)
+    def pictures(self, person: int, prompts: Sequence[Prompt], draw: int) -> list[Pixels]:
+        """A true picture (H, W, 3) uint8 of every prompt; ``draw`` 0, 1, ... are other poses and noise of the same."""
+        drawn: dict[int, Pixels] = {}
+        for people in (1, 2):
+            numbers = [i for i, prompt in enumerate(prompts) if prompt.people == people]
+            if not numbers:
+                continue
+            same = [prompts[i] for i in numbers]
+            seeds = [render_seed(people, k, draw) + person for k in range(len(same))]
+            first = np.repeat(self._z[person : person + 1], len(same), 0)
+            beside = [self._beside_of(person, prompt) for prompt in same]
+            made = true_pictures(first, same, seeds, np.stack(beside) if people == 2 else None)
+            drawn |= dict(zip(numbers, made, strict=True))
+        return [drawn[i] for i in range(len(prompts))]
+
+    def _beside_of(self, person: int, prompt: Prompt) -> Floats:
+        return self._z[self._partners[person]] if prompt.category == "pair" else self._beside[person]
 
 
 def render_seed(people: int, number: int, draw: int) -> int:

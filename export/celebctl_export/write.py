@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -91,7 +92,8 @@ def _measured_variant(
         ]
         check(rows)
     except Exception as error:  # other people's graph tools and engine: any exception can come out of them
-        on_stage(f"{expected.graph} stays as it is for ONNX Runtime: {str(error)[:200]}")
+        reason = str(error).replace(f"{folder}{os.sep}", "")[:200]  # a long path would leave no room for the reason
+        on_stage(f"{expected.graph} stays as it is for ONNX Runtime: {reason}")
         discard_variant(folder, expected.graph)
         return [], []
     return found, rows
