@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from baselines.comparing import couples_in, earlier, lead_rows, part
+from baselines.comparing import couples_in, earlier, lead_rows, part, partners
 from baselines.methods import METHODS, Method, Result
 from baselines.training import Dial, House, Subject
 from baselines.tuning import FIRST_SCORED, FIRST_TUNER, said_of, tune, tune_again, tuned
@@ -50,11 +50,6 @@ from celebctl_runtime.files import atomic_write
 RESULTS = Path(__file__).parent / "results"
 TUNING = RESULTS / "baselines_tuning.json"
 OURS, CELEBRITIES = "clean", "celebrities"
-
-
-def others(count: int) -> list[int]:
-    """Partners two by two: 0 with 1, 2 with 3."""
-    return [i ^ 1 for i in range(count)]
 
 
 @dataclass
@@ -86,7 +81,7 @@ def measure(
 ) -> Group:  # fmt: skip
     """One method on ``count`` people."""
     numbers = [first + i for i in range(count)]
-    cast = stranger_cast(panel, numbers, others(count), method.title)
+    cast = stranger_cast(panel, numbers, partners(count), method.title)
     settings = {"model": house.parts.table_hash, "weights": house.parts.weights_digest, "budget": args.views,
                 "dial": asdict(dial), "people": numbers, "prompts": [p.text for p in prompts],
                 "seeds": seeds}  # fmt: skip

@@ -27,7 +27,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from baselines.comparing import verdict
+from baselines.comparing import partners, verdict
 from baselines.methods import METHODS
 
 from celebctl.evaluation.casts import stranger_cast
@@ -46,7 +46,7 @@ from celebctl_runtime.files import atomic_write
 RESULT = Path(__file__).parent / "results" / "clarity.json"
 OURS, CELEBRITIES, TRUE = "clean", "celebrities", "true"
 TITLES = {CELEBRITIES: "the model's own celebrities", TRUE: "true pictures of the same people"}
-_TRUE_DRAWS = 2
+_TRUE_DRAWS = 2  # of each prompt
 
 
 def margin(logits: np.ndarray, right: int) -> float:
@@ -75,7 +75,7 @@ def people_of(jury: Jury, folder: Path) -> dict[str, float]:
 def true_people(panel: WorldPanel, folder: Path) -> dict[str, float]:
     """The people of a comparison in true pictures of the same prompts, kept as the drawn ones are (WebP)."""
     seeds: list[int] = json.loads((folder / SETTINGS_FILE).read_text())["people"]
-    cast = stranger_cast(panel, seeds, [i ^ 1 for i in range(len(seeds))], TITLES[TRUE])
+    cast = stranger_cast(panel, seeds, partners(len(seeds)), TITLES[TRUE])
     assert isinstance(cast.truth, WorldTruth)
     nothing = Seen(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
     found: dict[str, float] = {}

@@ -228,8 +228,9 @@ def main() -> None:
     seeds = [args.first + i for i in range(args.people)]
     parts = load_parts(args.model)
     basis, jury = build_basis(parts), jury_of(parts)
-    people = strangers(parts, basis, seeds, args.work, args.together)
-    place = args.work / "bundle"
+    work = args.work / parts.weights_digest  # what other weights learned and drew is not gone on from
+    people = strangers(parts, basis, seeds, work, args.together)
+    place = work / "bundle"
     bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, average=basis.mean)
     z = np.stack([person(seed) for seed in seeds])
     looks = {
@@ -237,7 +238,7 @@ def main() -> None:
         for p, (_, wanted) in enumerate(PAIRS)
         for ahead, left, right in ((True, z, np.roll(z, -1, 0)), (False, np.roll(z, -1, 0), z))
     }
-    log = args.work / "shots.json"
+    log = work / "shots.json"
     known: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.exists() else {}
     studio = Studio(bundle, OrtBackend(bundle, "cpu", args.threads), jury, people, looks, log, known)
     figures: dict[str, object] = {}

@@ -171,7 +171,7 @@ def main() -> None:
     parts = load_parts(args.model)
     basis, jury = build_basis(parts), jury_of(parts)
     seeds = [args.first + i for i in range(args.people)]
-    people = strangers(parts, basis, seeds, args.work, args.together)
+    people = strangers(parts, basis, seeds, args.work / parts.weights_digest, args.together)
     celebrities = celebrities_of(parts)
     shuffled: list[int] = np.random.Generator(np.random.PCG64(5)).permutation(len(celebrities.names)).tolist()
     chosen = [celebrities.names[i] for i in shuffled[: args.invented]]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from desk_doubles import Desk
 
@@ -283,3 +285,26 @@ def _index() -> dict[str, Any]:
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """The modules of benchmarks/, found as the commands find them."""
+    from benchmark_doubles import BENCHMARKS
+
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield {
+            name: import_module(name)
+            for name in (
+                "baselines.comparing",
+                "baselines.methods",
+                "baselines.training",
+                "baselines.tuning",
+                "ablations",
+                "clarity",
+                "baselines_picture",
+            )
+        }
+    finally:
+        sys.path.remove(str(BENCHMARKS))

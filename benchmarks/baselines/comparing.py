@@ -56,6 +56,11 @@ def earlier(file: Path, settings: Mapping[str, Any], known: Collection[str]) -> 
     return {name: read_figures(said) for name, said in document["methods"].items() if name not in known}
 
 
+def partners(count: int) -> list[int]:
+    """Who is learned and drawn with whom, two by two: 0 with 1, 2 with 3."""
+    return [i ^ 1 for i in range(count)]
+
+
 def part(text: str) -> tuple[int, int]:
     """``2/8``: the second of eight parts. Raises ValueError for what is none."""
     number, _, of = text.partition("/")

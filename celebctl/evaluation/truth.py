@@ -48,34 +48,34 @@ class WorldTruth:
         self._panel, self._z, self._partners, self._beside = panel, z, partners, beside
 
     def see(self, person: int, prompts: Sequence[Prompt]) -> list[tuple[Seen, ...]]:
-        return list(zip(*(self._look(person, prompts, draw) for draw in range(2)), strict=True))
-
-    def _look(self, person: int, prompts: Sequence[Prompt], draw: int) -> list[Seen]:
-        pictures = self.pictures(person, prompts, draw)
-        seen: dict[int, Seen] = {}
-        for people in (1, 2):
-            numbers = [i for i, prompt in enumerate(prompts) if prompt.people == people]
-            looks = self._panel.see([pictures[i] for i in numbers], [""] * len(numbers), people) if numbers else []
-            seen |= dict(zip(numbers, looks, strict=True))
-        return [seen[i] for i in range(len(prompts))]
+        answers: list[tuple[Seen, ...]] = [()] * len(prompts)
+        for people, numbers in _by_people(prompts):
+            rounds = [self._draw(person, [prompts[i] for i in numbers], people, draw) for draw in range(2)]
+            looks = [self._panel.see(drawn, [""] * len(drawn), people) for drawn in rounds]
+            for i, *seen in zip(numbers, *looks, strict=True):
+                answers[i] = tuple(seen)
+        return answers
 
     def pictures(self, person: int, prompts: Sequence[Prompt], draw: int) -> list[Pixels]:
         """A true picture (H, W, 3) uint8 of every prompt; ``draw`` 0, 1, ... are other poses and noise of the same."""
-        drawn: dict[int, Pixels] = {}
-        for people in (1, 2):
-            numbers = [i for i, prompt in enumerate(prompts) if prompt.people == people]
-            if not numbers:
-                continue
-            same = [prompts[i] for i in numbers]
-            seeds = [render_seed(people, k, draw) + person for k in range(len(same))]
-            first = np.repeat(self._z[person : person + 1], len(same), 0)
-            beside = [self._beside_of(person, prompt) for prompt in same]
-            made = true_pictures(first, same, seeds, np.stack(beside) if people == 2 else None)
-            drawn |= dict(zip(numbers, made, strict=True))
-        return [drawn[i] for i in range(len(prompts))]
+        found: dict[int, Pixels] = {}
+        for people, numbers in _by_people(prompts):
+            drawn = self._draw(person, [prompts[i] for i in numbers], people, draw)
+            found |= dict(zip(numbers, drawn, strict=True))
+        return [found[i] for i in range(len(prompts))]
 
-    def _beside_of(self, person: int, prompt: Prompt) -> Floats:
-        return self._z[self._partners[person]] if prompt.category == "pair" else self._beside[person]
+    def _draw(self, person: int, prompts: Sequence[Prompt], people: int, draw: int) -> list[Pixels]:
+        """``prompts`` are all of those with so many people."""
+        seeds = [render_seed(people, k, draw) + person for k in range(len(prompts))]
+        others = [self._z[self._partners[person]] if p.category == "pair" else self._beside[person] for p in prompts]
+        first = np.repeat(self._z[person : person + 1], len(prompts), 0)
+        return true_pictures(first, prompts, seeds, np.stack(others) if people == 2 else None)
+
+
+def _by_people(prompts: Sequence[Prompt]) -> list[tuple[int, list[int]]]:
+    """How many people, and the numbers of the prompts that show so many."""
+    numbers = {people: [i for i, prompt in enumerate(prompts) if prompt.people == people] for people in (1, 2)}
+    return [(people, some) for people, some in numbers.items() if some]
 
 
 def render_seed(people: int, number: int, draw: int) -> int:

@@ -1,0 +1,125 @@
+"""Ablations change one thing: a changed basis starts from the same people, and the command tells what it measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from benchmark_doubles import K, random_basis
+
+from celebctl.method.basis import CelebBasis
+from celebctl.method.config import LearnConfig
+
+if TYPE_CHECKING:
+    from celebctl_models.diffusion import DiffusionParts
+
+torch: Any = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("change", ["flat_spread", "without_mean", "of_components"])
+def test_a_changed_basis_starts_from_the_same_people(
+    change: str, bench: Any, tiny_parts: DiffusionParts, tmp_path: Path
+) -> None:
+    from celebctl.method.mapper import CoefficientMapper, FittedMapper
+    from celebctl.method.pretrain import load_mapper, save_mapper
+
+    ablations, old = bench["ablations"], random_basis()
+    generator = torch.Generator().manual_seed(0)
+    fitted = FittedMapper(old.size, 8, 12)
+    with torch.no_grad():
+        fitted.up.bias.normal_(generator=generator)
+    save_mapper(fitted, old, tmp_path / "old.safetensors")
+    parts = replace(tiny_parts, card=replace(tiny_parts.card, mapper_file=tmp_path / "old.safetensors"))
+    make = ablations.of_components(3) if change == "of_components" else getattr(ablations, change)
+    new = make(parts, old)
+    moved = ablations.rebase(parts, old, new, tmp_path / "new.safetensors")
+    feature = torch.nn.functional.normalize(torch.randn(1, 512, generator=generator), dim=1)
+
+    def start(basis: CelebBasis, file: Path) -> Any:
+        mapper = CoefficientMapper(basis, LearnConfig(bound=1e4), generator)
+        mapper.start_from_fitted(load_mapper(file, basis))
+        coefficients = tuple(part[0].detach().numpy() for part in mapper.split(mapper(feature)))
+        return basis.embed(coefficients)[0]
+
+    before, after = start(old, tmp_path / "old.safetensors"), start(new, moved.card.mapper_file)
+    if change == "flat_spread":
+        assert after == pytest.approx(before, abs=2e-2)  # the file holds float16
+    else:  # what the new basis cannot say is lost, and nothing else
+        flat = new.components[0]
+        kept = new.mean[0] + np.einsum("jd,jkd,jke->je", before - new.mean[0], flat, flat)
+        assert after == pytest.approx(kept, abs=2e-2)
+
+
+def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> None:
+    direct = bench["ablations"].DirectMapper(random_basis(), LearnConfig(), torch.Generator().manual_seed(0))
+    plain = bench["ablations"].CoefficientMapper(random_basis(), LearnConfig(), torch.Generator().manual_seed(0))
+    features = torch.nn.functional.normalize(torch.randn(3, 512), dim=1)
+    assert torch.equal(direct.units(features), plain.units(features))
+    learned = [name for name, p in direct.named_parameters() if p.requires_grad]
+    assert learned == ["written"] and direct.written.shape == (3, 2 * 2 * K // 2)
+    from celebctl.method.mapper import FittedMapper
+
+    fitted = FittedMapper(random_basis().size, 8, 12)
+    kinds: list[Any] = [bench["ablations"].DirectMapper, type(plain)]
+    begun = [kind(random_basis(), LearnConfig(), torch.Generator()) for kind in kinds]
+    for mapper in begun:
+        mapper.start_from_fitted(fitted)
+    assert torch.equal(begun[0].units(features), begun[1].units(features)) and bool(begun[1].units(features).any())
+
+
+@pytest.mark.parametrize(
+    ("name", "variants"), [("pooled", ["apart", "pooled"]), ("names", ["25", "50"]), ("context", ["0", "0.1"])]
+)
+def test_an_ablation_learns_with_what_it_changes_and_tells(
+    name: str, variants: list[str], bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The command itself on mini: two people, one step, one prompt."""
+    from celebctl.evaluation.prompts import Prompt
+
+    ablations = bench["ablations"]
+    learn, asked = ablations.learn_strangers, list[Any]()
+
+    def learned(parts: Any, finder: Any, config: Any, basis: Any, *rest: Any) -> Any:
+        asked.append((basis.hash, basis.names, config.context))
+        return learn(parts, finder, config, basis, *rest)
+
+    monkeypatch.setattr(ablations, "WORLD", (Prompt("reconstruction", "a photo of {}", {}),))
+    monkeypatch.setattr(ablations, "learn_strangers", learned)
+    words = ["--people", "2", "--steps", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["ablations.py", name, *words, "--variants", *variants])
+    ablations.main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table] == [
+        "who", "---", *variants, f"beside {variants[0]}", "---", variants[1],
+    ]  # fmt: skip
+    document = json.loads((tmp_path / f"ablation-{name}.json").read_text())
+    assert [one["title"] for one in document["variants"]] == variants and document["settings"]["people"] == 2
+    clear = [one["summary"]["clarity"]["mean"] for one in document["variants"]]
+    assert f"{clear[1] - clear[0]:+.3f}" in table[-1]
+    likeness = [one["summary"]["likeness"]["mean"] for one in document["variants"]]
+    page = (tmp_path / f"ablation-{name}.html").read_text()
+    assert "<svg" in page and all(f"{value:.3f}" in page for value in likeness)
+    (one, other), work = asked, tmp_path / "work" / name
+    people = [work / ablations.slug(variant) / "learned" / "p1000.safetensors" for variant in variants]
+    if name == "context":
+        assert one[0] == other[0] and (one[2], other[2]) == (0.0, 0.1)
+    else:
+        assert one[0] != other[0] and (name != "names" or (one[1], other[1]) == (25, 50))
+    from celebctl_runtime.identity import Identity
+
+    assert [Identity.load(file).basis_hash for file in people] == [one[0], other[0]]
+
+
+def test_every_ablation_of_the_paper_has_a_command(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    names = "names components mean spread pooled start direct mask scale middle captions rho".split()
+    assert list(bench["ablations"].ABLATIONS) == [*names, "loss", "noise", "times", "context", "stopping", "joint"]
+    fields = set(LearnConfig.__dataclass_fields__)
+    for one in bench["ablations"].ABLATIONS.values():
+        assert len({variant.label for variant in one.variants}) == len(one.variants) >= 2
+        assert all(set(variant.changes) <= fields for variant in one.variants)
+    json.dumps([v.changes for one in bench["ablations"].ABLATIONS.values() for v in one.variants])
