@@ -8,29 +8,45 @@
 
 A person belongs to the token table they were learned for, so a name is unique on its shelf, not everywhere. Files are
 written whole or not at all; a name that is being learned is locked, and the system drops the lock with its process.
+What a file or a user says (family, hash, name, model, shelf) becomes part of a path in ``Library._place`` only.
 What this module does not know: torch, how people are learned, what is inside a bundle.
 """
 
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from celebctl_models.known_models import KNOWN
-from celebctl_runtime.errors import Busy, NotFound, UsageProblem
+from celebctl_runtime.errors import Busy, IntegrityProblem, NotFound, UsageProblem
 from celebctl_runtime.files import atomic_write, disk_problems
-from celebctl_runtime.identity import Identity, check_name
+from celebctl_runtime.identity import Identity, check_key, check_name
 
 SUFFIX = ".safetensors"
 HASH_DIGITS = 8
 
+_SHELF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+_MAX_MODEL = 100  # characters of a model's name in the name of its bundle
+_PART = re.compile(r"\.?\w[\w.+ -]*")  # of a path: no separator, no way up, nothing that a shell or glob reads
+
 
 def shelf_name(family: str, table_hash: str) -> str:
-    """The folder name of a model's people: short, and safe on every file system."""
-    return f"{family}-{table_hash[:HASH_DIGITS]}"
+    """The folder name of a model's people: short, and safe on every file system.
+
+    Raises IntegrityProblem for a family or hash that cannot be part of a file name.
+    """
+    return f"{check_key('a model family', family)}-{check_key('a table hash', table_hash)[:HASH_DIGITS]}"
+
+
+def check_shelf(shelf: str) -> str:
+    """``shelf`` when it could be a folder of people. Raises UsageProblem: it is what a user typed."""
+    if not _SHELF.fullmatch(shelf):
+        raise UsageProblem(f"{shelf[:80]!r} cannot be a model of people", "celebctl list shows those there are")
+    return shelf
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,7 @@ class Entry:
 
     def load(self) -> Identity:
         """Read the file; its own name wins over the one inside. Raises IntegrityProblem when it is damaged."""
+        _refuse_outside(self.path, self.path.parent.parent)
         identity = Identity.load(self.path)
         return identity if identity.name == self.name else identity.renamed(self.name)
 
@@ -61,9 +78,16 @@ class Library:
     # People. `shelf` limits a call to one model; without it a name must be unique over all of them.
 
     def entries(self, shelf: str | None = None) -> list[Entry]:
-        """Everybody, sorted by name, then shelf. Files with names that no person can have are left alone."""
-        pattern = f"{shelf or '*'}/[a-z]*{SUFFIX}"
-        files = sorted((self.root / "identities").glob(pattern), key=lambda path: (path.stem, path.parent.name))
+        """Everybody, sorted by name, then shelf. Files with names that no person can have are left alone.
+
+        Raises UsageProblem when `shelf` cannot be one.
+        """
+        place = self.root / "identities"
+        shelves = [path.name for path in _listed(place) if _SHELF.fullmatch(path.name)]
+        if shelf is not None:
+            shelves = [name for name in shelves if name == check_shelf(shelf)]
+        files = [path for name in shelves for path in _listed(place / name) if _is_person(path)]
+        files.sort(key=lambda path: (path.stem, path.parent.name))
         return [Entry(path.stem, path.parent.name, path) for path in files]
 
     def names(self, shelf: str | None = None) -> list[str]:
@@ -78,7 +102,7 @@ class Library:
             self._not_found(wanted, shelf)
         if len(found) > 1:
             shelves = ", ".join(entry.shelf for entry in found)
-            raise UsageProblem(f"several models know a {wanted}: {shelves}", f"say which: --shelf {found[0].shelf}")
+            raise UsageProblem(f"several models have a person {wanted}: {shelves}", f"say which: --shelf {found[0].shelf}")
         return found[0]
 
     def load(self, name: str, shelf: str | None = None) -> Identity:
@@ -102,7 +126,7 @@ class Library:
         """Delete a person and what unfinished learning left of them; returns where the file was."""
         entry = self.find(name, shelf)
         with self.reserve([entry.name], entry.shelf), disk_problems(entry.path):
-            entry.path.unlink(missing_ok=True)
+            self._path(entry.name, entry.shelf).unlink(missing_ok=True)
             for checkpoint in self.checkpoint([entry.name], entry.shelf).parent.glob("*.checkpoint"):
                 if entry.name in checkpoint.stem.split("+"):
                     checkpoint.unlink(missing_ok=True)
@@ -140,7 +164,7 @@ class Library:
 
         with contextlib.ExitStack() as held:
             for name in sorted(set(names)):  # one order for everybody, so that no two processes wait for each other
-                path = self.root / "locks" / f"{shelf}.{name}.lock"
+                path = self._place("locks", f"{check_shelf(shelf)}.{name}.lock")
                 with disk_problems(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     lock = FileLock(path, timeout=0, is_singleton=True)
@@ -154,13 +178,14 @@ class Library:
 
     def checkpoint(self, names: Sequence[str], shelf: str) -> Path:
         """Where learning `names` together keeps its place."""
-        return self.root / "unfinished" / shelf / f"{'+'.join(names)}.checkpoint"
+        return self._place("unfinished", check_shelf(shelf), f"{'+'.join(names)}.checkpoint")
 
     # Bundles and what can be made again.
 
     def bundle_path(self, model: str, table_hash: str) -> Path:
-        """Where the bundle of a model is made."""
-        return self.root / "bundles" / f"{model}-{table_hash[:HASH_DIGITS]}"
+        """Where the bundle of a model is made. Of the model's name, what a file name had better not hold is ``_``."""
+        name = re.sub(r"^[^\w]+|[^\w.+ -]", "_", model)[:_MAX_MODEL]
+        return self._place("bundles", f"{name or '_'}-{check_key('a table hash', table_hash)[:HASH_DIGITS]}")
 
     def bundles(self) -> list[Path]:
         """Folders with a manifest, the one exported last first."""
@@ -186,7 +211,16 @@ class Library:
         return path
 
     def _path(self, name: str, shelf: str) -> Path:
-        return self.root / "identities" / shelf / f"{name}{SUFFIX}"
+        return self._place("identities", check_shelf(shelf), f"{check_name(name)}{SUFFIX}")
+
+    def _place(self, area: str, *parts: str) -> Path:
+        """A path below `area`, a folder of the library. Raises IntegrityProblem when it would lie anywhere else."""
+        for part in parts:
+            if not _PART.fullmatch(part):
+                raise IntegrityProblem(f"{part[:80]!r} cannot be a file name", "restore the file that says so")
+        path = self.root.joinpath(area, *parts)
+        _refuse_outside(path.parent, self.root / area)
+        return path
 
     def _origin(self, bundle: Path) -> Path:
         return bundle.with_name(f".{bundle.name}.origin")
@@ -201,6 +235,24 @@ class Library:
         else:
             hint = f"you know nobody yet: celebctl learn face.jpg --name {name}"
         raise NotFound(f"you know nobody called {name}", hint)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing when there is no such folder."""
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_person(path: Path) -> bool:
+    try:
+        return path.suffix == SUFFIX and check_name(path.stem) == path.stem and path.is_file()
+    except UsageProblem:
+        return False
+
+
+def _refuse_outside(path: Path, folder: Path) -> None:
+    """Raise IntegrityProblem when links lead from `path` out of `folder` (which may be a link itself)."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise IntegrityProblem(f"{path} leads out of the library", "put the file itself in the place of the link")
 
 
 def origin_of(model: str) -> str:

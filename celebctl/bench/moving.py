@@ -65,8 +65,16 @@ def stand_in_for(bundle: Bundle, path: Path) -> Bundle:
         if name in tables or name == FILE_NAME:
             shutil.copyfile(bundle.file(name), target)
         else:
-            target.symlink_to(bundle.file(name).resolve())
+            _link(bundle.file(name), target)
     return Bundle.open(path, verify="quick")
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file that is only read, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def stranger(bundle: Bundle, name: str, seed: int) -> Identity:

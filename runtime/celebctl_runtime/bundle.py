@@ -18,6 +18,9 @@ new slot and never the old one.
 
 Hashes: a token table's entry in ``files`` covers the vocabulary only and never changes; every person's rows have their
 own SHA-256; spare rows of nobody must be zero. So every byte is accounted for, and adding a person hashes a few KiB.
+
+A bundle may come from anywhere. Its files are regular files inside its folder: a symbolic link, device or pipe is
+refused, and so is a write to a table that has a second name (hard link) or to rows past the end of its file.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import hashlib
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from os import SEEK_END
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
-from .files import atomic_write, disk_problems, flush, sha256_file
+from .files import atomic_write, disk_problems, flush, open_regular, regular_path, sha256_file
 from .identity import TOKENS, Identity
 from .manifest import FILE_NAME, FileFacts, Manifest, Resident, TokenTable
 from .schedule import ScheduleConfig
@@ -111,8 +115,8 @@ class Bundle:
         return {name: resident.rows[0] for name, resident in self._manifest.identities.items()}
 
     def file(self, name: str) -> Path:
-        """Where a file of the bundle lies."""
-        return self.path / name
+        """Where a file of the bundle lies, or would. Raises IntegrityProblem for a link or any other special file."""
+        return regular_path(self.path, name)
 
     def free_rows(self) -> list[tuple[tuple[int, int], ...]]:
         """The places that nobody lives in, as :class:`Resident` has them; the one that is taken next comes first."""
@@ -136,7 +140,8 @@ class Bundle:
                 "celebctl export makes a fresh bundle that does",
             )
         path = self.file(self._manifest.average)
-        raw = path.read_bytes()
+        with open_regular(path) as file:
+            raw = file.read()
         if len(raw) != sum(TOKENS * 4 * table.width for table in tables):
             raise _damaged(path, f"has {len(raw)} bytes, which are not the average celebrity's")
         ends = np.cumsum([TOKENS * table.width for table in tables])
@@ -239,12 +244,20 @@ class Bundle:
             try:
                 with FileLock(self.file(_LOCK_NAME), timeout=_LOCK_SECONDS):
                     self.refresh()
+                    self._check_writable()
                     self._wipe_pending()
                     yield
             except Timeout as error:
                 raise Busy(
                     f"another process is changing the bundle {self.path}", "run the same command again"
                 ) from error
+
+    def _check_writable(self) -> None:
+        """Raise before anything is published when a token table must not be written in place."""
+        for table in self._manifest.token_tables:
+            with open_regular(self.file(table.file), "rb+") as file:
+                if file.seek(0, SEEK_END) != table.rows * table.row_bytes:
+                    raise _damaged(self.file(table.file), f"does not hold {table.rows} rows")
 
     def _publish(self, **changes: object) -> None:
         manifest = replace(self._manifest, **changes)  # type: ignore[arg-type]
@@ -305,7 +318,7 @@ class Bundle:
 
     def _write_rows(self, rows: tuple[tuple[int, int], ...], content: Iterable[bytes]) -> None:
         for table, (first, _), data in zip(self._manifest.token_tables, rows, content, strict=True):
-            with self.file(table.file).open("rb+") as file:
+            with open_regular(self.file(table.file), "rb+") as file:
                 file.seek(first * table.row_bytes)
                 file.write(data)
                 flush(file)
@@ -339,7 +352,8 @@ def _stamp(path: Path) -> tuple[int, ...]:
 def _read(path: Path) -> tuple[Manifest, tuple[int, ...]]:
     try:
         stamp = _stamp(path)
-        return Manifest.from_bytes((path / FILE_NAME).read_bytes()), stamp
+        with open_regular(regular_path(path, FILE_NAME)) as file:
+            return Manifest.from_bytes(file.read()), stamp
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"there is no bundle at {path}", "celebctl export makes one") from error
     except PermissionError as error:
@@ -349,7 +363,7 @@ def _read(path: Path) -> tuple[Manifest, tuple[int, ...]]:
 def _read_rows(path: Path, manifest: Manifest, rows: tuple[tuple[int, int], ...]) -> list[bytes]:
     content: list[bytes] = []
     for table, pair in zip(manifest.token_tables, rows, strict=True):
-        with (path / table.file).open("rb") as file:
+        with open_regular(regular_path(path, table.file)) as file:
             for row in pair:
                 file.seek(row * table.row_bytes)
                 content.append(file.read(table.row_bytes))

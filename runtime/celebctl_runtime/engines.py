@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .errors import IntegrityProblem, NotFound
-from .files import atomic_write
+from .files import atomic_write, regular_path
 from .manifest import GraphFacts, Manifest
 from .schedule import ScheduleConfig
 
@@ -120,8 +120,8 @@ def engine_key(manifest: Manifest, machine: Machine) -> str:
 
 
 def engine_folder(bundle: Path, key: str) -> Path:
-    """Where the engines with this key lie."""
-    return bundle / FOLDER / key
+    """Where the engines with this key lie. Raises IntegrityProblem when a link leads there."""
+    return regular_path(bundle, f"{FOLDER}/{key}/{FILE_NAME}").parent
 
 
 def has_engines(bundle: Path) -> bool:

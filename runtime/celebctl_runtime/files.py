@@ -10,13 +10,14 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal
 
-from .errors import EnvironmentProblem
+from .errors import EnvironmentProblem, IntegrityProblem
 
 _DISK_HINTS = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
@@ -89,6 +90,54 @@ def atomic_directory(path: Path) -> Generator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         flush_directory(path.parent)
+
+
+def regular_path(folder: Path, name: str) -> Path:
+    """The path of the file ``name`` in ``folder``: no symbolic link on the way, and a regular file if it exists.
+
+    ``folder`` itself may be a link, because the user named it. Raises IntegrityProblem.
+    """
+    path, parts = folder, PurePosixPath(name).parts
+    for number, part in enumerate(parts, 1):
+        path = path / part
+        try:
+            mode = path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return folder / name
+        if not (stat.S_ISREG(mode) if number == len(parts) else stat.S_ISDIR(mode)):
+            raise _irregular(path, "a regular file" if number == len(parts) else "a directory")
+    return path
+
+
+def open_regular(path: Path, mode: Literal["rb", "rb+"] = "rb") -> IO[bytes]:
+    """Open a regular file that exists, without following a link; for writing, one that has no second name.
+
+    A FIFO or a device is refused at once instead of waiting for its other end. Raises IntegrityProblem, and OSError.
+    """
+    flags = os.O_RDONLY if mode == "rb" else os.O_RDWR
+    for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # no system has all three
+        flags |= getattr(os, flag, 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+            raise _irregular(path, "a regular file") from error
+        raise
+    file = os.fdopen(descriptor, mode) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    if file is None:
+        os.close(descriptor)
+        raise _irregular(path, "a regular file")
+    if mode == "rb+" and os.fstat(descriptor).st_nlink > 1:
+        file.close()
+        raise IntegrityProblem(
+            f"{path} is a hard link: the same file has another name, which would change too",
+            "make a true copy of it in its place",
+        )
+    return file
+
+
+def _irregular(path: Path, expected: str) -> IntegrityProblem:
+    return IntegrityProblem(f"{path} is not {expected}", "a link, device or pipe is never followed: put a copy there")
 
 
 def sha256_file(path: Path, count: int | None = None) -> str:

@@ -27,6 +27,7 @@ SCHEMA = 1
 TOKENS = 2  # first name, last name
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DEVICES = frozenset({"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(10)})
 _MAX_FILE = 64 << 20  # bytes; a real identity is a few KiB
 _MAX_HEADER = 1 << 20
@@ -48,6 +49,18 @@ def check_name(name: str) -> str:
     return folded
 
 
+def check_key(what: str, value: object) -> str:
+    """``value``, fit to be part of a file name: ``[A-Za-z0-9][A-Za-z0-9_-]{0,63}``, as families and hashes are.
+
+    Raises IntegrityProblem naming ``what`` it is.
+    """
+    if not isinstance(value, str) or not _KEY.fullmatch(value):
+        raise IntegrityProblem(
+            f"{str(value)[:80]!r} cannot be {what}", "it is 1 to 64 of the characters A-Z a-z 0-9 _ -: restore the file"
+        )
+    return value
+
+
 @dataclass(frozen=True, eq=False)
 class Identity:
     """One learned person. E text encoders (1 for SD 1.x, 2 for SDXL), 2 token positions, K components, width D.
@@ -55,7 +68,7 @@ class Identity:
     ``coefficients``: E arrays (2, K_e) float32. ``embeddings``: E arrays (2, D_e) float32, equal to the basis's
     ``embed(coefficients)`` unless the person was imported. The hashes name the basis and the token table (model) that
     they belong to. Arrays are copied and read-only. Raises IntegrityProblem for NaN, infinity, a zero row or a wrong
-    shape, and UsageProblem for a name that :func:`check_name` would change.
+    shape, or a family or hash that :func:`check_key` refuses, UsageProblem for a name that :func:`check_name` changes.
     """
 
     name: str
@@ -69,6 +82,8 @@ class Identity:
     def __post_init__(self) -> None:
         if check_name(self.name) != self.name:
             raise UsageProblem(f"{self.name!r} is not in canonical form", f"use {check_name(self.name)!r}")
+        for what in ("family", "table_hash", "basis_hash"):
+            check_key(f"the {what} of an identity", getattr(self, what))
         if not self.embeddings or len(self.coefficients) != len(self.embeddings):
             raise IntegrityProblem(
                 f"identity {self.name!r} has {len(self.coefficients)} coefficient and {len(self.embeddings)} embedding"

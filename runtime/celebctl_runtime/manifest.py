@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from pathlib import PurePosixPath, PureWindowsPath
 from types import UnionType
 from typing import Any, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
-from .errors import IntegrityProblem
+from .errors import IntegrityProblem, UsageProblem
+from .identity import check_key, check_name
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_MAX_PATH = 200
+_MAX_SIDE = 1 << 16  # pixels, steps, numbers in a row; far above every real model
+_MAX_ROWS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,7 @@ class Manifest:
         """The inverse of :meth:`to_bytes`. Raises IntegrityProblem."""
         try:
             data: object = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise IntegrityProblem(
                 f"{FILE_NAME} is damaged: {error}", "celebctl export makes a fresh bundle"
             ) from error
@@ -252,30 +259,99 @@ def _wrong(where: str, expected: object) -> NoReturn:
 
 
 def _check(manifest: Manifest) -> None:
-    """What types cannot say: paths stay inside the bundle, tables add up, people have rows of their own."""
-    paths = [
-        *manifest.files,
-        manifest.tokenizer.file,
-        manifest.average,
-        *(table.file for table in manifest.token_tables),
-    ]
-    for graph in (*manifest.graphs.values(), *manifest.ort_graphs.values()):
-        paths += [graph.file, *graph.data]
-    for path in paths:
-        if (
-            PurePosixPath(path).is_absolute()
-            or PureWindowsPath(path).drive
-            or ".." in path.replace("\\", "/").split("/")
-        ):
-            _wrong(f"the path {path!r}", "inside the bundle")
+    """What types cannot say: names stay inside the bundle, numbers in their ranges, people in rows of their own."""
+    _check_model(manifest)
+    _check_paths(manifest)
+    _check_numbers(manifest)
     if len(manifest.token_tables) != 1 + len(manifest.tokenizer.more_pads):
         _wrong("token_tables", "one table per text encoder")
     for number, table in enumerate(manifest.token_tables):
-        if table.dtype not in ("float32", "float16") or table.first_spare_row + table.spare_rows != table.rows:
-            _wrong(f"token_tables[{number}]", "float32 or float16 with the spare rows at its end")
-        pairs = [resident.rows[number : number + 1] for resident in manifest.identities.values()]
-        if not all(len(pair) == 1 and _is_slot(*pair[0], table) for pair in pairs) or len(set(pairs)) != len(pairs):
-            _wrong("identities", f"two neighbouring spare rows each, shared with nobody, in {table.file}")
+        _check_table(manifest, number, table)
+    _check_slots(manifest)
+
+
+def _check_model(manifest: Manifest) -> None:
+    for what in ("family", "table_hash"):
+        check_key(f"model.{what} in {FILE_NAME}", getattr(manifest.model, what))
+    for name in manifest.identities:
+        try:
+            canonical = check_name(name)
+        except UsageProblem:
+            canonical = None
+        if name != canonical:
+            _wrong(f"the name {name[:80]!r}", "one that celebctl gives")
+
+
+def _check_paths(manifest: Manifest) -> None:
+    """Every file is named by plain words joined by slashes: nothing absolute, hidden, or with a way up."""
+    tables = [table.file for table in manifest.token_tables]
+    paths = [*manifest.files, manifest.tokenizer.file, *tables, *filter(None, [manifest.average])]
+    for graph in (*manifest.graphs.values(), *manifest.ort_graphs.values()):
+        paths += [graph.file, *graph.data]
+    for path in paths:
+        if not _PATH.fullmatch(path) or len(path) > _MAX_PATH:
+            _wrong(f"the path {path[:80]!r}", "inside the bundle")
+    if len(set(tables)) != len(tables):
+        _wrong("token_tables", "one file each")
+
+
+def _check_numbers(manifest: Manifest) -> None:
+    size, defaults, tokenizer = manifest.size, manifest.defaults, manifest.tokenizer
+    sizes = {
+        "size.native": min(size.native),
+        "size.multiple": size.multiple,
+        "size.vae_factor": size.vae_factor,
+        "size.latent_channels": size.latent_channels,
+        "size.display_scale": size.display_scale,
+        "defaults.steps": defaults.steps,
+        "tokenizer.max_length": tokenizer.max_length,
+    }
+    for where, value in {**sizes, "size.native ": max(size.native)}.items():
+        if not 1 <= value <= _MAX_SIDE:
+            _wrong(where.strip(), f"1 to {_MAX_SIDE}")
+    for where, number in (("defaults.guidance", defaults.guidance), ("scaling_factor", manifest.scaling_factor)):
+        if not math.isfinite(number):
+            _wrong(where, "a finite number")
+    pads = dict(enumerate((tokenizer.pad, *tokenizer.more_pads)))
+    for number, table in enumerate(manifest.token_tables):
+        if any(not 0 <= token < table.rows for token in (tokenizer.bos, tokenizer.eos, pads.get(number, 0))):
+            _wrong("tokenizer", f"token ids that {table.file} has rows for")
+    for name, facts in manifest.files.items():
+        if not 0 <= facts.covers <= facts.bytes:
+            _wrong(f"files.{name}", "of a size that is not negative and not smaller than what is covered")
+
+
+def _check_table(manifest: Manifest, number: int, table: TokenTable) -> None:
+    where = f"token_tables[{number}]"
+    if table.dtype not in ("float32", "float16") or table.first_spare_row + table.spare_rows != table.rows:
+        _wrong(where, "float32 or float16 with the spare rows at its end")
+    if not 1 <= table.width <= _MAX_SIDE or not 0 <= table.first_spare_row <= table.rows <= _MAX_ROWS:
+        _wrong(where, f"at most {_MAX_ROWS} rows of 1 to {_MAX_SIDE} numbers")
+    facts = manifest.files.get(table.file)
+    if manifest.files and (facts is None or facts.bytes != table.rows * table.row_bytes):
+        _wrong(where, f"as large as files.{table.file} says")
+    pairs = [resident.rows[number : number + 1] for resident in manifest.identities.values()]
+    if not all(len(pair) == 1 and _is_slot(*pair[0], table) for pair in pairs) or len(set(pairs)) != len(pairs):
+        _wrong("identities", f"two neighbouring spare rows each, shared with nobody, in {table.file}")
+
+
+def _check_slots(manifest: Manifest) -> None:
+    """Slots are numbered from 0 in all tables alike, and a pending one is nobody's: it will be zeroed."""
+    tables = manifest.token_tables
+    count = min(table.spare_rows for table in tables) // 2
+    taken: set[int] = set()
+    for resident in manifest.identities.values():
+        slots = {(rows[0] - t.first_spare_row) // 2 for rows, t in zip(resident.rows, tables, strict=True)}
+        if len(slots) != 1:
+            _wrong("identities", "in the same spare rows of every table")
+        taken |= slots
+    if not 0 <= manifest.next_slot <= count:
+        _wrong("next_slot", f"0 to {count}")
+    pending = manifest.pending_slots
+    if len(set(pending)) != len(pending) or not taken.isdisjoint(pending):
+        _wrong("pending_slots", "slots of nobody, each once")
+    if any(not 0 <= slot < count for slot in pending):
+        _wrong("pending_slots", f"0 to {count - 1}")
 
 
 def _is_slot(first: int, second: int, table: TokenTable) -> bool:
