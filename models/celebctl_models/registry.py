@@ -10,10 +10,10 @@ import json
 import os
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, cast
 
-from celebctl_runtime.errors import IntegrityProblem, NotFound
+from celebctl_runtime.errors import CelebctlError, IntegrityProblem, NotFound
 
 from .framing import Framing
 from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
@@ -52,6 +52,7 @@ class ModelCard:
 
 _FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def cached_folder(source: str, revision: str, cache: Path | None = None) -> Path
     except OSError:
         commit = revision  # a commit has no name to look up
     folder = repository / "snapshots" / commit
-    return folder if folder.is_dir() else None
+    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
 
 
 # What a model folder is made of.
@@ -154,6 +155,9 @@ _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
+
+
+_SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
 
 def parts_of(index: Config) -> list[str]:
@@ -201,7 +205,11 @@ def _weight_files(folder: Path, part: str, there: set[str]) -> set[str]:
         return {whole}
     if not (folder / part / index).is_file():
         return {index}
-    return {index, *map(str, cast(Config, read_json(folder / part / index).get("weight_map", {})).values())}
+    shards: object = read_json(folder / part / index).get("weight_map", {})
+    found = set(map(str, cast(Config, shards).values())) if isinstance(shards, dict) else {""}
+    if not all(_SHARD.fullmatch(shard) for shard in found):
+        raise IntegrityProblem(f"{folder / part / index} names files outside its folder", "fetch the model again")
+    return {index, *found}
 
 
 # Cards.
@@ -258,6 +266,7 @@ def read_json(path: Path) -> Config:
     return cast(Config, value)
 
 
+_MAX_NAME, _MAX_WORDS = 100, 300  # characters
 _TEXT = {"name": "name", "family": "family", "licence": "licence", "class_noun": "class_noun"}
 _WHOLE = {"native_size": "native_size", "display_scale": "display_scale"}
 _PLACES = {
@@ -270,15 +279,18 @@ _PLACES = {
 
 
 def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
-    """`card` with what celebctl.json says. Places are relative to its folder and must not lead out of it."""
+    """`card` with what celebctl.json says. Places are relative to its folder and must not lead out of it.
+
+    The name and the family become part of file names.
+    """
     changes: dict[str, Any] = {}
     for key, value in declared.items():
-        if key in _TEXT and isinstance(value, str) and value:
+        if key in _TEXT and isinstance(value, str) and _is_text(key, value):
             changes[_TEXT[key]] = value
         elif key in _WHOLE and isinstance(value, int) and value > 0:
             changes[_WHOLE[key]] = value
         elif key in _PLACES and isinstance(value, str) and _inside(path.parent, value):
-            changes[_PLACES[key]] = (path.parent / value).resolve()
+            changes[_PLACES[key]] = path.parent.resolve() / value
         elif key == "defaults" and isinstance(value, dict):
             changes["defaults"] = {**card.defaults, **cast(Config, value)}
         elif key == "framing" and (framing := _framing(value)) is not None:
@@ -295,5 +307,24 @@ def _framing(value: object) -> Framing | None:
         return None
 
 
+def _is_text(key: str, value: str) -> bool:
+    """Whether celebctl.json may say this: a family as identities have it, a name without separators."""
+    if key == "family":
+        from celebctl_runtime.identity import check_key
+
+        try:
+            return bool(check_key("a family", value))
+        except CelebctlError:
+            return False
+    limit = _MAX_NAME if key == "name" else _MAX_WORDS
+    return 0 < len(value) <= limit and value.isprintable() and (key != "name" or not {"/", "\\"} & {*value})
+
+
 def _inside(folder: Path, place: str) -> bool:
-    return (folder / place).resolve().is_relative_to(folder.resolve())
+    """Whether a place named in celebctl.json is in its folder. A hub snapshot's files are links to its blobs."""
+    posix, windows = PurePosixPath(place), PureWindowsPath(place)
+    if not place.isprintable() or posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
+        return False
+    home, target = folder.resolve(), (folder / place).resolve()
+    blobs = home.parent.parent / "blobs"
+    return target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs))
