@@ -14,6 +14,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 
+# The checkout may lie in a folder with spaces: targets are relative paths, recipes quote every path.
 BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 # Another seed, another game: make demo SEED=9
@@ -48,14 +49,14 @@ demo: $(READY)
 
 # Side by side, one core each: two processes of one thread do more here than one of two.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	"$(BIN)/ruff" check .
+	"$(BIN)/pyright" --pythonpath "$(BIN)/python"
 
 bench-likeness: $(READY)
-	$(BIN)/python benchmarks/likeness.py --out benchmarks/results/likeness.json
+	"$(BIN)/python" benchmarks/likeness.py --out benchmarks/results/likeness.json
 
 bench-speed: $(READY)
 	@home=$$(mktemp -d) || exit 6; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT TERM; \
@@ -74,27 +75,27 @@ bench-gpu: $(GPU_READY)
 	  --out benchmarks/results/speed_gpu.json --chart benchmarks/results/speed_gpu.png
 
 clean:
-	rm -rf $(VENV) $(GPU_VENV) demo
+	rm -rf "$(VENV)" "$(GPU_VENV)" demo
 
 # torch first and alone, so that pip does not go looking for a newer and far larger one. insightface asks for
 # opencv-python, which needs a desktop's libraries (libGL, X11); where those are missing, OpenCV without a desktop
 # takes its place.
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo 'celebctl needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 6; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[learn,export,cpu,dev]'
-	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[learn,export,cpu,dev]'
+	@"$(BIN)/python" -c 'import cv2' 2>/dev/null || { \
 	echo 'no desktop libraries here: using opencv-python-headless' >&2; \
-	$(BIN)/python -m pip uninstall --quiet --yes opencv-python; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check opencv-python-headless; }
-	@touch $@
+	"$(BIN)/python" -m pip uninstall --quiet --yes opencv-python; \
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check opencv-python-headless; }
+	@touch "$@"
 
 $(GPU_READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo 'celebctl needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 6; }
-	$(PYTHON) -m venv $(GPU_VENV)
-	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check --editable \
+	"$(PYTHON)" -m venv "$(GPU_VENV)"
+	"$(GPU_BIN)/python" -m pip install --quiet --disable-pip-version-check --editable \
 	  '.[export,cuda$(if $(filter trt,$(DEVICES)),$(comma)trt)]'
-	@touch $@
+	@touch "$@"

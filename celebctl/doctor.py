@@ -7,6 +7,7 @@ imported; only ONNX Runtime is opened, because nothing else tells which of its p
 import contextlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -390,7 +391,7 @@ def check_bundles() -> Iterator[Line]:
         try:
             Bundle.open(path, verify="quick")
         except CelebctlError as error:
-            mend = f"celebctl export --model {library.origin(path) or 'MODEL'} --force"
+            mend = f"celebctl export --model {shlex.quote(library.origin(path) or 'MODEL')}"
             yield Line("fail", "bundles", f"{path.name}: {error.problem}", mend)
     yield Line("ok", "bundles", f"{len(bundles)} exported")
 

@@ -102,7 +102,8 @@ class Library:
             self._not_found(wanted, shelf)
         if len(found) > 1:
             shelves = ", ".join(entry.shelf for entry in found)
-            raise UsageProblem(f"several models have a person {wanted}: {shelves}", f"say which: --shelf {found[0].shelf}")
+            hint = f"say which: --shelf {found[0].shelf}"
+            raise UsageProblem(f"several models have a person {wanted}: {shelves}", hint)
         return found[0]
 
     def load(self, name: str, shelf: str | None = None) -> Identity:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,6 +37,60 @@ SCHEDULER = {
 }
 
 XL_SCHEDULER = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon"}
+
+ROOT = Path(__file__).parent.parent
+# What a user's shell, another environment or `make` may have set, and what would change a result.
+FOREIGN = (
+    "CELEBCTL_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "INSIGHTFACE_", "XDG_", "GIT_", "PYTHON", "MAKE",
+    "CONDA_",
+)  # fmt: skip
+FOREIGN_NAMES = (
+    "VIRTUAL_ENV", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "SOURCE_DATE_EPOCH",
+    "GNUMAKEFLAGS", "MFLAGS", "TORCH_HOME", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "_CELEBCTL_COMPLETE",
+)  # fmt: skip
+HOMES = ("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA")
+KEPT: dict[str, str] = {}  # the environment as it was, for a tool that needs the user's configuration
+_home = tempfile.TemporaryDirectory(prefix="celebctl-tests-")
+
+
+def pytest_configure() -> None:
+    """Before any module is imported: libraries read HF_HOME and the like only once."""
+    KEPT.update(os.environ)
+    rooms = [ROOT, *(ROOT / room for room in ("models", "export", "runtime"))]
+    others = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    for name in list(os.environ):
+        if name.startswith(FOREIGN) or name in FOREIGN_NAMES:
+            del os.environ[name]
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, dict.fromkeys([*rooms, *others])))
+    os.environ.update(dict.fromkeys(HOMES, _home.name))
+
+
+def pytest_unconfigure() -> None:
+    """Give the process its environment back."""
+    os.environ.clear()
+    os.environ.update(KEPT)
+    _home.cleanup()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_place() -> Iterator[None]:
+    """Session fixtures, too, work in an empty folder, without a ./celebctl.toml or a file of the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(_home.name)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def empty_place() -> Iterator[None]:
+    """Every test has a home and a working folder of its own, both empty."""
+    with tempfile.TemporaryDirectory(dir=_home.name) as place, pytest.MonkeyPatch.context() as patch:
+        folder = Path(place)
+        for name in ("home", "here"):
+            (folder / name).mkdir()
+        for name in HOMES:
+            patch.setenv(name, str(folder / "home"))
+        patch.chdir(folder / "here")
+        yield
 
 
 @pytest.fixture(scope="session")

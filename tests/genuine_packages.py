@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import KEPT
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +35,9 @@ def fetch(requirements: list[str], folder: Path) -> Path:
         "-d",
         str(wheels),
     ]
-    done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [*command, *requirements], capture_output=True, text=True, check=False, timeout=300, env=KEPT
+    )
     if done.returncode:
         pytest.skip(f"no package index gives {requirements}: {done.stderr.strip().splitlines()[-1:]}")
     unfinished = folder.with_name(f"{folder.name}.part")

@@ -154,10 +154,17 @@ def test_what_make_times_is_a_command_line(target: str) -> None:
         pytest.skip("there is no make")
     ready = [word for name in (".venv", ".venv-gpu") for word in ("-o", f"{name}/.ready")]
     root = Path(__file__).parent.parent
-    done = subprocess.run(["make", "-n", *ready, target], cwd=root, capture_output=True, text=True, check=True)
-    (line,) = (line for line in done.stdout.replace("\\\n", " ").splitlines() if "/celebctl" in line)
-    words = shlex.split(line)
-    begun = next(number for number, word in enumerate(words) if word.endswith("/celebctl"))
+    done = subprocess.run(
+        ["make", "-n", *ready, target],
+        cwd=root,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = shlex.split(done.stdout.replace("\\\n", " "))
+    program = root / (".venv-gpu" if target == "bench-gpu" else ".venv") / "bin" / "celebctl"
+    begun = words.index(str(program))
     commands: Any = typer.main.get_command(app)
     assert words[begun + 1] == "bench"
     given = commands.commands["bench"].make_context("bench", words[begun + 2 :]).params

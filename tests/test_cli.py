@@ -1,6 +1,7 @@
 """The desk: results on stdout, talk on stderr, an exit code and a hint for everything that goes wrong."""
 
 import inspect
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,8 @@ def test_ctrl_c_is_130(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reader_that_leaves_early_is_no_trouble(desk: Desk) -> None:
     desk.know("alice")
-    code = f"{sys.executable} -m celebctl show alice | true; {sys.executable} -m celebctl show alice --json | true"
+    run = f"{shlex.quote(sys.executable)} -m celebctl"
+    code = f"{run} show alice | true; {run} show alice --json | true"
     done = subprocess.run(code, shell=True, capture_output=True, text=True, check=True)
     assert not done.stdout and not [line for line in done.stderr.splitlines() if not line.startswith("next:")]
 
@@ -160,6 +162,20 @@ def test_portrait_draws_and_tells_what_next(desk: Desk) -> None:
     assert "celebctl learn face.jpg --name alice" in said.err
     with Image.open("face.jpg") as picture:
         assert picture.format == "JPEG" and picture.size == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("file", "known", "hint"),
+    [
+        ("bob.png", [], "celebctl learn bob.png --name bob"),
+        ("bob.png", ["bob"], "celebctl learn bob.png --name bob-2"),
+        ("face.png", ["alice", "alice-2"], "celebctl learn face.png --name alice-3"),
+        ("my face.png", [], "celebctl learn 'my face.png' --name my_face"),
+    ],
+)
+def test_portrait_suggests_a_name_that_is_free(desk: Desk, file: str, known: list[str], hint: str) -> None:
+    desk.know(*known)
+    assert f"next: {hint}\n" in desk("portrait", file, "--seed", "7").err
 
 
 def test_portrait_tells_the_seed_it_drew(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import sys
 import tomllib
 from importlib import metadata
@@ -17,6 +18,7 @@ from filelock import FileLock
 from model_doubles import write_cache, write_model
 
 from celebctl import doctor
+from celebctl.cli.app import app
 from celebctl.cli.console import Desk
 from celebctl.cli.doctor import doctor as command
 from celebctl.doctor import Gpu, Line
@@ -288,7 +290,11 @@ def test_bundles_are_looked_through() -> None:
     bundle = write_bundle(Library().bundle_path("toy", "0123456789abcdef"))
     assert only(doctor.check_bundles()).detail == "1 exported"
     next(iter(bundle.path.glob("*.onnx"))).unlink()
-    assert next(iter(doctor.check_bundles())).status == "fail"
+    broken = next(iter(doctor.check_bundles()))
+    assert broken.status == "fail"
+    _, named, *rest = shlex.split(broken.mend)
+    commands: Any = typer.main.get_command(app)
+    assert commands.commands[named].make_context(named, rest).params["model"] == "MODEL"
 
 
 def test_what_was_left_half_done() -> None:

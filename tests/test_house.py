@@ -6,6 +6,8 @@ That the runtime alone needs no torch is held by test_runtime_law.py.
 import ast
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -77,7 +79,7 @@ def test_the_desk_imports_heavy_things_where_it_needs_them(path: Path) -> None:
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT.parent)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
@@ -149,3 +151,44 @@ def test_the_two_onnx_runtimes_never_meet() -> None:
     assert [need.partition(">")[0] for need in extras["cuda"]] == ["onnxruntime-gpu[cuda,cudnn]", "nvidia-cublas"]
     base = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert not [need for need in base if re.match(r"torch|diffusers|transformers|onnx", need)]
+
+
+def test_no_setting_of_the_user_reaches_a_test(tmp_path: Path) -> None:
+    """The suite in a hostile place: other settings, another home, another folder, other packages of the same name."""
+    (tmp_path / "celebctl.toml").write_text("this is no TOML")
+    for folder in ("home/.config/celebctl", "other/celebctl"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "home/.config/celebctl/config.toml").write_text("modle = 'x'")
+    (tmp_path / "other/celebctl/__init__.py").write_text("raise ImportError('the wrong package')")
+    hostile = {"PYTHONPATH": str(tmp_path / "other"), "HOME": str(tmp_path / "home"), "COLUMNS": "20", "NO_COLOR": "1"}
+    hostile |= dict.fromkeys(("CELEBCTL_HOME", "HF_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), str(tmp_path / "none"))
+    hostile |= {"CELEBCTL_MODEL": "none", "HF_HUB_OFFLINE": "1", "VIRTUAL_ENV": "/none", "GIT_DIR": "/none"}
+    tests = [str(ROOT / "tests" / name) for name in ("test_settings.py", "test_library.py", "test_setup.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *tests],
+        cwd=tmp_path,
+        env={**os.environ, **hostile},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout and not (tmp_path / "none").exists()
+
+
+def test_make_works_in_a_folder_with_a_space(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    folder = tmp_path / "a b ü" / "celebctl"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", folder)
+    (folder / "pyproject.toml").touch()
+    rules = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rules is not None
+    command = ["make", "-n", *rules[1].split(), f"MODEL={folder}/my model"]
+    done = subprocess.run(
+        command, cwd=folder, env={"PATH": os.environ["PATH"]}, capture_output=True, encoding="utf-8", check=True
+    )
+    words = shlex.split(done.stdout.replace("\\\n", " "), comments=True)
+    paths = [word for word in words if "a b ü" in word or "ü/celebctl" in word]
+    assert len(paths) > 10 and all(str(folder) in path for path in paths), "a path is split at its space"

@@ -19,7 +19,7 @@ from celebctl.cli import setup as setup_file
 from celebctl.cli.console import Desk
 from celebctl.cli.problems import report
 from celebctl.cli.setup import setup as setup_command
-from celebctl.cli.use import use
+from celebctl.cli.use import COLUMNS, use
 from celebctl.settings import Settings
 from celebctl_models import face_packs
 from celebctl_models.download import download
@@ -441,7 +441,9 @@ def test_use_alone_shows_the_table(run: Run) -> None:
     assert (document["model"], document["origin"]) == ("mini", "default")
     states = {row["name"]: row["state"] for row in document["known"]}
     assert states["mini"] == "bundled" and states["sdxl"] == "not here"
-    assert run("use").out.startswith("model: mini\norigin: default\n")
+    model, origin, heading, *rows = run("use").out.splitlines()
+    assert (model, origin) == ("model: mini", "origin: default")
+    assert heading.split("\t") == list(COLUMNS) and [row.split("\t")[0] for row in rows] == [*states]
 
 
 def _size(hub: FakeHub, path: str) -> int:

@@ -1,4 +1,4 @@
-"""No file and no option leads a write out of the folder that is meant: identities, bundles, model cards, ``--shelf``."""
+"""No file and no option leads a write out of the folder that is meant: identities, bundles, cards, ``--shelf``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from bundle_doubles import make_identity, write_bundle
 from desk_doubles import SHELF, Desk, refused, toy_bundle
 from model_doubles import write_model
-from safetensors.numpy import save_file
+from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from celebctl.library import Library, shelf_name
 from celebctl_models.registry import CARD_FILE, cached_folder, card_for, missing_parts
@@ -26,7 +26,8 @@ from celebctl_runtime.manifest import Manifest
 
 HOSTILE = [
     "../../../victim", "..", ".", "/tmp/victim", "a/b", "a\\b", "C:\\victim", "\\\\host\\share", "~", "~root", "$HOME",
-    "a\0b", "a\nb", "**", "a*", "[a]", "?", " ", "", ".hidden", "-rf", "x" * 81, "x" * 5000, "\u2025/x", "ﬁ/../x", "\ud800",
+    "a\0b", "a\nb", "**", "a*", "[a]", "?", " ", "", ".hidden", "-rf", "x" * 81, "x" * 5000, "\u2025/x", "ﬁ/../x",
+    "\ud800",
 ]  # fmt: skip
 posix = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
 
@@ -101,7 +102,7 @@ def test_a_bundle_of_any_model_lies_in_the_library(tmp_path: Path, model: str) -
 
 
 @pytest.mark.parametrize("command", ["list", "show", "rename", "forget", "export-embedding", "regen"])
-@pytest.mark.parametrize("shelf", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a-z]", ""], ids=lambda s: s[:9])
+@pytest.mark.parametrize("shelf", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9])
 def test_a_shelf_is_a_name_and_no_pattern(desk: Desk, tmp_path: Path, command: str, shelf: str) -> None:
     desk.know("alice")
     before = tree(tmp_path)
@@ -170,7 +171,7 @@ def test_nobody_moves_through_a_linked_table(tmp_path: Path, link: Any, verify: 
         lambda: Bundle.open(original.path, verify=verify).add(bob),
         lambda: Bundle.open(original.path, verify=verify).replace(other),
     ):
-        with pytest.raises(IntegrityProblem, match="is not a regular file|is a hard link"):
+        with pytest.raises(IntegrityProblem, match=r"is not a regular file|is a hard link"):
             attempt()
     after = tree(tmp_path)
     assert {name: after[name] for name in before} == before
@@ -321,7 +322,7 @@ def refuses_edit(bundle: Bundle, entry: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("key", ["names", "faces", "features", "mapper", "scoring"])
-@pytest.mark.parametrize("place", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:\\x", "a\0b", "\\\\host\\x"], ids=ascii)
+@pytest.mark.parametrize("place", ["../x", "/etc/x", "a/../../x", "..\\x", "C:\\x", "a\0b", "\\\\host\\x"], ids=ascii)
 def test_a_card_names_places_in_its_folder(tmp_path: Path, key: str, place: str) -> None:
     folder = write_model(tmp_path / "model")
     (folder / CARD_FILE).write_text(json.dumps({key: place}))

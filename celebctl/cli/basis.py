@@ -1,13 +1,14 @@
 """basis: the celebrities' names behind a model's celeb basis, which of them count, and what the basis looks like."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from celebctl_runtime.errors import UsageProblem
+from celebctl_runtime.errors import NotFound, UsageProblem
 
 from . import options
 from .console import Desk
@@ -273,12 +274,15 @@ def mapper_of(named: "HasTables", basis: "CelebBasis", cache: Path) -> dict[str,
 
 
 def cached_file(cache: Path, wanted: str) -> Path:
-    """The file in the cache that holds the basis of this hash, which was just built or read."""
-    from celebctl.method.basis import load_basis
+    """The file in the cache that holds the basis of this hash, which was just built or read; only headers are read."""
+    from safetensors import SafetensorError, safe_open
 
-    newest_first = sorted(cache.glob("basis-*.safetensors"), key=lambda path: -path.stat().st_mtime)
-    found = ((path, load_basis(path)) for path in newest_first)
-    return next(path for path, basis in found if basis is not None and basis.hash == wanted)
+    for path in sorted(cache.glob("basis-*.safetensors")):
+        with contextlib.suppress(SafetensorError, OSError), cast(Any, safe_open)(str(path), framework="np") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            if metadata.get("hash") == wanted:
+                return path
+    raise NotFound(f"the celeb basis {wanted[:16]} is no longer in {cache}", "run the same command again")
 
 
 def check_picture(path: Path, force: bool) -> None:

@@ -42,6 +42,15 @@ def name_from_file(photo: str) -> str:
     raise UsageProblem(f"{photo} does not say who it is", f"name the person: celebctl learn {photo} --name alice")
 
 
+def suggested_name(photo: str, taken: Collection[str]) -> str:
+    """The name that the file suggests, or alice; numbered when it is taken."""
+    try:
+        name = name_from_file(photo)
+    except UsageProblem:
+        name = "alice"
+    return name_of_mix([name], taken)
+
+
 def name_of_mix(parents: Sequence[str], taken: Collection[str]) -> str:
     """alice-bob, or the first of alice-bob-2, alice-bob-3, ... that is not taken; cut to a name's length."""
     joined = "-".join(parents)

@@ -1,5 +1,6 @@
 """portrait: a photo of somebody who does not exist, for those who have no photo at hand."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,10 @@ def portrait(
     force: options.Force = False,
 ) -> None:
     """Draw a fresh person of mini's world, to try things with."""
+    from celebctl.library import Library
     from celebctl_runtime.errors import UsageProblem
+
+    from .naming import suggested_name
 
     desk = ctx.ensure_object(Desk)
     kind = FORMATS.get(path.suffix.lower())
@@ -33,7 +37,7 @@ def portrait(
     chosen = _draw(path, kind, seed, size)
     desk.tell(f"drew somebody new (seed {chosen})")
     desk.give([str(path)], {"path": str(path), "seed": chosen, "size": size})
-    desk.next(f"celebctl learn {path} --name alice")
+    desk.next(f"celebctl learn {shlex.quote(str(path))} --name {suggested_name(str(path), Library().names())}")
 
 
 def _draw(path: Path, kind: str, seed: int | None, size: int) -> int:

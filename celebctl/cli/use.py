@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from celebctl_models.registry import Location
 
 
+COLUMNS = ("name", "what", "download", "GPU memory", "state", "licence")
+
+
 def use(
     ctx: typer.Context,
     model: Annotated[
@@ -34,10 +37,10 @@ def _show(desk: Desk) -> None:
     models = known_models()
     shown = ("name", "about", "size", "learns_in", "state", "licence")
     rows = [tuple(str(m[key]) for key in shown) for m in models]
-    lines = [f"model: {present.value}", f"origin: {present.origin}", *("\t".join(row) for row in rows)]
+    lines = [f"model: {present.value}", f"origin: {present.origin}", *("\t".join(row) for row in (COLUMNS, *rows))]
 
     def table() -> None:
-        desk.table("", ("name", "what", "download", "GPU memory", "state", "licence"), rows)
+        desk.table("", COLUMNS, rows)
         desk.tell(f"in use: {present.value} ({present.origin})")
 
     desk.give_list(lines, {"model": present.value, "origin": present.origin, "known": models}, table)
