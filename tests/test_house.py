@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import FOREIGN, FOREIGN_NAMES
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {
@@ -153,6 +154,14 @@ def test_the_two_onnx_runtimes_never_meet() -> None:
     assert not [need for need in base if re.match(r"torch|diffusers|transformers|onnx", need)]
 
 
+def test_a_test_starts_from_nothing() -> None:
+    set_by_us = {"PYTHONPATH"}
+    assert not [name for name in os.environ if name.startswith(FOREIGN) and name not in set_by_us]
+    assert not set(FOREIGN_NAMES) & set(os.environ)
+    assert not list(Path().iterdir()) and not list(Path.home().iterdir())
+    assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+
+
 def test_no_setting_of_the_user_reaches_a_test(tmp_path: Path) -> None:
     """The suite in a hostile place: other settings, another home, another folder, other packages of the same name."""
     (tmp_path / "celebctl.toml").write_text("this is no TOML")
@@ -163,7 +172,8 @@ def test_no_setting_of_the_user_reaches_a_test(tmp_path: Path) -> None:
     hostile = {"PYTHONPATH": str(tmp_path / "other"), "HOME": str(tmp_path / "home"), "COLUMNS": "20", "NO_COLOR": "1"}
     hostile |= dict.fromkeys(("CELEBCTL_HOME", "HF_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), str(tmp_path / "none"))
     hostile |= {"CELEBCTL_MODEL": "none", "HF_HUB_OFFLINE": "1", "VIRTUAL_ENV": "/none", "GIT_DIR": "/none"}
-    tests = [str(ROOT / "tests" / name) for name in ("test_settings.py", "test_library.py", "test_setup.py")]
+    names = ("test_settings.py", "test_library.py", "test_house.py::test_a_test_starts_from_nothing")
+    tests = [str(ROOT / "tests" / name) for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *tests],
         cwd=tmp_path,
