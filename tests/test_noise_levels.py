@@ -36,7 +36,7 @@ def test_all_timesteps_below_the_reach_are_drawn_evenly_and_no_others() -> None:
 
 def test_every_batch_sees_all_levels() -> None:
     for seed in range(20):
-        t = NoiseLevels(200, torch.device("cpu")).draw(8, torch.Generator().manual_seed(seed))
+        t: Any = NoiseLevels(200, torch.device("cpu")).draw(8, torch.Generator().manual_seed(seed))
         assert sorted((t // 25).tolist()) == list(range(8))
 
 

@@ -138,7 +138,8 @@ class Sitting:
 
     P people, V encoded views each, S coefficients over all text encoders. features: (P, 512); latents: (P, V, 4, h, w);
     weights: (P, V, 1, h, w); start: (P, S) units the prior pulls to; total, mass: running average of coefficients;
-    together: how many views the network sees at once; a step is the same however it is cut. seconds: of wall time so far.
+    together: how many views the network sees at once; a step is the same however it is cut. seconds: of wall time so
+    far.
     """
 
     parts: DiffusionParts

@@ -45,7 +45,8 @@ class FittedMapper(nn.Module):
     @classmethod
     def fresh(cls, coefficients: int, seed: int) -> FittedMapper:
         """One that knows nothing and answers close to the average for everybody."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():  # the caller's random numbers stay as they are
+        # the caller's random numbers stay as they are
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # pyright: ignore[reportUnknownMemberType]
             torch.default_generator.manual_seed(seed)
             fitted = cls(coefficients)
             fitted.up.weight.normal_(0.0, 0.03)

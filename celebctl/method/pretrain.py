@@ -102,7 +102,8 @@ def hazy(features: Tensor, generator: torch.Generator) -> Tensor:
 
 def read_faces(lessons: Lessons, hidden: int, steps: int, seed: int) -> FaceReader:
     """Least squares from features to looks of everybody who is not held back; frozen."""
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+    # the caller's random numbers stay as they are
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         torch.default_generator.manual_seed(seed)
         reader = FaceReader(lessons.looks.shape[1], CODE, hidden)
     generator = torch.Generator().manual_seed(seed)
