@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py names                     # how many celebrity names the basis is made of
     python benchmarks/ablations.py components --people 24    # how many components are kept
-    python benchmarks/ablations.py context --first 9100      # on other people, for choosing
+    python benchmarks/ablations.py noise --first 9100        # on other people, for choosing
     python benchmarks/ablations.py --list
 
 Strangers of mini's world, judged as in `celebctl eval`. Dials that LearnConfig has are set there; the others change the
@@ -221,27 +221,10 @@ ABLATIONS: dict[str, Ablation] = {
             tuple(Variant(f"{b:g}", {"bound": b}) for b in (0.5, 1.0, 1.5, 2.5, 4.0)),
         ),
         Ablation(
-            "loss", "whose error: of what the network predicts, or of the noise and then of the clean latents", "",
-            (Variant("noise"), Variant("two-phase", {"loss": "two-phase"})),
-        ),
-        Ablation(
             "noise", "most noise that the model is asked about", "its deviation over the picture's",
             tuple(
                 Variant(f"{n:g}" if n else "all", {"most_noise": n}) for n in (0.8, 1.2, 1.6, 2.3, 3.3, 0.0)
             ),
-        ),
-        Ablation(
-            "times", "how timesteps are drawn: evenly, or in proportion to the gradients they gave", "",
-            (Variant("even"), Variant("important", {"times": "important"})),
-        ),
-        Ablation(
-            "context", "pull of the words beside a person towards those beside the average celebrity", "weight",
-            tuple(Variant(f"{w:g}", {"context": w}) for w in (0.0, 0.003, 0.01, 0.03, 0.1)),
-        ),
-        Ablation(
-            "stopping", "looks at views kept back that may be no better before learning stops", "looks",
-            tuple(Variant(said, {"patience": n}) for said, n in (("1", 1), ("2", 2), ("4", 4), ("best of all", 99),
-                                                                 ("not kept back", 0))),
         ),
         Ablation(
             "joint", "people learned together in one call", "people in a call",

@@ -58,7 +58,6 @@ class Stage:
         *,
         basis: Any,
         together: int = 64,
-        compiling: bool = False,
         tell: Callable[[str], None] = lambda line: None,
         on_step: Callable[[LearnStep], None] = lambda step: None,
         resume_from: Path | None = None,
@@ -66,7 +65,7 @@ class Stage:
     ) -> list[Identity]:
         """Learn by making numbers up; the same name and seed give the same numbers."""
         faces = [analyser.analyse(photo) for photo in photos]
-        asked = {"config": config, "resume_from": resume_from, "compiling": compiling}
+        asked = {"config": config, "resume_from": resume_from}
         self.calls.append({"names": list(names), "faces": faces, **asked})
         for step in range(1, 4):
             if step == self.interrupt_at:

@@ -73,7 +73,7 @@ def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "variants"), [("pooled", ["apart", "pooled"]), ("names", ["25", "50"]), ("context", ["0", "0.1"])]
+    ("name", "variants"), [("pooled", ["apart", "pooled"]), ("names", ["25", "50"]), ("mask", ["0", "0.05"])]
 )
 def test_an_ablation_learns_with_what_it_changes_and_tells(
     name: str, variants: list[str], bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -85,7 +85,7 @@ def test_an_ablation_learns_with_what_it_changes_and_tells(
     learn, asked = ablations.learn_strangers, list[Any]()
 
     def learned(parts: Any, finder: Any, config: Any, basis: Any, *rest: Any) -> Any:
-        asked.append((basis.hash, basis.names, config.context))
+        asked.append((basis.hash, basis.names, config.background))
         return learn(parts, finder, config, basis, *rest)
 
     monkeypatch.setattr(ablations, "WORLD", (Prompt("reconstruction", "a photo of {}", {}),))
@@ -106,8 +106,8 @@ def test_an_ablation_learns_with_what_it_changes_and_tells(
     assert "<svg" in page and all(f"{value:.3f}" in page for value in likeness)
     (one, other), work = asked, tmp_path / "work" / name
     people = [work / ablations.slug(variant) / "learned" / "p1000.safetensors" for variant in variants]
-    if name == "context":
-        assert one[0] == other[0] and (one[2], other[2]) == (0.0, 0.1)
+    if name == "mask":
+        assert one[0] == other[0] and (one[2], other[2]) == (0.0, 0.05)
     else:
         assert one[0] != other[0] and (name != "names" or (one[1], other[1]) == (25, 50))
     from celebctl_runtime.identity import Identity
@@ -117,7 +117,7 @@ def test_an_ablation_learns_with_what_it_changes_and_tells(
 
 def test_every_ablation_of_the_paper_has_a_command(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     names = "names components mean spread pooled start direct mask scale middle captions rho".split()
-    assert list(bench["ablations"].ABLATIONS) == [*names, "loss", "noise", "times", "context", "stopping", "joint"]
+    assert list(bench["ablations"].ABLATIONS) == [*names, "noise", "joint"]
     fields = set(LearnConfig.__dataclass_fields__)
     for one in bench["ablations"].ABLATIONS.values():
         assert len({variant.label for variant in one.variants}) == len(one.variants) >= 2

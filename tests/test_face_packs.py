@@ -29,7 +29,6 @@ from celebctl_models.face_packs import (
     pack_folder,
     pack_in,
     require_accepted,
-    verify_pack,
 )
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_runtime.errors import IntegrityProblem, NotFound, PolicyRefusal
@@ -54,6 +53,12 @@ def toy(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
     pack = Pack(TOY, "doubles", 1_000_000, "0" * 64, (entry(NAMES[0]), entry(NAMES[1])))
     monkeypatch.setattr(face_packs, "PACKS", {**PACKS, TOY: pack})
     return pack
+
+
+def whole(folder: Path) -> bool:
+    """Whether a folder holds the toy pack's files, byte for byte."""
+    files = face_packs.PACKS[TOY].files
+    return all(hashlib.sha256((folder / file.name).read_bytes()).hexdigest() == file.sha256 for file in files)
 
 
 def zipped(folder: Path, path: Path, names: Sequence[str] = NAMES, inside: str = "") -> Path:
@@ -107,17 +112,6 @@ def test_an_unknown_pack_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(NotFound) as error:
         find_pack("buffalo_x", tmp_path)
     assert "buffalo_l" in error.value.hint
-
-
-def test_verifying_reads_the_contents(tmp_path: Path, unpacked: Path) -> None:
-    folder = Path(shutil.copytree(unpacked, tmp_path / TOY))
-    verify_pack(TOY, folder)
-    data = bytearray((folder / NAMES[0]).read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / NAMES[0]).write_bytes(data)
-    assert pack_in(folder) is not None
-    with pytest.raises(IntegrityProblem, match=r"detector\.onnx"):
-        verify_pack(TOY, folder)
 
 
 # Licences.
@@ -206,7 +200,7 @@ def test_every_layout_gives_the_same_folder_and_it_works(tmp_path: Path, unpacke
     folder = install_pack(TOY, source, tmp_path / "library")
     assert folder == pack_folder(TOY, tmp_path / "library")
     assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
-    verify_pack(TOY, folder)
+    assert whole(folder)
     assert [path.name for path in folder.parent.iterdir()] == [TOY]
     if layout == "flat":
         photo = photo_of((1, 1)).resize((256, 256), Image.Resampling.NEAREST)
@@ -284,7 +278,7 @@ def test_an_archive_that_is_not_the_published_one_is_refused_whole(tmp_path: Pat
     with pytest.raises(IntegrityProblem, match=r"toy\.zip") as error:
         install_pack(TOY, archive, root)
     assert "download" in error.value.hint
-    verify_pack(TOY, before)  # what was there before still stands, and nothing else
+    assert whole(before)  # what was there before still stands, and nothing else
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted([*NAMES, "toy.zip"])
 
 

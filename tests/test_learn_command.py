@@ -105,17 +105,6 @@ def test_presets_and_dials_reach_the_method(desk: Desk, monkeypatch: pytest.Monk
     assert (configs[0].steps, configs[0].seed) == (17, 5) and configs[2].steps == 3
 
 
-def test_compiling_is_asked_for_and_not_with_everything(desk: Desk) -> None:
-    assert desk("learn", desk.photo(), "--name", "alice", "--compile").code == 0
-    assert desk("learn", desk.photo(), "--name", "bob").code == 0
-    assert [call["compiling"] for call in desk.stage.calls] == [True, False]
-    said = desk("learn", desk.photo(), "--name", "carol", "--compile", "--low-memory")
-    refused(said, 2, "do not go together", "leave one of them out")
-    refused(
-        desk("learn", desk.photo(), "--name", "carol", "--compile", "--instant"), 2, "no steps", "leave out --compile"
-    )
-
-
 def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(desk: Desk) -> None:
     words = ("learn", desk.photo("my photo.png"), "--name", "alice", "--steps", "9")
     desk.stage.interrupt_at = 2

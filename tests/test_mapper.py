@@ -7,7 +7,8 @@ import torch
 
 from celebctl.method.basis import CelebBasis
 from celebctl.method.config import CLEAN, FAITHFUL
-from celebctl.method.mapper import FEATURE, CoefficientMapper
+from celebctl.method.mapper import FEATURE, CoefficientMapper, FittedMapper
+from celebctl.method.pretrain import HELD, Lessons, read_faces
 from celebctl.method.ridge import ridge
 
 
@@ -72,3 +73,19 @@ def test_two_text_encoders_are_two_stretches_of_one_layer() -> None:
         assert flat.shape == (3, both.size) and first.shape == second.shape == (3, 2, 12)
         torch.testing.assert_close(torch.cat([first.flatten(1), second.flatten(1)], 1), flat)
         assert not torch.allclose(first, second)
+
+
+def test_fresh_weights_come_from_their_seed_and_leave_the_callers_random_numbers_alone() -> None:
+    def both(seed: int) -> list[torch.Tensor]:
+        reader = read_faces(people, 8, 2, seed)
+        return [*FittedMapper.fresh(24, seed).state_dict().values(), *reader.state_dict().values()]
+
+    rng = np.random.default_rng(0)
+    looks, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((HELD + 9, 4), (4, 6), 4))
+    people = Lessons(features(HELD + 9).numpy(), looks, weight, bias, ("{}",))
+    before = torch.get_rng_state()
+    one = both(7)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert all(torch.equal(a, b) for a, b in zip(one, both(7), strict=True))
+    assert not torch.equal(one[2], both(8)[2])

@@ -70,7 +70,6 @@ def learn(
     face_models: options.FaceModels = None,
     device: options.Device = None,
     low_memory: options.LowMemory = False,
-    compiling: options.Compile = False,
     consent: Annotated[
         str | None,
         typer.Option("--consent", help="Kept with the person: self, synthetic or signed:FILE.", metavar="HOW"),
@@ -89,7 +88,6 @@ def learn(
     sitters, agreed = seat(photos, names, faces), {"consent": consent_record(consent)}
     chosen_model, on = str(settings.text("model", model)), str(settings.text("device", device))
     check_sheet(sheet, force)
-    check_compiling(compiling, low_memory, instant)
     with needs("learn", "learning"):
         pictures = open_photos(desk, sitters)
         folder = face_folder(settings, chosen_model, face_models)
@@ -98,7 +96,7 @@ def learn(
         opened = open_tables(desk, settings, chosen_model) if instant else open_model(desk, chosen_model, on)
         shelf = shelf_name(opened.family, opened.table_hash)
         parts = prepared(opened, library, shelf, folder)
-        session = Session(desk, library, sitters, shelf, compiling)
+        session = Session(desk, library, sitters, shelf)
         with session.names_held(force):
             if instant:
                 learned = session.answer(parts, analyser, pictures, config)
@@ -135,19 +133,6 @@ def seat(photos: Sequence[str], names: Sequence[str] | None, faces: Sequence[int
         Sitter(photo, name, face)
         for photo, name, face in zip(photos, called, faces or [None] * len(photos), strict=True)
     ]
-
-
-def check_compiling(compiling: bool, low_memory: bool, instant: bool) -> None:
-    """Raises UsageProblem for what cannot be compiled, or need not be."""
-    from celebctl_runtime.errors import UsageProblem
-
-    if compiling and low_memory:
-        raise UsageProblem(
-            "--compile and --low-memory do not go together",
-            "a compiled step keeps more in memory: leave one of them out",
-        )
-    if compiling and instant:
-        raise UsageProblem("--instant has no steps to compile", "leave out --compile")
 
 
 def check_sheet(path: Path | None, force: bool) -> None:
@@ -234,7 +219,6 @@ class Session:
     library: "Library"
     sitters: Sequence[Sitter]
     shelf: str
-    compiling: bool = False
 
     @property
     def checkpoint(self) -> Path:
@@ -278,8 +262,6 @@ class Session:
         together = make_room(self.desk, parts, config.views * len(self.sitters), low_memory)
         with disk_problems(self.checkpoint):
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        if self.compiling:
-            self.desk.tell("compiling the network first, which takes a minute or more")
         try:
             with self.desk.progress(f"learning {self._who()}") as report:
                 return learn_people(
@@ -290,7 +272,6 @@ class Session:
                     config,
                     basis=build_basis(parts, self.library.cache(), release=config.names == "release"),
                     together=together,
-                    compiling=self.compiling,
                     tell=self.desk.tell,
                     on_step=lambda now: report(now.step, now.steps, progress_line(now)),
                     resume_from=self.checkpoint if resume else None,

@@ -43,9 +43,6 @@ FaceModels = Annotated[
     str | None, typer.Option("--face-models", help="buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR")
 ]
 LowMemory = Annotated[bool, typer.Option("--low-memory", help="Slower, in a third of the memory: for large models.")]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the network first: a minute or more, for long learning on a GPU.")
-]
 Shelf = Annotated[str | None, typer.Option("--shelf", help="Only people of this model, as `celebctl list` shows it.")]
 Person = Annotated[str, typer.Argument(help="Their name.", metavar="NAME")]
 People = Annotated[list[str], typer.Argument(help="One or more names.", metavar="NAME...")]

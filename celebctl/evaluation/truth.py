@@ -26,11 +26,6 @@ _CHUNK = 32  # true pictures rendered at once
 class Truth(Protocol):
     """What faces in pictures are compared with."""
 
-    @property
-    def ratios(self) -> bool:
-        """Whether likeness can be told as a share of what two true pictures of a person reach."""
-        ...
-
     def see(self, person: int, prompts: Sequence[Prompt]) -> list[tuple[Seen, ...]]:
         """True looks of a person (and the other one, to the right) for each prompt: none, one or more pictures."""
         ...
@@ -41,8 +36,6 @@ class WorldTruth:
 
     partners: index of the person beside in pairs. beside: (n, F), who is beside in pictures with a celebrity.
     """
-
-    ratios = True
 
     def __init__(self, panel: Panel, z: Floats, partners: Sequence[int], beside: Floats) -> None:
         self._panel, self._z, self._partners, self._beside = panel, z, partners, beside
@@ -112,8 +105,6 @@ def pixels_of(rendered: Any) -> list[Pixels]:
 
 class PhotoTruth:
     """One photo of each person: ``looks`` (F,) each; a celebrity beside has none."""
-
-    ratios = False
 
     def __init__(self, looks: Sequence[Floats], partners: Sequence[int]) -> None:
         self._looks, self._partners = looks, partners

@@ -7,13 +7,13 @@ measured in standard deviations of the celebrities, and a start that uses what t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from celebctl_models.framing import Framing
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class LearnConfig:
     """Everything that decides how people are learned; together with the photo and the model it decides every number.
 
@@ -39,10 +39,6 @@ class LearnConfig:
     most_noise: timesteps with more noise are not asked about: its deviation over that of the picture, for latents of 16
     x 16 pixels, and in proportion more for larger ones. Beyond it a model hardly sees a face, and learns how this one
     photo is composed (benchmarks/LOG.md). 0: all timesteps, as in the paper.
-    loss: "noise" is the error of what the network predicts, "two-phase" that of the noise or of the clean latents;
-    times: how timesteps are drawn (both noise_levels.py). context: weight of the pull of the words beside a person
-    towards what they are beside the average celebrity (context.py). patience: so many looks in a row at views kept back
-    may be no better before learning stops, and the best look is the result (stopping.py); 0 learns all steps.
     """
 
     preset: str = "clean"
@@ -69,21 +65,10 @@ class LearnConfig:
     captions: Literal["photo", "imagenet"] = "photo"
     average: Literal["tail", "momentum"] = "tail"
     most_noise: float = 3.0
-    loss: Literal["noise", "two-phase"] = "noise"
-    times: Literal["even", "important"] = "even"
-    context: float = 0.0
-    patience: int = 0
 
     def told(self) -> dict[str, Any]:
-        """Every value by name, for keeping beside results. What came later is left out where it is off, so that
-        results kept before it still belong to the same settings."""
-        later = ("loss", "times", "context", "patience")
-        off = {one.name: one.default for one in fields(self) if one.name in later}
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: value for name, value in values.items() if name not in off or value != off[name]}
-
-    def __repr__(self) -> str:
-        return f"LearnConfig({', '.join(f'{name}={value!r}' for name, value in self.told().items())})"
+        """Every value by name, for keeping beside results."""
+        return asdict(self)
 
 
 CLEAN = LearnConfig()

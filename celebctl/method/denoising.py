@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +54,7 @@ class TokenRows:
 @dataclass(frozen=True)
 class Batch:
     """B views to be denoised. x0: latents (B, 4, h, w); weight: of the loss, (B, 1, h, w); who: person index (B,);
-    t: timesteps (B,); noise: as x0; ids: captions (B, 77); positions: of the person's two rows in them (B, 2); worth:
-    what each view's error is multiplied by, (B,), or None for 1."""
+    t: timesteps (B,); noise: as x0; ids: captions (B, 77); positions: of the person's two rows in them (B, 2)."""
 
     x0: Tensor
     weight: Tensor
@@ -64,17 +63,11 @@ class Batch:
     noise: Tensor
     ids: Tensor
     positions: Tensor
-    worth: Tensor | None = None
 
     def part(self, at: Tensor) -> Batch:
         """Some of the views."""
         given = (self.x0, self.weight, self.who, self.t, self.noise, self.ids, self.positions)
-        return Batch(*(one[at] for one in given), worth=None if self.worth is None else self.worth[at])
-
-    def weighed(self, error: Tensor) -> Tensor:
-        """The squared error (B, 4, h, w) of every view times its weight and worth."""
-        weighed = error * self.weight
-        return weighed if self.worth is None else weighed * self.worth.view(-1, 1, 1, 1)
+        return Batch(*(one[at] for one in given))
 
 
 class Denoiser:
@@ -84,51 +77,36 @@ class Denoiser:
     multiplied by on their way through a float16 network, where they would vanish below 6e-8. levels: the noise.
     """
 
-    def __init__(
-        self,
-        parts: DiffusionParts,
-        captions: str,
-        loss: Literal["noise", "two-phase"] = "noise",
-        times: Literal["even", "important"] = "even",
-        most_noise: float = 0.0,
-    ) -> None:
+    def __init__(self, parts: DiffusionParts, captions: str, most_noise: float = 0.0) -> None:
         self.parts = parts
         self.device: torch.device = next(parts.unet.parameters()).device
         self.captions: Captions = encode_templates(parts.tokenizers[0], parts.max_length, captions)
         schedule = ScheduleConfig.from_dict(parts.scheduler_config)
         self.alphas = torch.as_tensor(schedule.alphas_cumprod()).float().to(self.device)
         reach = reach_of(self.alphas, most_noise, parts.native_size[0] // parts.vae_factor)
-        self.levels = NoiseLevels(self.alphas, parts.prediction_type, loss, times, reach)
+        self.levels = NoiseLevels(reach, self.device)
         self.fast = parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
         self.loudness = 1024.0 if parts.unet.dtype == torch.float16 else 1.0
         suit_attention(parts)
 
     def batch(self, x0: Tensor, weight: Tensor, who: Tensor, generator: torch.Generator) -> Batch:
         """Views with a timestep, noise and a caption each."""
-        t, worth = self.levels.draw(len(who), generator)
+        t = self.levels.draw(len(who), generator)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         ids, positions = self.captions.draw(len(who), generator)
-        return Batch(x0, weight, who, t, noise, ids.to(self.device), positions.to(self.device), worth)
+        return Batch(x0, weight, who, t, noise, ids.to(self.device), positions.to(self.device))
 
-    def descend(self, batch: Batch, rows: Rows, together: int, network: Any = None) -> float:
+    def descend(self, batch: Batch, rows: Rows, together: int) -> float:
         """Add the gradient of the weighted loss, times ``loudness``, to what ``rows`` are made of; returns the loss.
 
-        The network sees ``together`` views at once; the result is the same however the batch is cut. ``network``: the
-        UNet compiled for that many views; a shorter last part goes through the UNet as it is.
+        The network sees ``together`` views at once; the result is the same however the batch is cut.
         """
         mass = (batch.weight.sum() * batch.x0.shape[1]).clamp_min(1e-6)
         total = 0.0
         for at in torch.split(torch.arange(len(batch.who), device=self.device), together):
             part = batch.part(at)
-            whole = len(at) == min(together, len(batch.who))
-            given = rows(part.who)
-            listening = self.levels.times == "important"
-            for row in given if listening else ():
-                row.retain_grad()
-            loss = part.weighed(self.error(part, given, network if whole else None)).sum() / mass
+            loss = (self.error(part, rows(part.who)) * part.weight).sum() / mass
             torch.autograd.backward(loss * self.loudness)
-            if listening:
-                self._hear(part, given, float(mass) / self.loudness)
             total += float(loss.detach())
         return total
 
@@ -138,12 +116,12 @@ class Denoiser:
         found: list[Tensor] = []
         for at in torch.split(torch.arange(len(batch.who), device=self.device), together):
             part = batch.part(at)
-            error = part.weighed(self.error(part, rows(part.who))).mean(1).sum((1, 2))
+            error = (self.error(part, rows(part.who)) * part.weight).mean(1).sum((1, 2))
             found.append(error / part.weight.sum((1, 2, 3)).clamp_min(1e-6))
         return torch.cat(found)
 
-    def error(self, batch: Batch, rows: list[Tensor], network: Any = None) -> Tensor:
-        """Squared error (B, 4, h, w) of what ``network``, else the UNet, predicts with ``rows`` in the captions."""
+    def error(self, batch: Batch, rows: list[Tensor]) -> Tensor:
+        """Squared error (B, 4, h, w) of what the UNet predicts with ``rows`` in the captions."""
         unet, alpha, device = self.parts.unet, self.alphas[batch.t].view(-1, 1, 1, 1), self.device
         noisy = alpha.sqrt() * batch.x0 + (1.0 - alpha).sqrt() * batch.noise
         with torch.autocast(device.type, torch.bfloat16, enabled=self.fast):
@@ -151,15 +129,8 @@ class Denoiser:
         guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=device)
         extras = Extras(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.fast):
-            given = noisy.to(unet.dtype), batch.t, context.to(unet.dtype), extras
-            predicted = network_output(unet if network is None else network, *given)
+            predicted = network_output(unet, noisy.to(unet.dtype), batch.t, context.to(unet.dtype), extras)
         return (predicted.float() - self._target(batch.x0, batch.noise, alpha)) ** 2
-
-    def _hear(self, part: Batch, rows: list[Tensor], scale: float) -> None:
-        """Tell the levels how large the gradient of every view was by its own rows, before it was weighed."""
-        squares = [row.grad.square().sum((1, 2)) for row in rows if row.grad is not None]
-        size = torch.stack(squares).sum(0).sqrt() * scale
-        self.levels.hear(part.t, size if part.worth is None else size / part.worth)
 
     def _target(self, x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
         kind = self.parts.prediction_type

@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,15 +24,12 @@ from celebctl_runtime.files import atomic_write
 from celebctl_runtime.identity import Identity, check_name
 
 from .basis import CelebBasis
-from .compiled import compiled
 from .config import LearnConfig
-from .context import ContextPull
 from .denoising import Batch, Denoiser, TokenRows, encode_views
 from .instant import facts_of, identity_of
 from .mapper import CoefficientMapper
 from .sampling import draw
 from .starts import framing_of, framing_story, placed, set_start
-from .stopping import HELD_VIEWS, LOOK_EVERY, Patience
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +65,6 @@ def learn_people(
     *,
     basis: CelebBasis,
     together: int = 64,
-    compiling: bool = False,
     tell: Callable[[str], None] = lambda line: None,
     on_step: Callable[[LearnStep], None] = lambda step: None,
     resume_from: Path | None = None,
@@ -82,8 +77,7 @@ def learn_people(
         names: what the people will be called in prompts, one per photo.
         together: most views the network sees at once, for machines with little memory; the result is the same up to
             rounding.
-        compiling: compile the network where that is faster and gives the same gradients (compiled.py).
-        tell: hears, in one line each, what came of compiling, and that nobody measured where the model draws faces.
+        tell: hears, in one line, that nobody measured where the model draws faces.
         checkpoint: where progress is kept every few steps and on Ctrl-C; ``resume_from`` goes on from such a file and
             arrives at the very numbers an uninterrupted run would have reached.
 
@@ -99,9 +93,7 @@ def learn_people(
     if config.canvas == "photo" and config.smallest is None and framing_of(parts)[1] == "assumed":
         tell("faces stand as on photographs in general; celebctl basis build --faces finds this model's own places")
     try:
-        worth = compiling and not sitting.done
-        with compiled(parts.unet, sitting, tell) if worth else nullcontext(parts.unet) as sitting.network:
-            _go(sitting, analyser, on_step, None if checkpoint is None else lambda: sitting.save(checkpoint, names))
+        _go(sitting, analyser, on_step, None if checkpoint is None else lambda: sitting.save(checkpoint, names))
     except KeyboardInterrupt:
         if checkpoint is not None:
             sitting.save(checkpoint, names)
@@ -146,9 +138,8 @@ class Sitting:
 
     P people, V encoded views each, S coefficients over all text encoders. features: (P, 512); latents: (P, V, 4, h, w);
     weights: (P, V, 1, h, w); start: (P, S) units the prior pulls to; total, mass: running average of coefficients;
-    together: how many views the network sees at once; a step is the same however it is cut. network: the UNet, or the
-    same compiled for one batch size. context: pull of the words beside people, or None. patience: when to stop;
-    exam: views of everybody that are only looked at, or None where it never stops early. seconds: of wall time so far.
+    together: how many views the network sees at once; a step is the same however it is cut. seconds: of wall time so
+    far.
     """
 
     parts: DiffusionParts
@@ -168,21 +159,10 @@ class Sitting:
     step: int = 0
     likeness: float | None = None
     seconds: float = 0.0
-    network: Any = field(init=False)
     embed: TokenRows = field(init=False)
-    context: ContextPull | None = field(init=False, default=None)
-    patience: Patience = field(init=False)
-    exam: Batch | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.network = self.parts.unet
         self.embed = TokenRows(self.basis, self.features.device)
-        self.patience = Patience(self.config.patience)
-        if self.config.context:
-            self.context = ContextPull(self.denoiser, self._embedded, self.mapper.spread)
-        if self.config.patience and self.config.steps:
-            self.exam = self._set_exam()
-            self._examine()
 
     @classmethod
     def begin(
@@ -212,7 +192,7 @@ class Sitting:
                 lr=config.learning_rate, weight_decay=config.weight_decay,
             ),
             generator=generator,
-            denoiser=Denoiser(parts, config.captions, config.loss, config.times, config.most_noise),
+            denoiser=Denoiser(parts, config.captions, config.most_noise),
             features=features, latents=latents, weights=weights, start=start,
             total=torch.zeros_like(mapper.scaled(start)), together=together,
         )  # fmt: skip
@@ -221,8 +201,8 @@ class Sitting:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are taken, or more of them do not help."""
-        return self.step >= self.config.steps or self.patience.spent
+        """Whether all steps are taken."""
+        return self.step >= self.config.steps
 
     def advance(self) -> float:
         """One optimiser step over ``views`` views of everybody; returns the denoising loss."""
@@ -231,48 +211,20 @@ class Sitting:
         batch = self._batch()
         self.optimiser.zero_grad(set_to_none=True)
         loudness = self.denoiser.loudness
-        total = self.denoiser.descend(batch, self._rows, self.together, self.network)
+        total = self.denoiser.descend(batch, self._rows, self.together)
         pull = ((self.mapper.units(self.features) - self.start) ** 2).mean()
-        pulls = self.config.prior * pull
-        if self.context is not None:
-            rows = self._embedded(self.mapper(self.features))
-            pulls = pulls + self.config.context * self.context(rows, self.step)
-        torch.autograd.backward(pulls * loudness)
+        torch.autograd.backward(self.config.prior * pull * loudness)
         for parameter in self.mapper.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(loudness)
         self.optimiser.step()
         self.step += 1
         self._average()
-        if self.exam is not None and (self.step % LOOK_EVERY == 0 or self.step == self.config.steps):
-            self._examine()
         return total
 
     def _rows(self, who: Tensor) -> list[Tensor]:
         """Token rows (b, 2, D) per text encoder of the people ``who`` (b,)."""
-        return self._rows_at(self.mapper(self.features), who)
-
-    def _rows_at(self, coefficients: Tensor, who: Tensor) -> list[Tensor]:
-        return [embeddings[who] for embeddings in self._embedded(coefficients)]
-
-    def _embedded(self, coefficients: Tensor) -> list[Tensor]:
-        """Coefficients (P, S) to token rows (P, 2, D) per text encoder."""
-        return self.embed(self.mapper.split(coefficients))
-
-    def gradient(self, network: Any) -> Tensor:
-        """Of the loss of the coming batch's first part through ``network`` by the coefficients, (P, S) on the CPU.
-
-        Nothing moves on: the next step sees the same batch.
-        """
-        before = self.generator.get_state()
-        batch = self._batch()
-        self.generator.set_state(before)
-        first = batch.part(torch.arange(min(self.together, len(batch.who)), device=batch.who.device))
-        coefficients = self.mapper(self.features).detach().requires_grad_()
-        error = self.denoiser.error(first, self._rows_at(coefficients, first.who), network)
-        loss = (error * first.weight).sum() * self.denoiser.loudness
-        found: tuple[Tensor, ...] = cast(Any, torch.autograd).grad(loss, coefficients)
-        return found[0].cpu()
+        return [rows[who] for rows in self.embed(self.mapper.split(self.mapper(self.features)))]
 
     def _learning_rate(self) -> float:
         share = self.step / self.config.steps
@@ -281,7 +233,6 @@ class Sitting:
     def _batch(self) -> Batch:
         """``views`` views of everybody."""
         people, kept = self.latents.shape[:2]
-        kept -= 0 if self.exam is None else HELD_VIEWS
         who = torch.arange(people).repeat_interleave(self.config.views)
         view = torch.randint(kept, (len(who),), generator=self.generator)
         at = who.to(self.latents.device)
@@ -298,29 +249,9 @@ class Sitting:
         elif self.step > self.config.steps // 2:
             self.total, self.mass = self.total + coefficients, self.mass + 1.0
 
-    def _set_exam(self) -> Batch:
-        """The last views of everybody with noise and captions of their own, the same at every look."""
-        people, kept = self.latents.shape[:2]
-        who = torch.arange(people).repeat_interleave(HELD_VIEWS)
-        view = torch.arange(kept - HELD_VIEWS, kept).repeat(people)
-        generator = torch.Generator().manual_seed(self.config.seed + 1)
-        at = who.to(self.latents.device)
-        return self.denoiser.batch(self.latents[who, view], self.weights[who, view], at, generator)
-
     @torch.no_grad()
-    def _examine(self) -> None:
-        """Look at the views kept back, and remember the people as they stand if they never did better."""
-        assert self.exam is not None
-        now = self._standing()
-        loss = self.denoiser.loss(self.exam, lambda who: self._rows_at(now, who), self.together)
-        self.patience.hear(float(loss.mean()), now)
-
     def coefficients(self) -> Tensor:
-        """The people as they stand, or as they did best on views kept back, (P, S)."""
-        return self._standing() if self.patience.kept is None else self.patience.kept
-
-    @torch.no_grad()
-    def _standing(self) -> Tensor:
+        """The people as they stand, (P, S)."""
         return self.total / self.mass if self.mass else self.mapper(self.features)
 
     @torch.no_grad()
@@ -367,7 +298,6 @@ class Sitting:
             "key": self._key(names), "step": self.step, "mapper": self.mapper.state_dict(),
             "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state(),
             "total": self.total, "mass": self.mass, "likeness": self.likeness,
-            "levels": self.denoiser.levels.heard, "patience": self.patience.state(),
             "seconds": self.seconds,
         }  # fmt: skip
         atomic_write(path, lambda partial: torch.save(state, partial))
@@ -388,16 +318,9 @@ class Sitting:
         self.mapper.load_state_dict(state["mapper"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"].cpu())
-        if "levels" in state:  # older ones have neither
-            self.denoiser.levels.heard = state["levels"].cpu()
-            self.patience.restore(state["patience"])
-            self.seconds += state["seconds"]
-        self.total, self.mass, self.step, self.likeness = (
-            state["total"],
-            state["mass"],
-            state["step"],
-            state["likeness"],
-        )
+        self.seconds += state["seconds"]
+        self.total, self.mass = state["total"], state["mass"]
+        self.step, self.likeness = state["step"], state["likeness"]
 
     def _key(self, names: Sequence[str]) -> str:
         seen = np.round(self.features.cpu().numpy(), 3).tobytes().hex()[:64]

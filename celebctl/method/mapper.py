@@ -45,9 +45,10 @@ class FittedMapper(nn.Module):
     @classmethod
     def fresh(cls, coefficients: int, seed: int) -> FittedMapper:
         """One that knows nothing and answers close to the average for everybody."""
-        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-        fitted = cls(coefficients)
-        with torch.no_grad():
+        # the caller's random numbers stay as they are
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # pyright: ignore[reportUnknownMemberType]
+            torch.default_generator.manual_seed(seed)
+            fitted = cls(coefficients)
             fitted.up.weight.normal_(0.0, 0.03)
             fitted.up.bias.zero_()
             fitted.down.weight.normal_()  # a unit feature gives codes of unit size

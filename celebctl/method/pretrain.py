@@ -102,8 +102,10 @@ def hazy(features: Tensor, generator: torch.Generator) -> Tensor:
 
 def read_faces(lessons: Lessons, hidden: int, steps: int, seed: int) -> FaceReader:
     """Least squares from features to looks of everybody who is not held back; frozen."""
-    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-    reader = FaceReader(lessons.looks.shape[1], CODE, hidden)
+    # the caller's random numbers stay as they are
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        torch.default_generator.manual_seed(seed)
+        reader = FaceReader(lessons.looks.shape[1], CODE, hidden)
     generator = torch.Generator().manual_seed(seed)
     known, looks = torch.as_tensor(lessons.features), torch.as_tensor(lessons.looks)
     optimiser: Any = torch.optim.AdamW(reader.parameters(), lr=_PEAK, weight_decay=0.1)

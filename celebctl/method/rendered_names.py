@@ -214,7 +214,7 @@ def _from_line(line: bytes) -> Rendered:
     packed = np.frombuffer(base64.b64decode(said["features"]), "<f2").astype(np.float32)
     features = packed.reshape(faces.count(1), -1) if faces.count(1) else _rows([])
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    places = np.array(said.get("places", []), np.float32).reshape(-1, 3)  # older logs hold none
+    places = np.array(said["places"], np.float32).reshape(-1, 3)
     return Rendered(str(said["name"]), faces, features / np.maximum(lengths, 1e-6), places)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from celebctl_runtime.errors import IntegrityProblem, NotFound, PolicyRefusal
-from celebctl_runtime.files import atomic_directory, atomic_write, disk_problems, sha256_file
+from celebctl_runtime.files import atomic_directory, atomic_write, disk_problems
 
 from .registry import card_for, locate
 
@@ -127,8 +127,8 @@ def pack_folder(name: str, root: Path) -> Path:
 def find_pack(name: str, root: Path, home: Path | None = None) -> Path:
     """The folder that holds a pack's files: the library's below `root`, or insightface's own in `home`.
 
-    Names and sizes are looked at, contents are not (see `verify_pack`). `home`: default the user's. Raises NotFound
-    with the command that brings the pack.
+    Names and sizes are looked at, contents are not. `home`: default the user's. Raises NotFound with the command that
+    brings the pack.
     """
     pack = known_pack(name)
     theirs = (home or Path.home()) / ".insightface" / "models" / name
@@ -143,14 +143,6 @@ def find_pack(name: str, root: Path, home: Path | None = None) -> Path:
 def pack_in(folder: Path) -> Pack | None:
     """The known pack whose files lie in `folder`, by names and sizes; None for face models of other origin."""
     return next((pack for pack in PACKS.values() if _holds(folder, pack)), None)
-
-
-def verify_pack(name: str, folder: Path) -> None:
-    """Read the files of a pack in `folder` and compare. Raises IntegrityProblem for the first that differs."""
-    for file in known_pack(name).files:
-        path = folder / file.name
-        if not path.is_file() or sha256_file(path) != file.sha256:
-            raise IntegrityProblem(f"{path} is not the file that {name} was published with", f"celebctl setup {name}")
 
 
 def choose_face_models(said: str | None, model: str | Path, root: Path, home: Path | None = None) -> Path:

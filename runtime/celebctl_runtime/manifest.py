@@ -35,7 +35,6 @@ class ModelFacts:
     family: str
     source: str
     table_hash: str
-    basis_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,6 @@ class Resident:
     rows: tuple[tuple[int, int], ...]
     digest: str
     rows_sha256: str = ""
-    coefficients: str = ""
 
 
 @dataclass(frozen=True)
