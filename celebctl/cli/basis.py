@@ -293,7 +293,7 @@ def check_picture(path: Path, force: bool) -> None:
 
 def save_picture(view: View, path: Path) -> None:
     """Draw the spectrum."""
-    from celebctl.method.spectrum import draw_spectrum
+    from celebctl.method.spectrum_chart import draw_spectrum
     from celebctl_runtime.files import atomic_write
 
     kept = " and ".join(f"{count:,}" for count in dict.fromkeys(view.facts["components"]))

@@ -244,7 +244,7 @@ def _write(desk: Desk, document: dict[str, Any], out: Path | None, chart: Path |
 
 
 def _show(desk: Desk, document: dict[str, Any]) -> None:
-    from celebctl.bench.chart import machine_of, title_of
+    from celebctl.bench.contest import machine_of, title_of
 
     shares = {row["name"]: f"{row['share_of_limit']:.0%}" for row in document["roofline"] if row["share_of_limit"]}
     rows = [_cells(row, shares.get(row["name"], "")) for row in document["contestants"]]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from .panel import Seen
 from .prompts import Prompt
@@ -74,13 +74,9 @@ def fidelity(prompt: Prompt, seen: Seen) -> float | None:
 
 
 def matching(cosine: NDArray[np.floating]) -> tuple[int, ...]:
-    """Which name (column) each face (row) is given so that the cosines sum highest, as the Hungarian method finds it.
-
-    Pictures show two people, so all orders are tried.
-    """
-    values: list[list[float]] = cosine.tolist()
-    orders = permutations(range(cosine.shape[1]), len(values))
-    return max(orders, key=lambda order: sum(row[k] for row, k in zip(values, order, strict=True)))
+    """Which name (column) each face (row) is given so that the sum of cosines is highest."""
+    columns: list[int] = linear_sum_assignment(cosine, maximize=True)[1].tolist()
+    return tuple(columns)
 
 
 def alone_scale(records: Sequence[Record], prompt: int) -> Scale:
