@@ -54,12 +54,13 @@ def show(
     from celebctl.library import Library
     from celebctl.settings import Settings
 
-    from .extras import needs
+    from .extras import check_installed, needs
 
     desk = ctx.ensure_object(Desk)
     settings, library = Settings.read(), Library()
     if picture is not None:
         check_picture(picture, force)
+        check_installed("eval", "drawing the spectrum", "matplotlib")
     release = str(settings.text("preset", preset)) == "faithful"
     with needs("learn", "the celeb basis"):
         view = look_at(open_tables(desk, settings, model), library, release)

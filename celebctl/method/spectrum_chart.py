@@ -51,7 +51,7 @@ def _variance(axes: Axes, pair: Sequence[Spectrum], title: str) -> None:
     axes.set_ylim(0, 1.03)
     axes.set_ylabel("share of the variance")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="lower right", fontsize=9, frameon=True, framealpha=1, edgecolor="none")
     _finish(axes, pair, title)
 
 
@@ -74,6 +74,6 @@ def _finish(axes: Axes, pair: Sequence[Spectrum], title: str) -> None:
     if max(spectrum.rank for spectrum in pair) > COMPONENTS:
         axes.axvline(COMPONENTS, color="grey", linewidth=1, linestyle=":")
         axes.annotate(
-            f"{COMPONENTS} kept", (COMPONENTS, 1), (0, 2), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="center", fontsize=8,
+            f"{COMPONENTS} kept", (COMPONENTS, 0.5), (4, 0), xycoords=("data", "axes fraction"),
+            textcoords="offset points", rotation=90, va="center", fontsize=8,
         )  # fmt: skip
