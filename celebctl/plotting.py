@@ -1,5 +1,8 @@
 """The look that all charts share, for matplotlib (extra ``eval``): fonts, colours, and figures as PNG or SVG."""
 
+# matplotlib leaves the types of its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import base64
@@ -28,7 +31,7 @@ def chart_style(*, dark: bool = False) -> Generator[None]:
     ink, faint, rule, paper = (
         ("#ece7df", "#9d968b", "#37332e", "#211f1c") if dark else ("#34322f", "#78736b", "#e4dfd6", "#fcfbf8")
     )
-    settings: dict[str, Any] = {
+    settings: Any = {
         "axes.axisbelow": True,
         "axes.edgecolor": faint,
         "axes.facecolor": paper,

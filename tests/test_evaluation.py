@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-for module in ("torch", "scipy", "jinja2", "matplotlib"):
-    pytest.importorskip(module)
+pytest.importorskip("torch")
+pytest.importorskip("scipy")
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
 
 from celebctl.evaluation.charts import Series, bars, curve
 from celebctl.evaluation.estimates import by_couples, estimate

@@ -1,5 +1,8 @@
 """A report as a picture: a panel of bars for each thing measured, ours in blue and others' in orange."""
 
+# matplotlib leaves the types of its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,9 +54,10 @@ def draw_report(report: Mapping[str, Any]) -> Image.Image:
     rows: Sequence[Mapping[str, Any]] = report["contestants"]
     shown = [panel for panel in PANELS if any(row[panel.key] for row in rows)]
     with chart_style():
-        figure = Figure((_WIDTH, 1.2 + len(shown) * (0.6 + 0.42 * len(rows))), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.3))
+        height = 1.2 + len(shown) * (0.6 + 0.42 * len(rows))
+        figure = Figure((_WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.3))
         figure.suptitle(f"{title_of(report)}\n", x=0.02, ha="left", fontsize=17)
-        figure.text(0.02, 1 - 0.58 / figure.get_figheight(), machine_of(report), fontsize=10, alpha=0.7)
+        figure.text(0.02, 1 - 0.58 / height, machine_of(report), fontsize=10, alpha=0.7)
         axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
         for panel, place in zip(shown, axes, strict=True):
             _panel(place, panel, report)

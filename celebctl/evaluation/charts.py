@@ -1,5 +1,8 @@
 """Charts of a report: bars and curves of estimates with their confidence intervals."""
 
+# matplotlib leaves the types of its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

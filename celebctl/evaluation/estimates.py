@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy.stats
+
+_stats: Any = scipy.stats  # which has no usable types
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
     if not known:
         return None
     count = len(known)
-    half = float(stats.t.ppf(0.975, count - 1) * stats.sem(known)) if count > 1 else 0.0
+    half = float(_stats.t.ppf(0.975, count - 1) * _stats.sem(known)) if count > 1 else 0.0
     return Estimate(float(np.mean(known)), half, count)
 
 

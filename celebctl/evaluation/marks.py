@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import scipy.optimize
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from .panel import Seen
 from .prompts import Prompt
 from .record import Record, Shot
 
 Floats = NDArray[np.float32]
+
+_optimize: Any = scipy.optimize  # which has no usable types
 _SHIFTS = 8  # other people that the floor is measured on, at most
 
 
@@ -75,8 +77,8 @@ def fidelity(prompt: Prompt, seen: Seen) -> float | None:
 
 def matching(cosine: NDArray[np.floating]) -> tuple[int, ...]:
     """Which name (column) each face (row) is given so that the sum of cosines is highest."""
-    columns: list[int] = linear_sum_assignment(cosine, maximize=True)[1].tolist()
-    return tuple(columns)
+    _, columns = _optimize.linear_sum_assignment(cosine, maximize=True)
+    return tuple(int(column) for column in columns)
 
 
 def alone_scale(records: Sequence[Record], prompt: int) -> Scale:

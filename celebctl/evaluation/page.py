@@ -90,17 +90,11 @@ def _page(title: str, about: str, rows: Sequence[Figures], **parts: Any) -> str:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters |= {
-        "base64": lambda data: base64.b64encode(data).decode(),
-        "capital": _capital,
-        "number": lambda value, digits: f"{value:,.{digits}f}",
-    }
-    templates.globals |= {
-        "score": _look_of, "person_score": _person_score, "request": _request, "verdict": _verdict, "some": _some,
-    }  # fmt: skip
     return templates.get_template("report.html.j2").render(
-        title=title, about=about, rows=rows, columns=columns_of(rows), all_columns=COLUMNS, **parts
-    )
+        title=title, about=about, rows=rows, columns=columns_of(rows), all_columns=COLUMNS,
+        base64=_base64, capital=_capital, number=_number,
+        score=_look_of, person_score=_person_score, request=_request, verdict=_verdict, some=_some, **parts,
+    )  # fmt: skip
 
 
 def _tiles(groups: Sequence[Group]) -> list[_Tile]:
@@ -194,3 +188,11 @@ def _some(marks: Sequence[Mark]) -> list[Mark]:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}"

@@ -1,5 +1,8 @@
 """The picture of ``celebctl basis show --picture``: explained variance and singular values, a row per text encoder."""
 
+# matplotlib leaves the types of its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
