@@ -85,7 +85,7 @@ $(READY): pyproject.toml
 	{ echo 'celebctl needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 6; }
 	"$(PYTHON)" -m venv "$(VENV)"
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check '$(TORCH)'
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[learn,export,cpu,dev]'
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[learn,export,cpu,eval,dev]'
 	@"$(BIN)/python" -c 'import cv2' 2>/dev/null || { \
 	echo 'no desktop libraries here: using opencv-python-headless' >&2; \
 	"$(BIN)/python" -m pip uninstall --quiet --yes opencv-python; \

@@ -33,10 +33,10 @@ from baselines.comparing import COMPARED, lead, verdict
 from clarity import clarity
 
 from celebctl.evaluation.casts import FIRST_STRANGER, artist_of, learn_strangers, stranger_cast
-from celebctl.evaluation.charts import Series, bars, curve, legend
+from celebctl.evaluation.charts import Chart, Series, bars, curve
 from celebctl.evaluation.estimates import estimate
 from celebctl.evaluation.metrics import Figures, figures
-from celebctl.evaluation.page import plain_page, table
+from celebctl.evaluation.page import write_plot_page
 from celebctl.evaluation.panel import WorldPanel
 from celebctl.evaluation.prompts import WORLD
 from celebctl.evaluation.report import markdown, rows_of
@@ -301,16 +301,14 @@ class Laboratory:
         sys.stderr.flush()
 
 
-def plot(ablation: Ablation, found: Sequence[Figures]) -> str:
+def plot(ablation: Ablation, found: Sequence[Figures]) -> Chart:
     """Likeness alone and in pairs and prompt fidelity over the dial."""
     names = {"likeness": "likeness", "pair_likeness": "likeness in pairs", "fidelity": "prompt"}
-    series = [Series(said, [one.summary[key] for one in found], i) for i, (key, said) in enumerate(names.items())]
+    series = [Series(said, [one.summary[key] for one in found]) for key, said in names.items()]
     labels = [one.title for one in found]
     if ablation.axis:
-        drawn = curve(labels, series, title=ablation.about, axis=ablation.axis)
-    else:
-        drawn = bars(labels, series, title=ablation.about, top=1.0)
-    return legend(series) + drawn
+        return curve(labels, series, title=ablation.about, axis=ablation.axis)
+    return bars(labels, series, title=ablation.about)
 
 
 def report(ablation: Ablation, found: Sequence[Figures], lab: Laboratory) -> None:
@@ -325,8 +323,7 @@ def report(ablation: Ablation, found: Sequence[Figures], lab: Laboratory) -> Non
     document = {"about": ablation.about, "settings": settings, "variants": [one.to_json() for one in found]}
     atomic_write(file, (json.dumps(document, indent=1) + "\n").encode())
     about = f"{lab.people} people, {lab.seeds} of each of {len(WORLD)} prompts, preset {lab.config.preset}"
-    body = f'<div class="card">{plot(ablation, found)}</div><h2>Figures</h2>{table(found)}'
-    page = plain_page(f"{ablation.name}: {ablation.about}", about, body)
+    page = write_plot_page(f"{ablation.name}: {ablation.about}", about, plot(ablation, found), found)
     atomic_write(file.with_suffix(".html"), page.encode())
     print(f"{file}, {file.with_suffix('.html')}")
 

@@ -22,7 +22,7 @@ from baselines.methods import METHODS
 
 from celebctl.evaluation.prompts import WORLD
 from celebctl.evaluation.record import Record
-from celebctl.method.sheet import lay_out
+from celebctl.grid import grid
 from celebctl_runtime.files import atomic_write
 
 RESULT = Path(__file__).parent / "results" / "baselines.png"
@@ -52,7 +52,7 @@ def side_by_side(people: dict[str, list[Record]], couples: int) -> Image.Image:
         for photo, name, text in zip(photos, ("a photo of A", "a photo of B"), PROMPTS, strict=True):
             rows.append([photo, *(picture_of(records[number], text) for records in people.values())])
             said.append([name, *people] if name.endswith("A") else [name, *[text.format("A", "B")] * len(people)])
-    return lay_out(rows, said)
+    return grid(rows, said)
 
 
 def main() -> None:

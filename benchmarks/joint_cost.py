@@ -78,40 +78,28 @@ def as_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, tupl
 
 def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Seconds per person over the number of people, one line for each way that was measured for all of them."""
-    from celebctl.pen import COLOURS, FAINT, GRID, Pen
+    from matplotlib.figure import Figure
 
-    counts = [row["people"] for row in rows]
+    from celebctl.plotting import chart_style, to_image
+
     lines = {"celebctl learn": "process_seconds_per_person", "learn_people, model open": "seconds_per_person"}
-    lines = {name: key for name, key in lines.items() if all(key in row for row in rows)}
-    top = 1.15 * max(row[key] for row in rows for key in lines.values())
-    left, right, upper, lower = 84.0, 850.0, 112.0, 430.0
-
-    def at(number: int, seconds: float) -> tuple[float, float]:
-        return left + (right - left) * number / max(1, len(counts) - 1), lower - (lower - upper) * seconds / top
-
-    pen = Pen(900, 500)
-    pen.text((40, 22), "Learning people together", 25)
-    on = "one core" if cores() == 1 else f"{cores()} cores"
-    pen.text((40, 58), f"mini, {rows[0]['steps']} steps, {on}; seconds per person", 15, FAINT)
-    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if top / step <= 6)
-    for tick in range(int(top / step) + 1):
-        y = at(0, tick * step)[1]
-        pen.line([(left - 12, y), (right + 12, y)], GRID, 1)
-        pen.text((left - 22, y), f"{tick * step:g}", 13, FAINT, anchor="rm")
-    for number, count in enumerate(counts):
-        pen.text((at(number, 0)[0], lower + 10), f"{count}", 13, FAINT, anchor="ma")
-    pen.text(((left + right) / 2, lower + 32), "people in one call", 14, FAINT, anchor="ma")
-    across = 470.0
-    for (name, key), colour, side in zip(lines.items(), reversed(COLOURS), (-1, 1), strict=False):
-        points = [at(number, row[key]) for number, row in enumerate(rows)]
-        pen.line(points, colour, 3)
-        for (x, y), row in zip(points, rows, strict=True):
-            pen.dot((x, y), colour, 5)
-            pen.text((x, y + 12 * side), f"{row[key]:.1f}", 13, colour, anchor="md" if side < 0 else "ma")
-        pen.line([(across, 66), (across + 24, 66)], colour, 3)
-        pen.text((across + 32, 66), name, 14, anchor="lm")
-        across += 32 + pen.width(name, 14) + 30
-    pen.finish().save(path)
+    with chart_style():
+        figure = Figure((9, 5), layout="constrained")
+        axes = figure.add_subplot()
+        on = "one core" if cores() == 1 else f"{cores()} cores"
+        axes.set_title(f"Learning people together: mini, {rows[0]['steps']} steps, {on}")
+        axes.set_xticks(range(len(rows)), [str(row["people"]) for row in rows])
+        axes.set_xlabel("people in one call")
+        axes.set_ylabel("seconds per person")
+        for (name, key), side in zip(lines.items(), (8, -16), strict=True):
+            if all(key in row for row in rows):
+                (line,) = axes.plot([row[key] for row in rows], marker="o", label=name)
+                for number, row in enumerate(rows):
+                    text = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
+                    axes.annotate(f"{row[key]:.1f}", (number, row[key]), (0, side), **text)
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
+        axes.legend()
+        to_image(figure).save(path)
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-GAP, LINE = 6, 20  # pixels between pictures, and for the text below each
+from .grid import grid
+
 ACROSS = 10  # pictures in one row
 CELL = 256  # pixels: larger pictures are reduced to it
-PAPER, INK = (250, 249, 246), (60, 58, 54)
 STEP_MS, REST_MS = 140, 700  # in the animation: on the way, and at both ends
 
 
@@ -42,19 +42,8 @@ def labels(names: Sequence[str], weights: Sequence[Sequence[float]]) -> list[str
 
 def lay_out(pictures: Sequence[Image.Image], said: Sequence[str]) -> Image.Image:
     """Pictures of one size in rows of at most ten, each with its label below."""
-    cells = [_fit(picture) for picture in pictures]
-    wide, high = cells[0].size
-    columns = min(len(cells), ACROSS)
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (wide + GAP) + GAP, rows * (high + LINE + GAP) + GAP), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, (cell, text) in enumerate(zip(cells, said, strict=True)):
-        left, top = GAP + number % columns * (wide + GAP), GAP + number // columns * (high + LINE + GAP)
-        sheet.paste(cell, (left, top))
-        while pen.textlength(text, font=font) > wide and len(text) > 4:
-            text = f"{text[:-4]}..."
-        pen.text((left + (wide - pen.textlength(text, font=font)) / 2, top + high + 2), text, fill=INK, font=font)
-    return sheet
+    rows = [slice(start, start + ACROSS) for start in range(0, len(pictures), ACROSS)]
+    return grid([pictures[row] for row in rows], [said[row] for row in rows], cell=_fit(pictures[0]).size)
 
 
 def save_animation(pictures: Sequence[Image.Image], path: Path) -> None:

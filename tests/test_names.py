@@ -38,7 +38,8 @@ from celebctl.method.rendered_names import (
     pictures_at_once,
     render_names,
 )
-from celebctl.method.spectrum import TOLD, Spectrum, draw_spectrum, spectrum_of
+from celebctl.method.spectrum import TOLD, Spectrum, spectrum_of
+from celebctl.method.spectrum_chart import draw_spectrum
 from celebctl_models.faces import Face
 from celebctl_models.known_models import KNOWN
 from celebctl_models.names import WELL_KNOWN

@@ -1,17 +1,27 @@
 """A report as a picture: a panel of bars for each thing measured, ours in blue and others' in orange."""
 
+# matplotlib leaves the types of its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from celebctl.pen import COLOURS, FAINT, INK, Pen
+from celebctl.plotting import LIGHT, chart_style, horizontal_bars, to_image
 
-_WIDTH, _HEAD, _BAR, _GAP, _PANEL = 1200, 104, 30, 10, 66  # pixels: across, above, of a bar, between, around a panel
-_LEFT, _LABELS, _RIGHT = 48, 190, 270  # margin, room for names before the bars and for numbers behind them
+from .contest import machine_of, title_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL import Image
+
+_WIDTH = 12  # inches
 
 
 @dataclass(frozen=True)
@@ -43,31 +53,16 @@ def draw_report(report: Mapping[str, Any]) -> Image.Image:
     """The picture of a report as contest.report makes it."""
     rows: Sequence[Mapping[str, Any]] = report["contestants"]
     shown = [panel for panel in PANELS if any(row[panel.key] for row in rows)]
-    height = _PANEL + len(rows) * (_BAR + _GAP)
-    pen = Pen(_WIDTH, _HEAD + len(shown) * height + 34)
-    pen.text((_LEFT, 26), title_of(report), 25)
-    pen.text((_LEFT, 62), machine_of(report), 15, FAINT)
-    for number, panel in enumerate(shown):
-        _panel(pen, _HEAD + number * height, panel, report)
-    pen.text((_LEFT, _HEAD + len(shown) * height), note_of(report), 13, FAINT)
-    return pen.finish()
-
-
-def title_of(report: Mapping[str, Any]) -> str:
-    """What was drawn."""
-    settings = report["settings"]
-    size = f"{settings['width']} x {settings['height']}"
-    guided = f", guidance {settings['guidance']:g}" if settings["guidance"] > 1 else ""
-    return f"{settings['model']}: {size}, {settings['steps']} steps of {settings['sampler']}{guided}"
-
-
-def machine_of(report: Mapping[str, Any]) -> str:
-    """What it was drawn on."""
-    machine, packages = report["machine"], report["machine"]["packages"]
-    threads = report["settings"]["threads"] or machine["cores"]
-    chips = [*machine["gpus"], f"{machine['cpu']}, {threads} thread{'' if threads == 1 else 's'}"]
-    tools = [f"{name} {packages[name]}" for name in ("onnxruntime", "torch", "diffusers") if name in packages]
-    return "; ".join([*chips, ", ".join(tools)])
+    with chart_style():
+        height = 1.2 + len(shown) * (0.6 + 0.42 * len(rows))
+        figure = Figure((_WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.3))
+        figure.suptitle(f"{title_of(report)}\n", x=0.02, ha="left", fontsize=17)
+        figure.text(0.02, 1 - 0.58 / height, machine_of(report), fontsize=10, alpha=0.7)
+        axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+        for panel, place in zip(shown, axes, strict=True):
+            _panel(place, panel, report)
+        figure.supxlabel(note_of(report), x=0.02, ha="left", fontsize=9, alpha=0.7)
+        return to_image(figure)
 
 
 def note_of(report: Mapping[str, Any]) -> str:
@@ -79,28 +74,23 @@ def note_of(report: Mapping[str, Any]) -> str:
     return f"{told} Ratios are medians of pairs within a round; the line is the hardware's limit."
 
 
-def _panel(pen: Pen, top: float, panel: Panel, report: Mapping[str, Any]) -> None:
+def _panel(axes: Axes, panel: Panel, report: Mapping[str, Any]) -> None:
+    """One horizontal bar for each contestant that has this measurement, with its value and its ratios behind."""
     rows = [row for row in report["contestants"] if row[panel.key]]
-    most = max(row[panel.key] for row in rows)
-    left, right = _LEFT + _LABELS, _WIDTH - _RIGHT
-    pen.text((_LEFT, top + 18), panel.title, 17)
-    for number, row in enumerate(rows):
-        y = top + 46 + number * (_BAR + _GAP) + _BAR / 2
-        end = left + (right - left) * row[panel.key] / most
-        colour = COLOURS[1] if row["rival"] else COLOURS[0]
-        pen.text((left - 14, y), row["name"], 15, anchor="rm")
-        pen.line([(left, y), (max(end, left + 2), y)], colour, _BAR)
-        said = panel.write(row[panel.key])
-        pen.text((end + 12, y), said, 15, INK, anchor="lm")
-        pen.text((end + 24 + pen.width(said, 15), y), _ratio(report, row, panel), 15, FAINT, anchor="lm")
-        if panel.key == "step_ms":
-            _limit(pen, left, right, most, y, _floor(report, row["name"]))
-
-
-def _limit(pen: Pen, left: float, right: float, most: float, y: float, floor: float | None) -> None:
-    if floor is not None:
-        x = left + (right - left) * floor / most
-        pen.line([(x, y - _BAR / 2 - 3), (x, y + _BAR / 2 + 3)], INK, 2)
+    values = [row[panel.key] for row in rows]
+    horizontal_bars(axes, [row["name"] for row in rows])
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.xaxis.set_visible(False)
+    axes.set_title(panel.title)
+    axes.barh(range(len(rows)), values, 0.72, color=[LIGHT[1] if row["rival"] else LIGHT[0] for row in rows])
+    axes.set_xlim(0, 1.3 * max(values))
+    for y, row in enumerate(rows):
+        text = f"{panel.write(row[panel.key])}   {_ratio(report, row, panel)}"
+        axes.annotate(text, (row[panel.key], y), (8, 0), textcoords="offset points", va="center")
+        floor = _floor(report, row["name"]) if panel.key == "step_ms" else None
+        if floor is not None:
+            axes.vlines(floor, y - 0.45, y + 0.45, color=rcParams["text.color"])
 
 
 def _floor(report: Mapping[str, Any], name: str) -> float | None:

@@ -346,6 +346,23 @@ def report(
     return document
 
 
+def title_of(report: Mapping[str, Any]) -> str:
+    """What was drawn."""
+    settings = report["settings"]
+    size = f"{settings['width']} x {settings['height']}"
+    guided = f", guidance {settings['guidance']:g}" if settings["guidance"] > 1 else ""
+    return f"{settings['model']}: {size}, {settings['steps']} steps of {settings['sampler']}{guided}"
+
+
+def machine_of(report: Mapping[str, Any]) -> str:
+    """What it was drawn on."""
+    machine, packages = report["machine"], report["machine"]["packages"]
+    threads = report["settings"]["threads"] or machine["cores"]
+    chips = [*machine["gpus"], f"{machine['cpu']}, {threads} thread{'' if threads == 1 else 's'}"]
+    tools = [f"{name} {packages[name]}" for name in ("onnxruntime", "torch", "diffusers") if name in packages]
+    return "; ".join([*chips, ", ".join(tools)])
+
+
 def _row(score: Score) -> dict[str, Any]:
     cold, first, picture, step = (_middle(times) for times in (score.cold, score.first, score.picture, score.step))
     return {

@@ -55,12 +55,13 @@ def show(
     from celebctl.library import Library
     from celebctl.settings import Settings
 
-    from .extras import needs
+    from .extras import check_installed, needs
 
     desk = ctx.ensure_object(Desk)
     settings, library = Settings.read(), Library()
     if picture is not None:
         check_picture(picture, force)
+        check_installed("eval", "drawing the spectrum", "matplotlib")
     release = str(settings.text("preset", preset)) == "faithful"
     with needs("learn", "the celeb basis"):
         view = look_at(open_tables(desk, settings, model), library, release)
@@ -297,7 +298,7 @@ def check_picture(path: Path, force: bool) -> None:
 
 def save_picture(view: View, path: Path) -> None:
     """Draw the spectrum."""
-    from celebctl.method.spectrum import draw_spectrum
+    from celebctl.method.spectrum_chart import draw_spectrum
     from celebctl_runtime.files import atomic_write
 
     kept = " and ".join(f"{count:,}" for count in dict.fromkeys(view.facts["components"]))

@@ -72,11 +72,14 @@ def bench(
     from celebctl.settings import Settings
     from celebctl_runtime.request import Request, resolve
 
+    from .extras import check_installed
     from .gen import open_bundle
 
     desk = ctx.ensure_object(Desk)
     check_counts(rounds, cold)
     _check_places([path for path in (out, chart) if path is not None], force)
+    if chart is not None:
+        check_installed("eval", "drawing a chart", "matplotlib")
     devices = _checked_devices(device, variants)
     settings, library = Settings.read(), Library()
     chosen = str(settings.text("model", model))
@@ -244,7 +247,7 @@ def _write(desk: Desk, document: dict[str, Any], out: Path | None, chart: Path |
 
 
 def _show(desk: Desk, document: dict[str, Any]) -> None:
-    from celebctl.bench.chart import machine_of, title_of
+    from celebctl.bench.contest import machine_of, title_of
 
     shares = {row["name"]: f"{row['share_of_limit']:.0%}" for row in document["roofline"] if row["share_of_limit"]}
     rows = [_cells(row, shares.get(row["name"], "")) for row in document["contestants"]]

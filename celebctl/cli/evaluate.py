@@ -60,11 +60,12 @@ def evaluate(
     from celebctl.library import Library
     from celebctl.settings import Settings
 
-    from .extras import needs
+    from .extras import check_installed, needs
 
     desk = ctx.ensure_object(Desk)
     settings, library = Settings.read(), Library()
     check_words(names or [], photos, [*(["--preset"] if preset else []), *(["--set"] if changes else [])])
+    check_installed("eval", "evaluation", "jinja2", "matplotlib", "scipy")
     with needs("learn", "evaluation"):
         config = configure(settings, preset, changes or [])
         room = Room.open(desk, settings, library, (model, face_models, judge, device), clip)

@@ -68,9 +68,10 @@ class Room:
 
         from celebctl.evaluation.prompts import PHOTOGRAPHS, WORLD, check_states, read_prompts
         from celebctl.evaluation.session import Plan
+        from celebctl.evaluation.truth import draws_mini
 
         reader = getattr(self.panel, "vocabulary", None)
-        wanted: Sequence[Prompt] = WORLD if reader else PHOTOGRAPHS
+        wanted: Sequence[Prompt] = WORLD if reader and draws_mini(self.parts.card) else PHOTOGRAPHS
         if prompts is not None:
             wanted = read_prompts(prompts)
             if reader:
@@ -136,10 +137,11 @@ class WorldSession:
         """Make or find the folder. Raises NotFound when the model has no world of its own."""
         from celebctl.evaluation.panel import WorldPanel
         from celebctl.evaluation.session import Bench
+        from celebctl.evaluation.truth import draws_mini
         from celebctl.method.starts import mapper_digest
         from celebctl_runtime.errors import NotFound
 
-        if not isinstance(self.room.panel, WorldPanel):
+        if not isinstance(self.room.panel, WorldPanel) or not draws_mini(self.room.parts.card):
             hint = "name people of your library: celebctl eval alice --photos DIR"
             raise NotFound(f"{self.room.parts.name} has no world to draw strangers from", hint)
         told |= {"people": self.people, "learned together": self.together, "learning": self.config.told()}
@@ -218,7 +220,7 @@ class LibrarySession:
 
 
 def seconds_of(person: "Identity") -> float | None:
-    """What learning them took, where that was kept."""
+    """Seconds of learning, where they were kept; "12.34", and in older files "12.34 (a person's share of the call)"."""
     try:
         return float(person.provenance["seconds"].split()[0])
     except (KeyError, ValueError, IndexError):

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Generator
+from importlib import import_module
 
 from celebctl_runtime.errors import EnvironmentProblem
 
@@ -18,3 +19,10 @@ def needs(extra: str, purpose: str) -> Generator[None]:
         raise EnvironmentProblem(
             f"{purpose} needs {module}, which is not installed", f'pip install "celebctl[{extra}]"'
         ) from error
+
+
+def check_installed(extra: str, purpose: str, *modules: str) -> None:
+    """Before long work: raise the EnvironmentProblem of ``needs`` when a module of the extra is missing."""
+    with needs(extra, purpose):
+        for module in modules:
+            import_module(module)

@@ -6,7 +6,7 @@
     record    what was seen of one person, on disk; an interrupted run goes on from there
     session   drawing and judging, person by person
     metrics   records to figures with confidence intervals over people
-    charts, page   figures to SVG, and everything to one HTML file
+    charts, page   figures to charts (matplotlib), and everything to one HTML file (jinja2)
 
 What this package does not know: how people are learned. Whoever can draw a prompt can be measured.
 """

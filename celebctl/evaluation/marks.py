@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import scipy.optimize
 from numpy.typing import NDArray
 
 from .panel import Seen
@@ -18,6 +18,8 @@ from .prompts import Prompt
 from .record import Record, Shot
 
 Floats = NDArray[np.float32]
+
+_optimize: Any = scipy.optimize  # which has no usable types
 _SHIFTS = 8  # other people that the floor is measured on, at most
 
 
@@ -74,13 +76,9 @@ def fidelity(prompt: Prompt, seen: Seen) -> float | None:
 
 
 def matching(cosine: NDArray[np.floating]) -> tuple[int, ...]:
-    """Which name (column) each face (row) is given so that the cosines sum highest, as the Hungarian method finds it.
-
-    Pictures show two people, so all orders are tried.
-    """
-    values: list[list[float]] = cosine.tolist()
-    orders = permutations(range(cosine.shape[1]), len(values))
-    return max(orders, key=lambda order: sum(row[k] for row, k in zip(values, order, strict=True)))
+    """Which name (column) each face (row) is given so that the sum of cosines is highest."""
+    _, columns = _optimize.linear_sum_assignment(cosine, maximize=True)
+    return tuple(int(column) for column in columns)
 
 
 def alone_scale(records: Sequence[Record], prompt: int) -> Scale:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .metrics import Figures
-from .page import COLUMNS
+from .page import columns_of
 
 
 def rows_of(casts: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; figures that nobody has are left out."""
-    shown = [column for column in COLUMNS if any(row.summary.get(column[0]) is not None for row in casts)]
+    shown = columns_of(casts)
     cells: list[list[str]] = []
     for row in casts:
         said = [row.title]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from celebctl_models.mini.people import uniform_from_normal
 from celebctl_models.mini.scenes import STYLES, render
 from celebctl_models.mini.world import Wanted, staged
+from celebctl_models.registry import ModelCard
 
 from .panel import Panel, Seen
 from .prompts import Prompt
@@ -21,6 +22,11 @@ Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
 _CHUNK = 32  # true pictures rendered at once
+
+
+def draws_mini(card: ModelCard) -> bool:
+    """Whether a model draws mini's world, the only one of which there are true pictures; others need photos."""
+    return card.name == "mini"
 
 
 class Truth(Protocol):

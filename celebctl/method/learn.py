@@ -286,8 +286,8 @@ class Sitting:
             told = facts_of(self.parts, self.config, len(names), units)
             told |= {"torch": str(torch.__version__), "steps": str(self.step), "coefficients": str(flat.size)}
             if self.likeness is not None:
-                told["likeness"] = f"{self.likeness:.3f} (mean cosine, the learning recogniser)"
-            told["seconds"] = f"{self.seconds / len(names):.2f} (a person's share of the call)"
+                told |= {"likeness": f"{self.likeness:.3f}", "likeness_measure": "mean cosine, recogniser of learning"}
+            told["seconds"] = f"{self.seconds / len(names):.2f}"  # of the call, divided among its people
             told["framing"] = framing_story(self.config, self.parts)
             made.append(identity_of(name, flat, self.parts, self.basis, told))
         return made

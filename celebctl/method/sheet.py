@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from celebctl.grid import grid
 
 from .sampling import draw, rows_of
 
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from celebctl_runtime.identity import Identity
 
 PROMPTS = ("{}", "{} smiling", "{} on the beach", "{} wearing a suit", "{} in space", "{} playing chess")
-CELL, GAP, LINE = 192, 8, 22
-PAPER, INK = (250, 249, 246), (60, 58, 54)
 
 
 def contact_sheet(parts: DiffusionParts, identities: Sequence[Identity], photos: Sequence[Image.Image]) -> Image.Image:
@@ -39,29 +39,4 @@ def contact_sheet(parts: DiffusionParts, identities: Sequence[Identity], photos:
     if together:
         rows.append(("together", pictures[len(prompts) :]))
         said.append([text.replace("<", "").replace(">", "") for text in together])
-    return lay_out([pictures for _, pictures in rows], said)
-
-
-def lay_out(rows: Sequence[Sequence[Image.Image]], said: Sequence[Sequence[str]]) -> Image.Image:
-    """Rows of pictures of any size as cells of one size, each with its words below, cut where they are too long."""
-    columns = max(len(row) for row in rows)
-    width, height = columns * (CELL + GAP) + GAP, len(rows) * (CELL + LINE + GAP) + GAP
-    sheet = Image.new("RGB", (width, height), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for r, (row, texts) in enumerate(zip(rows, said, strict=True)):
-        for c, (picture, text) in enumerate(zip(row, texts, strict=True)):
-            left, top = GAP + c * (CELL + GAP), GAP + r * (CELL + LINE + GAP)
-            sheet.paste(_fit(picture), (left, top))
-            while pen.textlength(text, font=font) > CELL and len(text) > 4:
-                text = text[:-2].rstrip(".") + "..."
-            pen.text((left, top + CELL + 3), text, fill=INK, font=font)
-    return sheet
-
-
-def _fit(picture: Image.Image) -> Image.Image:
-    """The largest centred square, at cell size."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.convert("RGB").resize(
-        (CELL, CELL), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
+    return grid([pictures for _, pictures in rows], said)
