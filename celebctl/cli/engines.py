@@ -84,7 +84,7 @@ def check(desk: Desk, bundle: "Bundle") -> None:
     count = sum(len(nodes) for nodes in refused.values())
     if count:
         raise InputRejected(f"TensorRT {tensorrt.version} refuses {count} nodes of {bundle.path}", "use --device cuda")
-    document = {"tensorrt": tensorrt.version, "graphs": [{"file": file, "unsupported": []} for file in refused]}
+    document = {"tensorrt": tensorrt.version, "graphs": [{"file": file, "supported": True} for file in refused]}
     desk.give([f"{file}: supported by TensorRT {tensorrt.version}" for file in refused], document)
 
 
