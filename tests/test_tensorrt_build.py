@@ -217,7 +217,11 @@ def test_the_timing_cache_is_kept_and_one_that_does_not_fit_is_left(bundle: Bund
 
 def test_progress_runs_from_nothing_to_all_and_never_back(bundle: Bundle) -> None:
     seen: list[tuple[int, int, str]] = []
-    build(bundle, "1x32x32", on_progress=lambda done, total, what: seen.append((done, total, what)))
+
+    def on_progress(done: int, total: int, what: str) -> None:
+        seen.append((done, total, what))
+
+    build(bundle, "1x32x32", on_progress=on_progress)
     done = [progress[0] for progress in seen]
     assert done[0] == 0 and done[-1] == 400 and done == sorted(done) and len(done) > 32
     assert {total for _, total, _ in seen} == {400} and seen[-1][2] == "vae_decoder-b1-32x32.plan: measuring"
