@@ -5,8 +5,9 @@
     python benchmarks/true_size_export.py --families sd15 --dtype fp32
 
 Random weights, celebctl's own commands, each in a process of its own: `export` (which measures every graph against
-torch) and one step of `gen` through the bundle at 512 px. Peak of resident memory and wall time of each are written down. A model
-and its bundle take 4 to 14 GB of disk in a temporary folder and are deleted before the next, unless --keep is given.
+torch) and one step of `gen` through the bundle at 512 px. Peak of resident memory and wall time of each are written
+down. A model and its bundle take 4 to 14 GB of disk in a temporary folder and are deleted before the next, unless
+--keep is given.
 """
 
 from __future__ import annotations

@@ -350,10 +350,3 @@ def test_the_closest_profile_is_chosen(bundle: Bundle) -> None:
     for shapes in ({"latent": (5, 4, 8, 8)}, {"latent": (1, 4, 8)}, {"other": (1, 4, 8, 8)}):
         assert choose(records, "vae_decoder", shapes) is None
     assert not Profile("g", {"x": ((1,), (1,), (2,))}).fits({"x": (3,)})
-
-
-def test_fakes_keep_the_rules_they_stand_for() -> None:
-    _, cudart, _ = make_believe()
-    _, address = cudart.cudaMalloc(100)
-    assert address is not None and address % 256 == 0
-    assert not cudart.inside(address + 50, 100)

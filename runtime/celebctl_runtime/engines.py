@@ -129,9 +129,10 @@ def make_folder(engines: Path) -> None:
 
 def read_records(engines: Path, manifest: Manifest) -> list[EngineRecord]:
     """All engines of a bundle's graphs, for any machine. Unreadable entries count as absent."""
-    known = {onnx_sha256(manifest, graph) for graph in manifest.graphs.values()}
+    paths = sorted(engines.glob(f"*/{RECORD}"))
+    known = {onnx_sha256(manifest, graph) for graph in manifest.graphs.values()} if paths else set[str]()
     found: list[EngineRecord] = []
-    for path in sorted(engines.glob(f"*/{RECORD}")):
+    for path in paths:
         try:
             record = EngineRecord.read(path)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):

@@ -169,7 +169,7 @@ class TensorRtBackend:
         batch, _, height, width = image.shape
         other = self._other("vae_encoder", f"{_pictures(batch)} of {width}x{height} pixels to begin with")
         if not isinstance(other, EncodesPictures):
-            raise EnvironmentProblem("nobody here can begin with a picture", "use --device cpu or cuda")
+            raise EnvironmentProblem("no engine here encodes pictures", "use --device cpu or cuda")
         return other.encode_picture(image)
 
     def _run_pieces(self, graph: str, feeds: Feeds, pieces: Pieces, output: str) -> list[NDArray[np.float32]]:
@@ -202,7 +202,7 @@ class TensorRtBackend:
         self._sessions: OrderedDict[Hashable, Session] = OrderedDict()
         self._loops: OrderedDict[Hashable, DenoisingLoop] = OrderedDict()
         self._tables: dict[int, DeviceBuffer] = {}  # by text encoder
-        self._rows_there: dict[tuple[int, int], str] = {}  # encoder, token row -> digest of whom the device holds there
+        self._rows_there: dict[tuple[int, int], str] = {}  # (encoder, token row) -> digest of the person on the device
 
     def _pieces(self, graph: str, feeds: Feeds, fixed: Mapping[str, Shape] | None = None) -> Pieces:
         """A batch as the largest runs of pictures that some engine takes; empty where none fits."""
@@ -271,7 +271,7 @@ class TensorRtBackend:
         return {TABLE_INPUT: (table.rows, table.width)}
 
     def _current_table(self, encoder: int, guests: Sequence[Guest]) -> DeviceBuffer:
-        """A text encoder's token table on the device, with the rows of everybody who lives in the bundle now."""
+        """A text encoder's token table on the device, with the rows of all people in the bundle."""
         manifest = self._bundle.manifest
         table = manifest.token_tables[encoder]
         shape = (table.rows, table.width)
@@ -317,7 +317,7 @@ class TensorRtBackend:
         return state
 
     def _other(self, graph: str, what: str) -> Backend:
-        """Who runs what no engine fits; says so once. Raises EnvironmentProblem where nobody else may."""
+        """The fallback, for inputs that no engine fits; noted once. Raises EnvironmentProblem without a fallback."""
         problem = f"no TensorRT engine of {self._machine.gpu} fits {what}"
         if self._make_fallback is None:
             raise EnvironmentProblem(problem, "build one: celebctl export --trt --engine BxHxW, or use --device auto")

@@ -1,9 +1,8 @@
-"""TensorRT itself: loading it, engines at fixed shapes with buffers of their own, and N steps as one CUDA graph.
+"""TensorRT: loading it, running engines at fixed shapes, and N steps as one CUDA graph.
 
 Only what TensorRT 10.16 and 11.4 both have is used. In this module and in celebctl_export.to_tensorrt the library is
-called ``trt`` and its objects go by the name of their kind (engine, context, builder, ...): the test that holds every
-name against the genuine bindings of both versions finds them so. What this module does not know: bundles, people,
-samplers and which engine suits a picture.
+called ``trt`` and its objects are named by their kind (engine, context, builder, ...): the test that looks up every
+name in the genuine bindings of both versions finds them so.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class TensorRt:
 
 
 def _make_log(trt: Any, complaints: list[str]) -> Any:
-    """A logger that keeps errors and drops the rest: stderr is for our own words."""
+    """A logger that keeps errors and drops the rest: stderr is for our own messages."""
     severe = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
     class Log(trt.ILogger):
