@@ -35,10 +35,10 @@ from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_models.mini.world import Wanted, draw_portrait, person
 from celebctl_runtime import layout
-from celebctl_runtime.backends import OrtBackend
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.identity import Identity
+from celebctl_runtime.ort_backend import OrtBackend
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 

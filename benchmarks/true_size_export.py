@@ -5,9 +5,9 @@
     python benchmarks/true_size_export.py --families sd15 --dtype fp32
 
 Random weights, celebctl's own commands, each in a process of its own: `export` (which measures every graph against
-torch), `export --check` (every operator and type against TensorRT's published tables, and the plan of engines) and
-one step of `gen` through the bundle at 512 px. Peak of resident memory and wall time of each are written down. A model
-and its bundle take 4 to 14 GB of disk in a temporary folder and are deleted before the next, unless --keep is given.
+torch) and one step of `gen` through the bundle at 512 px. Peak of resident memory and wall time of each are written
+down. A model and its bundle take 4 to 14 GB of disk in a temporary folder and are deleted before the next, unless
+--keep is given.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ def words_of(family: str, dtype: str, model: Path) -> dict[str, list[str]]:
     return {
         "build": [sys.executable, str(HERE / "true_size_model.py"), str(model), "--family", family],
         "export": [*celebctl, "export", *chosen, "--dtype", dtype],
-        "check": [*celebctl, "export", *chosen, "--check"],
         "gen": [
             *celebctl, "gen", "a photo of a person", "--steps", "1", "--seed", "1", *chosen, "--size", "512x512",
             "-o", "drawn.png", "--device", "cpu", "--threads", str(cores()),
@@ -54,8 +53,6 @@ def facts_of(stage: str, said: dict[str, Any], model: Path) -> dict[str, Any]:
             "bytes": size_of(bundle), "dtype": manifest["dtype"], "graphs": sorted(set(graphs.values())),
             "worst_parity": worst(manifest["parity"]),
         }  # fmt: skip
-    if stage == "check":
-        return {"said": said}
     (picture,) = said["pictures"]
     return {key: picture["request"][key] for key in ("steps", "width", "height", "guidance")}
 

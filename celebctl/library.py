@@ -4,7 +4,7 @@
     <root>/bundles/<model>-<table hash>/                            what `celebctl export` makes (.origin: of what)
     <root>/unfinished/<shelf>/<names>.checkpoint                    what an interrupted `celebctl learn` leaves
     <root>/cache/, <root>/locks/
-    <root>/engines.key                                              seals the TensorRT engines this user builds
+    <root>/cache/engines/                                           TensorRT engines, see celebctl_runtime.engines
 
 A person belongs to the token table they were learned for, so a name is unique on its shelf, not everywhere. Files are
 written whole or not at all; a name that is being learned is locked, and the system drops the lock with its process.
@@ -71,9 +71,9 @@ class Library:
         self.root = root if root is not None else default_root()
 
     @property
-    def seal_key(self) -> Path:
-        """Where the key is kept that shows which TensorRT engines this user built."""
-        return self.root / "engines.key"
+    def engines(self) -> Path:
+        """The cache folder of TensorRT engines, which may not exist yet."""
+        return self.root / "cache" / "engines"
 
     # People. `shelf` limits a call to one model; without it a name must be unique over all of them.
 

@@ -17,7 +17,7 @@ class OnDevice:
     """A runner with Polygraphy's manners over a fake engine, off by ``error``."""
 
     def __init__(self, path: Path, content: bytes, error: float = 0.0) -> None:
-        _, cudart, _, _ = make_believe()
+        _, cudart, _ = make_believe()
         self.session = FakeEngine(json.loads(content), cudart).session
         self.error = error
 

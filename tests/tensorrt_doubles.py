@@ -25,7 +25,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from celebctl_runtime.cuda_memory import Cuda
-from celebctl_runtime.tensorrt_runner import TensorRt
+from celebctl_runtime.tensorrt_runner import Device, TensorRt
 
 GPU = "NVIDIA Make-Believe 1000"
 Work = Callable[[], object]
@@ -253,7 +253,6 @@ class FakeTrt:
     TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     BuilderFlag = SimpleNamespace(TF32="tf32")
-    MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
 
     class ILogger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
@@ -350,16 +349,12 @@ class FakeConfig:
     def __init__(self, trt: FakeTrt) -> None:
         self.trt = trt
         self.cleared: list[str] = []
-        self.pools: dict[str, int] = {}
         self.profiles: list[dict[str, Any]] = []
         self.cache: FakeCache | None = None
         self.progress_monitor: Any = None
 
     def clear_flag(self, flag: str) -> None:
         self.cleared.append(flag)
-
-    def set_memory_pool_limit(self, pool: str, size: int) -> None:
-        self.pools[pool] = size
 
     def add_optimization_profile(self, profile: FakeProfile) -> int:
         self.profiles.append(profile.shapes)
@@ -383,8 +378,8 @@ class FakeParser:
         self.trt, self.network = trt, network
         self.errors: list[Any] = []
 
-    def parse_from_file(self, model: str) -> bool:
-        return self.parse(Path(model).read_bytes(), model)
+    def supports_model_v2(self, model: bytes, path: str) -> bool:
+        return self.parse(model, path)
 
     def parse(self, model: bytes, path: str) -> bool:
         self.network.onnx, self.network.path = model, path
@@ -413,8 +408,8 @@ def open_session(model: onnx.ModelProto, folder: Path) -> Any:
 
 def make_believe(
     room: int = 1 << 30, version: str = "11.4.0.106", name: str = GPU
-) -> tuple[FakeTrt, FakeCudart, TensorRt, Cuda]:
+) -> tuple[FakeTrt, FakeCudart, Device]:
     """A fake TensorRT and a fake device, bare and as the runtime wraps them."""
     cudart = FakeCudart(room, name=name)
     trt = FakeTrt(cudart, version)
-    return trt, cudart, TensorRt(trt), Cuda(cudart)
+    return trt, cudart, Device(TensorRt(trt), Cuda(cudart))

@@ -58,7 +58,7 @@ def scores() -> list[Score]:
 
 def entrant(bundle: Path, **changes: Any) -> Entrant:
     request = {"prompt": "a", "steps": 3, "guidance": 2.5, "sampler": "ddim", "width": 32, "height": 32}
-    spec = {"kind": "celebctl", "bundle": str(bundle), "seal_key": "none", "device": "cpu", "threads": 1}
+    spec = {"kind": "celebctl", "bundle": str(bundle), "engines": "none", "device": "cpu", "threads": 1}
     spec |= {"request": {**request, "seed": 0, "identities": []}}
     return Entrant("celebctl cpu", {**spec, **changes}, (sys.executable, "-c", "pass"))
 

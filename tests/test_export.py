@@ -23,7 +23,6 @@ from celebctl_export import export_bundle, parity  # noqa: E402
 from celebctl_export.graphs import GraphSpec, Size, graph_makers  # noqa: E402
 from celebctl_export.to_onnx import save_graph, to_onnx  # noqa: E402
 from celebctl_models.diffusion import context_from_ids  # noqa: E402
-from celebctl_runtime.backends import OrtBackend  # noqa: E402
 from celebctl_runtime.bundle import Bundle  # noqa: E402
 from celebctl_runtime.errors import (  # noqa: E402
     CelebctlError,
@@ -34,6 +33,7 @@ from celebctl_runtime.errors import (  # noqa: E402
 )
 from celebctl_runtime.files import sha256_file  # noqa: E402
 from celebctl_runtime.noise import initial_noise  # noqa: E402
+from celebctl_runtime.ort_backend import OrtBackend  # noqa: E402
 from celebctl_runtime.pipeline import generate  # noqa: E402
 from celebctl_runtime.request import Request  # noqa: E402
 from celebctl_runtime.source import Source  # noqa: E402

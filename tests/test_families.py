@@ -24,7 +24,7 @@ from celebctl_models.diffusion import guidance_embedding, load_parts  # noqa: E4
 from celebctl_models.faces import InsightFaceAnalyser  # noqa: E402
 from celebctl_models.mini.world import draw_portrait  # noqa: E402
 from celebctl_models.registry import CARD_FILE, card_for, locate  # noqa: E402
-from celebctl_runtime.backends import OrtBackend  # noqa: E402
+from celebctl_runtime.ort_backend import OrtBackend  # noqa: E402
 from celebctl_runtime.pipeline import generate  # noqa: E402
 from celebctl_runtime.request import Request  # noqa: E402
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from celebctl.cli import main
-from celebctl_runtime.backends import OrtBackend
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import EnvironmentProblem, InputRejected, NotFound, UsageProblem
+from celebctl_runtime.ort_backend import OrtBackend
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 from celebctl_runtime.source import Source

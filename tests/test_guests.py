@@ -11,12 +11,12 @@ import pytest
 from bundle_doubles import AVERAGE, make_identity, write_bundle
 from numpy.typing import NDArray
 
-from celebctl_runtime.backends import OrtBackend
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
 from celebctl_runtime.files import sha256_file
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.likeness import Likeness, dialled, parse_likeness
+from celebctl_runtime.ort_backend import OrtBackend
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request, batch
 

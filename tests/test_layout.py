@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from celebctl_runtime import pipeline
-from celebctl_runtime.backends import OrtBackend, Texts
+from celebctl_runtime.backends import Texts
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import UsageProblem
 from celebctl_runtime.layout import Region, layout_text, parse_layout, region_masks
+from celebctl_runtime.ort_backend import OrtBackend
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import SAMPLERS, Request, batch
 from celebctl_runtime.samplers import Plan, plan

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from celebctl.bench.worker import make
 from celebctl.cli.bench import VARIANTS, ways_of
-from celebctl_runtime import backends
-from celebctl_runtime.backends import OrtBackend, Texts
+from celebctl_runtime import ort_backend
+from celebctl_runtime.backends import Texts
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem, UsageProblem
+from celebctl_runtime.ort_backend import BoundSteps, OrtBackend
 from celebctl_runtime.ort_session import (
     CPU,
     CUDA,
@@ -33,7 +34,6 @@ from celebctl_runtime.ort_session import (
     parse_cuda_options,
     waiting,
 )
-from celebctl_runtime.ort_steps import BoundSteps
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 from celebctl_runtime.samplers import plan
@@ -107,7 +107,7 @@ class FakeCuda:
 
 
 def on_cuda(bundle: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, **more: Any) -> OrtBackend:
-    monkeypatch.setattr(backends, "load_onnxruntime", lambda: fake)
+    monkeypatch.setattr(ort_backend, "load_onnxruntime", lambda: fake)
     return OrtBackend(bundle, "cuda", **more)
 
 
@@ -242,7 +242,7 @@ def test_the_wrapper_of_onnx_runtime_does_not_fall_back_by_itself(
     """
     broken_cuda(monkeypatch, RuntimeError("CUDA failure 999: unknown error ; GPU=0"), only)
     if only:
-        monkeypatch.setattr(backends, "BoundSteps", on_the_cpu(BoundSteps))
+        monkeypatch.setattr(ort_backend, "BoundSteps", on_the_cpu(BoundSteps))
     with pytest.raises(EnvironmentProblem, match="cannot use CUDA") as caught:
         generate(bundle, OrtBackend(bundle, "cuda"), Request("alice"))
     assert "--device cpu" in caught.value.hint and caught.value.exit_code == 6
@@ -472,12 +472,12 @@ def test_without_the_forms_for_onnx_runtime_the_picture_is_the_same(bundle: Bund
 def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = ways_of(["cpu", "cuda"], "cudnn_conv_algo_search=HEURISTIC", variants=True)
     assert [name + suffix for name, suffix, _ in ways] == ["cpu", "cuda", *(f"cuda, {name}" for name in VARIANTS)]
-    spec: dict[str, Any] = {"kind": "celebctl", "bundle": str(bundle.path), "seal_key": "none", "threads": 1}
+    spec: dict[str, Any] = {"kind": "celebctl", "bundle": str(bundle.path), "engines": "none", "threads": 1}
     request = Request("alice", steps=3, guidance=2.5, sampler="ddim", width=32, height=32)
     seen: dict[str, tuple[str, bool]] = {}
     for device, suffix, options in ways[1:]:
         fake = FakeCuda()
-        monkeypatch.setattr(backends, "load_onnxruntime", lambda fake=fake: fake)
+        monkeypatch.setattr(ort_backend, "load_onnxruntime", lambda fake=fake: fake)
         given = parse_cuda_options(options)
         make({**spec, "device": device, "cuda_options": given, "request": request.to_json()}).draw(1)
         step = dict(fake.options)["step.onnx"]

@@ -19,8 +19,8 @@ from celebctl.cli import kin
 from celebctl.method.basis import basis_from_tables
 from celebctl.method.names import token_pairs
 from celebctl.method.vectors import Celebrities
-from celebctl_runtime.backends import OrtBackend
 from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.ort_backend import OrtBackend
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 

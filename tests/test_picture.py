@@ -12,9 +12,9 @@ from bundle_doubles import make_identity, write_bundle
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from celebctl_runtime.backends import OrtBackend
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.errors import InputRejected, IntegrityProblem, NotFound, UsageProblem
+from celebctl_runtime.ort_backend import OrtBackend
 from celebctl_runtime.picture import CHUNK, Picture, png_bytes, read_request, save_picture
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request

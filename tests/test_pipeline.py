@@ -13,11 +13,12 @@ import pytest
 from bundle_doubles import make_identity, write_bundle
 from numpy.typing import NDArray
 
-from celebctl_runtime.backends import Encodings, OrtBackend, Texts
+from celebctl_runtime.backends import Encodings, Texts
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.cores import physical_cores
 from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
 from celebctl_runtime.guests import Guest
+from celebctl_runtime.ort_backend import OrtBackend
 from celebctl_runtime.pipeline import Progress, generate
 from celebctl_runtime.request import SAMPLERS, Request, batch
 from celebctl_runtime.samplers import Plan

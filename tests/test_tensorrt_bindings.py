@@ -216,7 +216,7 @@ def test_the_source_is_read_as_meant() -> None:
         "Builder",
         "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
         "IBuilderConfig.progress_monitor",
-        "OnnxParser.parse_from_file",
+        "OnnxParser.supports_model_v2",
         "ParserError.node_name",
         "ICudaEngine.get_tensor_mode",
         "IExecutionContext.execute_async_v3",

@@ -9,7 +9,6 @@ import pytest
 from bundle_doubles import write_bundle
 
 from celebctl.cli import main
-from celebctl_export import operators
 
 
 @pytest.fixture
@@ -25,35 +24,9 @@ def test_the_plan_is_shown_without_a_gpu(toy: str, capsys: pytest.CaptureFixture
     said = capsys.readouterr()
     document = json.loads(said.out)
     assert document["machine"] is None and document["strongly_typed"] is True
-    assert "engines/KEY/step-b1-32x48.plan" in {engine["path"] for engine in document["engines"]}
+    assert any(engine["path"].endswith("engines/KEY/step-b1-32x48.plan") for engine in document["engines"])
     assert "TensorRT is not installed" in said.err
-    assert not (Path(toy) / "engines").exists()
-
-
-def test_graphs_are_checked_without_tensorrt(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "--check", "--bundle", toy]) == 0
-    said = capsys.readouterr()
-    assert "step.onnx" in said.out and "checked against" in said.out and "TensorRT 10.15" in said.out
-    decoder = Path(toy) / "vae_decoder.onnx"
-    decoder.write_bytes(decoder.read_bytes().replace(b"\x22\x04Tanh", b"\x22\x04Tahn"))
-    assert main(["export", "--check", "--bundle", toy]) == 3
-    assert "Tahn" in capsys.readouterr().err
-
-
-def test_nodes_of_unknown_type_are_told(
-    toy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They pass, for their operator is supported, but not in silence."""
-
-    def nothing(model: object, known: object) -> dict[str, str]:
-        return {}
-
-    monkeypatch.setattr(operators, "with_missing_types", nothing)
-    assert main(["export", "--check", "--bundle", toy, "--json"]) == 0
-    said = capsys.readouterr()
-    document = json.loads(said.out)
-    assert document["untyped"] == sum(len(graph["untyped_nodes"]) for graph in document["graphs"]) > 0
-    assert "whose type is not known; only their operator was checked: " in said.err and ", ..." in said.err
+    assert not list(Path.cwd().rglob("*.plan"))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +36,8 @@ def test_nodes_of_unknown_type_are_told(
         (["export", "--trt", "--dry-run", "--engine", "big"], 2, "1x512x512"),
         (["export", "--trt", "--engine", "1x33x32"], 2, "multiples of 8"),
         (["export", "--trt"], 6, "celebctl[trt]"),
-        (["gen", "an", "--device", "trt", "-o", "x.png"], 4, "celebctl export --trt"),
+        (["export", "--check"], 6, "celebctl[trt]"),
+        (["gen", "an", "--device", "trt", "-o", "x.png"], 6, "celebctl[trt]"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_exit_code(

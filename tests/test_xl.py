@@ -17,9 +17,9 @@ from celebctl_export.tensorrt_parity import make_feeds
 from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
 from celebctl_export.to_tensorrt import build_engines
 from celebctl_models.diffusion import load_parts, read_texts
-from celebctl_runtime.backends import OrtBackend
 from celebctl_runtime.bundle import Bundle
 from celebctl_runtime.identity import Identity
+from celebctl_runtime.ort_backend import OrtBackend
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 from celebctl_runtime.tensorrt_backend import TensorRtBackend
@@ -153,32 +153,29 @@ def test_tensorrt_plans_and_draws_with_both_text_encoders(bundle: Bundle, tmp_pa
     copy = Bundle.open(Path(shutil.copytree(bundle.path, tmp_path / "copy")))
     height, width = copy.manifest.size.native
     plans = plan_engines(copy.manifest, [EngineRequest(1, height, width)], dynamic=False)
-    engines = {plan.onnx: plan for plan in plans}
-    assert set(engines) == {
+    by_file = {plan.onnx: plan for plan in plans}
+    assert set(by_file) == {
         "text_encoder.onnx",
         "text_encoder_2.onnx",
         "step.onnx",
         "vae_decoder.onnx",
         "vae_encoder.onnx",
     }
-    tables = [dict(engines[f"text_encoder{suffix}.onnx"].inputs_from_data) for suffix in ("", "_2")]
+    tables = [dict(by_file[f"text_encoder{suffix}.onnx"].inputs_from_data) for suffix in ("", "_2")]
     assert tables == [{"token_table": "token_table.bin"}, {"token_table": "token_table_2.bin"}]
-    guided, alone = engines["step.onnx"].profiles
+    guided, alone = by_file["step.onnx"].profiles
     assert guided.shapes["pooled"][1] == (2, 1, 40) and alone.shapes["pooled"][1] == (1, 1, 40)
     assert guided.shapes["size_ids"] == ((6,),) * 3 and guided.shapes["context"][1] == (2, 1, 77, 80)
-    document = describe(copy.manifest, plans, None)
+    document = describe(copy.manifest, plans, tmp_path, None)
     assert len(document["engines"]) == len(plans) == 5 and json.dumps(document)
     for plan in plans:  # what engines would be measured with has the shapes that they are built for
         for profile in plan.profiles:
             feeds = make_feeds(copy, profile, plan)
             assert {name: array.shape for name, array in feeds.items()} == {n: s[1] for n, s in profile.shapes.items()}
 
-    _, _, library, cuda = make_believe()
-    build_engines(copy, plans, bytes(32), library=library, cuda=cuda)
-    backend, request = (
-        TensorRtBackend(copy, bytes(32), library=library, cuda=cuda),
-        Request("eve on the beach", steps=3),
-    )
+    device, engines = make_believe()[-1], tmp_path / "engines"
+    build_engines(copy, plans, engines, device=device)
+    backend, request = TensorRtBackend(copy, engines, device=device), Request("eve on the beach", steps=3)
     for guidance in (1.0, 4.0):
         asked = replace(request, guidance=guidance)
         ours, theirs = (generate(copy, engine, asked)[0].image for engine in (backend, OrtBackend(copy, "cpu", 1)))

@@ -63,20 +63,20 @@ class Ours:
     """celebctl_runtime on one device."""
 
     def __init__(self, spec: Spec) -> None:
-        from celebctl_runtime.backends import OrtBackend
+        from celebctl_runtime.backends import choose_backend
         from celebctl_runtime.bundle import Bundle
+        from celebctl_runtime.ort_backend import OrtBackend
         from celebctl_runtime.request import Request
-        from celebctl_runtime.tensorrt_backend import choose_backend
 
         self._bundle = Bundle.open(Path(spec["bundle"]), verify="quick")
-        seal_key, threads = Path(spec["seal_key"]), spec["threads"]
+        engines, threads = Path(spec["engines"]), spec["threads"]
         device, options = str(spec["device"]), spec.get("cuda_options")
         if spec.get("plain_graphs"):
             backend = OrtBackend(self._bundle, device, threads, options, plain_graphs=True)
             backend.prepare(("step", "vae_decoder"))
             self._backend: Backend = backend
         else:
-            self._backend = choose_backend(self._bundle, device, threads, seal_key, lambda _: None, options)
+            self._backend = choose_backend(self._bundle, device, threads, engines, lambda _: None, options)
         self._request = Request.from_json(spec["request"])
         self._loop = time_loops(self._backend)
 

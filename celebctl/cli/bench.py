@@ -176,7 +176,7 @@ def _ours(
     spec = {
         "kind": "celebctl",
         "bundle": str(bundle.path),
-        "seal_key": str(library.seal_key),
+        "engines": str(library.engines),
         "device": device,
         "threads": threads,
         "cuda_options": parse_cuda_options(options),

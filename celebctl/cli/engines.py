@@ -1,7 +1,6 @@
 """export --trt, --dry-run and --check: a bundle's TensorRT engines, their plan, and whether its graphs can have any."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,80 +9,48 @@ from .extras import needs
 
 if TYPE_CHECKING:
     from celebctl.library import Library
-    from celebctl_export.operators import OperatorReport
     from celebctl_export.tensorrt_parity import EngineParity
-    from celebctl_export.to_tensorrt import Progress
     from celebctl_runtime.bundle import Bundle
-    from celebctl_runtime.engines import EngineRecord, Machine
+    from celebctl_runtime.engines import Machine
     from celebctl_runtime.request import Request
 
 TITLE, COLUMNS = "TensorRT against ONNX Runtime on the CPU", ("engine", "output", "off by", "of", "ms", "CPU ms")
-_NAMED = 5  # nodes whose type is not known, before "..."
 
 
-def build(desk: Desk, library: "Library", bundle: "Bundle", sizes: Sequence[str]) -> list[dict[str, Any]]:
-    """Build the engines of a bundle for this machine's GPU, measure them and say so; their facts for --json."""
+def build(
+    desk: Desk, library: "Library", bundle: "Bundle", sizes: Sequence[str], *, dynamic: bool = True
+) -> list[dict[str, Any]]:
+    """Build and measure the missing engines of a bundle for this machine's GPU; returns the facts of all for --json."""
     from celebctl_export.tensorrt_parity import measurer
     from celebctl_export.tensorrt_plan import EngineRequest, plan_engines
     from celebctl_export.to_tensorrt import build_engines
-    from celebctl_runtime.engines import make_seal_key
 
-    plans = plan_engines(bundle.manifest, [EngineRequest.parse(size) for size in sizes])
+    plans = plan_engines(bundle.manifest, [EngineRequest.parse(size) for size in sizes], dynamic=dynamic)
     rows: list[EngineParity] = []
     with needs("trt", "building engines"), desk.progress("building engines") as report:
-        records = build_engines(
-            bundle,
-            plans,
-            make_seal_key(library.seal_key),
-            measure=measurer(bundle, on_rows=rows.extend),
-            on_progress=partial(_pass_on, report),
-        )
-    desk.table(TITLE, COLUMNS, [_cells(row) for row in rows])
-    fresh = {row.engine for row in rows}
-    desk.tell(f"{len(records)} engines, {len(fresh)} of them built now")
-    return [{"file": r.file, "sha256": r.sha256, "seconds": r.seconds, "parity": list(r.parity)} for r in records]
+        measure = measurer(bundle, on_rows=rows.extend)
+        records = build_engines(bundle, plans, library.engines, measure=measure, on_progress=report)
+    if rows:
+        desk.table(TITLE, COLUMNS, [_cells(row) for row in rows])
+    desk.tell(f"{len(records)} engines, {len({row.engine for row in rows})} of them built now")
+    return [{"file": r.file, "key": r.key, "seconds": r.seconds, "parity": list(r.parity)} for r in records]
 
 
 def ensure(desk: Desk, library: "Library", bundle: "Bundle", request: "Request") -> None:
-    """Engines tuned for one picture of a request's size: built where this machine has none, or somebody else's."""
-    from celebctl_export.tensorrt_plan import EngineRequest, plan_engines
-    from celebctl_runtime.engines import choose
-
-    records = _known(library, bundle, this_machine())
-    size = EngineRequest(1, request.height, request.width)
-    for plan in plan_engines(bundle.manifest, [size], dynamic=False):
-        for profile in plan.profiles:
-            tuned = {name: best for name, (_, best, _) in profile.shapes.items()}
-            found = choose(records, profile.graph, tuned)
-            if found is None or (not profile.slack and found[0].profiles[found[1]].slack):
-                desk.tell(f"building engines for {request.width}x{request.height} pixels, once")
-                build(desk, library, bundle, [f"1x{request.height}x{request.width}"])
-                return
+    """Build the engines for one picture of exactly the request's size where they are missing."""
+    build(desk, library, bundle, [f"1x{request.height}x{request.width}"], dynamic=False)
 
 
 def this_machine() -> "Machine":
     """What engines built here are bound to. Raises EnvironmentProblem where TensorRT or its GPU is missing."""
-    from celebctl_runtime.cuda_memory import Cuda
-    from celebctl_runtime.tensorrt_runner import TensorRt
+    from celebctl_runtime.tensorrt_runner import Device
 
-    return TensorRt.load().machine(Cuda.load())
-
-
-def _known(library: "Library", bundle: "Bundle", machine: "Machine") -> "list[EngineRecord]":
-    """The engines of a bundle that were built here, for this machine; somebody else's count as none."""
-    from celebctl_runtime.engines import find_records, read_seal_key
-    from celebctl_runtime.errors import IntegrityProblem, NotFound
-
-    try:
-        return find_records(bundle.path, bundle.manifest, machine, read_seal_key(library.seal_key))[1]
-    except (IntegrityProblem, NotFound):
-        return []
+    return Device.load().machine
 
 
 def show_plan(desk: Desk, library: "Library", bundle: "Bundle", sizes: Sequence[str]) -> None:
-    """What `--trt` would build, as wide as engines that are there already are. Needs neither TensorRT nor a GPU, but
-    then knows of no such engines."""
-    from celebctl_export.tensorrt_plan import EngineRequest, describe, keeping_all, plan_engines
+    """What `--trt` would build. Needs neither TensorRT nor a GPU, but cannot tell then what is built already."""
+    from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
     from celebctl_runtime.errors import EnvironmentProblem
 
     plans = plan_engines(bundle.manifest, [EngineRequest.parse(size) for size in sizes])
@@ -92,48 +59,33 @@ def show_plan(desk: Desk, library: "Library", bundle: "Bundle", sizes: Sequence[
     except EnvironmentProblem as problem:
         desk.note(f"{problem.problem}: the plan holds, but could not be built here")
         machine = None
-    known = _known(library, bundle, machine) if machine else []
-    document = describe(bundle.manifest, keeping_all(plans, known), machine, known)
-    if known:
-        there = sum(engine["built"] for engine in document["engines"])
-        desk.note(f"{there} of {len(plans)} engines are built already; the others keep what those here can do")
+    document = describe(bundle.manifest, plans, library.engines, machine)
+    built = sum(engine["built"] for engine in document["engines"])
+    if built:
+        desk.note(f"{built} of {len(plans)} engines are built already")
     desk.give([engine["path"] for engine in document["engines"]], document)
 
 
 def check(desk: Desk, bundle: "Bundle") -> None:
-    """Every graph's operators against what TensorRT supports. Raises InputRejected when some are not.
-
-    Of nodes whose type is not known, only the operator was checked: each graph's are counted, and the first are named.
-    """
+    """Ask TensorRT's parser about every graph. Raises InputRejected when it refuses nodes, EnvironmentProblem where
+    TensorRT cannot start."""
+    from celebctl_export.tensorrt_plan import plan_engines
+    from celebctl_export.to_tensorrt import unsupported_nodes
     from celebctl_runtime.errors import InputRejected
+    from celebctl_runtime.tensorrt_runner import TensorRt
 
+    tensorrt = TensorRt.load()
+    plans = {plan.onnx: plan for plan in plan_engines(bundle.manifest, dynamic=False)}
     with needs("export", "checking graphs"):
-        from celebctl_export.operators import TABLE_OF, check_operators
-
-        files = dict.fromkeys(facts.file for facts in bundle.manifest.graphs.values())
-        reports = [check_operators(bundle.file(file)) for file in files]
-    problems = [(report, problem) for report in reports for problem in report.problems]
-    for report, problem in problems:
-        desk.note(f"{report.file}: {problem.operator} {problem.node}: {problem.problem}")
-    for report in reports:
-        if report.untyped:
-            desk.note(_untyped(report))
-    if problems:
-        raise InputRejected(
-            f"TensorRT would refuse {len(problems)} nodes of {bundle.path}", f"the table is that of {TABLE_OF}"
-        )
-    lines = [
-        f"{report.file}: {sum(report.operators.values())} nodes, {len(report.problems)} unsupported,"
-        f" {report.untyped} of unknown type"
-        for report in reports
-    ]
-    document = {"table": TABLE_OF, "untyped": sum(report.untyped for report in reports)}
-    desk.give([*lines, f"checked against {TABLE_OF}"], {**document, "graphs": [report.to_json() for report in reports]})
-
-
-def _untyped(report: "OperatorReport") -> str:
-    named = ", ".join(report.untyped_nodes[:_NAMED]) + (", ..." if report.untyped > _NAMED else "")
-    return f"{report.file}: {report.untyped} nodes whose type is not known; only their operator was checked: {named}"
+        refused = {file: unsupported_nodes(tensorrt, bundle.path, plan) for file, plan in plans.items()}
+    for file, nodes in refused.items():
+        for node in nodes:
+            desk.note(f"{file}: {node}")
+    count = sum(len(nodes) for nodes in refused.values())
+    if count:
+        raise InputRejected(f"TensorRT {tensorrt.version} refuses {count} nodes of {bundle.path}", "use --device cuda")
+    document = {"tensorrt": tensorrt.version, "graphs": [{"file": file, "supported": True} for file in refused]}
+    desk.give([f"{file}: supported by TensorRT {tensorrt.version}" for file in refused], document)
 
 
 def open_place(library: "Library", model: str, given: Path | None) -> "Bundle":
@@ -147,10 +99,6 @@ def open_place(library: "Library", model: str, given: Path | None) -> "Bundle":
     if place is None:
         raise NotFound(f"there is no bundle of {model} yet", "make one: celebctl export")
     return Bundle.open(place, verify="quick")
-
-
-def _pass_on(report: Any, now: "Progress") -> None:
-    report(round(100 * (now.number + now.fraction)), 100 * now.total, f"{now.file}: {now.phase}")
 
 
 def _cells(row: "EngineParity") -> list[str]:

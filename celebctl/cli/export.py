@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from celebctl.library import Entry, Library
     from celebctl_runtime.bundle import Bundle
 
-SPARE_ROWS = 256  # two for each person
-
 
 def export(
     ctx: typer.Context,
@@ -32,7 +30,8 @@ def export(
     bundle: options.BundleDir = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32 or fp16.")] = "fp32",
     spare_rows: Annotated[
-        int | None, typer.Option("--spare-rows", help="Room for people, two rows each.", show_default=str(SPARE_ROWS))
+        int | None,
+        typer.Option("--spare-rows", help="Room for people, two rows each.", show_default="for 128 people or more"),
     ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines for this machine's GPU as well.")] = False,
     engine: Annotated[
@@ -40,7 +39,7 @@ def export(
         typer.Option("--engine", help="With --trt, a size to be fast at: pictures x height x width.", metavar="BxHxW"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --trt, only show what would be built.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only check a bundle's graphs for TensorRT.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only ask TensorRT about a bundle's graphs.")] = False,
 ) -> None:
     """Make a bundle of a model and your people; or, with --add and --remove, change who is in one."""
     from celebctl.library import Library
@@ -101,7 +100,7 @@ def make_bundle(
     with needs("export", "exporting"), desk.working(f"exporting {model}") as say:
         import torch
 
-        from celebctl_export import export_bundle
+        from celebctl_export import SPARE_ROWS, export_bundle
         from celebctl_models.diffusion import load_parts
 
         say("opening the model")

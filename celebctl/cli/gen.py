@@ -197,13 +197,13 @@ def open_backend(
 ) -> "Backend":
     """The engine, as flags and settings say, for a bundle that is found to be whole."""
     from celebctl.checked import ensure_whole
+    from celebctl_runtime.backends import choose_backend
     from celebctl_runtime.ort_session import parse_cuda_options
-    from celebctl_runtime.tensorrt_backend import choose_backend
 
     ensure_whole(library, bundle)
     name, count = str(settings.text("device", device)), settings.number("threads", threads) or None
     options = parse_cuda_options(settings.text("cuda_options") or "")
-    return choose_backend(bundle, name, count, library.seal_key, desk.note, options)
+    return choose_backend(bundle, name, count, library.engines, desk.note, options)
 
 
 def draw(

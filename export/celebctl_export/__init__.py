@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.engines import keep_engines
 from celebctl_runtime.errors import EnvironmentProblem, InputRejected, UsageProblem
 from celebctl_runtime.files import atomic_directory
 from celebctl_runtime.identity import Identity
@@ -69,7 +68,6 @@ def export_bundle(
             manifest = replace(manifest, average=write_average(average, folder))
         bundle = Bundle.seal(folder, manifest)
         bake(bundle, identities)
-        keep_engines(out, folder, bundle.manifest)
     return Bundle.open(out)
 
 

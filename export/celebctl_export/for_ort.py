@@ -1,4 +1,4 @@
-"""A graph as ONNX Runtime likes it: the same function, fewer operations, the same weight files.
+"""A graph rewritten for ONNX Runtime: the same function, fewer operations, the same weight files.
 
 Four changes, each exact up to rounding and measured against torch like the graph it comes from:
 
@@ -8,9 +8,9 @@ Four changes, each exact up to rounding and measured against torch like the grap
   afterwards, and the timestep's embedding is computed for one row.
 - GroupNormalization, which ONNX Runtime has no kernel for (it expands it into some fifty small operations), becomes an
   instance normalization over the groups, with float32 statistics, and one multiplication and addition.
-- Nothing refers to shapes that can be read off a constant any more, and unused nodes are gone.
+- Shapes that follow from a constant are folded, and unused nodes are removed.
 
-What this module does not know: TensorRT, which takes the graphs as they are, bundles and files.
+TensorRT takes the graphs as they are.
 """
 
 from __future__ import annotations

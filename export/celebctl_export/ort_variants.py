@@ -1,7 +1,4 @@
-"""ONNX Runtime's own form of the graphs of a bundle, beside the graphs and on the same weight files.
-
-What this module does not know: what the changes are (for_ort.py), and TensorRT, which takes the graphs as they are.
-"""
+"""Variants of a bundle's graphs for ONNX Runtime, beside the graphs and on the same weight files; see for_ort.py."""
 
 from __future__ import annotations
 

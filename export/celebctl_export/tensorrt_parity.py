@@ -1,17 +1,16 @@
-"""Built engines against ONNX Runtime: how far each output is off, and how long both take.
+"""Built engines against ONNX Runtime: the largest error of each output, and the time of both.
 
-Both are run by NVIDIA's Polygraphy and not by our own runner, so that a mistake there cannot hide a mistake here.
-Engines are built through TensorRT's own API all the same (to_tensorrt.py): Polygraphy takes a progress monitor too, but
-gives the parser of a changed graph no path, so that one whose token table became an input finds no weight files, and it
-reports a build that was stopped and a node that was refused as one and the same failure. What this module does not
-know: how engines came about, and how pictures are drawn with them.
+NVIDIA's Polygraphy runs both and not our own runner, so that a mistake there cannot hide a mistake here. Engines are
+built through TensorRT's own API all the same (to_tensorrt.py): Polygraphy gives the parser of a changed graph no path,
+so that one whose token table became an input finds no weight files, and it reports a build that was stopped and a node
+that was refused as the same failure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl_export.closeness import is_close, largest_difference
+from celebctl_export.parity import Parity, compare
 from celebctl_export.tensorrt_plan import EnginePlan
-from celebctl_runtime.engines import Profile, encoder_number
+from celebctl_runtime.backends import encoder_number
+from celebctl_runtime.engines import Profile
 from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 from celebctl_runtime.manifest import Manifest
 from celebctl_runtime.samplers import plan as sampler_plan
@@ -38,24 +38,13 @@ Feeds = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class EngineParity:
-    """How far one output of one engine was from ONNX Runtime's (absolute), and milliseconds of one run of each, ONNX
-    Runtime's on the CPU."""
+class EngineParity(Parity):
+    """One output of one engine against ONNX Runtime's, and milliseconds of one run of each; ONNX Runtime's on the
+    CPU."""
 
     engine: str
-    graph: str
-    output: str
-    shape: tuple[int, ...]
-    max_abs_error: float
-    largest_value: float
-    floor: float
     tensorrt_ms: float
     onnxruntime_ms: float
-
-    @property
-    def passed(self) -> bool:
-        """NaN does not pass."""
-        return is_close(self.max_abs_error, self.largest_value, self.floor)
 
 
 class Runner(Protocol):
@@ -73,7 +62,7 @@ Runners = Callable[[Path, bytes, int], tuple[AbstractContextManager[Runner], Abs
 def measurer(
     bundle: Bundle, runners: Runners | None = None, on_rows: Callable[[list[EngineParity]], None] = lambda _: None
 ) -> Callable[[EnginePlan, bytes], list[dict[str, Any]]]:
-    """What `build_engines` takes as ``measure``. ``on_rows`` hears the rows of an engine, passed or not.
+    """What `build_engines` takes as ``measure``. ``on_rows`` is given the rows of an engine, passed or not.
 
     Raises IntegrityProblem, from the function returned, for an engine above its floor.
     """
@@ -89,7 +78,7 @@ def measurer(
                     f" (allowed: {row.floor:g} of {row.largest_value:.2g})",
                     "export with --dtype fp32 and build again; if that fails too, report it with both versions",
                 )
-        return [asdict(row) for row in rows]
+        return [row.to_json() for row in rows]
 
     return measure
 
@@ -101,23 +90,12 @@ def measure_engine(bundle: Bundle, plan: EnginePlan, content: bytes, runners: Ru
         feeds = make_feeds(bundle, profile, plan)
         without = {name: array for name, array in feeds.items() if name not in plan.inputs_from_data}
         ours, theirs = runners(bundle.file(plan.onnx), content, index)
-        got, tensorrt_ms = _run(ours, feeds)
-        expected, onnxruntime_ms = _run(theirs, without)
-        for output in expected:
-            floor = FLOORS["fp16" if "16" in bundle.manifest.dtype else "fp32"]
-            rows.append(
-                EngineParity(
-                    plan.file,
-                    profile.graph,
-                    output,
-                    tuple(expected[output].shape),
-                    _largest_difference(got[output], expected[output]),
-                    float(np.abs(expected[output].astype(np.float64)).max()),
-                    floor,
-                    tensorrt_ms,
-                    onnxruntime_ms,
-                )
-            )
+        got, ours_ms = _run(ours, feeds)
+        expected, theirs_ms = _run(theirs, without)
+        floor = FLOORS["fp16" if "16" in bundle.manifest.dtype else "fp32"]
+        for output, array in expected.items():
+            found = compare(profile.graph, output, got[output], array, floor)
+            rows.append(EngineParity(**vars(found), engine=plan.file, tensorrt_ms=ours_ms, onnxruntime_ms=theirs_ms))
     return rows
 
 
@@ -158,12 +136,6 @@ def _run(opened: AbstractContextManager[Runner], feeds: Feeds) -> tuple[dict[str
         runner.infer(feeds)
         outputs = {name: np.array(array) for name, array in runner.infer(feeds).items()}
         return outputs, round(1000 * runner.last_inference_time(), 3)
-
-
-def _largest_difference(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
-    if ours.shape != theirs.shape:
-        raise IntegrityProblem(f"an engine returns {ours.shape} where ONNX Runtime returns {theirs.shape}")
-    return largest_difference(ours, theirs)
 
 
 def polygraphy_runners() -> Runners:

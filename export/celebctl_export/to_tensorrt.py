@@ -1,42 +1,32 @@
-"""ONNX graphs to TensorRT engines for the GPU of this machine: strongly typed, cached, measured, sealed.
+"""ONNX graphs to TensorRT engines for this machine's GPU, in the user's cache folder.
 
 One code path for TensorRT 10.16 and 11.4 (see tensorrt_runner.py for how its objects are named here). An engine is
-listed only after it was measured against ONNX Runtime; a build that is interrupted keeps the engines that were finished
-and the timing cache, and the next one goes on from there.
+listed once it has been measured against ONNX Runtime. A build that is interrupted keeps finished engines and the timing
+cache, and the next one continues from there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from celebctl_export.tensorrt_plan import EnginePlan, keeping_all
-from celebctl_runtime.cuda_memory import Cuda
-from celebctl_runtime.engines import (
-    FILE_NAME,
-    TIMING_CACHE,
-    EngineRecord,
-    engine_folder,
-    engine_key,
-    read_records,
-    write_records,
-)
-from celebctl_runtime.errors import Busy, EnvironmentProblem, InputRejected, IntegrityProblem
-from celebctl_runtime.files import atomic_write, disk_problems
-from celebctl_runtime.tensorrt_runner import TensorRt
+from celebctl_export.tensorrt_plan import EnginePlan
+from celebctl_runtime.engines import TIMING_CACHE, EngineRecord, make_folder, read_records
+from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
+from celebctl_runtime.files import atomic_write
+from celebctl_runtime.tensorrt_runner import Device, TensorRt
 
 if TYPE_CHECKING:
     from celebctl_runtime.bundle import Bundle
 
 # Measures a built engine, given as its bytes: rows for a table, or an IntegrityProblem.
 Measure = Callable[[EnginePlan, bytes], Sequence[Mapping[str, Any]]]
-_WAIT = 60.0  # seconds for another process that builds into the same folder
+Tell = Callable[[float, str], None]  # fraction done, and the current phase
 
 
 @dataclass
@@ -68,92 +58,76 @@ class Phases:
         return self.best
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Engine ``number`` of ``total`` (from 0), how much of it is done (0 to 1), and what the builder is doing."""
-
-    number: int
-    total: int
-    file: str
-    fraction: float
-    phase: str
-
-
 def build_engines(
     bundle: Bundle,
     plans: Sequence[EnginePlan],
-    seal_key: bytes,
+    engines: Path,
     *,
     measure: Measure | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-    library: TensorRt | None = None,
-    cuda: Cuda | None = None,
+    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+    device: Device | None = None,
 ) -> list[EngineRecord]:
-    """Build what is not there yet, for this machine's GPU; returns the planned engines' records in order.
+    """Build the missing engines for this machine's GPU; returns the records of all planned engines in order.
 
-    ``measure``: how engines are compared with ONNX Runtime before they are listed, see tensorrt_parity.py.
+    ``engines``: the cache folder. ``measure``: how an engine is compared with ONNX Runtime before it is listed, see
+    tensorrt_parity.py. ``on_progress(done, total, what)``: in percent of one engine.
     Raises EnvironmentProblem (no TensorRT, CUDA or GPU; not enough memory; disk), InputRejected (a graph that TensorRT
     does not take, naming the node), IntegrityProblem (a damaged bundle, or an engine that is off by too much),
     KeyboardInterrupt.
     """
-    library = library or TensorRt.load()
-    cuda = cuda or Cuda.load()
-    machine = library.machine(cuda)
-    bundle.verify("full")  # hashes of graphs become part of the engines' identity
-    folder = engine_folder(bundle.path, engine_key(bundle.manifest, machine))
-    with _lock(folder):
-        known = {record.file: record for record in _known(folder, seal_key)}
-        for number, plan in enumerate(keeping_all(plans, known.values())):
-            there = known.get(plan.file)
-            if there and plan.is_built_by(there) and (folder / plan.file).is_file():
-                continue
-            tell = _teller(on_progress, number, len(plans), plan)
-            known[plan.file] = _build_one(library, bundle, folder, plan, measure, tell)
-            write_records(folder, machine, [*known.values()], seal_key)
-        return [known[plan.file] for plan in plans]
+    device = device or Device.load()
+    machine = device.machine
+    keys = [plan.key(machine) for plan in plans]
+    known = {record.key: record for record in read_records(engines, bundle.manifest)}
+    if not known.keys() >= set(keys):
+        bundle.verify("full")  # hashes of graphs become part of the engines' identity
+        make_folder(engines)
+    for number, (plan, key) in enumerate(zip(plans, keys, strict=True)):
+        if key in known:
+            continue
+
+        def tell(fraction: float, phase: str, number: int = number, name: str = plan.file) -> None:
+            on_progress(round(100 * (number + fraction)), 100 * len(plans), f"{name}: {phase}")
+
+        file = engines / key / plan.file
+        seconds = _build_one(device.library, bundle, plan, file, tell)
+        tell(1.0, "measuring")
+        parity = _measure_one(plan, file, measure)
+        known[key] = EngineRecord(plan.file, plan.onnx_sha256, plan.profiles, machine, seconds, parity)
+        known[key].write(engines)
+    return [known[key] for key in keys]
 
 
-def _teller(
-    on_progress: Callable[[Progress], None], number: int, total: int, plan: EnginePlan
-) -> Callable[[float, str], None]:
-    def tell(fraction: float, phase: str) -> None:
-        on_progress(Progress(number, total, plan.file, fraction, phase))
-
-    return tell
-
-
-def _build_one(
-    library: TensorRt,
-    bundle: Bundle,
-    folder: Path,
-    plan: EnginePlan,
-    measure: Measure | None,
-    tell: Callable[[float, str], None],
-) -> EngineRecord:
+def _build_one(library: TensorRt, bundle: Bundle, plan: EnginePlan, file: Path, tell: Tell) -> float:
+    """Seconds that building took; 0 for an engine that was built before but not measured."""
+    if file.is_file():
+        return 0.0
     started = time.monotonic()
-    content = build_engine(library, bundle.path, plan, folder / TIMING_CACHE, tell)
-    seconds = round(time.monotonic() - started, 3)
-    tell(1.0, "measuring")
-    parity = tuple(dict(row) for row in measure(plan, content)) if measure else ()
-    atomic_write(folder / plan.file, content)
-    digest = hashlib.sha256(content).hexdigest()
-    return EngineRecord(plan.file, digest, plan.onnx_sha256, plan.profiles, seconds, parity)
+    atomic_write(file, build_engine(library, bundle.path, plan, file.parent.with_name(TIMING_CACHE), tell))
+    return round(time.monotonic() - started, 3)
 
 
-def build_engine(
-    library: TensorRt, bundle: Path, plan: EnginePlan, timing_cache: Path, tell: Callable[[float, str], None]
-) -> bytes:
+def _measure_one(plan: EnginePlan, file: Path, measure: Measure | None) -> tuple[Mapping[str, Any], ...]:
+    """Rows of the measurement. An engine that is off by too much is deleted."""
+    try:
+        return tuple(measure(plan, file.read_bytes())) if measure else ()
+    except IntegrityProblem:
+        file.unlink()
+        raise
+
+
+def build_engine(library: TensorRt, bundle: Path, plan: EnginePlan, timing_cache: Path, tell: Tell) -> bytes:
     """One engine, serialized. Raises as :func:`build_engines`."""
     trt = library.trt
-    library.complaints.clear()
-    try:
-        builder = trt.Builder(library.log)
-    except TypeError as error:  # what the bindings make of a library that refuses to start
-        raise library.problem("TensorRT cannot start") from error
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(library, network, bundle, plan)
+    builder, network, parser = _start(library)
+    if not parser.parse(graph_bytes(bundle, plan), str(bundle / plan.onnx)):
+        raise InputRejected(
+            f"TensorRT {library.version} does not take {plan.onnx}: {_refusals(library, parser)[0]}",
+            "celebctl export --check lists what it does not support",
+        )
     config = builder.create_builder_config()
-    _configure(library, builder, config, plan)
+    config.clear_flag(trt.BuilderFlag.TF32)  # precision is the graph's: float32 means float32
+    _add_profiles(library, builder, config, plan)
     cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, False):  # a cache of another version or GPU: begin anew
         cache = config.create_timing_cache(b"")
@@ -170,32 +144,35 @@ def build_engine(
     return bytes(memory)
 
 
-def _parse(library: TensorRt, network: Any, bundle: Path, plan: EnginePlan) -> None:
-    """Fill the network from the ONNX file. Raises InputRejected naming the first node that TensorRT does not take."""
-    path = bundle / plan.onnx
-    parser = library.trt.OnnxParser(network, library.log)
-    if plan.inputs_from_data:
-        well = parser.parse(with_data_inputs(path, plan.inputs_from_data), str(path))
-    else:
-        well = parser.parse_from_file(str(path))
-    if well:
-        return
+def unsupported_nodes(library: TensorRt, bundle: Path, plan: EnginePlan) -> list[str]:
+    """What TensorRT's parser refuses of a graph, as "operator 'node': reason"; empty for a supported graph."""
+    _, _, parser = _start(library)
+    if parser.supports_model_v2(graph_bytes(bundle, plan), str(bundle / plan.onnx)):
+        return []
+    return _refusals(library, parser)
+
+
+def _start(library: TensorRt) -> tuple[Any, Any, Any]:
+    """Builder, strongly typed network and parser. Raises EnvironmentProblem."""
+    trt = library.trt
+    library.complaints.clear()
+    try:
+        builder = trt.Builder(library.log)
+    except TypeError as error:  # what the bindings make of a library that refuses to start
+        raise library.problem("TensorRT cannot start") from error
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    return builder, network, trt.OnnxParser(network, library.log)
+
+
+def _refusals(library: TensorRt, parser: Any) -> list[str]:
     found: list[str] = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        found.append(f"{error.node_operator()} {error.node_name()!r}: {error.desc()}")
-    reason = found[0] if found else "; ".join(library.complaints[-1:]) or "no reason given"
-    raise InputRejected(
-        f"TensorRT {library.version} does not take {plan.onnx}: {reason[:300]}",
-        "celebctl export --check lists what it does not support",
-    )
+        found.append(f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"[:300])
+    return found or library.complaints[-1:] or ["no reason given"]
 
 
-def _configure(library: TensorRt, builder: Any, config: Any, plan: EnginePlan) -> None:
-    trt = library.trt
-    config.clear_flag(trt.BuilderFlag.TF32)  # precision is the graph's: float32 means float32
-    if plan.workspace_bytes:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_bytes)
+def _add_profiles(library: TensorRt, builder: Any, config: Any, plan: EnginePlan) -> None:
     for shapes in (entry.shapes for entry in plan.profiles):
         profile = builder.create_optimization_profile()
         for name, (least, best, most) in shapes.items():
@@ -204,7 +181,7 @@ def _configure(library: TensorRt, builder: Any, config: Any, plan: EnginePlan) -
             raise library.problem(f"TensorRT refuses the shapes of {plan.file}")
 
 
-def _make_monitor(trt: Any, tell: Callable[[float, str], None]) -> Any:
+def _make_monitor(trt: Any, tell: Tell) -> Any:
     """What TensorRT calls while it builds. Ctrl-C reaches Python inside these calls: it ends the build, cleanly."""
     phases, lock = Phases(), threading.RLock()  # several of the builder's threads may call at once
 
@@ -236,19 +213,22 @@ def _make_monitor(trt: Any, tell: Callable[[float, str], None]) -> Any:
     return Monitor()
 
 
-def with_data_inputs(path: Path, inputs: Mapping[str, str]) -> bytes:
-    """The graph file with some initializers as inputs: those that lie in the data files given, under the names given.
+def graph_bytes(bundle: Path, plan: EnginePlan) -> bytes:
+    """The graph file, with the token table as an input instead of an initializer where the plan asks for it.
 
-    So the token table becomes a buffer of the runtime's, and a new person a copy of two rows. Raises IntegrityProblem
-    when the graph has no such initializer.
+    The table is then a buffer of the runtime's, and a new person costs a copy of two rows. Raises IntegrityProblem when
+    the graph has no such initializer.
     """
     import onnx
 
+    path = bundle / plan.onnx
+    if not plan.inputs_from_data:
+        return path.read_bytes()
     model = cast(Any, onnx).load(str(path), load_external_data=False)
     graph = model.graph
-    for name, file in inputs.items():
-        found = [tensor for tensor in graph.initializer if file in _locations(tensor)]
-        if len(found) != 1 or found[0].name != name:
+    for name, file in plan.inputs_from_data.items():
+        found = [tensor for tensor in graph.initializer if tensor.name == name and file in _locations(tensor)]
+        if not found:
             raise IntegrityProblem(f"{path} has no initializer {name!r} in {file}", "celebctl export makes a fresh one")
         (tensor,) = found
         graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
@@ -258,26 +238,3 @@ def with_data_inputs(path: Path, inputs: Mapping[str, str]) -> bytes:
 
 def _locations(tensor: Any) -> list[str]:
     return [entry.value for entry in tensor.external_data if entry.key == "location"]
-
-
-def _known(folder: Path, seal_key: bytes) -> list[EngineRecord]:
-    """What was built here before; engines of somebody else's count as none, and are replaced."""
-    if not (folder / FILE_NAME).is_file():
-        return []
-    try:
-        return read_records(folder, seal_key)
-    except IntegrityProblem:
-        return []
-
-
-@contextmanager
-def _lock(folder: Path) -> Generator[None]:
-    from filelock import FileLock, Timeout
-
-    with disk_problems(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(folder.with_suffix(".lock"), timeout=_WAIT):
-                yield
-        except Timeout as error:
-            raise Busy(f"another process is building into {folder}", "wait for it and run the same command") from error

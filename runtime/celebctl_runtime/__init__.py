@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backends import Backend, OrtBackend
+    from .backends import Backend, choose_backend
     from .bundle import Bundle
     from .errors import (
         Busy,
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
     )
     from .identity import Identity, check_name
     from .manifest import Manifest
+    from .ort_backend import OrtBackend
     from .picture import Picture, png_bytes, read_request, save_picture
     from .pipeline import Progress, generate
     from .request import SAMPLERS, Request, batch, resolve
     from .samplers import Plan, plan
     from .schedule import ScheduleConfig
     from .source import Source
-    from .tensorrt_backend import TensorRtBackend, choose_backend
+    from .tensorrt_backend import TensorRtBackend
     from .tokenizer import Encoded, PromptTokenizer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "backends": "Backend OrtBackend",
-    "tensorrt_backend": "TensorRtBackend choose_backend",
+    "backends": "Backend choose_backend",
+    "ort_backend": "OrtBackend",
+    "tensorrt_backend": "TensorRtBackend",
     "bundle": "Bundle",
     "errors": (
         "Busy CelebctlError EnvironmentProblem InputRejected IntegrityProblem NotFound PartialBatch PolicyRefusal"

@@ -1,7 +1,7 @@
-"""The little of the CUDA runtime that drawing needs: one stream, device memory, copies and captured graphs.
+"""The part of the CUDA runtime that drawing needs: one stream, device memory, copies and captured graphs.
 
-It goes through NVIDIA's own cuda-python and needs no torch. Addresses are integers, sizes are bytes; everything is
-given back when its Python object goes away. What this module does not know: TensorRT, bundles and pictures.
+It uses NVIDIA's cuda-python and no torch. Addresses are integers, sizes are bytes; a resource is freed with its Python
+object.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Cuda:
 
 
 def out_of_memory() -> EnvironmentProblem:
-    """What is said when the device has no room left."""
+    """The error of a full device."""
     return EnvironmentProblem(
         "the GPU has not enough free memory", "use a smaller --size, fewer pictures at once, or --device cpu"
     )

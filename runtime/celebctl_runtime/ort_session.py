@@ -1,8 +1,7 @@
-"""ONNX Runtime itself: loading it, sessions on the provider that was asked for, and what to do when one is missing.
+"""ONNX Runtime: loading it, sessions on the requested provider, and errors for a provider that is missing.
 
-It falls back to the CPU in silence when a CUDA library is not there, so only what a session reports is believed. Its
-Python wrapper would fall back once more, with a word on stdout, when a session fails; that is switched off. What this
-module does not know: bundles, graphs and pictures.
+It falls back to the CPU silently when a CUDA library is missing, so a session's own report decides. Its Python wrapper
+would fall back once more, with a message on stdout, when a session fails; that is switched off.
 """
 
 from __future__ import annotations

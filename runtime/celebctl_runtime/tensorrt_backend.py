@@ -1,8 +1,8 @@
-"""TensorRT behind the contract of backends.py: engines are chosen by shape, the loop is one CUDA graph.
+"""TensorRT behind the interface of backends.py: engines are chosen by shape, a run of all steps is one CUDA graph.
 
-The text encoder's token table lies in device memory; a person who moved in since costs one copy of two rows. A batch
-that no engine takes whole is drawn in the largest pieces that one does. What no engine fits goes to a fallback, said
-once, or is an error where there is none. What this module does not know: samplers, prompts, the command line.
+The token table of a text encoder stays in device memory; a person added since costs one copy of two rows. A batch that
+no engine takes whole is split into the largest parts that one takes. Inputs that no engine fits go to a fallback, which
+is noted once, or are an error where there is none.
 """
 
 from __future__ import annotations
@@ -15,64 +15,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, EncodesPictures, OrtBackend, RunsWhole, Texts, ids_for, recent, step_feeds, step_graph
-from .cuda_memory import Cuda, DeviceBuffer, Stream
-from .engines import (
+from .backends import (
     TABLE_INPUT,
-    EngineRecord,
-    Shape,
-    choose,
+    Backend,
+    EncodesPictures,
+    RunsWhole,
+    Texts,
     encoder_number,
-    find_records,
-    has_engines,
-    read_plan,
-    read_seal_key,
-    table_rows,
+    ids_for,
+    recent,
+    step_feeds,
+    step_graph,
 )
-from .errors import EnvironmentProblem, IntegrityProblem, NotFound
+from .cuda_memory import DeviceBuffer, Stream
+from .engines import EngineRecord, Shape, choose, find_records
+from .errors import EnvironmentProblem, NotFound
 from .guests import Guest
 from .samplers import Plan
-from .tensorrt_runner import DenoisingLoop, Session, TensorRt
+from .tensorrt_runner import DenoisingLoop, Device, Session
 
 if TYPE_CHECKING:
     from .bundle import Bundle
 
-__all__ = ["TensorRtBackend", "choose_backend"]
-
 _SESSIONS = 6  # kept at once: each holds device memory for one engine at one set of shapes
 Feeds = Mapping[str, NDArray[Any]]
 Pieces = list[tuple[slice, tuple[EngineRecord, int]]]  # which pictures of a batch, and the engine and profile for them
-
-
-def choose_backend(
-    bundle: Bundle,
-    device: str,
-    threads: int | None,
-    seal_key: Path,
-    note: Callable[[str], None],
-    cuda_options: Mapping[str, str] | None = None,
-) -> Backend:
-    """The engine for ``--device``: auto takes TensorRT where engines fit and ONNX Runtime for the rest, trt insists.
-
-    ``seal_key``: the file with the key of this user's engines. ``cuda_options``: see :class:`OrtBackend`.
-    ``note`` hears, once each, what runs elsewhere and why. Raises UsageProblem, NotFound, IntegrityProblem or
-    EnvironmentProblem.
-    """
-    if device == "trt":
-        return TensorRtBackend(bundle, read_seal_key(seal_key))
-    if device == "auto" and has_engines(bundle.path):
-        try:
-            return TensorRtBackend(
-                bundle,
-                read_seal_key(seal_key),
-                fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options, note),
-                note=note,
-            )
-        except (EnvironmentProblem, IntegrityProblem, NotFound) as problem:
-            note(f"{problem.problem}; ONNX Runtime draws instead")
-    backend = OrtBackend(bundle, device, threads, cuda_options, note)
-    backend.prepare(("step", "vae_decoder"))
-    return backend
 
 
 class TensorRtBackend:
@@ -81,24 +48,21 @@ class TensorRtBackend:
     def __init__(
         self,
         bundle: Bundle,
-        seal_key: bytes,
+        engines: Path,
         *,
         fallback: Callable[[], Backend] | None = None,
         note: Callable[[str], None] = lambda _: None,
-        library: TensorRt | None = None,
-        cuda: Cuda | None = None,
+        device: Device | None = None,
     ) -> None:
-        """``fallback`` makes who runs what no engine fits; without it that is an error.
-
-        Raises EnvironmentProblem (no TensorRT, CUDA or GPU), NotFound (no engines for this machine) or
-        IntegrityProblem (engines that this user did not build).
+        """``engines``: the cache folder. ``fallback`` makes the backend for inputs that no engine fits; without it
+        those are an error. Raises EnvironmentProblem (no TensorRT, CUDA or GPU) or NotFound (no engines for this
+        machine).
         """
-        self._bundle, self._seal_key, self._note = bundle, seal_key, note
+        self._bundle, self._folder, self._note = bundle, engines, note
         self._make_fallback = fallback
-        self._library = library or TensorRt.load()
-        self._cuda = cuda or Cuda.load()
-        self._machine = self._library.machine(self._cuda)
-        self._stream = Stream(self._cuda)
+        self._device = device or Device.load()
+        self._machine = self._device.machine
+        self._stream = Stream(self._device.cuda)
         self._fallback: Backend | None = None
         self._said: set[str] = set()
         self._elsewhere: set[str] = set()  # graphs that the fallback ran for the latest pictures
@@ -153,7 +117,7 @@ class TensorRtBackend:
         """One step; see :class:`Backend`. Whole runs go faster through :meth:`denoise`."""
         graph = step_graph(texts)
         feeds = {
-            **step_feeds(state, texts, plan, table_rows(self._bundle.manifest)),
+            **step_feeds(state, texts, plan, self._bundle.schedule.num_train_timesteps),
             "noise": noise,
             "step": np.array([index], np.int64),
         }
@@ -175,7 +139,7 @@ class TensorRtBackend:
         ``noise(k)``: the noise (B, 4, h, w) of step k. ``report(done, steps)`` is called after each piece.
         """
         graph, first = step_graph(texts), noise(0)
-        inputs = step_feeds(state, texts, plan, table_rows(self._bundle.manifest))
+        inputs = step_feeds(state, texts, plan, self._bundle.schedule.num_train_timesteps)
         feeds = {**inputs, "noise": first, "step": np.zeros(1, np.int64)}
         pieces = self._pieces(graph, feeds)
         if not pieces:
@@ -205,7 +169,7 @@ class TensorRtBackend:
         batch, _, height, width = image.shape
         other = self._other("vae_encoder", f"{_pictures(batch)} of {width}x{height} pixels to begin with")
         if not isinstance(other, EncodesPictures):
-            raise EnvironmentProblem("nobody here can begin with a picture", "use --device cpu or cuda")
+            raise EnvironmentProblem("no engine here encodes pictures", "use --device cpu or cuda")
         return other.encode_picture(image)
 
     def _run_pieces(self, graph: str, feeds: Feeds, pieces: Pieces, output: str) -> list[NDArray[np.float32]]:
@@ -227,18 +191,18 @@ class TensorRtBackend:
             return
         first = not hasattr(self, "_records")
         try:
-            self._folder, self._records = find_records(self._bundle.path, manifest, self._machine, self._seal_key)
-        except (IntegrityProblem, NotFound) as problem:
+            self._records = find_records(self._folder, manifest, self._machine)
+        except NotFound as problem:
             if first or self._make_fallback is None:
                 raise
             self._records = []
             self._note(f"{problem.problem}; ONNX Runtime draws instead")
         self._fingerprint = manifest.fingerprint
-        self._engines: dict[str, Any] = {}  # of ICudaEngine, by file
+        self._engines: dict[str, Any] = {}  # of ICudaEngine, by key
         self._sessions: OrderedDict[Hashable, Session] = OrderedDict()
         self._loops: OrderedDict[Hashable, DenoisingLoop] = OrderedDict()
         self._tables: dict[int, DeviceBuffer] = {}  # by text encoder
-        self._rows_there: dict[tuple[int, int], str] = {}  # encoder, token row -> digest of whom the device holds there
+        self._rows_there: dict[tuple[int, int], str] = {}  # (encoder, token row) -> digest of the person on the device
 
     def _pieces(self, graph: str, feeds: Feeds, fixed: Mapping[str, Shape] | None = None) -> Pieces:
         """A batch as the largest runs of pictures that some engine takes; empty where none fits."""
@@ -277,42 +241,43 @@ class TensorRtBackend:
         shared: Mapping[str, DeviceBuffer] | None = None,
     ) -> Session:
         record, profile = engine
-        key = (record.file, profile, tuple(sorted(shapes.items())))
+        key = (record.key, profile, tuple(sorted(shapes.items())))
         return recent(
             self._sessions,
             key,
-            lambda: Session(self._library, self._cuda, self._stream, self._engine(record), profile, shapes, shared),
+            lambda: Session(self._device, self._stream, self._engine(record), profile, shapes, shared),
             _SESSIONS,
         )
 
     def _loop(self, engine: tuple[EngineRecord, int], shapes: Mapping[str, Shape], plan: Plan) -> DenoisingLoop:
         """The captured loop. It has a session to itself, for it leaves buffers bound where its last step had them."""
         record, profile = engine
-        key = (record.file, profile, tuple(sorted(shapes.items())), plan.steps, plan.uses_noise)
+        key = (record.key, profile, tuple(sorted(shapes.items())), plan.steps, plan.uses_noise)
 
         def make() -> DenoisingLoop:
-            session = Session(self._library, self._cuda, self._stream, self._engine(record), profile, shapes)
-            return DenoisingLoop(session, self._cuda, plan.steps, plan.uses_noise)
+            session = Session(self._device, self._stream, self._engine(record), profile, shapes)
+            return DenoisingLoop(session, plan.steps, plan.uses_noise)
 
         return recent(self._loops, key, make, _SESSIONS)
 
     def _engine(self, record: EngineRecord) -> Any:
-        if record.file not in self._engines:
-            self._engines[record.file] = self._library.deserialize(read_plan(self._folder, record), record.file)
-        return self._engines[record.file]
+        if record.key not in self._engines:
+            plan = (self._folder / record.key / record.file).read_bytes()
+            self._engines[record.key] = self._device.library.deserialize(plan, record.file)
+        return self._engines[record.key]
 
     def _table_shapes(self, graph: str) -> dict[str, Shape]:
         table = self._bundle.manifest.token_tables[encoder_number(graph) or 0]
         return {TABLE_INPUT: (table.rows, table.width)}
 
     def _current_table(self, encoder: int, guests: Sequence[Guest]) -> DeviceBuffer:
-        """A text encoder's token table on the device, with the rows of everybody who lives in the bundle now."""
+        """A text encoder's token table on the device, with the rows of all people in the bundle."""
         manifest = self._bundle.manifest
         table = manifest.token_tables[encoder]
         shape = (table.rows, table.width)
         file = np.memmap(self._bundle.file(table.file), np.dtype(table.dtype), "r", shape=shape)
         if encoder not in self._tables:
-            buffer = DeviceBuffer(self._cuda, file.nbytes)
+            buffer = DeviceBuffer(self._device.cuda, file.nbytes)
             self._stream.upload(file, buffer.address)
             self._stream.synchronize()
             self._tables[encoder] = buffer
@@ -352,7 +317,7 @@ class TensorRtBackend:
         return state
 
     def _other(self, graph: str, what: str) -> Backend:
-        """Who runs what no engine fits; says so once. Raises EnvironmentProblem where nobody else may."""
+        """The fallback, for inputs that no engine fits; noted once. Raises EnvironmentProblem without a fallback."""
         problem = f"no TensorRT engine of {self._machine.gpu} fits {what}"
         if self._make_fallback is None:
             raise EnvironmentProblem(problem, "build one: celebctl export --trt --engine BxHxW, or use --device auto")

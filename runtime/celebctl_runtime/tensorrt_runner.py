@@ -1,15 +1,15 @@
-"""TensorRT itself: loading it, engines at fixed shapes with buffers of their own, and N steps as one CUDA graph.
+"""TensorRT: loading it, running engines at fixed shapes, and N steps as one CUDA graph.
 
 Only what TensorRT 10.16 and 11.4 both have is used. In this module and in celebctl_export.to_tensorrt the library is
-called ``trt`` and its objects go by the name of their kind (engine, context, builder, ...): the test that holds every
-name against the genuine bindings of both versions finds them so. What this module does not know: bundles, people,
-samplers and which engine suits a picture.
+called ``trt`` and its objects are named by their kind (engine, context, builder, ...): the test that looks up every
+name in the genuine bindings of both versions finds them so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -52,13 +52,8 @@ class TensorRt:
             )
         return cls(trt)
 
-    def machine(self, cuda: Cuda) -> Machine:
-        """What engines built here are bound to."""
-        gpu = cuda.gpu()
-        return Machine(self.version, gpu.name, gpu.compute_capability)
-
     def deserialize(self, plan: bytes, name: str) -> Any:
-        """A plan as an ICudaEngine. The caller has made sure that the plan is one we built."""
+        """A plan as an ICudaEngine. Loading can run code in the plan: the caller answers for where it comes from."""
         trt = self.trt
         self.complaints.clear()
         try:
@@ -82,7 +77,7 @@ class TensorRt:
 
 
 def _make_log(trt: Any, complaints: list[str]) -> Any:
-    """A logger that keeps errors and drops the rest: stderr is for our own words."""
+    """A logger that keeps errors and drops the rest: stderr is for our own messages."""
     severe = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
     class Log(trt.ILogger):
@@ -96,13 +91,31 @@ def _make_log(trt: Any, complaints: list[str]) -> Any:
     return Log()
 
 
+@dataclass(frozen=True)
+class Device:
+    """TensorRT and CUDA on this process's current device."""
+
+    library: TensorRt
+    cuda: Cuda
+
+    @classmethod
+    def load(cls) -> Device:
+        """Raises EnvironmentProblem when TensorRT, cuda-python, the driver or a GPU is missing."""
+        return cls(TensorRt.load(), Cuda.load())
+
+    @property
+    def machine(self) -> Machine:
+        """What engines built here are bound to."""
+        gpu = self.cuda.gpu()
+        return Machine(self.library.version, gpu.name, gpu.compute_capability)
+
+
 class Session:
     """One profile of an engine at fixed input shapes: an execution context and a buffer for every input and output."""
 
     def __init__(
         self,
-        library: TensorRt,
-        cuda: Cuda,
+        device: Device,
         stream: Stream,
         engine: Any,
         profile: int,
@@ -110,7 +123,8 @@ class Session:
         shared: Mapping[str, DeviceBuffer] | None = None,
     ) -> None:
         """``shared``: inputs that lie in buffers of the caller's. Raises EnvironmentProblem when the device is full."""
-        self._library, self._cuda, self.stream = library, cuda, stream
+        self.device, self.stream = device, stream
+        library = device.library
         self._engine = engine  # a context must not outlive its engine
         library.complaints.clear()
         context = engine.create_execution_context()
@@ -125,12 +139,12 @@ class Session:
         self.outputs = [name for name in self.shapes if name not in shapes]
         for name, shape in self.shapes.items():
             if name not in self.buffers:
-                self.buffers[name] = DeviceBuffer(cuda, math.prod(shape) * self.dtypes[name].itemsize)
+                self.buffers[name] = DeviceBuffer(device.cuda, math.prod(shape) * self.dtypes[name].itemsize)
             self.bind(name, self.buffers[name].address)
 
     def _set_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Give the inputs their shapes; returns those of inputs and outputs."""
-        engine, context, trt = self._engine, self.context, self._library.trt
+        engine, context, trt = self._engine, self.context, self.device.library.trt
         names = _names(engine)
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         if set(inputs) != set(shapes):
@@ -171,7 +185,7 @@ class Session:
 
     def _done(self, well: bool, what: str) -> None:
         if not well:
-            raise self._library.problem(f"TensorRT failed to {what}")
+            raise self.device.library.problem(f"TensorRT failed to {what}")
 
 
 class DenoisingLoop:
@@ -181,11 +195,11 @@ class DenoisingLoop:
     nothing is copied between steps. The graph fixes shapes, addresses and N; all numbers are uploaded before a launch.
     """
 
-    def __init__(self, session: Session, cuda: Cuda, steps: int, draws_noise: bool) -> None:
+    def __init__(self, session: Session, steps: int, draws_noise: bool) -> None:
         """``draws_noise``: each step has noise of its own, (B, 4, h, w); otherwise all share one block."""
         self._session, self._steps = session, steps
         self._stride = aligned(session.buffers["noise"].nbytes) if draws_noise else 0
-        self._noise = DeviceBuffer(cuda, max(self._stride * steps, session.buffers["noise"].nbytes))
+        self._noise = DeviceBuffer(session.device.cuda, max(self._stride * steps, session.buffers["noise"].nbytes))
         self._turns = {ends: tuple(session.buffers[name].address for name in ends) for ends in _TURNS}
         # The first run of a context after its shapes changed settles what it postponed, which must not be captured.
         session.upload({"step": np.zeros(1, np.int64)})
