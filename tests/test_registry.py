@@ -13,7 +13,6 @@ from celebctl_models.known_models import KNOWN, UNSUPPORTED, KnownModel, known_b
 from celebctl_models.registry import (
     CARD_FILE,
     card_for,
-    data_root,
     hub_cache,
     installed_folder,
     locate,
@@ -22,6 +21,7 @@ from celebctl_models.registry import (
     wanted_files,
 )
 from celebctl_runtime.errors import InputRejected, NotFound
+from celebctl_runtime.paths import data_root
 from celebctl_runtime.request import SAMPLERS
 
 FETCHED = [name for name, row in KNOWN.items() if not row.bundled]

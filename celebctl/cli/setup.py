@@ -145,13 +145,13 @@ def _offer_folder(target: str, source: str, revision: str, known: "KnownModel | 
 
 
 def _offer_pack(pack: "Pack", source: Path | None) -> Offer | Path:
-    from celebctl.library import default_root
     from celebctl_models.face_packs import accept, accepted_at, find_pack, install_pack
     from celebctl_models.fetch import fetch_pack
     from celebctl_models.known_models import Licence
     from celebctl_runtime.errors import NotFound
+    from celebctl_runtime.paths import data_root
 
-    root = default_root()
+    root = data_root()
     accepted = accepted_at(pack.name, root) is not None
     here: Path | None = None
     with contextlib.suppress(NotFound):

@@ -15,8 +15,7 @@ from typing import IO, Any
 
 from celebctl_runtime.errors import Busy, CelebctlError, EnvironmentProblem, IntegrityProblem, NotFound
 from celebctl_runtime.files import disk_problems, sha256_file
-
-from .registry import data_root
+from celebctl_runtime.paths import data_root
 
 BLOCK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte

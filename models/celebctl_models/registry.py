@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from celebctl_runtime.errors import IntegrityProblem, NotFound
+from celebctl_runtime.paths import data_root
 
 from .framing import Framing
 from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
@@ -110,16 +111,6 @@ def _locate_hub(model: str, known: KnownModel | None) -> Location:
 
 def _known_hint() -> str:
     return f"give a diffusers folder, a .safetensors file, a hub id like owner/name, or one of: {', '.join(KNOWN)}"
-
-
-def data_root() -> Path:
-    """$CELEBCTL_HOME, or the user's data folder for celebctl."""
-    home = os.environ.get("CELEBCTL_HOME")
-    if home:
-        return Path(home).expanduser().absolute()
-    from platformdirs import user_data_path
-
-    return user_data_path("celebctl", appauthor=False)
 
 
 def installed_folder(model: str) -> Path:
