@@ -14,7 +14,6 @@ What this module does not know: torch, how people are learned, what is inside a 
 
 import contextlib
 import difflib
-import os
 import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from celebctl_models.known_models import KNOWN
 from celebctl_runtime.errors import Busy, IntegrityProblem, NotFound, UsageProblem
 from celebctl_runtime.files import atomic_write, disk_problems
 from celebctl_runtime.identity import Identity, check_key, check_name
+from celebctl_runtime.paths import data_root
 
 SUFFIX = ".safetensors"
 HASH_DIGITS = 8
@@ -68,7 +68,7 @@ class Library:
     """The user's people and bundles below one folder; an empty library needs no folder yet."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root if root is not None else default_root()
+        self.root = root if root is not None else data_root()
 
     @property
     def engines(self) -> Path:
@@ -265,13 +265,3 @@ def origin_of(model: str) -> str:
 def _exported_at(bundle: Path) -> float:
     """The age of the oldest file: people who move in or out renew the manifest, only an export renews everything."""
     return min((path.stat().st_mtime for path in bundle.iterdir() if path.is_file()), default=0.0)
-
-
-def default_root() -> Path:
-    """$CELEBCTL_HOME, or the user's data folder for celebctl."""
-    home = os.environ.get("CELEBCTL_HOME")
-    if home:
-        return Path(home).expanduser().absolute()
-    from platformdirs import user_data_path
-
-    return user_data_path("celebctl", appauthor=False)

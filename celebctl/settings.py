@@ -5,9 +5,7 @@ config.toml is looked for there, so that one folder holds everything.
 """
 
 import difflib
-import json
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from typing import Any, NoReturn
 
 from celebctl_runtime.errors import UsageProblem
 from celebctl_runtime.files import atomic_write
+from celebctl_runtime.paths import config_folder
 
 PROJECT_FILE = "celebctl.toml"
 USER_FILE = "config.toml"
@@ -72,7 +71,7 @@ class Settings:
     def read(cls, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> "Settings":
         """Layers for somebody working in `folder` (default: here). Raises UsageProblem for a file that is not right."""
         variables = os.environ if environment is None else environment
-        user_file = _user_file(variables)
+        user_file = config_folder(variables) / USER_FILE
         project_file = (folder or Path()) / PROJECT_FILE
         return cls(variables, _read_toml(project_file), _read_toml(user_file), user_file)
 
@@ -107,35 +106,21 @@ class Settings:
 def remember(name: str, value: str, environment: Mapping[str, str] | None = None) -> Path:
     """Set one text in the user's config.toml, leaving every other line and comment as it is; returns the file.
 
-    Raises UsageProblem when the value does not suit the setting, or the file cannot be changed safely.
+    Raises UsageProblem when the value does not suit the setting, or the file is not valid.
     """
-    path = _user_file(os.environ if environment is None else environment)
-    before = _read_toml(path)
+    import tomlkit
+
+    path = config_folder(environment) / USER_FILE
+    _read_toml(path)
     _checked(KNOWN[name], value, "the command line")
-    text = _set_line(_text_of(path), name, value)
-    try:
-        after = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        after = {}
-    if after != {**before, name: value}:
-        raise UsageProblem(f"cannot change {name} in {path} safely", f"write it there yourself: {_line(name, value)}")
-    atomic_write(path, text.encode())
+    text = _text_of(path)
+    document = tomlkit.parse(text)
+    document[name] = value
+    changed = document.as_string()
+    if "\r\n" in text:
+        changed = changed.replace("\r\n", "\n").replace("\n", "\r\n")
+    atomic_write(path, changed.encode())
     return path
-
-
-def _set_line(text: str, name: str, value: str) -> str:
-    """`text` with the value of `name` replaced where it stands, or else a line put on top, where no table has begun."""
-    found = re.compile(
-        rf"""^(?P<key>[ \t]*["']?{name}["']?[ \t]*=[ \t]*)(?:"(?:[^"\\\r\n]|\\.)*"|'[^'\r\n]*')""", re.MULTILINE
-    )
-    changed, count = found.subn(lambda match: match["key"] + json.dumps(value, ensure_ascii=False), text, count=1)
-    newline = "\r\n" if "\r\n" in text else "\n"
-    return changed if count else f"{_line(name, value)}{newline}{text}"
-
-
-def _line(name: str, value: str) -> str:
-    # A JSON string is a TOML string, but for a few control characters; the result is parsed before it is kept.
-    return f"{name} = {json.dumps(value, ensure_ascii=False)}"
 
 
 def _checked(known: Known, given: object, origin: str) -> str | int:
@@ -149,15 +134,6 @@ def _checked(known: Known, given: object, origin: str) -> str | int:
             f"{known.name} from {origin} is {value!r}, which there is not", f"choose from {', '.join(known.choices)}"
         )
     return value
-
-
-def _user_file(environment: Mapping[str, str]) -> Path:
-    home = environment.get("CELEBCTL_HOME")
-    if home:
-        return Path(home).expanduser() / USER_FILE
-    from platformdirs import user_config_path
-
-    return user_config_path("celebctl", appauthor=False) / USER_FILE
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, cast
 from urllib.parse import unquote, urlparse
 
 import numpy as np
+import pytest
 
 COMMIT = "c0ffee" + "0" * 34
 BLOB = "0" * 40
@@ -134,10 +135,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(path, send)
 
     def _describe(self, rest: str, send: bool) -> None:
-        name = rest.partition("/revision/")[0]
+        name, tree, _ = rest.partition("/tree/")
+        name = name.partition("/revision/")[0]
         folder = self.hub.models.get(name)
         if folder is None:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, send)
+            return
+        if tree:
+            listing = [_tree_entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+            self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, send)
             return
         siblings = [_sibling(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
         info = {"id": name, "sha": COMMIT, "siblings": siblings, "cardData": {"license": self.hub.licence}}
@@ -204,6 +210,19 @@ def _sibling(folder: Path, path: Path) -> dict[str, Any]:
     name = path.relative_to(folder).as_posix()
     lfs = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 135}
     return {"rfilename": name, "size": len(content), "blobId": BLOB, **({"lfs": lfs} if _large(name) else {})}
+
+
+def _tree_entry(folder: Path, path: Path) -> dict[str, Any]:
+    entry = _sibling(folder, path)
+    lfs = {"lfs": {"oid": entry["lfs"]["sha256"], **entry["lfs"]}} if "lfs" in entry else {}
+    return {"type": "file", "path": entry["rfilename"], "oid": BLOB, "size": entry["size"], **lfs}
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Point the hub client, which reads its environment once, at another address."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @contextmanager

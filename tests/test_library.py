@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from celebctl.library import Library, default_root, shelf_name
+from celebctl.library import Library, shelf_name
 from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
 from celebctl_runtime.identity import Identity
+from celebctl_runtime.paths import data_root
 
 TABLE = "0123456789abcdef" * 4
 SHELF = shelf_name("sd", TABLE)
@@ -178,10 +179,10 @@ def test_bundles_are_found_last_exported_first(library: Library) -> None:
 
 def test_home_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path))
-    assert default_root() == tmp_path
+    assert data_root() == tmp_path
     monkeypatch.delenv("CELEBCTL_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
-    assert "celebctl" in str(default_root())
+    assert "celebctl" in str(data_root())
 
 
 class HeldElsewhere:

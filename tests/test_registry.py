@@ -1,8 +1,8 @@
 """The table of known models, what is refused and why, and where names lead."""
 
-import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,6 @@ from celebctl_models.known_models import KNOWN, UNSUPPORTED, KnownModel, known_b
 from celebctl_models.registry import (
     CARD_FILE,
     card_for,
-    data_root,
-    hub_cache,
     installed_folder,
     locate,
     missing_parts,
@@ -22,6 +20,7 @@ from celebctl_models.registry import (
     wanted_files,
 )
 from celebctl_runtime.errors import InputRejected, NotFound
+from celebctl_runtime.paths import data_root
 from celebctl_runtime.request import SAMPLERS
 
 FETCHED = [name for name, row in KNOWN.items() if not row.bundled]
@@ -31,7 +30,7 @@ FETCHED = [name for name, row in KNOWN.items() if not row.bundled]
 def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither the library nor the hub cache of whoever runs the tests."""
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 # The table.
@@ -209,30 +208,11 @@ def test_one_root_for_all_rooms() -> None:
     assert data_root() == Library().root
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        {},
-        {"HF_HOME": "~/elsewhere"},
-        {"XDG_CACHE_HOME": "/x/cache"},
-        {"HF_HOME": "/x/home", "XDG_CACHE_HOME": "/y"},
-        {"HUGGINGFACE_HUB_CACHE": "/x/old"},
-        {"HF_HUB_CACHE": "$HOME/new", "HUGGINGFACE_HUB_CACHE": "/x/old"},
-    ],
-)
-def test_the_hub_cache_is_where_the_client_has_it(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> None:
-    for name in ("HF_HOME", "XDG_CACHE_HOME", "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
-    import huggingface_hub
-
-    path = Path(huggingface_hub.__file__).parent / "constants.py"
-    spec = importlib.util.spec_from_file_location("huggingface_hub.read_again", path)
-    assert spec and spec.loader
-    fresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fresh)
-    assert str(hub_cache()) == str(Path(fresh.HF_HUB_CACHE))
+def test_without_the_hub_client_no_model_is_in_its_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    row = KNOWN["sd15"]
+    write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert locate("sd15").kind == "hub"
 
 
 # What a model folder is made of.
@@ -253,7 +233,7 @@ def test_only_full_precision_safetensors_are_wanted() -> None:
         "unet/../../outside.safetensors",
         "vae/config.json",
     ]
-    assert wanted_files(names, model_index()) == [names[4], names[6], names[7], names[9], names[11]]
+    assert wanted_files(names) == [names[4], names[6], names[7], names[9], names[11]]
 
 
 def test_shards_are_told_by_their_index(tmp_path: Path) -> None:

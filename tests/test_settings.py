@@ -94,11 +94,12 @@ def test_files_that_are_not_text_are_named(tmp_path: Path, home: Path) -> None:
     ("before", "after"),
     [
         ("", 'model = "sd15"\n'),
-        ("# mine\nthreads = 2  # few\n", 'model = "sd15"\n# mine\nthreads = 2  # few\n'),
+        ("# mine\nthreads = 2  # few\n", '# mine\nthreads = 2  # few\nmodel = "sd15"\n'),
         ("# mine\n  model = 'old' # was good\nthreads = 2", '# mine\n  model = "sd15" # was good\nthreads = 2'),
         ('threads = 2\r\nmodel="a\\"b"\r\n', 'threads = 2\r\nmodel="sd15"\r\n'),
-        ("threads = 2\r\n", 'model = "sd15"\r\nthreads = 2\r\n'),
-        ('# model = "no"\n', 'model = "sd15"\n# model = "no"\n'),
+        ("threads = 2\r\n", 'threads = 2\r\nmodel = "sd15"\r\n'),
+        ('# model = "no"\n', '# model = "no"\nmodel = "sd15"\n'),
+        ('model = """\nold"""\n', 'model = "sd15"\n'),
     ],
 )
 def test_other_lines_and_comments_stay(tmp_path: Path, home: Path, before: str, after: str) -> None:
@@ -129,12 +130,17 @@ def test_the_first_setting_makes_the_file(tmp_path: Path) -> None:
     assert read(tmp_path, home).text("model") == "sd15"
 
 
-@pytest.mark.parametrize("before", ['model = """\nold"""\n', "model = 3\n"])
-def test_what_cannot_be_changed_safely_is_left_alone(home: Path, before: str) -> None:
-    (home / "config.toml").write_text(before)
-    with pytest.raises(UsageProblem, match="safely") as caught:
+def test_a_value_of_the_wrong_type_is_replaced(home: Path) -> None:
+    (home / "config.toml").write_text("model = 3\n")
+    remember("model", "sd15", {"CELEBCTL_HOME": str(home)})
+    assert (home / "config.toml").read_text() == 'model = "sd15"\n'
+
+
+def test_a_damaged_file_is_left_alone(home: Path) -> None:
+    (home / "config.toml").write_text("model = \n")
+    with pytest.raises(UsageProblem, match="not valid TOML"):
         remember("model", "sd15", {"CELEBCTL_HOME": str(home)})
-    assert 'model = "sd15"' in caught.value.hint and (home / "config.toml").read_text() == before
+    assert (home / "config.toml").read_text() == "model = \n"
 
 
 def test_a_value_that_does_not_suit_is_refused(home: Path) -> None:

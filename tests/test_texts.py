@@ -12,8 +12,7 @@ from single_file_double import write_single_file
 from celebctl.method.readings import readings
 from celebctl.method.sampling import prompt_texts
 from celebctl_models.diffusion import load_parts
-from celebctl_models.registry import locate
-from celebctl_models.sources import TEXT_FILES
+from celebctl_models.registry import TEXT_FILES, locate
 from celebctl_models.texts import TextParts, load_texts
 from celebctl_runtime.errors import InputRejected, IntegrityProblem
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from celebctl_runtime.errors import NotFound, UsageProblem
+from celebctl_runtime.files import refuse_existing
 
 from . import options
 from .console import Desk
@@ -292,8 +293,7 @@ def check_picture(path: Path, force: bool) -> None:
 
     if path.suffix.lower() not in FORMATS:
         raise UsageProblem(f"{path} is no picture file celebctl writes", f"end it in {', '.join(FORMATS)}")
-    if path.exists() and not force:
-        raise UsageProblem(f"{path} exists already", "choose another name, or replace it with --force")
+    refuse_existing(path, force)
 
 
 def save_picture(view: View, path: Path) -> None:

@@ -137,11 +137,10 @@ def _checked_devices(given: list[str] | None, variants: bool) -> list[str]:
 
 
 def _check_places(paths: Sequence[Path], force: bool) -> None:
-    from celebctl_runtime.errors import UsageProblem
+    from celebctl_runtime.files import refuse_existing
 
     for path in paths:
-        if path.exists() and not force:
-            raise UsageProblem(f"{path} exists already", "choose another name, or replace it with --force")
+        refuse_existing(path, force)
 
 
 def _all_of_ours(

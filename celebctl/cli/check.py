@@ -132,11 +132,11 @@ def document(photo: str, report: "Report", out: Path | None) -> dict[str, Any]:
 def refuse_place(path: Path, force: bool) -> None:
     """Refuse, before the work, a place where the annotated picture cannot go. Raises UsageProblem."""
     from celebctl_runtime.errors import UsageProblem
+    from celebctl_runtime.files import refuse_existing
 
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageProblem(f"-o {path} is no picture file", "end it in .png")
-    if path.exists() and not force:
-        raise UsageProblem(f"{path} exists already", "choose another place, or add --force")
+    refuse_existing(path, force)
 
 
 def native_size(model: str) -> int:

@@ -246,6 +246,7 @@ class Outlet:
     ) -> "Outlet":
         """Settle where pictures go before they are drawn. `plain` names leave out the seed. Raises UsageProblem."""
         from celebctl_runtime.errors import UsageProblem
+        from celebctl_runtime.files import refuse_existing
 
         from .naming import slug_of
 
@@ -261,9 +262,8 @@ class Outlet:
         if out.suffix.lower() != ".png":
             raise UsageProblem(f"{out} is no PNG", "end it in .png: a PNG carries the recipe of its picture")
         outlet = cls(out, None, stem, many, force, plain)
-        taken = [path for path in map(outlet.path, seeds) if path.exists()]
-        if taken and not force:
-            raise UsageProblem(f"{taken[0]} exists already", "choose another name, or replace it with --force")
+        for path in map(outlet.path, seeds):
+            refuse_existing(path, force)
         return outlet
 
     def path(self, seed: int) -> Path:

@@ -138,13 +138,13 @@ def seat(photos: Sequence[str], names: Sequence[str] | None, faces: Sequence[int
 def check_sheet(path: Path | None, force: bool) -> None:
     """Refuse, before the work and not after it, a place where the contact sheet cannot go. Raises UsageProblem."""
     from celebctl_runtime.errors import UsageProblem
+    from celebctl_runtime.files import refuse_existing
 
     if path is None:
         return
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageProblem(f"--sheet {path} is no picture file", "end it in .png")
-    if path.exists() and not force:
-        raise UsageProblem(f"{path} exists already", "choose another place for the sheet, or add --force")
+    refuse_existing(path, force)
 
 
 def open_photos(desk: Desk, sitters: Sequence[Sitter]) -> "list[Image]":

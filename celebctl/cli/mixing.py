@@ -134,6 +134,7 @@ def _animation(out: Path, gif: Path | None, still: bool) -> Path | None:
 def _check(people: Sequence[str], frames: int, prompt: str, out: Path, gif: Path | None, force: bool) -> None:
     """Raise UsageProblem before the work for what cannot come out well."""
     from celebctl_runtime.errors import UsageProblem
+    from celebctl_runtime.files import refuse_existing
 
     from .basis import check_picture
 
@@ -146,8 +147,8 @@ def _check(people: Sequence[str], frames: int, prompt: str, out: Path, gif: Path
     check_picture(out, force)
     if gif is not None and gif.suffix.lower() != ".gif":
         raise UsageProblem(f"{gif} is no GIF", "end it in .gif")
-    if gif is not None and gif.exists() and not force:
-        raise UsageProblem(f"{gif} exists already", "choose another name, or replace it with --force")
+    if gif is not None:
+        refuse_existing(gif, force)
 
 
 def _cast(ends: "Sequence[Identity]", weights: Sequence[Sequence[float]]) -> "list[Identity]":

@@ -16,10 +16,10 @@ SMALL, TOGETHER = 100_000_000, 64  # UNets below so many parameters learn from s
 
 def face_folder(settings: "Settings", model: str, flag: str | None) -> Path:
     """Where the face models are: what was said, what the model brings along, or the default pack."""
-    from celebctl.library import default_root
     from celebctl_models.face_packs import choose_face_models
+    from celebctl_runtime.paths import data_root
 
-    return choose_face_models(settings.text("face_models", flag), model, default_root())
+    return choose_face_models(settings.text("face_models", flag), model, data_root())
 
 
 def open_model(desk: Desk, model: str, device: str) -> "DiffusionParts":

@@ -154,6 +154,7 @@ def name_for(given: str | None, contents: "Contents", file: Path) -> str:
 
 def _embedding_path(out: Path | None, name: str, force: bool) -> Path:
     from celebctl_runtime.errors import UsageProblem
+    from celebctl_runtime.files import refuse_existing
 
     path = out or Path()
     if path.is_dir() or not path.suffix:
@@ -162,8 +163,7 @@ def _embedding_path(out: Path | None, name: str, force: bool) -> Path:
         raise UsageProblem(
             f"{path} is no .safetensors file", f"write -o {path.with_suffix('.safetensors')}, or a folder"
         )
-    if path.exists() and not force:
-        raise UsageProblem(f"{path} exists already", "choose another place with -o, or replace it with --force")
+    refuse_existing(path, force)
     return path
 
 

@@ -23,6 +23,7 @@ def portrait(
     """Draw a fresh person of mini's world, to try things with."""
     from celebctl.library import Library
     from celebctl_runtime.errors import UsageProblem
+    from celebctl_runtime.files import refuse_existing
 
     from .naming import suggested_name
 
@@ -32,8 +33,7 @@ def portrait(
         raise UsageProblem(f"{path} is no picture file celebctl writes", f"end it in {', '.join(FORMATS)}")
     if not 64 <= size <= LARGEST:
         raise UsageProblem(f"--size {size} is out of range", f"use 64 to {LARGEST}")
-    if path.exists() and not force:
-        raise UsageProblem(f"{path} exists already", "choose another name, or replace it with --force")
+    refuse_existing(path, force)
     chosen = _draw(path, kind, seed, size)
     desk.tell(f"drew somebody new (seed {chosen})")
     desk.give([str(path)], {"path": str(path), "seed": chosen, "size": size})

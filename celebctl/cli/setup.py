@@ -127,31 +127,29 @@ def _offer_hub(target: str, source: str, revision: str, known: "KnownModel | Non
 
 def _offer_folder(target: str, source: str, revision: str, known: "KnownModel | None", folder: Path) -> Offer:
     from celebctl_models.fetch import find_source, install_model, refuse_index
-    from celebctl_models.registry import INDEX_FILE, read_json, wanted_files
+    from celebctl_models.registry import files_in
 
     place = find_source(folder, source, revision)
     refuse_index(str(place), place)
-    names = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
-    wanted = wanted_files(names, read_json(place / INDEX_FILE))
     return Offer(
         target,
         known.title if known else source,
         str(place),
         known.licence if known else _stated_licence(source, None),
-        [(name, (place / name).stat().st_size, "", False) for name in wanted],
+        [(name, (place / name).stat().st_size, "", False) for name in files_in(place)],
         lambda report: install_model(place, target, known, report),
         note=known.note if known else "",
     )
 
 
 def _offer_pack(pack: "Pack", source: Path | None) -> Offer | Path:
-    from celebctl.library import default_root
     from celebctl_models.face_packs import accept, accepted_at, find_pack, install_pack
     from celebctl_models.fetch import fetch_pack
     from celebctl_models.known_models import Licence
     from celebctl_runtime.errors import NotFound
+    from celebctl_runtime.paths import data_root
 
-    root = default_root()
+    root = data_root()
     accepted = accepted_at(pack.name, root) is not None
     here: Path | None = None
     with contextlib.suppress(NotFound):

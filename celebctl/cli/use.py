@@ -95,16 +95,16 @@ def _set(desk: Desk, model: str) -> None:
 
 def _next_step(model: str, place: "Location") -> str:
     """What is missing before a photo can be learned, as a command."""
-    from celebctl.library import default_root
     from celebctl.settings import Settings
     from celebctl_models.face_packs import DEFAULT_PACK, PACKS, choose_face_models
     from celebctl_runtime.errors import CelebctlError
+    from celebctl_runtime.paths import data_root
 
     if place.kind == "hub":
         return f"celebctl setup {model}"
     said = Settings.read().text("face_models")
     try:
-        choose_face_models(said, model, default_root())
+        choose_face_models(said, model, data_root())
     except CelebctlError:
         return f"celebctl setup {said if said in PACKS else DEFAULT_PACK}"
     return "celebctl learn face.jpg --name alice"

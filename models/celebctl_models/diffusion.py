@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from celebctl_models.fetch import fetch_folder
 from celebctl_models.registry import (
     INDEX_FILE,
     Location,
@@ -23,7 +24,7 @@ from celebctl_models.registry import (
     read_json,
 )
 from celebctl_models.registry import vae_factor as factor_of
-from celebctl_models.sources import fetch_folder, quiet_libraries, read_checkpoint
+from celebctl_models.sources import quiet_libraries, read_checkpoint
 from celebctl_models.texts import TextParts, check_vocabularies, freeze, read_part, read_text_parts, require_packages
 
 if TYPE_CHECKING:

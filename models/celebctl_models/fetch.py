@@ -1,39 +1,42 @@
-"""Bringing models onto this machine: from the hub into its own cache, or from a folder into the library.
+"""Downloads: models from the Hugging Face hub, face models from where they are published, either from a local folder.
 
-Nothing is put into its place before size and SHA-256 are right. The hub's client lists repositories and lays out its
-cache; large files are fetched by download.py, because the client (2.4) starts a cut one over. HF_HOME, HF_HUB_CACHE,
-HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT mean what they mean to the client.
-What this module does not know: licences' acceptance, terminals, how a model is loaded.
+huggingface_hub downloads models into its own cache and reads HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN and
+HF_ENDPOINT. After an interruption the same command keeps every complete file; the file that was cut starts over
+(huggingface_hub 2.4). Weights are checked against the SHA-256 that the hub, or the table of known models, states.
 """
 
 import contextlib
 import errno
 import hashlib
-import os
 import re
 import shutil
-from collections.abc import Callable, Generator
+import threading
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, InputRejected, IntegrityProblem, NotFound
-from celebctl_runtime.files import atomic_directory
+from celebctl_runtime.files import atomic_directory, sha256_file
 
 from .download import BLOCK, download, refuse_offline
 from .face_packs import Pack, install_pack
 from .known_models import KnownModel, why_unsupported
 from .registry import (
     INDEX_FILE,
-    Config,
+    MODEL_FILES,
+    Location,
     cached_folder,
-    hub_cache,
+    files_in,
     installed_folder,
     missing_parts,
     parts_of,
     read_json,
     wanted_files,
 )
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 Report = Callable[[int, int, str], object]  # bytes done, bytes in all, file
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -85,21 +88,18 @@ def plan_model(source: str, revision: str, known: KnownModel | None = None, targ
     """
     target = target or source
     refuse_offline(source, target)
-    with _hub_problems(source, target):
-        from huggingface_hub import HfApi
+    with _hub_problems(source, target), _no_bars():
+        from huggingface_hub import HfApi, hf_hub_download
 
-        info = HfApi(endpoint=_endpoint()).model_info(source, revision=revision, files_metadata=True)
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        if INDEX_FILE not in names:
+        info = HfApi().model_info(source, revision=revision, files_metadata=True)
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        if INDEX_FILE not in siblings:
             raise InputRejected(f"{source} holds no diffusers model: {INDEX_FILE} is missing", "name another one")
-        index = _hub_file(source, INDEX_FILE, revision)
-    refuse_index(source, index.parent, names)
-    wanted = set(wanted_files(names, read_json(index)))
-    files = tuple(
-        _wanted(sibling, index.parent, known) for sibling in info.siblings or [] if sibling.rfilename in wanted
-    )
+        folder = Path(hf_hub_download(source, INDEX_FILE, revision=revision)).parent
+    refuse_index(source, folder, list(siblings))
+    files = tuple(_wanted(siblings[name], folder, known) for name in wanted_files(siblings))
     licence = info.card_data.to_dict().get("license") if info.card_data else None
-    return Plan(source, revision, index.parent.name, licence, files)
+    return Plan(source, revision, folder.name, licence, files)
 
 
 def refuse_index(source: str, folder: Path, names: list[str] | None = None) -> None:
@@ -119,53 +119,72 @@ def refuse_index(source: str, folder: Path, names: list[str] | None = None) -> N
         )
 
 
-def _wanted(sibling: Any, folder: Path, known: KnownModel | None) -> WantedFile:
-    path = str(sibling.rfilename)
-    sha256 = str(sibling.lfs.sha256) if sibling.lfs else None
+def _wanted(sibling: "RepoSibling", folder: Path, known: KnownModel | None) -> WantedFile:
+    path = sibling.rfilename
+    sha256 = sibling.lfs.sha256 if sibling.lfs else None
     stated = known.sha256.get(path) if known else None
     if stated and sha256 and stated != sha256:
         raise IntegrityProblem(
             f"the hub offers another {path} than the one celebctl knows", "look for a newer celebctl, or use --from DIR"
         )
-    return WantedFile(path, int(sibling.size or 0), sha256 or stated, (folder / path).exists())
+    return WantedFile(path, sibling.size or 0, sha256 or stated, (folder / path).exists())
 
 
 def fetch_model(plan: Plan, report: Report = ignore, target: str = "") -> Path:
-    """Fetch what is missing of a planned model into the hub's cache; returns the folder. Goes on where it stopped."""
-    cache = hub_cache()
-    blobs = cache / f"models--{plan.source.replace('/', '--')}" / "blobs"
-    require_space(cache, plan.left)
-    done = plan.size - plan.left
-    with _hub_problems(plan.source, target or plan.source):
-        from huggingface_hub import get_token, hf_hub_url
+    """Download the files of a planned model that are missing into the hub client's cache; returns the folder.
 
-        for file in (file for file in plan.files if not file.here):
-            before = done
-            if file.sha256 and not (blobs / file.sha256).exists():
-                # The cache names large files by their SHA-256; the client finds them there and only links them.
-                download(
-                    hf_hub_url(plan.source, file.path, revision=plan.commit, endpoint=_endpoint()),
-                    blobs / file.sha256,
-                    size=file.size,
-                    sha256=file.sha256,
-                    token=get_token(),
-                    report=lambda have, name=file.path, start=before: report(start + have, plan.size, name),
-                )
-            _hub_file(plan.source, file.path, plan.revision)
-            done += file.size
-            report(done, plan.size, file.path)
-    folder = cached_folder(plan.source, plan.revision)
-    if folder is None:
-        raise IntegrityProblem(f"{plan.source} is not in the hub's cache after all", "run the same command again")
+    Raises IntegrityProblem when a file has another SHA-256 than stated (it is removed), else as `plan_model`.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    require_space(Path(constants.HF_HUB_CACHE), plan.left)
+    with _hub_problems(plan.source, target or plan.source):
+        bar = _reporting_bar(plan, report)
+        folder = Path(
+            snapshot_download(
+                plan.source, revision=plan.revision, allow_patterns=list(MODEL_FILES), tqdm_class=bar
+            )
+        )
+    for file in plan.files:
+        if file.sha256 and not file.here and sha256_file(folder / file.path) != file.sha256:
+            (folder / file.path).resolve().unlink()
+            hint = "run the same command again; the damaged file is removed"
+            raise IntegrityProblem(f"{file.path} of {plan.source} has not the SHA-256 {file.sha256}", hint)
+    report(plan.size, plan.size, plan.source)
+    refuse_index(plan.source, folder)
     check_folder(folder)
     return folder
 
 
-def _hub_file(source: str, path: str, revision: str) -> Path:
-    """One file by the hub's client: fetched unless its cache has it, and linked into the snapshot."""
-    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
+def fetch_folder(location: Location, files: Sequence[str] = MODEL_FILES) -> Path:
+    """Download a model's `files` (glob patterns) from the hub, or find them in its cache; returns the folder."""
+    from huggingface_hub import snapshot_download
 
-    return Path(hf_hub_download(source, path, revision=revision, cache_dir=hub_cache(), endpoint=_endpoint()))
+    with _hub_problems(location.source, location.source):
+        return Path(snapshot_download(location.source, revision=location.revision, allow_patterns=list(files)))
+
+
+def _reporting_bar(plan: Plan, report: Report) -> Any:
+    """A progress bar class for the hub client that prints nothing and reports the bytes written."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    lock = threading.Lock()
+    here = plan.size - plan.left
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.counts = kwargs.get("name") == "huggingface_hub.snapshot_download"  # not files, not network bytes
+            self.written = 0.0
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            with lock:
+                self.written += n or 0
+                if self.counts:
+                    report(min(here + int(self.written), plan.size), plan.size, plan.source)
+            return None
+
+    return Bar
 
 
 def require_space(place: Path, size: int) -> None:
@@ -180,18 +199,24 @@ def require_space(place: Path, size: int) -> None:
         )
 
 
-def _endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+@contextlib.contextmanager
+def _no_bars() -> Generator[None]:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 @contextlib.contextmanager
 def _hub_problems(source: str, target: str) -> Generator[None]:
-    """What the hub's client raises, as our errors, and no bars of its own. A missing client: ModuleNotFoundError."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    """What the hub's client raises, as our errors. Without the client: ModuleNotFoundError."""
+    from huggingface_hub import constants, errors
 
-    watched = not are_progress_bars_disabled()
-    disable_progress_bars()
     try:
         yield
     except (CelebctlError, KeyboardInterrupt):
@@ -207,13 +232,10 @@ def _hub_problems(source: str, target: str) -> Generator[None]:
     except Exception as error:  # no network, a proxy, a server in trouble: the client's errors have no common root
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             hint = "free some space, or set HF_HOME to another disk"
-            raise EnvironmentProblem(f"cannot write into {hub_cache()}: {error.strerror}", hint) from error
+            raise EnvironmentProblem(f"cannot write into {constants.HF_HUB_CACHE}: {error.strerror}", hint) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = f"check the network, or bring the model along: celebctl setup {target} --from DIR"
+        hint = f"check the network and HF_HUB_OFFLINE, or bring the model along: celebctl setup {target} --from DIR"
         raise EnvironmentProblem(f"cannot reach the hub for {source}: {reason}", hint) from error
-    finally:
-        if watched:
-            enable_progress_bars()
 
 
 # Face models from where they are published.
@@ -280,8 +302,7 @@ def install_model(folder: Path, target: str, known: KnownModel | None = None, re
     """
     refuse_index(str(folder), folder)
     check_folder(folder)
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    files = wanted_files(names, read_json(folder / INDEX_FILE))
+    files = files_in(folder)
     place = installed_folder(target)
     total = sum((folder / name).stat().st_size for name in files)
     require_space(place, total)
@@ -329,7 +350,7 @@ def check_folder(folder: Path) -> None:
     ):
         if part not in parts_of(index):
             continue
-        shapes = _shapes(folder, part, index)
+        shapes = _shapes(folder, part)
         found = next((shape for name, shape in shapes.items() if name.endswith(tensor)), None)
         stated = read_json(folder / part / "config.json").get(config_key)
         if found is not None and stated is not None and (len(found) <= axis or found[axis] != stated):
@@ -339,13 +360,13 @@ def check_folder(folder: Path) -> None:
             )
 
 
-def _shapes(folder: Path, part: str, index: Config) -> dict[str, tuple[int, ...]]:
+def _shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors in a part, from the headers. Raises IntegrityProblem for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
-    for name in wanted_files([f"{part}/{path.name}" for path in (folder / part).iterdir()], index):
-        if not name.endswith(".safetensors"):
+    for name in files_in(folder):
+        if not (name.startswith(f"{part}/") and name.endswith(".safetensors")):
             continue
         try:
             with cast(Any, safe_open)(str(folder / name), framework="np") as file:

@@ -7,13 +7,15 @@ table in known_models.py, and what neither says is derived from the diffusers co
 
 import difflib
 import json
-import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, cast
 
 from celebctl_runtime.errors import CelebctlError, IntegrityProblem, NotFound
+from celebctl_runtime.paths import data_root
 
 from .framing import Framing
 from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
@@ -113,38 +115,22 @@ def _known_hint() -> str:
     return f"give a diffusers folder, a .safetensors file, a hub id like owner/name, or one of: {', '.join(KNOWN)}"
 
 
-def data_root() -> Path:
-    """$CELEBCTL_HOME, or the user's data folder for celebctl."""
-    home = os.environ.get("CELEBCTL_HOME")
-    if home:
-        return Path(home).expanduser().absolute()
-    from platformdirs import user_data_path
-
-    return user_data_path("celebctl", appauthor=False)
-
-
 def installed_folder(model: str) -> Path:
     """Where `celebctl setup MODEL --from DIR` puts a known model or hub id; it need not exist."""
     return data_root() / "models" / model.replace("/", "--")
 
 
-def hub_cache() -> Path:
-    """The hub client's cache, by its own rules (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME), without importing it."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path("~") / ".cache")
-    home = os.environ.get("HF_HOME") or str(Path(cache) / "huggingface")
-    said = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or str(Path(home) / "hub")
-    return Path(os.path.expandvars(said)).expanduser()
-
-
 def cached_folder(source: str, revision: str, cache: Path | None = None) -> Path | None:
-    """The snapshot of a hub repository in the hub client's cache, whole or not; None when there is none yet."""
-    repository = (cache or hub_cache()) / f"models--{source.replace('/', '--')}"
+    """The snapshot of a hub repository in `cache` (default: the hub client's), complete or not.
+
+    None when there is none, and without huggingface_hub: nothing that opens a model is installed without it.
+    """
     try:
-        commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
-    except OSError:
-        commit = revision  # a commit has no name to look up
-    folder = repository / "snapshots" / commit
-    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    index = try_to_load_from_cache(source, INDEX_FILE, cache_dir=cache, revision=revision)
+    return Path(index).parent if isinstance(index, str) else None
 
 
 # What a model folder is made of.
@@ -155,6 +141,22 @@ _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
+_WEIGHT_ENDS = (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json")
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+#: Glob patterns of the files that are read of a model. Names in full, because repositories hold the same weights in
+#: several precisions and formats. `TEXT_FILES`: of these, what is read without UNet and autoencoder weights.
+TEXT_FILES = (
+    INDEX_FILE,
+    CARD_FILE,
+    "scheduler/scheduler_config.json",
+    *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in _TOKENIZER_FILES),
+    *(f"{part}/config.json" for part in _WEIGHTS),
+    *(f"{part}/model{end}" for part in ("text_encoder", "text_encoder_2") for end in _WEIGHT_ENDS),
+)
+MODEL_FILES = (
+    *TEXT_FILES,
+    *(f"{part}/diffusion_pytorch_model{end}" for part in ("unet", "vae") for end in _WEIGHT_ENDS),
+)
 
 
 _SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*")
@@ -166,15 +168,14 @@ def parts_of(index: Config) -> list[str]:
     return ["tokenizer", "text_encoder", *second, "unet", "vae", "scheduler"]
 
 
-def wanted_files(names: list[str], index: Config) -> list[str]:
-    """Those of a model's files that celebctl reads: repositories hold the same weights in several precisions."""
-    shard = r"{0}(-\d+-of-\d+)?\.safetensors|{0}\.safetensors\.index\.json"
-    patterns = [re.escape(INDEX_FILE), re.escape(CARD_FILE)]
-    for part in parts_of(index):
-        kinds = [r"[\w.-]*config\.json", r"tokenizer\.json|vocab\.json|merges\.txt|special_tokens_map\.json"]
-        kinds += [shard.format(_WEIGHTS[part])] if part in _WEIGHTS else []
-        patterns.append(f"{part}/(?:{'|'.join(kinds)})")
-    return sorted(name for name in names if re.fullmatch("|".join(patterns), name))
+def wanted_files(names: Iterable[str]) -> list[str]:
+    """Those of a model's files that celebctl reads, sorted."""
+    return sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in MODEL_FILES))
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files of a model folder that celebctl reads, as relative paths, sorted."""
+    return wanted_files(path.relative_to(folder).as_posix() for path in folder.glob("**/*") if path.is_file())
 
 
 def missing_parts(folder: Path, names: list[str] | None = None) -> list[str]:

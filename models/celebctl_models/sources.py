@@ -1,52 +1,13 @@
-"""Where a model's weights come from: the hub, or a single checkpoint file. Nothing in a file is ever executed.
-
-What this module does not know: what is done with the networks.
-"""
+"""Reading single-file checkpoints. Nothing in a file is ever executed."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from celebctl_models.registry import Location
-from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem, NotFound
-
-# What a fetched model folder is made of. Names in full, because hub repositories carry the same weights several
-# times over (fp16 variants, non-EMA, pickles) and only these are read.
-_HUB_FILES = (
-    "*.json",
-    "*/*.json",
-    "*/merges.txt",
-    "text_encoder*/model.safetensors",
-    "text_encoder*/model-0*.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model-0*.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-)
-
-
-#: Of these, what is read of a model without its UNet and autoencoder.
-TEXT_FILES = tuple(pattern for pattern in _HUB_FILES if not pattern.startswith(("unet/", "vae/")))
-
-
-def fetch_folder(location: Location, files: Sequence[str] = _HUB_FILES) -> Path:
-    """Download a model's `files` (patterns) from the hub, or find them in the hub's cache. Returns its folder."""
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(location.source, revision=location.revision, allow_patterns=list(files)))
-    except GatedRepoError as error:
-        hint = f"accept its licence at huggingface.co/{location.source}, then set HF_TOKEN"
-        raise EnvironmentProblem(f"the model {location.source} is gated", hint) from error
-    except RepositoryNotFoundError as error:
-        raise NotFound(f"the hub has no model {location.source}", "check the spelling, or set HF_TOKEN") from error
-    except Exception as error:  # offline mode, no network, a full disk: the hub client's errors have no common root
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "check the network and HF_HUB_OFFLINE, or give a local folder"
-        raise EnvironmentProblem(f"cannot fetch {location.source}: {reason}", hint) from error
+from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
 
 
 def read_checkpoint(path: Path, configs: Path | None) -> Any:

@@ -17,8 +17,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl_models.registry import ModelCard, card_for, locate
-from celebctl_models.sources import TEXT_FILES, fetch_folder, quiet_libraries
+from celebctl_models.fetch import fetch_folder
+from celebctl_models.registry import TEXT_FILES, ModelCard, card_for, locate
+from celebctl_models.sources import quiet_libraries
 
 Floats = NDArray[np.float32]
 

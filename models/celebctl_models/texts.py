@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl_models.registry import INDEX_FILE, card_for, locate, read_json, why_unsupported
-from celebctl_models.sources import TEXT_FILES, fetch_folder, quiet_libraries
+from celebctl_models.fetch import fetch_folder
+from celebctl_models.registry import INDEX_FILE, TEXT_FILES, card_for, locate, read_json, why_unsupported
+from celebctl_models.sources import quiet_libraries
 from celebctl_models.tables import HasTables
 from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-from .errors import EnvironmentProblem, IntegrityProblem
+from .errors import EnvironmentProblem, IntegrityProblem, UsageProblem
 
 _DISK_HINTS = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
@@ -43,6 +43,12 @@ def disk_problems(path: Path) -> Generator[None]:
         if hint is None:
             raise
         raise EnvironmentProblem(f"cannot write {path}: {error.strerror}", hint) from error
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise UsageProblem when ``path`` exists, even as a dangling link, and ``force`` is not set."""
+    if os.path.lexists(path) and not force:
+        raise UsageProblem(f"{path} exists already", "choose another name, or replace it with --force")
 
 
 def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .errors import CelebctlError, InputRejected, IntegrityProblem, NotFound, UsageProblem
-from .files import atomic_write
+from .files import atomic_write, refuse_existing
 from .likeness import FULL, likeness_to_json
 from .request import Request
 
@@ -53,8 +53,7 @@ def save_picture(
 
     Raises UsageProblem when ``path`` exists and ``overwrite`` is not set, EnvironmentProblem when it cannot be written.
     """
-    if os.path.lexists(path) and not overwrite:
-        raise UsageProblem(f"{path} exists already", "use another name with -o, or --force to replace it")
+    refuse_existing(path, overwrite)
     atomic_write(path, png_bytes(picture, metadata=metadata, scale=scale))
     return path
 
