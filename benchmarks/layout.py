@@ -52,8 +52,8 @@ KINDS: dict[str, tuple[str, bool]] = {
     "layout against the prompt": ("left:{1},right:{0}", False),
 }
 HEAD = """\
-| drawn with | forming | pictures | assigned | both sides right | likeness in pairs | caption | seconds a picture |
-|---|---|---|---|---|---|---|---|"""
+| drawn with | pictures | assigned | both sides right | likeness in pairs | caption | seconds a picture |
+|---|---|---|---|---|---|---|"""
 FAILED = "where the prompt alone failed"
 
 
@@ -138,8 +138,7 @@ class Studio:
         truth = [look[first].features for look in self.looks[p, ahead]]
         if any(len(found) != 2 for found in truth):
             return None
-        forming = 0.0 if text == layout.NONE else layout.FORMING
-        key = f"{kind} {forming:g} {layout.BORDER:g} {' '.join(who.digest for who in pair)} {p} {seed}"
+        key = f"{kind} {layout.BORDER:g} {' '.join(who.digest for who in pair)} {p} {seed}"
         if "assigned" not in self.known.get(key, {}):  # not drawn yet, or before that was asked
             names = [who.name for who in pair]
             request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
@@ -219,7 +218,6 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1000, help="seed of the first person")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair and prompt")
     parser.add_argument("--together", type=int, default=8, help="people per learn call")
-    parser.add_argument("--forming", type=float, nargs="*", default=[layout.FORMING], help="shares of steps by region")
     parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS], metavar="KIND")
     parser.add_argument("--work", type=Path, required=True, help="where people, bundle and judged pictures are kept")
     parser.add_argument("--threads", type=int, help="of the runtime (default: one per core)")
@@ -245,15 +243,13 @@ def main() -> None:
     plain: Shots = {}
     print(HEAD, flush=True)
     for kind in args.kinds:
-        for forming in args.forming if kind != PLAIN else [0.0]:
-            layout.FORMING = forming
-            shots = studio.shots(kind, args.seeds)
-            plain = shots if kind == PLAIN else plain
-            for said, chosen in ((kind, couples(shots)), (f"{kind}, {FAILED}", couples(shots, plain))):
-                if chosen:
-                    row = row_of(chosen)
-                    figures[f"{said}, forming {forming:g}"] = asdict(row)
-                    print(f"| {said} | {forming:g} | {line_of(row)} |", flush=True)
+        shots = studio.shots(kind, args.seeds)
+        plain = shots if kind == PLAIN else plain
+        for said, chosen in ((kind, couples(shots)), (f"{kind}, {FAILED}", couples(shots, plain))):
+            if chosen:
+                row = row_of(chosen)
+                figures[said] = asdict(row)
+                print(f"| {said} | {line_of(row)} |", flush=True)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -291,4 +291,4 @@ def test_people_on_the_wrong_sides_are_there_and_failed_prompts_have_a_row_of_th
     assert [len(pair) for pair in layout.couples(mended, plain)] == [1, 1]
     row = layout.row_of(layout.couples(plain))
     assert (row.assigned, row.right, row.pictures) == (pytest.approx(0.5), pytest.approx(1 / 3), 4)
-    assert layout.line_of(row).count("|") == layout.HEAD.splitlines()[0].count("|") - 4
+    assert layout.line_of(row).count("|") == layout.HEAD.splitlines()[0].count("|") - 3

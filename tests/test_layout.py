@@ -203,19 +203,21 @@ def test_a_layout_of_somebody_else_is_refused(bundle: Bundle) -> None:
     assert "--layout" in caught.value.hint
 
 
-def test_engines_that_run_whole_are_given_the_rest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes all steps at once gets those after the layout has formed, noise and tables of the right steps."""
-    monkeypatch.setattr("celebctl_runtime.layout.FORMING", 0.5)
+@pytest.mark.parametrize("layout", ["", SIDES])
+def test_engines_that_run_whole_are_asked_only_without_a_layout(bundle: Bundle, layout: str) -> None:
+    asked: list[int] = []
 
     class Whole(OrtBackend):
         def denoise(self, state: Any, noise: Any, texts: Texts, plan: Plan, report: Any) -> NDArray[np.float32]:
+            asked.append(plan.steps)
             for index in range(plan.steps):
                 state = self.step(state, index, noise(index), texts, plan)
                 report(index + 1, plan.steps)
             return state
 
-    wanted = Request("alice and bob", layout=SIDES, sampler="euler_a", steps=7)
+    wanted = Request("alice and bob", layout=layout, sampler="euler_a", steps=7)
     seen: list[pipeline.Progress] = []
     whole = generate(bundle, Whole(bundle, "cpu", 1), wanted, seen.append)[0]
+    assert asked == ([] if layout else [7])
     assert np.array_equal(np.asarray(whole.image), drawn(bundle, wanted)[0])
     assert [now.step for now in seen] == [*range(1, 8)] and {now.steps for now in seen} == {7}

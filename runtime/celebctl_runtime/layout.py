@@ -11,7 +11,6 @@ al. 2023), with soft borders. What this module does *not* know: prompts, steps, 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,9 +31,6 @@ HALVES: dict[str, Box] = {
     "top": (0.0, 0.0, 1.0, 0.5),
     "bottom": (0.0, 0.5, 1.0, 1.0),
 }
-#: Share of the steps in which regions are kept apart. On mini identity is drawn late: with 0.5 a layout against the
-#: order of names places nobody, with 0.7 one pair in sixteen, with 1 nearly all (benchmarks/layout.py).
-FORMING = 1.0
 #: Width of a soft border, as a share of the picture's side.
 BORDER = 0.125
 
@@ -102,11 +98,6 @@ def region_masks(regions: Sequence[Region], height: int, width: int) -> NDArray[
     inside = np.stack(boxes) if boxes else np.zeros((0, height, width))
     inside /= np.maximum(inside.sum(0), 1.0)
     return np.concatenate([1.0 - inside.sum(0, keepdims=True), inside]).clip(0.0, 1.0).astype(np.float32)
-
-
-def forming_steps(steps: int) -> int:
-    """How many of ``steps`` steps are drawn by region."""
-    return max(1, math.ceil(FORMING * steps))
 
 
 def _soft_box(box: Box, height: int, width: int) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from .backends import Backend, EncodesPictures, RunsWhole, Texts
 from .bundle import Bundle
 from .errors import Busy, EnvironmentProblem, NotFound, UsageProblem
 from .guests import People
-from .layout import forming_steps, layout_text, parse_layout, region_masks, settled_layout
+from .layout import layout_text, parse_layout, region_masks, settled_layout
 from .noise import initial_noise, step_noise
 from .picture import Picture
 from .prompt import Mention, split_prompt
@@ -165,8 +165,8 @@ def _denoise(
     texts: Sequence[Texts],
     report: Callable[[int, int], None],
 ) -> NDArray[np.float32]:
-    """From noise, or from pictures and noise, to latent (B, 4, h, w). With more than one conditioning, the first steps
-    are drawn by region."""
+    """From noise, or from pictures and noise, to latent (B, 4, h, w). With a layout, every step is drawn by
+    region."""
     size = bundle.manifest.size
     shape = (size.latent_channels, group[0].height // size.vae_factor, group[0].width // size.vae_factor)
     noise = np.stack([initial_noise(request.seed, shape) for request in group])
@@ -181,21 +181,14 @@ def _denoise(
         return np.stack([step_noise(request.seed, index, shape) for request in group]) if steps.uses_noise else noise
 
     regions = parse_layout(group[0].layout)
-    formed = min(forming_steps(steps.steps), steps.steps) if regions else 0
+    if isinstance(backend, RunsWhole) and not regions:
+        return backend.denoise(state, noise_of, texts[0], steps, report)[0]
     masks = region_masks(regions, *shape[1:])
-    for index in range(formed):
-        state = _by_region(backend, state, index, noise_of(index), texts, steps, masks)
-        report(index + 1, steps.steps)
-    if isinstance(backend, RunsWhole) and formed < steps.steps:
-        return backend.denoise(
-            state,
-            lambda index: noise_of(formed + index),
-            texts[0],
-            steps.after(formed),
-            lambda done, _: report(formed + done, steps.steps),
-        )[0]
-    for index in range(formed, steps.steps):
-        state = backend.step(state, index, noise_of(index), texts[0], steps)
+    for index in range(steps.steps):
+        if regions:
+            state = _by_region(backend, state, index, noise_of(index), texts, steps, masks)
+        else:
+            state = backend.step(state, index, noise_of(index), texts[0], steps)
         report(index + 1, steps.steps)
     return state[0]
 

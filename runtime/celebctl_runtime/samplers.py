@@ -50,10 +50,6 @@ class Plan:
         """N, the number of steps."""
         return len(self.table)
 
-    def after(self, steps: int) -> Plan:
-        """What is left of the run when ``steps`` steps are done."""
-        return replace(self, table=self.table[steps:], aux=self.aux[steps:])
-
 
 @dataclass(frozen=True)
 class _Step:
