@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _WIDTH, _ROW, _HEAD = 12.0, 4.2, 1.0  # inches
+_LINE_WIDTHS = (4.2, 1.8)  # so that the first curve is seen behind the second where they meet
 _SHARE = 0.9  # of the variance that is marked on the curves
 
 
@@ -44,13 +45,13 @@ def draw_spectrum(spectra: Sequence[Sequence[Spectrum]], title: str, subtitle: s
 
 
 def _variance(axes: Axes, pair: Sequence[Spectrum], title: str) -> None:
-    for position, spectrum, colour in zip(POSITIONS, pair, LIGHT, strict=False):
+    for position, spectrum, colour, width in zip(POSITIONS, pair, LIGHT, _LINE_WIDTHS, strict=False):
         label = f"{position}: {spectrum.tokens:,} tokens, rank {spectrum.rank:,}"
         if spectrum.rank:
             needed = spectrum.needed(_SHARE)
             label += f", {_SHARE:.0%} in {needed:,} components"
             axes.plot([needed], [spectrum.cumulative[needed - 1]], "o", color=colour)
-        axes.plot(_components(spectrum), spectrum.cumulative, color=colour, label=label)
+        axes.plot(_components(spectrum), spectrum.cumulative, color=colour, linewidth=width, label=label)
     axes.set_ylim(0, 1.03)
     axes.set_ylabel("share of the variance")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -59,8 +60,8 @@ def _variance(axes: Axes, pair: Sequence[Spectrum], title: str) -> None:
 
 
 def _singular_values(axes: Axes, pair: Sequence[Spectrum], title: str) -> None:
-    for spectrum, colour in zip(pair, LIGHT, strict=False):
-        axes.plot(_components(spectrum), spectrum.singular_values, color=colour)
+    for spectrum, colour, width in zip(pair, LIGHT, _LINE_WIDTHS, strict=False):
+        axes.plot(_components(spectrum), spectrum.singular_values, color=colour, linewidth=width)
     axes.set_yscale("log")
     axes.set_ylabel("singular value, in units of the token table")
     _finish(axes, pair, title)
@@ -77,6 +78,6 @@ def _finish(axes: Axes, pair: Sequence[Spectrum], title: str) -> None:
     if max(spectrum.rank for spectrum in pair) > COMPONENTS:
         axes.axvline(COMPONENTS, color="grey", linewidth=1, linestyle=":")
         axes.annotate(
-            f"{COMPONENTS} kept", (COMPONENTS, 0.5), (4, 0), xycoords=("data", "axes fraction"),
+            f"{COMPONENTS} kept", (COMPONENTS, 0.72), (4, 0), xycoords=("data", "axes fraction"),
             textcoords="offset points", rotation=90, va="center", fontsize=8,
         )  # fmt: skip
