@@ -7,8 +7,9 @@ import torch
 
 from celebctl.method.basis import CelebBasis
 from celebctl.method.config import CLEAN, FAITHFUL
-from celebctl.method.mapper import FEATURE, CoefficientMapper
+from celebctl.method.mapper import CoefficientMapper
 from celebctl.method.ridge import ridge
+from celebctl_models.faces import FEATURE
 
 
 def basis(components: int = 12, width: int = 16) -> CelebBasis:
