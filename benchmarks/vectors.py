@@ -25,12 +25,11 @@ from likeness import in_batches, true_looks
 from numpy.typing import NDArray
 
 from celebctl.method import CelebBasis, build_basis
-from celebctl.method.famous import celebrities_of
 from celebctl.method.instant import strangers_of
 from celebctl.method.readings import readings
 from celebctl.method.sampling import rows_of
 from celebctl.method.scoring import Jury
-from celebctl.method.vectors import Celebrities, deviations, invented, mixed
+from celebctl.method.vectors import Celebrities, celebrities_of, deviations, invented, mixed
 from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.mini.names import name_book
 from celebctl_models.mini.world import Wanted, person

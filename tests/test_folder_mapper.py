@@ -20,6 +20,7 @@ from celebctl.cli.opening import prepared
 from celebctl.library import Library, shelf_name
 from celebctl.method import CelebBasis, build_basis
 from celebctl.method import crowd as crowds
+from celebctl.method.basis import read_tensors
 from celebctl.method.celebrities import CelebrityFaces, faces_file, save_faces
 from celebctl.method.config import CLEAN
 from celebctl.method.crowd import Encode, Gathering, encoder_of, list_photos
@@ -31,7 +32,6 @@ from celebctl.method.pretrain import load_mapper
 from celebctl.method.rendered_names import hash_of_faces
 from celebctl.method.school import FEWEST, Crowd, School, SchoolConfig, SchoolStep, split
 from celebctl.method.starts import framing_of, mapper_digest, set_start, start_of
-from celebctl.method.tensors import read_tensors
 from celebctl.method.trained import save_trained, trained_for, with_latest, with_mapper
 from celebctl_models.diffusion import load_parts
 from celebctl_models.faces import InsightFaceAnalyser

@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import save
 
 from celebctl.method import CelebBasis, build_basis, learn_people
+from celebctl.method.basis import read_tensors
 from celebctl.method.celebrities import CelebrityFaces, save_faces
 from celebctl.method.config import CLEAN
 from celebctl.method.instant import instant_people, read_layers
-from celebctl.method.tensors import read_tensors
 from celebctl_models.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait

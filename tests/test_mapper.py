@@ -7,9 +7,10 @@ import torch
 
 from celebctl.method.basis import CelebBasis
 from celebctl.method.config import CLEAN, FAITHFUL
-from celebctl.method.mapper import FEATURE, CoefficientMapper, FittedMapper
+from celebctl.method.mapper import CoefficientMapper, FittedMapper
 from celebctl.method.pretrain import HELD, Lessons, read_faces
 from celebctl.method.ridge import ridge
+from celebctl_models.faces import FEATURE
 
 
 def basis(components: int = 12, width: int = 16) -> CelebBasis:

@@ -14,7 +14,7 @@ from desk_doubles import SHELF, Desk, recipe, refused, toy_bundle
 from PIL import Image
 from test_basis import NAMES, Words, table
 
-import celebctl.method.famous  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import celebctl.method.vectors  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from celebctl.cli import kin
 from celebctl.method.basis import basis_from_tables
 from celebctl.method.names import token_pairs

@@ -207,7 +207,7 @@ def test_damaged_weights_do_not_stay_in_the_cache(hub: FakeHub) -> None:
 
 def test_another_family_is_refused_by_its_index(hub: FakeHub) -> None:
     index = hub.models[NAME] / "model_index.json"
-    index.write_text(json.dumps(model_index(_class_name="StableDiffusion3Pipeline")))
+    index.write_text(json.dumps(model_index(text_encoder=["transformers", "T5EncoderModel"])))
     with pytest.raises(InputRejected, match="T5"):
         plan_model(NAME, "main")
     assert not hub.fetched(UNET)

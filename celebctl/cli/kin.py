@@ -113,8 +113,8 @@ def open_basis(
 ) -> "tuple[HasTables, CelebBasis, Celebrities]":
     """What a model reads with the names chosen for it, its celeb basis, and the people the basis is made of."""
     from celebctl.method import build_basis
-    from celebctl.method.famous import celebrities_of
     from celebctl.method.names import with_names
+    from celebctl.method.vectors import celebrities_of
 
     from .basis import choice_for
     from .opening import open_tables

@@ -126,11 +126,11 @@ def _offer_hub(target: str, source: str, revision: str, known: "KnownModel | Non
 
 
 def _offer_folder(target: str, source: str, revision: str, known: "KnownModel | None", folder: Path) -> Offer:
-    from celebctl_models.fetch import find_source, install_model, refuse_index
+    from celebctl_models.fetch import find_source, install_model, refuse_folder
     from celebctl_models.registry import files_in
 
     place = find_source(folder, source, revision)
-    refuse_index(str(place), place)
+    refuse_folder(str(place), place)
     return Offer(
         target,
         known.title if known else source,

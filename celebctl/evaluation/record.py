@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl.method.tensors import read_tensors
+from celebctl.method.basis import read_tensors
 from celebctl_runtime.files import atomic_write
 
 from .panel import Seen

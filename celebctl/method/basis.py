@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from celebctl_runtime.errors import InputRejected
 from celebctl_runtime.files import atomic_write
 
 from .names import TokenPairs, read_names, token_pairs
-from .tensors import read_tensors
 
 Floats = NDArray[np.float32]
 
@@ -168,3 +167,22 @@ def load_basis(path: Path) -> CelebBasis | None:
     except (OSError, KeyError, ValueError):
         return None
     return basis if encoders and basis.hash == metadata.get("hash") else None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Every tensor of a safetensors file, in the dtypes it was written with, and its metadata ({} without any).
+
+    Raises OSError when the file cannot be read, ValueError when it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    # the library's stub gives safe_open neither types nor the context manager's methods
+    loose = cast(Any, safe_open)
+    try:
+        with loose(str(path), framework="np") as opened:
+            metadata = cast("dict[str, str]", opened.metadata() or {})
+            names = cast("list[str]", opened.keys())
+            tensors: dict[str, NDArray[Any]] = {name: opened.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    return tensors, metadata

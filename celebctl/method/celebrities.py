@@ -22,10 +22,9 @@ from celebctl_models.framing import Framing, measure_framing
 from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
 from celebctl_runtime.files import atomic_write
 
-from .basis import CelebBasis
+from .basis import CelebBasis, read_tensors
 from .names import read_names, token_pairs
 from .rendered_names import Rendered, hash_of_faces
-from .tensors import read_tensors
 
 if TYPE_CHECKING:
     from celebctl_models.tables import HasTables

@@ -26,11 +26,11 @@ from celebctl_models.photos import open_photo
 from celebctl_runtime.errors import CelebctlError, InputRejected, IntegrityProblem, NotFound, PolicyRefusal
 from celebctl_runtime.files import atomic_write
 
+from .basis import read_tensors
 from .config import CLEAN
 from .denoising import encode_views
 from .school import Crowd
 from .starts import placed
-from .tensors import read_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image

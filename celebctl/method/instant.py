@@ -14,23 +14,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from celebctl_models.faces import FEATURE
 from celebctl_runtime.errors import IntegrityProblem
 from celebctl_runtime.identity import Identity
 
+from .basis import CelebBasis, read_tensors
 from .celebrities import load_faces, pairs_for_fit
 from .config import CLEAN, LearnConfig
 from .ridge import ridge
 from .starts import start_of
-from .tensors import read_tensors
 
 if TYPE_CHECKING:
     from celebctl_models.tables import HasTables
 
-    from .basis import CelebBasis
 
 Floats = NDArray[np.float32]
 
-FEATURE = 512
 #: How far invented people are moved from the average stranger, on top of what chance gives them: the farther, the more
 #: their pictures agree; beyond this no more (benchmarks/LOG.md).
 STRETCH = 1.75

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from celebctl_models.faces import FEATURE
+
 from .basis import CelebBasis
 from .config import LearnConfig
 from .ridge import ridge
 
-FEATURE = 512
 CODE, HIDDEN = 64, 168  # numbers between a fitted mapper's layers
 
 

@@ -30,15 +30,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from celebctl_models.diffusion import read_texts
+from celebctl_models.faces import FEATURE
 from celebctl_runtime.errors import InputRejected, IntegrityProblem
 from celebctl_runtime.files import atomic_write
 
-from .basis import CelebBasis, build_basis
+from .basis import CelebBasis, build_basis, read_tensors
 from .captions import place_people
 from .config import CLEAN
 from .instant import read_layers
-from .mapper import CODE, FEATURE, HIDDEN, CoefficientMapper, FittedMapper
-from .tensors import read_tensors
+from .mapper import CODE, HIDDEN, CoefficientMapper, FittedMapper
 
 if TYPE_CHECKING:
     from celebctl_models.diffusion import DiffusionParts

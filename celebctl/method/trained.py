@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .basis import CelebBasis, build_basis
+from .basis import CelebBasis, build_basis, read_tensors
 from .celebrities import Model
 from .rendered_names import hash_of_faces
-from .tensors import read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

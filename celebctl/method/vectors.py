@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ from celebctl_runtime.noise import initial_noise, step_noise
 
 from .basis import CelebBasis
 from .instant import Strangers
+from .names import read_names, shared_pairs
+
+if TYPE_CHECKING:
+    from celebctl_models.tables import HasTables
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -236,3 +241,11 @@ def _cosines(one: Doubles, others: Doubles) -> Doubles:
     a, b = one.reshape(-1), others.reshape(len(others), -1)
     lengths = np.linalg.norm(a) * np.linalg.norm(b, axis=1)
     return np.divide(b @ a, lengths, out=np.zeros(len(b)), where=lengths > 0)
+
+
+def celebrities_of(parts: HasTables) -> Celebrities:
+    """Everybody the basis is made of, with the rows of all text encoders."""
+    pairs = shared_pairs(parts.tokenizers, read_names(parts))
+    tables = [parts.token_rows(encoder) for encoder in range(len(pairs))]
+    rows = tuple(table[np.array(one.pairs)] for table, one in zip(tables, pairs, strict=True))
+    return Celebrities(pairs[0].names, rows)

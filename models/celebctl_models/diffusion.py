@@ -143,7 +143,16 @@ def _load_folder(folder: Path, card: ModelCard, dtype: torch.dtype | None, devic
     zero = bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False))
     vae = _full_precision(vae) if len(encoders) > 1 else vae
     unet, vae = freeze(unet, device), freeze(vae, device)
-    return DiffusionParts(folder, tokenizers, card, encoders, unet, vae, scheduler, zero)
+    return DiffusionParts(
+        path=folder,
+        tokenizers=tokenizers,
+        card=card,
+        text_encoders=encoders,
+        unet=unet,
+        vae=vae,
+        scheduler_config=scheduler,
+        zero_empty_prompt=zero,
+    )
 
 
 def _full_precision(vae: Any) -> Any:
@@ -176,7 +185,16 @@ def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> Di
     frozen, scheduler = tuple(freeze(encoder, device) for encoder in encoders), dict(pipe.scheduler.config)
     zero = bool(pipe.config.get("force_zeros_for_empty_prompt", False))
     check_vocabularies(tokenizers, card.name)
-    return DiffusionParts(location.path, tuple(tokenizers), card, frozen, unet, vae, scheduler, zero)
+    return DiffusionParts(
+        path=location.path,
+        tokenizers=tuple(tokenizers),
+        card=card,
+        text_encoders=frozen,
+        unet=unet,
+        vae=vae,
+        scheduler_config=scheduler,
+        zero_empty_prompt=zero,
+    )
 
 
 def context_from_ids(

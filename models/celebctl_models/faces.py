@@ -28,7 +28,7 @@ from .photos import open_photo as open_photo
 SETTINGS_FILE = "faces.json"
 LANDMARKS = 5  # eyes, nose tip, corners of the mouth; the person's right eye first
 CROP = 112  # pixels, the recogniser's template
-FEATURE = 512
+FEATURE = 512  # numbers the recogniser gives for a face
 PADS = (0.0, 0.25, 0.5, 1.0)  # of the longer side, on every side: a face that fills the picture is found after padding
 SURE = 0.6  # score of a face that is not looked at again
 LARGER = 1.5  # times as wide is a face that one found inside it gives way to

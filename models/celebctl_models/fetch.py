@@ -21,7 +21,7 @@ from celebctl_runtime.files import atomic_directory, sha256_file
 
 from .download import BLOCK, download, refuse_offline
 from .face_packs import Pack, install_pack
-from .known_models import KnownModel, why_unsupported
+from .known_models import KnownModel, refuse_index
 from .registry import (
     INDEX_FILE,
     MODEL_FILES,
@@ -89,27 +89,25 @@ def plan_model(source: str, revision: str, known: KnownModel | None = None, targ
     target = target or source
     refuse_offline(source, target)
     with _hub_problems(source, target), _no_bars():
-        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub import HfApi, hf_hub_download  # pyright: ignore[reportUnknownVariableType]
 
         info = HfApi().model_info(source, revision=revision, files_metadata=True)
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         if INDEX_FILE not in siblings:
             raise InputRejected(f"{source} holds no diffusers model: {INDEX_FILE} is missing", "name another one")
         folder = Path(hf_hub_download(source, INDEX_FILE, revision=revision)).parent
-    refuse_index(source, folder, list(siblings))
+    refuse_folder(source, folder, list(siblings))
     files = tuple(_wanted(siblings[name], folder, known) for name in wanted_files(siblings))
     licence = info.card_data.to_dict().get("license") if info.card_data else None
     return Plan(source, revision, folder.name, licence, files)
 
 
-def refuse_index(source: str, folder: Path, names: list[str] | None = None) -> None:
+def refuse_folder(source: str, folder: Path, names: list[str] | None = None) -> None:
     """Raise InputRejected when a model is of a family that cannot be used, or has no safetensors.
 
     `names`: the files it has; default what is in `folder`.
     """
-    why = why_unsupported(read_json(folder / INDEX_FILE))
-    if why:
-        raise InputRejected(f"{source} cannot be used: {why}", "use a Stable Diffusion 1.x, 2.x or XL checkpoint")
+    refuse_index(source, read_json(folder / INDEX_FILE))
     missing = missing_parts(folder, names)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -135,30 +133,28 @@ def fetch_model(plan: Plan, report: Report = ignore, target: str = "") -> Path:
 
     Raises IntegrityProblem when a file has another SHA-256 than stated (it is removed), else as `plan_model`.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
     require_space(Path(constants.HF_HUB_CACHE), plan.left)
     with _hub_problems(plan.source, target or plan.source):
         bar = _reporting_bar(plan, report)
-        folder = Path(
-            snapshot_download(
-                plan.source, revision=plan.revision, allow_patterns=list(MODEL_FILES), tqdm_class=bar
-            )
-        )
+        patterns = list(MODEL_FILES)
+        fetched = snapshot_download(plan.source, revision=plan.revision, allow_patterns=patterns, tqdm_class=bar)
+    folder = Path(fetched)
     for file in plan.files:
         if file.sha256 and not file.here and sha256_file(folder / file.path) != file.sha256:
             (folder / file.path).resolve().unlink()
             hint = "run the same command again; the damaged file is removed"
             raise IntegrityProblem(f"{file.path} of {plan.source} has not the SHA-256 {file.sha256}", hint)
     report(plan.size, plan.size, plan.source)
-    refuse_index(plan.source, folder)
+    refuse_folder(plan.source, folder)
     check_folder(folder)
     return folder
 
 
 def fetch_folder(location: Location, files: Sequence[str] = MODEL_FILES) -> Path:
     """Download a model's `files` (glob patterns) from the hub, or find them in its cache; returns the folder."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
     with _hub_problems(location.source, location.source):
         return Path(snapshot_download(location.source, revision=location.revision, allow_patterns=list(files)))
@@ -175,7 +171,7 @@ def _reporting_bar(plan: Plan, report: Report) -> Any:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.counts = kwargs.get("name") == "huggingface_hub.snapshot_download"  # not files, not network bytes
             self.written = 0.0
-            super().__init__(*args, **{**kwargs, "disable": True})
+            super().__init__(*args, **{**kwargs, "disable": True})  # pyright: ignore[reportUnknownMemberType]
 
         def update(self, n: float | None = 1) -> bool | None:
             with lock:
@@ -300,7 +296,7 @@ def install_model(folder: Path, target: str, known: KnownModel | None = None, re
     Weights whose SHA-256 the table or a hub cache's own file name states are compared with it. Raises InputRejected
     (another family, files missing), IntegrityProblem (damaged), EnvironmentProblem (disk).
     """
-    refuse_index(str(folder), folder)
+    refuse_folder(str(folder), folder)
     check_folder(folder)
     files = files_in(folder)
     place = installed_folder(target)

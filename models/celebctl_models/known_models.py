@@ -3,7 +3,6 @@
 And what cannot be supported, with the reason. Plain data: nothing here looks at the disk or the network.
 """
 
-import re
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -189,81 +188,54 @@ def known_by_source(source: str) -> KnownModel | None:
     return next((row for row in KNOWN.values() if not row.bundled and row.source == source), None)
 
 
-# What cannot be supported. A person is two rows of a CLIP token table, seen by a UNet through the text encoder alone.
+# What cannot be supported.
 
-_T5 = "its prompts pass a T5 text encoder, whose words have no rows in CLIP's table for a person to live in"
-_LLM = (
-    "it reads prompts with a language model in place of CLIP, so there is no CLIP token table for a person to live in"
-)
-_PRIOR = "a prior network turns the prompt into an image embedding first, which two token rows do not reach"
-_EXTRA = "its UNet wants a further picture or mask beside the prompt"
-_VIDEO = "it draws films, not pictures"
-_CASCADE = "it is a cascade of networks of its own kind, not one UNet and one autoencoder"
-
-
-@dataclass(frozen=True)
-class Unsupported:
-    """A family that is refused: how its pipeline classes begin, how people and the hub call it, and why."""
-
-    title: str
-    classes: str  # regular expression for the start of model_index.json's _class_name
-    names: str  # regular expression for a whole short name or hub id, without regard to case
-    why: str
-
-
-UNSUPPORTED = (
-    Unsupported("Stable Diffusion 3", "StableDiffusion3", r"sd-?3[^/]*|stabilityai/stable-diffusion-3.*", _T5),
-    Unsupported("Flux.2", "Flux2", r"flux\.?-?2[^/]*|black-forest-labs/flux\.2.*", _LLM),
-    Unsupported("Flux", "Flux|Chroma", r"flux[^/]*|black-forest-labs/.*", _T5),
-    Unsupported("PixArt", "PixArt", r"pixart[^/]*|pixart-alpha/.*", _T5),
-    Unsupported("HunyuanDiT", "HunyuanDiT", r"hunyuandit|tencent.*/hunyuandit.*", _T5),
-    Unsupported("HunyuanImage", "HunyuanImage", r"hunyuanimage|tencent/hunyuanimage.*", _LLM),
-    Unsupported("DeepFloyd IF", "IF", r"deepfloyd|deepfloyd/.*", _T5),
-    Unsupported("AuraFlow", "AuraFlow", r"auraflow|fal/auraflow.*", _T5),
-    Unsupported("Kandinsky", "Kandinsky", r"kandinsky[^/]*|kandinsky-community/.*", _PRIOR),
-    Unsupported("unCLIP", "UnCLIP|StableUnCLIP|.*ImageVariation", r".*-unclip(-.*)?", _PRIOR),
-    Unsupported("Würstchen", "Wuerstchen", r"w(ue|ü)rstchen|warp-ai/.*", _CASCADE),
-    Unsupported("Stable Cascade", "StableCascade", r"stable-?cascade|stabilityai/stable-cascade.*", _CASCADE),
-    Unsupported("Sana", "Sana", r"sana|efficient-large-model/sana.*", _LLM),
-    Unsupported("Qwen-Image", "QwenImage", r"qwen[^/]*|qwen/qwen-image.*", _LLM),
-    Unsupported("Z-Image", "ZImage", r"z-?image[^/]*|tongyi-mai/z-image.*", _LLM),
-    Unsupported("Lumina", "Lumina", r"lumina[^/]*|alpha-vllm/lumina.*", _LLM),
-    Unsupported("Kolors", "Kolors", r"kolors|kwai-kolors/.*", _LLM),
-    Unsupported("HiDream", "HiDream", r"hidream[^/]*|hidream-ai/.*", _T5),
-    Unsupported("CogView 3", "CogView3", r"cogview-?3|(thudm|zai-org)/cogview3.*", _T5),
-    Unsupported("CogView 4", "CogView4", r"cogview-?4|(thudm|zai-org)/cogview4.*", _LLM),
-    Unsupported("AltDiffusion", "AltDiffusion", r"altdiffusion|baai/altdiffusion.*", _LLM),
-    Unsupported(
-        "Stable Diffusion for other tasks",
-        "StableDiffusion(XL)?(Inpaint|InstructPix2Pix|Depth2Img|LatentUpscale|Upscale|LDM3D)",
-        r".*/stable-diffusion-(2-)?(inpainting|depth|x4-upscaler)",
-        _EXTRA,
-    ),
-    Unsupported(
-        "video models",
-        "AnimateDiff|Wan|LTX|CogVideo|HunyuanVideo|Mochi|StableVideo|TextToVideo|SkyReels",
-        r"wan2[^/]*|wan-ai/.*",
-        _VIDEO,
-    ),
-)
-
-_HOW_ELSE = "use a Stable Diffusion 1.x, 2.x or XL checkpoint"
+_CLIP_ONLY = "a person is rows of CLIP's token table, and the picture must be made by one UNet from its text alone"
+_HINT = "use a Stable Diffusion 1.x, 2.x or XL checkpoint"
+_PART_CLASSES = {
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast", ""),  # only XL models have a second
+    "text_encoder_2": ("CLIPTextModelWithProjection", ""),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+#: In names of pipelines with the same parts, whose UNets read a further picture or mask.
+_OTHER_TASKS = ("Inpaint", "InstructPix2Pix", "Depth2Img", "Upscale", "LDM3D", "ImageVariation")
+#: Other families, refused before anything is fetched: how their short names and hub ids begin, in lower case.
+_OTHER_FAMILIES = {
+    "Stable Diffusion 3": "sd3 sd-3 stabilityai/stable-diffusion-3",
+    "Flux": "flux black-forest-labs/",
+    "PixArt": "pixart pixart-alpha/",
+    "Hunyuan": "hunyuan tencent/hunyuan tencent-hunyuan/",
+    "DeepFloyd IF": "deepfloyd deepfloyd/",
+    "AuraFlow": "auraflow fal/auraflow",
+    "Kandinsky": "kandinsky kandinsky-community/",
+    "Würstchen": "wuerstchen würstchen warp-ai/",
+    "Stable Cascade": "stable-cascade stablecascade stabilityai/stable-cascade",
+    "Sana": "sana efficient-large-model/sana",
+    "Qwen-Image": "qwen qwen/qwen-image",
+    "Z-Image": "z-image zimage tongyi-mai/z-image",
+    "Lumina": "lumina alpha-vllm/lumina",
+    "Kolors": "kolors kwai-kolors/",
+    "HiDream": "hidream hidream-ai/",
+    "CogView": "cogview thudm/cogview zai-org/cogview",
+    "AltDiffusion": "altdiffusion baai/altdiffusion",
+    "Wan": "wan2 wan-ai/",
+}
 
 
 def why_unsupported(index: dict[str, Any]) -> str | None:
-    """Why the model with this model_index.json cannot be used, as a sentence; None when nothing speaks against it."""
-    class_name = str(index.get("_class_name", ""))
-    for row in UNSUPPORTED:
-        if re.match(f"(?:{row.classes})", class_name):
-            return f"{class_name} ({row.title}) is not supported: {row.why}"
-    encoders = {part: class_of(index, part) for part in ("text_encoder", "text_encoder_2", "text_encoder_3")}
-    for part, found in encoders.items():
-        if found and not found.startswith("CLIPText"):
-            return f"its {part} is {found}: {_T5 if 'T5' in found else _LLM}"
-    if class_of(index, "transformer"):
-        return "it denoises with a transformer; celebctl runs models with a UNet"
-    if not encoders["text_encoder"] and encoders["text_encoder_2"]:
+    """Why the model with this model_index.json cannot be used; None when it is of a supported family."""
+    pipeline = str(index.get("_class_name", ""))
+    if any(task in pipeline for task in _OTHER_TASKS):
+        return f"{pipeline} reads a picture or mask beside the prompt"
+    if class_of(index, "text_encoder_2") and not class_of(index, "text_encoder"):
         return "it has only the second of XL's two text encoders, as a refiner has: learn with the base model"
+    for part, classes in _PART_CLASSES.items():
+        found = class_of(index, part)
+        if found not in classes:
+            return f"its {part} is {found or 'missing'}, not {classes[0]}; {_CLIP_ONLY}"
     return None
 
 
@@ -273,8 +245,16 @@ def class_of(index: dict[str, Any], part: str) -> str:
     return str(cast("list[Any]", entry)[-1] or "") if isinstance(entry, list) and entry else ""
 
 
+def refuse_index(name: str, index: dict[str, Any]) -> None:
+    """Raise InputRejected when the model `name` with this model_index.json is of a family that cannot be used."""
+    why = why_unsupported(index)
+    if why is not None:
+        raise InputRejected(f"{name} cannot be used: {why}", _HINT)
+
+
 def refuse_unsupported(name: str) -> None:
     """Raise InputRejected when a short name or hub id is that of a family which cannot be supported."""
-    for row in UNSUPPORTED:
-        if re.fullmatch(row.names, name.casefold()):
-            raise InputRejected(f"{name} ({row.title}) is not supported: {row.why}", _HOW_ELSE)
+    lower = name.casefold()
+    for title, prefixes in _OTHER_FAMILIES.items():
+        if any(lower.startswith(prefix) and ("/" in prefix) == ("/" in lower) for prefix in prefixes.split()):
+            raise InputRejected(f"{name} ({title}) is not supported: {_CLIP_ONLY}", _HINT)

@@ -19,7 +19,6 @@ from celebctl_runtime.paths import data_root
 
 from .framing import Framing
 from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
-from .known_models import why_unsupported as why_unsupported
 
 CARD_FILE = "celebctl.json"
 INDEX_FILE = "model_index.json"

@@ -15,22 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celebctl_models.fetch import fetch_folder
-from celebctl_models.registry import INDEX_FILE, TEXT_FILES, card_for, locate, read_json, why_unsupported
+from celebctl_models.known_models import refuse_index
+from celebctl_models.registry import INDEX_FILE, TEXT_FILES, card_for, locate, read_json
 from celebctl_models.sources import quiet_libraries
 from celebctl_models.tables import HasTables
 from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_CLASSES = {
-    "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
-    "text_encoder": {"CLIPTextModel"},
-    "tokenizer_2": {"CLIPTokenizer", "CLIPTokenizerFast"},
-    "text_encoder_2": {"CLIPTextModelWithProjection"},
-    "unet": {"UNet2DConditionModel"},
-    "vae": {"AutoencoderKL"},
-}
 
 
 @dataclass(frozen=True)
@@ -102,20 +94,7 @@ def read_text_parts(folder: Path, device: str) -> tuple[tuple[Any, ...], tuple[A
 
 def check_kind(folder: Path) -> None:
     """Refuse models of another family by their index, before any weights are read."""
-    index = read_json(folder / INDEX_FILE)
-    why = why_unsupported(index)
-    if why is not None:
-        raise InputRejected(f"{folder.name} cannot be used: {why}", "use a Stable Diffusion 1.x, 2.x or XL checkpoint")
-    for part, expected in _CLASSES.items():
-        entry: Any = index.get(part)
-        if entry is None and part.endswith("_2"):
-            continue
-        found = str(cast("list[Any]", entry)[-1]) if isinstance(entry, list) and entry else "nothing"
-        if found not in expected:
-            raise InputRejected(
-                f"{folder.name} is not of the Stable Diffusion family: its {part} is {found}",
-                "use a Stable Diffusion 1.x, 2.x or XL checkpoint",
-            )
+    refuse_index(folder.name, read_json(folder / INDEX_FILE))
 
 
 def check_vocabularies(tokenizers: Sequence[Any], name: str) -> None:
