@@ -32,23 +32,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 from baselines.comparing import COMPARED, lead, verdict
 from clarity import clarity
 
-from celebctl.evaluation.casts import FIRST_STRANGER, artist_of, learn_strangers, stranger_cast
+from celebctl.basis.basis import CelebBasis, basis_from_tables, build_basis, principal_components
+from celebctl.basis.names import read_names, token_pairs
 from celebctl.evaluation.charts import Chart, Series, bars, curve
-from celebctl.evaluation.estimates import estimate
+from celebctl.evaluation.cohorts import FIRST_STRANGER, artist_of, learn_strangers, stranger_cast
+from celebctl.evaluation.html_report import write_plot_page
+from celebctl.evaluation.intervals import estimate
 from celebctl.evaluation.metrics import Figures, figures
-from celebctl.evaluation.page import write_plot_page
-from celebctl.evaluation.panel import WorldPanel
 from celebctl.evaluation.prompts import WORLD
 from celebctl.evaluation.report import markdown, rows_of
-from celebctl.evaluation.session import Bench, Easel, Plan, neighbours, slug
-from celebctl.method import PRESETS, LearnConfig, build_basis
-from celebctl.method.basis import CelebBasis, basis_from_tables, principal_components
-from celebctl.method.mapper import CoefficientMapper, FittedMapper
-from celebctl.method.names import read_names, token_pairs
-from celebctl.method.pretrain import load_mapper, save_mapper
-from celebctl.method.starts import mapper_digest
-from celebctl_models.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl.evaluation.runner import Bench, Easel, Plan, neighbours, slug
+from celebctl.evaluation.scorers import WorldImageScorer
+from celebctl.learning.config import PRESETS, LearnConfig
+from celebctl.learning.initialization import mapper_digest
+from celebctl.learning.mapper import CoefficientMapper, PretrainedMapper
+from celebctl.mapper_training.pretraining import load_mapper, save_mapper
+from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_runtime.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
@@ -148,7 +148,7 @@ def rebase(parts: DiffusionParts, old: CelebBasis, new: CelebBasis, file: Path) 
         part = slice(j * width, (j + 1) * width)
         weights.append(turn @ weight[part])
         biases.append(turn @ bias[part] + into @ (old.mean[0][j] - new.mean[0][j]))
-    moved = FittedMapper(new.size, fitted.down.out_features, fitted.middle.out_features)
+    moved = PretrainedMapper(new.size, fitted.down.out_features, fitted.middle.out_features)
     turned = {"up.weight": np.concatenate(weights), "up.bias": np.concatenate(biases)}
     moved.load_state_dict(fitted.state_dict() | {name: torch.as_tensor(array) for name, array in turned.items()})
     save_mapper(moved, new, file)
@@ -186,7 +186,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         Ablation(
             "start", "where the mapper begins: taught with many people, at the average celebrity, or drawn", "",
-            tuple(Variant(start, {"start": start}) for start in ("fitted", "average", "random")),
+            tuple(Variant(start, {"init": start}) for start in ("fitted", "average", "random")),
         ),
         Ablation(
             "direct", "mapper, or coefficients as parameters (Adam moves the mapper's answer some 18 times as far)", "",
@@ -204,7 +204,7 @@ ABLATIONS: dict[str, Ablation] = {
         Ablation(
             "scale", "height of the face in a training view", "smallest and largest share of the view",
             tuple(
-                Variant(f"{a:g} to {b:g}", {"smallest": a, "largest": b})
+                Variant(f"{a:g} to {b:g}", {"face_height_min": a, "face_height_max": b})
                 for a, b in ((0.2, 0.35), (0.36, 0.6), (0.52, 0.6), (0.6, 0.8), (0.2, 1.0))
             ),
         ),
@@ -223,7 +223,7 @@ ABLATIONS: dict[str, Ablation] = {
         Ablation(
             "noise", "most noise that the model is asked about", "its deviation over the picture's",
             tuple(
-                Variant(f"{n:g}" if n else "all", {"most_noise": n}) for n in (0.8, 1.2, 1.6, 2.3, 3.3, 0.0)
+                Variant(f"{n:g}" if n else "all", {"max_noise_sigma": n}) for n in (0.8, 1.2, 1.6, 2.3, 3.3, 0.0)
             ),
         ),
         Ablation(
@@ -242,7 +242,7 @@ class Laboratory:
     """The open model and what all variants share. first: seed of the first person."""
 
     parts: DiffusionParts
-    panel: WorldPanel
+    panel: WorldImageScorer
     finder: InsightFaceAnalyser
     config: LearnConfig
     people: int
@@ -268,7 +268,7 @@ class Laboratory:
         if variant.basis is not None:
             basis = variant.basis(self.parts, own)
             parts = rebase(self.parts, own, basis, bench.folder / "mapper.safetensors")
-        with patch("celebctl.method.learn.CoefficientMapper", DirectMapper if variant.direct else CoefficientMapper):
+        with patch("celebctl.learning.trainer.CoefficientMapper", DirectMapper if variant.direct else CoefficientMapper):
             learned = learn_strangers(
                 parts, self.finder, config, basis, numbers, variant.together, bench.folder,
                 lambda n, calls, now: self._tell(variant, f"learning, call {n + 1} of {calls}, {now.step}/{now.steps}"),
@@ -303,7 +303,7 @@ class Laboratory:
 
 def plot(ablation: Ablation, found: Sequence[Figures]) -> Chart:
     """Likeness alone and in pairs and prompt fidelity over the dial."""
-    names = {"likeness": "likeness", "pair_likeness": "likeness in pairs", "fidelity": "prompt"}
+    names = {"likeness": "likeness", "pair_likeness": "likeness in pairs", "prompt_fidelity": "prompt"}
     series = [Series(said, [one.summary[key] for one in found]) for key, said in names.items()]
     labels = [one.title for one in found]
     if ablation.axis:
@@ -352,7 +352,7 @@ def main() -> None:
         parser.error(f"{args.model} brings no judges and no world; ablations run on mini")
     finder = InsightFaceAnalyser(parts.card.faces_dir)
     config = PRESETS[args.preset] if args.steps is None else replace(PRESETS[args.preset], steps=args.steps)
-    panel = WorldPanel(parts.card.scoring_dir, finder)
+    panel = WorldImageScorer(parts.card.scoring_dir, finder)
     lab = Laboratory(parts, panel, finder, config, args.people, args.first, args.seeds, args.work, args.out, args.force)
     ablation = ABLATIONS[args.name]
     wanted = [v for v in ablation.variants if not args.variants or v.label in args.variants]

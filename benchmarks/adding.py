@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 from processes import machine, run
 
-from celebctl.bench.moving import measure_moving, stranger
+from celebctl.bench.add_person import measure_moving, stranger
 from celebctl.library import Library
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.manifest import (
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.bundle.manifest import (
     Defaults,
-    GraphFacts,
+    GraphInfo,
     Manifest,
-    ModelFacts,
-    SizeFacts,
-    TensorFacts,
-    TokenizerFacts,
+    ModelInfo,
+    SizeInfo,
+    TensorInfo,
+    TokenizerInfo,
     TokenTable,
 )
 
@@ -83,19 +83,19 @@ def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], 
         rows.tofile(path / file)
         tables.append(TokenTable(file, len(rows), width, "float32", VOCABULARY, SPARE))
     manifest = Manifest(
-        ModelFacts(name, name, "true size, random rows", "0" * 64),
-        SizeFacts((512, 512), 8, 8, 1),
+        ModelInfo(name, name, "true size, random rows", "0" * 64),
+        SizeInfo((512, 512), 8, 8, 1),
         "fp32",
         {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"},
         Defaults(20, 7.5, "dpmpp_2m"),
-        TokenizerFacts(
+        TokenizerInfo(
             "tokenizer.json", 77, VOCABULARY - 2, VOCABULARY - 1, VOCABULARY - 1, more_pads=(0,) * (len(widths) - 1)
         ),
         _graphs(weights),
         tuple(tables),
     )
     step = manifest.graphs["step"]
-    memory = {f"memory_{number}": TensorFacts("float32", ("rows", 8, 77, 160)) for number in range(MEMORY)}
+    memory = {f"memory_{number}": TensorInfo("float32", ("rows", 8, 77, 160)) for number in range(MEMORY)}
     own = {"step": replace(step, inputs={**step.inputs, **memory})}
     bundle = Bundle.seal(path, replace(manifest, ort_graphs=own))
     for number in range(RESIDENTS):
@@ -103,7 +103,7 @@ def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], 
     return bundle
 
 
-def _graphs(weights: Mapping[str, int]) -> dict[str, GraphFacts]:
+def _graphs(weights: Mapping[str, int]) -> dict[str, GraphInfo]:
     latent, image = ("batch", 4, "h", "w"), ("batch", 3, "height", "width")
     ends: dict[str, tuple[dict[str, tuple[int | str, ...]], dict[str, tuple[int | str, ...]]]] = {
         "text_encoder": ({"input_ids": ("batch", 77)}, {"context": ("batch", 77, 768)}),
@@ -115,11 +115,11 @@ def _graphs(weights: Mapping[str, int]) -> dict[str, GraphFacts]:
         "vae_encoder": ({"image": image}, {"latent": latent}),
     }
     ends["text_encoder_2"] = ends["text_encoder"]
-    found: dict[str, GraphFacts] = {}
+    found: dict[str, GraphInfo] = {}
     for file in weights:
         name = Path(file).stem
-        inputs, outputs = ({key: TensorFacts("float32", shape) for key, shape in side.items()} for side in ends[name])
-        found[name] = GraphFacts(f"{name}.onnx", (file,), inputs, outputs)
+        inputs, outputs = ({key: TensorInfo("float32", shape) for key, shape in side.items()} for side in ends[name])
+        found[name] = GraphInfo(f"{name}.onnx", (file,), inputs, outputs)
     found["step_nocfg"] = found["step"]
     return found
 

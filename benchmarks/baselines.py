@@ -33,17 +33,17 @@ from baselines.methods import METHODS, Method, Result
 from baselines.training import Dial, House, Subject
 from baselines.tuning import FIRST_SCORED, FIRST_TUNER, said_of, tune, tune_again, tuned
 
-from celebctl.evaluation.casts import artist_of, celebrity_cast, stranger_cast, stranger_name
+from celebctl.evaluation.cohorts import artist_of, celebrity_cast, stranger_cast, stranger_name
+from celebctl.evaluation.html_report import Group, write_page
 from celebctl.evaluation.metrics import figures
-from celebctl.evaluation.page import Group, write_page
-from celebctl.evaluation.panel import WorldPanel
 from celebctl.evaluation.prompts import WORLD, Prompt
 from celebctl.evaluation.report import category_rows, markdown, rows_of
-from celebctl.evaluation.session import Bench, Easel, Plan
-from celebctl.method.config import CLEAN, PRESETS
-from celebctl.method.starts import mapper_digest
-from celebctl_models.diffusion import load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl.evaluation.runner import Bench, Easel, Plan
+from celebctl.evaluation.scorers import WorldImageScorer
+from celebctl.learning.config import CLEAN, PRESETS
+from celebctl.learning.initialization import mapper_digest
+from celebctl_models.checkpoints.diffusion import load_parts
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
 from celebctl_runtime.files import atomic_write
 
@@ -76,7 +76,7 @@ class Workshop:
 
 
 def measure(
-    house: House, panel: WorldPanel, method: Method, dial: Dial, args: argparse.Namespace, *, first: int, count: int,
+    house: House, panel: WorldImageScorer, method: Method, dial: Dial, args: argparse.Namespace, *, first: int, count: int,
     prompts: Sequence[Prompt], seeds: int, work: Path,
 ) -> Group:  # fmt: skip
     """One method on ``count`` people."""
@@ -104,7 +104,7 @@ def measure(
     return Group(figures(method.title, records, prompts, couples=True), records)
 
 
-def sweep(house: House, panel: WorldPanel, methods: Sequence[Method], args: argparse.Namespace) -> None:
+def sweep(house: House, panel: WorldImageScorer, methods: Sequence[Method], args: argparse.Namespace) -> None:
     """Tune every method on --tuners people with one picture per prompt that shows one person or a pair."""
     prompts = [prompt for prompt in WORLD if prompt.category != "celebrity"]
 
@@ -114,7 +114,7 @@ def sweep(house: House, panel: WorldPanel, methods: Sequence[Method], args: argp
             house, panel, method, dial, args, first=FIRST_TUNER, count=args.tuners, prompts=prompts, seeds=1,
             work=args.work / "tuning" / name,
         )  # fmt: skip
-        likeness, fidelity = (group.figures.summary[key] for key in ("likeness", "fidelity"))
+        likeness, fidelity = (group.figures.summary[key] for key in ("likeness", "prompt_fidelity"))
         return (likeness.mean if likeness else 0.0), (fidelity.mean if fidelity else 0.0)
 
     for method in methods:
@@ -132,7 +132,7 @@ def dial_of(method: Method, args: argparse.Namespace) -> Dial:
     return Dial(method.rates[1]) if args.untuned else tuned(method, args.dials)
 
 
-def compare(house: House, panel: WorldPanel, methods: Sequence[Method], args: argparse.Namespace) -> list[Group]:
+def compare(house: House, panel: WorldImageScorer, methods: Sequence[Method], args: argparse.Namespace) -> list[Group]:
     """The comparison; the model's own celebrities last, as the reference that nothing learned can pass."""
     groups = [
         measure(
@@ -213,7 +213,7 @@ def main() -> None:
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
         parser.error(f"{args.model} brings no judges and no world; the comparison runs on mini")
     finder = InsightFaceAnalyser(parts.card.faces_dir)
-    panel = WorldPanel(parts.card.scoring_dir, finder)
+    panel = WorldImageScorer(parts.card.scoring_dir, finder)
     house = House(parts, finder, args.views)
     methods = [METHODS[name] for name in args.methods]
     if args.tune:

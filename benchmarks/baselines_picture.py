@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from baselines.methods import METHODS
 
 from celebctl.evaluation.prompts import WORLD
-from celebctl.evaluation.record import Record
+from celebctl.evaluation.results import Record
 from celebctl.grid import grid
 from celebctl_runtime.files import atomic_write
 

@@ -30,17 +30,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from baselines.comparing import partners, verdict
 from baselines.methods import METHODS
 
-from celebctl.evaluation.casts import stranger_cast
-from celebctl.evaluation.estimates import Estimate, by_couples, estimate
-from celebctl.evaluation.panel import Seen, WorldPanel
+from celebctl.evaluation.cohorts import stranger_cast
+from celebctl.evaluation.intervals import Estimate, by_couples, estimate
 from celebctl.evaluation.prompts import WORLD, Prompt
-from celebctl.evaluation.record import Record, Shot
+from celebctl.evaluation.references import WorldReference
 from celebctl.evaluation.report import markdown
-from celebctl.evaluation.session import SETTINGS_FILE, thumbnail
-from celebctl.evaluation.truth import WorldTruth
-from celebctl.method.scoring import Jury
-from celebctl_models.diffusion import load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl.evaluation.results import Record, Shot
+from celebctl.evaluation.runner import SETTINGS_FILE, thumbnail
+from celebctl.evaluation.scorers import Seen, WorldImageScorer
+from celebctl.evaluation.world_scorer import Jury
+from celebctl_models.checkpoints.diffusion import load_parts
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_runtime.files import atomic_write
 
 RESULT = Path(__file__).parent / "results" / "clarity.json"
@@ -72,14 +72,14 @@ def people_of(jury: Jury, folder: Path) -> dict[str, float]:
     return {record.name: clarity(jury, record) for record in records if record is not None}
 
 
-def true_people(panel: WorldPanel, folder: Path) -> dict[str, float]:
+def true_people(panel: WorldImageScorer, folder: Path) -> dict[str, float]:
     """The people of a comparison in true pictures of the same prompts, kept as the drawn ones are (WebP)."""
     seeds: list[int] = json.loads((folder / SETTINGS_FILE).read_text())["people"]
     cast = stranger_cast(panel, seeds, partners(len(seeds)), TITLES[TRUE])
-    assert isinstance(cast.truth, WorldTruth)
+    assert isinstance(cast.truth, WorldReference)
     nothing = Seen(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
     found: dict[str, float] = {}
-    for i, sitter in enumerate(cast.sitters):
+    for i, sitter in enumerate(cast.inputs):
         shots = [
             Shot(number, draw, nothing, thumbnail(picture))
             for draw in range(_TRUE_DRAWS)
@@ -114,7 +114,7 @@ def main() -> None:
     parts = load_parts(args.model)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
         parser.error(f"{args.model} brings no reader of attributes")
-    panel = WorldPanel(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    panel = WorldImageScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
     known = earlier(args.out, args.model, parts.weights_digest)
     here = {name for name in (*METHODS, CELEBRITIES) if (args.work / name).is_dir()}
     names = [name for name in (*METHODS, CELEBRITIES) if name in here or name in known]

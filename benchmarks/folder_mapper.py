@@ -24,14 +24,15 @@ from typing import Any
 import torch
 from likeness import folder, learned, singles
 
-from celebctl.method import PRESETS, CelebBasis, LearnConfig, build_basis
-from celebctl.method.crowd import Gathering, encoder_of, list_photos
-from celebctl.method.denoising import Denoiser
-from celebctl.method.pretrain import save_mapper
-from celebctl.method.school import School, SchoolConfig, SchoolStep
-from celebctl.method.scoring import Jury
-from celebctl_models.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl.basis.basis import CelebBasis, build_basis
+from celebctl.evaluation.world_scorer import Jury
+from celebctl.learning.config import PRESETS, LearnConfig
+from celebctl.learning.denoising import DenoisingLoss
+from celebctl.mapper_training.photo_dataset import Gathering, encoder_of, list_photos
+from celebctl.mapper_training.pretraining import save_mapper
+from celebctl.mapper_training.trainer import MapperTrainingConfig, School, TrainStep
+from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
 from celebctl_runtime.files import atomic_write
 
@@ -67,7 +68,7 @@ def render(place: Path, count: int) -> Path:
 
 
 def trained(
-    parts: DiffusionParts, basis: CelebBasis, photos: Path, config: SchoolConfig, work: Path
+    parts: DiffusionParts, basis: CelebBasis, photos: Path, config: MapperTrainingConfig, work: Path
 ) -> tuple[Path, dict[str, Any]]:
     """Train on the folder, without the model's own mapper; returns the file and what there is to say."""
     faces = folder(parts.card.faces_dir, "face models")
@@ -79,12 +80,12 @@ def trained(
     gathering.recall()
     crowd = gathering.gather(list_photos(photos), on_photo=lambda n, of: tell(f"looking at photos {n}/{of}"))
     looked = time.monotonic() - begun
-    school = School(Denoiser(parts, PRESETS["clean"].captions), basis, crowd, config)
+    school = School(DenoisingLoss(parts, PRESETS["clean"].captions), basis, crowd, config)
     checkpoint, losses = work / "school.checkpoint", list[tuple[int, float, float]]()
     if checkpoint.is_file():
         school.load(checkpoint)
 
-    def told(now: SchoolStep) -> None:
+    def told(now: TrainStep) -> None:
         tell(f"training {now.step}/{now.steps} loss {now.loss:.3f} held back {now.held} {now.eta:.0f} s left")
         if not losses or losses[-1][1] != now.held.own:
             losses.append((now.step, now.held.own, now.held.other))
@@ -126,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="photos, views, checkpoint and mapper")
     parser.add_argument("--photos", type=int, default=1200, help="strangers in the folder")
-    parser.add_argument("--steps", type=int, default=SchoolConfig().steps, help="of training the mapper")
+    parser.add_argument("--steps", type=int, default=MapperTrainingConfig().steps, help="of training the mapper")
     parser.add_argument("--people", type=int, default=16, help="unseen people to score")
     parser.add_argument("--seeds", type=int, default=1, help="pictures of each prompt")
     parser.add_argument("--instant-only", action="store_true", help="leave out tuning")
@@ -135,7 +136,7 @@ def main() -> None:
     parts = load_parts("mini")
     bare = replace(parts, card=replace(parts.card, mapper_file=None))
     photos = render(args.work / "photos", args.photos)
-    file, about = trained(bare, build_basis(parts), photos, SchoolConfig(steps=args.steps), args.work)
+    file, about = trained(bare, build_basis(parts), photos, MapperTrainingConfig(steps=args.steps), args.work)
     jury = Jury(
         folder(parts.card.scoring_dir, "judges"), InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
     )

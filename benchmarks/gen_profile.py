@@ -106,13 +106,13 @@ def draw(path: Path, wanted: dict[str, Any], threads: int | None, out: Path, sta
     watch = Watch()
     watch.add("start of Python", time.monotonic() - started, *_now()[1:])
     with watch.part("importing the runtime"):
-        from celebctl_runtime import ort_backend
-        from celebctl_runtime.bundle import Bundle
+        from celebctl_runtime.backends import ort
+        from celebctl_runtime.bundle.bundle import Bundle
         from celebctl_runtime.picture import save_picture
         from celebctl_runtime.pipeline import generate
         from celebctl_runtime.request import Request
     with watch.part("importing ONNX Runtime"):
-        from celebctl_runtime.ort_session import load_onnxruntime
+        from celebctl_runtime.backends.ort_session import load_onnxruntime
 
         load_onnxruntime()
     with watch.part("opening the bundle"):
@@ -121,7 +121,7 @@ def draw(path: Path, wanted: dict[str, Any], threads: int | None, out: Path, sta
         bundle.verify("full")
     with watch.part("tokenizer"):
         bundle.tokenizer()
-    steps, plain = Steps(watch), cast(Any, ort_backend).open_ort
+    steps, plain = Steps(watch), cast(Any, ort).open_ort
 
     def open_watched(ort: Any, file: Path, *rest: Any) -> Any:
         with watch.part(f"session of {file.name}"):
@@ -129,9 +129,9 @@ def draw(path: Path, wanted: dict[str, Any], threads: int | None, out: Path, sta
         steps.begin()
         return session
 
-    cast(Any, ort_backend).open_ort = open_watched
+    cast(Any, ort).open_ort = open_watched
 
-    class Watched(ort_backend.OrtBackend):
+    class Watched(ort.OrtBackend):
         def encode(self, *given: Any) -> Any:
             with watch.part("encoding texts"):
                 return super().encode(*given)

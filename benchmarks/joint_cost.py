@@ -31,10 +31,11 @@ PIXELS = 512
 
 def in_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, float]:
     """Seconds of `learn_people` by number of people."""
-    from celebctl.method import build_basis, learn_people
-    from celebctl.method.config import CLEAN
-    from celebctl_models.diffusion import load_parts
-    from celebctl_models.faces import InsightFaceAnalyser
+    from celebctl.basis.basis import build_basis
+    from celebctl.learning.config import CLEAN
+    from celebctl.learning.trainer import learn_people
+    from celebctl_models.checkpoints.diffusion import load_parts
+    from celebctl_models.faces.analysis import InsightFaceAnalyser
     from celebctl_models.mini.world import draw_portrait
 
     parts = load_parts("mini")
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "joint_cost.json")
     parser.add_argument("--chart", type=Path, default=HERE / "results" / "joint_cost.png")
     args = parser.parse_args()
-    from celebctl.method.config import CLEAN
+    from celebctl.learning.config import CLEAN
 
     steps = args.steps or CLEAN.steps
     config = asdict(replace(CLEAN, steps=steps))

@@ -27,19 +27,21 @@ import numpy as np
 from likeness import PAIRS, folder, stated, true_looks
 from numpy.typing import NDArray
 
-from celebctl.evaluation.marks import matching
-from celebctl.method import PRESETS, CelebBasis, build_basis, learn_people
-from celebctl.method.scoring import Judged, Jury
+from celebctl.basis.basis import CelebBasis, build_basis
+from celebctl.evaluation.image_metrics import matching
+from celebctl.evaluation.world_scorer import Judged, Jury
+from celebctl.learning.config import PRESETS
+from celebctl.learning.trainer import learn_people
 from celebctl_export import export_bundle
-from celebctl_models.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.world import Wanted, draw_portrait, person
-from celebctl_runtime import layout
-from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.backends.ort import OrtBackend
+from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.identity import Identity
-from celebctl_runtime.ort_backend import OrtBackend
 from celebctl_runtime.pipeline import generate
+from celebctl_runtime.prompting import layout
 from celebctl_runtime.request import Request
 
 Floats = NDArray[np.float32]
@@ -139,7 +141,7 @@ class Studio:
         if any(len(found) != 2 for found in truth):
             return None
         key = f"{kind} {layout.BORDER:g} {' '.join(who.digest for who in pair)} {p} {seed}"
-        if "assigned" not in self.known.get(key, {}):  # not drawn yet, or before that was asked
+        if "identity_assignment" not in self.known.get(key, {}):  # not drawn yet, or before that was asked
             names = [who.name for who in pair]
             request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
             begun = time.monotonic()

@@ -23,18 +23,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from celebctl.evaluation.marks import confirmed
+from celebctl.basis.basis import build_basis
+from celebctl.evaluation.image_metrics import confirmed
 from celebctl.evaluation.prompts import WORLD
-from celebctl.evaluation.session import ModelArtist
-from celebctl.evaluation.truth import pixels_of, wanted_of
-from celebctl.method import PRESETS, LearnConfig, build_basis, learn_people
-from celebctl.method.sampling import People, rows_of
-from celebctl.method.scoring import Judged, Jury
-from celebctl_models.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl.evaluation.references import pixels_of, wanted_of
+from celebctl.evaluation.runner import ModelGenerator
+from celebctl.evaluation.world_scorer import Judged, Jury
+from celebctl.learning.config import PRESETS, LearnConfig
+from celebctl.learning.sampling import People, rows_of
+from celebctl.learning.trainer import learn_people
+from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.names import name_book
 from celebctl_models.mini.world import Wanted, draw_portrait, fresh_renders, person
-from celebctl_runtime.errors import NotFound
+from celebctl_runtime.errors import NotFoundError
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -78,9 +80,9 @@ class Score:
 
 
 def folder(found: Path | None, what: str) -> Path:
-    """The folder a model brings for ``what``. Raises NotFound when it brings none."""
+    """The folder a model brings for ``what``. Raises NotFoundError when it brings none."""
     if found is None:
-        raise NotFound(f"the model brings no {what}", "likeness can be measured on --model mini")
+        raise NotFoundError(f"the model brings no {what}", "likeness can be measured on --model mini")
     return found
 
 
@@ -92,7 +94,7 @@ def true_looks(jury: Jury, z: Floats, wanted: Wanted, first_seed: int, partner: 
 
 
 def in_batches(parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: People) -> list[Pixels]:
-    return ModelArtist(parts, rows).draw(prompts, seeds)
+    return ModelGenerator(parts, rows).draw(prompts, seeds)
 
 
 def one(judged: Judged) -> Floats | None:

@@ -49,11 +49,12 @@ def learn_in_little(dials: dict[str, int], model: str) -> int:
     from dataclasses import replace
 
     from celebctl.cli import main as celebctl
-    from celebctl.method import PRESETS, learn
+    from celebctl.learning import trainer
+    from celebctl.learning.config import PRESETS
+    from celebctl_models.checkpoints.registry import card_for, locate
     from celebctl_models.mini.world import draw_portrait
-    from celebctl_models.registry import card_for, locate
 
-    learn.VIEWS_KEPT, learn.LOOKS = dials["views_encoded"], dials["looks"]
+    trainer.CACHED_VIEWS, trainer.LIKENESS_EVALS = dials["views_encoded"], dials["looks"]
     PRESETS["clean"] = replace(PRESETS["clean"], views=dials["views"])
     draw_portrait(3, 768).save("alice.png")
     faces = card_for(locate("mini").path).faces_dir

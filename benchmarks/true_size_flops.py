@@ -95,8 +95,8 @@ def predict_memory() -> dict[str, Any]:
 
     What torch and CUDA take for themselves comes on top.
     """
-    from celebctl.method.places import estimate_memory
-    from celebctl_models.known_models import KNOWN
+    from celebctl.learning.device import estimate_memory
+    from celebctl_models.checkpoints.known_models import KNOWN
 
     found: dict[str, Any] = {"predicted": True, "dtype": "bfloat16"}
     views = {"two_views": (2, False), "four_views": (4, False), "low_memory": (1, True)}
@@ -113,8 +113,8 @@ def predict_memory() -> dict[str, Any]:
 def _parts_of(family: str, native_size: int) -> Any:
     """A family's networks for pictures of this side: shapes and no numbers, UNet and autoencoder in bfloat16, texts in
     float32."""
-    from celebctl_models.diffusion import DiffusionParts
-    from celebctl_models.registry import derive_card
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.registry import derive_card
 
     with FakeTensorMode():
         texts = (text_encoder(),) if family == "sd15" else text_encoders(family)

@@ -24,17 +24,17 @@ from layout import jury_of, strangers
 from likeness import in_batches, true_looks
 from numpy.typing import NDArray
 
-from celebctl.method import CelebBasis, build_basis
-from celebctl.method.instant import strangers_of
-from celebctl.method.readings import readings
-from celebctl.method.sampling import rows_of
-from celebctl.method.scoring import Jury
-from celebctl.method.vectors import Celebrities, celebrities_of, deviations, invented, mixed
-from celebctl_models.diffusion import DiffusionParts, load_parts
+from celebctl.basis.basis import CelebBasis, build_basis
+from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, invented, mixed
+from celebctl.basis.text_features import readings
+from celebctl.evaluation.world_scorer import Jury
+from celebctl.learning.instant import strangers_of
+from celebctl.learning.sampling import rows_of
+from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.mini.names import name_book
 from celebctl_models.mini.world import Wanted, person
 from celebctl_runtime.identity import Identity
-from celebctl_runtime.likeness import dialled
+from celebctl_runtime.prompting.likeness import dialled
 
 Doubles = NDArray[np.float64]
 

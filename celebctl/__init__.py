@@ -1,6 +1,6 @@
 """celebctl: a person in 1024 numbers.
 
-This package is the front desk (`celebctl.cli`) and the method (`celebctl.method`). The rooms behind it are
+This package is the front desk (`celebctl.cli`) and the method (`celebctl.learning`). The rooms behind it are
 `celebctl_models` (other people's networks), `celebctl_export` (networks to a bundle) and `celebctl_runtime`
 (a bundle to pictures, torch-free). Importing this module imports none of them.
 """

@@ -10,23 +10,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from celebctl_runtime.errors import NotFound, PolicyRefusal, UsageProblem
+from celebctl_runtime.errors import NotFoundError, PolicyError, UsageError
 from celebctl_runtime.files import sha256_file
 
 if TYPE_CHECKING:
-    from celebctl_models.faces import Face
+    from celebctl_models.faces.analysis import Face
 
 ADULT = 18  # years, as estimated
 _WAYS = "say self, synthetic, or signed:FILE with what they signed"
 
 
 def refuse_minor(face: Face, photo: str) -> None:
-    """Raise PolicyRefusal for a face that is likely a child's; a face whose age nobody estimates passes.
+    """Raise PolicyError for a face that is likely a child's; a face whose age nobody estimates passes.
 
     `photo` names the file in the message.
     """
     if face.age is not None and face.age < ADULT:
-        raise PolicyRefusal(
+        raise PolicyError(
             f"the face in {photo} looks about {face.age} years old, and celebctl does not learn minors",
             "the estimate is rough: for an adult, try another photo of theirs",
         )
@@ -35,7 +35,7 @@ def refuse_minor(face: Face, photo: str) -> None:
 def consent_record(said: str | None) -> str:
     """What is kept of a --consent: that nothing was said, who gave it, or the SHA-256 of what was signed.
 
-    The signed file itself is not kept. Raises UsageProblem for other words, NotFound without the file.
+    The signed file itself is not kept. Raises UsageError for other words, NotFoundError without the file.
     """
     if said is None:
         return "not stated"
@@ -45,8 +45,8 @@ def consent_record(said: str | None) -> str:
         return "synthetic: nobody real is shown"
     kind, _, file = said.partition(":")
     if kind != "signed" or not file:
-        raise UsageProblem(f"--consent {said} means nothing", _WAYS)
+        raise UsageError(f"--consent {said} means nothing", _WAYS)
     path = Path(file).expanduser()
     if not path.is_file():
-        raise NotFound(f"there is no signed consent at {file}", _WAYS)
+        raise NotFoundError(f"there is no signed consent at {file}", _WAYS)
     return f"signed: sha256 {sha256_file(path)}"

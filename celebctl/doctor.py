@@ -21,10 +21,10 @@ from typing import Any, Literal, cast
 from celebctl import __version__
 from celebctl.library import Library
 from celebctl.settings import Settings
-from celebctl_models.known_models import KNOWN
-from celebctl_models.registry import INDEX_FILE, cached_folder, locate, missing_parts
-from celebctl_runtime.errors import CelebctlError, NotFound, PolicyRefusal
-from celebctl_runtime.ort_session import one_line
+from celebctl_models.checkpoints.known_models import KNOWN
+from celebctl_models.checkpoints.registry import INDEX_FILE, cached_folder, locate, missing_parts
+from celebctl_runtime.backends.ort_session import one_line
+from celebctl_runtime.errors import CelebctlError, NotFoundError, PolicyError
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -57,18 +57,18 @@ TINY_ONNX = (
 
 
 @dataclass(frozen=True)
-class Line:
+class Check:
     """One finding: how it stands, about what, in which words, and the command that mends it ("" for none)."""
 
     status: Status
-    what: str
+    name: str
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
-def examine(deep: bool = False) -> list[Line]:
+def run_checks(deep: bool = False) -> list[Check]:
     """All findings, in reading order. `deep` also imports torch and TensorRT, which takes seconds."""
-    checks: list[Callable[[], Iterable[Line]]] = [
+    checks: list[Callable[[], Iterable[Check]]] = [
         check_python,
         check_data,
         check_extras,
@@ -86,18 +86,18 @@ def examine(deep: bool = False) -> list[Line]:
         check_unfinished,
     ]
     # One broken settings file stops several checks with the same words.
-    return list(dict.fromkeys(line for check in checks for line in _survive(check)))
+    return list(dict.fromkeys(line for check in checks for line in _guard(check)))
 
 
-def _survive(check: Callable[[], Iterable[Line]]) -> Iterator[Line]:
+def _guard(check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
     """What a check finds; one that cannot finish is a finding too, and keeps no other from being made."""
     try:
         yield from check()
     except CelebctlError as error:
-        yield Line("fail", "settings" if error.code == "usage" else "files", error.problem, error.hint)
+        yield Check("fail", "settings" if error.code == "usage" else "files", error.problem, error.hint)
     except Exception as error:  # broken packages raise anything when they are imported
         name = getattr(check, "__name__", "check").removeprefix("check_")
-        yield Line("fail", name, f"cannot be told: {error!r}")
+        yield Check("fail", name, f"cannot be told: {error!r}")
 
 
 def version_of(package: str) -> str | None:
@@ -108,28 +108,28 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def check_python() -> Iterator[Line]:
+def check_python() -> Iterator[Check]:
     """The interpreter and ourselves."""
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}, celebctl {__version__}"
-    yield Line("ok", "python", detail)
+    yield Check("ok", "python", detail)
 
 
-def check_data() -> Iterator[Line]:
+def check_data() -> Iterator[Check]:
     """Where people and bundles live, and where settings are kept: writable, with room."""
     root = Library().root
     place = _existing(root)
     free = shutil.disk_usage(place).free
     detail = f"{root}, {free / _GB:.1f} GB free"
     if not _writable(place):
-        yield Line("fail", "data", f"{root} cannot be written", "set CELEBCTL_HOME to a folder of yours")
+        yield Check("fail", "data", f"{root} cannot be written", "set CELEBCTL_HOME to a folder of yours")
     elif free < _LITTLE:
-        yield Line("fail" if free < _TOO_LITTLE else "warn", "data", detail, "free some space, or move CELEBCTL_HOME")
+        yield Check("fail" if free < _TOO_LITTLE else "warn", "data", detail, "free some space, or move CELEBCTL_HOME")
     else:
-        yield Line("ok", "data", detail)
+        yield Check("ok", "data", detail)
     settings = Settings.read()  # a file that is not right is reported with its own words
     state = "" if settings.user_file.exists() else " (none yet)"
     status: Status = "ok" if _writable(_existing(settings.user_file.parent)) else "warn"
-    yield Line(status, "settings", f"{settings.user_file}{state}")
+    yield Check(status, "settings", f"{settings.user_file}{state}")
 
 
 def _existing(path: Path) -> Path:
@@ -146,39 +146,39 @@ def _writable(folder: Path) -> bool:
         return False
 
 
-def check_extras() -> Iterator[Line]:
+def check_extras() -> Iterator[Check]:
     """Which optional parts are installed, wholly, halfway or not."""
     for extra, packages in EXTRAS.items():
         found = {package: version_of(package) for package in packages}
         missing = [package for package, version in found.items() if version is None]
         mend = f'pip install "celebctl[{extra}]"'
         if not missing:
-            yield Line("ok", extra, ", ".join(f"{package} {version}" for package, version in found.items()))
+            yield Check("ok", extra, ", ".join(f"{package} {version}" for package, version in found.items()))
         elif len(missing) == len(packages):
-            yield Line("skip", extra, "not installed", mend)
+            yield Check("skip", extra, "not installed", mend)
         else:
-            yield Line("warn", extra, f"missing: {', '.join(missing)}", mend)
+            yield Check("warn", extra, f"missing: {', '.join(missing)}", mend)
 
 
 # What makes pictures.
 
 
-def check_runtime() -> Iterator[Line]:
+def check_runtime() -> Iterator[Check]:
     """Which ONNX Runtime is installed. Two own one module: the one installed last has overwritten the other."""
     cpu, gpu = version_of(_CPU_RUNTIME), version_of(_GPU_RUNTIME)
     if cpu and gpu:
         detail = f"two are installed, {_CPU_RUNTIME} {cpu} and {_GPU_RUNTIME} {gpu}: they overwrite each other"
-        yield Line("fail", "onnxruntime", detail, _TWO_RUNTIMES)
+        yield Check("fail", "onnxruntime", detail, _TWO_RUNTIMES)
     elif gpu:
         beside = ", with insightface beside it (a GPU workstation)" if version_of("insightface") else ""
-        yield Line("ok", "onnxruntime", f"{_GPU_RUNTIME} {gpu}{beside}")
+        yield Check("ok", "onnxruntime", f"{_GPU_RUNTIME} {gpu}{beside}")
     elif cpu:
-        yield Line("ok", "onnxruntime", f"{_CPU_RUNTIME} {cpu} (CPU)")
+        yield Check("ok", "onnxruntime", f"{_CPU_RUNTIME} {cpu} (CPU)")
     else:
-        yield Line("fail", "onnxruntime", "not installed: pictures need one", 'pip install "celebctl[cpu]"')
+        yield Check("fail", "onnxruntime", "not installed: pictures need one", 'pip install "celebctl[cpu]"')
 
 
-def check_providers() -> Iterator[Line]:
+def check_providers() -> Iterator[Check]:
     """What really computes: a tiny model is run on the CPU, and a session is opened on CUDA where it is offered."""
     if version_of(_CPU_RUNTIME) is None and version_of(_GPU_RUNTIME) is None:
         return
@@ -190,7 +190,7 @@ def check_providers() -> Iterator[Line]:
     session = engine.InferenceSession(TINY_ONNX, providers=[_CPU], enable_fallback=0)
     answer = session.run(None, {"x": np.ones(1, np.float32)})[0]
     if float(answer[0]) != -1.0:
-        yield Line("fail", "providers", f"the CPU says that -(1) is {answer[0]}", _TWO_RUNTIMES)
+        yield Check("fail", "providers", f"the CPU says that -(1) is {answer[0]}", _TWO_RUNTIMES)
         return
     bound, gpus = ["CPU"], find_gpus()
     if _CUDA in engine.get_available_providers():
@@ -199,13 +199,13 @@ def check_providers() -> Iterator[Line]:
             bound.insert(0, "CUDA")
         elif gpus:
             detail = "CUDA is offered and does not bind; only the CPU does" + (f": {problem}" if problem else "")
-            yield Line("fail", "providers", detail, _cuda_mend())
+            yield Check("fail", "providers", detail, _cuda_mend())
             return
     elif gpus:
         mend = 'pip uninstall -y onnxruntime\n      pip install "celebctl[cuda]"'
-        yield Line("warn", "providers", "CPU only, although there is a GPU", mend)
+        yield Check("warn", "providers", "CPU only, although there is a GPU", mend)
         return
-    yield Line("ok", "providers", f"{', '.join(bound)} (a session was opened on each)")
+    yield Check("ok", "providers", f"{', '.join(bound)} (a session was opened on each)")
 
 
 def why_not_bound(engine: Any, provider: str) -> str | None:
@@ -243,33 +243,33 @@ def find_gpus() -> list[Gpu]:
     return [Gpu(*row) for row in rows if len(row) == 3]
 
 
-def check_gpu() -> Iterator[Line]:
+def check_gpu() -> Iterator[Check]:
     """The GPU and its driver."""
     try:
         gpus = find_gpus()
     except (OSError, subprocess.TimeoutExpired) as error:
-        yield Line("warn", "gpu", f"nvidia-smi does not answer: {error}", "reinstall the NVIDIA driver, or restart")
+        yield Check("warn", "gpu", f"nvidia-smi does not answer: {error}", "reinstall the NVIDIA driver, or restart")
         return
     if not gpus:
-        yield Line("skip", "gpu", "no NVIDIA GPU (nvidia-smi is not there): pictures are made on the CPU")
+        yield Check("skip", "gpu", "no NVIDIA GPU (nvidia-smi is not there): pictures are made on the CPU")
     for gpu in gpus:
         old = int(gpu.driver.partition(".")[0] or 0) < _CUDA_DRIVER
         detail = f"{gpu.name}, {gpu.memory}, driver {gpu.driver}"
         if old and version_of(_GPU_RUNTIME):
-            yield Line("warn", "gpu", f"{detail}: CUDA 13 needs {_CUDA_DRIVER}", "install a newer NVIDIA driver")
+            yield Check("warn", "gpu", f"{detail}: CUDA 13 needs {_CUDA_DRIVER}", "install a newer NVIDIA driver")
         else:
-            yield Line("ok", "gpu", detail)
+            yield Check("ok", "gpu", detail)
 
 
-def check_cuda() -> Iterator[Line]:
+def check_cuda() -> Iterator[Check]:
     """CUDA's libraries, where something wants them."""
     if version_of(_GPU_RUNTIME) is None:
         return
     missing = [name for name in _CUDA_LIBRARIES if not _has_library(name)]
     if missing:
-        yield Line("warn", "cuda", f"not found: {', '.join(f'lib{name}' for name in missing)}", _cuda_mend())
+        yield Check("warn", "cuda", f"not found: {', '.join(f'lib{name}' for name in missing)}", _cuda_mend())
     else:
-        yield Line("ok", "cuda", ", ".join(f"lib{name}" for name in _CUDA_LIBRARIES))
+        yield Check("ok", "cuda", ", ".join(f"lib{name}" for name in _CUDA_LIBRARIES))
 
 
 def _cuda_mend() -> str:
@@ -287,88 +287,88 @@ def _has_library(name: str) -> bool:
     return any(next(place.glob(pattern), None) is not None for place in places)
 
 
-def check_torch(deep: bool) -> Iterator[Line]:
+def check_torch(deep: bool) -> Iterator[Check]:
     """PyTorch, for learning and exporting; `deep` asks it whether it sees a GPU."""
     version = version_of("torch")
     if version is None:
-        yield Line("skip", "torch", "not installed: needed for learning and exporting only")
+        yield Check("skip", "torch", "not installed: needed for learning and exporting only")
         return
     if not deep:
         build = "CPU build" if "+cpu" in version else "see --deep for its GPU"
-        yield Line("ok", "torch", f"{version} ({build})")
+        yield Check("ok", "torch", f"{version} ({build})")
         return
     import torch
 
     loose = cast(Any, torch)
     sees = loose.cuda.get_device_name() if loose.cuda.is_available() else "no GPU"
-    yield Line("ok", "torch", f"{version}, CUDA {loose.version.cuda or 'none'}, sees {sees}")
+    yield Check("ok", "torch", f"{version}, CUDA {loose.version.cuda or 'none'}, sees {sees}")
 
 
-def check_tensorrt(deep: bool) -> Iterator[Line]:
+def check_tensorrt(deep: bool) -> Iterator[Check]:
     """TensorRT, where it is installed; `deep` imports it."""
     names = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
     version = next((found for name in names if (found := version_of(name))), None)
     if version is None:
-        yield Line("skip", "tensorrt", "not installed")
+        yield Check("skip", "tensorrt", "not installed")
         return
     major, minor = (int(part) for part in version.split(".")[:2])
     if not (10, 12) <= (major, minor) < (12, 0):
         mend = 'pip install "tensorrt>=10.12,<12"'
-        yield Line("warn", "tensorrt", f"{version}: celebctl knows 10.12 up to 11", mend)
+        yield Check("warn", "tensorrt", f"{version}: celebctl knows 10.12 up to 11", mend)
         return
     if deep:
         import_module("tensorrt")
-    yield Line("ok", "tensorrt", version)
+    yield Check("ok", "tensorrt", version)
 
 
 # What celebctl has.
 
 
-def check_models() -> Iterator[Line]:
+def check_models() -> Iterator[Check]:
     """Known models on this machine, and downloads that stopped halfway."""
     here = [name for name in KNOWN if locate(name).kind == "folder"]
-    yield Line("ok", "models", ", ".join(f"{name}{' (bundled)' if KNOWN[name].bundled else ''}" for name in here))
+    yield Check("ok", "models", ", ".join(f"{name}{' (bundled)' if KNOWN[name].bundled else ''}" for name in here))
     for name, row in KNOWN.items():
         folder = None if name in here else cached_folder(row.source, row.revision)
         if folder is not None:
             lacks = missing_parts(folder) if (folder / INDEX_FILE).is_file() else [INDEX_FILE]
-            yield Line("warn", "models", f"{name} is half fetched: {lacks[0]} is missing", f"celebctl setup {name}")
+            yield Check("warn", "models", f"{name} is half fetched: {lacks[0]} is missing", f"celebctl setup {name}")
 
 
-def check_default_model() -> Iterator[Line]:
+def check_default_model() -> Iterator[Check]:
     """The model that commands take when none is named."""
     present = Settings.read().get("model")
     try:
         place = locate(str(present.value))
     except CelebctlError as error:
-        yield Line("fail", "default model", f"{error.problem} ({present.origin})", "celebctl use mini")
+        yield Check("fail", "default model", f"{error.problem} ({present.origin})", "celebctl use mini")
         return
     if place.kind == "hub":
         detail = f"{present.value} ({present.origin}) is not on this machine yet"
-        yield Line("warn", "default model", detail, f"celebctl setup {present.value}")
+        yield Check("warn", "default model", detail, f"celebctl setup {present.value}")
     else:
-        yield Line("ok", "default model", f"{present.value} ({present.origin})")
+        yield Check("ok", "default model", f"{present.value} ({present.origin})")
 
 
-def check_face_models() -> Iterator[Line]:
+def check_face_models() -> Iterator[Check]:
     """What finds and recognises faces when learning with the default model."""
-    from celebctl_models.face_packs import PACKS, accepted_at, choose_face_models, find_pack
+    from celebctl_models.faces.packs import PACKS, accepted_at, choose_face_models, find_pack
 
     settings, root = Settings.read(), Library().root
     try:
         folder = choose_face_models(settings.text("face_models"), str(settings.text("model")), root)
-        yield Line("ok", "face models", str(folder))
-    except (NotFound, PolicyRefusal) as error:
-        yield Line("warn", "face models", error.problem, error.hint)
+        yield Check("ok", "face models", str(folder))
+    except (NotFoundError, PolicyError) as error:
+        yield Check("warn", "face models", error.problem, error.hint)
     for name in PACKS:
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(NotFoundError):
             folder = find_pack(name, root)
             agreed = accepted_at(name, root)
             detail = f"{name}, licence {f'accepted {agreed:%Y-%m-%d}' if agreed else 'not accepted'}"
-            yield Line("ok" if agreed else "skip", "face models", detail)
+            yield Check("ok" if agreed else "skip", "face models", detail)
 
 
-def check_people() -> Iterator[Line]:
+def check_people() -> Iterator[Check]:
     """Everybody in the library, opened once."""
     library = Library()
     entries = library.entries()
@@ -376,15 +376,15 @@ def check_people() -> Iterator[Line]:
         try:
             entry.load()
         except CelebctlError as error:
-            mend = f"celebctl forget {entry.name} --shelf {entry.shelf}"
-            yield Line("fail", "people", f"{entry.name} cannot be read: {error.problem}", mend)
-    shelves = len({entry.shelf for entry in entries})
-    yield Line("ok", "people", f"{len(entries)} known, for {shelves} {'model' if shelves == 1 else 'models'}")
+            mend = f"celebctl forget {entry.name} --shelf {entry.model_key}"
+            yield Check("fail", "people", f"{entry.name} cannot be read: {error.problem}", mend)
+    model_keys = len({entry.model_key for entry in entries})
+    yield Check("ok", "people", f"{len(entries)} known, for {model_keys} {'model' if model_keys == 1 else 'models'}")
 
 
-def check_bundles() -> Iterator[Line]:
+def check_bundles() -> Iterator[Check]:
     """Every exported bundle: manifest, files and sizes."""
-    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.bundle.bundle import Bundle
 
     library = Library()
     bundles = library.bundles()
@@ -393,23 +393,23 @@ def check_bundles() -> Iterator[Line]:
             Bundle.open(path, verify="quick")
         except CelebctlError as error:
             mend = f"celebctl export --model {shlex.quote(library.origin(path) or 'MODEL')}"
-            yield Line("fail", "bundles", f"{path.name}: {error.problem}", mend)
-    yield Line("ok", "bundles", f"{len(bundles)} exported")
+            yield Check("fail", "bundles", f"{path.name}: {error.problem}", mend)
+    yield Check("ok", "bundles", f"{len(bundles)} exported")
 
 
-def check_unfinished() -> Iterator[Line]:
+def check_unfinished() -> Iterator[Check]:
     """Learning that was interrupted or goes on now, downloads that stopped, and what a killed process left behind."""
     root = Library().root
     for checkpoint in sorted((root / "unfinished").glob("*/*.checkpoint")):
         names = checkpoint.stem.split("+")
         words = " ".join([*("PHOTO" for _ in names), *(f"--name {name}" for name in names)])
-        yield Line("warn", "unfinished", f"learning {' and '.join(names)}", f"celebctl learn {words} --resume")
+        yield Check("warn", "unfinished", f"learning {' and '.join(names)}", f"celebctl learn {words} --resume")
     busy = [path.stem for path in sorted((root / "locks").glob("*.lock")) if _held(path)]
     if busy:
-        yield Line("ok", "at work", f"another celebctl holds {', '.join(busy)}")
+        yield Check("ok", "at work", f"another celebctl holds {', '.join(busy)}")
     for part in sorted((root / "cache").glob("*.part")):
         name = part.name.partition(".")[0]
-        yield Line("warn", "unfinished", f"fetching {name} stopped halfway", f"celebctl setup {name}")
+        yield Check("warn", "unfinished", f"fetching {name} stopped halfway", f"celebctl setup {name}")
 
 
 def _held(path: Path) -> bool:
@@ -428,16 +428,16 @@ def _held(path: Path) -> bool:
 # How it is shown.
 
 
-def render(lines: Iterable[Line], width: int = 80) -> list[str]:
+def render(lines: Iterable[Check], width: int = 80) -> list[str]:
     """Findings as aligned text: status, what, detail; below it the command that mends."""
     import textwrap
 
     text: list[str] = []
     for line in lines:
-        head = f"{line.status:<5} {line.what:<14} "
+        head = f"{line.status:<5} {line.name:<14} "
         text += textwrap.wrap(
             line.detail, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
         )
-        if line.mend and line.status != "ok":
-            text += [f"      {command.strip()}" for command in line.mend.split("\n")]
+        if line.fix and line.status != "ok":
+            text += [f"      {command.strip()}" for command in line.fix.split("\n")]
     return text

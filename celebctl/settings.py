@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from celebctl_runtime.errors import UsageProblem
+from celebctl_runtime.errors import UsageError
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.paths import config_folder
 
@@ -21,12 +21,12 @@ USER_FILE = "config.toml"
 
 
 @dataclass(frozen=True)
-class Known:
+class SettingSpec:
     """One thing that can be set. `default` also gives the type: text, or whole number; None stands for text."""
 
     name: str
     default: str | int | None
-    means: str
+    description: str
     choices: tuple[str, ...] = ()
 
     @property
@@ -38,14 +38,14 @@ class Known:
 KNOWN = {
     known.name: known
     for known in (
-        Known(
+        SettingSpec(
             "model", "mini", "the model: a known name, a diffusers folder, a .safetensors or .ckpt file, or a hub id"
         ),
-        Known("device", "auto", "where pictures are made", ("auto", "cpu", "cuda", "trt")),
-        Known("threads", 0, "CPU threads for making pictures; 0 is one per physical core"),
-        Known("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=0,enable_cuda_graph=0"),
-        Known("preset", "clean", "how people are learned", ("clean", "faithful")),
-        Known("face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"),
+        SettingSpec("device", "auto", "where pictures are made", ("auto", "cpu", "cuda", "trt")),
+        SettingSpec("threads", 0, "CPU threads for making pictures; 0 is one per physical core"),
+        SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=0,enable_cuda_graph=0"),
+        SettingSpec("preset", "clean", "how people are learned", ("clean", "faithful")),
+        SettingSpec("face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"),
     )
 }
 
@@ -69,7 +69,7 @@ class Settings:
 
     @classmethod
     def read(cls, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Layers for somebody working in `folder` (default: here). Raises UsageProblem for a file that is not right."""
+        """Layers for somebody working in `folder` (default: here). Raises UsageError for a file that is not right."""
         variables = os.environ if environment is None else environment
         user_file = config_folder(variables) / USER_FILE
         project_file = (folder or Path()) / PROJECT_FILE
@@ -78,7 +78,7 @@ class Settings:
     def get(self, name: str, flag: str | int | None = None) -> Setting:
         """The value of one setting and where it comes from; `flag` is what was typed, None for nothing.
 
-        Raises UsageProblem when the value does not suit the setting.
+        Raises UsageError when the value does not suit the setting.
         """
         known = KNOWN[name]
         layers: tuple[tuple[object, str], ...] = (
@@ -103,10 +103,10 @@ class Settings:
         return int(self.get(name, flag).value or 0)
 
 
-def remember(name: str, value: str, environment: Mapping[str, str] | None = None) -> Path:
+def save_setting(name: str, value: str, environment: Mapping[str, str] | None = None) -> Path:
     """Set one text in the user's config.toml, leaving every other line and comment as it is; returns the file.
 
-    Raises UsageProblem when the value does not suit the setting, or the file is not valid.
+    Raises UsageError when the value does not suit the setting, or the file is not valid.
     """
     import tomlkit
 
@@ -123,14 +123,14 @@ def remember(name: str, value: str, environment: Mapping[str, str] | None = None
     return path
 
 
-def _checked(known: Known, given: object, origin: str) -> str | int:
+def _checked(known: SettingSpec, given: object, origin: str) -> str | int:
     wanted = int if isinstance(known.default, int) else str
     value = int(given) if wanted is int and isinstance(given, str) and given.strip().isdecimal() else given
     if type(value) is not wanted or (isinstance(value, int) and value < 0):
         kind = "a whole number" if wanted is int else "text"
-        raise UsageProblem(f"{known.name} from {origin} is {given!r}, not {kind}", f"it is {known.means}")
+        raise UsageError(f"{known.name} from {origin} is {given!r}, not {kind}", f"it is {known.description}")
     if known.choices and value not in known.choices:
-        raise UsageProblem(
+        raise UsageError(
             f"{known.name} from {origin} is {value!r}, which there is not", f"choose from {', '.join(known.choices)}"
         )
     return value
@@ -141,7 +141,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(_text_of(path))
     except tomllib.TOMLDecodeError as error:
-        raise UsageProblem(f"{path} is not valid TOML: {error}", 'write lines like model = "mini"') from error
+        raise UsageError(f"{path} is not valid TOML: {error}", 'write lines like model = "mini"') from error
     for name in values:
         if name not in KNOWN:
             _unknown(name, path)
@@ -155,10 +155,10 @@ def _text_of(path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageProblem(f"cannot read the settings in {path}: {error}", "correct the file, or remove it") from error
+        raise UsageError(f"cannot read the settings in {path}: {error}", "correct the file, or remove it") from error
 
 
 def _unknown(name: str, path: Path) -> NoReturn:
     near = difflib.get_close_matches(name, KNOWN, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(KNOWN)}"
-    raise UsageProblem(f"{path} sets {name!r}, which celebctl does not know", hint)
+    raise UsageError(f"{path} sets {name!r}, which celebctl does not know", hint)

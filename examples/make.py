@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from celebctl.strip import lay_out
+from celebctl.interpolation_strip import lay_out
 
 HERE = Path(__file__).parent
 PROMPTS = (

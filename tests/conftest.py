@@ -16,9 +16,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from desk_doubles import Desk
+    from console_fakes import Desk
 
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_runtime.identity import Identity
 
 WIDTH = 32
@@ -103,7 +103,7 @@ def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def xl_parts(xl_folder: Path) -> DiffusionParts:
-    from celebctl_models.diffusion import load_parts
+    from celebctl_models.checkpoints.diffusion import load_parts
 
     return load_parts(xl_folder)
 
@@ -118,7 +118,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_parts(tiny_folder: Path) -> DiffusionParts:
-    from celebctl_models.diffusion import load_parts
+    from celebctl_models.checkpoints.diffusion import load_parts
 
     return load_parts(tiny_folder)
 
@@ -151,9 +151,9 @@ def either_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
+def console(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
     """The command line over stand-ins, in an empty folder."""
-    from desk_doubles import Desk, set_stage
+    from console_fakes import Desk, set_stage
 
     folder = tmp_path / "here"
     folder.mkdir()
@@ -346,7 +346,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Any]:
     """The modules of benchmarks/, found as the commands find them."""
-    from benchmark_doubles import BENCHMARKS
+    from benchmark_fakes import BENCHMARKS
 
     sys.path.insert(0, str(BENCHMARKS))
     try:

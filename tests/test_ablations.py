@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from benchmark_doubles import K, random_basis
+from benchmark_fakes import K, random_basis
 
-from celebctl.method.basis import CelebBasis
-from celebctl.method.config import LearnConfig
+from celebctl.basis.basis import CelebBasis
+from celebctl.learning.config import LearnConfig
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 torch: Any = pytest.importorskip("torch")
 
@@ -25,12 +25,12 @@ torch: Any = pytest.importorskip("torch")
 def test_a_changed_basis_starts_from_the_same_people(
     change: str, bench: Any, tiny_parts: DiffusionParts, tmp_path: Path
 ) -> None:
-    from celebctl.method.mapper import CoefficientMapper, FittedMapper
-    from celebctl.method.pretrain import load_mapper, save_mapper
+    from celebctl.learning.mapper import CoefficientMapper, PretrainedMapper
+    from celebctl.mapper_training.pretraining import load_mapper, save_mapper
 
     ablations, old = bench["ablations"], random_basis()
     generator = torch.Generator().manual_seed(0)
-    fitted = FittedMapper(old.size, 8, 12)
+    fitted = PretrainedMapper(old.size, 8, 12)
     with torch.no_grad():
         fitted.up.bias.normal_(generator=generator)
     save_mapper(fitted, old, tmp_path / "old.safetensors")
@@ -42,7 +42,7 @@ def test_a_changed_basis_starts_from_the_same_people(
 
     def start(basis: CelebBasis, file: Path) -> Any:
         mapper = CoefficientMapper(basis, LearnConfig(bound=1e4), generator)
-        mapper.start_from_fitted(load_mapper(file, basis))
+        mapper.init_from_pretrained(load_mapper(file, basis))
         coefficients = tuple(part[0].detach().numpy() for part in mapper.split(mapper(feature)))
         return basis.embed(coefficients)[0]
 
@@ -62,9 +62,9 @@ def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> No
     assert torch.equal(direct.units(features), plain.units(features))
     learned = [name for name, p in direct.named_parameters() if p.requires_grad]
     assert learned == ["written"] and direct.written.shape == (3, 2 * 2 * K // 2)
-    from celebctl.method.mapper import FittedMapper
+    from celebctl.learning.mapper import PretrainedMapper
 
-    fitted = FittedMapper(random_basis().size, 8, 12)
+    fitted = PretrainedMapper(random_basis().size, 8, 12)
     kinds: list[Any] = [bench["ablations"].DirectMapper, type(plain)]
     begun = [kind(random_basis(), LearnConfig(), torch.Generator()) for kind in kinds]
     for mapper in begun:

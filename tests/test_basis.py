@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from celebctl.method.basis import basis_from_tables, load_basis, principal_components, save_basis
-from celebctl.method.names import token_pairs
-from celebctl_runtime.errors import InputRejected
+from celebctl.basis.basis import basis_from_tables, load_basis, principal_components, save_basis
+from celebctl.basis.names import token_pairs
+from celebctl_runtime.errors import InvalidInputError
 
 
 class Words:
@@ -81,7 +81,7 @@ def test_repeated_tokens_weigh_once_unless_the_release_is_wanted() -> None:
 
 
 def test_too_few_names_are_refused() -> None:
-    with pytest.raises(InputRejected, match="only 1 of 2 names"):
+    with pytest.raises(InvalidInputError, match="only 1 of 2 names"):
         basis_from_tables([table()], token_pairs(Words(), ["ada byron", "cher"]))
 
 

@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from desk_doubles import Said
-from face_doubles import write_face_models
+from console_fakes import Said
+from face_fakes import write_face_models
 from numpy.typing import NDArray
 from PIL import Image
 
+from celebctl.basis.basis import build_basis, load_basis
+from celebctl.basis.celebrities import load_faces, with_faces
+from celebctl.basis.names import with_names
 from celebctl.cli import basis
 from celebctl.cli.basis import choice_for
-from celebctl.cli.console import Desk
-from celebctl.cli.problems import report as report_problem
-from celebctl.cli.rendering import Clock, in_words
+from celebctl.cli.celebrity_renders import Clock, in_words
+from celebctl.cli.console import CliConsole
+from celebctl.cli.error_handling import report_error as report_problem
+from celebctl.learning.config import CLEAN
+from celebctl.learning.initialization import available_init, initialize
+from celebctl.learning.mapper import CoefficientMapper
 from celebctl.library import Library
-from celebctl.method.basis import build_basis, load_basis
-from celebctl.method.celebrities import load_faces, with_faces
-from celebctl.method.config import CLEAN
-from celebctl.method.mapper import CoefficientMapper
-from celebctl.method.names import with_names
-from celebctl.method.starts import set_start, start_of
-from celebctl_models.faces import Face
+from celebctl_models.faces.analysis import Face
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 NAMES = (
     "Ann Beach",
@@ -54,11 +54,11 @@ class Shell:
 
     def __call__(self, *words: str | Path) -> Said:
         self._capsys.readouterr()
-        desk, rest = Desk.from_words([str(word) for word in words])
+        console, rest = CliConsole.from_argv([str(word) for word in words])
         try:
-            code = int(basis.app(rest, prog_name="celebctl basis", standalone_mode=False, obj=desk) or 0)
+            code = int(basis.app(rest, prog_name="celebctl basis", standalone_mode=False, obj=console) or 0)
         except (Exception, KeyboardInterrupt) as error:
-            code = report_problem(error, desk)
+            code = report_problem(error, console)
         out, err = self._capsys.readouterr()
         return Said(code, out, err)
 
@@ -83,8 +83,8 @@ def shell(
         assert model == str(tiny_parts.path) and device == "cpu"
         return tiny_parts
 
-    monkeypatch.setattr("celebctl_models.diffusion.load_parts", load_parts)
-    monkeypatch.setattr("celebctl_models.texts.load_texts", load_parts)
+    monkeypatch.setattr("celebctl_models.checkpoints.diffusion.load_parts", load_parts)
+    monkeypatch.setattr("celebctl_models.checkpoints.text_encoders.load_texts", load_parts)
     return Shell(here, capsys)
 
 
@@ -184,8 +184,8 @@ def pictures(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> list[str]:
             return [] if number == sum(f"a photo of {FACELESS}".encode()) % 251 else [one]
 
     monkeypatch.setenv("CELEBCTL_FACE_MODELS", str(write_face_models(shell.folder / "faces")))
-    monkeypatch.setattr("celebctl.method.sampling.draw", draw)
-    monkeypatch.setattr("celebctl_models.faces.InsightFaceAnalyser", Analyser)
+    monkeypatch.setattr("celebctl.learning.sampling.draw", draw)
+    monkeypatch.setattr("celebctl_models.faces.analysis.InsightFaceAnalyser", Analyser)
     return drawn
 
 
@@ -208,7 +208,7 @@ def test_a_check_by_rendering_leaves_out_whom_the_model_cannot_draw_and_says_so(
 def test_a_check_that_is_stopped_keeps_what_it_has_and_chooses_nothing(
     shell: Shell, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celebctl.method.rendered_names.PIXELS_AT_ONCE", 1)  # one name after the other
+    monkeypatch.setattr("celebctl.basis.name_filtering.PIXELS_AT_ONCE", 1)  # one name after the other
     stopped = _until(shell, pictures, 9)
     assert stopped.code == 130 and "the same command goes on from here" in stopped.err
     assert [Path(name).suffix for name in shell.left()] == [".jsonl"]
@@ -218,7 +218,7 @@ def test_a_check_that_is_stopped_keeps_what_it_has_and_chooses_nothing(
 
 def _until(shell: Shell, pictures: list[str], count: int, what: str = "--check-by-rendering") -> Said:
     """Run the check, or the measuring of faces, and stop it after so many pictures."""
-    from celebctl.method import sampling
+    from celebctl.learning import sampling
 
     drawing = sampling.draw
 
@@ -248,17 +248,17 @@ def test_measured_faces_are_where_learning_starts(
     cache, models = Library().cache(), shell.folder / "faces"
     assert faces_in(cache) == [Path(built.document["faces"])]
     named = with_names(tiny_parts, choice_for(Library(), tiny_parts).file)
-    assert start_of(named, CLEAN) == "average"
+    assert available_init(named, CLEAN) == "average"
     measured = with_faces(named, cache, models)
-    assert start_of(measured, CLEAN) == "celebrities"
+    assert available_init(measured, CLEAN) == "celebrities"
     found, made = load_faces(measured), build_basis(measured)
     assert FACELESS not in found.names and len(found.names) == len(NAMES) - 1
     mapper, generator = CoefficientMapper(made, CLEAN, torch.Generator()), torch.Generator()
-    set_start(mapper, measured, made)
+    initialize(mapper, measured, made)
     average = CoefficientMapper(made, CLEAN, generator)
-    set_start(average, named, made)
+    initialize(average, named, made)
     seen = torch.as_tensor(found.features)
-    assert float((mapper.units(seen) - average.units(seen)).detach().abs().max()) > 0.1
+    assert float((mapper.normalized(seen) - average.normalized(seen)).detach().abs().max()) > 0.1
 
 
 def test_measured_faces_belong_to_a_text_encoder_and_to_face_models(
@@ -284,7 +284,7 @@ def test_measured_faces_belong_to_a_text_encoder_and_to_face_models(
 def test_measuring_goes_on_where_it_stopped_and_shares_the_pictures_of_a_check(
     shell: Shell, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celebctl.method.rendered_names.PIXELS_AT_ONCE", 1)  # one name after the other
+    monkeypatch.setattr("celebctl.basis.name_filtering.PIXELS_AT_ONCE", 1)  # one name after the other
     stopped = _until(shell, pictures, 9, "--faces")
     assert stopped.code == 130 and "the same command goes on from here" in stopped.err
     assert not faces_in(Library().cache())
@@ -306,7 +306,7 @@ def test_a_model_that_brings_a_start_is_measured_by_force_only(
     def load_parts(model: str, **_options: Any) -> DiffusionParts:
         return brings
 
-    monkeypatch.setattr("celebctl_models.diffusion.load_parts", load_parts)
+    monkeypatch.setattr("celebctl_models.checkpoints.diffusion.load_parts", load_parts)
     refused(shell("build", "--faces"), 2, "measured faces would not be used")
     assert not pictures and shell("build", "--faces", "--force").code == 0
     assert with_names(brings).card.mapper_file == mapper
@@ -318,7 +318,7 @@ def test_how_long_drawing_takes_is_told_once_and_then_shown() -> None:
     shown: list[tuple[int, int, str]] = []
     told: list[str] = []
 
-    class Listener(Desk):
+    class Listener(CliConsole):
         def tell(self, text: str, style: str = "") -> None:
             told.append(text)
 

@@ -17,18 +17,27 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from bundle_doubles import write_bundle
+from bundle_fakes import write_bundle
 from PIL import Image
 
 from celebctl.bench import worker
 from celebctl.bench.chart import draw_report
-from celebctl.bench.contest import Entrant, Score, Seat, hold, largest_difference, ratios, report, step_seconds
 from celebctl.bench.roofline import gpu_peak, machine
+from celebctl.bench.runner import (
+    Contender,
+    Score,
+    WorkerProcess,
+    hold,
+    largest_difference,
+    ratios,
+    report,
+    step_seconds,
+)
 from celebctl.bench.worker import SCHEDULERS
 from celebctl.cli import main
 from celebctl.cli.app import app
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.errors import EnvironmentProblem, NotFound
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.errors import NotFoundError, SetupError
 from celebctl_runtime.request import SAMPLERS, Request
 
 SETTINGS = {
@@ -56,11 +65,11 @@ def scores() -> list[Score]:
     return [ours, theirs]
 
 
-def entrant(bundle: Path, **changes: Any) -> Entrant:
+def entrant(bundle: Path, **changes: Any) -> Contender:
     request = {"prompt": "a", "steps": 3, "guidance": 2.5, "sampler": "ddim", "width": 32, "height": 32}
     spec = {"kind": "celebctl", "bundle": str(bundle), "engines": "none", "device": "cpu", "threads": 1}
     spec |= {"request": {**request, "seed": 0, "identities": []}}
-    return Entrant("celebctl cpu", {**spec, **changes}, (sys.executable, "-c", "pass"))
+    return Contender("celebctl cpu", {**spec, **changes}, (sys.executable, "-c", "pass"))
 
 
 def test_ratios_are_medians_of_pairs_within_a_round() -> None:
@@ -192,7 +201,7 @@ def test_every_sampler_has_a_scheduler_of_diffusers() -> None:
 
 def test_a_worker_draws_the_same_picture_for_the_same_seed(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
-    seat = Seat(entrant(bundle.path))
+    seat = WorkerProcess(entrant(bundle.path))
     try:
         paths = [Path(), Path(), Path()]
         for number, seed in enumerate((4, 5, 4)):
@@ -207,17 +216,17 @@ def test_a_worker_draws_the_same_picture_for_the_same_seed(tmp_path: Path) -> No
 
 
 def test_a_workers_error_keeps_its_kind_and_a_dead_one_is_told(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="celebctl cpu: there is no bundle"):
-        Seat(entrant(tmp_path / "nowhere"))
+    with pytest.raises(NotFoundError, match="celebctl cpu: there is no bundle"):
+        WorkerProcess(entrant(tmp_path / "nowhere"))
     bundle = write_bundle(tmp_path / "bundle")
-    with pytest.raises(EnvironmentProblem, match="drew nothing: ouch"):
+    with pytest.raises(SetupError, match="drew nothing: ouch"):
         dying = (sys.executable, "-c", "raise SystemExit('ouch')")
-        hold([Entrant("celebctl cpu", entrant(bundle.path).spec, dying)], rounds=1, cold_rounds=1)
+        hold([Contender("celebctl cpu", entrant(bundle.path).spec, dying)], rounds=1, cold_rounds=1)
 
 
 def test_a_rival_that_cannot_take_part_is_noted_and_left_out(tmp_path: Path) -> None:
     bundle, notes = write_bundle(tmp_path / "bundle"), list[str]()
-    rival = Entrant("diffusers cpu", {**entrant(bundle.path).spec, "kind": "diffusers", "bundle": "", "request": 3}, ())
+    rival = Contender("diffusers cpu", {**entrant(bundle.path).spec, "kind": "diffusers", "bundle": "", "request": 3}, ())
     found, extras = hold([entrant(bundle.path), rival], rounds=2, cold_rounds=0, note=notes.append)
     assert [score.name for score in found] == ["celebctl cpu"] and len(found[0].picture) == 2
     assert extras["count"] is None and "diffusers cpu is left out" in notes[0]
@@ -252,9 +261,9 @@ def test_the_rival_is_diffusers_on_the_same_weights_and_noise() -> None:
     torch: Any = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     from celebctl.bench.worker import Diffusers
-    from celebctl.method.sampling import draw
-    from celebctl_models.diffusion import load_parts
-    from celebctl_models.registry import locate
+    from celebctl.learning.sampling import draw
+    from celebctl_models.checkpoints.diffusion import load_parts
+    from celebctl_models.checkpoints.registry import locate
 
     request = Request("a photo of anne on the beach", seed=3, steps=4, sampler="ddim", guidance=2.5)
     spec: dict[str, Any] = {

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from benchmark_doubles import BENCHMARKS, random_basis
+from benchmark_fakes import BENCHMARKS, random_basis
 from PIL import Image
 
-from celebctl.evaluation.estimates import estimate
-from celebctl.evaluation.metrics import Figures, Person
-from celebctl.method.basis import CelebBasis
+from celebctl.basis.basis import CelebBasis
+from celebctl.evaluation.intervals import estimate
+from celebctl.evaluation.metrics import CohortMetrics, Person
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 torch: Any = pytest.importorskip("torch")
 
@@ -93,13 +93,13 @@ def test_what_was_learned_is_drawn(bench: Any, house: Any) -> None:
         assert not np.array_equal(*pictures), name
 
 
-def some_figures(title: str, likeness: float) -> Figures:
+def some_figures(title: str, likeness: float) -> CohortMetrics:
     """Three people, each a little different."""
     people: dict[str, Person] = {
-        f"p{i}": {"likeness": likeness + 0.01 * i, "fidelity": 1.0, "pair_likeness": None} for i in range(3)
+        f"p{i}": {"likeness": likeness + 0.01 * i, "prompt_fidelity": 1.0, "pair_likeness": None} for i in range(3)
     }
-    summary = {key: estimate(row[key] for row in people.values()) for key in ("likeness", "fidelity")}
-    return Figures(title, dict(summary), {"action": dict(summary)}, {}, people)
+    summary = {key: estimate(row[key] for row in people.values()) for key in ("likeness", "prompt_fidelity")}
+    return CohortMetrics(title, dict(summary), {"action": dict(summary)}, {}, people)
 
 
 def test_earlier_methods_stay_beside_those_of_this_run(bench: Any, tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_a_lead_is_taken_person_by_person(bench: Any) -> None:
     ahead = comparing.lead(one, two, "likeness")
     assert ahead.mean == pytest.approx(0.1) and ahead.half < 1e-9, "the same people: no spread in the difference"
     assert "ahead" in comparing.verdict(ahead) and "behind" in comparing.verdict(comparing.lead(two, one, "likeness"))
-    assert "no difference" in comparing.verdict(comparing.lead(one, two, "fidelity"))
+    assert "no difference" in comparing.verdict(comparing.lead(one, two, "prompt_fidelity"))
     assert comparing.lead(one, two, "pair_likeness") is None
-    two.people["p2"]["fidelity"] = 0.9
+    two.people["p2"]["prompt_fidelity"] = 0.9
     head, cells = comparing.lead_rows(one, [two])
     assert comparing.room(two).mean == pytest.approx(0.05), "couples: (p0, p1) without a mistake, and p2"
     assert len(head) == len(cells[0]) and cells[0][-1].startswith("+0.0500 ±")
@@ -183,20 +183,20 @@ def test_a_sweep_goes_on_where_a_dial_helps_and_looks_at_the_rates_again(bench: 
 
 def test_methods_are_shown_side_by_side(bench: Any) -> None:
     """Of every couple the first person alone and both together, each method in its column."""
-    from celebctl.evaluation.panel import Seen
     from celebctl.evaluation.prompts import WORLD
-    from celebctl.evaluation.record import Record, Shot
-    from celebctl.evaluation.session import thumbnail
+    from celebctl.evaluation.results import Sample, SubjectRecord
+    from celebctl.evaluation.runner import thumbnail
+    from celebctl.evaluation.scorers import ImageScores
 
-    shown, seen = bench["baselines_picture"], Seen(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
+    shown, seen = bench["baselines_picture"], ImageScores(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
     numbers = [next(i for i, prompt in enumerate(WORLD) if prompt.text == text) for text in shown.PROMPTS]
 
-    def records(level: int) -> list[Record]:
-        def shot(number: int, draw: int, value: int) -> Shot:
-            return Shot(number, draw, seen, thumbnail(np.full((16, 16, 3), value, np.uint8)))
+    def records(level: int) -> list[SubjectRecord]:
+        def shot(number: int, draw: int, value: int) -> Sample:
+            return Sample(number, draw, seen, thumbnail(np.full((16, 16, 3), value, np.uint8)))
 
         made = (*(shot(n, 1, 0) for n in numbers), *(shot(n, 0, level + 20 * k) for k, n in enumerate(numbers)))
-        return [Record(f"p{i}", made, (), thumbnail(np.full((16, 16, 3), 250, np.uint8))) for i in range(2)]
+        return [SubjectRecord(f"p{i}", made, (), thumbnail(np.full((16, 16, 3), 250, np.uint8))) for i in range(2)]
 
     sheet = np.asarray(shown.side_by_side({"one": records(60), "two": records(140)}, 1))
     cells = [[sheet[100 + 222 * row, 100 + 200 * column].tolist() for column in range(3)] for row in range(2)]
@@ -207,12 +207,12 @@ def test_methods_are_shown_side_by_side(bench: Any) -> None:
 def test_the_harness_means_by_likeness_what_the_likeness_benchmark_means(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random judgements, some faces missing, through both."""
     from celebctl.evaluation.metrics import figures
-    from celebctl.evaluation.panel import Seen
     from celebctl.evaluation.prompts import WORLD
-    from celebctl.evaluation.record import Record, Shot
-    from celebctl.evaluation.session import noise_seed
-    from celebctl.evaluation.truth import render_seed
-    from celebctl.method.scoring import Judged
+    from celebctl.evaluation.references import render_seed
+    from celebctl.evaluation.results import Sample, SubjectRecord
+    from celebctl.evaluation.runner import noise_seed
+    from celebctl.evaluation.scorers import ImageScores
+    from celebctl.evaluation.world_scorer import Scores
 
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     likeness: Any = import_module("likeness")
@@ -224,34 +224,34 @@ def test_the_harness_means_by_likeness_what_the_likeness_benchmark_means(monkeyp
         row = np.random.default_rng(person).normal(size=12) + 0.5 * np.random.default_rng([person, key]).normal(size=12)
         return (row / np.linalg.norm(row)).astype(np.float32)
 
-    def seen(person: int, two: bool, key: int) -> Judged:
+    def seen(person: int, two: bool, key: int) -> Scores:
         shown = [person, (person + 1) % people] if two else [person]
         missing = not two and key % 7 == 0
         rows = [] if missing else [face(one, key) for one in shown]
-        return Judged(np.array(rows, np.float32).reshape(len(rows), 12), {**said, "two": "two" if two else "one"})
+        return Scores(np.array(rows, np.float32).reshape(len(rows), 12), {**said, "two": "two" if two else "one"})
 
-    def true_looks(jury: Any, z: Any, wanted: Any, first_seed: int, partner: Any = None) -> list[Judged]:
+    def true_looks(jury: Any, z: Any, wanted: Any, first_seed: int, partner: Any = None) -> list[Scores]:
         return [seen(i, partner is not None, first_seed + i) for i in range(people)]
 
     drawn: dict[int, tuple[int, bool]] = {}
-    records: list[Record] = []
+    records: list[SubjectRecord] = []
     for person in range(people):
-        made: list[Shot] = []
-        truth: list[Shot] = []
+        made: list[Sample] = []
+        truth: list[Sample] = []
         for number, prompt in enumerate(prompts):
             two = prompt.people == 2
             k = [p for p in prompts if p.people == prompt.people].index(prompt)
             for s in range(seeds):
                 key = noise_seed(prompt.people, k, s, person)
                 drawn[key] = (person, two)
-                made.append(Shot(number, s, as_seen(Seen, seen(person, two, key))))
+                made.append(Sample(number, s, as_seen(ImageScores, seen(person, two, key))))
             for r in range(2):
                 key = render_seed(prompt.people, k, r) + person
-                truth.append(Shot(number, r, as_seen(Seen, seen(person, two, key))))
-        records.append(Record(f"p{person}", tuple(made), tuple(truth)))
+                truth.append(Sample(number, r, as_seen(ImageScores, seen(person, two, key))))
+        records.append(SubjectRecord(f"p{person}", tuple(made), tuple(truth)))
 
     class Jury:
-        def look(self, pictures: list[int], faces: int = 1) -> list[Judged]:
+        def look(self, pictures: list[int], faces: int = 1) -> list[Scores]:
             return [seen(*drawn[key], key) for key in pictures]
 
     monkeypatch.setattr(likeness, "true_looks", true_looks)
@@ -262,7 +262,7 @@ def test_the_harness_means_by_likeness_what_the_likeness_benchmark_means(monkeyp
     values = {name: value.mean for name, value in ours.summary.items() if value is not None}
     assert values["likeness"] == pytest.approx(theirs.likeness, abs=1e-5)
     assert values["pair_likeness"] == pytest.approx(theirs.pair_likeness, abs=1e-5)
-    assert (values["detected"], values["sides"]) == pytest.approx((theirs.detected, theirs.sides))
+    assert (values["detected"], values["left_right_accuracy"]) == pytest.approx((theirs.detected, theirs.sides))
 
 
 def as_seen(kind: Any, judged: Any) -> Any:
@@ -272,7 +272,7 @@ def as_seen(kind: Any, judged: Any) -> Any:
 def test_people_on_the_wrong_sides_are_there_and_failed_prompts_have_a_row_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from celebctl.method.scoring import Judged
+    from celebctl.evaluation.world_scorer import Scores
 
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     layout: Any = import_module("layout")
@@ -280,7 +280,7 @@ def test_people_on_the_wrong_sides_are_there_and_failed_prompts_have_a_row_of_th
     said = {"two": "two", "place": "plain", "act": "nothing", "expression": "neutral", "worn": "nothing"}
 
     def shot(*faces: int) -> Any:
-        seen = Judged(np.eye(2, 8, dtype=np.float32)[list(faces)].reshape(len(faces), 8), said)
+        seen = Scores(np.eye(2, 8, dtype=np.float32)[list(faces)].reshape(len(faces), 8), said)
         return layout.judge(seen, truth, layout.PAIRS[0][1], 0.1)
 
     told = [(shot(*faces).assigned, shot(*faces).right) for faces in ((0, 1), (1, 0), (0, 0), (1,))]

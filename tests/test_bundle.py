@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_doubles import make_identity, write_bundle
+from bundle_fakes import make_identity, write_bundle
 from numpy.typing import NDArray
 
-import celebctl_runtime.bundle as bundle_module
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
+import celebctl_runtime.bundle.bundle as bundle_module
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.bundle.manifest import FileEntry, IdentityEntry, Manifest
+from celebctl_runtime.errors import BusyError, IntegrityError, NotFoundError, SetupError, UsageError
 from celebctl_runtime.files import atomic_write, flush
-from celebctl_runtime.manifest import FileFacts, Manifest, Resident
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_the_same_person_twice_is_no_change(bundle: Bundle) -> None:
 
 def test_another_person_of_the_same_name_must_replace(bundle: Bundle) -> None:
     bundle.add(make_identity("alice", 1))
-    with pytest.raises(UsageProblem, match="alice"):
+    with pytest.raises(UsageError, match="alice"):
         bundle.add(make_identity("alice", 2))
     old = bundle.token_ids["alice"]
     bundle.replace(make_identity("alice", 2))
@@ -122,7 +122,7 @@ def test_freed_rows_rest_as_long_as_possible(bundle: Bundle) -> None:
 def test_a_full_bundle_says_so_and_a_free_place_is_found(bundle: Bundle) -> None:
     for number, name in enumerate(("alice", "bob", "carol", "dave")):
         bundle.add(make_identity(name, number))
-    with pytest.raises(EnvironmentProblem, match="full") as caught:
+    with pytest.raises(SetupError, match="full") as caught:
         bundle.add(make_identity("eve", 9))
     assert "--spare-rows" in caught.value.hint
     bundle.remove("bob")
@@ -132,7 +132,7 @@ def test_a_full_bundle_says_so_and_a_free_place_is_found(bundle: Bundle) -> None
 
 
 def test_a_bundle_without_spare_rows_is_full(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentProblem, match="full"):
+    with pytest.raises(SetupError, match="full"):
         write_bundle(tmp_path / "bundle", spare_rows=0).add(make_identity("alice"))
 
 
@@ -144,7 +144,7 @@ def test_people_of_another_model_are_refused(bundle: Bundle) -> None:
         make_identity("alice", width=12),
         replace(make_identity("alice"), coefficients=(two_rows, two_rows), embeddings=(two_rows, two_rows)),
     ):
-        with pytest.raises(IntegrityProblem) as caught:
+        with pytest.raises(IntegrityError) as caught:
             bundle.add(stranger)
         assert "learn alice again" in caught.value.hint
     assert bundle.names == ()
@@ -152,7 +152,7 @@ def test_people_of_another_model_are_refused(bundle: Bundle) -> None:
 
 def test_an_unknown_name_cannot_move_out(bundle: Bundle) -> None:
     bundle.add(make_identity("alice"))
-    with pytest.raises(NotFound, match="bob") as caught:
+    with pytest.raises(NotFoundError, match="bob") as caught:
         bundle.remove("bob")
     assert "alice" in caught.value.hint
 
@@ -177,7 +177,7 @@ def test_half_precision_tables_hold_half_precision_rows(tmp_path: Path) -> None:
 def test_seal_fills_in_people_that_were_baked(bundle: Bundle) -> None:
     bundle.add(make_identity("alice"))
     resident = bundle.manifest.identities["alice"]
-    bare = replace(bundle.manifest, files={}, identities={"alice": Resident(resident.rows, resident.digest)})
+    bare = replace(bundle.manifest, files={}, identities={"alice": IdentityEntry(resident.rows, resident.digest)})
     bundle.file("manifest.json").unlink()
     assert Bundle.seal(bundle.path, bare).manifest == bundle.manifest
 
@@ -191,7 +191,7 @@ def test_one_flipped_byte_anywhere_is_found_and_named(bundle: Bundle, damaged: s
         raw[position] ^= 1
         path.write_bytes(raw)
         Bundle.open(bundle.path, verify="quick")
-        with pytest.raises(IntegrityProblem, match=path.name):
+        with pytest.raises(IntegrityError, match=path.name):
             Bundle.open(bundle.path, verify="full")
         raw[position] ^= 1
     path.write_bytes(raw)
@@ -201,17 +201,17 @@ def test_one_flipped_byte_anywhere_is_found_and_named(bundle: Bundle, damaged: s
 def test_missing_and_truncated_files_are_found_at_once(bundle: Bundle) -> None:
     path = bundle.file("step.onnx")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(IntegrityProblem, match=r"step\.onnx has"):
+    with pytest.raises(IntegrityError, match=r"step\.onnx has"):
         Bundle.open(bundle.path)
     path.unlink()
-    with pytest.raises(IntegrityProblem, match=r"step\.onnx is missing"):
+    with pytest.raises(IntegrityError, match=r"step\.onnx is missing"):
         Bundle.open(bundle.path)
     Bundle.open(bundle.path, verify="none")
 
 
 def test_no_bundle_is_not_found(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(NotFound) as caught:
+        with pytest.raises(NotFoundError) as caught:
             Bundle.open(path)
         assert "celebctl export" in caught.value.hint
 
@@ -247,7 +247,7 @@ def test_a_damaged_manifest_is_refused_with_a_hint(bundle: Bundle, entry: str, v
     bundle.add(make_identity("alice"))
     residents: Any = json.loads(bundle.file("manifest.json").read_text())["identities"]
     edit(bundle, entry, residents["alice"] if value == "the rows of alice" else value)
-    with pytest.raises(IntegrityProblem, match=r"manifest\.json is damaged") as caught:
+    with pytest.raises(IntegrityError, match=r"manifest\.json is damaged") as caught:
         Bundle.open(bundle.path, verify="none")
     assert caught.value.hint
 
@@ -255,13 +255,13 @@ def test_a_damaged_manifest_is_refused_with_a_hint(bundle: Bundle, entry: str, v
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"null"])
 def test_a_manifest_that_is_no_json_object_is_refused(bundle: Bundle, raw: bytes) -> None:
     bundle.file("manifest.json").write_bytes(raw)
-    with pytest.raises(IntegrityProblem):
+    with pytest.raises(IntegrityError):
         Bundle.open(bundle.path)
 
 
 def test_a_newer_format_asks_for_an_upgrade(bundle: Bundle) -> None:
     edit(bundle, "schema_version", 2)
-    with pytest.raises(IntegrityProblem, match="format 2") as caught:
+    with pytest.raises(IntegrityError, match="format 2") as caught:
         Bundle.open(bundle.path)
     assert "upgrade" in caught.value.hint
 
@@ -293,7 +293,7 @@ def test_two_writers_take_turns(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
     from filelock import FileLock
 
     monkeypatch.setattr(bundle_module, "_LOCK_SECONDS", 0.05)
-    with FileLock(bundle.file("manifest.json.lock")), pytest.raises(Busy):
+    with FileLock(bundle.file("manifest.json.lock")), pytest.raises(BusyError):
         bundle.add(make_identity("alice"))
     bundle.add(make_identity("alice"))
 
@@ -367,7 +367,7 @@ def test_a_full_disk_changes_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        with pytest.raises(EnvironmentProblem, match="No space"):
+        with pytest.raises(SetupError, match="No space"):
             bundle.add(make_identity("bob"))
     assert Bundle.open(bundle.path, verify="full").names == ("alice",)
 
@@ -375,4 +375,4 @@ def test_a_full_disk_changes_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyP
 def test_a_file_hash_without_coverage_covers_the_whole_file(bundle: Bundle) -> None:
     path = bundle.file("step.onnx")
     facts = bundle.manifest.files["step.onnx"]
-    assert facts == FileFacts(facts.sha256, path.stat().st_size, 0)
+    assert facts == FileEntry(facts.sha256, path.stat().st_size, 0)

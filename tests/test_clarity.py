@@ -14,10 +14,10 @@ pytest.importorskip("torch")
 
 
 def test_clarity_is_the_margin_of_what_was_asked_for(bench: Any) -> None:
-    from celebctl.evaluation.panel import Seen
     from celebctl.evaluation.prompts import Prompt
-    from celebctl.evaluation.record import Record, Shot
-    from celebctl.evaluation.session import thumbnail
+    from celebctl.evaluation.results import Sample, SubjectRecord
+    from celebctl.evaluation.runner import thumbnail
+    from celebctl.evaluation.scorers import ImageScores
 
     class Jury:
         def __init__(self) -> None:
@@ -27,10 +27,10 @@ def test_clarity_is_the_margin_of_what_was_asked_for(bench: Any) -> None:
             assert all(picture.shape == (16, 16, 3) for picture in pictures)
             return [{"two": np.array([3.0, 1.0]), "place": np.array([0.5, 4.0, 1.0])} for _ in pictures]
 
-    clarity, seen = bench["clarity"], Seen(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
+    clarity, seen = bench["clarity"], ImageScores(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
     picture = thumbnail(np.zeros((16, 16, 3), np.uint8))
     prompts = [Prompt("action", "{} in the snow", {"place": "snow"}), Prompt("pair", "{} and {} on the beach")]
-    record = Record("p", tuple(Shot(i, 0, seen, picture) for i in (0, 0, 1)), ())
+    record = SubjectRecord("p", tuple(Sample(i, 0, seen, picture) for i in (0, 0, 1)), ())
     assert clarity.clarity(Jury(), record, prompts) == pytest.approx(((2 + 3) / 2 * 2 - 2) / 3)
 
 
@@ -38,7 +38,7 @@ def test_clarity_of_methods_measured_before_is_kept(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A method whose pictures are gone keeps its figures if the same people were drawn; other people are left out."""
-    from celebctl_models.diffusion import load_parts
+    from celebctl_models.checkpoints.diffusion import load_parts
 
     module, out, weights = bench["clarity"], tmp_path / "clarity.json", load_parts("mini").weights_digest
     rows = {"ti2": {"p1": 3.0, "p2": 5.0}, "custom": {"p7": 1.0}}
@@ -68,15 +68,15 @@ def test_true_pictures_of_a_comparison_show_its_own_people(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The people come from the comparison's settings, and the reader sees two true pictures of every prompt."""
-    from celebctl.evaluation.panel import WorldPanel
     from celebctl.evaluation.prompts import WORLD
-    from celebctl_models.diffusion import load_parts
-    from celebctl_models.faces import InsightFaceAnalyser
+    from celebctl.evaluation.scorers import WorldImageScorer
+    from celebctl_models.checkpoints.diffusion import load_parts
+    from celebctl_models.faces.analysis import InsightFaceAnalyser
 
     (tmp_path / "settings.json").write_text(json.dumps({"people": [9300, 9301]}))
     card = load_parts("mini").card
     assert card.scoring_dir is not None and card.faces_dir is not None
-    panel = WorldPanel(card.scoring_dir, InsightFaceAnalyser(card.faces_dir))
+    panel = WorldImageScorer(card.scoring_dir, InsightFaceAnalyser(card.faces_dir))
     seen: list[int] = []
     scores = panel.scores
 

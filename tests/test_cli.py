@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_doubles import make_identity
-from desk_doubles import MODEL, Desk, Stage, recipe, refused, toy_bundle
+from bundle_fakes import make_identity
+from console_fakes import MODEL, Desk, Stage, recipe, refused, toy_bundle
 from PIL import Image
 
 from celebctl.library import Library
@@ -17,14 +17,14 @@ from celebctl.library import Library
 # Manners.
 
 
-def test_no_words_show_the_commands(desk: Desk) -> None:
-    said = desk()
+def test_no_words_show_the_commands(console: Desk) -> None:
+    said = console()
     assert said.code == 0 and all(name in said.out for name in ("learn", "export", "gen", "forget"))
 
 
 @pytest.mark.parametrize("words", [("--version",), ("--version", "--json")])
-def test_version(desk: Desk, words: tuple[str, ...]) -> None:
-    assert desk(*words).out.startswith("celebctl 0.")
+def test_version(console: Desk, words: tuple[str, ...]) -> None:
+    assert console(*words).out.startswith("celebctl 0.")
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_version(desk: Desk, words: tuple[str, ...]) -> None:
         *("export-embedding", "import", "inspect", "use", "setup", "doctor", "basis"),
     ],
 )
-def test_every_command_explains_itself(desk: Desk, command: str) -> None:
-    said = desk(command, "--help")
+def test_every_command_explains_itself(console: Desk, command: str) -> None:
+    said = console(command, "--help")
     assert said.code == 0 and f"celebctl {command}" in said.out and not said.err
 
 
@@ -63,87 +63,89 @@ def test_every_command_explains_itself(desk: Desk, command: str) -> None:
         (("portrait", "face.png", "--size", "9"), "--size 9"),
     ],
 )
-def test_usage_mistakes_are_code_2(desk: Desk, words: tuple[str, ...], problem: str) -> None:
-    refused(desk(*words), 2, problem)
+def test_usage_mistakes_are_code_2(console: Desk, words: tuple[str, ...], problem: str) -> None:
+    refused(console(*words), 2, problem)
 
 
-def test_json_answers_errors_with_one_document(desk: Desk) -> None:
-    said = desk("show", "alice", "--json")
+def test_json_answers_errors_with_one_document(console: Desk) -> None:
+    said = console("show", "alice", "--json")
     assert said.code == 4
     assert said.document["error"]["code"] == "not_found" and "alice" in said.document["error"]["problem"]
-    assert desk("--json", "gen").document["error"]["code"] == "usage"
+    assert console("--json", "gen").document["error"]["code"] == "usage"
 
 
-def test_global_options_stand_anywhere_but_not_behind_a_double_dash(desk: Desk) -> None:
-    desk.know("alice")
-    assert desk("--json", "list").document == desk("list", "--json").document
-    toy_bundle(desk.library)
-    said = desk("gen", "-o", "out.png", "--", "--json")
-    assert said.code == 0 and recipe(desk.folder / "out.png").prompt == "--json"
+def test_global_options_stand_anywhere_but_not_behind_a_double_dash(console: Desk) -> None:
+    console.know("alice")
+    assert console("--json", "list").document == console("list", "--json").document
+    toy_bundle(console.library)
+    said = console("gen", "-o", "out.png", "--", "--json")
+    assert said.code == 0 and recipe(console.folder / "out.png").prompt == "--json"
 
 
-def test_quiet_leaves_results_only(desk: Desk) -> None:
-    toy_bundle(desk.library)
-    said = desk("gen", "a beach", "--seed", "1", "-q")
+def test_quiet_leaves_results_only(console: Desk) -> None:
+    toy_bundle(console.library)
+    said = console("gen", "a beach", "--seed", "1", "-q")
     assert said.lines == ["a-beach-1.png"] and not said.err
 
 
-def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_down(self: Library, shelf: str | None = None) -> Any:
+def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(self: Library, model_key: str | None = None) -> Any:
         raise ZeroDivisionError("by nobody")
 
     monkeypatch.setattr(Library, "entries", break_down)
-    refused(desk("list"), 1, "ZeroDivisionError: by nobody", "--debug")
-    said = desk("list", "--debug")
+    refused(console("list"), 1, "ZeroDivisionError: by nobody", "--debug")
+    said = console("list", "--debug")
     assert said.code == 1 and "Traceback" in said.err
 
 
-def test_ctrl_c_is_130(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(self: Library, shelf: str | None = None) -> Any:
+def test_ctrl_c_is_130(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: Library, model_key: str | None = None) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Library, "entries", stop)
-    assert desk("list").code == 130
+    assert console("list").code == 130
 
 
-def test_a_reader_that_leaves_early_is_no_trouble(desk: Desk) -> None:
-    desk.know("alice")
+def test_a_reader_that_leaves_early_is_no_trouble(console: Desk) -> None:
+    console.know("alice")
     run = f"{shlex.quote(sys.executable)} -m celebctl"
     code = f"{run} show alice | true; {run} show alice --json | true"
     done = subprocess.run(code, shell=True, capture_output=True, text=True, check=True)
     assert not done.stdout and not [line for line in done.stderr.splitlines() if not line.startswith("next:")]
 
 
-def test_settings_that_are_wrong_are_said_by_every_command_that_reads_them(desk: Desk) -> None:
-    (desk.folder / "celebctl.toml").write_text("modle = 'mini'")
-    refused(desk("gen", "alice"), 2, "modle", "did you mean model")
+def test_settings_that_are_wrong_are_said_by_every_command_that_reads_them(console: Desk) -> None:
+    (console.folder / "celebctl.toml").write_text("modle = 'mini'")
+    refused(console("gen", "alice"), 2, "modle", "did you mean model")
 
 
 def test_the_stand_ins_have_the_real_signatures() -> None:
     """What the desk is tested with must be what it runs with."""
-    import desk_doubles
+    import console_fakes
 
-    from celebctl import method
-    from celebctl.method.celebrities import with_faces
-    from celebctl.method.trained import with_mapper
+    from celebctl.basis.basis import build_basis
+    from celebctl.basis.celebrities import with_faces
+    from celebctl.learning.contact_sheet import contact_sheet
+    from celebctl.learning.trainer import LearnStep, learn_people
+    from celebctl.mapper_training.store import with_mapper
     from celebctl_export import export_bundle
-    from celebctl_models.diffusion import load_parts
+    from celebctl_models.checkpoints.diffusion import load_parts
 
     real = {
         "with_faces": with_faces,
         "with_mapper": with_mapper,
-        "learn_people": method.learn_people,
-        "build_basis": method.build_basis,
-        "contact_sheet": method.contact_sheet,
+        "learn_people": learn_people,
+        "build_basis": build_basis,
+        "contact_sheet": contact_sheet,
         "export_bundle": export_bundle,
         "load_parts": load_parts,
     }
     stage = Stage()
     for name, function in real.items():
-        double = getattr(stage, name, None) or getattr(desk_doubles, name)
+        double = getattr(stage, name, None) or getattr(console_fakes, name)
         assert list(inspect.signature(double).parameters) == list(inspect.signature(function).parameters), name
-    news = list(inspect.signature(method.LearnStep).parameters)
-    assert news == list(inspect.signature(desk_doubles.LearnStep).parameters)
+    news = list(inspect.signature(LearnStep).parameters)
+    assert news == list(inspect.signature(console_fakes.LearnStep).parameters)
 
 
 def test_the_help_names_the_samplers_there_are() -> None:
@@ -156,8 +158,8 @@ def test_the_help_names_the_samplers_there_are() -> None:
 # portrait
 
 
-def test_portrait_draws_and_tells_what_next(desk: Desk) -> None:
-    said = desk("portrait", "face.jpg", "--seed", "7")
+def test_portrait_draws_and_tells_what_next(console: Desk) -> None:
+    said = console("portrait", "face.jpg", "--seed", "7")
     assert said.lines == ["face.jpg"]
     assert "celebctl learn face.jpg --name alice" in said.err
     with Image.open("face.jpg") as picture:
@@ -173,75 +175,75 @@ def test_portrait_draws_and_tells_what_next(desk: Desk) -> None:
         ("my face.png", [], "celebctl learn 'my face.png' --name my_face"),
     ],
 )
-def test_portrait_suggests_a_name_that_is_free(desk: Desk, file: str, known: list[str], hint: str) -> None:
-    desk.know(*known)
-    assert f"next: {hint}\n" in desk("portrait", file, "--seed", "7").err
+def test_portrait_suggests_a_name_that_is_free(console: Desk, file: str, known: list[str], hint: str) -> None:
+    console.know(*known)
+    assert f"next: {hint}\n" in console("portrait", file, "--seed", "7").err
 
 
-def test_portrait_tells_the_seed_it_drew(desk: Desk) -> None:
-    document = desk("portrait", "--json").document
-    again = desk("portrait", "again.png", "--seed", str(document["seed"]))
+def test_portrait_tells_the_seed_it_drew(console: Desk) -> None:
+    document = console("portrait", "--json").document
+    again = console("portrait", "again.png", "--seed", str(document["seed"]))
     assert again.code == 0 and Path("face.png").read_bytes() == Path("again.png").read_bytes()
 
 
-def test_portrait_replaces_nothing_unasked(desk: Desk) -> None:
+def test_portrait_replaces_nothing_unasked(console: Desk) -> None:
     Path("face.png").write_text("mine")
-    refused(desk("portrait", "--seed", "1"), 2, "face.png exists", "--force")
+    refused(console("portrait", "--seed", "1"), 2, "face.png exists", "--force")
     assert Path("face.png").read_text() == "mine"
-    assert desk("portrait", "--seed", "1", "--force").code == 0
+    assert console("portrait", "--seed", "1", "--force").code == 0
 
 
 # People.
 
 
-def test_list_and_show(desk: Desk) -> None:
-    desk.know("bob", "alice")
-    assert desk("list").lines == ["alice", "bob"]
-    assert [person["name"] for person in desk("list", "--json").document["people"]] == ["alice", "bob"]
-    facts = desk("show", "Alice", "--json").document
+def test_list_and_show(console: Desk) -> None:
+    console.know("bob", "alice")
+    assert console("list").lines == ["alice", "bob"]
+    assert [person["name"] for person in console("list", "--json").document["people"]] == ["alice", "bob"]
+    facts = console("show", "Alice", "--json").document
     assert facts["name"] == "alice" and facts["coefficients"] == 10 and facts["provenance"] == {"preset": "clean"}
-    assert "provenance.preset: clean" in desk("show", "alice").lines
+    assert "provenance.preset: clean" in console("show", "alice").lines
 
 
-def test_an_empty_list_is_no_error(desk: Desk) -> None:
-    said = desk("list")
+def test_an_empty_list_is_no_error(console: Desk) -> None:
+    said = console("list")
     assert said.code == 0 and not said.out and "celebctl learn" in said.err
-    assert desk("list", "--json").document == {"people": []}
+    assert console("list", "--json").document == {"people": []}
 
 
-def test_unknown_people_are_code_4_everywhere(desk: Desk) -> None:
-    desk.know("alice")
+def test_unknown_people_are_code_4_everywhere(console: Desk) -> None:
+    console.know("alice")
     for words in (("show", "alcie"), ("forget", "alcie"), ("rename", "alcie", "bob")):
-        refused(desk(*words), 4, "alcie", "did you mean alice")
-    assert desk.library.names() == ["alice"]
+        refused(console(*words), 4, "alcie", "did you mean alice")
+    assert console.library.names() == ["alice"]
 
 
-def test_forget_is_all_or_nothing_and_empties_bundles(desk: Desk) -> None:
-    desk.know("alice", "bob")
-    toy_bundle(desk.library, make_identity("alice", 1))
-    refused(desk("forget", "alice", "carol"), 4, "carol")
-    assert desk.library.names() == ["alice", "bob"] and desk.bundle().names == ("alice",)
-    assert desk("forget", "alice", "bob").code == 0
-    assert not desk.library.names() and not desk.bundle().names
-    desk.bundle().verify("full")
+def test_forget_is_all_or_nothing_and_empties_bundles(console: Desk) -> None:
+    console.know("alice", "bob")
+    toy_bundle(console.library, make_identity("alice", 1))
+    refused(console("forget", "alice", "carol"), 4, "carol")
+    assert console.library.names() == ["alice", "bob"] and console.bundle().names == ("alice",)
+    assert console("forget", "alice", "bob").code == 0
+    assert not console.library.names() and not console.bundle().names
+    console.bundle().verify("full")
 
 
-def test_rename_reaches_the_bundle(desk: Desk) -> None:
-    desk.know("alice")
-    toy_bundle(desk.library, make_identity("alice", 1))
-    refused(desk("rename", "alice", "and"), 2, "'and'")
-    assert desk("rename", "alice", "carol").code == 0
-    assert desk.library.names() == ["carol"] and desk.bundle().names == ("carol",)
+def test_rename_reaches_the_bundle(console: Desk) -> None:
+    console.know("alice")
+    toy_bundle(console.library, make_identity("alice", 1))
+    refused(console("rename", "alice", "and"), 2, "'and'")
+    assert console("rename", "alice", "carol").code == 0
+    assert console.library.names() == ["carol"] and console.bundle().names == ("carol",)
 
 
-def test_models_of_the_same_name_do_not_mix(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_the_same_name_do_not_mix(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two folders called alike are two models, and a bundle remembers which of them it was made of."""
     for parent in ("one", "two"):
-        (desk.folder / parent / MODEL).mkdir(parents=True)
-    assert desk("gen", "beach", "--seed", "1", "--model", "one/toy").code == 0
-    assert desk("gen", "beach", "--seed", "2", "--model", "one/toy").code == 0
-    assert len(desk.stage.calls) == 1
+        (console.folder / parent / MODEL).mkdir(parents=True)
+    assert console("gen", "beach", "--seed", "1", "--model", "one/toy").code == 0
+    assert console("gen", "beach", "--seed", "2", "--model", "one/toy").code == 0
+    assert len(console.stage.calls) == 1
     from celebctl.cli.bundles import find_bundle
 
-    assert find_bundle(desk.library, str(desk.folder / "one" / "toy")) is not None
-    assert find_bundle(desk.library, "two/toy") is None
+    assert find_bundle(console.library, str(console.folder / "one" / "toy")) is not None
+    assert find_bundle(console.library, "two/toy") is None

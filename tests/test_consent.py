@@ -6,13 +6,13 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from desk_doubles import Desk, refused
-from face_doubles import photo_of, write_face_models
+from console_fakes import Desk, refused
+from face_fakes import photo_of, write_face_models
 from PIL import Image
 
 from celebctl.consent import ADULT, consent_record, refuse_minor
-from celebctl_models.faces import InsightFaceAnalyser
-from celebctl_runtime.errors import NotFound, PolicyRefusal, UsageProblem
+from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_runtime.errors import NotFoundError, PolicyError, UsageError
 
 
 def photo_at(age: int, *cells: tuple[int, int]) -> Image.Image:
@@ -40,16 +40,16 @@ def test_ages_are_estimated_around_each_face_where_the_models_can(tmp_path: Path
     assert ages_in(write_face_models(tmp_path / "plain", settings=wide), both) == [None, None]
 
 
-def test_likely_minors_are_refused_and_nothing_is_learned(desk: Desk, tmp_path: Path) -> None:
+def test_likely_minors_are_refused_and_nothing_is_learned(console: Desk, tmp_path: Path) -> None:
     models = write_face_models(tmp_path / "ages", ages=True)
     photo_at(10, (1, 1)).save("child.png")
     photo_at(90, (1, 1)).save("adult.png")
     for command in (("learn", "child.png", "--name", "carol"), ("check", "child.png", "--model", "mini")):
-        refused(desk(*command, "--face-models", models), 7, "does not learn minors", "another photo")
-    assert not desk.stage.calls and not desk.library.names()
-    together = desk("learn", "adult.png", "child.png", "--name", "ann", "--name", "carol", "--face-models", models)
-    assert together.code == 7 and not desk.library.names(), "one child in the company is enough"
-    assert desk("learn", "adult.png", "--name", "ann", "--face-models", models).code == 0
+        refused(console(*command, "--face-models", models), 7, "does not learn minors", "another photo")
+    assert not console.stage.calls and not console.library.names()
+    together = console("learn", "adult.png", "child.png", "--name", "ann", "--name", "carol", "--face-models", models)
+    assert together.code == 7 and not console.library.names(), "one child in the company is enough"
+    assert console("learn", "adult.png", "--name", "ann", "--face-models", models).code == 0
 
 
 def test_the_line_is_drawn_at_the_age_it_says(tmp_path: Path) -> None:
@@ -60,30 +60,30 @@ def test_the_line_is_drawn_at_the_age_it_says(tmp_path: Path) -> None:
         if age >= ADULT:
             refuse_minor(face, "adult.png")
             continue
-        with pytest.raises(PolicyRefusal, match=f"about {age} years"):
+        with pytest.raises(PolicyError, match=f"about {age} years"):
             refuse_minor(face, "child.png")
 
 
-def test_consent_is_kept_with_the_person(desk: Desk) -> None:
-    said = desk("learn", desk.photo(), "--name", "alice", "--json")
+def test_consent_is_kept_with_the_person(console: Desk) -> None:
+    said = console("learn", console.photo(), "--name", "alice", "--json")
     assert said.document["people"][0]["provenance"]["consent"] == "not stated"
     paper = Path("agreed.pdf")
     paper.write_bytes(b"I, Bob, agree.")
-    desk("learn", desk.photo("b.png"), "--name", "bob", "--consent", f"signed:{paper}")
+    console("learn", console.photo("b.png"), "--name", "bob", "--consent", f"signed:{paper}")
     digest = hashlib.sha256(b"I, Bob, agree.").hexdigest()
-    assert desk.library.load("bob").provenance["consent"] == f"signed: sha256 {digest}"
-    assert digest in desk("show", "bob").out
+    assert console.library.load("bob").provenance["consent"] == f"signed: sha256 {digest}"
+    assert digest in console("show", "bob").out
     refused(
-        desk("learn", desk.photo("c.png"), "--name", "carol", "--consent", "sure"), 2, "--consent sure", "synthetic"
+        console("learn", console.photo("c.png"), "--name", "carol", "--consent", "sure"), 2, "--consent sure", "synthetic"
     )
-    refused(desk("learn", desk.photo("c.png"), "--name", "carol", "--consent", "signed:gone.pdf"), 4, "gone.pdf")
-    assert "carol" not in desk.library.names()
+    refused(console("learn", console.photo("c.png"), "--name", "carol", "--consent", "signed:gone.pdf"), 4, "gone.pdf")
+    assert "carol" not in console.library.names()
 
 
 def test_words_of_consent() -> None:
     assert consent_record("self").startswith("self") and consent_record("synthetic").startswith("synthetic")
     for nonsense in ("", "signed", "signed:", "yes"):
-        with pytest.raises(UsageProblem):
+        with pytest.raises(UsageError):
             consent_record(nonsense)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         consent_record("signed:.")

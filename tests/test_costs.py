@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.bundle.bundle import Bundle
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from portable_doubles import Evil
-from single_file_double import write_single_file
+from single_file_fake import write_single_file
+from textual_inversion_fakes import Evil
 
-from celebctl_models.diffusion import (
+from celebctl_models.checkpoints.diffusion import (
     context_from_ids,
     latents_from_pixels,
     load_parts,
     network_output,
     pixels_from_latents,
 )
-from celebctl_models.registry import CARD_FILE, card_for, locate
-from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem, NotFound
+from celebctl_models.checkpoints.registry import CARD_FILE, card_for, locate
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, SetupError
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 torch: Any = pytest.importorskip("torch")
 
@@ -145,14 +145,14 @@ def test_a_folder_declares_itself_in_data(copied_folder: Path) -> None:
 )  # fmt: skip
 def test_a_wrong_declaration_is_refused(copied_folder: Path, declared: str) -> None:
     (copied_folder / CARD_FILE).write_text(declared)
-    with pytest.raises(IntegrityProblem) as caught:
+    with pytest.raises(IntegrityError) as caught:
         card_for(copied_folder)
     assert CARD_FILE in caught.value.problem and caught.value.hint
 
 
 @pytest.mark.parametrize("model", ["minni", "a/b/c", "/nowhere/at/all", ""])
 def test_an_unknown_model_is_not_found(model: str) -> None:
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(NotFoundError) as caught:
         load_parts(model)
     assert "mini" in caught.value.hint
 
@@ -161,10 +161,10 @@ def test_places_are_told_apart_without_loading(tiny_folder: Path, tmp_path: Path
     single = tmp_path / "merged.safetensors"
     single.write_bytes(b"")
     assert [locate(model).kind for model in (tiny_folder, single, "someone/some-model")] == ["folder", "file", "hub"]
-    with pytest.raises(NotFound, match="no diffusers model folder"):
+    with pytest.raises(NotFoundError, match="no diffusers model folder"):
         locate(tmp_path)
     (tmp_path / "old.bin").write_bytes(b"")
-    with pytest.raises(NotFound, match="safetensors"):
+    with pytest.raises(NotFoundError, match="safetensors"):
         locate(tmp_path / "old.bin")
 
 
@@ -173,7 +173,7 @@ def test_a_hub_id_offline_tells_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(EnvironmentProblem, match="someone/some-model") as caught:
+    with pytest.raises(SetupError, match="someone/some-model") as caught:
         load_parts("someone/some-model")
     assert "HF_HUB_OFFLINE" in caught.value.hint
 
@@ -192,7 +192,7 @@ def test_a_single_file_gives_the_same_parts(tiny_parts: DiffusionParts, tmp_path
 
 def test_a_damaged_single_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "merged.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(IntegrityProblem, match="damaged"):
+    with pytest.raises(IntegrityError, match="damaged"):
         load_parts(tmp_path / "merged.safetensors")
 
 
@@ -210,26 +210,26 @@ def test_a_ckpt_is_read_for_its_tensors_and_nothing_in_it_is_run(tiny_parts: Dif
     expected = tiny_parts.unet.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.unet.state_dict().items())
     torch.save({"state_dict": tensors, "callbacks": Evil(mark)}, path)
-    with pytest.raises(IntegrityProblem, match="cannot be read safely") as caught:
+    with pytest.raises(IntegrityError, match="cannot be read safely") as caught:
         load_parts(path)
     assert "safetensors" in caught.value.hint and not mark.exists()
     torch.save({"state_dict": tensors}, path)
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(IntegrityProblem, match="cannot be read safely"):
+    with pytest.raises(IntegrityError, match="cannot be read safely"):
         load_parts(path)
 
 
 def test_damaged_weights_name_their_part(copied_folder: Path) -> None:
     weights = copied_folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(IntegrityProblem, match="unet of model"):
+    with pytest.raises(IntegrityError, match="unet of model"):
         load_parts(copied_folder)
 
 
 def test_pickled_weights_are_never_read(copied_folder: Path) -> None:
     weights = copied_folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(IntegrityProblem, match="vae of model"):
+    with pytest.raises(IntegrityError, match="vae of model"):
         load_parts(copied_folder)
 
 
@@ -237,7 +237,7 @@ def test_another_kind_of_model_is_refused_by_its_index(copied_folder: Path) -> N
     index = json.loads((copied_folder / "model_index.json").read_text())
     index["unet"] = ["diffusers", "FluxTransformer2DModel"]
     (copied_folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(InputRejected, match="FluxTransformer2DModel"):
+    with pytest.raises(InvalidInputError, match="FluxTransformer2DModel"):
         load_parts(copied_folder)
 
 

@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 import typer
-from bundle_doubles import make_identity, write_bundle
+from bundle_fakes import make_identity, write_bundle
 from filelock import FileLock
-from model_doubles import write_cache, write_model
+from model_fakes import write_cache, write_model
 
 from celebctl import doctor
 from celebctl.cli.app import app
-from celebctl.cli.console import Desk
+from celebctl.cli.console import CliConsole
 from celebctl.cli.doctor import doctor as command
-from celebctl.doctor import Gpu, Line
+from celebctl.doctor import Check, Gpu
 from celebctl.library import Library
-from celebctl_models.known_models import KNOWN
+from celebctl_models.checkpoints.known_models import KNOWN
 
 ROOT = Path(__file__).parent.parent
 GPU = Gpu("NVIDIA H100", "580.65.06", "81559 MiB")
@@ -49,7 +49,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return packages
 
 
-def only(lines: Any) -> Line:
+def only(lines: Any) -> Check:
     (line,) = list(lines)
     return line
 
@@ -116,7 +116,7 @@ def test_an_offered_provider_must_bind(
     monkeypatch.setattr(doctor, "find_gpus", lambda: gpus)
     line = only(doctor.check_providers())
     assert line.status == status and said in line.detail
-    assert bool(line.mend) == (status != "ok")
+    assert bool(line.fix) == (status != "ok")
     assert not capsys.readouterr().out
 
 
@@ -131,7 +131,7 @@ def test_why_a_provider_does_not_bind_is_told(monkeypatch: pytest.MonkeyPatch) -
 def test_a_gpu_beside_a_cpu_engine_is_worth_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_gpus", lambda: [GPU])
     line = only(doctor.check_providers())
-    assert line.status == "warn" and "celebctl[cuda]" in line.mend
+    assert line.status == "warn" and "celebctl[cuda]" in line.fix
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_the_two_runtimes_and_the_three_environments(
 ) -> None:
     installed.update(packages)
     line = only(doctor.check_runtime())
-    assert line.status == status and said in line.detail and bool(line.mend) == (status == "fail")
+    assert line.status == status and said in line.detail and bool(line.fix) == (status == "fail")
 
 
 # The rest of the machine.
@@ -175,7 +175,7 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, installed: dict[str, str]
 def test_a_driver_that_does_not_answer_is_told(tmp_path: Path) -> None:
     write_nvidia_smi(tmp_path, "echo 'NVIDIA-SMI has failed'; exit 9")
     line = only(doctor.check_gpu())
-    assert line.status == "warn" and "has failed" in line.detail and line.mend
+    assert line.status == "warn" and "has failed" in line.detail and line.fix
 
 
 def test_cuda_libraries_are_looked_for_where_they_may_be(
@@ -186,7 +186,7 @@ def test_cuda_libraries_are_looked_for_where_they_may_be(
     found = {"cublasLt", "cudart", "curand", "cufft"}
     monkeypatch.setattr(doctor, "_has_library", found.__contains__)
     line = only(doctor.check_cuda())
-    assert line.status == "warn" and line.detail == "not found: libcudnn" and "cudnn" in line.mend
+    assert line.status == "warn" and line.detail == "not found: libcudnn" and "cudnn" in line.fix
     monkeypatch.undo()
     (tmp_path / "libcurious.so.13").touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
@@ -218,9 +218,9 @@ def test_extras_are_those_of_the_package() -> None:
 
 def test_extras_are_whole_half_or_absent(installed: dict[str, str]) -> None:
     installed.update(dict.fromkeys(doctor.EXTRAS["learn"], "1"))
-    lines = {line.what: line for line in doctor.check_extras()}
+    lines = {line.name: line for line in doctor.check_extras()}
     assert [lines[name].status for name in ("learn", "export", "heif")] == ["ok", "warn", "skip"]
-    assert "onnxscript" in lines["export"].detail and lines["export"].mend == 'pip install "celebctl[export]"'
+    assert "onnxscript" in lines["export"].detail and lines["export"].fix == 'pip install "celebctl[export]"'
 
 
 def test_versions_come_from_the_metadata() -> None:
@@ -248,7 +248,7 @@ def test_a_place_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
     line = next(iter(doctor.check_data()))
-    assert line.status == "fail" and "CELEBCTL_HOME" in line.mend
+    assert line.status == "fail" and "CELEBCTL_HOME" in line.fix
 
 
 def test_models_here_and_half_here(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_models_here_and_half_here(tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
     assert only(doctor.check_models()).detail == "mini (bundled), sd15"
     (folder / "vae" / "config.json").unlink()
-    assert [line.mend for line in doctor.check_models()] == ["", "celebctl setup sd15"]
+    assert [line.fix for line in doctor.check_models()] == ["", "celebctl setup sd15"]
 
 
 @pytest.mark.parametrize(
@@ -267,14 +267,14 @@ def test_models_here_and_half_here(tmp_path: Path) -> None:
 def test_the_default_model(monkeypatch: pytest.MonkeyPatch, model: str, status: str, mend: str) -> None:
     monkeypatch.setenv("CELEBCTL_MODEL", model)
     line = only(doctor.check_default_model())
-    assert (line.status, line.mend) == (status, mend) and "CELEBCTL_MODEL" in line.detail
+    assert (line.status, line.fix) == (status, mend) and "CELEBCTL_MODEL" in line.detail
 
 
 def test_face_models_come_with_the_model_or_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(doctor.check_face_models()).status == "ok"
     monkeypatch.setenv("CELEBCTL_MODEL", "sd15")
     line = only(doctor.check_face_models())
-    assert line.status == "warn" and line.mend.startswith("celebctl setup buffalo_l")
+    assert line.status == "warn" and line.fix.startswith("celebctl setup buffalo_l")
 
 
 def test_people_are_opened(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_people_are_opened(tmp_path: Path) -> None:
     assert only(doctor.check_people()).detail == "1 known, for 1 model"
     path.write_bytes(b"damaged")
     broken = next(iter(doctor.check_people()))
-    assert broken.status == "fail" and broken.mend.startswith("celebctl forget alice --shelf ")
+    assert broken.status == "fail" and broken.fix.startswith("celebctl forget alice --shelf ")
 
 
 def test_bundles_are_looked_through() -> None:
@@ -292,7 +292,7 @@ def test_bundles_are_looked_through() -> None:
     next(iter(bundle.path.glob("*.onnx"))).unlink()
     broken = next(iter(doctor.check_bundles()))
     assert broken.status == "fail"
-    _, named, *rest = shlex.split(broken.mend)
+    _, named, *rest = shlex.split(broken.fix)
     commands: Any = typer.main.get_command(app)
     assert commands.commands[named].make_context(named, rest).params["model"] == "MODEL"
 
@@ -304,8 +304,8 @@ def test_what_was_left_half_done() -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
     learning, fetching = doctor.check_unfinished()
-    assert learning.mend == "celebctl learn PHOTO PHOTO --name alice --name bob --resume"
-    assert fetching.mend == "celebctl setup buffalo_l"
+    assert learning.fix == "celebctl learn PHOTO PHOTO --name alice --name bob --resume"
+    assert fetching.fix == "celebctl setup buffalo_l"
     with FileLock(root / "locks" / "toy-0.carol.lock", is_singleton=False):
         assert "toy-0.carol" in [line.detail for line in doctor.check_unfinished()][1]
 
@@ -316,19 +316,19 @@ def test_what_was_left_half_done() -> None:
 def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken package, or broken settings, keep the other checks from nothing."""
 
-    def broken() -> list[Line]:
+    def broken() -> list[Check]:
         raise ImportError("libnvinfer.so.10: cannot open shared object file")
 
     monkeypatch.setattr(doctor, "check_people", broken)
     Path("celebctl.toml").write_text("modle = 'mini'")
-    lines = doctor.examine()
+    lines = doctor.run_checks()
     assert any("libnvinfer" in line.detail for line in lines)
-    assert any(line.what == "settings" and "did you mean model" in line.mend for line in lines)
-    assert any(line.what == "bundles" for line in lines)
+    assert any(line.name == "settings" and "did you mean model" in line.fix for line in lines)
+    assert any(line.name == "bundles" for line in lines)
 
 
 def test_lines_fit_eighty_columns() -> None:
-    lines = [Line("warn", "default model", "word " * 40, "celebctl setup sd15"), Line("ok", "gpu", "fine", "hidden")]
+    lines = [Check("warn", "default model", "word " * 40, "celebctl setup sd15"), Check("ok", "gpu", "fine", "hidden")]
     text = doctor.render(lines)
     assert all(len(row) <= 80 for row in text) and len(text) > 4
     assert text[-2].strip() == "celebctl setup sd15" and text[-1] == "ok    gpu            fine"
@@ -339,15 +339,15 @@ def test_lines_fit_eighty_columns() -> None:
 def test_the_exit_code_and_the_document(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: Any, code: int
 ) -> None:
-    def examine(deep: bool) -> list[Line]:
-        return [Line(status, "gpu", "one", "mend it")]
+    def examine(deep: bool) -> list[Check]:
+        return [Check(status, "gpu", "one", "mend it")]
 
     monkeypatch.setattr(doctor, "examine", examine)
     app = typer.Typer()
     app.command()(command)
-    assert (app([], standalone_mode=False, obj=Desk()) or 0) == code
+    assert (app([], standalone_mode=False, obj=CliConsole()) or 0) == code
     assert capsys.readouterr().out.startswith(f"{status:<5} gpu")
-    app([], standalone_mode=False, obj=Desk(json=True))
+    app([], standalone_mode=False, obj=CliConsole(json=True))
     document = json.loads(capsys.readouterr().out)
     assert document["ok"] is (code == 0)
     assert document["checks"] == [{"status": status, "what": "gpu", "detail": "one", "mend": "mend it"}]

@@ -23,17 +23,17 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from celebctl.evaluation.charts import Series, bars, curve
-from celebctl.evaluation.estimates import by_couples, estimate
-from celebctl.evaluation.marks import matching
-from celebctl.evaluation.metrics import Figures, figures, pose_spread
-from celebctl.evaluation.page import Group, write_page
-from celebctl.evaluation.panel import Seen
+from celebctl.evaluation.html_report import Group, write_page
+from celebctl.evaluation.image_metrics import matching
+from celebctl.evaluation.intervals import by_couples, estimate
+from celebctl.evaluation.metrics import CohortMetrics, figures, pose_spread
 from celebctl.evaluation.prompts import CATEGORIES, PHOTOGRAPHS, WORLD, Prompt
-from celebctl.evaluation.record import Record, Shot
+from celebctl.evaluation.references import PhotoReference
 from celebctl.evaluation.report import markdown, rows_of
-from celebctl.evaluation.session import Bench, Cast, Easel, Plan, Sitter, neighbours
-from celebctl.evaluation.truth import PhotoTruth
-from celebctl_runtime.errors import UsageProblem
+from celebctl.evaluation.results import Sample, SubjectRecord
+from celebctl.evaluation.runner import Cohort, EvalConfig, ResultsStore, Subject, SubjectGenerators, neighbours
+from celebctl.evaluation.scorers import ImageScores
+from celebctl_runtime.errors import UsageError
 
 Floats = NDArray[np.float32]
 
@@ -51,11 +51,11 @@ def unit(seed: int) -> Floats:
     return (row / np.linalg.norm(row)).astype(np.float32)
 
 
-def saw(prompt: Prompt, *faces: Floats, obeyed: bool = True) -> Seen:
+def saw(prompt: Prompt, *faces: Floats, obeyed: bool = True) -> ImageScores:
     """What judges see of a picture with these faces."""
     said = {"two": "two" if prompt.people == 2 else "one", "expression": "neutral", **(prompt.states if obeyed else {})}
     rows = np.array(faces, np.float32).reshape(len(faces), WIDTH)
-    return Seen(rows, np.zeros((len(faces), 3), np.float32), said)
+    return ImageScores(rows, np.zeros((len(faces), 3), np.float32), said)
 
 
 def faces_of(person: int, prompt: Prompt, people: int) -> tuple[Floats, ...]:
@@ -64,24 +64,24 @@ def faces_of(person: int, prompt: Prompt, people: int) -> tuple[Floats, ...]:
     return unit(person), unit((person + 1) % people if prompt.category == "pair" else 900 + person)
 
 
-def record_of(person: int, people: int = 3, *, made: dict[Prompt, Seen] | None = None, seeds: int = 2) -> Record:
+def record_of(person: int, people: int = 3, *, made: dict[Prompt, ImageScores] | None = None, seeds: int = 2) -> SubjectRecord:
     """A record of a world in which every true picture shows the same face; drawn as well as true unless ``made``."""
-    truth = [Shot(p, r, saw(x, *faces_of(person, x, people))) for p, x in enumerate(PROMPTS) for r in range(2)]
+    truth = [Sample(p, r, saw(x, *faces_of(person, x, people))) for p, x in enumerate(PROMPTS) for r in range(2)]
     drawn = [
-        Shot(p, s, (made or {}).get(x) or saw(x, *faces_of(person, x, people)), b"webp")
+        Sample(p, s, (made or {}).get(x) or saw(x, *faces_of(person, x, people)), b"webp")
         for p, x in enumerate(PROMPTS)
         for s in range(seeds)
     ]
-    return Record(f"p{person}", tuple(drawn), tuple(truth), b"photo", 1.5, 2048)
+    return SubjectRecord(f"p{person}", tuple(drawn), tuple(truth), b"photo", 1.5, 2048)
 
 
-def measured(**made_by_first: Any) -> Figures:
+def measured(**made_by_first: Any) -> CohortMetrics:
     """Three people; what the judges saw of the first one's pictures can be given."""
     made = {PROMPTS[int(key[1:])]: seen for key, seen in made_by_first.items()}
     return figures("people", [record_of(0, made=made), record_of(1), record_of(2)], PROMPTS)
 
 
-def first(found: Figures, name: str) -> float:
+def first(found: CohortMetrics, name: str) -> float:
     value = found.people["p0"][name]
     assert value is not None
     return value
@@ -93,8 +93,8 @@ def test_a_true_picture_is_worth_one_and_obeys() -> None:
         assert row["likeness"] == pytest.approx(1.0, abs=1e-5)
         assert row["identity"] == pytest.approx(1.0, abs=1e-5)
         assert row["pair_likeness"] == pytest.approx(1.0, abs=0.5)  # each couple has a floor of its own
-        assert (row["detected"], row["fidelity"], row["assigned"], row["sides"]) == (1.0, 1.0, 1.0, 1.0)
-        assert row["bleeding"] == pytest.approx(0.0, abs=1e-5)
+        assert (row["detected"], row["prompt_fidelity"], row["identity_assignment"], row["left_right_accuracy"]) == (1.0, 1.0, 1.0, 1.0)
+        assert row["identity_leakage"] == pytest.approx(0.0, abs=1e-5)
         assert (row["seconds"], row["bytes"]) == (1.5, 2048)
     assert found.summary["likeness"] is not None and found.summary["likeness"].count == 3
 
@@ -111,16 +111,16 @@ def test_a_face_not_found_is_a_stranger_and_counts_as_nothing() -> None:
 def test_people_who_change_places_are_assigned_but_on_the_wrong_sides() -> None:
     a, b = faces_of(0, PAIR, 3)
     found = measured(_3=saw(PAIR, b, a))
-    assert (first(found, "assigned"), first(found, "sides")) == (1.0, 0.0)
+    assert (first(found, "identity_assignment"), first(found, "left_right_accuracy")) == (1.0, 0.0)
     assert first(found, "pair_likeness") == pytest.approx(first(measured(), "pair_likeness"), abs=1e-5)
 
 
 def test_one_face_twice_cannot_be_assigned_and_bleeds() -> None:
     a, _ = faces_of(0, PAIR, 3)
     found = measured(_3=saw(PAIR, a, a))
-    assert first(found, "assigned") == 0.0 and first(found, "bleeding") > 0.3
+    assert first(found, "identity_assignment") == 0.0 and first(found, "identity_leakage") > 0.3
     alone = measured(_3=saw(PAIR, a))
-    assert first(alone, "assigned") == 0.0 and first(alone, "pair_likeness") == 0.0
+    assert first(alone, "identity_assignment") == 0.0 and first(alone, "pair_likeness") == 0.0
 
 
 def test_beside_a_celebrity_only_the_learned_face_is_counted() -> None:
@@ -133,27 +133,27 @@ def test_beside_a_celebrity_only_the_learned_face_is_counted() -> None:
 
 def test_what_is_stated_and_not_seen_costs_its_share() -> None:
     found = measured(_1=saw(HAT, unit(0), obeyed=False))
-    assert found.by_prompt[HAT.say("X", "Y")]["fidelity"] is not None
-    assert first(found, "fidelity") == pytest.approx((4 + 0.5) / 5)
+    assert found.by_prompt[HAT.say("X", "Y")]["prompt_fidelity"] is not None
+    assert first(found, "prompt_fidelity") == pytest.approx((4 + 0.5) / 5)
     assert first(measured(_2=saw(SMILE, unit(0), obeyed=False)), "expression") == 0.0
     assert first(measured(), "expression") == pytest.approx(2 / 3)
 
 
 def test_photos_give_cosines_and_no_ratio() -> None:
-    truth = PhotoTruth([unit(0), unit(1), unit(2)], neighbours(3))
-    records: list[Record] = []
+    truth = PhotoReference([unit(0), unit(1), unit(2)], neighbours(3))
+    records: list[SubjectRecord] = []
     for person in range(3):
         full = record_of(person)
         shots = tuple(
-            Shot(p, r, seen) for p, row in enumerate(truth.see(person, PROMPTS)) for r, seen in enumerate(row)
+            Sample(p, r, seen) for p, row in enumerate(truth.see(person, PROMPTS)) for r, seen in enumerate(row)
         )
         records.append(replace(full, truth=shots))
     found = figures("library", records, PROMPTS)
     assert first(found, "identity") == pytest.approx(1.0, abs=1e-5)
     assert found.people["p0"]["likeness"] is None and found.people["p0"]["true_pose"] is None
-    assert first(found, "assigned") == 1.0
+    assert first(found, "identity_assignment") == 1.0
     beside = found.by_category["celebrity"]
-    assert beside["identity"] is not None and beside["assigned"] is None
+    assert beside["identity"] is not None and beside["identity_assignment"] is None
 
 
 @settings(deadline=None)
@@ -203,8 +203,8 @@ def test_figures_over_couples_have_the_same_means_and_their_own_intervals() -> N
 
 
 def test_heads_that_turn_are_spread_by_how_far_they_turn() -> None:
-    def shot(prompt: int, *poses: tuple[float, float, float]) -> Shot:
-        return Shot(prompt, 0, Seen(np.zeros((len(poses), 4), np.float32), np.array(poses, np.float32).reshape(-1, 3)))
+    def shot(prompt: int, *poses: tuple[float, float, float]) -> Sample:
+        return Sample(prompt, 0, ImageScores(np.zeros((len(poses), 4), np.float32), np.array(poses, np.float32).reshape(-1, 3)))
 
     turned = [shot(0, (0.0, -10.0, 0.0)), shot(1, (0.0, 10.0, 80.0))]
     assert pose_spread(turned, PROMPTS) == pytest.approx(10.0), "pitch is not counted"
@@ -218,14 +218,14 @@ def test_heads_that_turn_are_spread_by_how_far_they_turn() -> None:
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = record_of(0, made={ALONE: saw(ALONE)})
     record.save(tmp_path / "one.record")
-    again = Record.load(tmp_path / "one.record")
+    again = SubjectRecord.load(tmp_path / "one.record")
     assert again is not None
     assert (again.name, again.photo, again.seconds, again.bytes) == ("p0", b"photo", 1.5, 2048)
     for old, new in zip([*record.made, *record.truth], [*again.made, *again.truth], strict=True):
         assert (old.prompt, old.draw, old.picture) == (new.prompt, new.draw, new.picture)
         assert np.array_equal(old.seen.features, new.seen.features) and dict(old.seen.said) == dict(new.seen.said)
     (tmp_path / "one.record").write_bytes(b"cut short")
-    assert Record.load(tmp_path / "one.record") is None
+    assert SubjectRecord.load(tmp_path / "one.record") is None
 
 
 class FakePanel:
@@ -233,11 +233,11 @@ class FakePanel:
 
     names = "nobody"
 
-    def see(self, pictures: Sequence[NDArray[np.uint8]], texts: Sequence[str], faces: int) -> list[Seen]:
+    def score(self, pictures: Sequence[NDArray[np.uint8]], texts: Sequence[str], faces: int) -> list[ImageScores]:
         assert len(texts) == len(pictures)
         return [saw(PAIR if faces == 2 else ALONE, *(unit(int(p[0, k, 0])) for k in range(faces))) for p in pictures]
 
-    def know(self, photo: NDArray[np.uint8]) -> Floats | None:
+    def embed_face(self, photo: NDArray[np.uint8]) -> Floats | None:
         return unit(int(photo[0, 0, 0]))
 
 
@@ -258,35 +258,35 @@ class FakeArtist:
         return drawn
 
 
-def small_cast() -> Cast:
-    sitters = [Sitter(f"p{i}", f"<p{i}>", "somebody", b"photo") for i in range(3)]
-    return Cast("people", sitters, neighbours(3), PhotoTruth([unit(i) for i in range(3)], neighbours(3)))
+def small_cast() -> Cohort:
+    inputs = [Subject(f"p{i}", f"<p{i}>", "somebody", b"photo") for i in range(3)]
+    return Cohort("people", inputs, neighbours(3), PhotoReference([unit(i) for i in range(3)], neighbours(3)))
 
 
 def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
-    plan, cast, artist = Plan([ALONE, PAIR], 2, FakePanel()), small_cast(), FakeArtist()
-    bench = Bench(tmp_path, {"seeds": 2})
+    plan, cast, artist = EvalConfig([ALONE, PAIR], 2, FakePanel()), small_cast(), FakeArtist()
+    bench = ResultsStore(tmp_path, {"seeds": 2})
     bench.open()
     seen: list[str] = []
     records = bench.run(
-        plan, cast, lambda person: Easel(artist, artist, 1.0, 10), lambda done, total, name: seen.append(name)
+        plan, cast, lambda person: SubjectGenerators(artist, artist, 1.0, 10), lambda done, total, name: seen.append(name)
     )
     assert seen == ["p0", "p1", "p2", ""]
     assert len(artist.asked) == 3 * (2 + 2) and len(set(artist.asked)) == len(artist.asked)
     (tmp_path / "people" / "p1.record").unlink()
     before = len(artist.asked)
-    Bench(tmp_path, {"seeds": 2}).open()
-    again = bench.run(plan, cast, lambda person: Easel(artist, artist, 1.0, 10))
+    ResultsStore(tmp_path, {"seeds": 2}).open()
+    again = bench.run(plan, cast, lambda person: SubjectGenerators(artist, artist, 1.0, 10))
     assert [text for text, _ in artist.asked[before:]] == ["a photo of <p1>"] * 2 + ["<p1> and <p2> playing chess"] * 2
     assert figures("a", again, plan.prompts).to_json() == figures("a", records, plan.prompts).to_json()
     (tmp_path / "people" / "p2.record").unlink()
-    some = bench.run(plan, cast, lambda person: Easel(artist, artist, 1.0, 10), only=[0, 1])
+    some = bench.run(plan, cast, lambda person: SubjectGenerators(artist, artist, 1.0, 10), only=[0, 1])
     assert [one.name for one in some] == ["p0", "p1"] and not (tmp_path / "people" / "p2.record").exists()
-    with pytest.raises(UsageProblem, match="other settings"):
-        Bench(tmp_path, {"seeds": 3}).open()
+    with pytest.raises(UsageError, match="other settings"):
+        ResultsStore(tmp_path, {"seeds": 3}).open()
     (tmp_path / "learned").mkdir()
     (tmp_path / "learned" / "p0.safetensors").write_bytes(b"learned otherwise")
-    Bench(tmp_path, {"seeds": 3}).open(force=True)
+    ResultsStore(tmp_path, {"seeds": 3}).open(force=True)
     assert not list(tmp_path.glob("*/*.record")) and not list(tmp_path.glob("learned/*"))
 
 

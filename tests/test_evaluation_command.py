@@ -15,10 +15,10 @@ pytest.importorskip("torch")
 
 from celebctl.cli import main
 from celebctl.cli.evaluate import changed
-from celebctl.cli.evaluation_room import photo_of
+from celebctl.cli.evaluation_session import photo_of
 from celebctl.evaluation.prompts import Prompt, check_states, read_prompts
-from celebctl.method import PRESETS
-from celebctl_runtime.errors import NotFound, UsageProblem
+from celebctl.learning.config import PRESETS
+from celebctl_runtime.errors import NotFoundError, UsageError
 
 
 def test_prompts_come_from_files(tmp_path: Path) -> None:
@@ -44,9 +44,9 @@ def test_prompts_come_from_files(tmp_path: Path) -> None:
 def test_prompts_that_will_not_do_are_refused_with_the_reason(content: str, why: str, tmp_path: Path) -> None:
     path = tmp_path / ("prompts.toml" if "[[" in content else "prompts.txt")
     path.write_text(content)
-    with pytest.raises(UsageProblem, match=why):
+    with pytest.raises(UsageError, match=why):
         read_prompts(path)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         read_prompts(tmp_path / "nowhere.txt")
 
 
@@ -56,7 +56,7 @@ def test_prompts_that_will_not_do_are_refused_with_the_reason(content: str, why:
 def test_what_no_reader_can_confirm_is_refused(states: dict[str, str], hint: str) -> None:
     vocabulary = {"two": ["one", "two"], "worn": ["nothing", "red hat"]}
     check_states([Prompt("action", "{}", {"worn": "red hat"})], vocabulary, Path("mine.toml"))
-    with pytest.raises(UsageProblem) as caught:
+    with pytest.raises(UsageError) as caught:
         check_states([Prompt("action", "{}", states)], vocabulary, Path("mine.toml"))
     assert hint in caught.value.hint
 
@@ -66,7 +66,7 @@ def test_one_value_of_learning_is_changed_by_name() -> None:
     assert changed(clean, "steps=7").steps == 7 and changed(clean, "anneal=false").anneal is False
     assert changed(clean, "scale=unit").scale == "unit" and changed(clean, "bound=1.5").bound == 1.5
     for wrong in ("steps", "stepz=3", "steps=many", "scale=huge", "anneal=perhaps", "preset=other"):
-        with pytest.raises(UsageProblem, match="--set"):
+        with pytest.raises(UsageError, match="--set"):
             changed(clean, wrong)
 
 
@@ -89,7 +89,7 @@ def test_words_that_do_not_go_together_are_refused(
 def test_the_photo_of_somebody_is_found_by_name(tmp_path: Path) -> None:
     (tmp_path / "Alice.JPG").write_bytes(b"x")
     assert photo_of(tmp_path, "alice").name == "Alice.JPG"
-    with pytest.raises(NotFound, match="bob"):
+    with pytest.raises(NotFoundError, match="bob"):
         photo_of(tmp_path, "bob")
 
 
@@ -117,21 +117,21 @@ def tiny_clip(folder: Path) -> Path:
 
 
 def test_clip_judges_by_weights_on_this_machine(tmp_path: Path) -> None:
-    from celebctl.evaluation.clip import ClipJudge
+    from celebctl.evaluation.clip import ClipScorer
 
-    judge = ClipJudge(tiny_clip(tmp_path))
+    judge = ClipScorer(tiny_clip(tmp_path))
     pictures = [np.full((40, 64, 3), shade, np.uint8) for shade, _ in itertools.product((20, 200), range(2))]
     found = judge.agree(pictures, ["a portrait", "chess", "a portrait", "chess"])
     assert len(found) == 4 and all(-1.0 <= value <= 1.0 for value in found)
     assert judge.agree(pictures[:1], ["a portrait"])[0] == pytest.approx(found[0], abs=1e-5)
-    with pytest.raises(NotFound):
-        ClipJudge(tmp_path / "nowhere")
+    with pytest.raises(NotFoundError):
+        ClipScorer(tmp_path / "nowhere")
 
 
 def test_the_command_measures_strangers_and_the_second_time_draws_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import celebctl.evaluation.session as session
+    import celebctl.evaluation.runner as session
 
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("CELEBCTL_MODEL", raising=False)
@@ -145,7 +145,7 @@ def test_the_command_measures_strangers_and_the_second_time_draws_nothing(
     assert main(words) == 0
     first = json.loads(capsys.readouterr().out)
     summary = first["casts"][0]["summary"]
-    assert summary["detected"]["mean"] == 1.0 and summary["fidelity"]["mean"] > 0.8
+    assert summary["detected"]["mean"] == 1.0 and summary["prompt_fidelity"]["mean"] > 0.8
     assert summary["likeness"]["people"] == 2 and summary["bytes"]["mean"] > 4096
     page = Path(first["page"]).read_text()
     assert page.count("data:image/webp") >= 2 * (1 + 2)
@@ -154,7 +154,7 @@ def test_the_command_measures_strangers_and_the_second_time_draws_nothing(
         raise AssertionError("drawn again")
 
     monkeypatch.setattr(session, "evaluate", nothing)
-    monkeypatch.setattr("celebctl.method.learn.learn_people", nothing)
+    monkeypatch.setattr("celebctl.learning.trainer.learn_people", nothing)
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["casts"] == first["casts"]
     assert main([*words[:-2], "--seeds", "2", "-o", str(tmp_path / "out")]) == 2
@@ -164,12 +164,13 @@ def test_the_command_measures_people_of_the_library_by_their_photos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two people, learned for one step; judged by a face pack of their own and by CLIP."""
-    from face_doubles import write_face_models
+    from face_fakes import write_face_models
 
+    from celebctl.basis.basis import build_basis
+    from celebctl.learning.trainer import learn_people
     from celebctl.library import Library
-    from celebctl.method import build_basis, learn_people
-    from celebctl_models.diffusion import load_parts
-    from celebctl_models.faces import InsightFaceAnalyser
+    from celebctl_models.checkpoints.diffusion import load_parts
+    from celebctl_models.faces.analysis import InsightFaceAnalyser
     from celebctl_models.mini.world import draw_portrait
 
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
@@ -201,9 +202,9 @@ def test_the_command_measures_people_of_the_library_by_their_photos(
     assert found["title"] == "people of the library" and list(found["people"]) == names
     assert "faces by judge, prompts by CLIP" in document["settings"]["judges"]
     summary = found["summary"]
-    assert "likeness" not in summary and summary["assigned"]["people"] == 2
+    assert "likeness" not in summary and summary["identity_assignment"]["people"] == 2
     assert summary["detected"]["mean"] == 1.0 and -1.0 <= summary["identity"]["mean"] <= 1.0
-    assert -1.0 <= summary["fidelity"]["mean"] < 1.0, "a cosine of CLIP's, and no share of words"
+    assert -1.0 <= summary["prompt_fidelity"]["mean"] < 1.0, "a cosine of CLIP's, and no share of words"
     assert 0 < found["people"]["ann"]["seconds"] < 600 and "seconds" not in found["people"]["tom"]
     assert main([*words, "-o", str(tmp_path / "own")]) == 0
     own = json.loads(capsys.readouterr().out)["casts"][0]["summary"]

@@ -22,26 +22,26 @@ from celebctl.bench.worker import SCHEDULERS  # noqa: E402
 from celebctl_export import export_bundle, parity  # noqa: E402
 from celebctl_export.graphs import GraphSpec, Size, graph_makers  # noqa: E402
 from celebctl_export.to_onnx import save_graph, to_onnx  # noqa: E402
-from celebctl_models.diffusion import context_from_ids  # noqa: E402
-from celebctl_runtime.bundle import Bundle  # noqa: E402
+from celebctl_models.checkpoints.diffusion import context_from_ids  # noqa: E402
+from celebctl_runtime.backends.ort import OrtBackend  # noqa: E402
+from celebctl_runtime.bundle.bundle import Bundle  # noqa: E402
 from celebctl_runtime.errors import (  # noqa: E402
     CelebctlError,
-    EnvironmentProblem,
-    InputRejected,
-    IntegrityProblem,
-    UsageProblem,
+    IntegrityError,
+    InvalidInputError,
+    SetupError,
+    UsageError,
 )
 from celebctl_runtime.files import sha256_file  # noqa: E402
-from celebctl_runtime.noise import initial_noise  # noqa: E402
-from celebctl_runtime.ort_backend import OrtBackend  # noqa: E402
 from celebctl_runtime.pipeline import generate  # noqa: E402
 from celebctl_runtime.request import Request  # noqa: E402
-from celebctl_runtime.source import Source  # noqa: E402
+from celebctl_runtime.sampling.init_image import InitImage  # noqa: E402
+from celebctl_runtime.sampling.noise import initial_noise  # noqa: E402
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_runtime.identity import Identity
 
 GRAPHS = ("text_encoder", "step", "vae_decoder", "vae_encoder")
@@ -84,7 +84,7 @@ def inserted_context(bundle: Path, parts: DiffusionParts, prompt: str, person: I
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_graphs_equal_torch_at_sizes_not_traced(exported_path: Path, specs: dict[str, GraphSpec], graph: str) -> None:
-    expected = parity.torch_answers(specs[graph], UNTRACED)
+    expected = parity.reference_outputs(specs[graph], UNTRACED)
     for measured in parity.measure(expected, exported_path / f"{graph}.onnx", floor=1e-4):
         assert measured.passed, measured
 
@@ -223,9 +223,9 @@ def test_a_picture_from_a_picture_equals_that_of_diffusers(
 
     pixels = np.random.default_rng(3).integers(0, 255, (48, 64, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "from.png")
-    source, bundle = Source.read(tmp_path / "from.png"), Bundle.open(exported_path)
+    source, bundle = InitImage.read(tmp_path / "from.png"), Bundle.open(exported_path)
     request = Request("a portrait of a person", "smiling", 3, 10, 2.5, sampler, 64, 48, (), source.digest, strength)
-    (picture,) = generate(bundle, OrtBackend(bundle, "cpu", 1), request, sources=[source])
+    (picture,) = generate(bundle, OrtBackend(bundle, "cpu", 1), request, init_images=[source])
 
     pipe = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(str(tiny_folder), local_files_only=True)
     name, options = SCHEDULERS[sampler]
@@ -292,7 +292,7 @@ def test_regions_read_their_texts_once(
     request = Request("ann and ben", seed=2, steps=4, guidance=2.5, layout="left:ann,right:ben")
     guests = [make_identity(tiny_parts, "ben", 7)]
     ours, old = (
-        np.asarray(generate(opened, OrtBackend(opened, "cpu", 1), request, guests=guests)[0].image, np.int16)
+        np.asarray(generate(opened, OrtBackend(opened, "cpu", 1), request, overrides=guests)[0].image, np.int16)
         for opened in (bundle, plain)
     )
     assert np.abs(ours - old).max() <= 1
@@ -314,7 +314,7 @@ def test_a_failing_export_leaves_the_old_bundle(
 ) -> None:
     before, beside = graph_hashes(exported_copy), sorted(exported_copy.parent.iterdir())
     monkeypatch.setitem(parity.FLOORS, "fp32", 0.0)
-    with pytest.raises(IntegrityProblem, match="text_encoder graph is off by"):
+    with pytest.raises(IntegrityError, match="text_encoder graph is off by"):
         export_bundle(tiny_parts, [], exported_copy, spare_rows=8)
     assert sorted(exported_copy.parent.iterdir()) == beside and graph_hashes(exported_copy) == before
     assert Bundle.open(exported_copy, verify="full").names == ("ann",)
@@ -323,7 +323,7 @@ def test_a_failing_export_leaves_the_old_bundle(
 def test_nan_does_not_pass_for_parity() -> None:
     good = parity.Parity("step", "next_state", (2, 1, 4, 8, 8), 1e-6, 3.0, 1e-4)
     assert good.passed and not replace(good, max_abs_error=float("nan")).passed
-    with pytest.raises(IntegrityProblem):
+    with pytest.raises(IntegrityError):
         parity.check([good, replace(good, max_abs_error=1.0)])
 
 
@@ -333,7 +333,7 @@ def test_a_frozen_axis_is_an_error_and_never_a_graph(specs: dict[str, GraphSpec]
             return latent.reshape(3, 4, -1).sum(dim=-1)
 
     spec = replace(specs["vae_decoder"], module=Frozen(), outputs={"image": ("batch", 4)})
-    with pytest.raises(IntegrityProblem, match="vae_decoder"):
+    with pytest.raises(IntegrityError, match="vae_decoder"):
         to_onnx(spec, block=2)
 
 
@@ -344,7 +344,7 @@ def test_half_precision_is_measured_against_float32(
     half = next(spec for spec in halves if spec.name == "vae_decoder")
     assert tiny_parts.vae.dtype == torch.float32
     save_graph(to_onnx(half, block=2), tmp_path / "vae_decoder.onnx", tmp_path / "vae_decoder.data")
-    expected = parity.torch_answers(specs["vae_decoder"], UNTRACED)
+    expected = parity.reference_outputs(specs["vae_decoder"], UNTRACED)
     measured = parity.measure(expected, tmp_path / "vae_decoder.onnx", parity.FLOORS["fp16"])
     assert all(entry.passed and entry.max_abs_error > 1e-5 for entry in measured)
 
@@ -363,10 +363,10 @@ def test_the_same_model_gives_the_same_bytes_in_silence(
 def test_people_are_checked_before_exporting(tiny_parts: DiffusionParts, ann: Identity, tmp_path: Path) -> None:
     stranger = replace(ann, table_hash="0" * 64)
     cases: list[tuple[type[CelebctlError], list[Identity], int]] = [
-        (IntegrityProblem, [stranger], 8),
-        (UsageProblem, [ann, ann], 8),
-        (UsageProblem, [ann, ann.renamed("anna")], 2),
-        (UsageProblem, [], 3),
+        (IntegrityError, [stranger], 8),
+        (UsageError, [ann, ann], 8),
+        (UsageError, [ann, ann.renamed("anna")], 2),
+        (UsageError, [], 3),
     ]
     for problem, people, spare_rows in cases:
         with pytest.raises(problem) as caught:
@@ -379,15 +379,15 @@ def test_models_that_do_not_fit_are_refused(tiny_parts: DiffusionParts, tmp_path
     twins = replace(tiny_parts, text_encoders=tiny_parts.text_encoders * 2)
     inpainting = replace(tiny_parts, unet=SimpleNamespace(config=SimpleNamespace(in_channels=9)))
     for parts in (twins, inpainting):
-        with pytest.raises(InputRejected):
+        with pytest.raises(InvalidInputError):
             export_bundle(parts, [], tmp_path / "bundle")
-    with pytest.raises(UsageProblem):
+    with pytest.raises(UsageError):
         export_bundle(tiny_parts, [], tmp_path / "bundle", dtype=cast(Any, "int3"))
 
 
 def test_a_directory_of_other_things_is_never_replaced(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageProblem, match="other files"):
+    with pytest.raises(UsageError, match="other files"):
         export_bundle(tiny_parts, [], tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -399,6 +399,6 @@ def test_missing_packages_are_named(
         return None if name == "onnxscript" else name
 
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
-    with pytest.raises(EnvironmentProblem, match="onnxscript") as caught:
+    with pytest.raises(SetupError, match="onnxscript") as caught:
         export_bundle(tiny_parts, [], tmp_path / "bundle")
     assert "celebctl[export" in caught.value.hint

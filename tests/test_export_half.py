@@ -13,13 +13,13 @@ onnx: Any = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from celebctl_export import export_bundle  # noqa: E402
-from celebctl_runtime.bundle import Bundle  # noqa: E402
-from celebctl_runtime.ort_backend import OrtBackend  # noqa: E402
+from celebctl_runtime.backends.ort import OrtBackend  # noqa: E402
+from celebctl_runtime.bundle.bundle import Bundle  # noqa: E402
 from celebctl_runtime.pipeline import generate  # noqa: E402
 from celebctl_runtime.request import Request  # noqa: E402
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 HALF, FULL = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import onnx_ir as ir
 import pytest
-from test_for_ort import _STEP, feeds, run, write  # pyright: ignore[reportPrivateUsage]
+from test_ort_optimizations import _STEP, feeds, run, write  # pyright: ignore[reportPrivateUsage]
 
 torch: Any = pytest.importorskip("torch")
 
-from celebctl_export.parity import FLOORS, Answers  # noqa: E402
+from celebctl_export.parity import FLOORS, ReferenceOutputs  # noqa: E402
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 # As modules, for what they imported is exchanged in them.
 ort_variants: Any = import_module("celebctl_export.ort_variants")
@@ -27,13 +27,13 @@ Change = Callable[[ir.Model], Any]
 
 
 @pytest.fixture
-def answers(tmp_path: Path) -> Answers:
+def answers(tmp_path: Path) -> ReferenceOutputs:
     """A step graph in a folder of its own, and what it gives."""
     path = write(tmp_path / "step.onnx", _STEP)
-    return Answers("step", [(values, run(path, values)) for values in (feeds(), feeds(1, 2, 4, 8))])
+    return ReferenceOutputs("step", [(values, run(path, values)) for values in (feeds(), feeds(1, 2, 4, 8))])
 
 
-def measured(folder: Path, expected: Answers, said: list[str]) -> tuple[list[Any], list[Any]]:
+def measured(folder: Path, expected: ReferenceOutputs, said: list[str]) -> tuple[list[Any], list[Any]]:
     return writing._measured_variant(folder, expected, FLOOR, said.append)
 
 
@@ -65,7 +65,7 @@ def fails(model: ir.Model) -> None:
     raise RuntimeError("a graph tool that gives up")
 
 
-def test_a_right_form_is_kept_and_measured(tmp_path: Path, answers: Answers) -> None:
+def test_a_right_form_is_kept_and_measured(tmp_path: Path, answers: ReferenceOutputs) -> None:
     said: list[str] = []
     (variant,), rows = measured(tmp_path, answers, said)
     assert (tmp_path / variant.file).is_file() and (tmp_path / variant.reader).is_file() and not said
@@ -77,7 +77,7 @@ def test_a_right_form_is_kept_and_measured(tmp_path: Path, answers: Answers) -> 
     [(another_function, "off by"), (another_shape, ""), (another_operator, "NoSuchThing"), (fails, "gives up")],
 )
 def test_a_wrong_form_is_discarded_and_the_graph_stays(
-    tmp_path: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch, change: Change, word: str
+    tmp_path: Path, answers: ReferenceOutputs, monkeypatch: pytest.MonkeyPatch, change: Change, word: str
 ) -> None:
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     also(change, monkeypatch)
@@ -92,7 +92,7 @@ def test_a_long_path_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / ("deep" * 40)
     folder.mkdir()
     path = write(folder / "step.onnx", _STEP)
-    expected = Answers("step", [(feeds(), run(path, feeds()))])
+    expected = ReferenceOutputs("step", [(feeds(), run(path, feeds()))])
     also(another_operator, monkeypatch)
     said: list[str] = []
     assert measured(folder, expected, said) == ([], [])
@@ -100,7 +100,7 @@ def test_a_long_path_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytes
 
 
 def test_files_begun_before_a_failure_are_gone(
-    tmp_path: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, answers: ReferenceOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last thing to be written fails when the others lie there already."""
     before, saved, genuine = sorted(tmp_path.iterdir()), list[Path](), cast(Any, ir).save

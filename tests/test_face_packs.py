@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from face_doubles import photo_of, write_face_models
+from face_fakes import photo_of, write_face_models
 from PIL import Image
 
-from celebctl_models import face_packs
-from celebctl_models.face_packs import (
+from celebctl_models.faces import packs
+from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.packs import (
     DEFAULT_PACK,
     LICENCES_FILE,
     PACKS,
@@ -30,8 +31,7 @@ from celebctl_models.face_packs import (
     pack_in,
     require_accepted,
 )
-from celebctl_models.faces import InsightFaceAnalyser
-from celebctl_runtime.errors import IntegrityProblem, NotFound, PolicyRefusal
+from celebctl_runtime.errors import IntegrityError, NotFoundError, PolicyError
 
 TOY = "toy"
 NAMES = ("detector.onnx", "recogniser.onnx")
@@ -51,13 +51,13 @@ def toy(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
         return PackFile(name, len(data), hashlib.sha256(data).hexdigest())
 
     pack = Pack(TOY, "doubles", 1_000_000, "0" * 64, (entry(NAMES[0]), entry(NAMES[1])))
-    monkeypatch.setattr(face_packs, "PACKS", {**PACKS, TOY: pack})
+    monkeypatch.setattr(packs, "PACKS", {**PACKS, TOY: pack})
     return pack
 
 
 def whole(folder: Path) -> bool:
     """Whether a folder holds the toy pack's files, byte for byte."""
-    files = face_packs.PACKS[TOY].files
+    files = packs.PACKS[TOY].files
     return all(hashlib.sha256((folder / file.name).read_bytes()).hexdigest() == file.sha256 for file in files)
 
 
@@ -88,7 +88,7 @@ def test_the_table_is_complete() -> None:
 
 def test_a_pack_is_found_in_the_library_first_then_where_insightface_keeps_it(tmp_path: Path, unpacked: Path) -> None:
     root, home = tmp_path / "library", tmp_path / "home"
-    with pytest.raises(NotFound) as error:
+    with pytest.raises(NotFoundError) as error:
         find_pack(TOY, root, home)
     assert "celebctl setup toy" in error.value.hint
     theirs = home / ".insightface" / "models" / TOY
@@ -104,12 +104,12 @@ def test_a_pack_is_found_in_the_library_first_then_where_insightface_keeps_it(tm
 def test_half_a_pack_is_no_pack(tmp_path: Path, unpacked: Path) -> None:
     folder = Path(shutil.copytree(unpacked, pack_folder(TOY, tmp_path)))
     (folder / NAMES[1]).write_bytes((folder / NAMES[1]).read_bytes()[:-1])  # a download that was cut short
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         find_pack(TOY, tmp_path, tmp_path)
 
 
 def test_an_unknown_pack_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(NotFound) as error:
+    with pytest.raises(NotFoundError) as error:
         find_pack("buffalo_x", tmp_path)
     assert "buffalo_l" in error.value.hint
 
@@ -118,7 +118,7 @@ def test_an_unknown_pack_names_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_a_licence_is_asked_for_once(tmp_path: Path) -> None:
-    with pytest.raises(PolicyRefusal) as error:
+    with pytest.raises(PolicyError) as error:
         require_accepted(TOY, tmp_path)
     assert "non-commercial" in error.value.problem and "celebctl setup toy --accept-licence" in error.value.hint
     assert error.value.exit_code == 7
@@ -131,8 +131,8 @@ def test_a_licence_is_asked_for_once(tmp_path: Path) -> None:
 
 def test_another_text_asks_again(tmp_path: Path, toy: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     accept(TOY, tmp_path)
-    monkeypatch.setitem(face_packs.PACKS, TOY, replace(toy, licence="Other terms."))
-    with pytest.raises(PolicyRefusal):
+    monkeypatch.setitem(packs.PACKS, TOY, replace(toy, licence="Other terms."))
+    with pytest.raises(PolicyError):
         require_accepted(TOY, tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_accepting_keeps_what_others_wrote(tmp_path: Path) -> None:
 def test_a_broken_file_of_licences_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / LICENCES_FILE).write_text(text)
     for use in (lambda: require_accepted(TOY, tmp_path), lambda: accept(TOY, tmp_path)):
-        with pytest.raises(IntegrityProblem, match=LICENCES_FILE):
+        with pytest.raises(IntegrityError, match=LICENCES_FILE):
             use()
     assert (tmp_path / LICENCES_FILE).read_text() == text
 
@@ -158,7 +158,7 @@ def test_a_broken_file_of_licences_is_named(tmp_path: Path, text: str) -> None:
 def test_an_odd_date_is_no_acceptance_in_silence(tmp_path: Path, toy: Pack) -> None:
     entry = {"text_sha256": toy.licence_sha256, "accepted": "yesterday"}
     (tmp_path / LICENCES_FILE).write_text(json.dumps({TOY: entry}))
-    with pytest.raises(IntegrityProblem):
+    with pytest.raises(IntegrityError):
         accepted_at(TOY, tmp_path)
 
 
@@ -171,12 +171,12 @@ def test_what_was_said_wins_then_what_the_model_brings_then_the_default(
     bundled = choose_face_models(None, "mini", tmp_path, tmp_path)
     assert (bundled / "detector.onnx").is_file() and "mini" in bundled.parts
     assert choose_face_models(str(bundled), "owner/model", tmp_path, tmp_path) == bundled
-    with pytest.raises(NotFound, match="buffalo_l"):
+    with pytest.raises(NotFoundError, match="buffalo_l"):
         choose_face_models(None, "owner/model", tmp_path, tmp_path)
-    monkeypatch.setattr(face_packs, "DEFAULT_PACK", TOY)
+    monkeypatch.setattr(packs, "DEFAULT_PACK", TOY)
     install_pack(TOY, unpacked, tmp_path)
     for said in (None, TOY, str(unpacked)):  # a known pack asks for its licence wherever it lies
-        with pytest.raises(PolicyRefusal):
+        with pytest.raises(PolicyError):
             choose_face_models(said, "owner/model", tmp_path, tmp_path)
     accept(TOY, tmp_path)
     assert choose_face_models(None, "owner/model", tmp_path, tmp_path) == pack_folder(TOY, tmp_path)
@@ -275,7 +275,7 @@ def test_an_archive_that_is_not_the_published_one_is_refused_whole(tmp_path: Pat
     root, archive = tmp_path / "in" / "library", tmp_path / "toy.zip"
     before = install_pack(TOY, unpacked, root)
     HOSTILE[kind](unpacked, archive)
-    with pytest.raises(IntegrityProblem, match=r"toy\.zip") as error:
+    with pytest.raises(IntegrityError, match=r"toy\.zip") as error:
         install_pack(TOY, archive, root)
     assert "download" in error.value.hint
     assert whole(before)  # what was there before still stands, and nothing else
@@ -287,13 +287,13 @@ def test_an_archive_of_many_files_is_no_pack(tmp_path: Path, unpacked: Path) -> 
     with zipfile.ZipFile(path, "a") as archive:
         for number in range(100):
             archive.writestr(f"{number}.txt", b"")
-    with pytest.raises(IntegrityProblem, match="102 files"):
+    with pytest.raises(IntegrityError, match="102 files"):
         install_pack(TOY, path, tmp_path)
 
 
 def test_nothing_to_install_from_says_where_it_is_published(tmp_path: Path) -> None:
     for source in (tmp_path / "toy.zip", tmp_path):
-        with pytest.raises(NotFound) as error:
+        with pytest.raises(NotFoundError) as error:
             install_pack(TOY, source, tmp_path / "library")
         assert "https://github.com/deepinsight/insightface" in error.value.hint
     assert not (tmp_path / "library").exists()

@@ -10,26 +10,26 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from face_doubles import CELL, LANDMARKS, photo_of, write_face_models
+from face_fakes import CELL, LANDMARKS, photo_of, write_face_models
 from PIL import Image
 
-from celebctl_models.faces import (
+from celebctl_models.checkpoints.registry import card_for, locate
+from celebctl_models.faces.analysis import (
     SEEN_WHOLE,
-    ChosenFaces,
     Face,
+    FaceOverrides,
     FaceSettings,
     InsightFaceAnalyser,
-    the_face,
+    select_face,
     without_nested,
 )
 from celebctl_models.mini.world import draw_portrait
-from celebctl_models.registry import card_for, locate
 from celebctl_runtime.errors import (
-    EnvironmentProblem,
-    InputRejected,
-    IntegrityProblem,
-    NotFound,
-    UsageProblem,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    SetupError,
+    UsageError,
 )
 
 
@@ -169,7 +169,7 @@ def test_a_crop_is_recognised_as_its_face_was(analyser: InsightFaceAnalyser) -> 
 
 def test_the_processor_is_said_and_really_runs(analyser: InsightFaceAnalyser, folder: Path) -> None:
     assert analyser.providers == ("CPUExecutionProvider",)
-    with pytest.raises(EnvironmentProblem, match="has no NoSuchProvider") as error:
+    with pytest.raises(SetupError, match="has no NoSuchProvider") as error:
         InsightFaceAnalyser(folder, providers=["NoSuchProvider", "CPUExecutionProvider"])
     assert "celebctl doctor" in error.value.hint
 
@@ -182,7 +182,7 @@ def test_there_is_no_quiet_way_back_to_the_cpu(folder: Path, monkeypatch: pytest
     if known[0] in cast(Any, onnxruntime).get_available_providers():
         pytest.skip("CUDA may start here")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
-    with pytest.raises(EnvironmentProblem, match="CUDAExecutionProvider did not start"):
+    with pytest.raises(SetupError, match="CUDAExecutionProvider did not start"):
         InsightFaceAnalyser(folder, providers=known)
 
 
@@ -203,29 +203,29 @@ def face(size: float = 100, score: float = 0.9) -> Face:
 
 def test_one_face_is_the_face() -> None:
     only = face()
-    assert the_face([only], "a.jpg") is only
-    assert the_face([face(), only], "a.jpg", pick=2) is only
+    assert select_face([only], "a.jpg") is only
+    assert select_face([face(), only], "a.jpg", pick=2) is only
 
 
 def test_no_face_and_several_faces_are_refused() -> None:
-    with pytest.raises(InputRejected, match=r"no face .* a\.jpg"):
-        the_face([], "a.jpg")
-    with pytest.raises(InputRejected, match=r"2 faces: 1: 100 x 100 px .*; 2: 50 x 50 px") as error:
-        the_face([face(), face(50)], "a.jpg")
+    with pytest.raises(InvalidInputError, match=r"no face .* a\.jpg"):
+        select_face([], "a.jpg")
+    with pytest.raises(InvalidInputError, match=r"2 faces: 1: 100 x 100 px .*; 2: 50 x 50 px") as error:
+        select_face([face(), face(50)], "a.jpg")
     assert "--face 1" in error.value.hint
-    with pytest.raises(UsageProblem, match="no face number 3"):
-        the_face([face(), face(50)], "a.jpg", pick=3)
+    with pytest.raises(UsageError, match="no face number 3"):
+        select_face([face(), face(50)], "a.jpg", pick=3)
 
 
 def test_a_tiny_face_is_refused() -> None:
-    with pytest.raises(InputRejected, match="40 pixels small; at least 64"):
-        the_face([face(40)], "a.jpg", smallest=64)
+    with pytest.raises(InvalidInputError, match="40 pixels small; at least 64"):
+        select_face([face(40)], "a.jpg", smallest=64)
 
 
 def test_a_chosen_face_is_the_only_one_in_its_photo(analyser: InsightFaceAnalyser) -> None:
     both, other = photo_of((0, 0), (3, 3)), photo_of((1, 1))
     second = analyser.analyse(both)[1]
-    chosen = ChosenFaces(analyser)
+    chosen = FaceOverrides(analyser)
     chosen.choose(both, second)
     assert chosen.analyse(both) == [second]
     assert len(chosen.analyse(both.copy())) == 2 and len(chosen.analyse(other)) == 1
@@ -237,25 +237,25 @@ def test_a_chosen_face_is_the_only_one_in_its_photo(analyser: InsightFaceAnalyse
 )
 def test_a_folder_without_the_pair_is_refused(tmp_path: Path, detector: bool, recogniser: bool, said: str) -> None:
     write_face_models(tmp_path, detector=detector, recogniser=recogniser)
-    with pytest.raises(IntegrityProblem, match=said):
+    with pytest.raises(IntegrityError, match=said):
         InsightFaceAnalyser(tmp_path)
 
 
 def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     write_face_models(tmp_path)
     (tmp_path / "detector.onnx").write_bytes(b"\x08\x09 not a model")
-    with pytest.raises(IntegrityProblem, match=str(tmp_path)):
+    with pytest.raises(IntegrityError, match=str(tmp_path)):
         InsightFaceAnalyser(tmp_path)
 
 
 def test_a_detector_without_landmarks_is_refused(tmp_path: Path) -> None:
     analyser = InsightFaceAnalyser(write_face_models(tmp_path, landmarks=None))
-    with pytest.raises(IntegrityProblem, match="no landmarks"):
+    with pytest.raises(IntegrityError, match="no landmarks"):
         analyser.analyse(photo_of((1, 1)))
 
 
 def test_a_missing_folder_is_said_and_nothing_is_fetched(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="no folder"):
+    with pytest.raises(NotFoundError, match="no folder"):
         InsightFaceAnalyser(tmp_path / "buffalo_l")
 
 
@@ -264,7 +264,7 @@ def test_a_missing_folder_is_said_and_nothing_is_fetched(tmp_path: Path) -> None
 )
 def test_settings_that_are_wrong_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "faces.json").write_text(text)
-    with pytest.raises(IntegrityProblem, match=r"faces\.json"):
+    with pytest.raises(IntegrityError, match=r"faces\.json"):
         FaceSettings.read(tmp_path)
 
 
@@ -274,19 +274,19 @@ def test_settings_have_defaults_for_plain_packs(tmp_path: Path) -> None:
 
 def test_without_insightface_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "insightface.app", None)
-    with pytest.raises(EnvironmentProblem) as error:
+    with pytest.raises(SetupError) as error:
         InsightFaceAnalyser(folder)
     assert "celebctl[learn]" in error.value.hint
 
 
 def test_opencv_that_does_not_load_is_explained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import celebctl_models.faces as faces
+    import celebctl_models.faces.analysis as faces
 
     def without_libgl(name: str) -> Any:
         raise ImportError("libGL.so.1: cannot open shared object file")
 
     monkeypatch.setattr(faces, "import_module", without_libgl)
-    with pytest.raises(EnvironmentProblem, match=r"libGL\.so\.1") as error:
+    with pytest.raises(SetupError, match=r"libGL\.so\.1") as error:
         InsightFaceAnalyser(folder)
     assert "opencv-python-headless" in error.value.hint
 

@@ -10,21 +10,22 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from family_doubles import lcm, sd1, sd2, sd_turbo, xl, xl_turbo
+from family_fakes import lcm, sd1, sd2, sd_turbo, xl, xl_turbo
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("insightface")
 
-from celebctl.method import build_basis, learn_people  # noqa: E402
-from celebctl.method.config import CLEAN  # noqa: E402
-from celebctl.method.sampling import draw, rows_of  # noqa: E402
+from celebctl.basis.basis import build_basis
+from celebctl.learning.config import CLEAN  # noqa: E402
+from celebctl.learning.sampling import draw, rows_of  # noqa: E402
+from celebctl.learning.trainer import learn_people  # noqa: E402
 from celebctl_export import export_bundle  # noqa: E402
-from celebctl_models.diffusion import guidance_embedding, load_parts  # noqa: E402
-from celebctl_models.faces import InsightFaceAnalyser  # noqa: E402
+from celebctl_models.checkpoints.diffusion import guidance_embedding, load_parts  # noqa: E402
+from celebctl_models.checkpoints.registry import CARD_FILE, card_for, locate  # noqa: E402
+from celebctl_models.faces.analysis import InsightFaceAnalyser  # noqa: E402
 from celebctl_models.mini.world import draw_portrait  # noqa: E402
-from celebctl_models.registry import CARD_FILE, card_for, locate  # noqa: E402
-from celebctl_runtime.ort_backend import OrtBackend  # noqa: E402
+from celebctl_runtime.backends.ort import OrtBackend  # noqa: E402
 from celebctl_runtime.pipeline import generate  # noqa: E402
 from celebctl_runtime.request import Request  # noqa: E402
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import celebctl_runtime.files as files
-from celebctl_runtime.errors import EnvironmentProblem
+from celebctl_runtime.errors import SetupError
 from celebctl_runtime.files import atomic_directory, atomic_write, sha256_file
 
 
@@ -50,7 +50,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "kept"
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(EnvironmentProblem, match="No space left") as caught:
+    with pytest.raises(SetupError, match="No space left") as caught:
         atomic_write(path, content)
     assert "free some space" in caught.value.hint
     assert path.read_text() == "old" and names(tmp_path) == ["kept"]
@@ -70,13 +70,13 @@ def test_a_bug_in_the_writer_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_directory_in_the_way_is_told(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentProblem, match="is a directory"):
+    with pytest.raises(SetupError, match="is a directory"):
         atomic_write(tmp_path, b"")
 
 
 def test_a_file_among_the_parents_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentProblem):
+    with pytest.raises(SetupError):
         atomic_write(tmp_path / "file" / "x", b"")
 
 
@@ -99,7 +99,7 @@ def test_a_failure_keeps_the_old_directory(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "old").touch()
-    with pytest.raises(EnvironmentProblem), atomic_directory(target) as temporary:
+    with pytest.raises(SetupError), atomic_directory(target) as temporary:
         (temporary / "half").touch()
         full_disk()
     assert names(tmp_path) == ["bundle"] and names(target) == ["old"]
@@ -117,7 +117,7 @@ def test_a_failing_rename_puts_the_old_directory_back(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(files, "_exchange", never)
     monkeypatch.setattr(Path, "rename", fail_for_the_new)
-    with pytest.raises(EnvironmentProblem), atomic_directory(target) as temporary:
+    with pytest.raises(SetupError), atomic_directory(target) as temporary:
         (temporary / "new").touch()
     assert names(tmp_path) == ["bundle"] and names(target) == ["old"]
 

@@ -16,24 +16,20 @@ from PIL import Image
 
 torch: Any = pytest.importorskip("torch")
 
-from celebctl.method.celebrities import CelebrityFaces, faces_of, load_faces, save_faces  # noqa: E402
-from celebctl.method.config import (  # noqa: E402
-    CLEAN,
-    FAITHFUL,
-    framing_in,
-)
-from celebctl.method.rendered_names import render_names  # noqa: E402
-from celebctl.method.starts import framing_of, framing_story, placed  # noqa: E402
-from celebctl.method.views import make_views  # noqa: E402
-from celebctl_models.faces import Face  # noqa: E402
-from celebctl_models.framing import FEWEST, PHOTOGRAPHS, Framing, measure_framing  # noqa: E402
-from celebctl_models.registry import card_for, locate  # noqa: E402
+from celebctl.basis.celebrities import CelebrityFaces, faces_of, load_faces, save_faces  # noqa: E402
+from celebctl.basis.name_filtering import render_names  # noqa: E402
+from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config
+from celebctl.learning.initialization import describe_framing, framing_of, with_model_framing  # noqa: E402
+from celebctl.learning.views import make_views  # noqa: E402
+from celebctl_models.checkpoints.registry import card_for, locate  # noqa: E402
+from celebctl_models.faces.analysis import Face  # noqa: E402
+from celebctl_models.faces.framing import FEWEST, PHOTOGRAPHS, Framing, measure_framing  # noqa: E402
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 NAMES = [f"name {number}" for number in range(24)]
-DRAWN = Framing(smallest=0.25, largest=0.35, middle=0.38, sway=0.04)  # how the make-believe model draws
+DRAWN = Framing(face_height_min=0.25, face_height_max=0.35, face_center_y=0.38, face_jitter=0.04)  # how the make-believe model draws
 
 
 def photo_of(box: tuple[int, int, int, int], side: int = 400) -> Image.Image:
@@ -57,11 +53,11 @@ def test_the_face_of_a_view_stands_where_the_framing_says(framing: Framing) -> N
     config = replace(CLEAN, **framing.as_dict())
     views = make_views(photo_of(box), face, 128, 40, config, torch.Generator().manual_seed(1))
     seen, pixel = np.array([box_in(one) for one in views.pixels.numpy()]), 1.6 / 128
-    assert framing.smallest - pixel < seen[:, 0].min() and seen[:, 0].max() < framing.largest + pixel
-    assert np.abs(seen[:, 1:] - [0.5, framing.middle]).max() < framing.sway + pixel
-    if framing.sway:
-        assert np.ptp(seen[:, 0]) > 0.6 * (framing.largest - framing.smallest), "all sizes in between"
-        assert np.ptp(seen[:, 2]) > framing.sway
+    assert framing.face_height_min - pixel < seen[:, 0].min() and seen[:, 0].max() < framing.face_height_max + pixel
+    assert np.abs(seen[:, 1:] - [0.5, framing.face_center_y]).max() < framing.face_jitter + pixel
+    if framing.face_jitter:
+        assert np.ptp(seen[:, 0]) > 0.6 * (framing.face_height_max - framing.face_height_min), "all sizes in between"
+        assert np.ptp(seen[:, 2]) > framing.face_jitter
 
 
 def test_what_the_config_says_goes_first_then_the_model_then_what_was_measured(
@@ -75,12 +71,12 @@ def test_what_the_config_says_goes_first_then_the_model_then_what_was_measured(
     own = Framing(0.7, 0.8, 0.5, 0.01)
     declared = replace(measured, card=replace(measured.card, framing=own))
     assert framing_of(declared) == (own, "declared")
-    assert framing_in(placed(CLEAN, declared)) == own
-    asked = placed(replace(CLEAN, middle=0.6), measured)
-    assert framing_in(asked) == replace(DRAWN, middle=0.6) and framing_story(asked, measured).endswith("(asked for)")
-    assert framing_story(placed(CLEAN, measured), measured) == f"{DRAWN} (measured)"
-    faithful = framing_in(placed(FAITHFUL, measured))
-    assert (faithful.smallest, faithful.largest) == (0.1, 1.0), "the release's own scales"
+    assert framing_from_config(with_model_framing(CLEAN, declared)) == own
+    asked = with_model_framing(replace(CLEAN, face_center_y=0.6), measured)
+    assert framing_from_config(asked) == replace(DRAWN, face_center_y=0.6) and describe_framing(asked, measured).endswith("(asked for)")
+    assert describe_framing(with_model_framing(CLEAN, measured), measured) == f"{DRAWN} (measured)"
+    faithful = framing_from_config(with_model_framing(FAITHFUL, measured))
+    assert (faithful.face_height_min, faithful.face_height_max) == (0.1, 1.0), "the release's own scales"
     with pytest.raises(ValueError, match="placed"):
         make_views(photo_of((1, 1, 2, 2)), None, 8, 1, CLEAN, torch.Generator())
 
@@ -105,7 +101,7 @@ def test_the_framing_is_the_middle_half_of_what_is_drawn() -> None:
     assert measure_framing(places + np.array([0, 0, 1], np.float32)) is None, "no picture has its faces below itself"
 
 
-@pytest.mark.parametrize("wrong", [{"smallest": 0.6}, {"middle": 1.2}, {"sway": -0.1}, {"largest": 9.0}])
+@pytest.mark.parametrize("wrong", [{"face_height_min": 0.61}, {"face_center_y": 1.2}, {"face_jitter": -0.1}, {"face_height_max": 9.0}])
 def test_shares_that_no_picture_has_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="no framing"):
         Framing.from_dict({**DRAWN.as_dict(), **wrong})
@@ -120,8 +116,8 @@ def draw(prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
     made: list[NDArray[np.uint8]] = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         random = np.random.default_rng([*prompt.encode(), seed])
-        height = 200 * random.uniform(2 * DRAWN.smallest - 0.3, 2 * DRAWN.largest - 0.3)  # quartiles .25 and .35
-        middle = 200 * (DRAWN.middle + random.uniform(-2, 2) * DRAWN.sway)
+        height = 200 * random.uniform(2 * DRAWN.face_height_min - 0.3, 2 * DRAWN.face_height_max - 0.3)  # quartiles .25 and .35
+        middle = 200 * (DRAWN.face_center_y + random.uniform(-2, 2) * DRAWN.face_jitter)
         top, left = round(middle - height / 2), 90
         made.append(np.asarray(photo_of((left, top, left + 20, round(middle + height / 2)), 200)))
     return np.stack(made)

@@ -7,160 +7,160 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundle_doubles import make_identity
-from desk_doubles import Desk, recipe, refused, toy_bundle
+from bundle_fakes import make_identity
+from console_fakes import Desk, recipe, refused, toy_bundle
 from PIL import Image
 
 from celebctl.cli.options import parse_size
 from celebctl.library import Library
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.errors import UsageProblem
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.errors import UsageError
 from celebctl_runtime.picture import read_request
 
 # export
 
 
-def test_export_takes_everybody_or_those_named(desk: Desk) -> None:
-    desk.know("alice", "bob", "carol")
-    said = desk("export")
-    assert said.lines == [str(desk.library.bundles()[0])]
-    assert desk.bundle().names == ("alice", "bob", "carol") and 'celebctl gen "alice and bob' in said.err
-    said = desk("export", "bob", "--out", "bundle", "--json")
-    assert said.document["people"] == ["bob"] and Bundle.open(desk.folder / "bundle").names == ("bob",)
-    refused(desk("export", "bbo", "--out", "other"), 4, "bbo", "did you mean bob")
+def test_export_takes_everybody_or_those_named(console: Desk) -> None:
+    console.know("alice", "bob", "carol")
+    said = console("export")
+    assert said.lines == [str(console.library.bundles()[0])]
+    assert console.bundle().names == ("alice", "bob", "carol") and 'celebctl gen "alice and bob' in said.err
+    said = console("export", "bob", "--out", "bundle", "--json")
+    assert said.document["people"] == ["bob"] and Bundle.open(console.folder / "bundle").names == ("bob",)
+    refused(console("export", "bbo", "--out", "other"), 4, "bbo", "did you mean bob")
 
 
-def test_people_move_in_and_out_without_an_export(desk: Desk) -> None:
-    desk.know("alice", "bob")
-    refused(desk("export", "--add", "alice"), 4, "no bundle", "celebctl export")
-    toy_bundle(desk.library, make_identity("carol", 9))
-    said = desk("export", "--add", "alice", "--add", "bob", "--remove", "carol", "--json")
-    assert said.document["people"] == ["alice", "bob"] and not desk.stage.calls
-    refused(desk("export", "--remove", "carol"), 4, "carol", "alice and bob")
-    assert desk.bundle().names == ("alice", "bob")
+def test_people_move_in_and_out_without_an_export(console: Desk) -> None:
+    console.know("alice", "bob")
+    refused(console("export", "--add", "alice"), 4, "no bundle", "celebctl export")
+    toy_bundle(console.library, make_identity("carol", 9))
+    said = console("export", "--add", "alice", "--add", "bob", "--remove", "carol", "--json")
+    assert said.document["people"] == ["alice", "bob"] and not console.stage.calls
+    refused(console("export", "--remove", "carol"), 4, "carol", "alice and bob")
+    assert console.bundle().names == ("alice", "bob")
 
 
 # gen
 
 
-def test_gen_writes_a_picture_named_after_prompt_and_seed(desk: Desk) -> None:
-    desk.know("alice", "bob")
-    toy_bundle(desk.library)
-    said = desk("gen", "Alice and Bob, playing chess!", "--seed", "4")
+def test_gen_writes_a_picture_named_after_prompt_and_seed(console: Desk) -> None:
+    console.know("alice", "bob")
+    toy_bundle(console.library)
+    said = console("gen", "Alice and Bob, playing chess!", "--seed", "4")
     assert said.lines == ["alice-and-bob-playing-chess-4.png"], said.err
-    assert recipe(desk.folder / said.lines[0]).identities == ("alice", "bob")
+    assert recipe(console.folder / said.lines[0]).identities == ("alice", "bob")
     assert "alice and bob;" in said.err and "draw it again: celebctl regen" in said.err
 
 
-def test_gen_makes_a_bundle_when_there_is_none(desk: Desk) -> None:
-    desk.know("alice")
-    said = desk("gen", "alice", "--seed", "1")
+def test_gen_makes_a_bundle_when_there_is_none(console: Desk) -> None:
+    console.know("alice")
+    said = console("gen", "alice", "--seed", "1")
     assert said.lines == ["alice-1.png"] and "no bundle of toy yet; making one" in said.err
-    assert desk("gen", "alice", "--seed", "2").code == 0 and len(desk.stage.calls) == 1
+    assert console("gen", "alice", "--seed", "2").code == 0 and len(console.stage.calls) == 1
 
 
-def test_gen_brings_those_it_needs_into_the_bundle(desk: Desk) -> None:
+def test_gen_brings_those_it_needs_into_the_bundle(console: Desk) -> None:
     """Only those whom the prompt names: a bundle has room for some, a library for thousands."""
-    toy_bundle(desk.library, make_identity("alice", 1))
-    desk.know("alice", "bob", "carol")
-    assert "added bob to the bundle" in desk("gen", "alice and bob").err
-    assert desk.bundle().names == ("alice", "bob")
-    desk.library.save(make_identity("alice", 77), overwrite=True)
-    desk("gen", "<alice>")
-    assert desk.bundle().manifest.identities["alice"].digest == make_identity("alice", 77).digest
+    toy_bundle(console.library, make_identity("alice", 1))
+    console.know("alice", "bob", "carol")
+    assert "added bob to the bundle" in console("gen", "alice and bob").err
+    assert console.bundle().names == ("alice", "bob")
+    console.library.save(make_identity("alice", 77), overwrite=True)
+    console("gen", "<alice>")
+    assert console.bundle().manifest.identities["alice"].digest == make_identity("alice", 77).digest
 
 
-def test_a_given_bundle_is_left_as_it_is(desk: Desk) -> None:
-    desk.know("alice")
-    bundle = toy_bundle(Library(desk.folder / "elsewhere"))
+def test_a_given_bundle_is_left_as_it_is(console: Desk) -> None:
+    console.know("alice")
+    bundle = toy_bundle(Library(console.folder / "elsewhere"))
     before = (bundle.path / "manifest.json").read_bytes()
-    assert desk("gen", "alice", "--bundle", bundle.path).code == 0
+    assert console("gen", "alice", "--bundle", bundle.path).code == 0
     assert (bundle.path / "manifest.json").read_bytes() == before
-    refused(desk("gen", "alice", "--bundle", "nowhere"), 4, "nowhere")
+    refused(console("gen", "alice", "--bundle", "nowhere"), 4, "nowhere")
 
 
-def test_an_unknown_name_in_brackets_is_code_4_with_a_suggestion(desk: Desk) -> None:
-    desk.know("carol")
-    toy_bundle(desk.library)
-    refused(desk("gen", "<carl> on the beach"), 4, "<carl>", "carol")
-    assert not list(desk.folder.glob("*.png"))
+def test_an_unknown_name_in_brackets_is_code_4_with_a_suggestion(console: Desk) -> None:
+    console.know("carol")
+    toy_bundle(console.library)
+    refused(console("gen", "<carl> on the beach"), 4, "<carl>", "carol")
+    assert not list(console.folder.glob("*.png"))
 
 
-def test_somebody_of_another_model_is_a_plain_word_and_that_is_said(desk: Desk) -> None:
-    toy_bundle(desk.library)
-    desk.library.save(make_identity("zoe", table_hash="f" * 64))
-    said = desk("gen", "zoe", "--seed", "1")
+def test_somebody_of_another_model_is_a_plain_word_and_that_is_said(console: Desk) -> None:
+    toy_bundle(console.library)
+    console.library.save(make_identity("zoe", table_hash="f" * 64))
+    said = console("gen", "zoe", "--seed", "1")
     assert said.code == 0 and "note: zoe was learned for another model (toy-ffffffff)" in said.err
-    assert recipe(desk.folder / "zoe-1.png").identities == ()
+    assert recipe(console.folder / "zoe-1.png").identities == ()
 
 
-def test_what_does_not_fit_is_said(desk: Desk) -> None:
-    toy_bundle(desk.library)
-    said = desk("gen", "of chess " * 60 + "zebra", "--seed", "1")
+def test_what_does_not_fit_is_said(console: Desk) -> None:
+    toy_bundle(console.library)
+    said = console("gen", "of chess " * 60 + "zebra", "--seed", "1")
     assert said.code == 0 and "left out: " in said.err and "zebra" in said.err
 
 
-def test_picture_k_has_seed_k_and_equals_the_single_one(desk: Desk) -> None:
-    toy_bundle(desk.library)
-    said = desk("gen", "beach", "-n", "3", "--seed", "5")
+def test_picture_k_has_seed_k_and_equals_the_single_one(console: Desk) -> None:
+    toy_bundle(console.library)
+    said = console("gen", "beach", "-n", "3", "--seed", "5")
     assert said.lines == ["beach-5.png", "beach-6.png", "beach-7.png"]
-    desk("gen", "beach", "--seed", "6", "-o", "six.png")
+    console("gen", "beach", "--seed", "6", "-o", "six.png")
     with Image.open("beach-6.png") as one, Image.open("six.png") as other:
         assert one.tobytes() == other.tobytes()
 
 
-def test_a_seed_nobody_chose_is_told(desk: Desk) -> None:
-    toy_bundle(desk.library)
-    said = desk("gen", "beach", "--json")
+def test_a_seed_nobody_chose_is_told(console: Desk) -> None:
+    toy_bundle(console.library)
+    said = console("gen", "beach", "--json")
     (picture,) = said.document["pictures"]
     assert f"seed {picture['request']['seed']}" in said.err and Path(picture["path"]).is_file()
 
 
-def test_every_dial_is_in_the_recipe(desk: Desk) -> None:
-    toy_bundle(desk.library)
+def test_every_dial_is_in_the_recipe(console: Desk) -> None:
+    toy_bundle(console.library)
     words = "--steps 7 --cfg 3.5 --sampler euler --neg fog --size 40x48 --scale 2 --seed 3 -o dir/".split()
-    (path,) = desk("gen", "beach", *words).lines
-    request, record = read_request(desk.folder / path)
+    (path,) = console("gen", "beach", *words).lines
+    request, record = read_request(console.folder / path)
     assert (request.steps, request.guidance, request.sampler, request.negative) == (7, 3.5, "euler", "fog")
     assert (request.width, request.height, request.seed, record["scale"]) == (40, 48, 3, 2)
     with Image.open(path) as picture:
         assert picture.size == (80, 96)
 
 
-def test_pictures_are_enlarged_as_the_model_likes_it(desk: Desk) -> None:
-    toy_bundle(desk.library)
-    desk("gen", "beach", "-o", "beach.png")
+def test_pictures_are_enlarged_as_the_model_likes_it(console: Desk) -> None:
+    toy_bundle(console.library)
+    console("gen", "beach", "-o", "beach.png")
     with Image.open("beach.png") as picture:
         assert picture.size == (128, 128)
 
 
-def test_no_metadata_means_none(desk: Desk) -> None:
-    toy_bundle(desk.library)
-    desk("gen", "beach", "-o", "bare.png", "--no-metadata")
+def test_no_metadata_means_none(console: Desk) -> None:
+    toy_bundle(console.library)
+    console("gen", "beach", "-o", "bare.png", "--no-metadata")
     with Image.open("bare.png") as picture:
         picture.load()
         assert not picture.info
-    refused(desk("regen", "bare.png"), 3, "no recipe")
+    refused(console("regen", "bare.png"), 3, "no recipe")
 
 
 def test_a_size_of_one_number_is_a_square() -> None:
     read = [parse_size(text) for text in ("512", "512x768", "512×768", None)]
     assert read == [(512, 512), (512, 768), (512, 768), (0, 0)]
     for wrong in ("x", "512x", "x512", "0", "-64", "5.5", "1x2x3", ""):
-        with pytest.raises(UsageProblem, match="is no size"):
+        with pytest.raises(UsageError, match="is no size"):
             parse_size(wrong)
 
 
-def test_pictures_replace_nothing_unasked(desk: Desk) -> None:
-    toy_bundle(desk.library)
+def test_pictures_replace_nothing_unasked(console: Desk) -> None:
+    toy_bundle(console.library)
     Path("mine.png").write_text("mine")
     Path("beach-1.png").write_text("mine")
-    refused(desk("gen", "beach", "-o", "mine.png"), 2, "mine.png exists", "--force")
-    assert desk("gen", "beach", "--seed", "1").lines == ["beach-1-2.png"]
+    refused(console("gen", "beach", "-o", "mine.png"), 2, "mine.png exists", "--force")
+    assert console("gen", "beach", "--seed", "1").lines == ["beach-1-2.png"]
     Path("many-8.png").write_text("mine")
-    refused(desk("gen", "beach", "--seed", "7", "-n", "2", "-o", "many.png"), 2, "many-8.png exists")
+    refused(console("gen", "beach", "--seed", "7", "-n", "2", "-o", "many.png"), 2, "many-8.png exists")
     assert not Path("many-7.png").exists() and Path("mine.png").read_text() == "mine"
-    assert desk("gen", "beach", "-o", "mine.png", "--force").lines == ["mine.png"]
+    assert console("gen", "beach", "-o", "mine.png", "--force").lines == ["mine.png"]
 
 
 @pytest.mark.parametrize(
@@ -174,38 +174,38 @@ def test_pictures_replace_nothing_unasked(desk: Desk) -> None:
         (("--scale", "99"), "99"),
     ],
 )
-def test_what_the_model_cannot_do_is_code_2(desk: Desk, words: tuple[str, ...], problem: str) -> None:
-    toy_bundle(desk.library)
-    refused(desk("gen", "beach", *words), 2, problem)
+def test_what_the_model_cannot_do_is_code_2(console: Desk, words: tuple[str, ...], problem: str) -> None:
+    toy_bundle(console.library)
+    refused(console("gen", "beach", *words), 2, problem)
 
 
-def test_a_full_disk_is_code_6_and_leaves_no_half_picture(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_bundle(desk.library)
+def test_a_full_disk_is_code_6_and_leaves_no_half_picture(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_bundle(console.library)
 
     def refuse(*paths: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", refuse)
-    refused(desk("gen", "beach", "-o", "beach.png"), 6, "beach.png", "disk is full")
-    assert not list(desk.folder.iterdir())
+    refused(console("gen", "beach", "-o", "beach.png"), 6, "beach.png", "disk is full")
+    assert not list(console.folder.iterdir())
 
 
-def test_cuda_without_cuda_is_code_6(desk: Desk) -> None:
-    toy_bundle(desk.library)
-    refused(desk("gen", "beach", "--device", "cuda"), 6, "")
+def test_cuda_without_cuda_is_code_6(console: Desk) -> None:
+    toy_bundle(console.library)
+    refused(console("gen", "beach", "--device", "cuda"), 6, "")
 
 
-def test_a_damaged_bundle_is_code_5_and_named(desk: Desk) -> None:
-    bundle = toy_bundle(desk.library)
+def test_a_damaged_bundle_is_code_5_and_named(console: Desk) -> None:
+    bundle = toy_bundle(console.library)
     (bundle.path / "step.onnx").unlink()
-    refused(desk("gen", "beach"), 5, "step.onnx", "celebctl export")
+    refused(console("gen", "beach"), 5, "step.onnx", "celebctl export")
 
 
-def test_a_picture_goes_down_a_pipe_whole(desk: Desk) -> None:
-    toy_bundle(desk.library)
+def test_a_picture_goes_down_a_pipe_whole(console: Desk) -> None:
+    toy_bundle(console.library)
     words = [sys.executable, "-m", "celebctl", "gen", "beach", "--seed", "1", "-o", "-"]
     done = subprocess.run(words, capture_output=True, check=True, env={**os.environ})
-    desk("gen", "beach", "--seed", "1", "-o", "beach.png")
+    console("gen", "beach", "--seed", "1", "-o", "beach.png")
     assert done.stdout.startswith(b"\x89PNG") and done.stdout.endswith(b"IEND\xaeB`\x82")
     with Image.open("beach.png") as file:
         Path("piped.png").write_bytes(done.stdout)
@@ -213,9 +213,9 @@ def test_a_picture_goes_down_a_pipe_whole(desk: Desk) -> None:
             assert file.tobytes() == piped.tobytes()
 
 
-def test_gen_never_loads_torch(desk: Desk) -> None:
-    desk.know("alice")
-    toy_bundle(desk.library)
+def test_gen_never_loads_torch(console: Desk) -> None:
+    console.know("alice")
+    toy_bundle(console.library)
     code = (
         "import sys; from celebctl.cli import main\n"
         "assert main(['gen', 'alice', '--seed', '1']) == 0\n"
@@ -228,41 +228,41 @@ def test_gen_never_loads_torch(desk: Desk) -> None:
 # regen
 
 
-def test_regen_draws_the_same_pixels(desk: Desk) -> None:
-    desk.know("alice")
-    toy_bundle(desk.library)
-    (path,) = desk("gen", "alice", "--seed", "5", "--sampler", "euler_a", "--scale", "3").lines
-    said = desk("regen", path)
+def test_regen_draws_the_same_pixels(console: Desk) -> None:
+    console.know("alice")
+    toy_bundle(console.library)
+    (path,) = console("gen", "alice", "--seed", "5", "--sampler", "euler_a", "--scale", "3").lines
+    said = console("regen", path)
     assert said.lines == ["alice-5-regen.png"] and "the same, to the last pixel" in said.err
-    assert desk("regen", path, "--json").document["identical"] is True
-    assert recipe(desk.folder / "alice-5-regen.png") == recipe(desk.folder / path)
+    assert console("regen", path, "--json").document["identical"] is True
+    assert recipe(console.folder / "alice-5-regen.png") == recipe(console.folder / path)
 
 
-def test_regen_says_when_somebody_has_changed(desk: Desk) -> None:
-    desk.know("alice")
-    toy_bundle(desk.library)
-    desk("gen", "alice", "-o", "then.png")
-    desk.library.save(make_identity("alice", 50), overwrite=True)
-    desk("gen", "alice", "-o", "now.png")
-    said = desk("regen", "then.png", "--json")
+def test_regen_says_when_somebody_has_changed(console: Desk) -> None:
+    console.know("alice")
+    toy_bundle(console.library)
+    console("gen", "alice", "-o", "then.png")
+    console.library.save(make_identity("alice", 50), overwrite=True)
+    console("gen", "alice", "-o", "now.png")
+    said = console("regen", "then.png", "--json")
     assert said.code == 0 and said.document["identical"] is False
     assert "alice is not who alice was" in said.err and "changed since: the people" in said.err
 
 
-def test_regen_finds_those_who_moved_out(desk: Desk) -> None:
-    desk.know("alice")
-    toy_bundle(desk.library)
-    desk("gen", "alice", "-o", "then.png")
-    desk.bundle().remove("alice")
-    assert desk("regen", "then.png", "--json").document["identical"] is True
-    desk("forget", "alice")
-    refused(desk("regen", "then.png"), 4, "alice")
+def test_regen_finds_those_who_moved_out(console: Desk) -> None:
+    console.know("alice")
+    toy_bundle(console.library)
+    console("gen", "alice", "-o", "then.png")
+    console.bundle().remove("alice")
+    assert console("regen", "then.png", "--json").document["identical"] is True
+    console("forget", "alice")
+    refused(console("regen", "then.png"), 4, "alice")
 
 
-def test_regen_needs_a_picture_of_ours_and_a_bundle(desk: Desk) -> None:
-    refused(desk("regen", "nowhere.png"), 4, "nowhere.png")
-    refused(desk("regen", desk.photo()), 3, "no recipe")
-    bundle = toy_bundle(Library(desk.folder / "elsewhere"))
-    desk("gen", "beach", "-o", "beach.png", "--bundle", bundle.path)
-    refused(desk("regen", "beach.png"), 4, "no bundle of toy", "celebctl export --model toy")
-    assert desk("regen", "beach.png", "--bundle", bundle.path).code == 0
+def test_regen_needs_a_picture_of_ours_and_a_bundle(console: Desk) -> None:
+    refused(console("regen", "nowhere.png"), 4, "nowhere.png")
+    refused(console("regen", console.photo()), 3, "no recipe")
+    bundle = toy_bundle(Library(console.folder / "elsewhere"))
+    console("gen", "beach", "-o", "beach.png", "--bundle", bundle.path)
+    refused(console("regen", "beach.png"), 4, "no bundle of toy", "celebctl export --model toy")
+    assert console("regen", "beach.png", "--bundle", bundle.path).code == 0

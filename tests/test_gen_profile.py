@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_doubles import make_identity, write_bundle
+from bundle_fakes import make_identity, write_bundle
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

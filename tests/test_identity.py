@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_doubles import make_identity
+from bundle_fakes import make_identity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from celebctl_runtime.errors import IntegrityProblem, NotFound, UsageProblem
+from celebctl_runtime.errors import IntegrityError, NotFoundError, UsageError
 from celebctl_runtime.identity import Identity, check_name
 
 FACTS: dict[str, Any] = {"basis_hash": "b", "family": "sd1", "table_hash": "t"}
@@ -44,7 +44,7 @@ def test_names_have_one_spelling(typed: str, canonical: str) -> None:
     ["", "1st", "-a", "a b", "../x", "/etc", "a/b", "a\0", "a\n", "a.", "é", "аlice", "a" * 33, "con", "COM1", "nul"],
 )
 def test_other_names_are_refused_with_a_hint(name: str) -> None:
-    with pytest.raises(UsageProblem) as caught:
+    with pytest.raises(UsageError) as caught:
         check_name(name)
     assert caught.value.hint
 
@@ -54,7 +54,7 @@ def test_other_names_are_refused_with_a_hint(name: str) -> None:
 def test_a_checked_name_is_canonical_and_a_safe_file_name(name: str) -> None:
     try:
         checked = check_name(name)
-    except UsageProblem:
+    except UsageError:
         return
     assert check_name(checked) == checked and Path(checked).name == checked
 
@@ -109,14 +109,14 @@ def test_the_caller_keeps_its_arrays() -> None:
     ],
 )
 def test_impossible_numbers_are_refused(coefficients: Any, embeddings: Any, reason: str) -> None:
-    with pytest.raises(IntegrityProblem, match=reason):
+    with pytest.raises(IntegrityError, match=reason):
         Identity("alice", coefficients, embeddings, **FACTS)
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"nobody\.safetensors"):
+    with pytest.raises(NotFoundError, match=r"nobody\.safetensors"):
         Identity.load(tmp_path / "nobody.safetensors")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         Identity.load(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
 )
 def test_damaged_metadata_is_refused(tmp_path: Path, metadata: dict[str, Any], reason: str) -> None:
     damage(tmp_path / "x", **metadata)
-    with pytest.raises(IntegrityProblem, match=reason) as caught:
+    with pytest.raises(IntegrityError, match=reason) as caught:
         Identity.load(tmp_path / "x")
     assert caught.value.hint
 
@@ -150,7 +150,7 @@ def test_damaged_metadata_is_refused(tmp_path: Path, metadata: dict[str, Any], r
 )
 def test_damaged_tensors_are_refused(tmp_path: Path, tensors: dict[str, Any]) -> None:
     damage(tmp_path / "x", tensors)
-    with pytest.raises(IntegrityProblem):
+    with pytest.raises(IntegrityError):
         Identity.load(tmp_path / "x")
 
 
@@ -162,7 +162,7 @@ def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
     entry = json.dumps(json.loads(header)["embeddings.0"]).encode()
     twice = header[:-1] + b', "embeddings.0": ' + entry + b"}"
     (tmp_path / "x").write_bytes(len(twice).to_bytes(8, "little") + twice + raw[8 + length :])
-    with pytest.raises(IntegrityProblem, match="twice"):
+    with pytest.raises(IntegrityError, match="twice"):
         Identity.load(tmp_path / "x")
 
 
@@ -180,7 +180,7 @@ def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
 )
 def test_other_files_are_refused(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "x").write_bytes(raw)
-    with pytest.raises(IntegrityProblem):
+    with pytest.raises(IntegrityError):
         Identity.load(tmp_path / "x")
 
 
@@ -193,5 +193,5 @@ def test_every_flipped_or_missing_byte_is_refused_or_harmless(tmp_path: Path) ->
             path.write_bytes(broken)
             try:
                 Identity.load(path)
-            except IntegrityProblem as problem:
+            except IntegrityError as problem:
                 assert problem.hint

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from celebctl.method import CelebBasis, build_basis, learn_people
-from celebctl.method.basis import read_tensors
-from celebctl.method.celebrities import CelebrityFaces, save_faces
-from celebctl.method.config import CLEAN
-from celebctl.method.instant import instant_people, read_layers
-from celebctl_models.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl.basis.basis import CelebBasis, build_basis, read_tensors
+from celebctl.basis.celebrities import CelebrityFaces, save_faces
+from celebctl.learning.config import CLEAN
+from celebctl.learning.instant import instant_people, read_layers
+from celebctl.learning.trainer import learn_people
+from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
+from celebctl_models.checkpoints.token_tables import TokenTableParts, load_tables
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
-from celebctl_models.tables import TableParts, load_tables
-from celebctl_runtime.errors import IntegrityProblem
+from celebctl_runtime.errors import IntegrityError
 from celebctl_runtime.identity import Identity
 
 CONFIG = replace(CLEAN, steps=0)
@@ -33,16 +33,16 @@ def whole() -> DiffusionParts:
 
 
 @pytest.fixture(scope="module")
-def tables() -> TableParts:
+def tables() -> TokenTableParts:
     return load_tables("mini")
 
 
 @pytest.fixture(scope="module")
-def basis(tables: TableParts) -> CelebBasis:
+def basis(tables: TokenTableParts) -> CelebBasis:
     return build_basis(tables)
 
 
-def faces_of_strangers(parts: DiffusionParts | TableParts, path: Path) -> Path:
+def faces_of_strangers(parts: DiffusionParts | TokenTableParts, path: Path) -> Path:
     names = (parts.card.names_file or path).read_text().split("\n")[:60]
     faces = np.random.default_rng(0).standard_normal((60, 512)).astype(np.float32)
     save_faces(CelebrityFaces(tuple(names), faces), parts.table_hash, path)
@@ -51,7 +51,7 @@ def faces_of_strangers(parts: DiffusionParts | TableParts, path: Path) -> Path:
 
 @pytest.mark.parametrize("start", ["fitted", "celebrities"])
 def test_instant_people_are_those_of_no_steps(
-    start: str, whole: DiffusionParts, tables: TableParts, basis: CelebBasis, tmp_path: Path
+    start: str, whole: DiffusionParts, tables: TokenTableParts, basis: CelebBasis, tmp_path: Path
 ) -> None:
     assert whole.card.faces_dir is not None
     analyser, names = InsightFaceAnalyser(whole.card.faces_dir), ["alice", "bob"]
@@ -81,18 +81,18 @@ def test_instant_people_are_those_of_no_steps(
     assert np.abs(quick[0].coefficients[0] - quick[1].coefficients[0]).max() > 1e-3, "two faces, two people"
 
 
-def test_damaged_layers_are_refused(tables: TableParts, basis: CelebBasis, tmp_path: Path) -> None:
+def test_damaged_layers_are_refused(tables: TokenTableParts, basis: CelebBasis, tmp_path: Path) -> None:
     assert tables.card.mapper_file is not None
     layers, _ = read_tensors(tables.card.mapper_file)
     short = tmp_path / "mapper.safetensors"
     cut = {**layers, "up.weight": layers["up.weight"][:-1].copy()}
     short.write_bytes(save(cut, metadata={"basis": basis.hash}))
-    with pytest.raises(IntegrityProblem, match="another shape"):
+    with pytest.raises(IntegrityError, match="another shape"):
         read_layers(short, basis)
     short.write_bytes(tables.card.mapper_file.read_bytes()[:-100])
-    with pytest.raises(IntegrityProblem, match="cannot be read"):
+    with pytest.raises(IntegrityError, match="cannot be read"):
         read_layers(short, basis)
-    with pytest.raises(IntegrityProblem, match="another celeb basis"):
+    with pytest.raises(IntegrityError, match="another celeb basis"):
         read_layers(tables.card.mapper_file, replace(basis, names=3))
 
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_doubles import make_identity, write_bundle
+from bundle_fakes import make_identity, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from celebctl_runtime import pipeline
-from celebctl_runtime.backends import Texts
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.errors import UsageProblem
-from celebctl_runtime.layout import Region, layout_text, parse_layout, region_masks
-from celebctl_runtime.ort_backend import OrtBackend
+from celebctl_runtime.backends.base import Conditioning
+from celebctl_runtime.backends.ort import OrtBackend
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.errors import UsageError
 from celebctl_runtime.pipeline import generate
+from celebctl_runtime.prompting.layout import Region, layout_text, parse_layout, region_masks
 from celebctl_runtime.request import SAMPLERS, Request, batch
-from celebctl_runtime.samplers import Plan, plan
+from celebctl_runtime.sampling.samplers import StepTable, step_table
 
 SIDES = "left:alice,right:bob"
 edges = st.floats(0, 1).map(lambda edge: round(edge, 3))
@@ -92,7 +92,7 @@ def test_layouts_as_they_are_typed(text: str, written: str) -> None:
      "alice@0.5,0,0.5,1", "alice@0,0,1.5,1", "alice@-1,0,1,1", "left:a b"],
 )  # fmt: skip
 def test_layouts_that_make_no_sense_are_refused_with_a_hint(text: str) -> None:
-    with pytest.raises(UsageProblem) as caught:
+    with pytest.raises(UsageError) as caught:
         parse_layout(text)
     assert caught.value.hint
 
@@ -101,9 +101,9 @@ def test_layouts_that_make_no_sense_are_refused_with_a_hint(text: str) -> None:
 def test_blending_steps_is_blending_outputs(bundle: Bundle, sampler: str) -> None:
     """Under guidance 1 the toy network's output is tanh(x scale + words + time): blended by hand, the table gives the
     same next state as blending the states that the fused step gives for each conditioning."""
-    steps, generator = plan(sampler, bundle.schedule, 5, 1.0), np.random.default_rng(0)
+    steps, generator = step_table(sampler, bundle.schedule, 5, 1.0), np.random.default_rng(0)
     state, noise = (generator.standard_normal(shape, np.float32) for shape in ((2, 1, 4, 8, 8), (1, 4, 8, 8)))
-    texts = [Texts(generator.standard_normal((1, 1, 77, 8), np.float32)) for _ in range(3)]
+    texts = [Conditioning(generator.standard_normal((1, 1, 77, 8), np.float32)) for _ in range(3)]
     masks = region_masks(parse_layout("alice@0,0,0.4,1,bob@0.3,0.2,1,0.9"), 8, 8)
 
     backend = OrtBackend(bundle, "cpu", 1)
@@ -198,7 +198,7 @@ def test_the_recipe_draws_the_same_again(bundle: Bundle) -> None:
 
 
 def test_a_layout_of_somebody_else_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(UsageProblem, match="bob") as caught:
+    with pytest.raises(UsageError, match="bob") as caught:
         drawn(bundle, Request("alice", layout=SIDES))
     assert "--layout" in caught.value.hint
 
@@ -208,7 +208,7 @@ def test_engines_that_run_whole_are_asked_only_without_a_layout(bundle: Bundle, 
     asked: list[int] = []
 
     class Whole(OrtBackend):
-        def denoise(self, state: Any, noise: Any, texts: Texts, plan: Plan, report: Any) -> NDArray[np.float32]:
+        def denoise(self, state: Any, noise: Any, texts: Conditioning, plan: StepTable, report: Any) -> NDArray[np.float32]:
             asked.append(plan.steps)
             for index in range(plan.steps):
                 state = self.step(state, index, noise(index), texts, plan)

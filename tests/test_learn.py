@@ -10,20 +10,22 @@ import torch
 from PIL import Image
 from safetensors.numpy import save
 
+from celebctl.basis.basis import CelebBasis, build_basis
+from celebctl.basis.celebrities import CelebrityFaces, load_faces, pairs_for_fit, save_faces
 from celebctl.cli.learn import require_mapper
-from celebctl.method import PRESETS, CelebBasis, LearnConfig, LearnStep, build_basis, contact_sheet, learn_people
-from celebctl.method.captions import encode_templates
-from celebctl.method.celebrities import CelebrityFaces, load_faces, pairs_for_fit, save_faces
-from celebctl.method.config import CLEAN
-from celebctl.method.mapper import CoefficientMapper
-from celebctl.method.pretrain import HELD, Lessons, School, load_mapper, save_mapper
-from celebctl.method.sampling import draw, rows_of
-from celebctl.method.starts import placed, start_of
-from celebctl.method.views import FFHQ, align_ffhq, make_views, similarity
-from celebctl_models.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl.learning.captions import encode_templates
+from celebctl.learning.config import CLEAN, PRESETS, LearnConfig
+from celebctl.learning.contact_sheet import contact_sheet
+from celebctl.learning.initialization import available_init, with_model_framing
+from celebctl.learning.mapper import CoefficientMapper
+from celebctl.learning.sampling import draw, rows_of
+from celebctl.learning.trainer import LearnStep, learn_people
+from celebctl.learning.views import FFHQ, align_ffhq, make_views, similarity
+from celebctl.mapper_training.pretraining import HELD, AttributeDataset, PretrainTrainer, load_mapper, save_mapper
+from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
-from celebctl_runtime.errors import InputRejected, IntegrityProblem, UsageProblem
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, UsageError
 from celebctl_runtime.identity import Identity
 
 SHORT = replace(PRESETS["clean"], steps=6, views=2, seed=4)
@@ -67,7 +69,7 @@ def test_the_bundled_basis_has_literally_1024_coefficients(basis: CelebBasis) ->
 def test_faithful_differs_from_clean_in_the_config_alone() -> None:
     clean, faithful = PRESETS["clean"], PRESETS["faithful"]
     assert type(clean) is type(faithful) is LearnConfig
-    assert (faithful.scale, faithful.start, faithful.background, faithful.steps * faithful.views) == (
+    assert (faithful.scale, faithful.init, faithful.background_weight, faithful.steps * faithful.views) == (
         "unit",
         "random",
         1.0,
@@ -98,10 +100,10 @@ def test_an_interrupted_run_resumes_to_the_very_same_numbers(
         run(parts, analyser, basis, photos, SHORT, on_step=stop, checkpoint=kept)
     resumed = run(parts, analyser, basis, photos, SHORT, resume_from=kept)
     assert [p.digest for p in resumed] == [p.digest for p in whole]
-    with pytest.raises(IntegrityProblem, match="other photos, names or settings"):
+    with pytest.raises(IntegrityError, match="other photos, names or settings"):
         run(parts, analyser, basis, photos, replace(SHORT, steps=7), resume_from=kept)
     kept.write_bytes(kept.read_bytes()[:100])
-    with pytest.raises(IntegrityProblem, match="cannot be resumed"):
+    with pytest.raises(IntegrityError, match="cannot be resumed"):
         run(parts, analyser, basis, photos, SHORT, resume_from=kept)
 
 
@@ -135,7 +137,7 @@ def test_the_faithful_preset_lands_one_unit_from_the_mean(
 def test_photos_without_exactly_one_face_are_refused(
     parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis
 ) -> None:
-    with pytest.raises(InputRejected, match="no face in the photo of alice"):
+    with pytest.raises(InvalidInputError, match="no face in the photo of alice"):
         run(parts, analyser, basis, [Image.new("RGB", (200, 200), "grey")], SHORT)
 
 
@@ -143,7 +145,7 @@ def test_views_keep_the_face_in_sight_and_weigh_it(
     parts: DiffusionParts, analyser: InsightFaceAnalyser, photos: list[Image.Image]
 ) -> None:
     face = analyser.analyse(photos[0])[0]
-    here, faithful = (placed(PRESETS[name], parts) for name in ("clean", "faithful"))
+    here, faithful = (with_model_framing(PRESETS[name], parts) for name in ("clean", "faithful"))
     for config in (here, faithful):
         views = make_views(photos[0], face, 64, 12, config, torch.Generator().manual_seed(0))
         assert views.pixels.shape == (12, 3, 64, 64) and views.weight.shape == (12, 1, 64, 64)
@@ -178,13 +180,13 @@ def test_the_fitted_start_belongs_to_one_basis_and_survives_the_disk(
     fitted = load_mapper(parts.card.mapper_file, basis)
     feature = torch.nn.functional.normalize(torch.randn(2, 512, generator=torch.Generator().manual_seed(0)), dim=1)
     mapper = CoefficientMapper(basis, CLEAN, torch.Generator())
-    mapper.start_from_fitted(fitted)
-    assert torch.allclose(mapper.units(feature), CLEAN.bound * torch.tanh(fitted(feature) / CLEAN.bound), atol=1e-6)
+    mapper.init_from_pretrained(fitted)
+    assert torch.allclose(mapper.normalized(feature), CLEAN.bound * torch.tanh(fitted(feature) / CLEAN.bound), atol=1e-6)
     trained = [name for name, parameter in mapper.named_parameters() if parameter.requires_grad]
     assert trained == ["linear.weight", "linear.bias"], "learning a person leaves the model's mapper alone"
     save_mapper(fitted, basis, tmp_path / "mapper.safetensors")
     assert torch.equal(load_mapper(tmp_path / "mapper.safetensors", basis)(feature), fitted(feature))
-    with pytest.raises(IntegrityProblem, match="another celeb basis"):
+    with pytest.raises(IntegrityError, match="another celeb basis"):
         load_mapper(parts.card.mapper_file, replace(basis, names=basis.names + 1))
 
 
@@ -194,13 +196,13 @@ def test_no_steps_at_all_give_the_fitted_answer(
     instant = run(parts, analyser, basis, photos[:1], replace(SHORT, steps=0))[0]
     mapper = CoefficientMapper(basis, CLEAN, torch.Generator())
     assert parts.card.mapper_file is not None
-    mapper.start_from_fitted(load_mapper(parts.card.mapper_file, basis))
+    mapper.init_from_pretrained(load_mapper(parts.card.mapper_file, basis))
     with torch.no_grad():
         answer = mapper(torch.as_tensor(analyser.analyse(photos[0])[0].feature)[None])
     np.testing.assert_allclose(np.concatenate([c.ravel() for c in instant.coefficients]), answer[0].numpy(), atol=1e-6)
     assert instant.provenance["start"] == "fitted" and instant.provenance["steps"] == "0"
     require_mapper(parts, replace(CLEAN, steps=0))
-    with pytest.raises(UsageProblem, match="brings no mapper"):
+    with pytest.raises(UsageError, match="brings no mapper"):
         require_mapper(replace(parts, card=replace(parts.card, mapper_file=None)), replace(CLEAN, steps=0))
 
 
@@ -214,13 +216,13 @@ def test_a_mapper_learns_what_its_lessons_say(parts: DiffusionParts, basis: Cele
     arrays = {"features": features, "looks": looks, "weight": weight, "bias": np.zeros(1, np.float32)}
     told = {"captions": "a photo of {}\n{} and {} playing chess\nnobody"}
     (tmp_path / "lessons.safetensors").write_bytes(save(arrays, told))
-    school = School(parts, basis, Lessons.load(tmp_path / "lessons.safetensors"), batch=16)
+    school = PretrainTrainer(parts, basis, AttributeDataset.load(tmp_path / "lessons.safetensors"), batch=16)
     assert len(school.ids) == 2 and bool((school.positions[0, 2:] == -1).all())
     before, losses = school.held(), list[float]()
     school.train(60, lambda step, loss: losses.append(loss), reading=300)
     assert len(losses) == 60 and school.held() < 0.9 * before
-    with pytest.raises(IntegrityProblem, match="no lessons"):
-        Lessons.load(parts.card.mapper_file or tmp_path)
+    with pytest.raises(IntegrityError, match="no lessons"):
+        AttributeDataset.load(parts.card.mapper_file or tmp_path)
 
 
 def test_celebrities_measured_faces_can_be_the_start(parts: DiffusionParts, basis: CelebBasis, tmp_path: Path) -> None:
@@ -233,8 +235,8 @@ def test_celebrities_measured_faces_can_be_the_start(parts: DiffusionParts, basi
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, atol=1e-3)
     assert features.shape == (40, 512) and units.shape == (40, basis.size)
     assert abs(float((units**2).mean()) - 1.0) < 0.3, "units are celebrity standard deviations"
-    assert start_of(measured, replace(CLEAN, start="celebrities")) == "celebrities"
-    assert start_of(parts, replace(CLEAN, start="celebrities")) == "average"
+    assert available_init(measured, replace(CLEAN, init="celebrities")) == "celebrities"
+    assert available_init(parts, replace(CLEAN, init="celebrities")) == "average"
 
 
 def test_learned_rows_draw_like_baked_ones_whatever_the_batch(
@@ -252,7 +254,7 @@ def test_a_step_is_the_same_however_few_views_the_network_sees_at_once(
     parts: DiffusionParts, analyser: InsightFaceAnalyser, basis: CelebBasis, photos: list[Image.Image]
 ) -> None:
     whole, cut = (
-        learn_people(parts, analyser, photos, ["ann", "bob"], replace(SHORT, steps=2), basis=basis, together=together)
+        learn_people(parts, analyser, photos, ["ann", "bob"], replace(SHORT, steps=2), basis=basis, micro_batch_size=together)
         for together in (64, 1)
     )
     for one, other in zip(whole, cut, strict=True):

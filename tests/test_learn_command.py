@@ -4,43 +4,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_doubles import make_identity
-from desk_doubles import Desk, refused, toy_bundle
-from face_doubles import photo_of
+from bundle_fakes import make_identity
+from console_fakes import Desk, refused, toy_bundle
+from face_fakes import photo_of
 
 
-def test_learn_keeps_a_person_and_shows_them(desk: Desk) -> None:
-    said = desk("learn", desk.photo(), "--name", "alice")
+def test_learn_keeps_a_person_and_shows_them(console: Desk) -> None:
+    said = console("learn", console.photo(), "--name", "alice")
     assert said.code == 0, said.err
     file, sheet = said.lines
-    assert Path(file) == desk.library.find("alice").path and sheet == "alice-sheet.png"
+    assert Path(file) == console.library.find("alice").path and sheet == "alice-sheet.png"
     assert Path(sheet).is_file() and "next: celebctl export" in said.err
-    assert not list((desk.library.root / "unfinished").rglob("*.checkpoint"))
+    assert not list((console.library.root / "unfinished").rglob("*.checkpoint"))
 
 
-def test_learn_several_together_in_order(desk: Desk) -> None:
-    photos = [desk.photo("one.png", (0, 0)), desk.photo("two.png", (2, 2))]
-    said = desk("learn", *photos, "--name", "alice", "--name", "Bob", "--json")
+def test_learn_several_together_in_order(console: Desk) -> None:
+    photos = [console.photo("one.png", (0, 0)), console.photo("two.png", (2, 2))]
+    said = console("learn", *photos, "--name", "alice", "--name", "Bob", "--json")
     assert [person["name"] for person in said.document["people"]] == ["alice", "bob"]
-    (call,) = desk.stage.calls
+    (call,) = console.stage.calls
     assert call["names"] == ["alice", "bob"] and [len(faces) for faces in call["faces"]] == [1, 1]
-    assert said.document["sheet"] == "alice-bob-sheet.png" and desk.library.names() == ["alice", "bob"]
+    assert said.document["sheet"] == "alice-bob-sheet.png" and console.library.names() == ["alice", "bob"]
 
 
-def test_learn_takes_the_name_from_the_file(desk: Desk) -> None:
-    assert desk("learn", desk.photo("Alice Smith.png")).code == 0
-    assert desk.library.names() == ["alice_smith"]
+def test_learn_takes_the_name_from_the_file(console: Desk) -> None:
+    assert console("learn", console.photo("Alice Smith.png")).code == 0
+    assert console.library.names() == ["alice_smith"]
 
 
 @pytest.mark.parametrize("name", ["face.png", "IMG_2041.png", "selfie-3.png", "42.png", "DSC01234.png", "the.png"])
-def test_a_file_name_that_names_nobody_asks_for_a_name(desk: Desk, name: str) -> None:
-    refused(desk("learn", desk.photo(name)), 2, name, f"celebctl learn {name} --name alice")
+def test_a_file_name_that_names_nobody_asks_for_a_name(console: Desk, name: str) -> None:
+    refused(console("learn", console.photo(name)), 2, name, f"celebctl learn {name} --name alice")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a b", "", "con", "NUL", "x" * 300, "álice", "a\0", "and", "1"])
-def test_names_that_will_not_do_are_code_2(desk: Desk, name: str) -> None:
-    refused(desk("learn", desk.photo(), "--name", name), 2, "")
-    assert not desk.library.names() and not desk.stage.calls
+def test_names_that_will_not_do_are_code_2(console: Desk, name: str) -> None:
+    refused(console("learn", console.photo(), "--name", name), 2, "")
+    assert not console.library.names() and not console.stage.calls
 
 
 @pytest.mark.parametrize(
@@ -59,137 +59,137 @@ def test_names_that_will_not_do_are_code_2(desk: Desk, name: str) -> None:
         (("https://example.org/a.png", "--name", "alice"), "web address"),
     ],
 )
-def test_learn_requests_that_do_not_add_up(desk: Desk, words: tuple[str, ...], problem: str) -> None:
-    desk.photo("one.png")
-    desk.photo("two.png")
-    refused(desk("learn", *words), 2, problem)
-    assert not desk.stage.calls
+def test_learn_requests_that_do_not_add_up(console: Desk, words: tuple[str, ...], problem: str) -> None:
+    console.photo("one.png")
+    console.photo("two.png")
+    refused(console("learn", *words), 2, problem)
+    assert not console.stage.calls
 
 
-def test_photos_that_will_not_do(desk: Desk) -> None:
-    refused(desk("learn", "face.jpg", "--name", "alice"), 4, "face.jpg", "celebctl portrait face.jpg")
-    refused(desk("learn", ".", "--name", "alice"), 4, "folder")
+def test_photos_that_will_not_do(console: Desk) -> None:
+    refused(console("learn", "face.jpg", "--name", "alice"), 4, "face.jpg", "celebctl portrait face.jpg")
+    refused(console("learn", ".", "--name", "alice"), 4, "folder")
     Path("torn.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    refused(desk("learn", "torn.jpg", "--name", "alice"), 3, "torn.jpg")
+    refused(console("learn", "torn.jpg", "--name", "alice"), 3, "torn.jpg")
     photo_of().save("nobody.png")
-    refused(desk("learn", "nobody.png", "--name", "alice"), 3, "no face")
-    assert not desk.stage.calls and not desk.library.names()
+    refused(console("learn", "nobody.png", "--name", "alice"), 3, "no face")
+    assert not console.stage.calls and not console.library.names()
 
 
-def test_two_faces_ask_which_one(desk: Desk) -> None:
-    both = desk.photo("both.png", (0, 0), (3, 3))
-    refused(desk("learn", both, "--name", "alice"), 3, "2 faces: 1: ", "--face 1")
-    refused(desk("learn", both, "--name", "alice", "--face", "3"), 2, "no face number 3")
-    said = desk("learn", both, both, "--name", "alice", "--name", "bob", "--face", "2", "--face", "1")
+def test_two_faces_ask_which_one(console: Desk) -> None:
+    both = console.photo("both.png", (0, 0), (3, 3))
+    refused(console("learn", both, "--name", "alice"), 3, "2 faces: 1: ", "--face 1")
+    refused(console("learn", both, "--name", "alice", "--face", "3"), 2, "no face number 3")
+    said = console("learn", both, both, "--name", "alice", "--name", "bob", "--face", "2", "--face", "1")
     assert said.code == 0, said.err
-    (first,), (second,) = desk.stage.calls[0]["faces"]
+    (first,), (second,) = console.stage.calls[0]["faces"]
     assert first.box[0] > second.box[0]
 
 
-def test_a_name_clash_is_refused_before_the_work_and_loses_nothing(desk: Desk) -> None:
-    desk.know("alice")
-    before = desk.library.load("alice")
-    refused(desk("learn", desk.photo(), "--name", "alice"), 2, "already know alice", "--force")
-    assert not desk.stage.calls and desk.library.load("alice") == before
-    assert desk("learn", desk.photo(), "--name", "alice", "--force").code == 0
-    assert desk.library.load("alice") != before
+def test_a_name_clash_is_refused_before_the_work_and_loses_nothing(console: Desk) -> None:
+    console.know("alice")
+    before = console.library.load("alice")
+    refused(console("learn", console.photo(), "--name", "alice"), 2, "already know alice", "--force")
+    assert not console.stage.calls and console.library.load("alice") == before
+    assert console("learn", console.photo(), "--name", "alice", "--force").code == 0
+    assert console.library.load("alice") != before
 
 
-def test_presets_and_dials_reach_the_method(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk("learn", desk.photo(), "--name", "alice", "--steps", "17", "--seed", "5")
+def test_presets_and_dials_reach_the_method(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    console("learn", console.photo(), "--name", "alice", "--steps", "17", "--seed", "5")
     monkeypatch.setenv("CELEBCTL_PRESET", "faithful")
-    desk("learn", desk.photo(), "--name", "bob")
-    desk("learn", desk.photo(), "--name", "carol", "--preset", "clean")
-    configs = [call["config"] for call in desk.stage.calls]
+    console("learn", console.photo(), "--name", "bob")
+    console("learn", console.photo(), "--name", "carol", "--preset", "clean")
+    configs = [call["config"] for call in console.stage.calls]
     assert [config.preset for config in configs] == ["clean", "faithful", "clean"]
     assert (configs[0].steps, configs[0].seed) == (17, 5) and configs[2].steps == 3
 
 
-def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(desk: Desk) -> None:
-    words = ("learn", desk.photo("my photo.png"), "--name", "alice", "--steps", "9")
-    desk.stage.interrupt_at = 2
-    said = desk(*words)
+def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(console: Desk) -> None:
+    words = ("learn", console.photo("my photo.png"), "--name", "alice", "--steps", "9")
+    console.stage.interrupt_at = 2
+    said = console(*words)
     assert said.code == 130 and "go on with: celebctl learn 'my photo.png' --name alice --steps 9 --resume" in said.err
-    assert not desk.library.names() and not said.out
-    desk.stage.interrupt_at = None
-    assert desk(*words, "--resume").code == 0
-    assert desk.stage.calls[1]["resume_from"] is not None and desk.library.names() == ["alice"]
-    refused(desk("learn", desk.photo(), "--name", "bob", "--resume"), 4, "nothing to resume", "without --resume")
+    assert not console.library.names() and not said.out
+    console.stage.interrupt_at = None
+    assert console(*words, "--resume").code == 0
+    assert console.stage.calls[1]["resume_from"] is not None and console.library.names() == ["alice"]
+    refused(console("learn", console.photo(), "--name", "bob", "--resume"), 4, "nothing to resume", "without --resume")
 
 
-def test_ctrl_c_before_there_is_anything_to_keep(desk: Desk) -> None:
-    desk.stage.interrupt_at, desk.stage.keep_checkpoint = 1, False
-    said = desk("learn", desk.photo(), "--name", "alice")
+def test_ctrl_c_before_there_is_anything_to_keep(console: Desk) -> None:
+    console.stage.interrupt_at, console.stage.keep_checkpoint = 1, False
+    said = console("learn", console.photo(), "--name", "alice")
     assert said.code == 130 and "before there was anything to keep" in said.err
 
 
-def test_somebody_being_learned_elsewhere_is_busy(desk: Desk) -> None:
+def test_somebody_being_learned_elsewhere_is_busy(console: Desk) -> None:
     from test_library import HeldElsewhere
 
-    with HeldElsewhere(desk.library.root, "alice", "toy-01234567"):
-        refused(desk("learn", desk.photo(), "--name", "alice"), 9, "working on alice")
-    assert desk("learn", desk.photo(), "--name", "alice").code == 0
+    with HeldElsewhere(console.library.root, "alice", "toy-01234567"):
+        refused(console("learn", console.photo(), "--name", "alice"), 9, "working on alice")
+    assert console("learn", console.photo(), "--name", "alice").code == 0
 
 
-def test_the_sheet_goes_to_the_library_when_here_is_read_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sheet_goes_to_the_library_when_here_is_read_only(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     from celebctl_runtime import files
-    from celebctl_runtime.errors import EnvironmentProblem
+    from celebctl_runtime.errors import SetupError
 
     write = files.atomic_write
 
     def only_absolute(path: Path, content: Any) -> None:
         if not path.is_absolute():
-            raise EnvironmentProblem(f"cannot write {path}", "read-only")
+            raise SetupError(f"cannot write {path}", "read-only")
         write(path, content)
 
     monkeypatch.setattr(files, "atomic_write", only_absolute)
-    said = desk("learn", desk.photo(), "--name", "alice")
-    assert said.code == 0 and said.lines[1] == str(desk.library.root / "sheets" / "alice-sheet.png")
-    refused(desk("learn", desk.photo(), "--name", "bob", "--sheet", "here.png"), 6, "here.png")
+    said = console("learn", console.photo(), "--name", "alice")
+    assert said.code == 0 and said.lines[1] == str(console.library.root / "sheets" / "alice-sheet.png")
+    refused(console("learn", console.photo(), "--name", "bob", "--sheet", "here.png"), 6, "here.png")
 
 
-def test_sheets_overwrite_nothing_and_can_be_left_out(desk: Desk) -> None:
+def test_sheets_overwrite_nothing_and_can_be_left_out(console: Desk) -> None:
     Path("alice-sheet.png").write_text("mine")
-    assert desk("learn", desk.photo(), "--name", "alice").lines[1] == "alice-sheet-2.png"
-    refused(desk("learn", desk.photo(), "--name", "bob", "--sheet", "alice-sheet.png"), 2, "exists", "--force")
-    assert len(desk("learn", desk.photo(), "--name", "bob", "--no-sheet").lines) == 1
+    assert console("learn", console.photo(), "--name", "alice").lines[1] == "alice-sheet-2.png"
+    refused(console("learn", console.photo(), "--name", "bob", "--sheet", "alice-sheet.png"), 2, "exists", "--force")
+    assert len(console("learn", console.photo(), "--name", "bob", "--no-sheet").lines) == 1
     assert Path("alice-sheet.png").read_text() == "mine"
 
 
-def test_people_who_look_alike_are_pointed_out(desk: Desk) -> None:
-    said = desk("learn", desk.photo("a1.png"), desk.photo("b1.png"), "--name", "ann", "--name", "anna")
+def test_people_who_look_alike_are_pointed_out(console: Desk) -> None:
+    said = console("learn", console.photo("a1.png"), console.photo("b1.png"), "--name", "ann", "--name", "anna")
     assert said.code == 0 and "note: ann and anna look alike (1.00)" in said.err
 
 
-def test_the_learned_move_into_a_bundle_that_is_there(desk: Desk) -> None:
-    toy_bundle(desk.library)
-    said = desk("learn", desk.photo(), "--name", "alice")
-    assert "next: celebctl gen" in said.err and desk.bundle().names == ("alice",)
-    desk("learn", desk.photo(), "--name", "alice", "--force", "--seed", "3")
-    assert desk.bundle().manifest.identities["alice"].digest == desk.library.load("alice").digest
+def test_the_learned_move_into_a_bundle_that_is_there(console: Desk) -> None:
+    toy_bundle(console.library)
+    said = console("learn", console.photo(), "--name", "alice")
+    assert "next: celebctl gen" in said.err and console.bundle().names == ("alice",)
+    console("learn", console.photo(), "--name", "alice", "--force", "--seed", "3")
+    assert console.bundle().manifest.identities["alice"].digest == console.library.load("alice").digest
 
 
-def test_a_full_bundle_does_not_undo_the_learning(desk: Desk) -> None:
-    toy_bundle(desk.library, *(make_identity(name) for name in ("p1", "p2", "p3", "p4")))
-    said = desk("learn", desk.photo(), "--name", "alice")
+def test_a_full_bundle_does_not_undo_the_learning(console: Desk) -> None:
+    toy_bundle(console.library, *(make_identity(name) for name in ("p1", "p2", "p3", "p4")))
+    said = console("learn", console.photo(), "--name", "alice")
     assert said.code == 0 and "note: not in the bundle yet" in said.err and "--spare-rows" in said.err
-    assert desk.library.names() == ["alice"]
+    assert console.library.names() == ["alice"]
 
 
-def test_a_model_without_face_models_says_what_to_give(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_face_models_says_what_to_give(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CELEBCTL_FACE_MODELS")
-    monkeypatch.setenv("HOME", str(desk.library.root))  # insightface's own folder would be found there
-    said = desk("learn", desk.photo(), "--name", "alice", "--model", "owner/model")
+    monkeypatch.setenv("HOME", str(console.library.root))  # insightface's own folder would be found there
+    said = console("learn", console.photo(), "--name", "alice", "--model", "owner/model")
     refused(said, 4, "buffalo_l are not on this machine", "celebctl setup buffalo_l")
-    refused(desk("learn", desk.photo(), "--name", "alice", "--face-models", "nowhere"), 4, "nowhere")
+    refused(console("learn", console.photo(), "--name", "alice", "--face-models", "nowhere"), 4, "nowhere")
 
 
 def test_missing_extras_are_named() -> None:
-    from celebctl.cli.extras import needs
-    from celebctl_runtime.errors import EnvironmentProblem
+    from celebctl.cli.extras import requires_extra
+    from celebctl_runtime.errors import SetupError
 
-    with pytest.raises(EnvironmentProblem) as error, needs("learn", "learning"):
+    with pytest.raises(SetupError) as error, requires_extra("learn", "learning"):
         raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
     assert "torch" in error.value.problem and 'pip install "celebctl[learn]"' in error.value.hint
-    with pytest.raises(ModuleNotFoundError), needs("learn", "learning"):
+    with pytest.raises(ModuleNotFoundError), requires_extra("learn", "learning"):
         raise ModuleNotFoundError("a bug", name="celebctl.lost")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from celebctl.library import Library, shelf_name
-from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
+from celebctl.library import Library, format_model_key
+from celebctl_runtime.errors import BusyError, IntegrityError, NotFoundError, SetupError, UsageError
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.paths import data_root
 
 TABLE = "0123456789abcdef" * 4
-SHELF = shelf_name("sd", TABLE)
+MODEL_KEY = format_model_key("sd", TABLE)
 
 
 def person(name: str, seed: int = 0, table: str = TABLE) -> Identity:
@@ -33,7 +33,7 @@ def library(tmp_path: Path) -> Library:
 def test_saved_people_come_back(library: Library) -> None:
     alice = person("alice")
     path = library.save(alice)
-    assert path == library.root / "identities" / SHELF / "alice.safetensors"
+    assert path == library.root / "identities" / MODEL_KEY / "alice.safetensors"
     assert library.load("alice") == alice
     assert library.names() == ["alice"]
 
@@ -41,14 +41,14 @@ def test_saved_people_come_back(library: Library) -> None:
 def test_empty_library_knows_nobody_and_makes_no_folder(library: Library) -> None:
     assert library.names() == [] and library.bundles() == []
     assert not library.root.exists()
-    with pytest.raises(NotFound) as error:
+    with pytest.raises(NotFoundError) as error:
         library.load("alice")
     assert "celebctl learn" in error.value.hint
 
 
 def test_a_taken_name_is_refused_and_kept(library: Library) -> None:
     library.save(person("alice", 1))
-    with pytest.raises(UsageProblem) as error:
+    with pytest.raises(UsageError) as error:
         library.save(person("alice", 2))
     assert "--force" in error.value.hint
     assert library.load("alice") == person("alice", 1)
@@ -58,7 +58,7 @@ def test_a_taken_name_is_refused_and_kept(library: Library) -> None:
 
 def test_near_names_are_suggested(library: Library) -> None:
     library.save(person("alice"))
-    with pytest.raises(NotFound, match="alcie") as error:
+    with pytest.raises(NotFoundError, match="alcie") as error:
         library.find("alcie")
     assert error.value.hint == "did you mean alice?"
 
@@ -67,10 +67,10 @@ def test_one_name_may_live_in_two_models(library: Library) -> None:
     other = "f" * 64
     library.save(person("alice", 1))
     library.save(person("alice", 2, other))
-    with pytest.raises(UsageProblem, match="several models") as error:
+    with pytest.raises(UsageError, match="several models") as error:
         library.load("alice")
     assert "--shelf" in error.value.hint
-    assert library.load("alice", shelf_name("sd", other)) == person("alice", 2, other)
+    assert library.load("alice", format_model_key("sd", other)) == person("alice", 2, other)
     assert library.names() == ["alice"]
 
 
@@ -78,18 +78,18 @@ def test_forget_leaves_nothing_behind(library: Library) -> None:
     library.save(person("alice"))
     library.save(person("bob"))
     for names in (["alice"], ["alice", "bob"], ["bob"]):
-        checkpoint = library.checkpoint(names, SHELF)
+        checkpoint = library.checkpoint(names, MODEL_KEY)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_bytes(b"numbers")
     library.forget("alice")
     assert library.names() == ["bob"]
-    assert [path.stem for path in (library.root / "unfinished" / SHELF).iterdir()] == ["bob"]
+    assert [path.stem for path in (library.root / "unfinished" / MODEL_KEY).iterdir()] == ["bob"]
 
 
 def test_rename_keeps_the_numbers(library: Library) -> None:
     library.save(person("alice"))
     library.save(person("carol", 3))
-    with pytest.raises(UsageProblem, match="carol"):
+    with pytest.raises(UsageError, match="carol"):
         library.rename("alice", "carol")
     library.rename("alice", "Bob")
     assert library.names() == ["bob", "carol"]
@@ -106,11 +106,11 @@ def test_a_file_renamed_by_hand_answers_to_its_new_name(library: Library) -> Non
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a\0b", "a\nb", "con", "x" * 300, "", "álice", "аlice", "nul"])
 def test_names_that_are_no_names_never_reach_the_disk(library: Library, name: str) -> None:
     library.save(person("alice"))
-    with pytest.raises(UsageProblem):
+    with pytest.raises(UsageError):
         library.find(name)
-    with pytest.raises(UsageProblem):
+    with pytest.raises(UsageError):
         library.forget(name)
-    with pytest.raises(UsageProblem):
+    with pytest.raises(UsageError):
         library.rename("alice", name)
     assert library.names() == ["alice"]
 
@@ -118,7 +118,7 @@ def test_names_that_are_no_names_never_reach_the_disk(library: Library, name: st
 def test_a_damaged_file_is_named(library: Library) -> None:
     path = library.save(person("alice"))
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(IntegrityProblem, match="alice"):
+    with pytest.raises(IntegrityError, match="alice"):
         library.load("alice")
 
 
@@ -127,14 +127,14 @@ def test_a_name_held_elsewhere_is_busy(library: Library, tmp_path: Path) -> None
     library.save(person("alice"))
     with HeldElsewhere(library.root, "alice"):
         for act in (lambda: library.save(person("alice", 2), overwrite=True), lambda: library.forget("alice")):
-            with pytest.raises(Busy, match="alice"):
+            with pytest.raises(BusyError, match="alice"):
                 act()
         library.save(person("bob"))
     library.forget("alice")  # the other process was killed, and its lock went with it
 
 
 def test_reserving_may_nest(library: Library) -> None:
-    with library.reserve(["alice", "bob"], SHELF):
+    with library.reserve(["alice", "bob"], MODEL_KEY):
         library.save(person("alice"))
         library.save(person("bob"))
     assert library.names() == ["alice", "bob"]
@@ -150,18 +150,18 @@ def test_a_disk_that_refuses_leaves_everything_as_it_was(
         raise OSError(reason, os.strerror(reason))
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(EnvironmentProblem, match="cannot write") as error:
+    with pytest.raises(SetupError, match="cannot write") as error:
         library.save(person("alice", 2), overwrite=True)
     assert error.value.hint
-    with pytest.raises(EnvironmentProblem):
+    with pytest.raises(SetupError):
         library.rename("alice", "bob")
     assert library.load("alice") == person("alice", 1)
-    assert [path.name for path in (library.root / "identities" / SHELF).iterdir()] == ["alice.safetensors"]
+    assert [path.name for path in (library.root / "identities" / MODEL_KEY).iterdir()] == ["alice.safetensors"]
 
 
 def test_a_place_that_cannot_be_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnvironmentProblem):
+    with pytest.raises(SetupError):
         Library(tmp_path / "file" / "home").save(person("alice"))
 
 
@@ -188,10 +188,10 @@ def test_home_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
 class HeldElsewhere:
     """Another process that holds a name, until the block ends and it is killed."""
 
-    def __init__(self, root: Path, name: str, shelf: str = SHELF) -> None:
+    def __init__(self, root: Path, name: str, model_key: str = MODEL_KEY) -> None:
         self._code = (
             "import sys; from pathlib import Path; from celebctl.library import Library\n"
-            f"with Library(Path({str(root)!r})).reserve([{name!r}], {shelf!r}):\n"
+            f"with Library(Path({str(root)!r})).reserve([{name!r}], {model_key!r}):\n"
             "    print('held', flush=True); sys.stdin.read()"
         )
 

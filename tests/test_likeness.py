@@ -11,10 +11,10 @@ from types import ModuleType
 
 import pytest
 
-from celebctl.method import PRESETS
-from celebctl.method.scoring import Jury
-from celebctl_models.diffusion import load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl.evaluation.world_scorer import WorldScorer
+from celebctl.learning.config import PRESETS
+from celebctl_models.checkpoints.diffusion import load_parts
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "likeness.py"
 PEOPLE, SEEDS = 6, 1
@@ -33,7 +33,7 @@ def bench() -> ModuleType:
 def test_celebrities_and_learned_people_are_recognised_obeyed_and_kept_apart(bench: ModuleType) -> None:
     parts = load_parts("mini")
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
-    jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    jury = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
     famous = bench.measure(parts, jury, bench.celebrities(PEOPLE), SEEDS)
     people, seconds = bench.learned(parts, PRESETS["clean"], PEOPLE, PEOPLE)
     learned = bench.measure(parts, jury, people, SEEDS)

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from celebctl.method.basis import CelebBasis
-from celebctl.method.config import CLEAN, FAITHFUL
-from celebctl.method.mapper import CoefficientMapper, FittedMapper
-from celebctl.method.pretrain import HELD, Lessons, read_faces
-from celebctl.method.ridge import ridge
-from celebctl_models.faces import FEATURE
+from celebctl.basis.basis import CelebBasis
+from celebctl.basis.ridge import ridge
+from celebctl.learning.config import CLEAN, FAITHFUL
+from celebctl.learning.mapper import CoefficientMapper, PretrainedMapper
+from celebctl.mapper_training.pretraining import HELD, AttributeDataset, read_faces
+from celebctl_models.faces.analysis import FEATURE_DIM
 
 
 def basis(components: int = 12, width: int = 16) -> CelebBasis:
@@ -22,7 +22,7 @@ def basis(components: int = 12, width: int = 16) -> CelebBasis:
 
 
 def features(count: int) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(count, FEATURE, generator=torch.Generator().manual_seed(1)), dim=1)
+    return torch.nn.functional.normalize(torch.randn(count, FEATURE_DIM, generator=torch.Generator().manual_seed(1)), dim=1)
 
 
 def test_faithful_coefficients_are_unit_vectors_so_everybody_is_one_unit_from_the_mean() -> None:
@@ -57,8 +57,8 @@ def test_the_start_is_what_the_mapper_then_says() -> None:
     config = replace(CLEAN, bound=50.0)
     mapper = CoefficientMapper(basis(), config, torch.Generator().manual_seed(0))
     x, units = features(200), np.random.default_rng(5).standard_normal((200, 24)).astype(np.float32)
-    mapper.start_from(x.numpy(), units)
-    said = mapper.units(x).detach().numpy()
+    mapper.fit_linear(x.numpy(), units)
+    said = mapper.normalized(x).detach().numpy()
     error = np.abs(said - units.mean(0)).mean()
     assert error < np.abs(units - units.mean(0)).mean()
 
@@ -79,11 +79,11 @@ def test_two_text_encoders_are_two_stretches_of_one_layer() -> None:
 def test_fresh_weights_come_from_their_seed_and_leave_the_callers_random_numbers_alone() -> None:
     def both(seed: int) -> list[torch.Tensor]:
         reader = read_faces(people, 8, 2, seed)
-        return [*FittedMapper.fresh(24, seed).state_dict().values(), *reader.state_dict().values()]
+        return [*PretrainedMapper.fresh(24, seed).state_dict().values(), *reader.state_dict().values()]
 
     rng = np.random.default_rng(0)
     looks, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((HELD + 9, 4), (4, 6), 4))
-    people = Lessons(features(HELD + 9).numpy(), looks, weight, bias, ("{}",))
+    people = AttributeDataset(features(HELD + 9).numpy(), looks, weight, bias, ("{}",))
     before = torch.get_rng_state()
     one = both(7)
     assert torch.equal(torch.get_rng_state(), before)

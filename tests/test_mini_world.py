@@ -6,19 +6,19 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from celebctl.method.scoring import Jury
-from celebctl_models.diffusion import load_parts
-from celebctl_models.faces import InsightFaceAnalyser
+from celebctl.evaluation.world_scorer import WorldScorer
+from celebctl_models.checkpoints.diffusion import load_parts
+from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.captions import OPENINGS, caption, vocabulary
 from celebctl_models.mini.names import CELEBRITIES, name_book
-from celebctl_models.mini.people import FACTORS, blend_names, strangers, uniform_from_normal
+from celebctl_models.mini.people import FACTORS, blend_names, sample_people, uniform_from_normal
 from celebctl_models.mini.scenes import ACTS, EXPRESSIONS, PLACES, WORN
-from celebctl_models.mini.training.denoiser import Told
+from celebctl_models.mini.tokenizer import COMMON, build_tokenizer
+from celebctl_models.mini.training.denoiser import CaptionedLatents
 from celebctl_models.mini.training.faces import TEMPLATE, crop_112, similarity
-from celebctl_models.mini.training.fresh import draw_faces, draw_pictures
-from celebctl_models.mini.training.workshop import Workshop
-from celebctl_models.mini.words import COMMON, build_tokenizer
-from celebctl_models.mini.world import Wanted, draw_portrait, fresh_renders, person
+from celebctl_models.mini.training.on_device_data import draw_faces, draw_pictures
+from celebctl_models.mini.training.trainer import TrainingContext
+from celebctl_models.mini.world import PromptFacts, draw_portrait, fresh_renders, person
 
 
 def test_there_are_691_celebrities_with_enough_distinct_words_for_512_components() -> None:
@@ -38,7 +38,7 @@ def test_the_book_is_the_same_every_time() -> None:
 
 
 def test_blended_people_vary_as_much_as_strangers() -> None:
-    first, last, own = (strangers(4000, seed) for seed in (1, 2, 3))
+    first, last, own = (sample_people(4000, seed) for seed in (1, 2, 3))
     for z in (blend_names(first, last), blend_names(first, last, own)):
         assert abs(float(z.std()) - 1.0) < 0.02
     u = uniform_from_normal(first)
@@ -55,7 +55,7 @@ def test_a_portrait_is_decided_by_its_seed() -> None:
 def test_the_first_named_stands_on_the_left() -> None:
     pale, dark = person(1).copy(), person(2).copy()
     pale[FACTORS.index("skin_tone")], dark[FACTORS.index("skin_tone")] = -4.0, 4.0
-    drawn = fresh_renders(pale[None], partner=dark[None], wanted=[Wanted()], seeds=[5])
+    drawn = fresh_renders(pale[None], partner=dark[None], wanted=[PromptFacts()], seeds=[5])
     left, right = drawn.landmarks[0, 0, 2], drawn.landmarks[0, 1, 2]  # noses, px
     assert left[0] < right[0]
     brightness = [float(drawn.image[0, :, int(y) - 2, int(x)].mean()) for x, y in (left, right)]
@@ -64,16 +64,16 @@ def test_the_first_named_stands_on_the_left() -> None:
 
 def test_every_stated_thing_changes_the_picture() -> None:
     z = person(7)[None]
-    plain = fresh_renders(z, wanted=[Wanted()], seeds=[1]).image
-    changes = [Wanted(place=p) for p in PLACES[1:]] + [Wanted(act=a) for a in ACTS[1:4]]
-    changes += [Wanted(expression=e) for e in EXPRESSIONS[1:]] + [Wanted(worn=w) for w in WORN[1:]]
+    plain = fresh_renders(z, wanted=[PromptFacts()], seeds=[1]).image
+    changes = [PromptFacts(place=p) for p in PLACES[1:]] + [PromptFacts(act=a) for a in ACTS[1:4]]
+    changes += [PromptFacts(expression=e) for e in EXPRESSIONS[1:]] + [PromptFacts(worn=w) for w in WORN[1:]]
     for wanted in changes:
         difference = (fresh_renders(z, wanted=[wanted], seeds=[1]).image - plain).abs()
         assert int((difference.amax(1) > 0.1).sum()) >= 15, wanted
 
 
 def test_landmarks_lead_to_the_arcface_template() -> None:
-    drawn = fresh_renders(person(9)[None], wanted=[Wanted()], seeds=[2], size=256)
+    drawn = fresh_renders(person(9)[None], wanted=[PromptFacts()], seeds=[2], size=256)
     theta = similarity(drawn.landmarks[:, 0])  # template -> picture
     placed = TEMPLATE @ theta[0, :, :2].T + theta[0, :, 2]
     eye_distance = float(torch.dist(drawn.landmarks[0, 0, 1], drawn.landmarks[0, 0, 0]))
@@ -108,7 +108,7 @@ def test_every_word_of_the_world_is_one_token(tmp_path: Path) -> None:
 
 def test_rendering_does_not_depend_on_the_batch() -> None:
     z = np.stack([person(i) for i in range(4)])
-    wanted, seeds = [Wanted(act="chess"), Wanted(), Wanted(worn="crown"), Wanted(place="city")], [1, 2, 3, 4]
+    wanted, seeds = [PromptFacts(act="chess"), PromptFacts(), PromptFacts(worn="crown"), PromptFacts(place="city")], [1, 2, 3, 4]
     together = fresh_renders(z, wanted=wanted, seeds=seeds).image
     alone = torch.cat(
         [fresh_renders(z[i : i + 1], wanted=wanted[i : i + 1], seeds=seeds[i : i + 1]).image for i in range(4)]
@@ -118,9 +118,9 @@ def test_rendering_does_not_depend_on_the_batch() -> None:
 
 def test_scenes_drawn_where_they_are_learned_from_are_those_of_the_world(tmp_path: Path) -> None:
     """Latents and facts belong together: what is said of a scene is seen in its decoded latent."""
-    parts, shop = load_parts("mini"), Workshop(tmp_path, torch.device("cpu"))
+    parts, run = load_parts("mini"), TrainingContext(tmp_path, torch.device("cpu"))
     vae, tokenizer = parts.vae, parts.tokenizers[0]
-    pictures, latents = draw_pictures(shop, parts.vae, 24)
+    pictures, latents = draw_pictures(run, parts.vae, 24)
     assert latents.shape == (24, 4, 16, 16) and latents.dtype == torch.float16 and len(pictures) == 24
     two = pictures.facts[:, 0].astype(bool)
     assert (pictures.boxes[~two, 1] == -1).all() and (pictures.boxes[two, 1, 2:] > pictures.boxes[two, 1, :2]).all()
@@ -128,14 +128,14 @@ def test_scenes_drawn_where_they_are_learned_from_are_those_of_the_world(tmp_pat
         pixels: torch.Tensor = vae.decode(latents.float()).sample.clamp(-1, 1)
     seen = list((pixels.permute(0, 2, 3, 1) * 127.5 + 127.5).round().to(torch.uint8).numpy())
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
-    jury = Jury(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    jury = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
     places = [PLACES[int(place)] for place in pictures.facts[:, 1]]
     right = sum(one.said["place"] == place for one, place in zip(jury.look(seen), places, strict=True))
     assert right >= 22
-    again, same = draw_pictures(shop, parts.vae, 24)
+    again, same = draw_pictures(run, parts.vae, 24)
     assert (again.facts == pictures.facts).all() and torch.equal(same, latents)
 
-    index, ids, told, emphasis = next(iter(Told(pictures, tokenizer, 8, seed=1)))
+    index, ids, told, emphasis = next(iter(CaptionedLatents(pictures, tokenizer, 8, seed=1)))
     assert len({int(i) for i in index}) == 8 and ids.shape == (8, 77)
     empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids[0]
     assert torch.equal((ids != empty).any(1), told)
@@ -143,6 +143,6 @@ def test_scenes_drawn_where_they_are_learned_from_are_those_of_the_world(tmp_pat
 
 
 def test_strangers_drawn_for_the_reader_have_their_looks(tmp_path: Path) -> None:
-    faces, latents = draw_faces(Workshop(tmp_path, torch.device("cpu")), load_parts("mini").vae, 40, 73, 500)
+    faces, latents = draw_faces(TrainingContext(tmp_path, torch.device("cpu")), load_parts("mini").vae, 40, 73, 500)
     assert latents.shape == (40, 4, 16, 16) and faces.who.shape == (40, 2) and faces.who.max() < len(faces.z) == 500
-    assert np.array_equal(faces.z, strangers(500, 73)) and np.array_equal(faces.two, faces.facts[:, 0] == 1)
+    assert np.array_equal(faces.z, sample_people(500, 73)) and np.array_equal(faces.two, faces.facts[:, 0] == 1)

@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from celebctl.method.basis import principal_components
-from celebctl.method.names import (
+from celebctl.basis.basis import principal_components
+from celebctl.basis.name_filtering import (
+    FIRST_SEED,
+    NO_FACE,
+    NO_LIKENESS,
+    Rendered,
+    judge_names,
+    pictures_at_once,
+    render_names,
+)
+from celebctl.basis.names import (
     OTHER_TOKENIZER,
     SAME_TOKENS,
     ChosenNames,
@@ -29,22 +38,13 @@ from celebctl.method.names import (
     token_pairs,
     with_names,
 )
-from celebctl.method.rendered_names import (
-    FIRST_SEED,
-    NO_FACE,
-    NO_LIKENESS,
-    Rendered,
-    judge_names,
-    pictures_at_once,
-    render_names,
-)
-from celebctl.method.spectrum import TOLD, Spectrum, spectrum_of
-from celebctl.method.spectrum_chart import draw_spectrum
-from celebctl_models.faces import Face
-from celebctl_models.known_models import KNOWN
+from celebctl.basis.spectrum import TOLD, Spectrum, spectrum_of
+from celebctl.basis.spectrum_chart import draw_spectrum
+from celebctl_models.checkpoints.known_models import KNOWN
+from celebctl_models.checkpoints.registry import ModelCard, cached_folder, installed_folder, locate
+from celebctl_models.faces.analysis import Face
 from celebctl_models.names import WELL_KNOWN
-from celebctl_models.registry import ModelCard, cached_folder, installed_folder, locate
-from celebctl_runtime.errors import InputRejected, IntegrityProblem, NotFound
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
 
 KNOWN_WORDS = ("ann", "bob", "zoé", "lee", "king", "mary", "stone")
 words = st.sampled_from([*KNOWN_WORDS, "Ann", "KING", "unheard", "o'neal", "x7", "zoe\u0301", "<|endoftext|>"])
@@ -171,10 +171,10 @@ def test_names_files_of_every_editor_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem", "error"),
     [
-        (None, "there is no list", NotFound),
-        (b"", "holds no name", InputRejected),
-        (b"# nobody\n\n", "holds no name", InputRejected),
-        ("Zoé King".encode("latin-1"), "cannot be read", InputRejected),
+        (None, "there is no list", NotFoundError),
+        (b"", "holds no name", InvalidInputError),
+        (b"# nobody\n\n", "holds no name", InvalidInputError),
+        ("Zoé King".encode("latin-1"), "cannot be read", InvalidInputError),
     ],
 )
 def test_a_names_file_that_cannot_serve_is_told(
@@ -185,7 +185,7 @@ def test_a_names_file_that_cannot_serve_is_told(
         path.write_bytes(content)
     with pytest.raises(error, match=problem):
         read_name_list(path)
-    with pytest.raises(InputRejected, match="cannot be read"):
+    with pytest.raises(InvalidInputError, match="cannot be read"):
         read_name_list(tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_a_chosen_list_wins_over_the_models_own_and_that_over_ours(tmp_path: Pat
     assert read_names(parts_with(own)) == ["ann lee"]
     assert names_file(parts_with(None)) == WELL_KNOWN
     assert with_names(parts_with(own), chosen).card.names_file == chosen
-    with pytest.raises(IntegrityProblem, match="lacks its list"):
+    with pytest.raises(IntegrityError, match="lacks its list"):
         names_file(parts_with(tmp_path / "gone.txt"))
 
 
@@ -223,7 +223,7 @@ def test_a_choice_is_kept_with_its_story_and_can_be_taken_back(tmp_path: Path, t
     assert choice.story() == (WELL_KNOWN, [report])
     assert report.read == report.used + sum(report.counts().values()) == 3
     choice.path.with_suffix(".json").write_text("{")
-    with pytest.raises(IntegrityProblem):
+    with pytest.raises(IntegrityError):
         choice.story()
     choice.remove()
     assert choice.file is None and not list(choice.path.parent.iterdir())
@@ -352,7 +352,7 @@ def _run(names: Sequence[str], world: World, log: Path) -> list[Rendered]:
 def test_too_few_faces_to_compare_are_told(tmp_path: Path) -> None:
     cast = CAST[:2]
     world = World(cast)
-    with pytest.raises(InputRejected, match="only 2 of 2 names"):
+    with pytest.raises(InvalidInputError, match="only 2 of 2 names"):
         judge_names(render_names(cast, world.draw, world, tmp_path / "log.jsonl"))
 
 
@@ -363,9 +363,9 @@ def test_large_pictures_are_drawn_few_at_a_time() -> None:
 
 
 def test_the_bundled_model_draws_its_own_names_more_alike_than_invented_ones(tmp_path: Path) -> None:
-    from celebctl.method.sampling import draw
-    from celebctl_models.diffusion import load_parts
-    from celebctl_models.faces import InsightFaceAnalyser
+    from celebctl.learning.sampling import draw
+    from celebctl_models.checkpoints.diffusion import load_parts
+    from celebctl_models.faces.analysis import InsightFaceAnalyser
 
     parts = load_parts("mini")
     faces = parts.card.faces_dir

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from celebctl_runtime.noise import initial_noise, step_noise
+from celebctl_runtime.sampling.noise import initial_noise, step_noise
 
 
 def test_golden_values() -> None:

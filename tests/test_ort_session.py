@@ -15,28 +15,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_doubles import make_identity, write_bundle
+from bundle_fakes import make_identity, write_bundle
 from numpy.typing import NDArray
 
 from celebctl.bench.worker import make
 from celebctl.cli.bench import VARIANTS, ways_of
-from celebctl_runtime import ort_backend
-from celebctl_runtime.backends import Texts
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.errors import CelebctlError, EnvironmentProblem, IntegrityProblem, UsageProblem
-from celebctl_runtime.ort_backend import BoundSteps, OrtBackend
-from celebctl_runtime.ort_session import (
+from celebctl_runtime.backends import ort
+from celebctl_runtime.backends.base import Conditioning
+from celebctl_runtime.backends.ort import BoundSteps, OrtBackend
+from celebctl_runtime.backends.ort_session import (
     CPU,
     CUDA,
     load_onnxruntime,
     memory_problems,
     no_cuda,
     parse_cuda_options,
-    waiting,
+    spin_options,
 )
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.errors import CelebctlError, IntegrityError, SetupError, UsageError
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
-from celebctl_runtime.samplers import plan
+from celebctl_runtime.sampling.samplers import step_table
 
 
 @pytest.fixture
@@ -107,20 +107,20 @@ class FakeCuda:
 
 
 def on_cuda(bundle: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, **more: Any) -> OrtBackend:
-    monkeypatch.setattr(ort_backend, "load_onnxruntime", lambda: fake)
+    monkeypatch.setattr(ort, "load_onnxruntime", lambda: fake)
     return OrtBackend(bundle, "cuda", **more)
 
 
-def texts_of(backend: OrtBackend, bundle: Bundle) -> Texts:
+def texts_of(backend: OrtBackend, bundle: Bundle) -> Conditioning:
     ids = np.stack([bundle.tokenizer().encode(text, bundle.token_ids).ids for text in ("", "alice")])
-    return Texts(backend.encode(ids)[0][:, None])
+    return Conditioning(backend.encode(ids)[0][:, None])
 
 
 @pytest.mark.parametrize(
     ("version", "spins"), [("1.24.0", "0"), ("1.31.1", "0"), ("1.32.0", "1"), ("2.0", "1"), ("", "0")]
 )
 def test_threads_wait_actively_only_where_that_can_be_limited(version: str, spins: str) -> None:
-    chosen = waiting(version)
+    chosen = spin_options(version)
     assert chosen["session.intra_op.allow_spinning"] == spins
     assert ("session.intra_op.spin_duration_us" in chosen) == (spins == "1")
 
@@ -130,7 +130,7 @@ def test_threads_wait_actively_only_where_that_can_be_limited(version: str, spin
 def test_the_bound_loop_is_the_plain_loop(bundle: Bundle, sampler: str, steps: int) -> None:
     """Bit for bit: states that take turns in two buffers, and noise of its own for every step."""
     backend, random = OrtBackend(bundle, "cpu", 1), np.random.default_rng(0)
-    texts, chosen = texts_of(backend, bundle), plan(sampler, bundle.schedule, steps, 2.5)
+    texts, chosen = texts_of(backend, bundle), step_table(sampler, bundle.schedule, steps, 2.5)
     start = random.standard_normal((2, 1, 4, 8, 8), dtype=np.float32)
     noises = random.standard_normal((steps, 1, 4, 8, 8), dtype=np.float32)
     state, told = start, list[int]()
@@ -144,7 +144,7 @@ def test_the_bound_loop_is_the_plain_loop(bundle: Bundle, sampler: str, steps: i
 
 def test_a_result_is_not_touched_by_later_runs(bundle: Bundle) -> None:
     backend = OrtBackend(bundle, "cpu", 1)
-    texts, chosen = texts_of(backend, bundle), plan("ddim", bundle.schedule, 4, 2.5)
+    texts, chosen = texts_of(backend, bundle), step_table("ddim", bundle.schedule, 4, 2.5)
     zeros, ones = (np.full((2, 1, 4, 8, 8), value, np.float32) for value in (0, 1))
 
     def run(start: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -184,12 +184,12 @@ def test_an_encoding_is_not_taken_for_that_of_other_rows(bundle: Bundle, monkeyp
     double = make_identity("alice", 9)
     wanted = [(1.0, ()), (0.5, ()), (1.0, (double,)), (0.0, (double,))]
     alone = [
-        generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", likeness=dial), guests=guests)[0].image
+        generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", likeness=dial), overrides=guests)[0].image
         for dial, guests in wanted
     ]
     monkeypatch.setattr(OrtBackend, "_run_raw", counted)
     for k in (0, 1, 2, 3, 1, 0, 3, 2, 0):
-        (picture,) = generate(bundle, backend, Request("alice", likeness=wanted[k][0]), guests=wanted[k][1])
+        (picture,) = generate(bundle, backend, Request("alice", likeness=wanted[k][0]), overrides=wanted[k][1])
         assert np.array_equal(np.asarray(picture.image), np.asarray(alone[k]))
     assert runs.count("text_encoder") == 4
 
@@ -242,8 +242,8 @@ def test_the_wrapper_of_onnx_runtime_does_not_fall_back_by_itself(
     """
     broken_cuda(monkeypatch, RuntimeError("CUDA failure 999: unknown error ; GPU=0"), only)
     if only:
-        monkeypatch.setattr(ort_backend, "BoundSteps", on_the_cpu(BoundSteps))
-    with pytest.raises(EnvironmentProblem, match="cannot use CUDA") as caught:
+        monkeypatch.setattr(ort, "BoundSteps", on_the_cpu(BoundSteps))
+    with pytest.raises(SetupError, match="cannot use CUDA") as caught:
         generate(bundle, OrtBackend(bundle, "cuda"), Request("alice"))
     assert "--device cpu" in caught.value.hint and caught.value.exit_code == 6
     notes = list[str]()
@@ -275,7 +275,7 @@ def test_a_wrong_option_of_cuda_is_not_blamed_on_the_machine(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], complaint: str, device: str
 ) -> None:
     broken_cuda(monkeypatch, RuntimeError(complaint))
-    with pytest.raises(UsageProblem, match=r"warp_speed|prefer_nhwc"):
+    with pytest.raises(UsageError, match=r"warp_speed|prefer_nhwc"):
         generate(bundle, OrtBackend(bundle, device), Request("alice"))
     assert not capfd.readouterr().out
 
@@ -303,7 +303,7 @@ def test_a_run_that_fails_on_cuda_is_not_repeated_elsewhere(
         plain(self, Failing(session))
 
     monkeypatch.setattr(genuine, "_bind_session", bind)
-    with pytest.raises(EnvironmentProblem, match="the device is gone") as caught:
+    with pytest.raises(SetupError, match="the device is gone") as caught:
         generate(bundle, OrtBackend(bundle, "auto"), Request("alice"))
     assert "--device cpu" in caught.value.hint and not capfd.readouterr().out
 
@@ -329,7 +329,7 @@ def test_a_single_step_is_not_captured(bundle: Bundle, monkeypatch: pytest.Monke
     fake = FakeCuda()
     backend = on_cuda(bundle, fake, monkeypatch)
     state = np.zeros((2, 1, 4, 8, 8), np.float32)
-    backend.step(state, 0, state[0], texts_of(backend, bundle), plan("ddim", bundle.schedule, 3, 2.5))
+    backend.step(state, 0, state[0], texts_of(backend, bundle), step_table("ddim", bundle.schedule, 3, 2.5))
     assert fake.runs[-1] == ("step.onnx", "-1")
 
 
@@ -381,7 +381,7 @@ def test_a_build_for_another_cuda_asks_for_its_own_libraries() -> None:
 )
 def test_no_memory_left_is_said_with_a_cure(complaint: str) -> None:
     for cuda in (True, False):
-        with pytest.raises(EnvironmentProblem) as caught, memory_problems(cuda):
+        with pytest.raises(SetupError) as caught, memory_problems(cuda):
             raise RuntimeError(complaint)
         assert "--size" in caught.value.hint and ("GPU" in caught.value.problem) == cuda
     with pytest.raises(RuntimeError, match="else"), memory_problems(True):
@@ -425,7 +425,7 @@ def test_a_graph_that_cannot_be_opened_ahead_is_told_when_it_is_needed(bundle: B
     path.write_bytes(bytes(path.stat().st_size))
     backend = OrtBackend(bundle, "cpu", 1)
     backend.prepare(("step", "vae_decoder"))
-    with pytest.raises(IntegrityProblem, match=r"step\.onnx"):
+    with pytest.raises(IntegrityError, match=r"step\.onnx"):
         generate(bundle, backend, Request("alice"))
 
 
@@ -441,7 +441,7 @@ def test_cuda_graphs_can_be_switched_off(bundle: Bundle, monkeypatch: pytest.Mon
 def test_an_option_that_cuda_does_not_have_is_no_fault_of_the_bundle(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageProblem, match="warp_speed") as caught:
+    with pytest.raises(UsageError, match="warp_speed") as caught:
         generate(bundle, on_cuda(bundle, FakeCuda(), monkeypatch, cuda_options={"warp_speed": "9"}), Request("alice"))
     assert "cuda_options" in caught.value.hint
 
@@ -454,7 +454,7 @@ def test_options_of_cuda_are_read_from_one_line() -> None:
     }
     assert parse_cuda_options("a=1,a=2") == {"a": "2"}, "what comes later counts"
     for wrong in ("prefer_nhwc", "=1", "a=", "a b=1"):
-        with pytest.raises(UsageProblem) as caught:
+        with pytest.raises(UsageError) as caught:
             parse_cuda_options(wrong)
         assert caught.value.exit_code == 2 and caught.value.hint
 
@@ -477,7 +477,7 @@ def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, mo
     seen: dict[str, tuple[str, bool]] = {}
     for device, suffix, options in ways[1:]:
         fake = FakeCuda()
-        monkeypatch.setattr(ort_backend, "load_onnxruntime", lambda fake=fake: fake)
+        monkeypatch.setattr(ort, "load_onnxruntime", lambda fake=fake: fake)
         given = parse_cuda_options(options)
         make({**spec, "device": device, "cuda_options": given, "request": request.to_json()}).draw(1)
         step = dict(fake.options)["step.onnx"]

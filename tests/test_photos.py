@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from face_doubles import photo_of
+from face_fakes import photo_of
 from PIL import Image, PngImagePlugin
 
-from celebctl_models.photos import open_photo
+from celebctl_models.faces.photos import open_photo
 from celebctl_runtime.errors import (
     CelebctlError,
-    EnvironmentProblem,
-    InputRejected,
-    NotFound,
-    UsageProblem,
+    InvalidInputError,
+    NotFoundError,
+    SetupError,
+    UsageError,
 )
 
 
@@ -136,7 +136,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_photo_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(HOSTILE[name])
-    with pytest.raises(InputRejected) as error:
+    with pytest.raises(InvalidInputError) as error:
         open_photo(tmp_path / name)
     assert name in error.value.problem and error.value.hint
 
@@ -150,14 +150,14 @@ def test_of_a_phones_jpeg_with_several_pictures_the_main_one_is_taken(tmp_path: 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(InputRejected, match="floating"):
+    with pytest.raises(InvalidInputError, match="floating"):
         open_photo(tmp_path / "a.tiff")
 
 
 def test_an_iphone_photo_without_its_reader_says_what_to_install(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
-    with pytest.raises(EnvironmentProblem) as error:
+    with pytest.raises(SetupError) as error:
         open_photo(tmp_path / "a.heic")
     assert "celebctl[heif]" in error.value.hint
 
@@ -182,12 +182,12 @@ def test_iphone_photos_are_read_upright_at_their_main_picture(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("face.jpg", NotFound),
-        ("", NotFound),
-        ("a\0b", NotFound),
-        ("/dev/null", NotFound),
-        ("https://example.org/face.jpg", UsageProblem),
-        ("http:/example.org/face.jpg", UsageProblem),
+        ("face.jpg", NotFoundError),
+        ("", NotFoundError),
+        ("a\0b", NotFoundError),
+        ("/dev/null", NotFoundError),
+        ("https://example.org/face.jpg", UsageError),
+        ("http:/example.org/face.jpg", UsageError),
     ],
 )
 def test_paths_that_lead_nowhere(
@@ -201,7 +201,7 @@ def test_paths_that_lead_nowhere(
 
 def test_a_missing_photo_hints_at_drawing_one(tmp_path: Path) -> None:
     for name, drawn in (("face.jpg", str(tmp_path / "face.jpg")), ("face.heic", "face.png")):
-        with pytest.raises(NotFound) as error:
+        with pytest.raises(NotFoundError) as error:
             open_photo(tmp_path / name)
         assert f"celebctl portrait {drawn} draws" in error.value.hint
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_doubles import make_identity, write_bundle
+from bundle_fakes import make_identity, write_bundle
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.errors import InputRejected, IntegrityProblem, NotFound, UsageProblem
-from celebctl_runtime.ort_backend import OrtBackend
-from celebctl_runtime.picture import CHUNK, Picture, png_bytes, read_request, save_picture
+from celebctl_runtime.backends.ort import OrtBackend
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, UsageError
+from celebctl_runtime.picture import CHUNK, GeneratedImage, png_bytes, read_request, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 
@@ -30,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def picture(bundle: Bundle) -> Picture:
+def picture(bundle: Bundle) -> GeneratedImage:
     return generate(bundle, OrtBackend(bundle, "cpu", 1), Request(PROMPT, negative="blurry", seed=2**62, steps=3))[0]
 
 
@@ -42,8 +42,8 @@ def png_with(path: Path, **chunks: str) -> Path:
     return path
 
 
-def test_the_recipe_comes_back_and_remakes_the_picture(bundle: Bundle, picture: Picture, tmp_path: Path) -> None:
-    path = save_picture(picture, tmp_path / "deep" / "alice.png")
+def test_the_recipe_comes_back_and_remakes_the_picture(bundle: Bundle, picture: GeneratedImage, tmp_path: Path) -> None:
+    path = save_image(picture, tmp_path / "deep" / "alice.png")
     request, record = read_request(path)
     assert request == picture.request
     assert {key: record[key] for key in picture.record} == picture.record
@@ -52,8 +52,8 @@ def test_the_recipe_comes_back_and_remakes_the_picture(bundle: Bundle, picture: 
         assert np.array_equal(np.asarray(saved), np.asarray(again.image))
 
 
-def test_other_programs_find_the_usual_parameters(picture: Picture, tmp_path: Path) -> None:
-    with Image.open(save_picture(picture, tmp_path / "a.png")) as image:
+def test_other_programs_find_the_usual_parameters(picture: GeneratedImage, tmp_path: Path) -> None:
+    with Image.open(save_image(picture, tmp_path / "a.png")) as image:
         image.load()
         text: str = getattr(image, "text", {})["parameters"]
     head, last = text.rsplit("\n", 1)
@@ -63,34 +63,34 @@ def test_other_programs_find_the_usual_parameters(picture: Picture, tmp_path: Pa
     assert f'TI hashes: "alice: {make_identity("alice").digest[:12]}"' in last
 
 
-def test_enlarging_is_recorded_and_keeps_the_recipe(picture: Picture, tmp_path: Path) -> None:
-    path = save_picture(picture, tmp_path / "a.png", scale=3)
+def test_enlarging_is_recorded_and_keeps_the_recipe(picture: GeneratedImage, tmp_path: Path) -> None:
+    path = save_image(picture, tmp_path / "a.png", scale=3)
     with Image.open(path) as image:
         assert image.size == (96, 96)
     request, record = read_request(path)
     assert (request.width, record["scale"]) == (32, 3)
-    with pytest.raises(UsageProblem, match="0 times"):
-        save_picture(picture, tmp_path / "b.png", scale=0)
+    with pytest.raises(UsageError, match="0 times"):
+        save_image(picture, tmp_path / "b.png", scale=0)
 
 
-def test_no_metadata_means_none(picture: Picture, tmp_path: Path) -> None:
-    path = save_picture(picture, tmp_path / "a.png", metadata=False)
+def test_no_metadata_means_none(picture: GeneratedImage, tmp_path: Path) -> None:
+    path = save_image(picture, tmp_path / "a.png", metadata=False)
     assert b"alice" not in path.read_bytes()
-    with pytest.raises(InputRejected, match="no recipe"):
+    with pytest.raises(InvalidInputError, match="no recipe"):
         read_request(path)
 
 
-def test_nothing_is_overwritten_unless_asked(picture: Picture, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_unless_asked(picture: GeneratedImage, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("precious")
-    with pytest.raises(UsageProblem, match="exists") as caught:
-        save_picture(picture, path)
+    with pytest.raises(UsageError, match="exists") as caught:
+        save_image(picture, path)
     assert "--force" in caught.value.hint and path.read_text() == "precious"
-    save_picture(picture, path, overwrite=True)
+    save_image(picture, path, overwrite=True)
     assert read_request(path)[0] == picture.request
 
 
-def test_the_date_can_be_fixed(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_date_can_be_fixed(picture: GeneratedImage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     first = png_bytes(picture)
     assert first == png_bytes(picture)
@@ -100,10 +100,10 @@ def test_the_date_can_be_fixed(picture: Picture, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (b"", InputRejected),
-        (b"\x89PNG\r\n\x1a\n", InputRejected),
-        (b"GIF89a", InputRejected),
-        (b"just text", InputRejected),
+        (b"", InvalidInputError),
+        (b"\x89PNG\r\n\x1a\n", InvalidInputError),
+        (b"GIF89a", InvalidInputError),
+        (b"just text", InvalidInputError),
     ],
 )
 def test_other_files_are_rejected(tmp_path: Path, content: bytes, kind: type[Exception]) -> None:
@@ -115,9 +115,9 @@ def test_other_files_are_rejected(tmp_path: Path, content: bytes, kind: type[Exc
 def test_jpegs_directories_and_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "x.jpg")
     for path in (tmp_path / "x.jpg", tmp_path):
-        with pytest.raises(InputRejected):
+        with pytest.raises(InvalidInputError):
             read_request(path)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         read_request(tmp_path / "nothing.png")
 
 
@@ -136,7 +136,7 @@ def test_jpegs_directories_and_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_and_newer_recipes_are_refused(tmp_path: Path, document: str) -> None:
-    with pytest.raises(IntegrityProblem) as caught:
+    with pytest.raises(IntegrityError) as caught:
         read_request(png_with(tmp_path / "x.png", **{CHUNK: document}))
     assert caught.value.hint
 
@@ -145,7 +145,7 @@ def test_a_recipe_bomb_is_rejected(tmp_path: Path) -> None:
     info = PngInfo()
     info.add_text(CHUNK, "a" * 5_000_000, zip=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png", pnginfo=info)
-    with pytest.raises(InputRejected):
+    with pytest.raises(InvalidInputError):
         read_request(tmp_path / "x.png")
 
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_doubles import make_identity, write_bundle
+from bundle_fakes import make_identity, write_bundle
 from numpy.typing import NDArray
 
-from celebctl_runtime.backends import Encodings, Texts
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.cores import physical_cores
-from celebctl_runtime.errors import Busy, EnvironmentProblem, IntegrityProblem, NotFound, UsageProblem
-from celebctl_runtime.guests import Guest
-from celebctl_runtime.ort_backend import OrtBackend
+from celebctl_runtime.backends.base import Conditioning, Encodings
+from celebctl_runtime.backends.cpu_count import physical_core_count
+from celebctl_runtime.backends.ort import OrtBackend
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.bundle.overrides import EmbeddingOverride
+from celebctl_runtime.errors import BusyError, IntegrityError, NotFoundError, SetupError, UsageError
 from celebctl_runtime.pipeline import Progress, generate
 from celebctl_runtime.request import SAMPLERS, Request, batch
-from celebctl_runtime.samplers import Plan
+from celebctl_runtime.sampling.samplers import StepTable
 
 
 @pytest.fixture
@@ -136,11 +136,11 @@ def test_progress_counts_every_step_of_every_picture(bundle: Bundle, backend: Or
 @pytest.mark.parametrize(
     ("bad", "kind"),
     [
-        (Request("<carol>"), NotFound),
-        (Request("x", negative="<carol>"), NotFound),
-        (Request("x", identities=("carol",)), NotFound),
-        (Request("x", steps=100, sampler="lcm"), UsageProblem),
-        (Request("x", width=33), UsageProblem),
+        (Request("<carol>"), NotFoundError),
+        (Request("x", negative="<carol>"), NotFoundError),
+        (Request("x", identities=("carol",)), NotFoundError),
+        (Request("x", steps=100, sampler="lcm"), UsageError),
+        (Request("x", width=33), UsageError),
     ],
 )
 def test_errors_come_before_any_picture(
@@ -171,7 +171,7 @@ def test_a_running_backend_sees_who_moved_in_since(bundle: Bundle, backend: OrtB
         running = pixels(bundle, backend, Request(name))[0]
         assert np.array_equal(running, pixels(bundle, OrtBackend(bundle, "cpu", 1), Request(name))[0])
     elsewhere.remove("carol")
-    with pytest.raises(NotFound, match="<carol>"):
+    with pytest.raises(NotFoundError, match="<carol>"):
         generate(bundle, backend, Request("<carol>"))
 
 
@@ -182,7 +182,7 @@ def test_a_move_while_a_prompt_is_read_is_noticed(bundle: Bundle) -> None:
     class Late(OrtBackend):
         moves = 1
 
-        def encode(self, ids: NDArray[np.int64], guests: Sequence[Guest] = ()) -> Encodings:
+        def encode(self, ids: NDArray[np.int64], guests: Sequence[EmbeddingOverride] = ()) -> Encodings:
             if self.moves:
                 self.moves -= 1
                 elsewhere.replace(make_identity("alice", 20 + self.moves))
@@ -193,7 +193,7 @@ def test_a_move_while_a_prompt_is_read_is_noticed(bundle: Bundle) -> None:
     assert np.array_equal(np.asarray(picture.image), pixels(bundle, OrtBackend(bundle, "cpu", 1), Request("alice"))[0])
     restless = Late(bundle, "cpu", 1)
     restless.moves = 100
-    with pytest.raises(Busy):
+    with pytest.raises(BusyError):
         generate(bundle, restless, Request("alice"))
 
 
@@ -219,7 +219,7 @@ def test_readers_never_see_half_a_move(bundle: Bundle) -> None:
         for _ in range(200):
             try:
                 picture = generate(bundle, backend, Request("alice", steps=1))[0]
-            except Busy:  # on a busy machine she may be replaced faster than she is read; never is she half of each
+            except BusyError:  # on a busy machine she may be replaced faster than she is read; never is she half of each
                 continue
             assert np.array_equal(np.asarray(picture.image), expected[picture.record["identities"]["alice"]])
             drawn += 1
@@ -244,25 +244,25 @@ def test_a_bundle_exported_anew_is_picked_up(bundle: Bundle, backend: OrtBackend
 def test_a_graph_that_cannot_be_loaded_is_named(bundle: Bundle, backend: OrtBackend) -> None:
     path = bundle.file("vae_decoder.onnx")
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(IntegrityProblem, match=r"vae_decoder\.onnx"):
+    with pytest.raises(IntegrityError, match=r"vae_decoder\.onnx"):
         generate(bundle, backend, Request("alice"))
 
 
 def test_shapes_are_checked_at_the_door(backend: OrtBackend) -> None:
-    with pytest.raises(IntegrityProblem, match="input_ids"):
+    with pytest.raises(IntegrityError, match="input_ids"):
         backend.encode(np.zeros((1, 76), np.int64))
-    with pytest.raises(IntegrityProblem, match="latent"):
+    with pytest.raises(IntegrityError, match="latent"):
         backend.decode(np.zeros((1, 3, 8, 8), np.float32))
     zeros = np.zeros((2, 1, 4, 8, 8), np.float32)
-    plan = Plan(np.zeros((1, 2, 4), np.float32), np.zeros((1, 3), np.float32), 1.0, False)
-    with pytest.raises(IntegrityProblem, match="context"):
-        backend.step(zeros, 0, zeros[0], Texts(np.zeros((2, 1, 77, 9), np.float32)), plan)
+    plan = StepTable(np.zeros((1, 2, 4), np.float32), np.zeros((1, 3), np.float32), 1.0, False)
+    with pytest.raises(IntegrityError, match="context"):
+        backend.step(zeros, 0, zeros[0], Conditioning(np.zeros((2, 1, 77, 9), np.float32)), plan)
 
 
 def test_a_graph_the_bundle_lacks_is_named(bundle: Bundle, backend: OrtBackend) -> None:
     graphs = {name: facts for name, facts in bundle.manifest.graphs.items() if name != "step_nocfg"}
     Bundle.seal(bundle.path, replace(bundle.manifest, graphs=graphs))
-    with pytest.raises(IntegrityProblem, match="step_nocfg"):
+    with pytest.raises(IntegrityError, match="step_nocfg"):
         generate(bundle, backend, Request("alice", guidance=1.0))
 
 
@@ -270,10 +270,10 @@ def test_devices(bundle: Bundle) -> None:
     import onnxruntime
 
     engine: Any = onnxruntime
-    with pytest.raises(UsageProblem, match="tpu"):
+    with pytest.raises(UsageError, match="tpu"):
         OrtBackend(bundle, "tpu")
     if "CUDAExecutionProvider" not in engine.get_available_providers():
-        with pytest.raises(EnvironmentProblem) as caught:
+        with pytest.raises(SetupError) as caught:
             OrtBackend(bundle, "cuda")
         assert "--device cpu" in caught.value.hint
         assert OrtBackend(bundle).describe()["device"] == "cpu"
@@ -295,7 +295,7 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error_when_cuda_was_asked_for(
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    with pytest.raises(EnvironmentProblem, match="fell back"):
+    with pytest.raises(SetupError, match="fell back"):
         generate(bundle, OrtBackend(bundle, "cuda"), Request("alice"))
     automatic = OrtBackend(bundle, "auto")
     assert automatic.batch_limit == 1 and automatic.describe()["device"] == "cpu"
@@ -305,7 +305,7 @@ def test_without_onnxruntime_the_hint_says_what_to_install(bundle: Bundle, monke
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EnvironmentProblem) as caught:
+    with pytest.raises(SetupError) as caught:
         OrtBackend(bundle)
     assert "celebctl[cpu]" in caught.value.hint
 
@@ -313,4 +313,4 @@ def test_without_onnxruntime_the_hint_says_what_to_install(bundle: Bundle, monke
 def test_cores_are_counted_sanely() -> None:
     import os
 
-    assert 1 <= physical_cores() <= (os.cpu_count() or 1)
+    assert 1 <= physical_core_count() <= (os.cpu_count() or 1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from conftest import write_pipeline
-from learn_doubles import begin, load_named
+from learn_fakes import begin, load_named
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("insightface")
@@ -27,14 +27,14 @@ def cosine(a: Any, b: Any) -> float:
     return float(torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
 
 
-def gradient(sitting: Any) -> Any:
+def gradient(trainer: Any) -> Any:
     """Of the loss of the coming batch by the coefficients, (P, S); the next step sees the same batch."""
-    before = sitting.generator.get_state()
-    batch = sitting._batch()
-    sitting.generator.set_state(before)
-    coefficients = sitting.mapper(sitting.features).detach().requires_grad_()
-    rows = [part[batch.who] for part in sitting.embed(sitting.mapper.split(coefficients))]
-    loss = (sitting.denoiser.error(batch, rows) * batch.weight).sum() * sitting.denoiser.loudness
+    before = trainer.generator.get_state()
+    batch = trainer._batch()
+    trainer.generator.set_state(before)
+    coefficients = trainer.mapper(trainer.features).detach().requires_grad_()
+    rows = [part[batch.who] for part in trainer.embed(trainer.mapper.split(coefficients))]
+    loss = (trainer.denoiser.error(batch, rows) * batch.weight).sum() * trainer.denoiser.loudness
     return torch.autograd.grad(loss, coefficients)[0]
 
 

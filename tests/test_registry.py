@@ -6,11 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from model_doubles import COMMIT, model_index, write_cache, write_model
+from model_fakes import COMMIT, model_index, write_cache, write_model
 
 from celebctl.library import Library
-from celebctl_models.known_models import KNOWN, KnownModel, known_by_source, refuse_unsupported, why_unsupported
-from celebctl_models.registry import (
+from celebctl_models.checkpoints.known_models import (
+    KNOWN,
+    KnownModel,
+    known_by_source,
+    refuse_unsupported,
+    why_unsupported,
+)
+from celebctl_models.checkpoints.registry import (
     CARD_FILE,
     card_for,
     installed_folder,
@@ -19,7 +25,7 @@ from celebctl_models.registry import (
     read_json,
     wanted_files,
 )
-from celebctl_runtime.errors import InputRejected, NotFound
+from celebctl_runtime.errors import InvalidInputError, NotFoundError
 from celebctl_runtime.paths import data_root
 from celebctl_runtime.request import SAMPLERS
 
@@ -126,7 +132,7 @@ def test_the_family_is_not_refused(class_name: str) -> None:
      "PixArt-alpha/PixArt-XL-2-1024-MS", "kandinsky-community/kandinsky-2-2-decoder", "warp-ai/wuerstchen"],
 )  # fmt: skip
 def test_their_names_are_refused_before_anything_is_fetched(name: str) -> None:
-    with pytest.raises(InputRejected, match="not supported"):
+    with pytest.raises(InvalidInputError, match="not supported"):
         locate(name)
 
 
@@ -193,12 +199,12 @@ def test_single_files_of_both_kinds(tmp_path: Path) -> None:
         (tmp_path / f"x{suffix}").write_bytes(b"")
         assert locate(tmp_path / f"x{suffix}").kind == "file"
     (tmp_path / "x.bin").write_bytes(b"")
-    with pytest.raises(NotFound, match="ckpt"):
+    with pytest.raises(NotFoundError, match="ckpt"):
         locate(tmp_path / "x.bin")
 
 
 def test_a_slip_of_the_finger_is_understood() -> None:
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(NotFoundError) as caught:
         locate("sd51")
     assert "did you mean sd" in caught.value.hint
 

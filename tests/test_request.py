@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_doubles import write_bundle
+from bundle_fakes import write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celebctl_runtime.errors import UsageProblem
-from celebctl_runtime.manifest import Manifest
+from celebctl_runtime.bundle.manifest import Manifest
+from celebctl_runtime.errors import UsageError
 from celebctl_runtime.request import SAMPLERS, Request, batch, resolve
 
 requests = st.builds(
@@ -76,14 +76,14 @@ def test_picture_k_of_a_batch_has_seed_plus_k() -> None:
     ],
 )
 def test_impossible_values_are_named(manifest: Manifest, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageProblem, match=words) as caught:
+    with pytest.raises(UsageError, match=words) as caught:
         resolve(replace(Request("hi"), **changes), manifest)
     assert caught.value.hint
 
 
 def test_the_size_hint_is_a_size_that_works(manifest: Manifest) -> None:
     for width in (1, 13, 30, 5000):
-        with pytest.raises(UsageProblem) as caught:
+        with pytest.raises(UsageError) as caught:
             resolve(Request("hi", width=width), manifest)
         near = int(caught.value.hint.split()[1])
         assert resolve(Request("hi", width=near), manifest).width == near
@@ -107,6 +107,6 @@ def test_the_size_hint_is_a_size_that_works(manifest: Manifest) -> None:
     ],
 )
 def test_malformed_json_is_refused_with_a_hint(data: dict[str, Any]) -> None:
-    with pytest.raises(UsageProblem) as caught:
+    with pytest.raises(UsageError) as caught:
         Request.from_json(data)
     assert caught.value.hint

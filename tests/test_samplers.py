@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from celebctl_runtime.errors import IntegrityProblem, UsageProblem
-from celebctl_runtime.samplers import SAMPLERS, Plan, plan
-from celebctl_runtime.schedule import ScheduleConfig
+from celebctl_runtime.errors import IntegrityError, UsageError
+from celebctl_runtime.sampling.samplers import SAMPLERS, StepTable, step_table
+from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 SHIPPED: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -48,11 +48,11 @@ def draw_noise(steps: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal((steps + 1, 1, 4, 8, 8), dtype=np.float32)
 
 
-def run_plan(made: Plan, noise: NDArray[np.float32], picture: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+def run_plan(made: StepTable, noise: NDArray[np.float32], picture: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """What the step graph does, in numpy, from noise or from a picture's latent."""
     start = noise[0] * np.float32(made.init_sigma)
     if picture is not None:
-        start = (made.begin[0] * picture + made.begin[1] * noise[0]).astype(np.float32)
+        start = (made.init_mix[0] * picture + made.init_mix[1] * noise[0]).astype(np.float32)
     state = np.stack([start, np.zeros_like(noise[0])])
     for i in range(made.steps):
         scale, timestep, _ = made.aux[i]
@@ -136,7 +136,7 @@ def test_whole_trajectories_agree_with_diffusers(
             config["timestep_spacing"] = spacing
         noise = draw_noise(steps)
         expected, timesteps = run_diffusers(sampler, config, steps, noise, monkeypatch)
-        made = plan(sampler, ScheduleConfig.from_dict(config), steps, 2.5)
+        made = step_table(sampler, ScheduleConfig.from_dict(config), steps, 2.5)
         assert made.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, steps, schedule)
         assert relative_error(run_plan(made, noise), expected) < 1e-5, (spacing, steps, schedule)
 
@@ -148,7 +148,7 @@ def test_diffusers_untouched_agrees_at_what_models_ship(sampler: str, monkeypatc
         config = {**SHIPPED, "prediction_type": prediction, "timestep_spacing": "leading"}
         noise = draw_noise(steps)
         expected, _ = run_diffusers(sampler, config, steps, noise, monkeypatch, sharp=False)
-        made = plan(sampler, ScheduleConfig.from_dict(config), steps, 1.0)
+        made = step_table(sampler, ScheduleConfig.from_dict(config), steps, 1.0)
         assert relative_error(run_plan(made, noise), expected) < 1e-5, (prediction, steps)
 
 
@@ -167,14 +167,14 @@ def test_rarer_training_facts_agree_too(sampler: str, changes: dict[str, Any], m
     config = {**SHIPPED, **changes}
     noise = draw_noise(12)
     expected, _ = run_diffusers(sampler, config, 12, noise, monkeypatch)
-    assert relative_error(run_plan(plan(sampler, ScheduleConfig.from_dict(config), 12, 1.0), noise), expected) < 1e-5
+    assert relative_error(run_plan(step_table(sampler, ScheduleConfig.from_dict(config), 12, 1.0), noise), expected) < 1e-5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_perfect_network_leads_to_the_picture(sampler: str) -> None:
     """If the network always knows the noise, every sampler must end at the picture itself (but for a rest of noise)."""
     config = ScheduleConfig.from_dict({**SHIPPED, "prediction_type": "sample", "set_alpha_to_one": True})
-    made = plan(sampler, config, 10, 1.0)
+    made = step_table(sampler, config, 10, 1.0)
     picture, noise = np.float32(0.7), draw_noise(10)
     state = np.stack([noise[0] * np.float32(made.init_sigma), np.zeros_like(noise[0])])
     for i in range(10):
@@ -185,7 +185,7 @@ def test_a_perfect_network_leads_to_the_picture(sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_plan_is_float32_finite_and_honest_about_noise(sampler: str) -> None:
-    made = plan(sampler, ScheduleConfig.from_dict(SHIPPED), 8, 7.5)
+    made = step_table(sampler, ScheduleConfig.from_dict(SHIPPED), 8, 7.5)
     assert made.table.shape == (8, 2, 4) and made.table.dtype == np.float32
     assert made.aux.shape == (8, 3) and made.aux.dtype == np.float32
     assert np.isfinite(made.table).all() and (made.aux[:, 2] == 7.5).all()
@@ -199,8 +199,8 @@ def test_every_number_of_steps_is_planned_or_refused(sampler: str) -> None:
         config = ScheduleConfig.from_dict({**SHIPPED, "timestep_spacing": spacing})
         for steps in (0, 3, 50, 51, 499, 501, 999, 1000, 1001):
             try:
-                made = plan(sampler, config, steps, 1.0)
-            except UsageProblem as problem:
+                made = step_table(sampler, config, steps, 1.0)
+            except UsageError as problem:
                 assert str(steps) in problem.problem and problem.hint
             else:
                 assert made.steps == steps
@@ -208,8 +208,8 @@ def test_every_number_of_steps_is_planned_or_refused(sampler: str) -> None:
 
 
 def test_an_unknown_sampler_is_named() -> None:
-    with pytest.raises(UsageProblem, match="plms"):
-        plan("plms", ScheduleConfig(), 10, 1.0)
+    with pytest.raises(UsageError, match="plms"):
+        step_table("plms", ScheduleConfig(), 10, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_an_unknown_sampler_is_named() -> None:
     ],
 )
 def test_what_no_table_can_express_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(IntegrityProblem):
+    with pytest.raises(IntegrityError):
         ScheduleConfig.from_dict({**SHIPPED, **changes})
 
 
@@ -244,6 +244,6 @@ def test_a_picture_as_the_beginning_agrees_with_diffusers(
         config = {**SHIPPED, "prediction_type": prediction, "timestep_spacing": spacing}
         noise = draw_noise(15)
         expected, timesteps = run_diffusers(sampler, config, 15, noise, monkeypatch, skip=skip, picture=picture)
-        made = plan(sampler, ScheduleConfig.from_dict(config), 15, 2.5, skip)
+        made = step_table(sampler, ScheduleConfig.from_dict(config), 15, 2.5, skip)
         assert made.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, skip)
         assert relative_error(run_plan(made, noise, picture), expected) < 1e-5, (spacing, skip)

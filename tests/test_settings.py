@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celebctl.settings import KNOWN, Settings, remember
-from celebctl_runtime.errors import UsageProblem
+from celebctl.settings import KNOWN, Settings, save_setting
+from celebctl_runtime.errors import UsageError
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_an_empty_variable_is_no_value(tmp_path: Path, home: Path) -> None:
 )
 def test_mistakes_are_refused_with_a_cure(tmp_path: Path, home: Path, toml: str, said: str) -> None:
     (tmp_path / "celebctl.toml").write_text(toml)
-    with pytest.raises(UsageProblem) as error:
+    with pytest.raises(UsageError) as error:
         found = read(tmp_path, home)
         for name in KNOWN:
             found.get(name)
@@ -72,7 +72,7 @@ def test_mistakes_are_refused_with_a_cure(tmp_path: Path, home: Path, toml: str,
 
 def test_numbers_may_come_as_text_from_the_environment(tmp_path: Path, home: Path) -> None:
     assert read(tmp_path, home, CELEBCTL_THREADS=" 3 ").number("threads") == 3
-    with pytest.raises(UsageProblem, match="CELEBCTL_THREADS"):
+    with pytest.raises(UsageError, match="CELEBCTL_THREADS"):
         read(tmp_path, home, CELEBCTL_THREADS="three").number("threads")
 
 
@@ -83,7 +83,7 @@ def test_a_byte_order_mark_is_no_trouble(tmp_path: Path, home: Path) -> None:
 
 def test_files_that_are_not_text_are_named(tmp_path: Path, home: Path) -> None:
     (tmp_path / "celebctl.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageProblem, match=r"celebctl\.toml"):
+    with pytest.raises(UsageError, match=r"celebctl\.toml"):
         read(tmp_path, home)
 
 
@@ -105,7 +105,7 @@ def test_files_that_are_not_text_are_named(tmp_path: Path, home: Path) -> None:
 def test_other_lines_and_comments_stay(tmp_path: Path, home: Path, before: str, after: str) -> None:
     file = home / "config.toml"
     file.write_bytes(before.encode())
-    assert remember("model", "sd15", {"CELEBCTL_HOME": str(home)}) == file
+    assert save_setting("model", "sd15", {"CELEBCTL_HOME": str(home)}) == file
     assert file.read_bytes().decode() == after
     assert read(tmp_path, home).text("model") == "sd15"
 
@@ -117,8 +117,8 @@ def test_any_text_is_kept_or_refused_whole(tmp_path_factory: pytest.TempPathFact
     home = tmp_path_factory.mktemp("home")
     (home / "config.toml").write_text("threads = 2\n")
     try:
-        remember("model", value, {"CELEBCTL_HOME": str(home)})
-    except UsageProblem:
+        save_setting("model", value, {"CELEBCTL_HOME": str(home)})
+    except UsageError:
         assert (home / "config.toml").read_text() == "threads = 2\n"
     else:
         assert tomllib.loads((home / "config.toml").read_bytes().decode()) == {"model": value, "threads": 2}
@@ -126,24 +126,24 @@ def test_any_text_is_kept_or_refused_whole(tmp_path_factory: pytest.TempPathFact
 
 def test_the_first_setting_makes_the_file(tmp_path: Path) -> None:
     home = tmp_path / "not" / "yet"
-    remember("model", "sd15", {"CELEBCTL_HOME": str(home)})
+    save_setting("model", "sd15", {"CELEBCTL_HOME": str(home)})
     assert read(tmp_path, home).text("model") == "sd15"
 
 
 def test_a_value_of_the_wrong_type_is_replaced(home: Path) -> None:
     (home / "config.toml").write_text("model = 3\n")
-    remember("model", "sd15", {"CELEBCTL_HOME": str(home)})
+    save_setting("model", "sd15", {"CELEBCTL_HOME": str(home)})
     assert (home / "config.toml").read_text() == 'model = "sd15"\n'
 
 
 def test_a_damaged_file_is_left_alone(home: Path) -> None:
     (home / "config.toml").write_text("model = \n")
-    with pytest.raises(UsageProblem, match="not valid TOML"):
-        remember("model", "sd15", {"CELEBCTL_HOME": str(home)})
+    with pytest.raises(UsageError, match="not valid TOML"):
+        save_setting("model", "sd15", {"CELEBCTL_HOME": str(home)})
     assert (home / "config.toml").read_text() == "model = \n"
 
 
 def test_a_value_that_does_not_suit_is_refused(home: Path) -> None:
-    with pytest.raises(UsageProblem, match="device"):
-        remember("device", "gpu", {"CELEBCTL_HOME": str(home)})
+    with pytest.raises(UsageError, match="device"):
+        save_setting("device", "gpu", {"CELEBCTL_HOME": str(home)})
     assert not (home / "config.toml").exists()

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from family_doubles import sd1, sd2, xl, xl_v
-from single_file_double import write_single_file
+from family_fakes import sd1, sd2, xl, xl_v
+from single_file_fake import write_single_file
 
-from celebctl_models.diffusion import load_parts, read_texts
-from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
+from celebctl_models.checkpoints.diffusion import load_parts, read_texts
+from celebctl_runtime.errors import IntegrityError, SetupError
 
 if TYPE_CHECKING:
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 torch: Any = pytest.importorskip("torch")
 
@@ -72,7 +72,7 @@ def test_configs_of_another_family_are_told(
     single_file(write, tmp_path)
     other(tmp_path / "other")
     put_configs(tmp_path / "other", tmp_path / "single")
-    with pytest.raises(IntegrityProblem, match=r"cannot load single\.safetensors") as caught:
+    with pytest.raises(IntegrityError, match=r"cannot load single\.safetensors") as caught:
         load_parts(tmp_path / "single.safetensors")
     assert "configs of this very model" in caught.value.hint
 
@@ -86,6 +86,6 @@ def test_without_configs_and_without_a_network_the_hint_is_what_to_put_where(
     single_file(write, tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(EnvironmentProblem, match=r"how single\.safetensors is built") as caught:
+    with pytest.raises(SetupError, match=r"how single\.safetensors is built") as caught:
         load_parts(tmp_path / "single.safetensors")
     assert "single/ beside it" in caught.value.hint

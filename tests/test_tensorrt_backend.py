@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_doubles import make_identity, write_bundle
+from bundle_fakes import make_identity, write_bundle
 from numpy.typing import NDArray
-from tensorrt_doubles import CudaError, FakeCudart, FakeTrt, make_believe
+from tensorrt_fakes import CudaError, FakeCudart, FakeTrt, make_believe
 
 from celebctl_export.tensorrt_plan import EngineRequest, plan_engines
 from celebctl_export.to_tensorrt import build_engines
-from celebctl_runtime.backends import Texts, choose_backend
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.cuda_memory import Cuda
-from celebctl_runtime.errors import EnvironmentProblem, NotFound
-from celebctl_runtime.noise import initial_noise, step_noise
-from celebctl_runtime.ort_backend import OrtBackend
+from celebctl_runtime.backends.base import Conditioning, choose_backend
+from celebctl_runtime.backends.cuda_memory import Cuda
+from celebctl_runtime.backends.ort import OrtBackend
+from celebctl_runtime.backends.tensorrt import TensorRtBackend
+from celebctl_runtime.backends.tensorrt_runner import Device, TensorRt
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.errors import NotFoundError, SetupError
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import SAMPLERS, Request, batch
-from celebctl_runtime.samplers import plan
-from celebctl_runtime.tensorrt_backend import TensorRtBackend
-from celebctl_runtime.tensorrt_runner import Device, TensorRt
+from celebctl_runtime.sampling.noise import initial_noise, step_noise
+from celebctl_runtime.sampling.samplers import step_table
 
 ROW = 8 * 4  # bytes of a token row in the toy bundle
 
@@ -70,7 +70,7 @@ def pixels(bundle: Bundle, backend: Any, request: Request) -> NDArray[Any]:
 
 def inputs(bundle: Bundle, sampler: str, pictures: int = 1, guides: int = 2) -> tuple[Any, ...]:
     """State, noise per step, texts and plan for some pictures of the toy bundle."""
-    steps, shape = plan(sampler, bundle.schedule, 5, 2.5), (4, 8, 8)
+    steps, shape = step_table(sampler, bundle.schedule, 5, 2.5), (4, 8, 8)
     first = np.stack([initial_noise(seed, shape) for seed in range(pictures)])
     state = np.stack([first * np.float32(steps.init_sigma), np.zeros_like(first)])
     context = np.random.default_rng(0).standard_normal((guides, pictures, 77, 8), dtype=np.float32)
@@ -78,7 +78,7 @@ def inputs(bundle: Bundle, sampler: str, pictures: int = 1, guides: int = 2) -> 
     def noise(index: int) -> NDArray[np.float32]:
         return np.stack([step_noise(seed, index, shape) for seed in range(pictures)]) if steps.uses_noise else first
 
-    return state, noise, Texts(context), steps
+    return state, noise, Conditioning(context), steps
 
 
 def stepwise(backend: Any, state: Any, noise: Any, texts: Any, steps: Any) -> NDArray[np.float32]:
@@ -106,11 +106,11 @@ def test_layouts_dials_and_guests_are_those_of_onnx_runtime(bench: Bench, guidan
     for request in (plain, laid_out, dialled, plain):
         assert np.array_equal(pixels(bench.bundle, backend, request), bench.expected(request))
     one, other = (
-        np.asarray(generate(bench.bundle, engine, replace(plain, prompt="carol"), guests=[carol])[0].image)
+        np.asarray(generate(bench.bundle, engine, replace(plain, prompt="carol"), overrides=[carol])[0].image)
         for engine in (backend, OrtBackend(bench.bundle, "cpu", 1))
     )
     assert np.array_equal(one, other)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         generate(bench.bundle, backend, replace(plain, prompt="<carol>"))
 
 
@@ -130,12 +130,12 @@ def test_a_run_is_one_launch_and_a_graph_is_captured_once(bench: Bench) -> None:
     first = backend.denoise(state, noise, texts, steps, ignore)
     assert (calls["cudaGraphInstantiate"], calls["cudaGraphLaunch"]) == (1, 1)
     memory = bench.cudart.used
-    other = backend.denoise(state + 1, noise, Texts(texts.context * 2), steps, ignore)
+    other = backend.denoise(state + 1, noise, Conditioning(texts.context * 2), steps, ignore)
     again = backend.denoise(state, noise, texts, steps, ignore)
     assert (calls["cudaGraphInstantiate"], calls["cudaGraphLaunch"]) == (1, 3)
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert bench.cudart.used == memory
-    backend.denoise(state, noise, texts, plan("euler_a", bench.bundle.schedule, 4, 2.5), ignore)
+    backend.denoise(state, noise, texts, step_table("euler_a", bench.bundle.schedule, 4, 2.5), ignore)
     assert calls["cudaGraphInstantiate"] == 2
 
 
@@ -208,7 +208,7 @@ def test_the_engine_made_for_a_size_is_preferred_to_the_one_for_all(tmp_path: Pa
 
 def test_what_no_engine_fits_is_an_error_or_a_named_fallback(bench: Bench) -> None:
     request = Request("alice", width=64, height=48)
-    with pytest.raises(EnvironmentProblem, match="64x48") as caught:
+    with pytest.raises(SetupError, match="64x48") as caught:
         generate(bench.bundle, bench.backend(), request)
     assert "--engine" in caught.value.hint
     backend = bench.backend(falls_back=True)
@@ -243,7 +243,7 @@ def test_engines_of_another_gpu_or_version_are_named(bench: Bench) -> None:
     others: list[dict[str, Any]] = [{"name": "NVIDIA Other"}, {"version": "10.16.1.11"}]
     for options in others:
         *_, device = make_believe(**options)
-        with pytest.raises(NotFound, match=r"TensorRT 11\.4\.0\.106 on NVIDIA Make-Believe") as caught:
+        with pytest.raises(NotFoundError, match=r"TensorRT 11\.4\.0\.106 on NVIDIA Make-Believe") as caught:
             bench.backend(device=device)
         assert "celebctl export --trt" in caught.value.hint
 
@@ -251,7 +251,7 @@ def test_engines_of_another_gpu_or_version_are_named(bench: Bench) -> None:
 def test_engines_of_a_bundle_are_never_loaded(bench: Bench) -> None:
     """A bundle may come from anywhere, and loading a plan can run code in it."""
     bench.engines.rename(bench.bundle.path / "engines")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         bench.backend()
     assert bench.trt.loaded == 0
 
@@ -260,7 +260,7 @@ def test_engines_of_a_bundle_are_never_loaded(bench: Bench) -> None:
 def test_a_damaged_record_counts_as_none(bench: Bench, content: str) -> None:
     for record in bench.engines.glob("*/engine.json"):
         record.write_text(content)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         bench.backend()
     bench.build("1x32x32")
     assert np.array_equal(pixels(bench.bundle, bench.backend(), Request("alice")), bench.expected(Request("alice")))
@@ -268,7 +268,7 @@ def test_a_damaged_record_counts_as_none(bench: Bench, content: str) -> None:
 
 def test_a_full_device_is_an_error_with_a_cure(bench: Bench) -> None:
     bench.cudart.room = bench.cudart.used + 100
-    with pytest.raises(EnvironmentProblem, match="memory") as caught:
+    with pytest.raises(SetupError, match="memory") as caught:
         generate(bench.bundle, bench.backend(), Request("alice"))
     assert "--size" in caught.value.hint
     bench.cudart.room = 1 << 30
@@ -278,7 +278,7 @@ def test_a_full_device_is_an_error_with_a_cure(bench: Bench) -> None:
 def test_tensorrts_own_complaint_is_the_reason(bench: Bench) -> None:
     bench.device.library.complaints.append("left over from before")
     content = b'{"version": "9.0"}'
-    with pytest.raises(EnvironmentProblem, match=r"old\.plan: the plan was made by another version"):
+    with pytest.raises(SetupError, match=r"old\.plan: the plan was made by another version"):
         bench.device.library.deserialize(content, "old.plan")
     bench.device.library.complaints[:] = ["CUDA error: Out of memory at line 7"]
     assert "memory" in bench.device.library.problem("TensorRT failed").problem
@@ -296,16 +296,16 @@ def test_tensorrts_own_complaint_is_the_reason(bench: Bench) -> None:
 def test_every_bad_status_of_cuda_is_a_problem_with_a_cure(status: CudaError, words: str) -> None:
     cudart = FakeCudart()
     cudart.status = status
-    with pytest.raises(EnvironmentProblem, match=words) as caught:
+    with pytest.raises(SetupError, match=words) as caught:
         Cuda(cudart).gpu()
     assert "nvidia-smi" in caught.value.hint
 
 
 def test_a_capture_that_fails_leaves_the_stream_usable(bench: Bench) -> None:
-    from celebctl_runtime.cuda_memory import DeviceBuffer, Stream
+    from celebctl_runtime.backends.cuda_memory import DeviceBuffer, Stream
 
     stream = Stream(bench.device.cuda)
-    with pytest.raises(EnvironmentProblem):
+    with pytest.raises(SetupError):
         stream.capture(lambda: DeviceBuffer(bench.device.cuda, 16) and None)
     assert bench.cudart.captured is None
     array, buffer = np.arange(4.0), DeviceBuffer(bench.device.cuda, 32)
@@ -343,7 +343,7 @@ def test_a_bundle_exported_anew_needs_new_engines(bench: Bench, tmp_path: Path) 
     Bundle.seal(other.path, other.manifest)
     bench.bundle.path.rename(tmp_path / "away")
     other.path.rename(bench.bundle.path)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         generate(bench.bundle, strict, Request("an an"))
     assert np.array_equal(pixels(bench.bundle, backend, Request("an an")), bench.expected(Request("an an")))
     assert any("has no engines" in note for note in bench.notes)
@@ -369,10 +369,10 @@ def test_auto_falls_back_in_one_line_and_trt_insists(
     assert isinstance(choose_backend(bench.bundle, "auto", 1, bench.engines, bench.notes.append), OrtBackend)
     assert isinstance(choose_backend(bench.bundle, "cpu", 1, bench.engines, bench.notes.append), OrtBackend)
     assert len(bench.notes) == 1 and "TensorRT is not installed" in bench.notes[0]
-    with pytest.raises(EnvironmentProblem, match="TensorRT is not installed") as caught:
+    with pytest.raises(SetupError, match="TensorRT is not installed") as caught:
         choose_backend(bench.bundle, "trt", 1, bench.engines, bench.notes.append)
     assert "celebctl[trt]" in caught.value.hint
-    with pytest.raises(EnvironmentProblem, match="cuda-python"):
+    with pytest.raises(SetupError, match="cuda-python"):
         Cuda.load()
 
 
@@ -387,7 +387,7 @@ def test_auto_draws_with_onnx_runtime_beside_engines_of_another_gpu(
     assert np.array_equal(pixels(bench.bundle, backend, request), bench.expected(request))
     (note,) = bench.notes
     assert "ONNX Runtime draws instead" in note and "NVIDIA" in note
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         choose_backend(bench.bundle, "trt", 1, bench.engines, bench.notes.append)
 
 
@@ -395,7 +395,7 @@ def test_auto_draws_with_onnx_runtime_beside_engines_of_another_gpu(
 def test_other_versions_of_tensorrt_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeTrt(FakeCudart(), version)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    with pytest.raises(EnvironmentProblem, match=version):
+    with pytest.raises(SetupError, match=version):
         TensorRt.load()
 
 

@@ -66,7 +66,7 @@ import json, sys
 from pathlib import Path
 from celebctl_export.tensorrt_plan import EnginePlan
 from celebctl_export.to_tensorrt import _make_monitor, build_engine
-from celebctl_runtime.errors import EnvironmentProblem
+from celebctl_runtime.errors import SetupError
 from celebctl_runtime.tensorrt_runner import TensorRt
 library = TensorRt.load()
 trt = library.trt
@@ -84,7 +84,7 @@ for start in (
 ):
     try:
         start()
-    except EnvironmentProblem as problem:
+    except SetupError as problem:
         said.append(problem.problem)
 dtypes = [str(trt.nptype(kind).__name__) for kind in (trt.DataType.FLOAT, trt.DataType.HALF, trt.DataType.INT64)]
 print(json.dumps({"version": library.version, "seen": seen, "goes_on": goes_on, "said": said, "dtypes": dtypes,
@@ -94,10 +94,10 @@ print(json.dumps({"version": library.version, "seen": seen, "goes_on": goes_on, 
 NO_DRIVER = """
 import json
 from celebctl_runtime.cuda_memory import Cuda
-from celebctl_runtime.errors import EnvironmentProblem
+from celebctl_runtime.errors import SetupError
 try:
     print(json.dumps(Cuda.load().gpu().name))
-except EnvironmentProblem as problem:
+except SetupError as problem:
     print(json.dumps(problem.problem))
 """
 

@@ -12,19 +12,27 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import pytest
-from bundle_doubles import make_identity, write_bundle
+from bundle_fakes import make_identity, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polygraphy_doubles import runners
-from tensorrt_doubles import make_believe, open_session
+from polygraphy_fakes import runners
+from tensorrt_fakes import make_believe, open_session
 
 from celebctl_export.tensorrt_parity import EngineParity, make_feeds, measurer, polygraphy_runners
 from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
 from celebctl_export.to_tensorrt import Phases, build_engines, graph_bytes, unsupported_nodes
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.engines import Machine, Profile, choose, engine_key, find_records, onnx_sha256, read_records
-from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem, NotFound, UsageProblem
-from celebctl_runtime.manifest import Manifest
+from celebctl_runtime.backends.engines import (
+    Machine,
+    Profile,
+    choose,
+    engine_key,
+    find_records,
+    onnx_sha256,
+    read_records,
+)
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.bundle.manifest import Manifest
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, SetupError, UsageError
 
 MACHINE = Machine("11.4.0.106", "NVIDIA Make-Believe 1000", "9.0")
 
@@ -114,7 +122,7 @@ def test_some_engine_fits_every_size_that_was_asked_for(batch: int, rows: int, c
     "text", ["512", "512x512", "0x512x512", "16x32x32", "1x33x32", "1x32x0", "1x32x8192", "axbxc", "-1x32x32"]
 )
 def test_sizes_that_cannot_be(bundle: Bundle, text: str) -> None:
-    with pytest.raises(UsageProblem) as caught:
+    with pytest.raises(UsageError) as caught:
         plan_engines(bundle.manifest, [EngineRequest.parse(text)])
     assert caught.value.hint
 
@@ -193,14 +201,14 @@ def test_bundles_with_the_same_graphs_share_engines(bundle: Bundle, tmp_path: Pa
         if onnx_sha256(other.manifest, graph) != onnx_sha256(bundle.manifest, bundle.manifest.graphs[name])
     ]
     assert changed and len(build(other, "1x32x32", device=device)) == 4 and len(trt.built) == 4 + len(changed)
-    with pytest.raises(NotFound, match="Make-Believe"):
+    with pytest.raises(NotFoundError, match="Make-Believe"):
         find_records(engines_of(bundle), bundle.manifest, replace(device.machine, gpu="other"))
 
 
 def test_a_damaged_bundle_is_not_built_from(bundle: Bundle) -> None:
     file = bundle.file("step.onnx")
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    with pytest.raises(IntegrityProblem, match=r"step\.onnx"):
+    with pytest.raises(IntegrityError, match=r"step\.onnx"):
         build(bundle, "1x32x32")
     assert not engines_of(bundle).exists()
 
@@ -257,7 +265,7 @@ def test_ctrl_c_ends_a_build_and_keeps_what_was_finished(bundle: Bundle) -> None
 def test_a_graph_that_tensorrt_refuses_is_named_with_its_node(bundle: Bundle) -> None:
     trt, _, device = make_believe()
     trt.refuses = "Resize"
-    with pytest.raises(InputRejected, match=r"vae_decoder\.onnx: Resize .*not supported") as caught:
+    with pytest.raises(InvalidInputError, match=r"vae_decoder\.onnx: Resize .*not supported") as caught:
         build(bundle, "1x32x32", device=device)
     assert "--check" in caught.value.hint
     plan = next(plan for plan in plan_engines(bundle.manifest) if plan.onnx == "vae_decoder.onnx")
@@ -271,7 +279,7 @@ def test_a_graph_that_tensorrt_refuses_is_named_with_its_node(bundle: Bundle) ->
 def test_a_build_that_fails_says_why(bundle: Bundle, complaint: str, words: str) -> None:
     trt, _, device = make_believe()
     trt.fails = complaint
-    with pytest.raises(EnvironmentProblem, match=words):
+    with pytest.raises(SetupError, match=words):
         build(bundle, "1x32x32", device=device)
     assert not list(engines_of(bundle).iterdir())
 
@@ -290,7 +298,7 @@ def test_the_table_becomes_an_input_and_nothing_else_changes(bundle: Bundle) -> 
         None, {"input_ids": ids}
     )
     assert np.array_equal(ours, theirs)
-    with pytest.raises(IntegrityProblem, match="no initializer"):
+    with pytest.raises(IntegrityError, match="no initializer"):
         graph_bytes(bundle.path, replace(plans["step.onnx"], inputs_from_data={"token_table": "token_table.bin"}))
     assert graph_bytes(bundle.path, plans["step.onnx"]) == bundle.file("step.onnx").read_bytes()
 
@@ -305,7 +313,7 @@ def test_every_output_is_measured_and_written_down(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])
 def test_an_engine_that_is_off_is_never_listed(bundle: Bundle, error: float) -> None:
-    with pytest.raises(IntegrityProblem, match=r"step-b1-32x32\.plan is off"):
+    with pytest.raises(IntegrityError, match=r"step-b1-32x32\.plan is off"):
         build(bundle, "1x32x32", measure=measurer(bundle, runners(error)))
     assert [path.name for path in engines_of(bundle).rglob("*.plan")] == []
 
@@ -314,9 +322,9 @@ def test_an_engine_that_could_not_be_measured_is_not_built_again(bundle: Bundle)
     trt, _, device = make_believe()
 
     def fails(*_: Any) -> Any:
-        raise EnvironmentProblem("libcudart is missing")
+        raise SetupError("libcudart is missing")
 
-    with pytest.raises(EnvironmentProblem, match="libcudart"):
+    with pytest.raises(SetupError, match="libcudart"):
         build(bundle, "1x32x32", device=device, measure=fails)
     assert len(trt.built) == 1 and not read_records(engines_of(bundle), bundle.manifest)
     records = build(bundle, "1x32x32", device=device, measure=measurer(bundle, runners(0.0)))
@@ -335,7 +343,7 @@ def test_without_polygraphy_the_hint_says_what_to_install(monkeypatch: pytest.Mo
     import sys
 
     monkeypatch.setitem(sys.modules, "polygraphy", None)
-    with pytest.raises(EnvironmentProblem) as caught:
+    with pytest.raises(SetupError) as caught:
         polygraphy_runners()
     assert "celebctl[trt]" in caught.value.hint
 

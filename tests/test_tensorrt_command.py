@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bundle_doubles import write_bundle
+from bundle_fakes import write_bundle
 
 from celebctl.cli import main
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_doubles import write_bundle
+from bundle_fakes import write_bundle
 from genuine_packages import ask, cache_folder, environment, fetch
 
 POLYGRAPHY = ["0.49.20", "0.53.6"]  # the oldest that the extra allows, and the newest known

@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from bundle_doubles import write_tokenizer
+from bundle_fakes import write_tokenizer
 from conftest import build_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from celebctl_runtime.errors import IntegrityProblem, NotFound
-from celebctl_runtime.prompt import Mention, Words, split_prompt
-from celebctl_runtime.tokenizer import PromptTokenizer
+from celebctl_runtime.errors import IntegrityError, NotFoundError
+from celebctl_runtime.prompting.prompt import Mention, Words, split_prompt
+from celebctl_runtime.prompting.tokenizer import PromptTokenizer
 
 WORDS = ("the", "photo", "and", "playing", "chess", "don't", "naïve", "日本", "hello", "beach", "smiling", "12")
 ENDS = ("<|startoftext|>", "<|endoftext|>")
@@ -61,7 +61,7 @@ def test_plain_prompts_equal_transformers(reference: Any, tokenizer: PromptToken
     escaped = text.replace("<b>", "\\<b>")
     try:
         encoded = tokenizer.encode(escaped, {})
-    except NotFound:  # hypothesis wrote <somebody>
+    except NotFoundError:  # hypothesis wrote <somebody>
         return
     if escaped == text and "\\<" not in text:
         assert encoded.ids.tolist() == expected_ids(reference, text)
@@ -143,10 +143,10 @@ def test_a_prompt_is_cut_into_words_and_people(prompt: str, parts: list[Words | 
 
 
 def test_an_unknown_person_is_an_error_with_a_suggestion(tokenizer: PromptTokenizer) -> None:
-    with pytest.raises(NotFound, match="<alise>") as caught:
+    with pytest.raises(NotFoundError, match="<alise>") as caught:
         tokenizer.encode("a photo of <alise>", PEOPLE)
     assert "<alice>" in caught.value.hint and "ann-marie" in caught.value.hint
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(NotFoundError) as caught:
         tokenizer.encode("<Zoe>", {})
     assert "--name zoe" in caught.value.hint and "\\<zoe>" in caught.value.hint
 
@@ -187,8 +187,8 @@ def test_padding_may_be_another_token(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_damaged_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         PromptTokenizer(tmp_path / "tokenizer.json", bos=0, eos=1, pad=1)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(IntegrityProblem):
+    with pytest.raises(IntegrityError):
         PromptTokenizer(tmp_path / "tokenizer.json", bos=0, eos=1, pad=1)

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_doubles import make_identity, write_bundle
-from desk_doubles import SHELF, Desk, refused, toy_bundle
-from model_doubles import write_model
+from bundle_fakes import make_identity, write_bundle
+from console_fakes import MODEL_KEY, Desk, refused, toy_bundle
+from model_fakes import write_model
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
-from celebctl.library import Library, shelf_name
-from celebctl_models.registry import CARD_FILE, cached_folder, card_for, missing_parts
-from celebctl_runtime.bundle import Bundle
-from celebctl_runtime.errors import IntegrityProblem, UsageProblem
+from celebctl.library import Library, format_model_key
+from celebctl_models.checkpoints.registry import CARD_FILE, cached_folder, card_for, missing_parts
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.bundle.manifest import Manifest
+from celebctl_runtime.errors import IntegrityError, UsageError
 from celebctl_runtime.files import open_regular, regular_path
 from celebctl_runtime.identity import Identity
-from celebctl_runtime.manifest import Manifest
 
 HOSTILE = [
     "../../../victim", "..", ".", "/tmp/victim", "a/b", "a\\b", "C:\\victim", "\\\\host\\share", "~", "~root", "$HOME",
@@ -53,21 +53,21 @@ def write_identity(path: Path, **metadata: str) -> Path:
 @pytest.mark.parametrize("entry", ["name", "family", "table_hash", "basis_hash"])
 @pytest.mark.parametrize("value", [value for value in HOSTILE if value != "\ud800"], ids=ascii)
 def test_an_identity_that_says_where_to_write_is_refused(tmp_path: Path, entry: str, value: str) -> None:
-    with pytest.raises(IntegrityProblem) as caught:
+    with pytest.raises(IntegrityError) as caught:
         Identity.load(write_identity(tmp_path / "x.safetensors", **{entry: value}))
     assert caught.value.exit_code == 5 and caught.value.hint
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("family", ["../../..", "../../victim", "/victim", "a/../../../victim"])
-def test_import_writes_nothing_outside_the_library(desk: Desk, tmp_path: Path, family: str, force: list[str]) -> None:
+def test_import_writes_nothing_outside_the_library(console: Desk, tmp_path: Path, family: str, force: list[str]) -> None:
     victim = tmp_path / "victim-t"
     victim.mkdir()
     (victim / "alice.safetensors").write_bytes(b"a foreign file")
     absolute = f"{tmp_path}{family}" if family.startswith("/") else family
-    file = write_identity(desk.folder / "x.safetensors", family=absolute)
+    file = write_identity(console.folder / "x.safetensors", family=absolute)
     before = tree(tmp_path)
-    refused(desk("import", file.name, *force), 5, "")
+    refused(console("import", file.name, *force), 5, "")
     assert tree(tmp_path) == before
 
 
@@ -77,19 +77,19 @@ def test_the_library_composes_no_path_of_them(tmp_path: Path, value: str) -> Non
     library.save(make_identity("alice"))
     before = tree(tmp_path)
     for attempt in (
-        lambda: shelf_name(value, "t"),
-        lambda: shelf_name("sd", value),
+        lambda: format_model_key(value, "t"),
+        lambda: format_model_key("sd", value),
         lambda: library.bundle_path("sd", value),
         lambda: library.entries(value),
         lambda: library.checkpoint(["alice"], value),
-        lambda: library.refuse_taken(["alice"], value),
-        lambda: library.refuse_taken([value], SHELF),
+        lambda: library.require_free(["alice"], value),
+        lambda: library.require_free([value], MODEL_KEY),
         lambda: library.load("alice", value),
         lambda: library.forget("alice", value),
         lambda: library.rename("alice", "bob", value),
         lambda: library.reserve(["alice"], value).__enter__(),
     ):
-        with pytest.raises((IntegrityProblem, UsageProblem)):
+        with pytest.raises((IntegrityError, UsageError)):
             attempt()
     assert tree(tmp_path) == before
 
@@ -103,11 +103,11 @@ def test_a_bundle_of_any_model_lies_in_the_library(tmp_path: Path, model: str) -
 
 @pytest.mark.parametrize("command", ["list", "show", "rename", "forget", "export-embedding", "regen"])
 @pytest.mark.parametrize("shelf", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9])
-def test_a_shelf_is_a_name_and_no_pattern(desk: Desk, tmp_path: Path, command: str, shelf: str) -> None:
-    desk.know("alice")
+def test_a_shelf_is_a_name_and_no_pattern(console: Desk, tmp_path: Path, command: str, model_key: str) -> None:
+    console.know("alice")
     before = tree(tmp_path)
     words = {"list": [], "rename": ["alice", "bob"]}.get(command, ["alice"])
-    refused(desk(command, *words, "--shelf", shelf), 2, "")
+    refused(console(command, *words, "--shelf", model_key), 2, "")
     assert tree(tmp_path) == before
 
 
@@ -115,7 +115,7 @@ def test_a_shelf_is_a_name_and_no_pattern(desk: Desk, tmp_path: Path, command: s
 def test_a_linked_folder_of_people_is_not_followed(tmp_path: Path) -> None:
     library, alice = Library(tmp_path / "home"), make_identity("alice")
     foreign = Library(tmp_path / "foreign").save(alice)
-    place = library.root / "identities" / SHELF
+    place = library.root / "identities" / MODEL_KEY
     place.parent.mkdir(parents=True)
     place.symlink_to(foreign.parent)
     before = tree(tmp_path / "foreign")
@@ -125,7 +125,7 @@ def test_a_linked_folder_of_people_is_not_followed(tmp_path: Path) -> None:
         lambda: library.forget("alice"),
         lambda: library.rename("alice", "bob"),
     ):
-        with pytest.raises(IntegrityProblem, match="out of the library"):
+        with pytest.raises(IntegrityError, match="out of the library"):
             attempt()
     assert tree(tmp_path / "foreign") == before
 
@@ -151,7 +151,7 @@ def test_a_link_in_a_bundle_is_refused(tmp_path: Path, name: str, verify: Any) -
     bundle = write_bundle(tmp_path / "bundle")
     (bundle.path / name).rename(tmp_path / "foreign")
     (bundle.path / name).symlink_to(tmp_path / "foreign")
-    with pytest.raises(IntegrityProblem, match="is not a"):
+    with pytest.raises(IntegrityError, match="is not a"):
         Bundle.open(bundle.path, verify=verify)
 
 
@@ -171,7 +171,7 @@ def test_nobody_moves_through_a_linked_table(tmp_path: Path, link: Any, verify: 
         lambda: Bundle.open(original.path, verify=verify).add(bob),
         lambda: Bundle.open(original.path, verify=verify).replace(other),
     ):
-        with pytest.raises(IntegrityProblem, match=r"is not a regular file|is a hard link"):
+        with pytest.raises(IntegrityError, match=r"is not a regular file|is a hard link"):
             attempt()
     after = tree(tmp_path)
     assert {name: after[name] for name in before} == before
@@ -183,7 +183,7 @@ def test_a_linked_lock_truncates_nothing(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     (tmp_path / "foreign").write_bytes(b"a foreign file")
     (bundle.path / "manifest.json.lock").symlink_to(tmp_path / "foreign")
-    with pytest.raises(IntegrityProblem, match="regular file"):
+    with pytest.raises(IntegrityError, match="regular file"):
         bundle.add(make_identity("alice"))
     assert (tmp_path / "foreign").read_bytes() == b"a foreign file"
 
@@ -195,9 +195,9 @@ def test_a_pipe_in_a_bundle_makes_nobody_wait(tmp_path: Path, name: str) -> None
     (bundle.path / name).unlink()
     os.mkfifo(bundle.path / name)
     begun = time.monotonic()
-    with pytest.raises(IntegrityProblem, match="is not a regular file"):
+    with pytest.raises(IntegrityError, match="is not a regular file"):
         Bundle.open(bundle.path)
-    with pytest.raises(IntegrityProblem, match="is not a regular file"):
+    with pytest.raises(IntegrityError, match="is not a regular file"):
         open_regular(bundle.path / name)
     assert time.monotonic() - begun < 5
 
@@ -213,12 +213,12 @@ def test_a_bundle_may_be_named_by_a_link(tmp_path: Path) -> None:
 
 
 @posix
-def test_export_remove_leaves_a_foreign_file_alone(desk: Desk, tmp_path: Path) -> None:
-    bundle = toy_bundle(desk.library, make_identity("alice"))
+def test_export_remove_leaves_a_foreign_file_alone(console: Desk, tmp_path: Path) -> None:
+    bundle = toy_bundle(console.library, make_identity("alice"))
     (bundle.path / "token_table.bin").rename(tmp_path / "foreign")
     (bundle.path / "token_table.bin").symlink_to(tmp_path / "foreign")
     before = (tmp_path / "foreign").read_bytes()
-    refused(desk("export", "--remove", "alice"), 5, "is not a regular file")
+    refused(console("export", "--remove", "alice"), 5, "is not a regular file")
     assert (tmp_path / "foreign").read_bytes() == before
 
 
@@ -287,7 +287,7 @@ def test_a_table_never_grows(tmp_path: Path) -> None:
     table = bundle.path / "token_table.bin"
     table.write_bytes(table.read_bytes()[:-32])
     before = tree(bundle.path)
-    with pytest.raises(IntegrityProblem, match="does not hold"):
+    with pytest.raises(IntegrityError, match="does not hold"):
         Bundle.open(bundle.path, verify="none").add(make_identity("alice"))
     after = tree(bundle.path)
     assert {name: after[name] for name in before} == before
@@ -295,7 +295,7 @@ def test_a_table_never_grows(tmp_path: Path) -> None:
 
 def test_nested_and_absurd_json_is_a_damaged_manifest() -> None:
     for raw in (b"[" * 100_000, b'{"schema_version": ' + b"9" * 5000 + b"}"):
-        with pytest.raises(IntegrityProblem):
+        with pytest.raises(IntegrityError):
             Manifest.from_bytes(raw)
 
 
@@ -312,7 +312,7 @@ def refuses_edit(bundle: Bundle, entry: str, value: object) -> None:
     place[last] = value
     path.write_text(json.dumps(data))
     before = tree(bundle.path)
-    with pytest.raises(IntegrityProblem) as caught:
+    with pytest.raises(IntegrityError) as caught:
         Bundle.open(bundle.path, verify="none")
     assert caught.value.exit_code == 5 and tree(bundle.path) == before, (entry, value)
     path.write_bytes(whole)
@@ -326,7 +326,7 @@ def refuses_edit(bundle: Bundle, entry: str, value: object) -> None:
 def test_a_card_names_places_in_its_folder(tmp_path: Path, key: str, place: str) -> None:
     folder = write_model(tmp_path / "model")
     (folder / CARD_FILE).write_text(json.dumps({key: place}))
-    with pytest.raises(IntegrityProblem, match=key):
+    with pytest.raises(IntegrityError, match=key):
         card_for(folder)
 
 
@@ -335,7 +335,7 @@ def test_a_card_names_places_in_its_folder(tmp_path: Path, key: str, place: str)
 def test_a_card_gives_no_path_for_a_name(tmp_path: Path, key: str, value: str) -> None:
     folder = write_model(tmp_path / "model")
     (folder / CARD_FILE).write_text(json.dumps({key: value}))
-    with pytest.raises(IntegrityProblem, match=key):
+    with pytest.raises(IntegrityError, match=key):
         card_for(folder)
 
 
@@ -354,7 +354,7 @@ def test_a_snapshot_of_links_is_a_model_and_other_links_are_not(tmp_path: Path) 
     (tmp_path / "foreign").write_bytes(b"")
     (folder / "mapper.safetensors").unlink()
     (folder / "mapper.safetensors").symlink_to(tmp_path / "foreign")
-    with pytest.raises(IntegrityProblem, match="mapper"):
+    with pytest.raises(IntegrityError, match="mapper"):
         card_for(folder)
 
 
@@ -373,10 +373,10 @@ def test_an_index_of_shards_names_files_beside_it(tmp_path: Path, shards: object
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink(missing_ok=True)
     weights.with_name(f"{weights.name}.index.json").write_text(json.dumps({"weight_map": shards}))
-    with pytest.raises(IntegrityProblem, match="outside its folder"):
+    with pytest.raises(IntegrityError, match="outside its folder"):
         missing_parts(folder)
 
 
 def test_a_replaced_identity_is_checked_too() -> None:
-    with pytest.raises(IntegrityProblem):
+    with pytest.raises(IntegrityError):
         replace(make_identity("alice"), family="../x")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from celebctl.method import views
+from celebctl.learning import views
 
 WIDTH, HEIGHT = 301, 203
 Window = tuple[float, float, float, float]

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from celebctl.evaluation.estimates import Estimate, by_couples, estimate
+from celebctl.evaluation.intervals import Estimate, by_couples, estimate
 from celebctl.evaluation.metrics import Figures, read_figures
 
-COMPARED = {"likeness": "likeness", "fidelity": "prompt", "pair_likeness": "likeness in pairs"}
+COMPARED = {"likeness": "likeness", "prompt_fidelity": "prompt", "pair_likeness": "likeness in pairs"}
 
 
 def lead(ours: Figures, theirs: Figures, key: str) -> Estimate | None:
@@ -31,7 +31,7 @@ def verdict(one: Estimate | None) -> str:
 
 def room(theirs: Figures) -> Estimate | None:
     """How far somebody whose pictures show all that prompts state would be ahead of a method."""
-    told = [row.get("fidelity") for row in theirs.people.values()]
+    told = [row.get("prompt_fidelity") for row in theirs.people.values()]
     return estimate(by_couples(None if share is None else 1.0 - share for share in told))
 
 

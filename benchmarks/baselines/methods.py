@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from celebctl.evaluation.session import Artist, ModelArtist
-from celebctl.method import PRESETS, build_basis, learn_people
-from celebctl.method.captions import place_people
-from celebctl.method.sampling import rows_of
-from celebctl_models.diffusion import DiffusionParts, context_from_ids
+from celebctl.basis.basis import build_basis
+from celebctl.evaluation.runner import Artist, ModelGenerator
+from celebctl.learning.captions import place_people
+from celebctl.learning.config import PRESETS
+from celebctl.learning.sampling import rows_of
+from celebctl.learning.trainer import learn_people
+from celebctl_models.checkpoints.diffusion import DiffusionParts, context_from_ids
 
 from .training import OBJECT_TEMPLATES, Dial, House, Person, Subject, captions_of, tokenise, train
 
@@ -93,7 +95,7 @@ def _apart(house: House, subjects: Sequence[Subject], dial: Dial, seed: int, sta
     begun = time.monotonic()
     rows = {s.name: (_token_rows(house, s, dial, seed, start, pull)[0],) for s in subjects}
     seconds = (time.monotonic() - begun) / len(subjects)
-    return Result(ModelArtist(house.parts, rows), seconds, HALF * start.numel())
+    return Result(ModelGenerator(house.parts, rows), seconds, HALF * start.numel())
 
 
 def textual_inversion_two(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
@@ -129,7 +131,7 @@ def textual_inversion_one(house: House, subjects: Sequence[Subject], dial: Dial,
         train(house, house.parts.unet, [person], [row], dial, seed)
         rows[words[subject.name]] = row.detach()
     seconds = (time.monotonic() - begun) / len(subjects)
-    artist = Renaming(ModelArtist(_with_rows(house.parts, rows), {}), words)
+    artist = Renaming(ModelGenerator(_with_rows(house.parts, rows), {}), words)
     return Result(artist, seconds, HALF * house.parts.context_width)
 
 
@@ -192,7 +194,7 @@ def _dreambooth(house: House, subjects: Sequence[Subject], dial: Dial, seed: int
     train(house, unet, people, trained, dial, seed, prior=True)
     unet.eval().requires_grad_(False)
     seconds = (time.monotonic() - begun) / len(subjects)
-    artist = Renaming(ModelArtist(replace(house.parts, unet=unet), {}), phrases)
+    artist = Renaming(ModelGenerator(replace(house.parts, unet=unet), {}), phrases)
     return Result(artist, seconds, HALF * sum(p.numel() for p in trained) // len(subjects))
 
 
@@ -218,7 +220,7 @@ def custom_diffusion(house: House, subjects: Sequence[Subject], dial: Dial, seed
     parts = replace(_with_rows(house.parts, {w: row.detach() for w, row in rows.items()}), unet=unet)
     kept = sum(p.numel() for p in trained) // len(subjects) + house.parts.context_width
     seconds = (time.monotonic() - begun) / len(subjects)
-    return Result(Renaming(ModelArtist(parts, {}), phrases), seconds, HALF * kept)
+    return Result(Renaming(ModelGenerator(parts, {}), phrases), seconds, HALF * kept)
 
 
 # The celeb basis
@@ -237,7 +239,7 @@ def _celeb_basis(preset: str) -> Callable[[House, Sequence[Subject], Dial, int],
             for person in learn_people(house.parts, house.analyser, [s.photo], [s.name], config, basis=basis)
         ]
         seconds = (time.monotonic() - begun) / len(subjects)
-        return Result(ModelArtist(house.parts, {p.name: rows_of(p) for p in people}), seconds, HALF * basis.size)
+        return Result(ModelGenerator(house.parts, {p.name: rows_of(p) for p in people}), seconds, HALF * basis.size)
 
     return learn
 

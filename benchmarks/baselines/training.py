@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from PIL.Image import Image, Resampling
 from torch import Tensor
 
-from celebctl.method import PRESETS
-from celebctl.method.captions import PHOTO
-from celebctl.method.places import has_bfloat16_units, suit_attention
-from celebctl.method.sampling import draw
-from celebctl.method.starts import placed
-from celebctl.method.views import make_views
-from celebctl_models.diffusion import DiffusionParts, latents_from_pixels, network_output, read_texts
-from celebctl_models.faces import FaceAnalyser
-from celebctl_runtime.schedule import ScheduleConfig
+from celebctl.learning.captions import PHOTO
+from celebctl.learning.config import PRESETS
+from celebctl.learning.device import has_bfloat16_units, suit_attention
+from celebctl.learning.initialization import placed
+from celebctl.learning.sampling import draw
+from celebctl.learning.views import make_views
+from celebctl_models.checkpoints.diffusion import DiffusionParts, latents_from_pixels, network_output, read_texts
+from celebctl_models.faces.analysis import FaceAnalyser
+from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 VIEWS_KEPT = 48  # augmented views per person, encoded once, as `learn` does
 CLASS_PICTURES = 32  # for prior preservation; drawn by the frozen model

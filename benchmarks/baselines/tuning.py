@@ -42,12 +42,12 @@ class _Sweep:
         found: dict[str, Any] | None = next((run for run in self.runs if run["dial"] == wanted), None)
         if found is None:
             likeness, fidelity = self.score(self.method, dial)
-            found = {"dial": wanted, "likeness": likeness, "fidelity": fidelity}
+            found = {"dial": wanted, "likeness": likeness, "prompt_fidelity": fidelity}
             self.runs.append(found)
             self._write()
             said = f"{self.method.name:12s} {said_of(dial)}"
             print(f"{said}: likeness {likeness:.3f}, prompt {fidelity:.3f}", flush=True)
-        return (float(found["likeness"]) + float(found["fidelity"])) / 2
+        return (float(found["likeness"]) + float(found["prompt_fidelity"])) / 2
 
     def settle(self, best: Dial) -> Dial:
         """Keep a dial as the method's best."""

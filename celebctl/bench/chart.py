@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from celebctl.plotting import LIGHT, chart_style, horizontal_bars, to_image
 
-from .contest import machine_of, title_of
+from .runner import machine_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from celebctl.doctor import find_gpus
-from celebctl_runtime.cores import physical_cores
+from celebctl_runtime.backends.cpu_count import physical_core_count
 
 # Dense float16 tensor-core peaks with float32 accumulation, operations per second, from NVIDIA's data sheets: H100
 # (SXM 989.4 T, PCIe 756 T), H200 (SXM 989.5 T), A100 (312 T). The first entry whose words are all in the name counts.
@@ -39,7 +39,7 @@ def machine() -> dict[str, Any]:
     """Hardware and versions that a result depends on."""
     return {
         "cpu": _cpu_name(),
-        "cores": physical_cores(),
+        "cores": physical_core_count(),
         "memory_gib": _memory_gib(),
         "gpus": _gpus(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from celebctl_runtime.backends import Backend
+    from celebctl_runtime.backends.base import Backend
 
 Spec = Mapping[str, Any]
 # What a picture's sampler is called in diffusers: module below diffusers.schedulers, class, options beside the model's.
@@ -49,7 +49,7 @@ class Drawn:
     loop: float | None = None
 
 
-class Contestant(Protocol):
+class Worker(Protocol):
     """Who draws pictures here."""
 
     def draw(self, seed: int) -> Drawn: ...
@@ -63,9 +63,9 @@ class Ours:
     """celebctl_runtime on one device."""
 
     def __init__(self, spec: Spec) -> None:
-        from celebctl_runtime.backends import choose_backend
-        from celebctl_runtime.bundle import Bundle
-        from celebctl_runtime.ort_backend import OrtBackend
+        from celebctl_runtime.backends.base import choose_backend
+        from celebctl_runtime.backends.ort import OrtBackend
+        from celebctl_runtime.bundle.bundle import Bundle
         from celebctl_runtime.request import Request
 
         self._bundle = Bundle.open(Path(spec["bundle"]), verify="quick")
@@ -181,7 +181,7 @@ class Diffusers:
         return {"step": float(step.get_total_flops()), "decode": float(decode.get_total_flops())}
 
     def _noise(self, seed: int) -> Any:
-        from celebctl_runtime.noise import initial_noise
+        from celebctl_runtime.sampling.noise import initial_noise
 
         factor, channels = self._pipeline.vae_scale_factor, self._pipeline.unet.config.in_channels
         shape = (channels, self._request["height"] // factor, self._request["width"] // factor)
@@ -227,10 +227,10 @@ class EventClock:
 
 def time_loops(backend: Any) -> list[float]:
     """Let a backend that runs all steps at once write down how long that took: in the list returned, in seconds."""
-    from celebctl_runtime.backends import RunsWhole
+    from celebctl_runtime.backends.base import SupportsFullDenoise
 
     found: list[float] = []
-    if isinstance(backend, RunsWhole):
+    if isinstance(backend, SupportsFullDenoise):
         run: Any = backend.denoise
 
         def denoise(*words: Any) -> Any:
@@ -295,12 +295,12 @@ def measured_peak(threads: int | None) -> dict[str, Any]:
     return {"flops": 2.0 * size**3 / best, "source": f"measured: float32 product of {size} x {size} matrices, {by}"}
 
 
-def make(spec: Spec) -> Contestant:
+def make(spec: Spec) -> Worker:
     """The contestant that SPEC asks for."""
     return Ours(spec) if spec["kind"] == "celebctl" else Diffusers(spec)
 
 
-def answer(order: Mapping[str, Any], contestant: Contestant, spec: Spec, latest: list[Drawn]) -> dict[str, Any]:
+def answer(order: Mapping[str, Any], contestant: Worker, spec: Spec, latest: list[Drawn]) -> dict[str, Any]:
     """Do one order; `latest` keeps the picture drawn last."""
     what = order["do"]
     if what == "draw":

@@ -20,14 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"celebctl {__version__}\n")
         return 0
-    from .console import Desk
+    from .console import CliConsole
 
-    desk, words = Desk.from_words(words)
+    console, words = CliConsole.from_argv(words)
     try:
         from .app import app
 
-        return int(app(words or ["--help"], prog_name="celebctl", standalone_mode=False, obj=desk) or 0)
+        return int(app(words or ["--help"], prog_name="celebctl", standalone_mode=False, obj=console) or 0)
     except (Exception, KeyboardInterrupt) as error:
-        from .problems import report
+        from .error_handling import report_error
 
-        return report(error, desk)
+        return report_error(error, console)

@@ -9,18 +9,18 @@ from celebctl import __version__
 from .basis import app as basis
 from .bench import bench
 from .check import check
+from .default_model import use
 from .doctor import doctor
+from .download import download
 from .evaluate import evaluate
 from .export import export
 from .gen import gen, regen
-from .kin import invent, nearest
+from .interchange import export_embedding, import_person, inspect_file
 from .learn import learn
-from .mixing import mix, strip
+from .mix import interpolate, mix
 from .people import forget, list_people, rename, show
-from .portable import export_embedding, import_person, inspect_file
-from .portrait import portrait
-from .setup import setup
-from .use import use
+from .sample import nearest, sample
+from .sample_photo import sample_photo
 
 app = typer.Typer(
     help="A person in 1024 numbers: learn a face from one photo, then put it in any picture.",
@@ -51,7 +51,7 @@ def options(
 
 
 MAKE, PEOPLE, MACHINE = "Make", "People you know", "Models and this machine"
-app.command(rich_help_panel=MAKE)(portrait)
+app.command("sample-photo", rich_help_panel=MAKE)(sample_photo)
 app.command(rich_help_panel=MAKE)(check)
 app.command(rich_help_panel=MAKE)(learn)
 app.command(rich_help_panel=MAKE)(export)
@@ -61,16 +61,20 @@ app.command("eval", rich_help_panel=MAKE)(evaluate)
 app.command("list", rich_help_panel=PEOPLE)(list_people)
 app.command(rich_help_panel=PEOPLE)(show)
 app.command(rich_help_panel=PEOPLE)(rename)
-app.command(rich_help_panel=PEOPLE)(forget)
+app.command("rm", rich_help_panel=PEOPLE)(forget)
 app.command(rich_help_panel=PEOPLE)(mix)
-app.command(rich_help_panel=PEOPLE)(strip)
-app.command(rich_help_panel=PEOPLE)(invent)
+app.command(rich_help_panel=PEOPLE)(interpolate)
+app.command(rich_help_panel=PEOPLE)(sample)
 app.command(rich_help_panel=PEOPLE)(nearest)
 app.command("export-embedding", rich_help_panel=PEOPLE)(export_embedding)
 app.command("import", rich_help_panel=PEOPLE)(import_person)
 app.command("inspect", rich_help_panel=PEOPLE)(inspect_file)
 app.command(rich_help_panel=MACHINE)(use)
-app.command(rich_help_panel=MACHINE)(setup)
+app.command(rich_help_panel=MACHINE)(download)
 app.command(rich_help_panel=MACHINE)(doctor)
 app.command(rich_help_panel=MACHINE)(bench)
+#: Former names of commands, still valid.
+FORMER = {"portrait": sample_photo, "forget": forget, "strip": interpolate, "invent": sample, "setup": download}
+for former, command in FORMER.items():
+    app.command(former, hidden=True)(command)
 app.add_typer(basis, name="basis", rich_help_panel=MACHINE)

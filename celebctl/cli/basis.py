@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from celebctl_runtime.errors import NotFound, UsageProblem
+from celebctl_runtime.errors import NotFoundError, UsageError
 from celebctl_runtime.files import refuse_existing
 
 from . import options
-from .console import Desk
-from .opening import open_model, open_tables
-from .rendering import measure_faces, render
-from .training import train
+from .basis_train import train
+from .celebrity_renders import measure_faces, render
+from .console import CliConsole
+from .loading import open_model, open_tables
 
 if TYPE_CHECKING:
+    from celebctl.basis.basis import CelebBasis
+    from celebctl.basis.names import ChosenNames, NameReport
+    from celebctl.basis.spectrum import Spectrum
     from celebctl.library import Library
-    from celebctl.method import CelebBasis
-    from celebctl.method.names import ChosenNames, NameReport
-    from celebctl.method.spectrum import Spectrum
     from celebctl.settings import Settings
-    from celebctl_models.tables import HasTables
+    from celebctl_models.checkpoints.token_tables import TokenTables
 
 SHOWN = 5  # names told as examples for each reason
 WORK = "celeb-basis"  # what is locked while a basis is being built
@@ -56,26 +56,26 @@ def show(
     from celebctl.library import Library
     from celebctl.settings import Settings
 
-    from .extras import check_installed, needs
+    from .extras import check_installed, requires_extra
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     settings, library = Settings.read(), Library()
     if picture is not None:
         check_picture(picture, force)
         check_installed("eval", "drawing the spectrum", "matplotlib")
     release = str(settings.text("preset", preset)) == "faithful"
-    with needs("learn", "the celeb basis"):
-        view = look_at(open_tables(desk, settings, model), library, release)
+    with requires_extra("learn", "the celeb basis"):
+        view = look_at(open_tables(console, settings, model), library, release)
         if picture is not None:
             save_picture(view, picture)
     if picture is not None:
-        desk.tell(f"the spectrum is drawn in {picture}")
+        console.info(f"the spectrum is drawn in {picture}")
     facts = {**view.facts, **({"picture": str(picture)} if picture else {})}
     rows = view.rows + ([("picture", str(picture))] if picture else [])
-    desk.give_list(
+    console.output_table(
         [f"{key}: {value}" for key, value in rows],
         facts,
-        lambda: desk.table(f"celeb basis of {view.parts.name}", ("what", "value"), rows),
+        lambda: console.table(f"celeb basis of {view.parts.name}", ("what", "value"), rows),
     )
 
 
@@ -102,45 +102,45 @@ def build(
 
     Drawing every name means thousands of pictures: how long it takes is said, and it goes on where it was stopped.
     """
+    from celebctl.basis.names import read_name_list
     from celebctl.library import Library
-    from celebctl.method.names import read_name_list
     from celebctl.settings import Settings
 
-    from .extras import needs
+    from .extras import requires_extra
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     settings, library = Settings.read(), Library()
     if names is not None:
         read_name_list(names)  # what is wrong with it is said before anything slow begins
     measured: Path | None = None
-    with needs("learn", "the celeb basis"):
+    with requires_extra("learn", "the celeb basis"):
         if check or faces:
-            parts = open_model(desk, str(settings.text("model", model)), str(settings.text("device", device)))
+            parts = open_model(console, str(settings.text("model", model)), str(settings.text("device", device)))
         else:
-            parts = open_tables(desk, settings, model)
-        bench, choice = Bench(settings, library, parts, face_models), choice_for(library, parts)
-        with library.reserve([WORK], choice.shelf):
+            parts = open_tables(console, settings, model)
+        bench, choice = BasisContext(settings, library, parts, face_models), choice_for(library, parts)
+        with library.reserve([WORK], choice.model_key):
             if faces:
                 refuse_needless(parts, choice.file or names, force)
             if names is not None or check or not faces:
-                settle(desk, bench, choice, names, check, force)
+                settle(console, bench, choice, names, check, force)
             view = look_at(parts, library, release=False)
             if faces:
-                measured = measure_faces(desk, bench, choice.file)
+                measured = measure_faces(console, bench, choice.file)
     for line in view.told:
-        desk.tell(line)
+        console.info(line)
     facts = {**view.facts, **({"faces": str(measured)} if measured else {})}
-    desk.give([str(view.facts["file"]), *([str(measured)] if measured else [])], facts)
-    desk.next(f"celebctl basis show{'' if model is None else f' --model {model}'} -o spectrum.png")
+    console.output([str(view.facts["file"]), *([str(measured)] if measured else [])], facts)
+    console.suggest(f"celebctl basis show{'' if model is None else f' --model {model}'} -o spectrum.png")
 
 
 @dataclass(frozen=True)
-class Bench:
+class BasisContext:
     """What building a basis works with. parts: all of the model where names are drawn."""
 
     settings: "Settings"
     library: "Library"
-    parts: "HasTables"
+    parts: "TokenTables"
     face_models: str | None
 
 
@@ -148,7 +148,7 @@ class Bench:
 class View:
     """A basis to show. told: the report on its names as talk."""
 
-    parts: "HasTables"
+    parts: "TokenTables"
     basis: "CelebBasis"
     spectra: "tuple[tuple[Spectrum, ...], ...]"
     facts: dict[str, Any]
@@ -156,44 +156,44 @@ class View:
     told: list[str]
 
 
-def refuse_needless(parts: "HasTables", chosen: Path | None, force: bool) -> None:
-    """Raise UsageProblem when learning would not start from measured faces: the model brings something better."""
+def refuse_needless(parts: "TokenTables", chosen: Path | None, force: bool) -> None:
+    """Raise UsageError when learning would not start from measured faces: the model brings something better."""
     card = parts.card
     if not force and ((card.mapper_file is not None and chosen is None) or card.features_file is not None):
-        raise UsageProblem(
+        raise UsageError(
             f"{parts.name} brings along what learning starts from, so measured faces would not be used",
             "--force measures them all the same",
         )
 
 
-def choice_for(library: "Library", parts: "HasTables") -> "ChosenNames":
+def choice_for(library: "Library", parts: "TokenTables") -> "ChosenNames":
     """The names chosen for a model, or the place for them."""
-    from celebctl.library import shelf_name
-    from celebctl.method.names import ChosenNames
+    from celebctl.basis.names import ChosenNames
+    from celebctl.library import format_model_key
 
-    return ChosenNames(library.root, shelf_name(parts.family, parts.table_hash))
+    return ChosenNames(library.root, format_model_key(parts.family, parts.table_hash))
 
 
-def basis_of(library: "Library", parts: "HasTables") -> "CelebBasis":
-    """A model's celeb basis, of the names chosen for it. Raises InputRejected when they are too few."""
-    from celebctl.method import build_basis
-    from celebctl.method.names import with_names
+def basis_of(library: "Library", parts: "TokenTables") -> "CelebBasis":
+    """A model's celeb basis, of the names chosen for it. Raises InvalidInputError when they are too few."""
+    from celebctl.basis.basis import build_basis
+    from celebctl.basis.names import with_names
 
     return build_basis(with_names(parts, choice_for(library, parts).file), library.cache())
 
 
-def settle(desk: Desk, bench: Bench, choice: "ChosenNames", names: Path | None, check: bool, force: bool) -> None:
+def settle(console: CliConsole, bench: BasisContext, choice: "ChosenNames", names: Path | None, check: bool, force: bool) -> None:
     """Decide on the list for this model and keep the decision, once it is known that a basis can be made of it.
 
-    Raises UsageProblem when another list was chosen already and `force` is not given.
+    Raises UsageError when another list was chosen already and `force` is not given.
     """
-    from celebctl.method.names import names_file, read_name_list
+    from celebctl.basis.names import names_file, read_name_list
 
     source = names_file(bench.parts, names)
     listed = read_name_list(source)
     same = names is not None and not check and choice.file is not None and read_name_list(choice.file) == listed
     if choice.file is not None and not same and not force:
-        raise UsageProblem(
+        raise UsageError(
             f"other names were chosen for this model already: {choice.path}",
             "replace them with --force; people you have learned keep what they were learned with",
         )
@@ -202,17 +202,17 @@ def settle(desk: Desk, bench: Bench, choice: "ChosenNames", names: Path | None, 
         return
     reports: list[NameReport] = []
     if check:
-        listed, reports = drop_unseen(desk, bench, listed)
+        listed, reports = drop_unseen(console, bench, listed)
     try_out(bench, listed)
     choice.save(listed, source, reports)
 
 
-def try_out(bench: Bench, names: Sequence[str]) -> None:
-    """Build and cache the basis of a list that is not yet chosen. Raises InputRejected when it does not suffice."""
+def try_out(bench: BasisContext, names: Sequence[str]) -> None:
+    """Build and cache the basis of a list that is not yet chosen. Raises InvalidInputError when it does not suffice."""
     from tempfile import TemporaryDirectory
 
-    from celebctl.method.basis import build_basis
-    from celebctl.method.names import with_names
+    from celebctl.basis.basis import build_basis
+    from celebctl.basis.names import with_names
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "names.txt"
@@ -220,21 +220,21 @@ def try_out(bench: Bench, names: Sequence[str]) -> None:
         build_basis(with_names(bench.parts, path), bench.library.cache())
 
 
-def drop_unseen(desk: Desk, bench: Bench, names: Sequence[str]) -> "tuple[list[str], list[NameReport]]":
+def drop_unseen(console: CliConsole, bench: BasisContext, names: Sequence[str]) -> "tuple[list[str], list[NameReport]]":
     """The names that the model draws a face of its own for, and the report on both filters for each tokenizer."""
-    from celebctl.method.names import name_report, shared_pairs
-    from celebctl.method.rendered_names import judge_names
+    from celebctl.basis.name_filtering import judge_names
+    from celebctl.basis.names import name_report, shared_pairs
 
     pairs = shared_pairs(bench.parts.tokenizers, names)
-    verdict = judge_names(render(desk, bench, pairs[0].names))
+    verdict = judge_names(render(console, bench, pairs[0].names))
     return list(verdict.kept), [name_report(names, one).without(verdict.dropped) for one in pairs]
 
 
-def look_at(parts: "HasTables", library: "Library", release: bool) -> View:
+def look_at(parts: "TokenTables", library: "Library", release: bool) -> View:
     """Build the basis, or take it from the cache, and gather what there is to say about it."""
-    from celebctl.method.basis import build_basis
-    from celebctl.method.names import name_report, names_file, read_names, shared_pairs, with_names
-    from celebctl.method.spectrum import spectra_of
+    from celebctl.basis.basis import build_basis
+    from celebctl.basis.names import name_report, names_file, read_names, shared_pairs, with_names
+    from celebctl.basis.spectrum import spectra_of
 
     choice = choice_for(library, parts)
     named = with_names(parts, choice.file)
@@ -259,12 +259,12 @@ def look_at(parts: "HasTables", library: "Library", release: bool) -> View:
     return View(parts, basis, spectra, facts, _rows(facts), _talk(reports))
 
 
-def mapper_of(named: "HasTables", basis: "CelebBasis", cache: Path) -> dict[str, Any] | None:
+def mapper_of(named: "TokenTables", basis: "CelebBasis", cache: Path) -> dict[str, Any] | None:
     """The mapper that learning begins with: trained by this user, else the model's own, else None.
 
     named: the model with its names settled. The published release's basis has none.
     """
-    from celebctl.method.trained import trained_for
+    from celebctl.mapper_training.store import trained_for
 
     if basis.kind == "release":
         return None
@@ -284,21 +284,21 @@ def cached_file(cache: Path, wanted: str) -> Path:
             metadata: dict[str, str] = file.metadata() or {}
             if metadata.get("hash") == wanted:
                 return path
-    raise NotFound(f"the celeb basis {wanted[:16]} is no longer in {cache}", "run the same command again")
+    raise NotFoundError(f"the celeb basis {wanted[:16]} is no longer in {cache}", "run the same command again")
 
 
 def check_picture(path: Path, force: bool) -> None:
-    """Refuse, before the work, a place where the picture cannot go. Raises UsageProblem."""
-    from .portrait import FORMATS
+    """Refuse, before the work, a place where the picture cannot go. Raises UsageError."""
+    from .sample_photo import FORMATS
 
     if path.suffix.lower() not in FORMATS:
-        raise UsageProblem(f"{path} is no picture file celebctl writes", f"end it in {', '.join(FORMATS)}")
+        raise UsageError(f"{path} is no picture file celebctl writes", f"end it in {', '.join(FORMATS)}")
     refuse_existing(path, force)
 
 
 def save_picture(view: View, path: Path) -> None:
     """Draw the spectrum."""
-    from celebctl.method.spectrum_chart import draw_spectrum
+    from celebctl.basis.spectrum_chart import draw_spectrum
     from celebctl_runtime.files import atomic_write
 
     kept = " and ".join(f"{count:,}" for count in dict.fromkeys(view.facts["components"]))
@@ -320,7 +320,7 @@ def _document(report: "NameReport") -> dict[str, Any]:
 
 def _positions(basis: "CelebBasis", spectra: "Sequence[Sequence[Spectrum]]") -> list[dict[str, Any]]:
     """What is known of each text encoder and position, as plain numbers."""
-    from celebctl.method.spectrum import POSITIONS, TOLD
+    from celebctl.basis.spectrum import POSITIONS, TOLD
 
     return [
         {

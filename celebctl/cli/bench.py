@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import engines, options
-from .console import Desk
+from .console import CliConsole
 
 if TYPE_CHECKING:
-    from celebctl.bench.contest import Entrant
+    from celebctl.bench.runner import Contender
     from celebctl.library import Library
-    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.request import Request
 
 PROMPT = "a portrait of a person"
@@ -65,9 +65,9 @@ def bench(
     force: options.Force = False,
 ) -> None:
     """Time this machine: cold start, first picture, further pictures, steps and memory, beside diffusers in turns."""
-    from celebctl.bench.contest import check_counts, hold, report
-    from celebctl.bench.moving import measure_moving
+    from celebctl.bench.add_person import measure_moving
     from celebctl.bench.roofline import machine
+    from celebctl.bench.runner import check_counts, hold, report
     from celebctl.library import Library
     from celebctl.settings import Settings
     from celebctl_runtime.request import Request, resolve
@@ -75,7 +75,7 @@ def bench(
     from .extras import check_installed
     from .gen import open_bundle
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     check_counts(rounds, cold)
     _check_places([path for path in (out, chart) if path is not None], force)
     if chart is not None:
@@ -84,30 +84,30 @@ def bench(
     settings, library = Settings.read(), Library()
     chosen = str(settings.text("model", model))
     on_gpu = "cpu" not in devices
-    opened = open_bundle(desk, library, chosen, bundle, [], "fp16" if on_gpu else "fp32")
+    opened = open_bundle(console, library, chosen, bundle, [], "fp16" if on_gpu else "fp32")
     if on_gpu and opened.manifest.dtype == "fp32":
-        desk.note("the bundle is in fp32; celebctl export --dtype fp16 makes one that GPUs are faster with")
+        console.warn("the bundle is in fp32; celebctl export --dtype fp16 makes one that GPUs are faster with")
     width, height = options.parse_size(size)
     wanted = Request(prompt, "", 0, steps or 0, guidance, sampler or "", width, height, identities=())
     request = resolve(wanted, opened.manifest)
     count = settings.number("threads", threads) or None
     if "trt" in devices:
-        engines.ensure(desk, library, opened, request)
+        engines.ensure(console, library, opened, request)
     tuned = settings.text("cuda_options") or ""
     entrants = _all_of_ours(library, opened, request, devices, tuned, count, variants)
     if not alone:
-        entrants += _rivals(desk, chosen, opened, request, devices, count, compiled)
-    with desk.progress("timing") as bar:
+        entrants += _rivals(console, chosen, opened, request, devices, count, compiled)
+    with console.progress("timing") as bar:
         total = rounds + cold * len(entrants) + len(entrants) + 1
         say = partial(_advance, bar, total, iter(range(1, total + 1)))
-        scores, extras = hold(entrants, rounds=rounds, cold_rounds=cold, say=say, note=desk.note)
+        scores, extras = hold(entrants, rounds=rounds, cold_rounds=cold, say=say, note=console.warn)
     with tempfile.TemporaryDirectory(prefix="celebctl-bench-") as folder:
         moving = measure_moving(opened, Path(folder), max(1, cold))
     told = {**request.to_json(), "model": opened.manifest.model.name, "dtype": opened.manifest.dtype}
     facts = {**told, "rounds": rounds, "cold_rounds": cold, "threads": count}
     document = {**report(scores, extras, facts, machine()), "moving": moving}
-    _write(desk, document, out, chart)
-    _show(desk, document)
+    _write(console, document, out, chart)
+    _show(console, document)
 
 
 def ways_of(devices: Sequence[str], tuned: str, variants: bool) -> list[tuple[str, str, str]]:
@@ -120,15 +120,15 @@ def ways_of(devices: Sequence[str], tuned: str, variants: bool) -> list[tuple[st
 
 def _checked_devices(given: list[str] | None, variants: bool) -> list[str]:
     """What to time. What this machine cannot do is told before anything is made for it."""
-    from celebctl_runtime.errors import UsageProblem
-    from celebctl_runtime.ort_session import choose_providers, load_onnxruntime
+    from celebctl_runtime.backends.ort_session import choose_providers, load_onnxruntime
+    from celebctl_runtime.errors import UsageError
 
     devices = list(dict.fromkeys(given or ["cpu"]))
     for name in devices:
         if name not in DEVICES:
-            raise UsageProblem(f"--device {name!r} cannot be timed", f"use one or more of {', '.join(DEVICES)}")
+            raise UsageError(f"--device {name!r} cannot be timed", f"use one or more of {', '.join(DEVICES)}")
     if variants and devices == ["trt"]:
-        raise UsageProblem("--variants are ways of ONNX Runtime", "add --device cpu or --device cuda")
+        raise UsageError("--variants are ways of ONNX Runtime", "add --device cpu or --device cuda")
     if "trt" in devices:
         engines.this_machine()
     if "cuda" in devices:
@@ -151,7 +151,7 @@ def _all_of_ours(
     tuned: str,
     threads: int | None,
     variants: bool,
-) -> "list[Entrant]":
+) -> "list[Contender]":
     found = [_ours(library, bundle, request, way, threads) for way in ways_of(devices, tuned, variants)]
     plain = [(name, f", {PLAIN}", tuned) for name in devices if variants and name != "trt"]
     return found + [_ours(library, bundle, request, way, threads, plain_graphs=True) for way in plain]
@@ -164,12 +164,12 @@ def _ours(
     way: tuple[str, str, str],
     threads: int | None,
     plain_graphs: bool = False,
-) -> "Entrant":
+) -> "Contender":
     """`way`: the device, what to add to its name, options of CUDA. `plain_graphs`: without forms for ONNX Runtime."""
     import json
 
-    from celebctl.bench.contest import Entrant
-    from celebctl_runtime.ort_session import parse_cuda_options
+    from celebctl.bench.runner import Contender
+    from celebctl_runtime.backends.ort_session import parse_cuda_options
 
     device, suffix, options = way
     spec = {
@@ -184,45 +184,45 @@ def _ours(
     }
     if plain_graphs:  # which gen cannot be asked for
         command = (sys.executable, "-m", "celebctl.bench.worker", json.dumps(spec), "--once")
-        return Entrant(f"celebctl {device}{suffix}", spec, command)
+        return Contender(f"celebctl {device}{suffix}", spec, command)
     words = [request.prompt, "--seed", "0", "--steps", str(request.steps), "--guidance", str(request.guidance)]
     words += ["--sampler", request.sampler, "--size", f"{request.width}x{request.height}", "--scale", "1"]
     words += ["--bundle", str(bundle.path), "--device", device, *(["--threads", str(threads)] if threads else [])]
     command = (sys.executable, "-m", "celebctl", "--quiet", "gen", *words, "--force", "--out")
-    return Entrant(f"celebctl {device}{suffix}", spec, command, {"CELEBCTL_CUDA_OPTIONS": options})
+    return Contender(f"celebctl {device}{suffix}", spec, command, {"CELEBCTL_CUDA_OPTIONS": options})
 
 
 def _rivals(
-    desk: Desk,
+    console: CliConsole,
     model: str,
     bundle: "Bundle",
     request: "Request",
     devices: Sequence[str],
     threads: int | None,
     compiled: bool,
-) -> "list[Entrant]":
+) -> "list[Contender]":
     """diffusers on every chip that we run on; none where it cannot be, which is noted."""
     import json
     from importlib.util import find_spec
 
-    from celebctl.bench.contest import RIVAL, Entrant
-    from celebctl_models.registry import locate
+    from celebctl.bench.runner import BASELINE, Contender
+    from celebctl_models.checkpoints.registry import locate
 
     missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing:
-        desk.note(f"no comparison: {', '.join(missing)} not installed; pip install 'celebctl[learn]'")
+        console.warn(f"no comparison: {', '.join(missing)} not installed; pip install 'celebctl[learn]'")
         return []
     place = locate(model)
     if place.kind != "folder":
-        desk.note(f"no comparison: {model} is no diffusers folder on this machine")
+        console.warn(f"no comparison: {model} is no diffusers folder on this machine")
         return []
-    found: list[Entrant] = []
+    found: list[Contender] = []
     for chip in dict.fromkeys("cpu" if name == "cpu" else "cuda" for name in devices):
         for wanted in (False, True) if compiled else (False,):
-            spec = {"kind": RIVAL, "model": str(place.path), "device": chip, "threads": threads, "compile": wanted}
+            spec = {"kind": BASELINE, "model": str(place.path), "device": chip, "threads": threads, "compile": wanted}
             spec |= {"dtype": bundle.manifest.dtype, "request": request.to_json()}
             command = (sys.executable, "-m", "celebctl.bench.worker", json.dumps(spec), "--once")
-            found.append(Entrant(f"diffusers {chip}{' compiled' if wanted else ''}", spec, command))
+            found.append(Contender(f"diffusers {chip}{' compiled' if wanted else ''}", spec, command))
     return found
 
 
@@ -230,23 +230,23 @@ def _advance(bar: Any, total: int, numbers: Any, text: str) -> None:
     bar(next(numbers, total), total, text)
 
 
-def _write(desk: Desk, document: dict[str, Any], out: Path | None, chart: Path | None) -> None:
+def _write(console: CliConsole, document: dict[str, Any], out: Path | None, chart: Path | None) -> None:
     import json
 
     from celebctl_runtime.files import atomic_write
 
     if out is not None:
         atomic_write(out, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
-        desk.tell(f"the report is in {out}")
+        console.info(f"the report is in {out}")
     if chart is not None:
         from celebctl.bench.chart import draw_report
 
         atomic_write(chart, lambda path: draw_report(document).save(path))
-        desk.tell(f"the chart is in {chart}")
+        console.info(f"the chart is in {chart}")
 
 
-def _show(desk: Desk, document: dict[str, Any]) -> None:
-    from celebctl.bench.contest import machine_of, title_of
+def _show(console: CliConsole, document: dict[str, Any]) -> None:
+    from celebctl.bench.runner import machine_of, title_of
 
     shares = {row["name"]: f"{row['share_of_limit']:.0%}" for row in document["roofline"] if row["share_of_limit"]}
     rows = [_cells(row, shares.get(row["name"], "")) for row in document["contestants"]]
@@ -263,15 +263,15 @@ def _show(desk: Desk, document: dict[str, Any]) -> None:
     ]
     lines += [document["missing"]] if "missing" in document else []
     lines.append(_moving_line(document["moving"]))
-    desk.tell(f"{title_of(document)}\n{machine_of(document)}")
-    desk.give_list(lines, document, partial(_table, desk, rows, lines[len(rows) :]))
+    console.info(f"{title_of(document)}\n{machine_of(document)}")
+    console.output_table(lines, document, partial(_table, console, rows, lines[len(rows) :]))
 
 
-def _table(desk: Desk, rows: Sequence[Sequence[str]], lines: Sequence[str]) -> None:
+def _table(console: CliConsole, rows: Sequence[Sequence[str]], lines: Sequence[str]) -> None:
     known = len(COLUMNS) if any(row[-1] for row in rows) else len(COLUMNS) - 1  # only GPUs have memory of their own
-    desk.table("", COLUMNS[:known], [row[:known] for row in rows])
+    console.table("", COLUMNS[:known], [row[:known] for row in rows])
     for line in lines:
-        desk.tell(line)
+        console.info(line)
 
 
 def _cells(row: dict[str, Any], share: str) -> list[str]:

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from celebctl.library import Library, origin_of, shelf_name
-from celebctl_runtime.bundle import Bundle
+from celebctl.library import Library, format_model_key, origin_of
+from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError
-from celebctl_runtime.prompt import Mention, split_prompt
+from celebctl_runtime.prompting.prompt import Mention, split_prompt
 
 if TYPE_CHECKING:
     from celebctl_runtime.identity import Identity
@@ -26,7 +26,7 @@ def find_bundle(library: Library, model: str) -> Path | None:
     return None
 
 
-def bundles_of(library: Library, shelf: str) -> list[Bundle]:
+def bundles_of(library: Library, model_key: str) -> list[Bundle]:
     """The library's bundles that people of one shelf fit."""
     bundles: list[Bundle] = []
     for path in library.bundles():
@@ -34,38 +34,38 @@ def bundles_of(library: Library, shelf: str) -> list[Bundle]:
             bundle = Bundle.open(path, verify="none")
         except CelebctlError:
             continue  # a bundle too broken to open keeps nobody from learning, renaming or forgetting
-        if shelf_of(bundle) == shelf:
+        if model_key_of(bundle) == model_key:
             bundles.append(bundle)
     return bundles
 
 
-def shelf_of(bundle: Bundle) -> str:
+def model_key_of(bundle: Bundle) -> str:
     """The shelf whose people fit this bundle."""
-    return shelf_name(bundle.manifest.model.family, bundle.manifest.model.table_hash)
+    return format_model_key(bundle.manifest.model.family, bundle.manifest.model.table_hash)
 
 
-def bring_mentioned(bundle: Bundle, library: Library, prompts: Iterable[str]) -> list[str]:
+def add_mentioned_people(bundle: Bundle, library: Library, prompts: Iterable[str]) -> list[str]:
     """Put the people whom `prompts` name, and whom the library knows better, into the bundle; returns their names.
 
-    Raises NotFound for a <name> that neither knows.
+    Raises NotFoundError for a <name> that neither knows.
     """
-    shelf = shelf_of(bundle)
-    names = {*bundle.manifest.identities, *library.names(shelf)}
+    model_key = model_key_of(bundle)
+    names = {*bundle.manifest.identities, *library.names(model_key)}
     mentioned = {part.name for prompt in prompts for part in split_prompt(prompt, names) if isinstance(part, Mention)}
-    known = [entry for entry in library.entries(shelf) if entry.name in mentioned]
-    return take_in(bundle, [entry.load() for entry in known])
+    known = [entry for entry in library.entries(model_key) if entry.name in mentioned]
+    return add_people(bundle, [entry.load() for entry in known])
 
 
-def strangers(bundle: Bundle, library: Library, prompts: Iterable[str]) -> list[tuple[str, str]]:
+def people_of_other_models(bundle: Bundle, library: Library, prompts: Iterable[str]) -> list[tuple[str, str]]:
     """(name, shelf) of people whom `prompts` name, but who were learned for another model only."""
-    at_home = {*bundle.manifest.identities, *library.names(shelf_of(bundle))}
-    away = {entry.name: entry.shelf for entry in library.entries() if entry.name not in at_home}
+    at_home = {*bundle.manifest.identities, *library.names(model_key_of(bundle))}
+    away = {entry.name: entry.model_key for entry in library.entries() if entry.name not in at_home}
     names = {*at_home, *away}
     mentioned = [part.name for prompt in prompts for part in split_prompt(prompt, names) if isinstance(part, Mention)]
     return [(name, away[name]) for name in dict.fromkeys(mentioned) if name in away]
 
 
-def take_in(bundle: Bundle, people: Sequence["Identity"]) -> list[str]:
+def add_people(bundle: Bundle, people: Sequence["Identity"]) -> list[str]:
     """Add people to the bundle, or replace those it knows with other numbers; returns whom it changed."""
     changed: list[str] = []
     for identity in people:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from . import options
-from .console import Desk
+from .console import CliConsole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from celebctl.photo_check import Report
+    from celebctl.photo_quality import Report
 
 
 def check(
@@ -32,76 +32,76 @@ def check(
     from celebctl.consent import refuse_minor
     from celebctl.library import Library
     from celebctl.settings import Settings
-    from celebctl_models.face_packs import choose_face_models
+    from celebctl_models.faces.packs import choose_face_models
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     settings = Settings.read()
     if out is not None:
         refuse_place(out, force)
     chosen = str(settings.text("model", model))
     folder = choose_face_models(settings.text("face_models", face_models), chosen, Library().root)
-    report = examine(desk, photo, face, folder, native_size(chosen), out)
+    report = examine(console, photo, face, folder, native_size(chosen), out)
     refuse_minor(report.face, photo)
     if not report.usable:
-        turn_down(desk, photo, report)
-    tell(desk, photo, report, out)
+        turn_down(console, photo, report)
+    tell(console, photo, report, out)
 
 
-def examine(desk: Desk, photo: str, face: int | None, folder: Path, native: int, out: Path | None) -> "Report":
-    """Find, grade, and draw the findings to `out`. Raises InputRejected without a face, UsageProblem without that one.
+def examine(console: CliConsole, photo: str, face: int | None, folder: Path, native: int, out: Path | None) -> "Report":
+    """Find, grade, and draw the findings to `out`. Raises InvalidInputError without a face, UsageError without that one.
 
     The picture is written even when no face is found: it shows what the detector was shown.
     """
-    from celebctl.photo_check import check_face
-    from celebctl_models.faces import InsightFaceAnalyser, the_face
-    from celebctl_models.photos import open_photo
+    from celebctl.photo_quality import check_face
+    from celebctl_models.faces.analysis import InsightFaceAnalyser, select_face
+    from celebctl_models.faces.photos import open_photo
 
-    picture = open_photo(photo, desk.note)
+    picture = open_photo(photo, console.warn)
     analyser = InsightFaceAnalyser(folder)
     faces = analyser.analyse(picture)
     if not faces:
-        draw(desk, picture, None, out)
+        draw(console, picture, None, out)
     if not faces or face is not None:
-        the_face(faces, photo, face)
+        select_face(faces, photo, face)
     least = analyser.settings.min_face
     report = check_face(picture, faces, face, least=least, native=native, recognise=analyser.recognise)
-    draw(desk, picture, report, out)
+    draw(console, picture, report, out)
     return report
 
 
-def draw(desk: Desk, picture: "Image", report: "Report | None", out: Path | None) -> None:
+def draw(console: CliConsole, picture: "Image", report: "Report | None", out: Path | None) -> None:
     """Write the annotated picture, if one was asked for."""
     if out is None:
         return
-    from celebctl.photo_check import annotate
+    from celebctl.photo_quality import annotate
     from celebctl_runtime.files import atomic_write
 
     atomic_write(out, annotate(picture, report).save)
-    desk.tell(f"annotated: {out}")
+    console.info(f"annotated: {out}")
 
 
-def turn_down(desk: Desk, photo: str, report: "Report") -> NoReturn:
-    """Raise InputRejected for a face that learning would refuse, after saying what there is to say about it."""
-    from celebctl_runtime.errors import InputRejected
+def turn_down(console: CliConsole, photo: str, report: "Report") -> NoReturn:
+    """Raise InvalidInputError for a face that learning would refuse, after saying what there is to say about it."""
+    from celebctl_runtime.errors import InvalidInputError
 
     for grade in report.grades:
-        desk.tell(f"{grade.verdict}  {grade.what}: {grade.says}")
-    raise InputRejected(f"the face in {photo} is {report.summary}", "use a larger photo, or one taken from nearer")
+        console.info(f"{grade.verdict}  {grade.what}: {grade.says}")
+    raise InvalidInputError(f"the face in {photo} is {report.summary}", "use a larger photo, or one taken from nearer")
 
 
-def tell(desk: Desk, photo: str, report: "Report", out: Path | None) -> None:
+def tell(console: CliConsole, photo: str, report: "Report", out: Path | None) -> None:
     """The grades as lines, table or document."""
     rows = [(grade.what, grade.verdict, grade.says) for grade in report.grades]
     for number, one in enumerate(report.faces if len(report.faces) > 1 else (), 1):
-        desk.tell(f"face {number}: {one}{', graded here' if number == report.number else ''}")
-    desk.give_list(
+        console.info(f"face {number}: {one}{', graded here' if number == report.number else ''}")
+    console.output_table(
         [f"{verdict}  {what}: {says}" for what, verdict, says in rows],
         document(photo, report, out),
-        lambda: desk.table(f"face {report.number} of {photo}", ("what", "verdict", "finding"), rows),
+        lambda: console.table(f"face {report.number} of {photo}", ("what", "verdict", "finding"), rows),
     )
-    desk.tell(f"{report.verdict}: {report.summary}")
+    console.info(f"{report.verdict}: {report.summary}")
     pick = ["--face", str(report.number)] if len(report.faces) > 1 else []
-    desk.next(shlex.join(["celebctl", "learn", photo, *pick, "--name", "alice"]))
+    console.suggest(shlex.join(["celebctl", "learn", photo, *pick, "--name", "alice"]))
 
 
 def document(photo: str, report: "Report", out: Path | None) -> dict[str, Any]:
@@ -130,19 +130,19 @@ def document(photo: str, report: "Report", out: Path | None) -> dict[str, Any]:
 
 
 def refuse_place(path: Path, force: bool) -> None:
-    """Refuse, before the work, a place where the annotated picture cannot go. Raises UsageProblem."""
-    from celebctl_runtime.errors import UsageProblem
+    """Refuse, before the work, a place where the annotated picture cannot go. Raises UsageError."""
+    from celebctl_runtime.errors import UsageError
     from celebctl_runtime.files import refuse_existing
 
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UsageProblem(f"-o {path} is no picture file", "end it in .png")
+        raise UsageError(f"-o {path} is no picture file", "end it in .png")
     refuse_existing(path, force)
 
 
 def native_size(model: str) -> int:
     """The side in px of the pictures a model draws; of most models, where nothing on this machine tells."""
-    from celebctl.photo_check import NATIVE
-    from celebctl_models.registry import card_for, locate
+    from celebctl.photo_quality import NATIVE
+    from celebctl_models.checkpoints.registry import card_for, locate
 
     place = locate(model)
     return card_for(place.path, place.name, place.source).native_size if place.kind == "folder" else NATIVE

@@ -20,17 +20,17 @@ _PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
 @dataclass
-class Desk:
+class CliConsole:
     """One run's manners: where words go and how many of them. `words` is the command as typed."""
 
     json: bool = False
     quiet: bool = False
     debug: bool = False
-    words: list[str] = field(default_factory=list[str])
+    argv: list[str] = field(default_factory=list[str])
     _console: "Console | None" = None
 
     @classmethod
-    def from_words(cls, words: list[str]) -> "tuple[Desk, list[str]]":
+    def from_argv(cls, words: list[str]) -> "tuple[CliConsole, list[str]]":
         """The desk, and the words without --json, --quiet and --debug, which may stand anywhere before a `--`."""
         end = words.index("--") if "--" in words else len(words)
         said = {FLAGS[word] for word in words[:end] if word in FLAGS}
@@ -40,34 +40,34 @@ class Desk:
     # Talk: stderr.
 
     @property
-    def lively(self) -> bool:
+    def interactive(self) -> bool:
         """Whether somebody watches: stderr is a terminal, and quiet was not asked for."""
         return not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
-    def tell(self, text: str, style: str = "") -> None:
+    def info(self, text: str, style: str = "") -> None:
         """A line of talk; not said when quiet."""
         if not self.quiet:
             self._say(text, style)
 
-    def note(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Something to know that is no error; said even when quiet."""
         self._say(f"note: {text}", "yellow")
 
-    def next(self, command: str, why: str = "next") -> None:
+    def suggest(self, command: str, why: str = "next") -> None:
         """The command to try now."""
-        self.tell(f"{why}: {command}", "cyan")
+        self.info(f"{why}: {command}", "cyan")
 
-    def fail(self, code: str, problem: str, hint: str = "") -> None:
+    def error(self, code: str, problem: str, hint: str = "", reason: str = "") -> None:
         """An error: one line and its hint on stderr, and with --json the document on stdout."""
         self._say(f"error: {problem}", "bold red")
         if hint:
             self._say(f"hint: {hint}", "cyan")
         if self.json:
-            self._write(json.dumps({"error": {"code": code, "problem": problem, "hint": hint}}, ensure_ascii=False))
+            self._write(json.dumps({"error": {"code": code, "reason": reason, "problem": problem, "hint": hint}}, ensure_ascii=False))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table, on a terminal only."""
-        if not self.lively or self.json:
+        if not self.interactive or self.json:
             return
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
@@ -83,7 +83,7 @@ class Desk:
     @contextlib.contextmanager
     def progress(self, title: str) -> "Generator[Callable[[int, int, str], None]]":
         """Yield `report(step, steps, text)`: a live bar on a terminal, else a line now and then."""
-        if not self.lively:
+        if not self.interactive:
             yield self._plain_progress(title)
             return
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -99,11 +99,11 @@ class Desk:
             yield report
 
     @contextlib.contextmanager
-    def working(self, title: str) -> "Generator[Callable[[str], None]]":
+    def status(self, title: str) -> "Generator[Callable[[str], None]]":
         """Yield `say(stage)` for work without countable steps: a spinner on a terminal, else a line a stage."""
-        if not self.lively:
-            self.tell(title)
-            yield lambda stage: self.tell(f"  {stage}")
+        if not self.interactive:
+            self.info(title)
+            yield lambda stage: self.info(f"  {stage}")
             return
         from rich.markup import escape
 
@@ -112,21 +112,21 @@ class Desk:
 
     # Results: stdout.
 
-    def give(self, lines: Sequence[str], document: Mapping[str, Any]) -> None:
+    def output(self, lines: Sequence[str], document: Mapping[str, Any]) -> None:
         """The command's result: `lines`, or with --json `document`."""
         if self.json:
             self._write(json.dumps(document, ensure_ascii=False, indent=2))
         elif lines:
             self._write("\n".join(lines))
 
-    def give_list(self, lines: Sequence[str], document: Mapping[str, Any], table: Callable[[], None]) -> None:
+    def output_table(self, lines: Sequence[str], document: Mapping[str, Any], table: Callable[[], None]) -> None:
         """Like `give`, but somebody who looks at a terminal gets the table in place of the bare lines."""
-        if self.json or not (self.lively and sys.stdout.isatty()):
-            self.give(lines, document)
+        if self.json or not (self.interactive and sys.stdout.isatty()):
+            self.output(lines, document)
         else:
             table()
 
-    def give_bytes(self, data: bytes) -> None:
+    def output_bytes(self, data: bytes) -> None:
         """Raw bytes on stdout, for -o -."""
         self._outward(lambda: (sys.stdout.flush(), sys.stdout.buffer.write(data), sys.stdout.buffer.flush()))
 
@@ -163,6 +163,6 @@ class Desk:
             nonlocal last
             if time.monotonic() - last >= _PLAIN_EVERY:
                 last = time.monotonic()
-                self.tell(f"{title} {step}/{steps} {text}".rstrip())
+                self.info(f"{title} {step}/{steps} {text}".rstrip())
 
         return report

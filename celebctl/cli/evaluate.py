@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from . import options
-from .console import Desk
-from .evaluation_room import LibrarySession, Room, WorldSession
+from .console import CliConsole
+from .evaluation_session import EvalContext, LibraryEvaluation, WorldEvaluation
 
 if TYPE_CHECKING:
-    from celebctl.evaluation.metrics import Figures
-    from celebctl.evaluation.page import Group
-    from celebctl.method import LearnConfig
+    from celebctl.evaluation.html_report import Group
+    from celebctl.evaluation.metrics import CohortMetrics
+    from celebctl.learning.config import LearnConfig
     from celebctl.settings import Settings
 
 
@@ -60,47 +60,47 @@ def evaluate(
     from celebctl.library import Library
     from celebctl.settings import Settings
 
-    from .extras import check_installed, needs
+    from .extras import check_installed, requires_extra
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     settings, library = Settings.read(), Library()
     check_words(names or [], photos, [*(["--preset"] if preset else []), *(["--set"] if changes else [])])
     check_installed("eval", "evaluation", "jinja2", "matplotlib", "scipy")
-    with needs("learn", "evaluation"):
+    with requires_extra("learn", "evaluation"):
         config = configure(settings, preset, changes or [])
-        room = Room.open(desk, settings, library, (model, face_models, judge, device), clip)
+        room = EvalContext.open(console, settings, library, (model, face_models, judge, device), clip)
         plan, told = room.plan(prompts, seeds, alone=len(names or []) == 1)
         if names:
-            session: LibrarySession | WorldSession = LibrarySession(room, plan, names, photos or Path())
+            session: LibraryEvaluation | WorldEvaluation = LibraryEvaluation(room, plan, names, photos or Path())
         else:
-            session = WorldSession(room, plan, config, people, together, celebrities)
+            session = WorldEvaluation(room, plan, config, people, together, celebrities)
         session.open(out, told, force)
         try:
             groups = session.run()
         except KeyboardInterrupt:
-            desk.tell("stopped; who is finished is kept, and the same command goes on")
+            console.info("stopped; who is finished is kept, and the same command goes on")
             raise
-    close(desk, out, groups, room.about(plan, told))
+    close(console, out, groups, room.about(plan, told))
 
 
 def check_words(names: Sequence[str], photos: Path | None, learning: Sequence[str]) -> None:
-    """Refuse what does not go together. Raises UsageProblem."""
-    from celebctl_runtime.errors import UsageProblem
+    """Refuse what does not go together. Raises UsageError."""
+    from celebctl_runtime.errors import UsageError
 
     if names and photos is None:
-        raise UsageProblem("people of the library are compared with their photos", "say where they lie: --photos DIR")
+        raise UsageError("people of the library are compared with their photos", "say where they lie: --photos DIR")
     if photos is not None and not names:
-        raise UsageProblem("--photos goes with names", "say who: celebctl eval alice bob --photos DIR")
+        raise UsageError("--photos goes with names", "say who: celebctl eval alice bob --photos DIR")
     if names and learning:
         hint = "learn them again with it, and evaluate after"
-        raise UsageProblem(f"{' and '.join(learning)} would change how people were learned already", hint)
+        raise UsageError(f"{' and '.join(learning)} would change how people were learned already", hint)
     if len(set(names)) < len(names):
-        raise UsageProblem("somebody is named twice", "name everybody once")
+        raise UsageError("somebody is named twice", "name everybody once")
 
 
 def configure(settings: "Settings", preset: str | None, changes: Sequence[str]) -> "LearnConfig":
-    """The preset with FIELD=VALUE on top. Raises UsageProblem for a field or value that there is not."""
-    from celebctl.method import PRESETS
+    """The preset with FIELD=VALUE on top. Raises UsageError for a field or value that there is not."""
+    from celebctl.learning.config import PRESETS
 
     config = PRESETS[str(settings.text("preset", preset))]
     for change in changes:
@@ -109,36 +109,36 @@ def configure(settings: "Settings", preset: str | None, changes: Sequence[str]) 
 
 
 def changed(config: "LearnConfig", change: str) -> "LearnConfig":
-    """One FIELD=VALUE on top of a configuration. Raises UsageProblem."""
-    from celebctl.method import LearnConfig
-    from celebctl_runtime.errors import UsageProblem
+    """One FIELD=VALUE on top of a configuration. Raises UsageError."""
+    from celebctl.learning.config import LearnConfig
+    from celebctl_runtime.errors import UsageError
 
     kinds = get_type_hints(LearnConfig)
     field, equals, value = change.partition("=")
     if not equals or field not in kinds or field == "preset":
         known = ", ".join(name for name in kinds if name != "preset")
-        raise UsageProblem(f"--set {change} names no value of learning", f"write FIELD=VALUE; fields are {known}")
+        raise UsageError(f"--set {change} names no value of learning", f"write FIELD=VALUE; fields are {known}")
     choices = get_args(kinds[field])
     if choices and value not in choices:
-        raise UsageProblem(f"--set {change} is not possible", f"{field} is one of {', '.join(choices)}")
+        raise UsageError(f"--set {change} is not possible", f"{field} is one of {', '.join(choices)}")
     words: dict[str, Any] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     try:
         chosen: Any = words[value.lower()] if kinds[field] is bool else value if choices else kinds[field](value)
     except (ValueError, KeyError):
         hint = f"{field} is of the kind of {getattr(config, field)}"
-        raise UsageProblem(f"--set {change} is not possible", hint) from None
+        raise UsageError(f"--set {change} is not possible", hint) from None
     return replace(config, **{field: chosen})
 
 
-def close(desk: Desk, out: Path, groups: "Sequence[Group]", about: dict[str, str]) -> None:
+def close(console: CliConsole, out: Path, groups: "Sequence[Group]", about: dict[str, str]) -> None:
     """Write page and document, and say the figures."""
     import json
 
-    from celebctl.evaluation.page import write_page
+    from celebctl.evaluation.html_report import write_page
     from celebctl.evaluation.report import category_rows, markdown, rows_of
     from celebctl_runtime.files import atomic_write
 
-    counted: list[Figures] = [group.figures for group in groups]
+    counted: list[CohortMetrics] = [group.figures for group in groups]
     people = len(groups[0].records)
     title = f"{people} {'person' if people == 1 else 'people'} in {about['model']}"
     line = f"{about['prompts']}; pictures of each: {about['pictures of each']}; judged by {about['judges']}"
@@ -151,9 +151,9 @@ def close(desk: Desk, out: Path, groups: "Sequence[Group]", about: dict[str, str
 
     def show() -> None:
         for head, cells in tables:
-            desk.table("", head, cells)
-        desk.tell(f"page: {page}")
+            console.table("", head, cells)
+        console.info(f"page: {page}")
 
-    desk.give_list(
+    console.output_table(
         [*lines, str(page)], {"page": str(page), "report": str(document), "settings": about, "casts": figures}, show
     )

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import engines, options
-from .console import Desk
+from .console import CliConsole
 
 if TYPE_CHECKING:
-    from celebctl.library import Entry, Library
-    from celebctl_runtime.bundle import Bundle
+    from celebctl.library import IdentityFile, Library
+    from celebctl_runtime.bundle.bundle import Bundle
 
 
 def export(
@@ -44,39 +44,39 @@ def export(
     """Make a bundle of a model and your people; or, with --add and --remove, change who is in one."""
     from celebctl.library import Library
     from celebctl.settings import Settings
-    from celebctl_runtime.errors import UsageProblem
+    from celebctl_runtime.errors import UsageError
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     library = Library()
     chosen = str(Settings.read().text("model", model))
     if dtype not in ("fp32", "fp16"):
-        raise UsageProblem(f"--dtype {dtype} is none", "use fp32 or fp16")
+        raise UsageError(f"--dtype {dtype} is none", "use fp32 or fp16")
     if add or remove:
         if names or out:
-            raise UsageProblem("--add and --remove change a bundle in place", "leave out the other names and --out")
-        change_people(desk, library, chosen, bundle, add or [], remove or [])
+            raise UsageError("--add and --remove change a bundle in place", "leave out the other names and --out")
+        change_people(console, library, chosen, bundle, add or [], remove or [])
     elif (engine or dry_run) and not trt:
-        raise UsageProblem("--engine and --dry-run are about TensorRT", "add --trt")
+        raise UsageError("--engine and --dry-run are about TensorRT", "add --trt")
     elif check:
-        engines.check(desk, engines.open_place(library, chosen, bundle))
+        engines.check(console, engines.open_place(library, chosen, bundle))
     elif dry_run:
-        engines.show_plan(desk, library, engines.open_place(library, chosen, bundle), engine or [])
+        engines.show_plan(console, library, engines.open_place(library, chosen, bundle), engine or [])
     elif bundle is not None and trt:
         opened = engines.open_place(library, chosen, bundle)
-        desk.give(
-            [str(bundle)], {**_facts(opened, bundle), "engines": engines.build(desk, library, opened, engine or [])}
+        console.output(
+            [str(bundle)], {**_facts(opened, bundle), "engines": engines.build(console, library, opened, engine or [])}
         )
     elif bundle is not None:
-        raise UsageProblem(
+        raise UsageError(
             "--bundle goes with --add, --remove, --trt and --check", "to write a bundle somewhere else, use --out DIR"
         )
     else:
         sizes = (engine or []) if trt else None
-        make_bundle(desk, library, chosen, names=names, out=out, dtype=dtype, spare_rows=spare_rows, engine_sizes=sizes)
+        make_bundle(console, library, chosen, names=names, out=out, dtype=dtype, spare_rows=spare_rows, engine_sizes=sizes)
 
 
 def make_bundle(
-    desk: Desk,
+    console: CliConsole,
     library: "Library",
     model: str,
     *,
@@ -91,23 +91,23 @@ def make_bundle(
 
     `engine_sizes`: sizes to build TensorRT engines for, native when empty; None for no engines.
     """
-    from celebctl.library import shelf_name
+    from celebctl.library import format_model_key
 
-    from .extras import needs
+    from .extras import requires_extra
     from .naming import listed, prompt_idea
 
     started = time.monotonic()
-    with needs("export", "exporting"), desk.working(f"exporting {model}") as say:
+    with requires_extra("export", "exporting"), console.status(f"exporting {model}") as say:
         import torch
 
         from celebctl_export import SPARE_ROWS, export_bundle
-        from celebctl_models.diffusion import load_parts
+        from celebctl_models.checkpoints.diffusion import load_parts
 
         say("opening the model")
         # in the dtype that is written: an XL model leaves no room for a second copy of itself
         parts = load_parts(model, dtype=torch.float16 if dtype == "fp16" else None)
-        shelf = shelf_name(parts.family, parts.table_hash)
-        people = _chosen(library, shelf, names)
+        model_key = format_model_key(parts.family, parts.table_hash)
+        people = _chosen(library, model_key, names)
         place = out or library.bundle_path(parts.name, parts.table_hash)
         bundle = export_bundle(
             parts,
@@ -115,51 +115,51 @@ def make_bundle(
             place,
             spare_rows=spare_rows if spare_rows is not None else max(SPARE_ROWS, 4 * len(people)),
             dtype="fp16" if dtype == "fp16" else "fp32",
-            average=_average(desk, library, parts),
+            average=_average(console, library, parts),
             on_stage=say,
         )
     if out is None:
         library.remember_origin(place, model)
     seconds = time.monotonic() - started
     who = [entry.name for entry in people]
-    desk.tell(f"exported {parts.name} with {listed(who) or 'nobody'} ({_megabytes(place)} MB, {seconds:.1f} s)")
+    console.info(f"exported {parts.name} with {listed(who) or 'nobody'} ({_megabytes(place)} MB, {seconds:.1f} s)")
     facts = {**_facts(bundle, place), "seconds": round(seconds, 3)}
     if engine_sizes is not None:
-        facts["engines"] = engines.build(desk, library, bundle, engine_sizes)
+        facts["engines"] = engines.build(console, library, bundle, engine_sizes)
     if answer:
-        desk.give([str(place)], facts)
-        desk.next(f'celebctl gen "{prompt_idea(who)}"' + (f" --bundle {out}" if out else ""))
+        console.output([str(place)], facts)
+        console.suggest(f'celebctl gen "{prompt_idea(who)}"' + (f" --bundle {out}" if out else ""))
     return place
 
 
 def change_people(
-    desk: Desk, library: "Library", model: str, given: Path | None, add: list[str], remove: list[str]
+    console: CliConsole, library: "Library", model: str, given: Path | None, add: list[str], remove: list[str]
 ) -> None:
     """Add and remove people in an existing bundle. No graph is touched and torch is not needed."""
-    from celebctl_runtime.bundle import Bundle
-    from celebctl_runtime.errors import NotFound
+    from celebctl_runtime.bundle.bundle import Bundle
+    from celebctl_runtime.errors import NotFoundError
 
-    from .bundles import find_bundle, shelf_of, take_in
+    from .bundles import add_people, find_bundle, model_key_of
     from .naming import listed, prompt_idea
 
     place = given or find_bundle(library, model)
     if place is None:
-        raise NotFound(f"there is no bundle of {model} yet", "make one: celebctl export")
+        raise NotFoundError(f"there is no bundle of {model} yet", "make one: celebctl export")
     bundle = Bundle.open(place, verify="quick")
-    incoming = [library.load(name, shelf_of(bundle)) for name in dict.fromkeys(add)]
+    incoming = [library.load(name, model_key_of(bundle)) for name in dict.fromkeys(add)]
     unknown = [name for name in remove if name not in bundle.manifest.identities]
     if unknown:
         inside = listed(sorted(bundle.manifest.identities)) or "nobody"
-        raise NotFound(f"{unknown[0]} is not in {place}", f"in it: {inside}")
+        raise NotFoundError(f"{unknown[0]} is not in {place}", f"in it: {inside}")
     for name in dict.fromkeys(remove):
         bundle.remove(name)
-    take_in(bundle, incoming)
-    desk.tell(f"in it now: {listed(sorted(bundle.manifest.identities)) or 'nobody'}")
-    desk.give([str(place)], _facts(bundle, place))
-    desk.next(f'celebctl gen "{prompt_idea(sorted(bundle.manifest.identities))}"')
+    add_people(bundle, incoming)
+    console.info(f"in it now: {listed(sorted(bundle.manifest.identities)) or 'nobody'}")
+    console.output([str(place)], _facts(bundle, place))
+    console.suggest(f'celebctl gen "{prompt_idea(sorted(bundle.manifest.identities))}"')
 
 
-def _average(desk: Desk, library: "Library", parts: Any) -> Any:
+def _average(console: CliConsole, library: "Library", parts: Any) -> Any:
     """The average celebrity's token rows, for `gen --likeness`; None, and a note, where there is no basis to be had."""
     from celebctl_runtime.errors import CelebctlError
 
@@ -168,14 +168,14 @@ def _average(desk: Desk, library: "Library", parts: Any) -> Any:
     try:
         return basis_of(library, parts).mean
     except CelebctlError as problem:
-        desk.note(f"{problem.problem}; gen --likeness will not work with this bundle")
+        console.warn(f"{problem.problem}; gen --likeness will not work with this bundle")
         return None
 
 
-def _chosen(library: "Library", shelf: str, names: list[str] | None) -> "list[Entry]":
+def _chosen(library: "Library", model_key: str, names: list[str] | None) -> "list[IdentityFile]":
     if names:
-        return [library.find(name, shelf) for name in dict.fromkeys(names)]
-    return library.entries(shelf)
+        return [library.find(name, model_key) for name in dict.fromkeys(names)]
+    return library.entries(model_key)
 
 
 def _facts(bundle: "Bundle", place: Path) -> dict[str, object]:

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .console import Desk
+from .console import CliConsole
 
 if TYPE_CHECKING:
     from celebctl.library import Library
     from celebctl.settings import Settings
-    from celebctl_runtime.backends import Backend
-    from celebctl_runtime.bundle import Bundle
-    from celebctl_runtime.picture import Picture
+    from celebctl_runtime.backends.base import Backend
+    from celebctl_runtime.bundle.bundle import Bundle
+    from celebctl_runtime.picture import GeneratedImage
     from celebctl_runtime.pipeline import Progress
     from celebctl_runtime.request import Request
-    from celebctl_runtime.source import Source
+    from celebctl_runtime.sampling.init_image import InitImage
 
 MOST = 10_000  # pictures in one call
 STDOUT = Path("-")
@@ -62,41 +62,41 @@ def gen(
     """Make pictures of the people you learned."""
     from celebctl.library import Library
     from celebctl.settings import Settings
-    from celebctl_runtime.layout import tidy_layout
-    from celebctl_runtime.likeness import FULL, parse_likeness
+    from celebctl_runtime.prompting.layout import normalize_layout
+    from celebctl_runtime.prompting.likeness import FULL_LIKENESS, parse_likeness
     from celebctl_runtime.request import Request, batch
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
     settings, library = Settings.read(), Library()
-    first = fresh_seed() if seed is None else seed
+    first = random_seed() if seed is None else seed
     check_count(count, first)
     width, height = options.parse_size(size)
-    dial = FULL if likeness is None else parse_likeness(likeness)
+    dial = FULL_LIKENESS if likeness is None else parse_likeness(likeness)
     wanted = Request(
         prompt, negative, first, given(steps, "--steps"), guidance, sampler or "", width, height,
-        likeness=dial, layout=tidy_layout(layout or ""),
+        likeness=dial, layout=normalize_layout(layout or ""),
     )  # fmt: skip
-    wanted, sources = begin_with(source, strength, wanted)
+    wanted, sources = with_init_image(source, strength, wanted)
     requests = batch(wanted, count)
-    shop = Outlet.choose(out, prompt, [request.seed for request in requests], force, desk.json)
-    opened = open_bundle(desk, library, str(settings.text("model", model)), bundle, [prompt, negative])
-    backend = open_backend(desk, library, opened, settings, device, threads)
+    target = OutputTarget.choose(out, prompt, [request.seed for request in requests], force, console.json)
+    opened = open_bundle(console, library, str(settings.text("model", model)), bundle, [prompt, negative])
+    backend = open_backend(console, library, opened, settings, device, threads)
     enlarge = opened.manifest.size.display_scale if scale is None else given(scale, "--scale")
     made: list[dict[str, Any]] = []
-    for picture in draw(desk, opened, backend, requests, sources):
-        path = shop.put(desk, picture, metadata=metadata, scale=enlarge)
+    for picture in draw(console, opened, backend, requests, sources):
+        path = target.save(console, picture, metadata=metadata, scale=enlarge)
         if not made:
-            _comment(desk, picture)
+            _comment(console, picture)
         made.append({"path": path, "request": picture.request.to_json(), "record": dict(picture.record)})
-        if not (desk.json or shop.pipes):
-            desk.give([path], {})
+        if not (console.json or target.to_stdout):
+            console.output([path], {})
     seconds = time.monotonic() - started
-    desk.tell(f"seed {first}{f' to {first + count - 1}' if count > 1 else ''}, {seconds:.1f} s")
-    if desk.json:
-        desk.give([], {"pictures": made, "bundle": str(opened.path), "scale": enlarge, "seconds": round(seconds, 3)})
-    if not shop.pipes and metadata:
-        desk.next(shlex.join(["celebctl", "regen", made[0]["path"]]), "draw it again")
+    console.info(f"seed {first}{f' to {first + count - 1}' if count > 1 else ''}, {seconds:.1f} s")
+    if console.json:
+        console.output([], {"pictures": made, "bundle": str(opened.path), "scale": enlarge, "seconds": round(seconds, 3)})
+    if not target.to_stdout and metadata:
+        console.suggest(shlex.join(["celebctl", "regen", made[0]["path"]]), "draw it again")
 
 
 def regen(
@@ -117,63 +117,63 @@ def regen(
     from celebctl.settings import Settings
     from celebctl_runtime.picture import png_bytes, read_request
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     settings, library = Settings.read(), Library()
     request, record = read_request(picture)
-    shop = Outlet.choose(out, f"{picture.stem}-regen", [request.seed], force, desk.json, plain=True)
-    opened = find_maker(desk, library, record, bundle)
-    bring_recorded(desk, opened, library, record)
-    backend = open_backend(desk, library, opened, settings, device, threads)
+    target = OutputTarget.choose(out, f"{picture.stem}-regen", [request.seed], force, console.json, plain=True)
+    opened = find_source_bundle(console, library, record, bundle)
+    add_recorded_people(console, opened, library, record)
+    backend = open_backend(console, library, opened, settings, device, threads)
     enlarge = int(record.get("scale", 1))
-    _, sources = begin_with(source, request.strength, request)
-    (again,) = draw(desk, opened, backend, [request], sources)
+    _, sources = with_init_image(source, request.strength, request)
+    (again,) = draw(console, opened, backend, [request], sources)
     identical = same_pixels(picture.read_bytes(), png_bytes(again, scale=enlarge))
-    path = shop.put(desk, again, metadata=True, scale=enlarge)
+    path = target.save(console, again, metadata=True, scale=enlarge)
     if identical:
-        desk.tell("the same, to the last pixel")
+        console.info("the same, to the last pixel")
     else:
-        desk.note(f"not the same pixels; {_difference(record, again.record)}")
-    if not shop.pipes:
+        console.warn(f"not the same pixels; {_difference(record, again.record)}")
+    if not target.to_stdout:
         document = {"path": path, "identical": identical, "request": again.request.to_json(), "record": again.record}
-        desk.give([path], document)
+        console.output([path], document)
 
 
-def begin_with(path: Path | None, strength: float | None, request: "Request") -> "tuple[Request, list[Source]]":
+def with_init_image(path: Path | None, strength: float | None, request: "Request") -> "tuple[Request, list[InitImage]]":
     """The request with the picture that it is to begin with, and that picture; as it is, and none, without one."""
     from dataclasses import replace
 
     if path is None:
         return (request if strength is None else replace(request, strength=strength)), []
-    from celebctl_runtime.source import Source
+    from celebctl_runtime.sampling.init_image import InitImage
 
-    source = Source.read(path)
+    source = InitImage.read(path)
     return replace(request, source=source.digest, strength=STRENGTH if strength is None else strength), [source]
 
 
-def fresh_seed() -> int:
+def random_seed() -> int:
     """A seed nobody chose, short enough to type."""
     return secrets.randbelow(2**32)
 
 
 def check_count(count: int, seed: int) -> None:
-    """Raise UsageProblem for a count, or seeds, that there cannot be."""
-    from celebctl_runtime.errors import UsageProblem
+    """Raise UsageError for a count, or seeds, that there cannot be."""
+    from celebctl_runtime.errors import UsageError
     from celebctl_runtime.request import MAX_SEED
 
     if not 1 <= count <= MOST:
-        raise UsageProblem(f"-n {count} is out of range", f"use 1 to {MOST}")
+        raise UsageError(f"-n {count} is out of range", f"use 1 to {MOST}")
     if not 0 <= seed <= MAX_SEED - count + 1:
-        raise UsageProblem(f"seed {seed} is out of range", f"use 0 to {MAX_SEED - count + 1}")
+        raise UsageError(f"seed {seed} is out of range", f"use 0 to {MAX_SEED - count + 1}")
 
 
 def open_bundle(
-    desk: Desk, library: "Library", model: str, given: Path | None, prompts: Sequence[str], dtype: str = "fp32"
+    console: CliConsole, library: "Library", model: str, given: Path | None, prompts: Sequence[str], dtype: str = "fp32"
 ) -> "Bundle":
     """The bundle that was given, as it is; or the model's own, made in `dtype` if need be, with everybody the prompts
     name."""
-    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.bundle.bundle import Bundle
 
-    from .bundles import bring_mentioned, find_bundle, strangers
+    from .bundles import add_mentioned_people, find_bundle, people_of_other_models
     from .naming import listed
 
     if given is not None:
@@ -182,41 +182,41 @@ def open_bundle(
     if place is None:
         from .export import make_bundle
 
-        desk.tell(f"there is no bundle of {model} yet; making one, once")
-        place = make_bundle(desk, library, model, dtype=dtype, answer=False)
+        console.info(f"there is no bundle of {model} yet; making one, once")
+        place = make_bundle(console, library, model, dtype=dtype, answer=False)
     bundle = Bundle.open(place, verify="quick")
-    if new := bring_mentioned(bundle, library, prompts):
-        desk.tell(f"added {listed(new)} to the bundle")
-    for name, shelf in strangers(bundle, library, prompts):
-        desk.note(f"{name} was learned for another model ({shelf}); here the name is a plain word")
+    if new := add_mentioned_people(bundle, library, prompts):
+        console.info(f"added {listed(new)} to the bundle")
+    for name, model_key in people_of_other_models(bundle, library, prompts):
+        console.warn(f"{name} was learned for another model ({model_key}); here the name is a plain word")
     return bundle
 
 
 def open_backend(
-    desk: Desk, library: "Library", bundle: "Bundle", settings: "Settings", device: str | None, threads: int | None
+    console: CliConsole, library: "Library", bundle: "Bundle", settings: "Settings", device: str | None, threads: int | None
 ) -> "Backend":
     """The engine, as flags and settings say, for a bundle that is found to be whole."""
-    from celebctl.checked import ensure_whole
-    from celebctl_runtime.backends import choose_backend
-    from celebctl_runtime.ort_session import parse_cuda_options
+    from celebctl.bundle_verification import verify_once
+    from celebctl_runtime.backends.base import choose_backend
+    from celebctl_runtime.backends.ort_session import parse_cuda_options
 
-    ensure_whole(library, bundle)
+    verify_once(library, bundle)
     name, count = str(settings.text("device", device)), settings.number("threads", threads) or None
     options = parse_cuda_options(settings.text("cuda_options") or "")
-    return choose_backend(bundle, name, count, library.engines, desk.note, options)
+    return choose_backend(bundle, name, count, library.engines, console.warn, options)
 
 
 def draw(
-    desk: Desk, bundle: "Bundle", backend: "Backend", requests: "Sequence[Request]", sources: "Sequence[Source]" = ()
-) -> "Iterator[Picture]":
+    console: CliConsole, bundle: "Bundle", backend: "Backend", requests: "Sequence[Request]", sources: "Sequence[InitImage]" = ()
+) -> "Iterator[GeneratedImage]":
     """Pictures as they are finished, with live progress. As many are drawn at once as the engine takes."""
     from celebctl_runtime.pipeline import generate
 
     for first in range(0, len(requests), backend.batch_limit):
         group = requests[first : first + backend.batch_limit]
         title = "drawing" if len(requests) == 1 else f"drawing {first + len(group)} of {len(requests)}"
-        with desk.progress(title) as report:
-            pictures = generate(bundle, backend, group, partial(_pass_on, report), sources=sources)
+        with console.progress(title) as report:
+            pictures = generate(bundle, backend, group, partial(_pass_on, report), init_images=sources)
         yield from pictures
 
 
@@ -225,7 +225,7 @@ def _pass_on(report: "Callable[[int, int, str], None]", now: "Progress") -> None
 
 
 @dataclass(frozen=True)
-class Outlet:
+class OutputTarget:
     """Where pictures go: to one `file`, into a `folder`, or to stdout when both are None."""
 
     file: Path | None
@@ -236,16 +236,16 @@ class Outlet:
     plain: bool
 
     @property
-    def pipes(self) -> bool:
+    def to_stdout(self) -> bool:
         """Whether pictures go to stdout."""
         return self.file is None and self.folder is None
 
     @classmethod
     def choose(
         cls, out: Path | None, title: str, seeds: Sequence[int], force: bool, as_json: bool, plain: bool = False
-    ) -> "Outlet":
-        """Settle where pictures go before they are drawn. `plain` names leave out the seed. Raises UsageProblem."""
-        from celebctl_runtime.errors import UsageProblem
+    ) -> "OutputTarget":
+        """Settle where pictures go before they are drawn. `plain` names leave out the seed. Raises UsageError."""
+        from celebctl_runtime.errors import UsageError
         from celebctl_runtime.files import refuse_existing
 
         from .naming import slug_of
@@ -255,12 +255,12 @@ class Outlet:
         if out == STDOUT:
             if many or as_json:
                 besides = "a JSON document besides" if as_json else f"{len(seeds)}"
-                raise UsageProblem(f"-o - holds one picture, not {besides}", "use -o FOLDER")
+                raise UsageError(f"-o - holds one picture, not {besides}", "use -o FOLDER")
             return cls(None, None, stem, many, force, plain)
         if out is None or out.is_dir() or not out.suffix:
             return cls(None, out or Path(), stem, many, force, plain)
         if out.suffix.lower() != ".png":
-            raise UsageProblem(f"{out} is no PNG", "end it in .png: a PNG carries the recipe of its picture")
+            raise UsageError(f"{out} is no PNG", "end it in .png: a PNG carries the recipe of its picture")
         outlet = cls(out, None, stem, many, force, plain)
         for path in map(outlet.path, seeds):
             refuse_existing(path, force)
@@ -275,21 +275,21 @@ class Outlet:
         path = (self.folder or Path()) / f"{self.stem}{'' if self.plain else f'-{seed}'}.png"
         return path if self.force else free_path(path)
 
-    def put(self, desk: Desk, picture: "Picture", *, metadata: bool, scale: int) -> str:
+    def save(self, console: CliConsole, picture: "GeneratedImage", *, metadata: bool, scale: int) -> str:
         """Write one picture; returns its path, or "-"."""
-        from celebctl_runtime.picture import png_bytes, save_picture
+        from celebctl_runtime.picture import png_bytes, save_image
 
-        if self.pipes:
-            desk.give_bytes(png_bytes(picture, metadata=metadata, scale=scale))
+        if self.to_stdout:
+            console.output_bytes(png_bytes(picture, metadata=metadata, scale=scale))
             return str(STDOUT)
         path = self.path(picture.request.seed)
-        return str(save_picture(picture, path, metadata=metadata, scale=scale, overwrite=self.force))
+        return str(save_image(picture, path, metadata=metadata, scale=scale, overwrite=self.force))
 
 
-def find_maker(desk: Desk, library: "Library", record: dict[str, Any], given: Path | None) -> "Bundle":
-    """The bundle that drew a picture, or the nearest there is. Raises NotFound when there is none of its model."""
-    from celebctl_runtime.bundle import Bundle
-    from celebctl_runtime.errors import NotFound
+def find_source_bundle(console: CliConsole, library: "Library", record: dict[str, Any], given: Path | None) -> "Bundle":
+    """The bundle that drew a picture, or the nearest there is. Raises NotFoundError when there is none of its model."""
+    from celebctl_runtime.bundle.bundle import Bundle
+    from celebctl_runtime.errors import NotFoundError
 
     from .bundles import find_bundle
 
@@ -302,25 +302,25 @@ def find_maker(desk: Desk, library: "Library", record: dict[str, Any], given: Pa
     model = str(record.get("model", ""))
     place = given or find_bundle(library, model)
     if place is None:
-        raise NotFound(f"there is no bundle of {model or 'the model that drew it'}", f"celebctl export --model {model}")
-    desk.note("the bundle that drew it is gone; using another export of the model")
+        raise NotFoundError(f"there is no bundle of {model or 'the model that drew it'}", f"celebctl export --model {model}")
+    console.warn("the bundle that drew it is gone; using another export of the model")
     return Bundle.open(place, verify="quick")
 
 
-def bring_recorded(desk: Desk, bundle: "Bundle", library: "Library", record: dict[str, Any]) -> None:
+def add_recorded_people(console: CliConsole, bundle: "Bundle", library: "Library", record: dict[str, Any]) -> None:
     """Put the people of a record into the bundle, with the numbers they had then where those are still known."""
-    from .bundles import shelf_of, take_in
+    from .bundles import add_people, model_key_of
 
-    entries = {entry.name: entry for entry in library.entries(shelf_of(bundle))}
+    entries = {entry.name: entry for entry in library.entries(model_key_of(bundle))}
     for name, digest in dict(record.get("identities", {})).items():
         baked = bundle.manifest.identities.get(name)
         if baked is not None and baked.digest == digest:
             continue
         known = entries[name].load() if name in entries else None
         if known is not None and (baked is None or known.digest == digest):
-            take_in(bundle, [known])
+            add_people(bundle, [known])
         if known is None or known.digest != digest:
-            desk.note(f"{name} is not who {name} was in this picture")
+            console.warn(f"{name} is not who {name} was in this picture")
 
 
 def same_pixels(one: bytes, other: bytes) -> bool:
@@ -333,7 +333,7 @@ def same_pixels(one: bytes, other: bytes) -> bool:
         return a.size == b.size and a.convert("RGB").tobytes() == b.convert("RGB").tobytes()
 
 
-def _comment(desk: Desk, picture: "Picture") -> None:
+def _comment(console: CliConsole, picture: "GeneratedImage") -> None:
     """Once per call: what ran, and what of the prompt did not fit."""
     from .naming import listed
 
@@ -341,9 +341,9 @@ def _comment(desk: Desk, picture: "Picture") -> None:
     who = listed(request.identities or ()) or "nobody you know"
     wishes = f", likeness {_shares(request)}" if request.likeness != 1.0 else ""
     wishes += f", layout {request.layout}" if request.layout not in ("", "none") else ""
-    desk.tell(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}{wishes}")
+    console.info(f"{who}; {request.steps} steps of {request.sampler}, guidance {request.guidance:g}{wishes}")
     if dropped:
-        desk.note(f"this did not fit into the prompt and was left out: {dropped}")
+        console.warn(f"this did not fit into the prompt and was left out: {dropped}")
 
 
 def _shares(request: "Request") -> str:
@@ -365,7 +365,7 @@ def given(number: int | None, flag: str) -> int:
     if number is None:
         return 0
     if number < 1:
-        from celebctl_runtime.errors import UsageProblem
+        from celebctl_runtime.errors import UsageError
 
-        raise UsageProblem(f"{flag} {number} is out of range", "use 1 or more")
+        raise UsageError(f"{flag} {number} is out of range", "use 1 or more")
     return number

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .console import Desk
-from .opening import face_folder, make_room, open_model, open_tables, prepared
+from .console import CliConsole
+from .loading import face_folder, make_room, open_model, open_tables, prepared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from celebctl.learning.config import LearnConfig
+    from celebctl.learning.trainer import LearnStep
     from celebctl.library import Library
-    from celebctl.method import LearnConfig, LearnStep
     from celebctl.settings import Settings
-    from celebctl_models.diffusion import DiffusionParts
-    from celebctl_models.faces import ChosenFaces
-    from celebctl_models.tables import HasTables
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.token_tables import TokenTables
+    from celebctl_models.faces.analysis import FaceOverrides
     from celebctl_runtime.identity import Identity
 
 ALIKE = 0.6  # cosine of two features above which pictures are likely to mix two people up
@@ -31,7 +32,7 @@ DOUBTFUL = 0.6  # detector's score below which a face is likely turned away, cov
 
 
 @dataclass(frozen=True)
-class Sitter:
+class LearnInput:
     """A person about to be learned: the photo's path as typed, the name, and which face, from the left, if several."""
 
     photo: str
@@ -77,26 +78,26 @@ def learn(
 ) -> None:
     """Learn people from one photo each. Several photos in one call are learned together."""
     from celebctl.consent import consent_record
-    from celebctl.library import Library, shelf_name
+    from celebctl.library import Library, format_model_key
     from celebctl.settings import Settings
 
-    from .extras import needs
+    from .extras import requires_extra
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
     settings, library = Settings.read(), Library()
-    sitters, agreed = seat(photos, names, faces), {"consent": consent_record(consent)}
+    inputs, agreed = match_inputs(photos, names, faces), {"consent": consent_record(consent)}
     chosen_model, on = str(settings.text("model", model)), str(settings.text("device", device))
     check_sheet(sheet, force)
-    with needs("learn", "learning"):
-        pictures = open_photos(desk, sitters)
+    with requires_extra("learn", "learning"):
+        pictures = open_photos(console, inputs)
         folder = face_folder(settings, chosen_model, face_models)
-        analyser = look(desk, sitters, pictures, folder)
+        analyser = analyse_faces(console, inputs, pictures, folder)
         config = configure(settings, preset, steps, seed, instant, resume)
-        opened = open_tables(desk, settings, chosen_model) if instant else open_model(desk, chosen_model, on)
-        shelf = shelf_name(opened.family, opened.table_hash)
-        parts = prepared(opened, library, shelf, folder)
-        session = Session(desk, library, sitters, shelf)
+        opened = open_tables(console, settings, chosen_model) if instant else open_model(console, chosen_model, on)
+        model_key = format_model_key(opened.family, opened.table_hash)
+        parts = prepared(opened, library, model_key, folder)
+        session = Session(console, library, inputs, model_key)
         with session.names_held(force):
             if instant:
                 learned = session.answer(parts, analyser, pictures, config)
@@ -105,107 +106,107 @@ def learn(
             people, files = session.keep(learned, agreed, force)
         page = None
         if not no_sheet and (sheet or not instant):
-            page = session.draw_sheet(open_model(desk, chosen_model, on) if instant else parts, people, pictures, sheet)
+            page = session.draw_sheet(open_model(console, chosen_model, on) if instant else parts, people, pictures, sheet)
     session.close(people, files, page, time.monotonic() - started)
 
 
-def seat(photos: Sequence[str], names: Sequence[str] | None, faces: Sequence[int] | None) -> list[Sitter]:
-    """Match photos, names and face numbers. Raises UsageProblem when they do not add up."""
-    from celebctl_runtime.errors import UsageProblem
+def match_inputs(photos: Sequence[str], names: Sequence[str] | None, faces: Sequence[int] | None) -> list[LearnInput]:
+    """Match photos, names and face numbers. Raises UsageError when they do not add up."""
+    from celebctl_runtime.errors import UsageError
 
     from .naming import name_from_file, name_person
 
     if names and len(names) != len(photos):
-        raise UsageProblem(
+        raise UsageError(
             f"{_count(photos, 'photo')} and {_count(names, 'name')} do not match",
             "give one --name for each photo, in the same order; each person is learned from one photo",
         )
     if faces and len(faces) != len(photos):
-        raise UsageProblem(
+        raise UsageError(
             f"{_count(photos, 'photo')} and {_count(faces, '--face')} do not match",
             "give one --face for each photo, in the same order",
         )
     called = [name_person(name) for name in names] if names else [name_from_file(photo) for photo in photos]
     for name in called:
         if called.count(name) > 1:
-            raise UsageProblem(f"two people would be called {name}", "give each a --name of their own")
+            raise UsageError(f"two people would be called {name}", "give each a --name of their own")
     return [
-        Sitter(photo, name, face)
+        LearnInput(photo, name, face)
         for photo, name, face in zip(photos, called, faces or [None] * len(photos), strict=True)
     ]
 
 
 def check_sheet(path: Path | None, force: bool) -> None:
-    """Refuse, before the work and not after it, a place where the contact sheet cannot go. Raises UsageProblem."""
-    from celebctl_runtime.errors import UsageProblem
+    """Refuse, before the work and not after it, a place where the contact sheet cannot go. Raises UsageError."""
+    from celebctl_runtime.errors import UsageError
     from celebctl_runtime.files import refuse_existing
 
     if path is None:
         return
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UsageProblem(f"--sheet {path} is no picture file", "end it in .png")
+        raise UsageError(f"--sheet {path} is no picture file", "end it in .png")
     refuse_existing(path, force)
 
 
-def open_photos(desk: Desk, sitters: Sequence[Sitter]) -> "list[Image]":
+def open_photos(console: CliConsole, inputs: Sequence[LearnInput]) -> "list[Image]":
     """The photos as upright RGB images."""
-    from celebctl_models.photos import open_photo
+    from celebctl_models.faces.photos import open_photo
 
-    return [open_photo(sitter.photo, desk.note) for sitter in sitters]
+    return [open_photo(sitter.photo, console.warn) for sitter in inputs]
 
 
-def look(desk: Desk, sitters: Sequence[Sitter], pictures: "Sequence[Image]", folder: Path) -> "ChosenFaces":
-    """Settle on one face in each photo, before anything slow begins. Raises PolicyRefusal for a likely minor."""
+def analyse_faces(console: CliConsole, inputs: Sequence[LearnInput], pictures: "Sequence[Image]", folder: Path) -> "FaceOverrides":
+    """Settle on one face in each photo, before anything slow begins. Raises PolicyError for a likely minor."""
     from celebctl.consent import refuse_minor
-    from celebctl_models.faces import ChosenFaces, InsightFaceAnalyser, the_face
+    from celebctl_models.faces.analysis import FaceOverrides, InsightFaceAnalyser, select_face
 
     analyser = InsightFaceAnalyser(folder)
-    chosen = ChosenFaces(analyser)
+    chosen = FaceOverrides(analyser)
     found: list[Any] = []
-    for sitter, picture in zip(sitters, pictures, strict=True):
-        face = the_face(analyser.analyse(picture), sitter.photo, sitter.face, analyser.settings.min_face)
+    for sitter, picture in zip(inputs, pictures, strict=True):
+        face = select_face(analyser.analyse(picture), sitter.photo, sitter.face, analyser.settings.min_face)
         refuse_minor(face, sitter.photo)
         chosen.choose(picture, face)
         found.append(face.feature)
-        desk.tell(f"{sitter.name}: face of {face}")
+        console.info(f"{sitter.name}: face of {face}")
         if face.score < DOUBTFUL:
-            desk.note(f"the face in {sitter.photo} is hard to see; celebctl check {sitter.photo} says more")
-    for (one, a), (other, b) in combinations(zip(sitters, found, strict=True), 2):
+            console.warn(f"the face in {sitter.photo} is hard to see; celebctl check {sitter.photo} says more")
+    for (one, a), (other, b) in combinations(zip(inputs, found, strict=True), 2):
         if (alike := float(a @ b)) > ALIKE:
-            desk.note(f"{one.name} and {other.name} look alike ({alike:.2f}); a picture of both may mix them up")
+            console.warn(f"{one.name} and {other.name} look alike ({alike:.2f}); a picture of both may mix them up")
     return chosen
 
 
 def configure(
     settings: "Settings", preset: str | None, steps: int | None, seed: int | None, instant: bool, resume: bool
 ) -> "LearnConfig":
-    """The preset with what was asked for on top. Raises UsageProblem."""
-    from celebctl.method import PRESETS
-    from celebctl_runtime.errors import UsageProblem
+    """The preset with what was asked for on top. Raises UsageError."""
+    from celebctl.learning.config import PRESETS
+    from celebctl_runtime.errors import UsageError
 
     config = PRESETS[str(settings.text("preset", preset))]
     if steps is not None and not 1 <= steps <= 100_000:
-        raise UsageProblem(f"--steps {steps} is out of range", "use 1 to 100000")
+        raise UsageError(f"--steps {steps} is out of range", "use 1 to 100000")
     if seed is not None and not 0 <= seed < 2**63:
-        raise UsageProblem(f"--seed {seed} is out of range", "use 0 to 9223372036854775807")
+        raise UsageError(f"--seed {seed} is out of range", "use 0 to 9223372036854775807")
     if steps is not None and instant:
-        raise UsageProblem("--instant takes no --steps", "leave one of them out")
+        raise UsageError("--instant takes no --steps", "leave one of them out")
     if resume and instant:
-        raise UsageProblem("--instant takes no --resume", "leave one of them out")
+        raise UsageError("--instant takes no --resume", "leave one of them out")
     if steps is not None or instant:
         config = replace(config, steps=steps or 0)
     return config if seed is None else replace(config, seed=seed)
 
 
-def require_mapper(parts: "HasTables", config: "LearnConfig") -> None:
-    """Raises UsageProblem when nothing is trained and the model brings no mapper either."""
+def require_mapper(parts: "TokenTables", config: "LearnConfig") -> None:
+    """Raises UsageError when nothing is trained and the model brings no mapper either."""
     if config.steps:
         return
-    from celebctl.method.starts import start_of
-    from celebctl_runtime.errors import UsageProblem
+    from celebctl.learning.initialization import available_init
+    from celebctl_runtime.errors import UsageError
 
-    if start_of(parts, config) not in ("fitted", "celebrities"):
-        raise UsageProblem(
+    if available_init(parts, config) not in ("fitted", "celebrities"):
+        raise UsageError(
             f"{parts.name} brings no mapper that knows faces, so --instant would give everybody the same face",
             "train one on a folder of photos, celebctl basis train FOLDER, or leave out --instant",
         )
@@ -215,64 +216,65 @@ def require_mapper(parts: "HasTables", config: "LearnConfig") -> None:
 class Session:
     """One call of `learn` once everything is known: the model is open, the names are free and held."""
 
-    desk: Desk
+    console: CliConsole
     library: "Library"
-    sitters: Sequence[Sitter]
-    shelf: str
+    inputs: Sequence[LearnInput]
+    model_key: str
 
     @property
     def checkpoint(self) -> Path:
         """Where the method keeps its place."""
-        return self.library.checkpoint([sitter.name for sitter in self.sitters], self.shelf)
+        return self.library.checkpoint([sitter.name for sitter in self.inputs], self.model_key)
 
     @contextmanager
     def names_held(self, force: bool) -> Generator[None]:
-        """Nobody else takes the names meanwhile. Raises UsageProblem for a name that is taken, unless `force`."""
-        names = [sitter.name for sitter in self.sitters]
+        """Nobody else takes the names meanwhile. Raises UsageError for a name that is taken, unless `force`."""
+        names = [sitter.name for sitter in self.inputs]
         if not force:
-            self.library.refuse_taken(names, self.shelf)
-        with self.library.reserve(names, self.shelf):
+            self.library.require_free(names, self.model_key)
+        with self.library.reserve(names, self.model_key):
             yield
 
     def answer(
-        self, parts: "HasTables", analyser: "ChosenFaces", pictures: "list[Image]", config: "LearnConfig"
+        self, parts: "TokenTables", analyser: "FaceOverrides", pictures: "list[Image]", config: "LearnConfig"
     ) -> "list[Identity]":
         """What the model's mapper makes of the faces, without training and without torch."""
         import numpy as np
 
-        from celebctl.method import build_basis
-        from celebctl.method.instant import instant_people
+        from celebctl.basis.basis import build_basis
+        from celebctl.learning.instant import instant_people
 
         require_mapper(parts, config)
         features = np.stack([analyser.analyse(picture)[0].feature for picture in pictures])
         basis = build_basis(parts, self.library.cache(), release=config.names == "release")
-        return instant_people(parts, basis, features, [sitter.name for sitter in self.sitters], config)
+        return instant_people(parts, basis, features, [sitter.name for sitter in self.inputs], config)
 
     def fit(
-        self, parts: "DiffusionParts", analyser: "ChosenFaces", pictures: "list[Image]", config: "LearnConfig",
+        self, parts: "DiffusionParts", analyser: "FaceOverrides", pictures: "list[Image]", config: "LearnConfig",
         low_memory: bool, resume: bool,
     ) -> "list[Identity]":  # fmt: skip
         """Run the method with live progress. Ctrl-C leaves the checkpoint and says how to go on."""
-        from celebctl.method import build_basis, learn_people
-        from celebctl_runtime.errors import NotFound
-        from celebctl_runtime.files import disk_problems
+        from celebctl.basis.basis import build_basis
+        from celebctl.learning.trainer import learn_people
+        from celebctl_runtime.errors import NotFoundError
+        from celebctl_runtime.files import translate_os_errors
 
         if resume and not self.checkpoint.exists():
-            raise NotFound("there is nothing to resume for these names", "run the same command without --resume")
-        together = make_room(self.desk, parts, config.views * len(self.sitters), low_memory)
-        with disk_problems(self.checkpoint):
+            raise NotFoundError("there is nothing to resume for these names", "run the same command without --resume")
+        together = make_room(self.console, parts, config.views * len(self.inputs), low_memory)
+        with translate_os_errors(self.checkpoint):
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.desk.progress(f"learning {self._who()}") as report:
+            with self.console.progress(f"learning {self._who()}") as report:
                 return learn_people(
                     parts,
                     analyser,
                     pictures,
-                    [sitter.name for sitter in self.sitters],
+                    [sitter.name for sitter in self.inputs],
                     config,
                     basis=build_basis(parts, self.library.cache(), release=config.names == "release"),
-                    together=together,
-                    tell=self.desk.tell,
+                    micro_batch_size=together,
+                    tell=self.console.info,
                     on_step=lambda now: report(now.step, now.steps, progress_line(now)),
                     resume_from=self.checkpoint if resume else None,
                     checkpoint=self.checkpoint,
@@ -294,19 +296,19 @@ class Session:
         self, parts: "DiffusionParts", people: "Sequence[Identity]", pictures: "Sequence[Image]", given: Path | None
     ) -> Path | None:
         """Draw the contact sheet here, or in the library when here cannot be written; returns where it is."""
-        from celebctl.method import contact_sheet
-        from celebctl_runtime.errors import EnvironmentProblem
+        from celebctl.learning.contact_sheet import contact_sheet
+        from celebctl_runtime.errors import SetupError
         from celebctl_runtime.files import atomic_write
 
         from .naming import free_path
 
-        with self.desk.working("drawing the contact sheet"):
+        with self.console.status("drawing the contact sheet"):
             page = contact_sheet(parts, people, pictures)
         name = "-".join(person.name for person in people)[:64]
         path = given or free_path(Path(f"{name}-sheet.png"))
         try:
             atomic_write(path, page.save)
-        except EnvironmentProblem:
+        except SetupError:
             if given is not None:
                 raise
             path = free_path(self.library.root / "sheets" / f"{name}-sheet.png")
@@ -317,42 +319,42 @@ class Session:
         """Put the people into the model's bundle when there is one, and say what was made."""
         from celebctl_runtime.errors import CelebctlError
 
-        from .bundles import bundles_of, take_in
+        from .bundles import add_people, bundles_of
         from .naming import prompt_idea
 
-        bundles = bundles_of(self.library, self.shelf)
+        bundles = bundles_of(self.library, self.model_key)
         for bundle in bundles:
             try:
-                take_in(bundle, people)
+                add_people(bundle, people)
             except CelebctlError as error:  # they are learned and kept; a full or locked bundle must not undo that
-                self.desk.note(f"not in the bundle yet: {error.problem} ({error.hint})")
-        self.desk.tell(f"learned {self._who()} in {seconds:.{0 if seconds >= 10 else 1}f} s")
+                self.console.warn(f"not in the bundle yet: {error.problem} ({error.hint})")
+        self.console.info(f"learned {self._who()} in {seconds:.{0 if seconds >= 10 else 1}f} s")
         if page is not None:
-            self.desk.tell(f"contact sheet: {page}")
+            self.console.info(f"contact sheet: {page}")
         made = [
             {"name": person.name, "path": str(file), "digest": person.digest, "provenance": dict(person.provenance)}
             for person, file in zip(people, files, strict=True)
         ]
         sheet = None if page is None else str(page)
-        self.desk.give(
+        self.console.output(
             [*map(str, files), *([sheet] if sheet else [])],
-            {"people": made, "shelf": self.shelf, "sheet": sheet, "seconds": round(seconds, 3)},
+            {"people": made, "shelf": self.model_key, "sheet": sheet, "seconds": round(seconds, 3)},
         )
         names = [person.name for person in people]
-        self.desk.next(f'celebctl gen "{prompt_idea(names)}"' if bundles else "celebctl export")
+        self.console.suggest(f'celebctl gen "{prompt_idea(names)}"' if bundles else "celebctl export")
 
     def _who(self) -> str:
         from .naming import listed
 
-        return listed([sitter.name for sitter in self.sitters])
+        return listed([sitter.name for sitter in self.inputs])
 
     def _say_how_to_resume(self) -> None:
         if not self.checkpoint.exists():
-            self.desk.tell("stopped before there was anything to keep")
+            self.console.info("stopped before there was anything to keep")
             return
-        words = [word for word in self.desk.words if word != "--resume"]
-        self.desk.tell("stopped; what was learned so far is kept")
-        self.desk.next(shlex.join(["celebctl", *words, "--resume"]), "go on with")
+        words = [word for word in self.console.argv if word != "--resume"]
+        self.console.info("stopped; what was learned so far is kept")
+        self.console.suggest(shlex.join(["celebctl", *words, "--resume"]), "go on with")
 
 
 def progress_line(now: "LearnStep") -> str:

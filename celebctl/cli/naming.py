@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from itertools import count
 from pathlib import Path
 
-from celebctl_runtime.errors import CelebctlError, UsageProblem
+from celebctl_runtime.errors import CelebctlError, UsageError
 from celebctl_runtime.identity import check_name
 
 # A name that is also one of these would change the meaning of nearly every prompt.
@@ -22,31 +22,31 @@ _MAX_NAME = 32  # as check_name
 
 
 def name_person(name: str) -> str:
-    """The canonical form of a name somebody typed. Raises UsageProblem when it will not do in prompts or as a file."""
+    """The canonical form of a name somebody typed. Raises UsageError when it will not do in prompts or as a file."""
     checked = check_name(name)
     if checked in _WORDS:
-        raise UsageProblem(
+        raise UsageError(
             f"{checked!r} stands in many prompts as a plain word", f"choose another name, for example {checked}_1"
         )
     return checked
 
 
 def name_from_file(photo: str) -> str:
-    """alice.jpg is alice. Raises UsageProblem when the file's name says nothing about who it is."""
+    """alice.jpg is alice. Raises UsageError when the file's name says nothing about who it is."""
     slug = re.sub(r"[^a-z0-9_-]+", "_", Path(photo).stem.casefold()).strip("_-")
     try:
         if slug and not _NOBODY.fullmatch(slug):
             return name_person(slug)
     except CelebctlError:
         pass  # the hint below says it better than a complaint about a name nobody typed
-    raise UsageProblem(f"{photo} does not say who it is", f"name the person: celebctl learn {photo} --name alice")
+    raise UsageError(f"{photo} does not say who it is", f"name the person: celebctl learn {photo} --name alice")
 
 
 def suggested_name(photo: str, taken: Collection[str]) -> str:
     """The name that the file suggests, or alice; numbered when it is taken."""
     try:
         name = name_from_file(photo)
-    except UsageProblem:
+    except UsageError:
         name = "alice"
     return name_of_mix([name], taken)
 
@@ -58,7 +58,7 @@ def name_of_mix(parents: Sequence[str], taken: Collection[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def name_of_nobody(taken: Collection[str]) -> str:
+def next_sample_name(taken: Collection[str]) -> str:
     """The first of nobody-1, nobody-2, ... that is not taken."""
     return next(name for name in (f"nobody-{n}" for n in count(1)) if name not in taken)
 

@@ -43,21 +43,21 @@ FaceModels = Annotated[
     str | None, typer.Option("--face-models", help="buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR")
 ]
 LowMemory = Annotated[bool, typer.Option("--low-memory", help="Slower, in a third of the memory: for large models.")]
-Shelf = Annotated[str | None, typer.Option("--shelf", help="Only people of this model, as `celebctl list` shows it.")]
+ForModel = Annotated[str | None, typer.Option("--shelf", help="Only people of this model, as `celebctl list` shows it.")]
 Person = Annotated[str, typer.Argument(help="Their name.", metavar="NAME")]
 People = Annotated[list[str], typer.Argument(help="One or more names.", metavar="NAME...")]
 
 
 def parse_size(text: str | None) -> tuple[int, int]:
-    """ "WxH" in pixels to (width, height), "N" to a square; (0, 0) for None. Raises UsageProblem."""
+    """ "WxH" in pixels to (width, height), "N" to a square; (0, 0) for None. Raises UsageError."""
     if text is None:
         return 0, 0
     width, cross, height = text.lower().replace("×", "x").partition("x")
     height = height if cross else width
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        from celebctl_runtime.errors import UsageProblem
+        from celebctl_runtime.errors import UsageError
 
-        raise UsageProblem(
+        raise UsageError(
             f"--size {text!r} is no size", "write width x height, as --size 512x768, or one side of a square"
         )
     return int(width), int(height)

@@ -6,98 +6,98 @@ from typing import TYPE_CHECKING
 import typer
 
 from . import options
-from .console import Desk
+from .console import CliConsole
 
 if TYPE_CHECKING:
-    from celebctl.library import Entry
+    from celebctl.library import IdentityFile
 
 
-def list_people(ctx: typer.Context, shelf: options.Shelf = None) -> None:
+def list_people(ctx: typer.Context, model_key: options.ForModel = None) -> None:
     """Who you know, and for which model."""
     from celebctl.library import Library
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     library = Library()
-    entries = library.entries(shelf)
+    entries = library.entries(model_key)
     if not entries:
-        desk.tell(f"nobody{f' for {shelf}' if shelf else ''} yet")
-        desk.next("celebctl learn face.jpg --name alice")
-    rows = [(entry.name, entry.shelf, _learned(entry), str(entry.path)) for entry in entries]
+        console.info(f"nobody{f' for {model_key}' if model_key else ''} yet")
+        console.suggest("celebctl learn face.jpg --name alice")
+    rows = [(entry.name, entry.model_key, _learned(entry), str(entry.path)) for entry in entries]
     people = [dict(zip(("name", "shelf", "learned", "path"), row, strict=True)) for row in rows]
-    desk.give_list(
+    console.output_table(
         [entry.name for entry in entries],
         {"people": people},
-        lambda: desk.table("", ("name", "model", "learned", "file"), rows) if rows else None,
+        lambda: console.table("", ("name", "model", "learned", "file"), rows) if rows else None,
     )
 
 
-def show(ctx: typer.Context, name: options.Person, shelf: options.Shelf = None) -> None:
+def show(ctx: typer.Context, name: options.Person, model_key: options.ForModel = None) -> None:
     """One person: their file, numbers and where they come from."""
     from celebctl.library import Library
 
-    desk = ctx.ensure_object(Desk)
-    entry = Library().find(name, shelf)
+    console = ctx.ensure_object(CliConsole)
+    entry = Library().find(name, model_key)
     facts = _facts(entry)
     rows = [(key, str(value)) for key, value in facts.items() if key != "provenance"]
     rows += [(f"provenance.{key}", value) for key, value in sorted(entry.load().provenance.items())]
-    desk.give_list(
-        [f"{key}: {value}" for key, value in rows], facts, lambda: desk.table(entry.name, ("what", "value"), rows)
+    console.output_table(
+        [f"{key}: {value}" for key, value in rows], facts, lambda: console.table(entry.name, ("what", "value"), rows)
     )
-    desk.next(f'celebctl gen "{entry.name} on the beach"')
+    console.suggest(f'celebctl gen "{entry.name} on the beach"')
 
 
-def rename(ctx: typer.Context, old: options.Person, new: options.Person, shelf: options.Shelf = None) -> None:
+def rename(ctx: typer.Context, old: options.Person, new: options.Person, model_key: options.ForModel = None) -> None:
     """Give somebody another name, here and in the exported bundle."""
-    from celebctl.library import Library, shelf_name
+    from celebctl.library import Library, format_model_key
 
-    from .bundles import bundles_of, take_in
+    from .bundles import add_people, bundles_of
     from .naming import name_person
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     library = Library()
-    entry = library.find(old, shelf)
-    path = library.rename(old, name_person(new), entry.shelf)
-    identity = library.load(path.stem, entry.shelf)
-    for bundle in bundles_of(library, shelf_name(identity.family, identity.table_hash)):
+    entry = library.find(old, model_key)
+    path = library.rename(old, name_person(new), entry.model_key)
+    identity = library.load(path.stem, entry.model_key)
+    for bundle in bundles_of(library, format_model_key(identity.family, identity.table_hash)):
         if entry.name in bundle.manifest.identities:
             bundle.remove(entry.name)
-            take_in(bundle, [identity])
-    desk.tell(f"{entry.name} is now {path.stem}")
-    desk.give([str(path)], {"old": entry.name, "name": path.stem, "shelf": entry.shelf, "path": str(path)})
-    desk.next(f'celebctl gen "{path.stem} on the beach"')
+            add_people(bundle, [identity])
+    console.info(f"{entry.name} is now {path.stem}")
+    console.output([str(path)], {"old": entry.name, "name": path.stem, "shelf": entry.model_key, "path": str(path)})
+    console.suggest(f'celebctl gen "{path.stem} on the beach"')
 
 
-def forget(ctx: typer.Context, names: options.People, shelf: options.Shelf = None) -> None:
+def forget(ctx: typer.Context, names: options.People, model_key: options.ForModel = None) -> None:
     """Delete people: their files, what unfinished learning left, and their rows in exported bundles."""
     from celebctl.library import Library
 
     from .bundles import bundles_of
     from .naming import listed
 
-    desk = ctx.ensure_object(Desk)
+    console = ctx.ensure_object(CliConsole)
     library = Library()
-    entries = [library.find(name, shelf) for name in dict.fromkeys(names)]  # all are known, or nothing is deleted
+    entries = [library.find(name, model_key) for name in dict.fromkeys(names)]  # all are known, or nothing is deleted
     for entry in entries:
-        for bundle in bundles_of(library, entry.shelf):
+        for bundle in bundles_of(library, entry.model_key):
             if entry.name in bundle.manifest.identities:
                 bundle.remove(entry.name)
-        library.forget(entry.name, entry.shelf)
-    desk.tell(f"forgot {listed([entry.name for entry in entries])}; pictures and contact sheets are left alone")
-    desk.give([], {"forgotten": [{"name": entry.name, "shelf": entry.shelf} for entry in entries]})
+        library.forget(entry.name, entry.model_key)
+    console.info(f"forgot {listed([entry.name for entry in entries])}; pictures and contact sheets are left alone")
+    console.output([], {"forgotten": [{"name": entry.name, "shelf": entry.model_key} for entry in entries]})
 
 
-def _learned(entry: "Entry") -> str:
+def _learned(entry: "IdentityFile") -> str:
     return datetime.fromtimestamp(entry.path.stat().st_mtime).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def _facts(entry: "Entry") -> dict[str, object]:
+def _facts(entry: "IdentityFile") -> dict[str, object]:
     identity = entry.load()
     return {
         "name": identity.name,
         "path": str(entry.path),
         "bytes": entry.path.stat().st_size,
         "learned": _learned(entry),
-        "model": entry.shelf,
+        "model": entry.model_key,
         "coefficients": sum(array.size for array in identity.coefficients),
         "embeddings": [list(array.shape) for array in identity.embeddings],
         "digest": identity.digest,

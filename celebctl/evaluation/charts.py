@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from celebctl.plotting import chart_style, horizontal_bars, to_svg_uri
 
-from .estimates import Estimate
+from .intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

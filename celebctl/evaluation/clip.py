@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from celebctl_runtime.errors import IntegrityProblem, NotFound
+from celebctl_runtime.errors import IntegrityError, NotFoundError
 
 _BATCH = 16
 
 
-class ClipJudge:
+class ClipScorer:
     """A transformers folder with CLIPModel and tokenizer, for instance clip-vit-base-patch32. Nothing is fetched.
 
-    Raises NotFound without the folder, IntegrityProblem when it does not load.
+    Raises NotFoundError without the folder, IntegrityError when it does not load.
     """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise NotFound(f"there is no folder at {folder}", "give the folder of a CLIP model, or leave --clip out")
+            raise NotFoundError(f"there is no folder at {folder}", "give the folder of a CLIP model, or leave --clip out")
         from transformers import CLIPImageProcessor
         from transformers.models.clip.modeling_clip import CLIPModel
         from transformers.models.clip.tokenization_clip import CLIPTokenizer
@@ -33,7 +33,7 @@ class ClipJudge:
             self._tokenizer = cast(Any, CLIPTokenizer).from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # the library raises anything from OSError to KeyError for one broken file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise IntegrityProblem(f"{folder} holds no CLIP model: {reason}", "give another --clip folder") from error
+            raise IntegrityError(f"{folder} holds no CLIP model: {reason}", "give another --clip folder") from error
         self._model = model.eval().requires_grad_(False)
         size = int(model.config.vision_config.image_size)
         self._prepare: Any = cast(Any, CLIPImageProcessor)(

@@ -25,22 +25,31 @@ from typing import Any
 
 import numpy as np
 
-from .estimates import Estimate, by_couples, estimate
-from .marks import Couple, Mark, Scale, alone_scale, couple_of, mark_alone, mark_beside, mark_couple
-from .panel import Seen
+from .image_metrics import (
+    ImageMetrics,
+    PairMetrics,
+    Scale,
+    alone_scale,
+    couple_of,
+    mark_alone,
+    mark_beside,
+    mark_couple,
+)
+from .intervals import Estimate, by_couples, estimate
 from .prompts import CATEGORIES, Prompt
-from .record import Record, Shot
+from .results import Sample, SubjectRecord
+from .scorers import ImageScores
 
 #: Categories behind the figures of one person alone.
 ALONE = ("reconstruction", "action", "expression")
-PER_PICTURE = ("likeness", "identity", "identity_found", "detected", "fidelity", "assigned", "sides", "bleeding")
+PER_PICTURE = ("likeness", "identity", "identity_found", "detected", "prompt_fidelity", "identity_assignment", "left_right_accuracy", "identity_leakage")
 SUMMARY = (*PER_PICTURE, "pair_likeness", "pose", "expression", "seconds", "bytes")
 
 Person = dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class Figures:
+class CohortMetrics:
     """A cast's figures. people: name -> figure -> value. true_pose, true_expression: what true pictures show."""
 
     title: str
@@ -48,7 +57,7 @@ class Figures:
     by_category: dict[str, dict[str, Estimate | None]]
     by_prompt: dict[str, dict[str, Estimate | None]]
     people: dict[str, Person]
-    marks: list[list[Mark]] = field(repr=False, default_factory=list[list[Mark]])
+    marks: list[list[ImageMetrics]] = field(repr=False, default_factory=list[list[ImageMetrics]])
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pictures."""
@@ -65,7 +74,7 @@ class Figures:
         }
 
 
-def read_figures(said: Mapping[str, Any]) -> Figures:
+def read_figures(said: Mapping[str, Any]) -> CohortMetrics:
     """The inverse of ``Figures.to_json``; what nobody knew is missing, and there are no marks."""
 
     def row(values: Mapping[str, Any]) -> dict[str, Estimate | None]:
@@ -73,10 +82,10 @@ def read_figures(said: Mapping[str, Any]) -> Figures:
 
     kinds = [{name: row(one) for name, one in said[kind].items()} for kind in ("by_category", "by_prompt")]
     people = {name: dict(one) for name, one in said["people"].items()}
-    return Figures(said["title"], row(said["summary"]), kinds[0], kinds[1], people)
+    return CohortMetrics(said["title"], row(said["summary"]), kinds[0], kinds[1], people)
 
 
-def figures(title: str, records: Sequence[Record], prompts: Sequence[Prompt], *, couples: bool = False) -> Figures:
+def figures(title: str, records: Sequence[SubjectRecord], prompts: Sequence[Prompt], *, couples: bool = False) -> CohortMetrics:
     """Measure a cast. Floors and ceilings are those of the cast, so records of one cast belong in one call.
 
     couples: everybody's partner is the next or the one before, so that intervals are over couples. In a cast where
@@ -89,11 +98,11 @@ def figures(title: str, records: Sequence[Record], prompts: Sequence[Prompt], *,
     people = {record.name: _person(record, row, prompts) for record, row in zip(records, marks, strict=True)}
     categories = [name for name in CATEGORIES if any(prompt.category == name for prompt in prompts)]
 
-    def over(row_of: Callable[[Mark], bool]) -> dict[str, Estimate | None]:
+    def over(row_of: Callable[[ImageMetrics], bool]) -> dict[str, Estimate | None]:
         rows = [_means([mark for mark in row if row_of(mark)]) for row in marks]
         return {name: over_people(row[name] for row in rows) for name in PER_PICTURE}
 
-    return Figures(
+    return CohortMetrics(
         title,
         {
             name: over_people(row[name] for row in people.values())
@@ -106,7 +115,7 @@ def figures(title: str, records: Sequence[Record], prompts: Sequence[Prompt], *,
     )
 
 
-def mark_everybody(records: Sequence[Record], prompts: Sequence[Prompt]) -> list[list[Mark]]:
+def mark_everybody(records: Sequence[SubjectRecord], prompts: Sequence[Prompt]) -> list[list[ImageMetrics]]:
     """The marks of every picture, a list per person."""
     scales = {p: alone_scale(records, p) for p, prompt in enumerate(prompts) if prompt.people == 1}
     couples = [
@@ -117,7 +126,7 @@ def mark_everybody(records: Sequence[Record], prompts: Sequence[Prompt]) -> list
         for name in ("pair", "celebrity")
     }
 
-    def mark(person: int, shot: Shot) -> Mark | None:
+    def mark(person: int, shot: Sample) -> ImageMetrics | None:
         prompt, p = prompts[shot.prompt], shot.prompt
         truths = [seen.seen for seen in records[person].truth if seen.prompt == p]
         if prompt.people == 1:
@@ -135,18 +144,18 @@ def mark_everybody(records: Sequence[Record], prompts: Sequence[Prompt]) -> list
     ]
 
 
-def _first(seen: Seen) -> Any:
+def _first(seen: ImageScores) -> Any:
     return seen.features[0] if len(seen.features) else None
 
 
-def _pooled(couples: Sequence[Couple | None]) -> Scale:
+def _pooled(couples: Sequence[PairMetrics | None]) -> Scale:
     known = [couple.scale for couple in couples if couple is not None and couple.scale.known]
     if not known:
         return Scale()
     return Scale(float(np.mean([s.floor for s in known])), float(np.mean([s.ceiling for s in known])), True)
 
 
-def _means(marks: Sequence[Mark]) -> Person:
+def _means(marks: Sequence[ImageMetrics]) -> Person:
     """Means over pictures; each prompt weighs the same, for each has as many pictures."""
 
     def mean(values: Sequence[float | None]) -> float | None:
@@ -163,12 +172,12 @@ def _means(marks: Sequence[Mark]) -> Person:
     return row
 
 
-def _person(record: Record, marks: Sequence[Mark], prompts: Sequence[Prompt]) -> Person:
+def _person(record: SubjectRecord, marks: Sequence[ImageMetrics], prompts: Sequence[Prompt]) -> Person:
     alone = _means([mark for mark in marks if mark.prompt.category in ALONE])
     pairs = _means([mark for mark in marks if mark.prompt.category == "pair"])
-    told = _means(marks)["fidelity"]
-    row: Person = {**alone, "fidelity": told, "pair_likeness": pairs["likeness"]}
-    row |= {name: pairs[name] for name in ("assigned", "sides", "bleeding")}
+    told = _means(marks)["prompt_fidelity"]
+    row: Person = {**alone, "prompt_fidelity": told, "pair_likeness": pairs["likeness"]}
+    row |= {name: pairs[name] for name in ("identity_assignment", "left_right_accuracy", "identity_leakage")}
     for name, shots in (("", record.made), ("true_", record.truth)):
         if name and not _is_world(record):
             continue
@@ -178,17 +187,17 @@ def _person(record: Record, marks: Sequence[Mark], prompts: Sequence[Prompt]) ->
     return {name: row.get(name) for name in [*SUMMARY, "true_pose", "true_expression"]}
 
 
-def _is_world(record: Record) -> bool:
+def _is_world(record: SubjectRecord) -> bool:
     return any(shot.draw > 0 for shot in record.truth)
 
 
-def pose_spread(shots: Sequence[Shot], prompts: Sequence[Prompt]) -> float | None:
+def pose_spread(shots: Sequence[Sample], prompts: Sequence[Prompt]) -> float | None:
     """Root mean square distance of (roll, yaw) from the person's mean, degrees, over pictures of them alone."""
     poses = [s.seen.poses[0, :2] for s in shots if prompts[s.prompt].people == 1 and len(s.seen.poses)]
     return float(np.sqrt(np.var(np.array(poses), axis=0).sum())) if len(poses) > 1 else None
 
 
-def expression_spread(shots: Sequence[Shot], prompts: Sequence[Prompt]) -> float | None:
+def expression_spread(shots: Sequence[Sample], prompts: Sequence[Prompt]) -> float | None:
     """Chance that two of the pictures show different expressions, where a reader tells them; None where none does."""
     counted = [
         shot.seen.said["expression"]

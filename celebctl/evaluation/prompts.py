@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from celebctl_runtime.errors import NotFound, UsageProblem
+from celebctl_runtime.errors import NotFoundError, UsageError
 
 #: The paper's categories, in the order of its tables; "celebrity" and "pair" show two people.
 CATEGORIES = ("reconstruction", "action", "expression", "style", "celebrity", "pair")
@@ -121,12 +121,12 @@ PHOTOGRAPHS: tuple[Prompt, ...] = tuple(
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
     """Prompts of a file: one a line, or in a .toml as ``[[prompt]]`` with ``text``, ``category`` and ``states``.
 
-    On a line, a second ``{}`` makes it a pair. Raises NotFound, or UsageProblem that names the prompt which is wrong.
+    On a line, a second ``{}`` makes it a pair. Raises NotFoundError, or UsageError that names the prompt which is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(f"cannot read the prompts in {path}: {error}", "give a text file with one prompt a line") from (
+        raise NotFoundError(f"cannot read the prompts in {path}: {error}", "give a text file with one prompt a line") from (
             error
         )
     if path.suffix.lower() == ".toml":
@@ -136,7 +136,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
         said = [line for line in lines if line and not line.startswith("#")]
         found = [Prompt("pair" if line.count("{}") == 2 else "action", line) for line in said]
     if not found:
-        raise UsageProblem(f"{path} holds no prompt", "write one a line, for example: {} on the beach")
+        raise UsageError(f"{path} holds no prompt", "write one a line, for example: {} on the beach")
     return tuple(_checked(prompt, path) for prompt in found)
 
 
@@ -149,7 +149,7 @@ def _from_toml(path: Path, text: str) -> list[Prompt]:
         ]
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         hint = "write [[prompt]] with text, category and states = { place = 'beach' }"
-        raise UsageProblem(f"{path} is not a list of prompts: {error}", hint) from error
+        raise UsageError(f"{path} is not a list of prompts: {error}", hint) from error
 
 
 def _words(states: Mapping[str, Any]) -> dict[str, str]:
@@ -160,7 +160,7 @@ def _checked(prompt: Prompt, path: Path) -> Prompt:
     places = prompt.text.count("{}")
     if prompt.category not in CATEGORIES:
         hint = f"the categories are {', '.join(CATEGORIES)}"
-        raise UsageProblem(f"{path}: {prompt.text!r} has the unknown category {prompt.category!r}", hint)
+        raise UsageError(f"{path}: {prompt.text!r} has the unknown category {prompt.category!r}", hint)
     wanted = {"pair": (2,), "celebrity": (1, 2)}.get(prompt.category, (1,))
     try:
         prompt.say("a", "b")
@@ -170,16 +170,16 @@ def _checked(prompt: Prompt, path: Path) -> Prompt:
         places = 0
     if places not in wanted:
         hint = f"write {{}} where the {'people stand' if 2 in wanted else 'person stands'}"
-        raise UsageProblem(f"{path}: {prompt.text!r} has {places} places for people", hint)
+        raise UsageError(f"{path}: {prompt.text!r} has {places} places for people", hint)
     return prompt
 
 
 def check_states(prompts: Sequence[Prompt], vocabulary: Mapping[str, Sequence[str]], path: Path) -> None:
-    """Refuse what the attribute reader could never confirm. Raises UsageProblem."""
+    """Refuse what the attribute reader could never confirm. Raises UsageError."""
     readable = {name: words for name, words in vocabulary.items() if name != "two"}  # that follows from the category
     for prompt in prompts:
         for name, value in prompt.states.items():
             if value not in readable.get(name, ()):
                 known = readable.get(name)
                 hint = f"it knows {', '.join(known)}" if known else f"it reads {', '.join(readable)}"
-                raise UsageProblem(f"{path}: the attribute reader knows no {name} {value!r}", hint)
+                raise UsageError(f"{path}: the attribute reader knows no {name} {value!r}", hint)

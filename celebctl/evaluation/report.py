@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .metrics import Figures
-from .page import columns_of
+from .html_report import columns_of
+from .metrics import CohortMetrics
 
 
-def rows_of(casts: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
+def rows_of(casts: Sequence[CohortMetrics]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; figures that nobody has are left out."""
     shown = columns_of(casts)
     cells: list[list[str]] = []
@@ -26,12 +26,12 @@ def rows_of(casts: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
     return ["who", *(heading for _, heading, _, _ in shown)], cells
 
 
-def category_rows(casts: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
+def category_rows(casts: Sequence[CohortMetrics]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of likeness (or identity) and prompt fidelity per category."""
     categories = list(casts[0].by_category)
     cells: list[list[str]] = []
     for row in casts:
-        for key in ("likeness", "identity", "fidelity"):
+        for key in ("likeness", "identity", "prompt_fidelity"):
             values = [row.by_category.get(category, {}).get(key) for category in categories]
             if any(values) and not (key == "identity" and row.summary.get("likeness")):
                 cells.append([f"{row.title}: {key}", *("" if v is None else str(v) for v in values)])

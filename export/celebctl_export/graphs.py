@@ -15,16 +15,16 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from celebctl_models.diffusion import (
+from celebctl_models.checkpoints.checkpoint_io import quiet_libraries
+from celebctl_models.checkpoints.diffusion import (
     DiffusionParts,
-    Extras,
+    UNetConditioning,
     context_from_ids,
     latents_from_pixels,
     network_output,
     pixels_from_latents,
     states_from_ids,
 )
-from celebctl_models.sources import quiet_libraries
 
 Axes = tuple[int | str, ...]  # what each axis of a tensor is called; a whole number where it is fixed
 
@@ -39,7 +39,7 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GraphEnds:
+class GraphIO:
     """What the inputs and outputs of a graph are called, in order, and each of their axes."""
 
     name: str
@@ -48,7 +48,7 @@ class GraphEnds:
 
 
 @dataclass(frozen=True)
-class GraphSpec(GraphEnds):
+class GraphSpec(GraphIO):
     """One graph of a bundle: its ends and a module whose forward() has them."""
 
     module: nn.Module
@@ -56,9 +56,9 @@ class GraphSpec(GraphEnds):
     pixels: int = 1  # per latent pixel along one side, where axes called height and width are inputs
 
     @property
-    def ends(self) -> GraphEnds:
+    def io(self) -> GraphIO:
         """Without the module, which is large."""
-        return GraphEnds(self.name, self.inputs, self.outputs)
+        return GraphIO(self.name, self.inputs, self.outputs)
 
 
 GraphMaker = Callable[[torch.dtype], GraphSpec]
@@ -121,7 +121,7 @@ class StepGraph(nn.Module):
         size_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         scale, timestep, guidance = aux.index_select(0, step).unbind(dim=1)  # (1,) each
-        extras = Extras(None if pooled is None else pooled.flatten(0, 1), size_ids, guidance)
+        extras = UNetConditioning(None if pooled is None else pooled.flatten(0, 1), size_ids, guidance)
         outputs = self._network_outputs(state[0] * scale, timestep, context, extras)  # (2, B, 4, h, w), or (1, ...)
         # Classifier-free guidance: away from the negative prompt. With one context, first and last are the same.
         output = outputs[0] + guidance * (outputs[-1] - outputs[0])
@@ -129,7 +129,7 @@ class StepGraph(nn.Module):
         matrix = table.index_select(0, step).squeeze(0)  # (2, 4)
         return (matrix @ known.flatten(1)).reshape_as(state), step + 1
 
-    def _network_outputs(self, x: Tensor, timestep: Tensor, context: Tensor, extras: Extras) -> Tensor:
+    def _network_outputs(self, x: Tensor, timestep: Tensor, context: Tensor, extras: UNetConditioning) -> Tensor:
         """The network's output for x (B, 4, h, w) under every context, all in one batch."""
         guides, batch = context.shape[0], x.shape[0]
         dtype = cast(torch.dtype, cast(Any, self.unet).dtype)

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import onnx_ir as ir
 
-from celebctl_export.for_ort import normalize_groups, share_guides, take_out_texts
-from celebctl_runtime.manifest import GraphFacts, TensorFacts
+from celebctl_export.ort_optimizations import dedupe_guidance, hoist_text_projections, normalize_groups
+from celebctl_runtime.bundle.manifest import GraphInfo, TensorInfo
 
 READER = "reader"
 _FILE = "{}.ort.onnx"
@@ -23,14 +23,14 @@ class OrtVariant:
     graph: str
     file: str
     reader: str = ""
-    memory: Mapping[str, TensorFacts] = field(default_factory=dict[str, TensorFacts])
+    memory: Mapping[str, TensorInfo] = field(default_factory=dict[str, TensorInfo])
 
 
 def write_variant(folder: Path, graph: str) -> OrtVariant | None:
     """Write the variant of the graph file ``graph``.onnx; None where there is nothing to gain."""
     model: ir.Model = cast(Any, ir).load(folder / f"{graph}.onnx")
-    shared = share_guides(model) if graph == "step" else 0
-    reader = take_out_texts(model, READER) if graph == "step" else None
+    shared = dedupe_guidance(model) if graph == "step" else 0
+    reader = hoist_text_projections(model, READER) if graph == "step" else None
     if not (normalize_groups(model) or shared or reader):
         return None
     file = _FILE.format(graph)
@@ -47,9 +47,9 @@ def discard_variant(folder: Path, graph: str) -> None:
         (folder / _FILE.format(name)).unlink(missing_ok=True)
 
 
-def variant_facts(graphs: Mapping[str, GraphFacts], variants: Iterable[OrtVariant]) -> dict[str, GraphFacts]:
+def variant_facts(graphs: Mapping[str, GraphInfo], variants: Iterable[OrtVariant]) -> dict[str, GraphInfo]:
     """What a manifest says about variants, by the names of the graphs that they stand for."""
-    found: dict[str, GraphFacts] = {}
+    found: dict[str, GraphInfo] = {}
     for variant in variants:
         for name, facts in graphs.items():
             if facts.file == f"{variant.graph}.onnx":
@@ -58,15 +58,15 @@ def variant_facts(graphs: Mapping[str, GraphFacts], variants: Iterable[OrtVarian
             step = graphs[variant.graph]
             context = step.inputs["context"]
             free = {"context": replace(context, shape=("guides", *context.shape[1:]))}
-            found[READER] = GraphFacts(variant.reader, step.data, free, variant.memory)
+            found[READER] = GraphInfo(variant.reader, step.data, free, variant.memory)
     return found
 
 
-def _tensor_facts(value: ir.Value) -> TensorFacts:
+def _tensor_facts(value: ir.Value) -> TensorInfo:
     """Rows of a batch in front; the rest is fixed."""
     if value.shape is None or value.dtype is None:
         raise AssertionError(f"nothing is known about {value.name}")
     sides = tuple(
         side if isinstance(side, int) else f"rows{'' if axis == 0 else axis}" for axis, side in enumerate(value.shape)
     )
-    return TensorFacts(str(value.dtype.numpy()), sides)
+    return TensorInfo(str(value.dtype.numpy()), sides)

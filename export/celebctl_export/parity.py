@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
+from celebctl_runtime.errors import IntegrityError, SetupError
 
 if TYPE_CHECKING:
     from celebctl_export.graphs import GraphSpec, Size
@@ -54,14 +54,14 @@ def sizes_to_measure(native: tuple[int, int], block: int) -> list[Size]:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ReferenceOutputs:
     """What torch makes of seeded inputs: a pair of inputs and outputs, both by name, for each size."""
 
     graph: str
     cases: Sequence[tuple[Arrays, Arrays]]
 
 
-def torch_answers(reference: GraphSpec, sizes: Iterable[Size]) -> Answers:
+def reference_outputs(reference: GraphSpec, sizes: Iterable[Size]) -> ReferenceOutputs:
     """Run a graph's torch module. What it gives is all that measuring needs, so the module may go."""
     import torch
 
@@ -73,10 +73,10 @@ def torch_answers(reference: GraphSpec, sizes: Iterable[Size]) -> Answers:
         outputs = (made,) if isinstance(made, torch.Tensor) else made
         named = {name: tensor.numpy() for name, tensor in zip(reference.outputs, outputs, strict=True)}
         cases.append(({name: tensor.numpy() for name, tensor in inputs.items()}, named))
-    return Answers(reference.name, cases)
+    return ReferenceOutputs(reference.name, cases)
 
 
-def measure(expected: Answers, file: Path, floor: float, reader: Path | None = None) -> list[Parity]:
+def measure(expected: ReferenceOutputs, file: Path, floor: float, reader: Path | None = None) -> list[Parity]:
     """Run one exported graph in plain ONNX Runtime (CPU) on the inputs that torch had.
 
     ``reader``: a graph of the texts whose outputs are further inputs of this one.
@@ -95,10 +95,10 @@ def measure(expected: Answers, file: Path, floor: float, reader: Path | None = N
 
 
 def check(measured: Iterable[Parity]) -> None:
-    """Raise IntegrityProblem for the first measurement above its floor."""
+    """Raise IntegrityError for the first measurement above its floor."""
     for parity in measured:
         if not parity.passed:
-            raise IntegrityProblem(
+            raise IntegrityError(
                 f"the exported {parity.graph} graph is off by {parity.max_abs_error:.2g} at {list(parity.shape)}"
                 f" (allowed: {parity.floor:g} of {parity.largest_value:.2g})",
                 "try --dtype fp32; if that fails too, this model or version of torch is not supported",
@@ -106,9 +106,9 @@ def check(measured: Iterable[Parity]) -> None:
 
 
 def compare(graph: str, output: str, ours: NDArray[Any], theirs: NDArray[Any], floor: float) -> Parity:
-    """The difference of two arrays, computed in float64. Raises IntegrityProblem for different shapes."""
+    """The difference of two arrays, computed in float64. Raises IntegrityError for different shapes."""
     if ours.shape != theirs.shape:
-        raise IntegrityProblem(f"the {graph} graph returns {ours.shape} where the reference returns {theirs.shape}")
+        raise IntegrityError(f"the {graph} graph returns {ours.shape} where the reference returns {theirs.shape}")
     wanted = theirs.astype(np.float64)
     error = float(np.abs(ours.astype(np.float64) - wanted).max())
     return Parity(graph, output, theirs.shape, error, float(np.abs(wanted).max()), floor)
@@ -118,7 +118,7 @@ def _session(file: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise EnvironmentProblem("measuring an export needs ONNX Runtime", 'pip install "celebctl[cpu]"') from error
+        raise SetupError("measuring an export needs ONNX Runtime", 'pip install "celebctl[cpu]"') from error
     engine = cast(Any, onnxruntime)
     options = engine.SessionOptions()
     options.log_severity_level = 4  # a graph that does not load raises

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from celebctl_export.parity import Parity, compare
 from celebctl_export.tensorrt_plan import EnginePlan
-from celebctl_runtime.backends import encoder_number
-from celebctl_runtime.engines import Profile
-from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
-from celebctl_runtime.manifest import Manifest
-from celebctl_runtime.samplers import plan as sampler_plan
-from celebctl_runtime.schedule import ScheduleConfig
+from celebctl_runtime.backends.base import encoder_number
+from celebctl_runtime.backends.engines import Profile
+from celebctl_runtime.bundle.manifest import Manifest
+from celebctl_runtime.errors import IntegrityError, SetupError
+from celebctl_runtime.sampling.samplers import step_table as sampler_plan
+from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 if TYPE_CHECKING:
-    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.bundle.bundle import Bundle
 
 # Largest error allowed, in units of the largest value of ONNX Runtime's output (at least 1). Neither has a reference
 # that is exact: in float16 both round at every layer, in other orders.
@@ -64,7 +64,7 @@ def measurer(
 ) -> Callable[[EnginePlan, bytes], list[dict[str, Any]]]:
     """What `build_engines` takes as ``measure``. ``on_rows`` is given the rows of an engine, passed or not.
 
-    Raises IntegrityProblem, from the function returned, for an engine above its floor.
+    Raises IntegrityError, from the function returned, for an engine above its floor.
     """
     chosen = runners or polygraphy_runners()
 
@@ -73,7 +73,7 @@ def measurer(
         on_rows(rows)
         for row in rows:
             if not row.passed:
-                raise IntegrityProblem(
+                raise IntegrityError(
                     f"{row.engine} is off by {row.max_abs_error:.2g} in {row.output} of {row.graph}"
                     f" (allowed: {row.floor:g} of {row.largest_value:.2g})",
                     "export with --dtype fp32 and build again; if that fails too, report it with both versions",
@@ -139,13 +139,13 @@ def _run(opened: AbstractContextManager[Runner], feeds: Feeds) -> tuple[dict[str
 
 
 def polygraphy_runners() -> Runners:
-    """Raises EnvironmentProblem when Polygraphy is missing."""
+    """Raises SetupError when Polygraphy is missing."""
     try:  # by name: a type checker finds nothing where the extra is not installed
         logger: Any = import_module("polygraphy.logger")
         onnxrt: Any = import_module("polygraphy.backend.onnxrt")
         trt: Any = import_module("polygraphy.backend.trt")
     except ImportError as error:
-        raise EnvironmentProblem("measuring engines needs Polygraphy", 'pip install "celebctl[trt]"') from error
+        raise SetupError("measuring engines needs Polygraphy", 'pip install "celebctl[trt]"') from error
     logger.G_LOGGER.use_python_logging_system = True  # by itself it talks on stdout, which is for --json,
     logger.G_LOGGER.colors = False  # and would complain there that it has none
 

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from celebctl_runtime.backends import TABLE_INPUT, encoder_number
-from celebctl_runtime.engines import Machine, Profile, Shape, engine_key, onnx_sha256, read_records
-from celebctl_runtime.errors import UsageProblem
-from celebctl_runtime.manifest import Manifest
+from celebctl_runtime.backends.base import TABLE_INPUT, encoder_number
+from celebctl_runtime.backends.engines import Machine, Profile, Shape, engine_key, onnx_sha256, read_records
+from celebctl_runtime.bundle.manifest import Manifest
+from celebctl_runtime.errors import UsageError
 from celebctl_runtime.request import MAX_SIDE
-from celebctl_runtime.schedule import ScheduleConfig
+from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 DYNAMIC_BATCH = 4
 MAX_BATCH = 15  # the exported graphs were traced for up to twice as many, negative prompts included
@@ -35,10 +35,10 @@ class EngineRequest:
 
     @classmethod
     def parse(cls, text: str) -> EngineRequest:
-        """ "BxHxW", as `--engine` takes it. Raises UsageProblem."""
+        """ "BxHxW", as `--engine` takes it. Raises UsageError."""
         found = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip().lower())
         if found is None:
-            raise UsageProblem(
+            raise UsageError(
                 f"--engine {text!r} is no size", "write pictures x height x width, for example --engine 1x512x512"
             )
         return cls(*(int(number) for number in found.groups()))
@@ -60,7 +60,7 @@ class EnginePlan:
     inputs_from_data: Mapping[str, str]
 
     def key(self, machine: Machine) -> str:
-        """Name of the engine's folder, see :func:`celebctl_runtime.engines.engine_key`."""
+        """Name of the engine's folder, see :func:`celebctl_runtime.backends.engines.engine_key`."""
         return engine_key(self.onnx_sha256, self.profiles, machine)
 
 
@@ -69,7 +69,7 @@ def plan_engines(
 ) -> list[EnginePlan]:
     """The engines of a bundle: every graph at each requested size, and with ``dynamic`` at all sizes around native.
 
-    Without requests, the native size, one picture at a time. Raises UsageProblem for sizes that the model cannot draw.
+    Without requests, the native size, one picture at a time. Raises UsageError for sizes that the model cannot draw.
     """
     wanted = list(dict.fromkeys(requests)) or [EngineRequest(1, *manifest.size.native)]
     for request in wanted:
@@ -105,11 +105,11 @@ def describe(manifest: Manifest, plans: Iterable[EnginePlan], engines: Path, mac
 
 def _check(request: EngineRequest, manifest: Manifest) -> None:
     if not 1 <= request.batch <= MAX_BATCH:
-        raise UsageProblem(f"an engine for {request.batch} pictures at once cannot be built", f"use 1 to {MAX_BATCH}")
+        raise UsageError(f"an engine for {request.batch} pictures at once cannot be built", f"use 1 to {MAX_BATCH}")
     multiple = manifest.size.multiple
     for side in (request.height, request.width):
         if side % multiple or not multiple <= side <= MAX_SIDE:
-            raise UsageProblem(
+            raise UsageError(
                 f"--engine {request.batch}x{request.height}x{request.width} does not suit this model",
                 f"use sides that are multiples of {multiple}, from {multiple} to {MAX_SIDE}",
             )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from celebctl_export.graphs import GraphSpec, Size
-from celebctl_runtime.errors import EnvironmentProblem, IntegrityProblem
+from celebctl_runtime.errors import IntegrityError, SetupError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,7 +34,7 @@ _EXAMPLE = Size(batch=3, h=5, w=7)
 def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
     """Export one graph whose latent height and width are free in multiples of `block`.
 
-    Raises IntegrityProblem when the model cannot be exported with its axes free, instead of freezing one of them.
+    Raises IntegrityError when the model cannot be exported with its axes free, instead of freezing one of them.
     """
     dims = _free_dims(block, spec.pixels)
     shapes = {
@@ -49,10 +49,10 @@ def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
             program: Any = torch.export.export(spec.module, (), examples, dynamic_shapes=shapes, strict=False)
             exported = cast(Any, torch.onnx).export(program, dynamo=True, opset_version=OPSET, verbose=False)
         except MemoryError as error:
-            raise EnvironmentProblem(f"no memory left to export {spec.name}", "close other programs") from error
+            raise SetupError(f"no memory left to export {spec.name}", "close other programs") from error
         except Exception as error:  # tracing runs other people's code: any exception can come out of it
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise IntegrityProblem(f"cannot export the {spec.name} graph: {reason}", _REPORT) from error
+            raise IntegrityError(f"cannot export the {spec.name} graph: {reason}", _REPORT) from error
     model = exported.model
     _name_axes(spec, model)
     _strip_traces(model)
@@ -93,10 +93,10 @@ def _name_axes(spec: GraphSpec, model: Any) -> None:
                 symbols.setdefault(wanted, set()).add(actual)
             elif wanted != actual:
                 problem = f"{spec.name}: axes of {name} came out as {found}, wanted {list(axes)}"
-                raise IntegrityProblem(f"export froze a free axis ({problem})", _REPORT)
+                raise IntegrityError(f"export froze a free axis ({problem})", _REPORT)
         value.name, value.shape = name, ir.Shape(axes)
     if len(set[str]().union(*symbols.values())) != sum(map(len, symbols.values())):
-        raise IntegrityProblem(f"export tied free axes of {spec.name} to each other: {symbols}", _REPORT)
+        raise IntegrityError(f"export tied free axes of {spec.name} to each other: {symbols}", _REPORT)
 
 
 def _strip_traces(model: Any) -> None:
@@ -148,7 +148,7 @@ def move_table(model: ir.Model, name: str, path: Path, spare_rows: int) -> None:
     value = model.graph.initializers.pop(name, None)
     tensor = value.const_value if value is not None else None
     if value is None or tensor is None:
-        raise IntegrityProblem(f"the exported text encoder has no token table called {name}", _REPORT)
+        raise IntegrityError(f"the exported text encoder has no token table called {name}", _REPORT)
     rows, width = tensor.numpy().shape
     row_bytes = tensor.nbytes // rows
     path.write_bytes(tensor.tobytes() + b"\0" * (spare_rows * row_bytes))

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_export.tensorrt_plan import EnginePlan
-from celebctl_runtime.engines import TIMING_CACHE, EngineRecord, make_folder, read_records
-from celebctl_runtime.errors import EnvironmentProblem, InputRejected, IntegrityProblem
+from celebctl_runtime.backends.engines import TIMING_CACHE, EngineRecord, make_folder, read_records
+from celebctl_runtime.backends.tensorrt_runner import Device, TensorRt
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, SetupError
 from celebctl_runtime.files import atomic_write
-from celebctl_runtime.tensorrt_runner import Device, TensorRt
 
 if TYPE_CHECKING:
-    from celebctl_runtime.bundle import Bundle
+    from celebctl_runtime.bundle.bundle import Bundle
 
-# Measures a built engine, given as its bytes: rows for a table, or an IntegrityProblem.
+# Measures a built engine, given as its bytes: rows for a table, or an IntegrityError.
 Measure = Callable[[EnginePlan, bytes], Sequence[Mapping[str, Any]]]
 Tell = Callable[[float, str], None]  # fraction done, and the current phase
 
@@ -71,8 +71,8 @@ def build_engines(
 
     ``engines``: the cache folder. ``measure``: how an engine is compared with ONNX Runtime before it is listed, see
     tensorrt_parity.py. ``on_progress(done, total, what)``: in percent of one engine.
-    Raises EnvironmentProblem (no TensorRT, CUDA or GPU; not enough memory; disk), InputRejected (a graph that TensorRT
-    does not take, naming the node), IntegrityProblem (a damaged bundle, or an engine that is off by too much),
+    Raises SetupError (no TensorRT, CUDA or GPU; not enough memory; disk), InvalidInputError (a graph that TensorRT
+    does not take, naming the node), IntegrityError (a damaged bundle, or an engine that is off by too much),
     KeyboardInterrupt.
     """
     device = device or Device.load()
@@ -111,7 +111,7 @@ def _measure_one(plan: EnginePlan, file: Path, measure: Measure | None) -> tuple
     """Rows of the measurement. An engine that is off by too much is deleted."""
     try:
         return tuple(measure(plan, file.read_bytes())) if measure else ()
-    except IntegrityProblem:
+    except IntegrityError:
         file.unlink()
         raise
 
@@ -121,7 +121,7 @@ def build_engine(library: TensorRt, bundle: Path, plan: EnginePlan, timing_cache
     trt = library.trt
     builder, network, parser = _start(library)
     if not parser.parse(graph_bytes(bundle, plan), str(bundle / plan.onnx)):
-        raise InputRejected(
+        raise InvalidInputError(
             f"TensorRT {library.version} does not take {plan.onnx}: {_refusals(library, parser)[0]}",
             "celebctl export --check lists what it does not support",
         )
@@ -139,7 +139,7 @@ def build_engine(library: TensorRt, bundle: Path, plan: EnginePlan, timing_cache
         raise KeyboardInterrupt
     if memory is None:
         raise library.problem(f"TensorRT cannot build {plan.file}")
-    with suppress(EnvironmentProblem):  # the cache only saves time
+    with suppress(SetupError):  # the cache only saves time
         atomic_write(timing_cache, bytes(cache.serialize()))
     return bytes(memory)
 
@@ -153,7 +153,7 @@ def unsupported_nodes(library: TensorRt, bundle: Path, plan: EnginePlan) -> list
 
 
 def _start(library: TensorRt) -> tuple[Any, Any, Any]:
-    """Builder, strongly typed network and parser. Raises EnvironmentProblem."""
+    """Builder, strongly typed network and parser. Raises SetupError."""
     trt = library.trt
     library.complaints.clear()
     try:
@@ -216,7 +216,7 @@ def _make_monitor(trt: Any, tell: Tell) -> Any:
 def graph_bytes(bundle: Path, plan: EnginePlan) -> bytes:
     """The graph file, with the token table as an input instead of an initializer where the plan asks for it.
 
-    The table is then a buffer of the runtime's, and a new person costs a copy of two rows. Raises IntegrityProblem when
+    The table is then a buffer of the runtime's, and a new person costs a copy of two rows. Raises IntegrityError when
     the graph has no such initializer.
     """
     import onnx
@@ -229,7 +229,7 @@ def graph_bytes(bundle: Path, plan: EnginePlan) -> bytes:
     for name, file in plan.inputs_from_data.items():
         found = [tensor for tensor in graph.initializer if tensor.name == name and file in _locations(tensor)]
         if not found:
-            raise IntegrityProblem(f"{path} has no initializer {name!r} in {file}", "celebctl export makes a fresh one")
+            raise IntegrityError(f"{path} has no initializer {name!r} in {file}", "celebctl export makes a fresh one")
         (tensor,) = found
         graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
         graph.initializer.remove(tensor)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from celebctl_export.graphs import GraphEnds, GraphSpec, graph_makers
+from celebctl_export.graphs import GraphIO, GraphSpec, graph_makers
 from celebctl_export.ort_variants import OrtVariant, discard_variant, write_variant
-from celebctl_export.parity import FLOORS, Answers, Parity, check, measure, sizes_to_measure, torch_answers
+from celebctl_export.parity import FLOORS, Parity, ReferenceOutputs, check, measure, reference_outputs, sizes_to_measure
 from celebctl_export.to_onnx import move_table, save_graph, to_onnx
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from celebctl_models.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 TABLE_FILES = {"text_encoder": "token_table.bin", "text_encoder_2": "token_table_2.bin"}
 TOKENIZER_FILE = "tokenizer.json"
@@ -35,23 +35,23 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 def write_graphs(
     parts: DiffusionParts, folder: Path, *, spare_rows: int, dtype: str, on_stage: Callable[[str], None]
-) -> tuple[Sequence[GraphEnds], list[OrtVariant], list[Parity]]:
+) -> tuple[Sequence[GraphIO], list[OrtVariant], list[Parity]]:
     """Export, write and measure every graph of a bundle, and ONNX Runtime's form of it; the tokenizer goes along.
 
     One graph after the other, and of each first the copy that is traced, then the float32 one that it is measured
     against, then the graph itself in ONNX Runtime: never two of them beside the caller's own, for one of XL is large.
-    Raises IntegrityProblem at the first graph that cannot be exported or is off by more than its floor.
+    Raises IntegrityError at the first graph that cannot be exported or is off by more than its floor.
     """
     block = parts.size_multiple // parts.vae_factor
     h, w = (side // parts.vae_factor for side in parts.native_size)
     sizes, floor = sizes_to_measure((h, w), block), FLOORS[dtype]
-    ends: list[GraphEnds] = []
+    ends: list[GraphIO] = []
     measured: list[Parity] = []
     variants: list[OrtVariant] = []
     for make in graph_makers(parts):
         ends.append(_write_graph(make(_DTYPES[dtype]), folder, block, spare_rows, on_stage))
         on_stage(f"measuring {ends[-1].name}")
-        expected = torch_answers(make(torch.float32), sizes)
+        expected = reference_outputs(make(torch.float32), sizes)
         measured += measure(expected, folder / f"{expected.graph}.onnx", floor)
         check(measured)
         variant, rows = _measured_variant(folder, expected, floor, on_stage)
@@ -63,18 +63,18 @@ def write_graphs(
 
 def _write_graph(
     spec: GraphSpec, folder: Path, block: int, spare_rows: int, on_stage: Callable[[str], None]
-) -> GraphEnds:
+) -> GraphIO:
     """Export one graph into its files."""
     on_stage(f"exporting {spec.name}")
     model = to_onnx(spec, block)
     if spec.name in TABLE_FILES:
         move_table(model, _table_name(spec), folder / TABLE_FILES[spec.name], spare_rows)
     save_graph(model, folder / f"{spec.name}.onnx", folder / DATA_FILES[spec.name])
-    return spec.ends
+    return spec.io
 
 
 def _measured_variant(
-    folder: Path, expected: Answers, floor: float, on_stage: Callable[[str], None]
+    folder: Path, expected: ReferenceOutputs, floor: float, on_stage: Callable[[str], None]
 ) -> tuple[list[OrtVariant], list[Parity]]:
     """ONNX Runtime's form of a graph and how far it is off; nothing where there is none, or none that may be used.
 

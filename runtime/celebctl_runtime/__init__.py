@@ -9,51 +9,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backends import Backend, choose_backend
-    from .bundle import Bundle
+    from .backends.base import Backend, choose_backend
+    from .backends.ort import OrtBackend
+    from .backends.tensorrt import TensorRtBackend
+    from .bundle.bundle import Bundle
+    from .bundle.manifest import Manifest
     from .errors import (
-        Busy,
+        BusyError,
         CelebctlError,
-        EnvironmentProblem,
-        InputRejected,
-        IntegrityProblem,
-        NotFound,
-        PartialBatch,
-        PolicyRefusal,
-        UsageProblem,
+        IntegrityError,
+        InvalidInputError,
+        NotFoundError,
+        PartialBatchError,
+        PolicyError,
+        SetupError,
+        UsageError,
     )
     from .identity import Identity, check_name
-    from .manifest import Manifest
-    from .ort_backend import OrtBackend
-    from .picture import Picture, png_bytes, read_request, save_picture
+    from .picture import GeneratedImage, png_bytes, read_request, save_image
     from .pipeline import Progress, generate
+    from .prompting.tokenizer import Encoded, PromptTokenizer
     from .request import SAMPLERS, Request, batch, resolve
-    from .samplers import Plan, plan
-    from .schedule import ScheduleConfig
-    from .source import Source
-    from .tensorrt_backend import TensorRtBackend
-    from .tokenizer import Encoded, PromptTokenizer
+    from .sampling.init_image import InitImage
+    from .sampling.samplers import StepTable, step_table
+    from .sampling.schedule import ScheduleConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "backends": "Backend choose_backend",
-    "ort_backend": "OrtBackend",
-    "tensorrt_backend": "TensorRtBackend",
-    "bundle": "Bundle",
+    "backends.base": "Backend choose_backend",
+    "backends.ort": "OrtBackend",
+    "backends.tensorrt": "TensorRtBackend",
+    "bundle.bundle": "Bundle",
+    "bundle.manifest": "Manifest",
     "errors": (
-        "Busy CelebctlError EnvironmentProblem InputRejected IntegrityProblem NotFound PartialBatch PolicyRefusal"
-        " UsageProblem"
+        "BusyError CelebctlError IntegrityError InvalidInputError NotFoundError PartialBatchError PolicyError"
+        " SetupError UsageError"
     ),
     "identity": "Identity check_name",
-    "manifest": "Manifest",
-    "picture": "Picture png_bytes read_request save_picture",
+    "picture": "GeneratedImage png_bytes read_request save_image",
     "pipeline": "Progress generate",
+    "prompting.tokenizer": "Encoded PromptTokenizer",
     "request": "SAMPLERS Request batch resolve",
-    "samplers": "Plan plan",
-    "schedule": "ScheduleConfig",
-    "source": "Source",
-    "tokenizer": "Encoded PromptTokenizer",
+    "sampling.init_image": "InitImage",
+    "sampling.samplers": "StepTable step_table",
+    "sampling.schedule": "ScheduleConfig",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -61,36 +61,36 @@ __all__ = [
     "SAMPLERS",
     "Backend",
     "Bundle",
-    "Busy",
+    "BusyError",
     "CelebctlError",
     "Encoded",
-    "EnvironmentProblem",
+    "GeneratedImage",
     "Identity",
-    "InputRejected",
-    "IntegrityProblem",
+    "InitImage",
+    "IntegrityError",
+    "InvalidInputError",
     "Manifest",
-    "NotFound",
+    "NotFoundError",
     "OrtBackend",
-    "PartialBatch",
-    "Picture",
-    "Plan",
-    "PolicyRefusal",
+    "PartialBatchError",
+    "PolicyError",
     "Progress",
     "PromptTokenizer",
     "Request",
     "ScheduleConfig",
-    "Source",
+    "SetupError",
+    "StepTable",
     "TensorRtBackend",
-    "UsageProblem",
+    "UsageError",
     "batch",
     "check_name",
     "choose_backend",
     "generate",
-    "plan",
     "png_bytes",
     "read_request",
     "resolve",
-    "save_picture",
+    "save_image",
+    "step_table",
 ]
 
 

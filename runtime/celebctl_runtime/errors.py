@@ -1,7 +1,13 @@
-"""Every problem a person can cause or cure, as one small family of exceptions.
+"""Errors that a user can cause or fix. Bugs stay ordinary exceptions and end with exit code 1.
 
-Each carries what went wrong with which value (``problem``), what to type next (``hint``), the exit code of the command
-line and a stable word for ``--json``. What is *not* here: bugs. Those stay ordinary exceptions and end with code 1.
+Each class has the exit code of the command line and a category word (``code``); an instance adds what went wrong
+(``problem``), what to do (``hint``, in library terms) and, where programs may want to tell cases apart, a ``reason``
+with named ``values``. The command line words its own hint for a reason (celebctl/cli/hints.py).
+
+Example:
+    >>> error = NotFoundError("no identity named 'bob'", "check the name", reason="unknown_identity", name="bob")
+    >>> error.code, error.exit_code, error.reason, error.values["name"]
+    ('not_found', 4, 'unknown_identity', 'bob')
 """
 
 from __future__ import annotations
@@ -10,71 +16,80 @@ from typing import ClassVar
 
 
 class CelebctlError(Exception):
-    """A problem with a cure. Raise one of the children; the parent is for ``except``."""
+    """Base class for ``except``; raise one of its subclasses.
+
+    Args:
+        problem: What went wrong, with the value that is wrong.
+        hint: What to do about it, in terms of the Python API.
+        reason: A stable snake_case word for this kind of problem, "" when the category says enough.
+        values: What the problem is about, by name, for programs and for the hints of the command line.
+    """
 
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "bug"
 
-    def __init__(self, problem: str, hint: str = "") -> None:
+    def __init__(self, problem: str, hint: str = "", *, reason: str = "", **values: object) -> None:
         super().__init__(problem, hint)
         self.problem = problem
         self.hint = hint
+        self.reason = reason
+        self.values = values
 
     def __str__(self) -> str:
         return f"{self.problem} ({self.hint})" if self.hint else self.problem
 
 
-class UsageProblem(CelebctlError):
-    """The request itself makes no sense: a bad name, size, option or sampler."""
+class UsageError(CelebctlError):
+    """An argument is invalid: a name, size, option or sampler. Exit code 2."""
 
     exit_code = 2
     code = "usage"
 
 
-class InputRejected(CelebctlError):
-    """A file was understood but cannot serve: no face, two faces, a picture without a recipe."""
+class InvalidInputError(CelebctlError):
+    """A file was read but cannot be used: no face, two faces, an image without a recipe. Exit code 3."""
 
     exit_code = 3
     code = "input"
 
 
-class NotFound(CelebctlError):
-    """A file, person, model or bundle that was asked for does not exist."""
+class NotFoundError(CelebctlError):
+    """A file, identity, model or bundle does not exist. Exit code 4."""
 
     exit_code = 4
     code = "not_found"
 
 
-class IntegrityProblem(CelebctlError):
-    """Data that is damaged, made for another model, or written by a newer version."""
+class IntegrityError(CelebctlError):
+    """Data is damaged, belongs to another model, or was written by a newer version. Exit code 5."""
 
     exit_code = 5
     code = "integrity"
 
 
-class EnvironmentProblem(CelebctlError):
-    """The machine lacks something: disk space, a permission, a package, a GPU, a free row."""
+class SetupError(CelebctlError):
+    """The machine lacks something: disk space, a permission, a package, a GPU, a free token row. Exit code 6."""
 
     exit_code = 6
     code = "environment"
 
 
-class PolicyRefusal(CelebctlError):
-    """Possible, but not done on purpose."""
+class PolicyError(CelebctlError):
+    """Refused on purpose, such as learning a likely minor. Exit code 7."""
 
     exit_code = 7
     code = "policy"
 
 
-class PartialBatch(CelebctlError):
-    """Some items of a batch were finished and some were not."""
+class PartialBatchError(CelebctlError):
+    """Some items of a batch failed. Exit code 8, reserved for batch commands."""
 
     exit_code = 8
     code = "partial"
 
 
-class Busy(CelebctlError):
-    """Another process holds the lock on the thing that is to be changed."""
+class BusyError(CelebctlError):
+    """Another process holds the lock. Exit code 9."""
 
     exit_code = 9
     code = "busy"

@@ -1,7 +1,7 @@
 """Files that are either the old ones or the new ones, never half of each.
 
 Everything celebctl keeps is written to a sibling with a hidden name, flushed to the disk and renamed. A full disk, a
-read-only place or a missing permission becomes an :class:`EnvironmentProblem`; what stood there before still stands.
+read-only place or a missing permission becomes an :class:`SetupError`; what stood there before still stands.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-from .errors import EnvironmentProblem, IntegrityProblem, UsageProblem
+from .errors import IntegrityError, SetupError, UsageError
 
 _DISK_HINTS = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
@@ -34,31 +34,31 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
-def disk_problems(path: Path) -> Generator[None]:
-    """Turn the operating system's complaints about writing ``path`` into an EnvironmentProblem with a cure."""
+def translate_os_errors(path: Path) -> Generator[None]:
+    """Turn the operating system's complaints about writing ``path`` into an SetupError with a cure."""
     try:
         yield
     except OSError as error:
         hint = _DISK_HINTS.get(error.errno or 0)
         if hint is None:
             raise
-        raise EnvironmentProblem(f"cannot write {path}: {error.strerror}", hint) from error
+        raise SetupError(f"cannot write {path}: {error.strerror}", hint) from error
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise UsageProblem when ``path`` exists, even as a dangling link, and ``force`` is not set."""
+    """Raise UsageError when ``path`` exists, even as a dangling link, and ``force`` is not set."""
     if os.path.lexists(path) and not force:
-        raise UsageProblem(f"{path} exists already", "choose another name, or replace it with --force")
+        raise UsageError(f"{path} exists already", "choose another name, or replace it with --force")
 
 
 def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
     """Put ``content`` at ``path`` in one step, replacing what is there; missing parent directories are made.
 
     ``content`` is the bytes, or a function that writes the file whose path it is given (same suffix, same directory).
-    Raises EnvironmentProblem when the place cannot be written; then ``path`` is as it was before.
+    Raises SetupError when the place cannot be written; then ``path`` is as it was before.
     """
     temporary = _sibling(path)
-    with disk_problems(path):
+    with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
@@ -81,10 +81,10 @@ def atomic_directory(path: Path) -> Generator[Path]:
 
     A directory already at ``path`` stays whole and readable until that moment. Its replacement is one system call where
     the system can exchange two directories (Linux), and two renames with a way back elsewhere.
-    Raises EnvironmentProblem when the place cannot be written.
+    Raises SetupError when the place cannot be written.
     """
     temporary = _sibling(path)
-    with disk_problems(path):
+    with translate_os_errors(path):
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -101,7 +101,7 @@ def atomic_directory(path: Path) -> Generator[Path]:
 def regular_path(folder: Path, name: str) -> Path:
     """The path of the file ``name`` in ``folder``: no symbolic link on the way, and a regular file if it exists.
 
-    ``folder`` itself may be a link, because the user named it. Raises IntegrityProblem.
+    ``folder`` itself may be a link, because the user named it. Raises IntegrityError.
     """
     path, parts = folder, PurePosixPath(name).parts
     for number, part in enumerate(parts, 1):
@@ -118,7 +118,7 @@ def regular_path(folder: Path, name: str) -> Path:
 def open_regular(path: Path, mode: Literal["rb", "rb+"] = "rb") -> IO[bytes]:
     """Open a regular file that exists, without following a link; for writing, one that has no second name.
 
-    A FIFO or a device is refused at once instead of waiting for its other end. Raises IntegrityProblem, and OSError.
+    A FIFO or a device is refused at once instead of waiting for its other end. Raises IntegrityError, and OSError.
     """
     flags = os.O_RDONLY if mode == "rb" else os.O_RDWR
     for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # no system has all three
@@ -135,15 +135,15 @@ def open_regular(path: Path, mode: Literal["rb", "rb+"] = "rb") -> IO[bytes]:
         raise _irregular(path, "a regular file")
     if mode == "rb+" and os.fstat(descriptor).st_nlink > 1:
         file.close()
-        raise IntegrityProblem(
+        raise IntegrityError(
             f"{path} is a hard link: the same file has another name, which would change too",
             "make a true copy of it in its place",
         )
     return file
 
 
-def _irregular(path: Path, expected: str) -> IntegrityProblem:
-    return IntegrityProblem(f"{path} is not {expected}", "a link, device or pipe is never followed: put a copy there")
+def _irregular(path: Path, expected: str) -> IntegrityError:
+    return IntegrityError(f"{path} is not {expected}", "a link, device or pipe is never followed: put a copy there")
 
 
 def sha256_file(path: Path, count: int | None = None) -> str:

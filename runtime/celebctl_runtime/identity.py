@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CelebctlError, IntegrityProblem, NotFound, UsageProblem
+from .errors import CelebctlError, IntegrityError, NotFoundError, UsageError
 from .files import atomic_write
 
 SCHEMA = 1
@@ -36,26 +36,26 @@ _MAX_HEADER = 1 << 20
 def check_name(name: str) -> str:
     """The canonical form of a person's name: NFKC, case-folded, ``[a-z][a-z0-9_-]{0,31}``, no Windows device.
 
-    Raises UsageProblem with the value and the rule when there is no such form.
+    Raises UsageError with the value and the rule when there is no such form.
     """
     folded = unicodedata.normalize("NFKC", name).casefold()
     if not _NAME.fullmatch(folded):
-        raise UsageProblem(
+        raise UsageError(
             f"{name[:80]!r} cannot be a person's name",
             "use 1 to 32 of the characters a-z 0-9 _ -, starting with a letter, for example --name alice",
         )
     if folded in _DEVICES:
-        raise UsageProblem(f"{name!r} is a reserved file name on Windows", f"use another name, for example {folded}_1")
+        raise UsageError(f"{name!r} is a reserved file name on Windows", f"use another name, for example {folded}_1")
     return folded
 
 
 def check_key(what: str, value: object) -> str:
     """``value``, fit to be part of a file name: ``[A-Za-z0-9][A-Za-z0-9_-]{0,63}``, as families and hashes are.
 
-    Raises IntegrityProblem naming ``what`` it is.
+    Raises IntegrityError naming ``what`` it is.
     """
     if not isinstance(value, str) or not _KEY.fullmatch(value):
-        raise IntegrityProblem(
+        raise IntegrityError(
             f"{str(value)[:80]!r} cannot be {what}", "it is 1 to 64 of the characters A-Z a-z 0-9 _ -: restore the file"
         )
     return value
@@ -67,8 +67,8 @@ class Identity:
 
     ``coefficients``: E arrays (2, K_e) float32. ``embeddings``: E arrays (2, D_e) float32, equal to the basis's
     ``embed(coefficients)`` unless the person was imported. The hashes name the basis and the token table (model) that
-    they belong to. Arrays are copied and read-only. Raises IntegrityProblem for NaN, infinity, a zero row or a wrong
-    shape, or a family or hash that :func:`check_key` refuses, UsageProblem for a name that :func:`check_name` changes.
+    they belong to. Arrays are copied and read-only. Raises IntegrityError for NaN, infinity, a zero row or a wrong
+    shape, or a family or hash that :func:`check_key` refuses, UsageError for a name that :func:`check_name` changes.
     """
 
     name: str
@@ -81,11 +81,11 @@ class Identity:
 
     def __post_init__(self) -> None:
         if check_name(self.name) != self.name:
-            raise UsageProblem(f"{self.name!r} is not in canonical form", f"use {check_name(self.name)!r}")
+            raise UsageError(f"{self.name!r} is not in canonical form", f"use {check_name(self.name)!r}")
         for what in ("family", "table_hash", "basis_hash"):
             check_key(f"the {what} of an identity", getattr(self, what))
         if not self.embeddings or len(self.coefficients) != len(self.embeddings):
-            raise IntegrityProblem(
+            raise IntegrityError(
                 f"identity {self.name!r} has {len(self.coefficients)} coefficient and {len(self.embeddings)} embedding"
                 " arrays; it needs one of each per text encoder"
             )
@@ -118,7 +118,7 @@ class Identity:
         return replace(self, name=check_name(name))
 
     def save(self, path: Path) -> None:
-        """Write the identity to ``path`` atomically. Raises EnvironmentProblem when the place cannot be written."""
+        """Write the identity to ``path`` atomically. Raises SetupError when the place cannot be written."""
         tensors: dict[str, NDArray[np.float32]] = {}
         for encoder, (coefficients, embeddings) in enumerate(zip(self.coefficients, self.embeddings, strict=True)):
             tensors[f"coefficients.{encoder}"] = coefficients
@@ -131,7 +131,7 @@ class Identity:
     def load(cls, path: Path) -> Identity:
         """Read an identity file.
 
-        Raises NotFound when there is none, IntegrityProblem when it is damaged, newer than this celebctl, or not an
+        Raises NotFoundError when there is none, IntegrityError when it is damaged, newer than this celebctl, or not an
         identity at all.
         """
         raw = _read(path)
@@ -143,8 +143,8 @@ class Identity:
             provenance = cast("dict[str, str]", json.loads(metadata["celebctl.provenance"]))
             return cls(
                 name=metadata["celebctl.name"],
-                coefficients=_series(tensors, "coefficients"),
-                embeddings=_series(tensors, "embeddings"),
+                coefficients=_numbered_tensors(tensors, "coefficients"),
+                embeddings=_numbered_tensors(tensors, "embeddings"),
                 basis_hash=metadata["celebctl.basis_hash"],
                 family=metadata["celebctl.family"],
                 table_hash=metadata["celebctl.table_hash"],
@@ -170,12 +170,12 @@ class Identity:
 def _checked(name: str, kind: str, array: NDArray[Any]) -> NDArray[np.float32]:
     """A read-only float32 copy of a (2, n) array with finite, nonzero rows."""
     if array.ndim != 2 or array.shape[0] != TOKENS or array.shape[1] == 0:
-        raise IntegrityProblem(f"{kind} of {name!r} have shape {array.shape}; (2, n) is needed")
+        raise IntegrityError(f"{kind} of {name!r} have shape {array.shape}; (2, n) is needed")
     copy = np.array(array, dtype=np.float32, order="C")
     if not np.isfinite(copy).all():
-        raise IntegrityProblem(f"{kind} of {name!r} contain NaN or infinity", "learn the person again")
+        raise IntegrityError(f"{kind} of {name!r} contain NaN or infinity", "learn the person again")
     if kind == "embeddings" and not copy.any(axis=1).all():
-        raise IntegrityProblem(f"{kind} of {name!r} have a zero row", "learn the person again")
+        raise IntegrityError(f"{kind} of {name!r} have a zero row", "learn the person again")
     copy.setflags(write=False)
     return copy
 
@@ -201,9 +201,9 @@ def _read(path: Path) -> bytes:
             _reject(path, f"it is larger than {_MAX_FILE >> 20} MiB")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(f"there is no identity file {path}", "celebctl list shows who is known") from error
+        raise NotFoundError(f"there is no identity file {path}", "celebctl list shows who is known") from error
     except (IsADirectoryError, PermissionError) as error:
-        raise NotFound(f"cannot read {path}: {error.strerror}", "name an identity file") from error
+        raise NotFoundError(f"cannot read {path}: {error.strerror}", "name an identity file") from error
 
 
 def _header(raw: bytes, path: Path) -> dict[str, object]:
@@ -233,7 +233,7 @@ def _check_schema(metadata: Mapping[str, str], path: Path) -> None:
     if not schema.isdecimal():
         _reject(path, "it is a tensor file without celebctl's metadata")
     if int(schema) > SCHEMA:
-        raise IntegrityProblem(
+        raise IntegrityError(
             f"{path} has identity format {schema}; this celebctl reads up to {SCHEMA}", "pip install --upgrade celebctl"
         )
 
@@ -248,12 +248,12 @@ def _tensors(raw: bytes, path: Path) -> dict[str, NDArray[Any]]:
         _reject(path, str(error), error)
 
 
-def _series(tensors: Mapping[str, NDArray[Any]], kind: str) -> tuple[NDArray[Any], ...]:
+def _numbered_tensors(tensors: Mapping[str, NDArray[Any]], kind: str) -> tuple[NDArray[Any], ...]:
     count = sum(key.startswith(f"{kind}.") for key in tensors)
     return tuple(tensors[f"{kind}.{encoder}"] for encoder in range(count))
 
 
 def _reject(path: Path, reason: str, cause: BaseException | None = None) -> NoReturn:
-    raise IntegrityProblem(
+    raise IntegrityError(
         f"{path} is not a usable identity: {reason}", "learn the person again, or restore the file from a backup"
     ) from cause

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import CelebctlError, InputRejected, IntegrityProblem, NotFound, UsageProblem
+from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, UsageError
 from .files import atomic_write, refuse_existing
-from .likeness import FULL, likeness_to_json
+from .prompting.likeness import FULL_LIKENESS, likeness_to_json
 from .request import Request
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _UI_NAMES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class GeneratedImage:
     """A finished picture: PIL RGB ``image``, the fully resolved ``request``, and a ``record`` of JSON-ready facts about
     what ran it (model, bundle, engine, versions, digests of the people, text that did not fit)."""
 
@@ -46,25 +46,25 @@ class Picture:
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def save_picture(
-    picture: Picture, path: Path, *, metadata: bool = True, scale: int = 1, overwrite: bool = False
+def save_image(
+    picture: GeneratedImage, path: Path, *, metadata: bool = True, scale: int = 1, overwrite: bool = False
 ) -> Path:
     """Write ``picture`` as a PNG, atomically, enlarged ``scale`` times; returns ``path``.
 
-    Raises UsageProblem when ``path`` exists and ``overwrite`` is not set, EnvironmentProblem when it cannot be written.
+    Raises UsageError when ``path`` exists and ``overwrite`` is not set, SetupError when it cannot be written.
     """
     refuse_existing(path, overwrite)
     atomic_write(path, png_bytes(picture, metadata=metadata, scale=scale))
     return path
 
 
-def png_bytes(picture: Picture, *, metadata: bool = True, scale: int = 1) -> bytes:
+def png_bytes(picture: GeneratedImage, *, metadata: bool = True, scale: int = 1) -> bytes:
     """The PNG file's content; see :func:`save_picture`. SOURCE_DATE_EPOCH fixes the date it carries."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     if not 1 <= scale <= MAX_SCALE:
-        raise UsageProblem(f"cannot enlarge {scale} times", f"use --scale 1 .. {MAX_SCALE}")
+        raise UsageError(f"cannot enlarge {scale} times", f"use --scale 1 .. {MAX_SCALE}")
     image = picture.image
     if scale > 1:
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
@@ -80,7 +80,7 @@ def png_bytes(picture: Picture, *, metadata: bool = True, scale: int = 1) -> byt
 def read_request(path: Path) -> tuple[Request, dict[str, Any]]:
     """The request and the record inside a PNG written by celebctl.
 
-    Raises NotFound when there is no file, InputRejected when it is no PNG or has no recipe, IntegrityProblem when the
+    Raises NotFoundError when there is no file, InvalidInputError when it is no PNG or has no recipe, IntegrityError when the
     recipe is damaged or newer than this celebctl.
     """
     text = _read_chunk(path)
@@ -88,15 +88,15 @@ def read_request(path: Path) -> tuple[Request, dict[str, Any]]:
         document = cast("dict[str, Any]", json.loads(text))
         version = int(document["schema"])
         if version > SCHEMA:
-            raise IntegrityProblem(
+            raise IntegrityError(
                 f"{path} has recipe format {version}; this celebctl reads up to {SCHEMA}",
                 "pip install --upgrade celebctl",
             )
         return Request.from_json(document["request"]), dict(document["record"])
     except CelebctlError as error:
-        raise IntegrityProblem(f"the recipe in {path} is damaged: {error.problem}", error.hint) from error
+        raise IntegrityError(f"the recipe in {path} is damaged: {error.problem}", error.hint) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityProblem(f"the recipe in {path} is damaged: {error}", "draw the picture anew") from error
+        raise IntegrityError(f"the recipe in {path} is damaged: {error}", "draw the picture anew") from error
 
 
 def _read_chunk(path: Path) -> str:
@@ -109,24 +109,24 @@ def _read_chunk(path: Path) -> str:
                 image.load()  # chunks may also follow the pixels
                 text = cast("dict[str, Any]", getattr(image, "text", {})).get(CHUNK)
     except FileNotFoundError as error:
-        raise NotFound(f"there is no picture {path}", "check the path") from error
+        raise NotFoundError(f"there is no picture {path}", "check the path") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputRejected(f"{path} is not a readable PNG file", "name a picture that celebctl gen wrote") from error
+        raise InvalidInputError(f"{path} is not a readable PNG file", "name a picture that celebctl gen wrote") from error
     if text is None:
-        raise InputRejected(
+        raise InvalidInputError(
             f"{path} carries no recipe", "name a picture that celebctl gen wrote, saved with its metadata"
         )
     return str(text)
 
 
-def _document(picture: Picture, scale: int) -> dict[str, Any]:
+def _document(picture: GeneratedImage, scale: int) -> dict[str, Any]:
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     moment = time.gmtime(int(epoch) if epoch.isdecimal() else None)
     record = {**picture.record, "scale": scale, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
     return {"schema": SCHEMA, "request": picture.request.to_json(), "record": record}
 
 
-def _parameters(picture: Picture) -> str:
+def _parameters(picture: GeneratedImage) -> str:
     """The web UI's convention: prompt, negative prompt, then one line of ``key: value`` pairs."""
     request, record = picture.request, picture.record
     people = cast("Mapping[str, str]", record.get("identities", {}))
@@ -138,7 +138,7 @@ def _parameters(picture: Picture) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model hash": str(record.get("table_hash", ""))[:10],
         "Model": record.get("model", ""),
-        "Likeness": "" if request.likeness == FULL else json.dumps(likeness_to_json(request.likeness)),
+        "Likeness": "" if request.likeness == FULL_LIKENESS else json.dumps(likeness_to_json(request.likeness)),
         "Layout": request.layout,
         "TI hashes": ", ".join(f"{name}: {digest[:12]}" for name, digest in people.items()),
         "Version": f"celebctl {record.get('celebctl', '')}",

@@ -14,22 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .backends import Backend, EncodesPictures, RunsWhole, Texts
-from .bundle import Bundle
-from .errors import Busy, EnvironmentProblem, NotFound, UsageProblem
-from .guests import People
-from .layout import layout_text, parse_layout, region_masks, settled_layout
-from .noise import initial_noise, step_noise
-from .picture import Picture
-from .prompt import Mention, split_prompt
+from .backends.base import Backend, Conditioning, SupportsFullDenoise, SupportsImageEncode
+from .bundle.bundle import Bundle
+from .bundle.overrides import PromptPeople
+from .errors import BusyError, NotFoundError, SetupError, UsageError
+from .picture import GeneratedImage
+from .prompting.layout import layout_text, parse_layout, region_masks, resolve_layout
+from .prompting.prompt import Mention, split_prompt
 from .request import Request, resolve
-from .samplers import Plan, plan
+from .sampling.noise import initial_noise, step_noise
+from .sampling.samplers import StepTable, step_table
 
 if TYPE_CHECKING:
-    from .guests import Guest
+    from .bundle.overrides import EmbeddingOverride
     from .identity import Identity
-    from .source import Source
-    from .tokenizer import Encoded, PromptTokenizer
+    from .prompting.tokenizer import Encoded, PromptTokenizer
+    from .sampling.init_image import InitImage
 
 _ATTEMPTS = 5
 
@@ -46,7 +46,7 @@ class Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class _Prompt:
+class _EncodedPrompt:
     """A request with its prompts as the text encoder reads them; ``sides``: the prompt of each region of a layout."""
 
     request: Request
@@ -60,32 +60,32 @@ def generate(
     backend: Backend,
     requests: Request | Sequence[Request],
     on_step: Callable[[Progress], None] | None = None,
-    sources: Iterable[Source] = (),
-    guests: Sequence[Identity] = (),
-) -> list[Picture]:
+    init_images: Iterable[InitImage] = (),
+    overrides: Sequence[Identity] = (),
+) -> list[GeneratedImage]:
     """Draw one picture per request, in order; neighbours that differ in prompt and seed only run as one batch.
 
     ``sources``: the pictures that requests begin with. ``guests`` may be named like people of the bundle, and are gone
-    afterwards. Raises UsageProblem for values the model does not allow and NotFound for people the bundle does not
+    afterwards. Raises UsageError for values the model does not allow and NotFoundError for people the bundle does not
     know, or a source that was not given, all before anything is drawn.
     """
     bundle.refresh()
     wanted = [resolve(request, bundle.manifest) for request in _listed(requests)]
-    given = {source.digest: source for source in sources}
+    given = {source.digest: source for source in init_images}
     _check_sources(bundle, backend, wanted, given)
-    tokenizer, people = bundle.tokenizer(), People.here(bundle, guests)
-    wanted = [_settled(bundle, people.ids, request) for request in wanted]
+    tokenizer, people = bundle.tokenizer(), PromptPeople.resolve(bundle, overrides)
+    wanted = [_resolve_layout(bundle, people.ids, request) for request in wanted]
     plans = {key: _plan(bundle, key) for key in map(_batch_key, wanted)}
     for request in wanted:  # errors in any prompt come before the first picture
-        _present(bundle, people, [_tokenize(bundle, tokenizer, people.ids, request)])
-    pictures: list[Picture] = []
+        _overrides_for(bundle, people, [_tokenize(bundle, tokenizer, people.ids, request)])
+    pictures: list[GeneratedImage] = []
     for group in _batches(wanted, backend.batch_limit):
-        prompts, texts = _encode(bundle, backend, tokenizer, group, guests)
+        prompts, texts = _encode(bundle, backend, tokenizer, group, overrides)
         report = _reporter(on_step, len(pictures), len(group), len(wanted))
         latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, given, texts, report)
         images = backend.decode(latent)
-        facts = _facts(bundle, backend)
-        people = People.here(bundle, guests)
+        facts = _record(bundle, backend)
+        people = PromptPeople.resolve(bundle, overrides)
         pictures += [_picture(image, prompt, people, facts) for image, prompt in zip(images, prompts, strict=True)]
     return pictures
 
@@ -96,7 +96,7 @@ def _encode(
     tokenizer: PromptTokenizer,
     group: Sequence[Request],
     guests: Sequence[Identity],
-) -> tuple[list[_Prompt], list[Texts]]:
+) -> tuple[list[_EncodedPrompt], list[Conditioning]]:
     """Prompts, and what the network reads of them: of the prompts themselves, then of each region of their layout.
 
     The manifest is looked at once more after encoding: if it is still the same, nobody moved while we read the token
@@ -104,7 +104,7 @@ def _encode(
     whole bundle was exported anew meanwhile.
     """
     for _ in range(_ATTEMPTS):
-        people = People.here(bundle, guests)
+        people = PromptPeople.resolve(bundle, guests)
         prompts = [_tokenize(bundle, tokenizer, people.ids, request) for request in group]
         ids = [prompt.prompt.ids for prompt in prompts]
         guided = _guided(group[0]) and not bundle.manifest.guidance_is_embedded
@@ -112,37 +112,37 @@ def _encode(
             ids = [prompt.negative.ids for prompt in prompts] + ids
         for sides in zip(*(prompt.sides for prompt in prompts), strict=True):
             ids += [side.ids for side in sides]
-        present = _present(bundle, people, prompts)
+        present = _overrides_for(bundle, people, prompts)
         context, pooled = backend.encode(np.stack(ids), present) if present else backend.encode(np.stack(ids))
         if bundle.is_current():
-            return prompts, _texts(bundle, group, context, pooled, guided)
+            return prompts, _conditioning(bundle, group, context, pooled, guided)
         export = bundle.manifest.fingerprint
         bundle.refresh()
         if bundle.manifest.fingerprint != export:
             break
-    raise Busy(f"the bundle {bundle.path} keeps changing", "run the same command again")
+    raise BusyError(f"the bundle {bundle.path} keeps changing", "run the same command again")
 
 
-def _present(bundle: Bundle, people: People, prompts: Sequence[_Prompt]) -> list[Guest]:
+def _overrides_for(bundle: Bundle, people: PromptPeople, prompts: Sequence[_EncodedPrompt]) -> list[EmbeddingOverride]:
     """The guests of a batch, whose requests want one likeness."""
     named = {name for prompt in prompts for name in prompt.request.identities or ()}
-    return people.present(bundle, named, prompts[0].request.likeness)
+    return people.overrides_for(bundle, named, prompts[0].request.likeness)
 
 
-def _texts(
+def _conditioning(
     bundle: Bundle,
     group: Sequence[Request],
     context: NDArray[np.float32],
     pooled: NDArray[np.float32] | None,
     guided: bool,
-) -> list[Texts]:
+) -> list[Conditioning]:
     """One Texts per conditioning, out of encodings of (B negative prompts,) B prompts, and B prompts of each region;
     with the picture's size for XL."""
     count, (height, width) = len(group), (group[0].height, group[0].width)
     blank = np.array([bundle.manifest.zero_empty_prompt and not request.negative for request in group])
     size_ids = np.array([height, width, 0, 0, height, width], dtype=np.float32)
     sets = len(context) // count
-    found: list[Texts] = []
+    found: list[Conditioning] = []
     for told in range(int(guided), sets):
         chosen = [0, told] if guided else [told]
         states = [
@@ -152,17 +152,17 @@ def _texts(
             if part is not None and guided:
                 part[0, blank] = 0.0
         by_guide, pooled_by_guide = cast("tuple[NDArray[np.float32], NDArray[np.float32] | None]", tuple(states))
-        found.append(Texts(by_guide, pooled_by_guide, None if pooled_by_guide is None else size_ids))
+        found.append(Conditioning(by_guide, pooled_by_guide, None if pooled_by_guide is None else size_ids))
     return found
 
 
 def _denoise(
     bundle: Bundle,
     backend: Backend,
-    steps: Plan,
+    steps: StepTable,
     group: Sequence[Request],
-    given: Mapping[str, Source],
-    texts: Sequence[Texts],
+    given: Mapping[str, InitImage],
+    texts: Sequence[Conditioning],
     report: Callable[[int, int], None],
 ) -> NDArray[np.float32]:
     """From noise, or from pictures and noise, to latent (B, 4, h, w). With a layout, every step is drawn by
@@ -173,7 +173,7 @@ def _denoise(
     start = (noise * np.float32(steps.init_sigma)).astype(np.float32, copy=False)
     if group[0].source:
         latent = _encode_sources(backend, [given[request.source] for request in group], group[0])
-        signal, sigma = steps.begin
+        signal, sigma = steps.init_mix
         start = (signal * latent + sigma * noise).astype(np.float32)
     state = np.stack([start, np.zeros_like(noise)])
 
@@ -181,7 +181,7 @@ def _denoise(
         return np.stack([step_noise(request.seed, index, shape) for request in group]) if steps.uses_noise else noise
 
     regions = parse_layout(group[0].layout)
-    if isinstance(backend, RunsWhole) and not regions:
+    if isinstance(backend, SupportsFullDenoise) and not regions:
         return backend.denoise(state, noise_of, texts[0], steps, report)[0]
     masks = region_masks(regions, *shape[1:])
     for index in range(steps.steps):
@@ -193,31 +193,31 @@ def _denoise(
     return state[0]
 
 
-def _settled(bundle: Bundle, ids: Mapping[str, tuple[int, ...]], request: Request) -> Request:
+def _resolve_layout(bundle: Bundle, ids: Mapping[str, tuple[int, ...]], request: Request) -> Request:
     """The request with its layout decided, for it depends on whom the prompt names."""
     known = ids.keys() if request.identities is None else ids.keys() & set(request.identities)
     named = [part.name for part in split_prompt(request.prompt, known) if isinstance(part, Mention)]
-    layout = settled_layout(request.layout, bundle.manifest.defaults.layout, list(dict.fromkeys(named)))
+    layout = resolve_layout(request.layout, bundle.manifest.defaults.layout, list(dict.fromkeys(named)))
     return replace(request, layout=layout)
 
 
-def _check_sources(bundle: Bundle, backend: Backend, wanted: Iterable[Request], given: Mapping[str, Source]) -> None:
+def _check_sources(bundle: Bundle, backend: Backend, wanted: Iterable[Request], given: Mapping[str, InitImage]) -> None:
     for request in wanted:
         if not request.source:
             continue
         if request.source not in given:
-            raise NotFound("the picture that this one began with is not here", "name it with --from PICTURE")
+            raise NotFoundError("the picture that this one began with is not here", "name it with --from PICTURE")
         if "vae_encoder" not in bundle.manifest.graphs:
-            raise EnvironmentProblem(
+            raise SetupError(
                 f"the bundle {bundle.path} is too old to begin with a picture", "celebctl export makes a fresh bundle"
             )
-        if not isinstance(backend, EncodesPictures):
-            raise EnvironmentProblem("this engine cannot begin with a picture", "use --device cpu or cuda")
+        if not isinstance(backend, SupportsImageEncode):
+            raise SetupError("this engine cannot begin with a picture", "use --device cpu or cuda")
 
 
-def _encode_sources(backend: Backend, sources: Sequence[Source], request: Request) -> NDArray[np.float32]:
-    assert isinstance(backend, EncodesPictures)  # checked before anything was drawn
-    return backend.encode_picture(np.stack([source.pixels(request.width, request.height) for source in sources]))
+def _encode_sources(backend: Backend, sources: Sequence[InitImage], request: Request) -> NDArray[np.float32]:
+    assert isinstance(backend, SupportsImageEncode)  # checked before anything was drawn
+    return backend.encode_image(np.stack([source.pixels(request.width, request.height) for source in sources]))
 
 
 def _by_region(
@@ -225,8 +225,8 @@ def _by_region(
     state: NDArray[np.float32],
     index: int,
     noise: NDArray[np.float32],
-    texts: Sequence[Texts],
-    steps: Plan,
+    texts: Sequence[Conditioning],
+    steps: StepTable,
     masks: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """One step under every conditioning, blended by ``masks`` (1 + R, h, w), which add up to 1.
@@ -243,12 +243,12 @@ def _by_region(
 
 def _tokenize(
     bundle: Bundle, tokenizer: PromptTokenizer, ids: Mapping[str, tuple[int, ...]], request: Request
-) -> _Prompt:
-    """``ids``: what stands for everybody who may be named. Raises NotFound, and UsageProblem for a useless layout."""
+) -> _EncodedPrompt:
+    """``ids``: what stands for everybody who may be named. Raises NotFoundError, and UsageError for a useless layout."""
     if request.identities is not None:
         missing = sorted(set(request.identities) - ids.keys())
         if missing:
-            raise NotFound(
+            raise NotFoundError(
                 f"{missing[0]!r} is not in the bundle {bundle.path}", f"known: {', '.join(bundle.names) or 'nobody'}"
             )
         ids = {name: ids[name] for name in request.identities}
@@ -261,23 +261,23 @@ def _tokenize(
         tokenizer.encode(request.prompt, {**ids, **{other.name: ids[region.name] for other in regions}})
         for region in regions
     )
-    return _Prompt(replace(request, identities=used), prompt, negative, sides)
+    return _EncodedPrompt(replace(request, identities=used), prompt, negative, sides)
 
 
 def _check_named(request: Request, used: Sequence[str]) -> None:
-    """Raise UsageProblem for a layout or likeness of somebody whom the prompt does not name."""
+    """Raise UsageError for a layout or likeness of somebody whom the prompt does not name."""
     laid_out = [region.name for region in parse_layout(request.layout)]
     dialled_alone = [name for name, _ in request.likeness] if isinstance(request.likeness, tuple) else []
     for what, names in (("layout", laid_out), ("likeness", dialled_alone)):
         for name in names:
             if name not in used:
-                raise UsageProblem(
+                raise UsageError(
                     f"the {what} speaks of {name}, but the prompt names {', '.join(used) or 'nobody you know'}",
                     f"name {name} in the prompt, or leave {name} out of --{what}",
                 )
 
 
-def _picture(image: NDArray[np.float32], prompt: _Prompt, people: People, facts: dict[str, Any]) -> Picture:
+def _picture(image: NDArray[np.float32], prompt: _EncodedPrompt, people: PromptPeople, facts: dict[str, Any]) -> GeneratedImage:
     """``image`` (3, H, W) in [-1, 1]."""
     from PIL import Image
 
@@ -285,10 +285,10 @@ def _picture(image: NDArray[np.float32], prompt: _Prompt, people: People, facts:
     digests = {name: people.digests[name] for name in prompt.request.identities or ()}
     dropped = " ".join(filter(None, (prompt.prompt.dropped_text, prompt.negative.dropped_text)))
     record = {**facts, "identities": digests, "dropped_text": dropped}
-    return Picture(Image.fromarray(pixels), prompt.request, record)
+    return GeneratedImage(Image.fromarray(pixels), prompt.request, record)
 
 
-def _facts(bundle: Bundle, backend: Backend) -> dict[str, Any]:
+def _record(bundle: Bundle, backend: Backend) -> dict[str, Any]:
     """What all pictures of a run share in their records. No times: the same request gives the same record."""
     manifest = bundle.manifest
     return {
@@ -314,9 +314,9 @@ def _batch_key(request: Request) -> tuple[object, ...]:
     return *size, *sampling, *begins, request.likeness, layout_text(parse_layout(request.layout))
 
 
-def _plan(bundle: Bundle, key: tuple[object, ...]) -> Plan:
+def _plan(bundle: Bundle, key: tuple[object, ...]) -> StepTable:
     steps, guidance, sampler, _, skipped = cast("tuple[int, float, str, bool, int]", key[2:7])
-    return plan(sampler, bundle.schedule, steps, guidance, skipped)
+    return step_table(sampler, bundle.schedule, steps, guidance, skipped)
 
 
 def _guided(request: Request) -> bool:

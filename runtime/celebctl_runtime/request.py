@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import UsageProblem
+from .errors import UsageError
 from .identity import check_name
-from .layout import tidy_layout
-from .likeness import FULL, Likeness, check_likeness, likeness_from_json, likeness_to_json
+from .prompting.layout import normalize_layout
+from .prompting.likeness import FULL_LIKENESS, Likeness, check_likeness, likeness_from_json, likeness_to_json
 
 if TYPE_CHECKING:
-    from .manifest import Manifest
+    from .bundle.manifest import Manifest
 
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "lcm")
 MAX_SEED = 2**63 - 1
@@ -41,7 +41,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "layout": (str,),
 }
 #: What is not written down: recipes that use none of these stay readable for those who know none.
-_USUAL: dict[str, Any] = {"source": "", "likeness": FULL, "layout": ""}
+_USUAL: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": ""}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Request:
     identities: tuple[str, ...] | None = None
     source: str = ""
     strength: float = 1.0
-    likeness: Likeness = FULL
+    likeness: Likeness = FULL_LIKENESS
     layout: str = ""
 
     @property
@@ -85,15 +85,15 @@ class Request:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Request:
-        """The inverse of :meth:`to_json`; missing entries take their defaults. Raises UsageProblem otherwise."""
+        """The inverse of :meth:`to_json`; missing entries take their defaults. Raises UsageError otherwise."""
         unknown = sorted(set(data) - {field.name for field in fields(cls)})
         if unknown:
-            raise UsageProblem(f"a request has no entry {unknown[0]!r}", f"known entries: {', '.join(_KINDS)}")
+            raise UsageError(f"a request has no entry {unknown[0]!r}", f"known entries: {', '.join(_KINDS)}")
         if "prompt" not in data:
-            raise UsageProblem("the request has no prompt", 'give one: {"prompt": "alice playing chess"}')
+            raise UsageError("the request has no prompt", 'give one: {"prompt": "alice playing chess"}')
         for key, value in data.items():
             if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
-                raise UsageProblem(f"the request's {key} is {value!r}", f"expected {_expected(key)}")
+                raise UsageError(f"the request's {key} is {value!r}", f"expected {_expected(key)}")
         values = dict(data)
         names = cast("list[str] | None", values.get("identities"))
         values["identities"] = None if names is None else tuple(check_name(str(name)) for name in names)
@@ -111,7 +111,7 @@ def batch(request: Request, count: int) -> tuple[Request, ...]:
 
 
 def resolve(request: Request, manifest: Manifest) -> Request:
-    """Fill what is open from the bundle's defaults and check every value. Raises UsageProblem naming value and range.
+    """Fill what is open from the bundle's defaults and check every value. Raises UsageError naming value and range.
 
     ``identities`` stays as it is: the tokenizer finds out who is named.
     """
@@ -129,34 +129,34 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_numbers(full)
     _check_size(full, manifest.size.multiple)
     check_likeness(full.likeness)
-    return replace(full, layout=tidy_layout(full.layout))
+    return replace(full, layout=normalize_layout(full.layout))
 
 
 def _check_text(what: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UsageProblem(f"the {what} is not valid text: {text[:60]!r}", "type it in UTF-8") from error
+        raise UsageError(f"the {what} is not valid text: {text[:60]!r}", "type it in UTF-8") from error
 
 
 def _check_numbers(request: Request) -> None:
     if not 0 <= request.seed <= MAX_SEED:
-        raise UsageProblem(f"seed {request.seed} is out of range", "use --seed 0 .. 9223372036854775807")
+        raise UsageError(f"seed {request.seed} is out of range", "use --seed 0 .. 9223372036854775807")
     if not 1 <= request.steps <= MAX_STEPS:
-        raise UsageProblem(f"{request.steps} steps are out of range", f"use --steps 1 .. {MAX_STEPS}")
+        raise UsageError(f"{request.steps} steps are out of range", f"use --steps 1 .. {MAX_STEPS}")
     guidance = cast("float", request.guidance)
     if not math.isfinite(guidance) or not 0 <= guidance <= MAX_GUIDANCE:
-        raise UsageProblem(f"guidance {guidance} is out of range", f"use --guidance 0 .. {MAX_GUIDANCE:g}")
+        raise UsageError(f"guidance {guidance} is out of range", f"use --guidance 0 .. {MAX_GUIDANCE:g}")
     if not 0 < request.strength <= 1 or (request.strength < 1 and not request.source):
-        raise UsageProblem(
+        raise UsageError(
             f"strength {request.strength:g} cannot be", "use --from PICTURE with --strength above 0, up to 1"
         )
     if request.skipped >= request.steps:  # as int(steps * strength) is 0
-        raise UsageProblem(
+        raise UsageError(
             f"strength {request.strength:g} of {request.steps} steps leaves none", "use more --strength or more --steps"
         )
     if request.sampler not in SAMPLERS:
-        raise UsageProblem(
+        raise UsageError(
             f"there is no sampler {request.sampler!r}", f"use --sampler with one of {', '.join(SAMPLERS)}"
         )
 
@@ -165,7 +165,7 @@ def _check_size(request: Request, multiple: int) -> None:
     for side in (request.width, request.height):
         if side < multiple or side > MAX_SIDE or side % multiple:
             near = min(max(round(side / multiple), 1) * multiple, MAX_SIDE // multiple * multiple)
-            raise UsageProblem(
+            raise UsageError(
                 f"size {request.width}x{request.height} does not suit this model: {side} is no multiple of {multiple}"
                 f" from {multiple} to {MAX_SIDE}",
                 f"use {near} instead of {side}",

@@ -50,7 +50,7 @@ STYLE_SHARES = (0.10, 0.16, 0.14, 0.16, 0.13, 0.12, 0.08, 0.11)
 
 
 @dataclass(frozen=True)
-class Moment:
+class Pose:
     """What changes from picture to picture. All (B,) float32 unless noted.
 
     x, y: head centre in canvas units; size: half face height in canvas units; roll: radians; yaw, light: [-1, 1];
@@ -72,7 +72,7 @@ class Moment:
 class Figure:
     """One person on every canvas of a batch; ``paint`` lays the layers from back to front."""
 
-    def __init__(self, canvas: Canvas, factors: Tensor, moment: Moment, present: Tensor) -> None:
+    def __init__(self, canvas: Canvas, factors: Tensor, moment: Pose, present: Tensor) -> None:
         self.canvas, self.moment = canvas, moment
         self.present = present.float()
         self.f = {name: factors[:, i] for i, name in enumerate(FACTORS)}

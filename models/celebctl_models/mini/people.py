@@ -37,7 +37,7 @@ def uniform_from_normal(z: Floats) -> Floats:
     return (0.5 * (1.0 + erf(scaled))).astype(np.float32)
 
 
-def strangers(count: int, seed: int) -> Floats:
+def sample_people(count: int, seed: int) -> Floats:
     """Fresh people nobody has a name for: ``z`` of shape (count, len(FACTORS)), float32, from ``seed`` alone."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     return rng.standard_normal((count, len(FACTORS))).astype(np.float32)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .drawing import Canvas, both, box, col, either, ellipse, segment
-from .figure import EXPRESSIONS, WORN, Figure, Moment
+from .figure import EXPRESSIONS, WORN, Figure, Pose
 
 PLACES: tuple[str, ...] = ("plain", "beach", "snow", "space", "forest", "city")
 ACTS: tuple[str, ...] = ("nothing", "chess", "tea", "guitar", "handshake")
@@ -84,13 +84,13 @@ class Rendered:
     present: Tensor
 
 
-def moment_of(scenes: Scenes, who: int) -> Moment:
+def pose_of(scenes: Scenes, who: int) -> Pose:
     """Pose, light and clothes of person ``who`` (0 = named first, on the left when there are two)."""
     n = scenes.nuisance[:, 12 * who : 12 * who + 12]
     centred = n - 0.5
     side = -0.48 if who == 0 else 0.48
     alone = ~scenes.two
-    return Moment(
+    return Pose(
         x=torch.where(alone, 0.22 * centred[:, 0], side + 0.08 * centred[:, 0]),
         y=torch.where(alone, -0.05 + 0.12 * centred[:, 1], -0.02 + 0.14 * centred[:, 1]),
         size=torch.where(alone, 0.54 + 0.08 * centred[:, 2], 0.37 + 0.04 * centred[:, 2]),
@@ -116,7 +116,7 @@ def render(scenes: Scenes, size: int = 64, crop: tuple[float, float, float] | No
     _background(canvas, scenes)
     figures = [
         Figure(
-            canvas, scenes.factors[:, who], moment_of(scenes, who), scenes.two | torch.tensor(who == 0, device=device)
+            canvas, scenes.factors[:, who], pose_of(scenes, who), scenes.two | torch.tensor(who == 0, device=device)
         )
         for who in (1, 0)
     ]
@@ -280,7 +280,7 @@ __all__ = [
     "WORN",
     "Rendered",
     "Scenes",
-    "moment_of",
+    "pose_of",
     "random_scenes",
     "render",
 ]

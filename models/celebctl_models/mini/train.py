@@ -2,7 +2,7 @@
 
     python -m celebctl_models.mini.train --work mini-work --hours 2          # everything, in order
     python -m celebctl_models.mini.train --work mini-work --only assemble    # write what the checkpoints hold
-    python -m celebctl.method.pretrain --model ... --lessons ... --out ...   # `learn`'s start; assemble prints the line
+    python -m celebctl.mapper_training.pretraining --model ... --lessons ... --out ...   # `learn`'s start; assemble prints the line
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only denoiser --minutes 60
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only assemble
     python -m celebctl_models.mini.train --work mini-more --from-shipped --device cuda --fresh 524288 --batch 512 ...
@@ -22,10 +22,10 @@ from typing import Any, cast
 
 import torch
 
-from celebctl_models.diffusion import load_parts
+from celebctl_models.checkpoints.diffusion import load_parts
 
 from .names import name_book
-from .training.workshop import Workshop
+from .training.trainer import TrainingContext
 
 #: Shares of the whole time, from what mattered on two CPU cores.
 SHARES = {
@@ -42,14 +42,14 @@ STAGES = (*SHARES, "assemble")
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class Line:
+class Pipeline:
     """The production line: each stage asks for what stands before it, made once and kept."""
 
     def __init__(
-        self, shop: Workshop, minutes: dict[str, float], shards: int, batch: int, shipped: Path | None, *,
+        self, run: TrainingContext, minutes: dict[str, float], shards: int, batch: int, shipped: Path | None, *,
         rate: float, fresh: int,
     ) -> None:  # fmt: skip
-        self.shop, self.minutes, self.shards, self.batch, self.shipped = shop, minutes, shards, batch, shipped
+        self.run, self.minutes, self.shards, self.batch, self.shipped = run, minutes, shards, batch, shipped
         self.rate, self.fresh = rate, fresh
         self.made: dict[str, Any] = {}
 
@@ -61,47 +61,47 @@ class Line:
     def _pictures(self) -> Any:
         from .training.data import load_pictures
 
-        return load_pictures(self.shop, self.shards, 64)
+        return load_pictures(self.run, self.shards, 64)
 
     def _autoencoder(self) -> Any:
         from .training import autoencoder, denoiser
 
         if self.shipped is not None:
             return self._shipped("vae").to(memory_format=torch.channels_last)
-        vae = autoencoder.train(self.shop, self.get("pictures"), self.minutes["autoencoder"])
-        denoiser.standardise_latents(vae, self.get("pictures"), self.shop)
+        vae = autoencoder.train(self.run, self.get("pictures"), self.minutes["autoencoder"])
+        denoiser.standardise_latents(vae, self.get("pictures"), self.run)
         return vae.requires_grad_(False)
 
     def _latents(self) -> Any:
         from .training.denoiser import encode_pictures
 
-        return encode_pictures(self.get("autoencoder"), self.get("pictures"), self.shop)
+        return encode_pictures(self.get("autoencoder"), self.get("pictures"), self.run)
 
     def _text(self) -> Any:
         from .training import text
 
         if self.shipped is not None:
             return self._shipped("tokenizers"), self._shipped("text_encoders")
-        return text.train(self.shop, self.minutes["text"])
+        return text.train(self.run, self.minutes["text"])
 
     def _seen(self) -> Any:
         """Scenes and their latents."""
-        from .training import fresh
+        from .training import on_device_data
 
         if self.fresh:
-            return fresh.draw_pictures(self.shop, self.get("autoencoder"), self.fresh)
+            return on_device_data.draw_pictures(self.run, self.get("autoencoder"), self.fresh)
         return self.get("pictures"), self.get("latents")
 
     def _latent_reader(self) -> Any:
-        from .training import faces, fresh, latent_reader
+        from .training import faces, latent_reader, on_device_data
 
         if self.fresh:
             population = latent_reader.DRAW, latent_reader.IDENTITIES
-            seen, latents = fresh.draw_faces(self.shop, self.get("autoencoder"), self.fresh // 2, *population)
-            return latent_reader.train(self.shop, seen, latents, self.minutes["latent_reader"], self.batch)
-        seen = faces.load_faces(self.shop, "unique", latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES)
-        latents = latent_reader.encode_faces(self.get("autoencoder"), seen, self.shop)
-        return latent_reader.train(self.shop, seen, latents, self.minutes["latent_reader"])
+            seen, latents = on_device_data.draw_faces(self.run, self.get("autoencoder"), self.fresh // 2, *population)
+            return latent_reader.train(self.run, seen, latents, self.minutes["latent_reader"], self.batch)
+        seen = faces.load_faces(self.run, "unique", latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES)
+        latents = latent_reader.encode_faces(self.get("autoencoder"), seen, self.run)
+        return latent_reader.train(self.run, seen, latents, self.minutes["latent_reader"])
 
     def _denoiser(self) -> Any:
         from .training import denoiser
@@ -110,7 +110,7 @@ class Line:
         tokenizer, text = self.get("text")
         start = None if self.shipped is None else self._shipped("unet").state_dict()
         return denoiser.train(
-            self.shop,
+            self.run,
             pictures,
             latents,
             tokenizer,
@@ -125,15 +125,15 @@ class Line:
     def _shipped(self, part: str) -> Any:
         """One network of the shipped folder, frozen, in float32."""
         if "parts" not in self.made:
-            self.made["parts"] = load_parts(self.shipped or WEIGHTS, device=str(self.shop.device))
+            self.made["parts"] = load_parts(self.shipped or WEIGHTS, device=str(self.run.device))
         found: Any = getattr(self.made["parts"], part)
         return cast(Any, found[0]) if isinstance(found, tuple) else found
 
     def _faces(self, name: str, draw: int, shards: int) -> Any:
         from .training import faces
 
-        found = faces.load_faces(self.shop, name, draw, shards)
-        faces.add_decoded(found, self.get("autoencoder"), self.shop, name)
+        found = faces.load_faces(self.run, name, draw, shards)
+        faces.add_decoded(found, self.get("autoencoder"), self.run, name)
         return found
 
     def _strangers(self) -> Any:
@@ -146,32 +146,32 @@ class Line:
         from .training import faces
         from .training.recogniser import train_recogniser
 
-        portraits = faces.load_portraits(self.shop, "recogniser", 71, 5)
+        portraits = faces.load_portraits(self.run, "recogniser", 71, 5)
         return train_recogniser(
-            self.shop, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False,
+            self.run, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False,
             portraits=portraits,
         )  # fmt: skip
 
     def _judge(self) -> Any:
         from .training.recogniser import train_recogniser
 
-        return train_recogniser(self.shop, self.get("jury"), self.get("strangers"), self.minutes["judge"], judge=True)
+        return train_recogniser(self.run, self.get("jury"), self.get("strangers"), self.minutes["judge"], judge=True)
 
     def _detector(self) -> Any:
         from .training.detector import train_detector
 
-        return train_detector(self.shop, self.get("strangers"), self.minutes["detector"])
+        return train_detector(self.run, self.get("strangers"), self.minutes["detector"])
 
     def _attributes(self) -> Any:
         from .training import attributes
 
         return attributes.train(
-            self.shop, self.get("pictures"), self.get("latents"), self.get("autoencoder"), self.minutes["attributes"]
+            self.run, self.get("pictures"), self.get("latents"), self.get("autoencoder"), self.minutes["attributes"]
         )
 
     def assemble(self, out: Path) -> None:
         from .training import assemble as pack
-        from .training import faces, latent_reader, lessons
+        from .training import faces, latent_reader, mapper_dataset
 
         tokenizer, text = self.get("text")
         pack.save_diffusion(out, self.get("autoencoder"), text, self.get("denoiser"), tokenizer)
@@ -180,14 +180,14 @@ class Line:
             pack.save_faces(out / "faces", self.get("recogniser"), self.get("detector"))
             pack.save_scoring(out / "scoring", self.get("judge"), self.get("attributes"))
             draw = latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES
-            heads = torch.load(self.shop.path("text.pt"), map_location="cpu", weights_only=True)["networks"]["reader"]
-            written = lessons.write(self.shop, out / "faces", faces.load_faces(self.shop, "unique", *draw), heads)
+            heads = torch.load(self.run.path("text.pt"), map_location="cpu", weights_only=True)["networks"]["reader"]
+            written = mapper_dataset.write(self.run, out / "faces", faces.load_faces(self.run, "unique", *draw), heads)
             command = f"--model {out} --lessons {written} --out {out / 'mapper.safetensors'}"
-            self.shop.say(f"last: python -m celebctl.method.pretrain {command}")
+            self.run.say(f"last: python -m celebctl.mapper_training.pretraining {command}")
         elif out.resolve() != self.shipped.resolve():
             for kept in ("faces", "scoring", "mapper.safetensors"):
                 pack.copy(self.shipped / kept, out / kept)
-        pack.report_size(self.shop, out)
+        pack.report_size(self.run, out)
 
 
 def main() -> None:
@@ -217,8 +217,8 @@ def main() -> None:
         missing = [name for name in needed if not (args.work / f"{name}.pt").is_file()]
         if args.only == "assemble" and missing:
             parser.error(f"nothing to assemble yet: {', '.join(missing)} not trained in {args.work}")
-    line = Line(
-        Workshop(args.work, torch.device(args.device), compiled=args.compile),
+    line = Pipeline(
+        TrainingContext(args.work, torch.device(args.device), compiled=args.compile),
         minutes,
         args.shards,
         args.batch,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .figure import EXPRESSIONS, WORN
-from .people import strangers, uniform_from_normal
+from .people import sample_people, uniform_from_normal
 from .scenes import ACTS, NUISANCES, PLACES, Rendered, Scenes, render
 
 Floats = NDArray[np.float32]
@@ -21,7 +21,7 @@ PORTRAITS = 5_000_000
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PromptFacts:
     """A scene in words of the world's own vocabularies; what is left out is the ordinary case."""
 
     place: str = "plain"
@@ -32,7 +32,7 @@ class Wanted:
 
 def person(seed: int) -> Floats:
     """``z`` (F,) of the fresh person with this seed: nobody from training, nobody with a name."""
-    return strangers(1, PORTRAITS + seed)[0]
+    return sample_people(1, PORTRAITS + seed)[0]
 
 
 def draw_portrait(seed: int, size: int = 512) -> Image.Image:
@@ -43,12 +43,12 @@ def draw_portrait(seed: int, size: int = 512) -> Image.Image:
 def portrait_of(z: Floats, seed: int, size: int) -> Image.Image:
     """A neutral portrait of a given person ``z`` (F,); the seed decides pose, light and clothes."""
     factors = torch.as_tensor(uniform_from_normal(z))[None, None].expand(1, 2, -1)
-    scenes = staged(factors, two=False, wanted=[Wanted()], seeds=[seed])
+    scenes = staged(factors, two=False, wanted=[PromptFacts()], seeds=[seed])
     drawn = render(scenes, size, crop=(0.0, 0.0, 0.86))
     return Image.fromarray((drawn.image[0].permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8))
 
 
-def staged(factors: torch.Tensor, *, two: bool, wanted: Sequence[Wanted], seeds: Sequence[int]) -> Scenes:
+def staged(factors: torch.Tensor, *, two: bool, wanted: Sequence[PromptFacts], seeds: Sequence[int]) -> Scenes:
     """Scenes around given people: factors (B, 2, F) uniforms, one Wanted and one seed (pose, light, clothes) each."""
     count = len(wanted)
     chance = [torch.rand(NUISANCES, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -69,7 +69,7 @@ def staged(factors: torch.Tensor, *, two: bool, wanted: Sequence[Wanted], seeds:
 
 
 def fresh_renders(
-    z: Floats, *, wanted: Sequence[Wanted], seeds: Sequence[int], partner: Floats | None = None, size: int = 64
+    z: Floats, *, wanted: Sequence[PromptFacts], seeds: Sequence[int], partner: Floats | None = None, size: int = 64
 ) -> Rendered:
     """True pictures of people ``z`` (B, F), with ``partner`` (B, F) on the right if given, at ``size`` px."""
     first = torch.as_tensor(uniform_from_normal(z))

@@ -21,7 +21,7 @@ from .data import FACTS
 from .denoiser import SCHEDULE
 from .networks import AttributeReader, Detector
 from .text import SIZES
-from .workshop import Workshop
+from .trainer import TrainingContext
 
 CARD = {
     "name": "mini",
@@ -32,7 +32,7 @@ CARD = {
     "defaults": {"steps": 20, "guidance": 2.5, "sampler": "ddim"},
     "class_noun": "person",
     # tuned on mini's own scenes (benchmarks/LOG.md); `celebctl basis build --faces` comes near it
-    "framing": {"smallest": 0.52, "largest": 0.60, "middle": 0.485, "sway": 0.025},
+    "framing": {"face_height_min": 0.52, "face_height_max": 0.60, "face_center_y": 0.485, "face_jitter": 0.025},
     "names": "names.txt",
     "mapper": "mapper.safetensors",
     "faces": "faces",
@@ -181,6 +181,6 @@ def copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def report_size(shop: Workshop, folder: Path) -> None:
+def report_size(run: TrainingContext, folder: Path) -> None:
     files = sorted((p.stat().st_size, p) for p in folder.rglob("*") if p.is_file())
-    shop.say(f"{folder}: {sum(s for s, _ in files) / 1e6:.1f} MB in {len(files)} files")
+    run.say(f"{folder}: {sum(s for s, _ in files) / 1e6:.1f} MB in {len(files)} files")

@@ -14,7 +14,7 @@ from .data import FACTS, Pictures
 from .faces import augment
 from .networks import AttributeReader
 from .text import SIZES
-from .workshop import TimeBox, Workshop, batches, run_stage
+from .trainer import TimeBox, TrainingContext, batches, run_stage
 
 
 def attribute_loss(logits: Tensor, facts: Tensor) -> Tensor:
@@ -24,38 +24,38 @@ def attribute_loss(logits: Tensor, facts: Tensor) -> Tensor:
     )
 
 
-def train(shop: Workshop, pictures: Pictures, latents: Tensor, vae: Any, minutes: float) -> AttributeReader:
-    torch.manual_seed(shop.seed + 51)  # pyright: ignore[reportUnknownMemberType]
-    network: AttributeReader = cast(Any, AttributeReader(SIZES).to(shop.device)).to(memory_format=torch.channels_last)
+def train(run: TrainingContext, pictures: Pictures, latents: Tensor, vae: Any, minutes: float) -> AttributeReader:
+    torch.manual_seed(run.seed + 51)  # pyright: ignore[reportUnknownMemberType]
+    network: AttributeReader = cast(Any, AttributeReader(SIZES).to(run.device)).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
-    generator = torch.Generator().manual_seed(shop.seed + 52)
+    generator = torch.Generator().manual_seed(run.seed + 52)
     held = len(pictures) - 1024  # the last pictures are never trained on
     stream = batches(held, 96, generator)
 
     def batch(index: NDArray[np.int64]) -> Tensor:
         image = pictures.images(index)
-        with torch.no_grad(), shop.autocast():
+        with torch.no_grad(), run.autocast():
             third = len(index) // 3
-            image[:third] = vae.decode(latents[index[:third]].float().to(shop.device)).sample.float().clamp(-1, 1).cpu()
+            image[:third] = vae.decode(latents[index[:third]].float().to(run.device)).sample.float().clamp(-1, 1).cpu()
         return image
 
     def step(_: TimeBox) -> dict[str, float]:
         index = next(stream).numpy()
-        image = augment(batch(index), generator).to(shop.device, memory_format=torch.channels_last)
-        with shop.autocast():
+        image = augment(batch(index), generator).to(run.device, memory_format=torch.channels_last)
+        with run.autocast():
             logits = network(image)
-        loss = attribute_loss(logits.float(), torch.as_tensor(pictures.facts[index]).to(shop.device))
+        loss = attribute_loss(logits.float(), torch.as_tensor(pictures.facts[index]).to(run.device))
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return {"loss": loss.item()}
 
-    run_stage(shop, "attributes", {"network": network}, optimiser, minutes, step)
+    run_stage(run, "attributes", {"network": network}, optimiser, minutes, step)
     network.eval()
     with torch.no_grad():
         index = np.arange(held, len(pictures))
-        parts = network(pictures.images(index).to(shop.device)).split(SIZES, 1)
+        parts = network(pictures.images(index).to(run.device)).split(SIZES, 1)
         right = {
             name: float((part.argmax(1).cpu() == torch.as_tensor(pictures.facts[index, i])).float().mean())
             for i, (name, part) in enumerate(zip(FACTS, parts, strict=True))
         }
-    shop.say("attributes on 1,024 held-out scenes: " + "  ".join(f"{k} {v:.3f}" for k, v in right.items()))
+    run.say("attributes on 1,024 held-out scenes: " + "  ".join(f"{k} {v:.3f}" for k, v in right.items()))
     return network

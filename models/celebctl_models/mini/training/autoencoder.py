@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data import Pictures
-from .workshop import Average, TimeBox, Workshop, batches, run_stage
+from .trainer import ExponentialMovingAverage, TimeBox, TrainingContext, batches, run_stage
 
 CHANNELS = (32, 64, 96)  # 1.70 M parameters; narrower ones are no faster on a CPU with bf16 tiles
 
@@ -68,15 +68,15 @@ def random_crop(image: Tensor, weight: Tensor, side: int, generator: torch.Gener
     return image[window], weight[window]
 
 
-def train(shop: Workshop, pictures: Pictures, minutes: float) -> Any:
+def train(run: TrainingContext, pictures: Pictures, minutes: float) -> Any:
     """Crops for the first 60 % of the time, full frames after; KL weight 1e-6 (2e-5 killed a latent channel)."""
-    torch.manual_seed(shop.seed + 8)  # pyright: ignore[reportUnknownMemberType]
-    vae = build().to(shop.device).to(memory_format=torch.channels_last)
+    torch.manual_seed(run.seed + 8)  # pyright: ignore[reportUnknownMemberType]
+    vae = build().to(run.device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(shop.seed + 1)
+    generator = torch.Generator().manual_seed(run.seed + 1)
     stream = batches(len(pictures), 32, generator)
-    average = Average(0.998)
-    shop.compile(vae.encoder, vae.decoder)
+    average = ExponentialMovingAverage(0.998)
+    run.compile(vae.encoder, vae.decoder)
 
     def step(box: TimeBox) -> dict[str, float]:
         index = next(stream).numpy()
@@ -84,8 +84,8 @@ def train(shop: Workshop, pictures: Pictures, minutes: float) -> Any:
         weight = face_weights(pictures.boxes[index], 64) * tone_weights(image)
         if box.share < 0.6:
             image, weight = random_crop(image, weight, 32, generator)
-        image, weight = image.to(shop.device, memory_format=torch.channels_last), weight.to(shop.device)
-        with shop.autocast():
+        image, weight = image.to(run.device, memory_format=torch.channels_last), weight.to(run.device)
+        with run.autocast():
             posterior = vae.encode(image).latent_dist
             made = vae.decode(posterior.sample()).sample
         loss = reconstruction_loss(made.float(), image, weight) + 1e-6 * posterior.kl().mean()
@@ -93,6 +93,6 @@ def train(shop: Workshop, pictures: Pictures, minutes: float) -> Any:
         mse = F.mse_loss(made.float(), image).item()
         return {"loss": loss.item(), "psnr": 10 * np.log10(4.0 / mse), "latent_sd": posterior.mean.float().std().item()}
 
-    run_stage(shop, "autoencoder", {"vae": vae}, optimiser, minutes, step, averages={"vae": average})
+    run_stage(run, "autoencoder", {"vae": vae}, optimiser, minutes, step, averages={"vae": average})
     average.copy_to(vae)
     return vae.eval()

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from celebctl_models.mini.captions import ANYONE, caption
 from celebctl_models.mini.names import NameBook, name_book
-from celebctl_models.mini.people import strangers, uniform_from_normal
+from celebctl_models.mini.people import sample_people, uniform_from_normal
 from celebctl_models.mini.scenes import Scenes, random_scenes, render
 
-from .workshop import Workshop
+from .trainer import TrainingContext
 
 SHARD = 4096
 KINDS = ("celebrity", "ordinary", "anyone")
@@ -51,7 +51,7 @@ def draw_people(book: NameBook, count: int, rng: np.random.Generator) -> People:
     )
     pair = np.where((kind == 0)[..., None], book.pairs[famous], mixed)
     ordinary = book.ordinary(pair.reshape(-1, 2)).reshape(count, 2, -1)
-    unnamed = strangers(2 * count, int(rng.integers(2**62))).reshape(count, 2, -1)
+    unnamed = sample_people(2 * count, int(rng.integers(2**62))).reshape(count, 2, -1)
     z = np.where(
         (kind == 0)[..., None], book.celebrities()[famous], np.where((kind == 1)[..., None], ordinary, unnamed)
     )
@@ -103,14 +103,14 @@ class Pictures:
         return torch.as_tensor(np.stack(rows)).float().div_(127.5).sub_(1.0)
 
 
-def load_pictures(shop: Workshop, shards: int, size: int) -> Pictures:
+def load_pictures(run: TrainingContext, shards: int, size: int) -> Pictures:
     """Make what is missing (two processes) and open everything memory-mapped."""
-    folder = shop.path("pictures")
+    folder = run.path("pictures")
     folder.mkdir(exist_ok=True)
     paths = [folder / f"shard{size}-{i:03d}" for i in range(shards)]
     missing = [(p, i) for i, p in enumerate(paths) if not p.with_suffix(".npz").exists()]
     if missing:
-        shop.say(f"drawing {len(missing) * SHARD} scenes at {size} px")
+        run.say(f"drawing {len(missing) * SHARD} scenes at {size} px")
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             list(pool.map(make_shard, [p for p, _ in missing], [i for _, i in missing], [size] * len(missing)))
     known = [np.load(p.with_suffix(".npz")) for p in paths]

@@ -17,7 +17,7 @@ from .data import Pictures, captions_for
 from .latent_reader import closeness
 from .networks import LatentReader
 from .text import LENGTH, WIDTH
-from .workshop import Average, TimeBox, Workshop, batches, run_stage
+from .trainer import ExponentialMovingAverage, TimeBox, TrainingContext, batches, run_stage
 
 WORKERS = 8  # processes that write captions for a GPU
 CHANNELS = (96, 192)
@@ -56,14 +56,14 @@ def build() -> Any:
 
 
 @torch.no_grad()
-def standardise_latents(vae: Any, pictures: Pictures, shop: Workshop) -> None:
+def standardise_latents(vae: Any, pictures: Pictures, run: TrainingContext) -> None:
     """Fold zero mean and unit variance per channel into the convolutions beside the latent, so scaling_factor is 1.
 
     Both convolutions are 1 x 1.
     """
     index = np.arange(0, len(pictures), max(1, len(pictures) // 1024))[:1024]
     means = torch.cat(
-        [vae.encode(pictures.images(part).to(shop.device)).latent_dist.mean for part in np.array_split(index, 16)]
+        [vae.encode(pictures.images(part).to(run.device)).latent_dist.mean for part in np.array_split(index, 16)]
     )
     mu, sd = means.mean((0, 2, 3)), means.std((0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -73,23 +73,23 @@ def standardise_latents(vae: Any, pictures: Pictures, shop: Workshop) -> None:
     post.bias += (post.weight * mu.view(1, -1, 1, 1)).sum((1, 2, 3))
     post.weight *= sd.view(1, -1, 1, 1)
     vae.register_to_config(scaling_factor=1.0)
-    shop.say(f"latents standardised: mean {mu.tolist()}, sd {sd.tolist()}")  # pyright: ignore[reportUnknownMemberType]
+    run.say(f"latents standardised: mean {mu.tolist()}, sd {sd.tolist()}")  # pyright: ignore[reportUnknownMemberType]
 
 
 @torch.no_grad()
-def encode_pictures(vae: Any, pictures: Pictures, shop: Workshop) -> Tensor:
+def encode_pictures(vae: Any, pictures: Pictures, run: TrainingContext) -> Tensor:
     """Latent means of all pictures, (N, 4, 16, 16) float16, cached on disk."""
-    path = shop.path("latents.pt")
+    path = run.path("latents.pt")
     if path.exists():
         return torch.load(path, weights_only=True)
     latents = torch.empty(len(pictures), 4, 16, 16, dtype=torch.float16)
     for start in range(0, len(pictures), 64):
         index = np.arange(start, min(start + 64, len(pictures)))
-        image = pictures.images(index).to(shop.device, memory_format=torch.channels_last)
-        with shop.autocast():
+        image = pictures.images(index).to(run.device, memory_format=torch.channels_last)
+        with run.autocast():
             latents[start : start + 64] = vae.encode(image).latent_dist.mean.to("cpu", torch.float16)
         if start % 8192 == 0:
-            shop.say(f"encoding {start}/{len(pictures)}")
+            run.say(f"encoding {start}/{len(pictures)}")
     torch.save(latents, path)
     return latents
 
@@ -110,7 +110,7 @@ def face_emphasis(boxes: NDArray[np.float32]) -> Tensor:
     return weight / weight.mean((1, 2, 3), keepdim=True)
 
 
-class Told(IterableDataset[Any]):
+class CaptionedLatents(IterableDataset[Any]):
     """Endless batches of scenes with fresh captions: (index (B,), ids (B, 77), whether anything is said (B,), loss
     weights (B, 1, 16, 16)). Every worker shuffles on its own."""
 
@@ -130,7 +130,7 @@ class Told(IterableDataset[Any]):
 
 
 def train(
-    shop: Workshop,
+    run: TrainingContext,
     pictures: Pictures,
     latents: Tensor,
     tokenizer: Any,
@@ -148,34 +148,34 @@ def train(
     ``detail`` weighs what ``reader`` sees in the predicted clean latent against what it sees in the true one (a
     perceptual loss in latent space), faded by the share of signal: a prediction from pure noise has no details.
     """
-    torch.manual_seed(shop.seed + 5)  # pyright: ignore[reportUnknownMemberType]
-    unet = build().to(shop.device).to(memory_format=torch.channels_last)
+    torch.manual_seed(run.seed + 5)  # pyright: ignore[reportUnknownMemberType]
+    unet = build().to(run.device).to(memory_format=torch.channels_last)
     if start is not None:
         unet.load_state_dict(start)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    abar, workers = alphas_cumprod().to(shop.device), WORKERS if shop.device.type == "cuda" else 0
-    stream = iter(DataLoader(Told(pictures, tokenizer, batch, shop.seed + 6), batch_size=None, num_workers=workers))
+    abar, workers = alphas_cumprod().to(run.device), WORKERS if run.device.type == "cuda" else 0
+    stream = iter(DataLoader(CaptionedLatents(pictures, tokenizer, batch, run.seed + 6), batch_size=None, num_workers=workers))
 
     def step(box: TimeBox) -> dict[str, float]:
         index, ids, told, emphasis = next(stream)
-        x0 = latents[index].float().to(shop.device)
-        t = ((torch.arange(batch) + torch.rand(batch)) * (1000 / batch)).long().to(shop.device)
+        x0 = latents[index].float().to(run.device)
+        t = ((torch.arange(batch) + torch.rand(batch)) * (1000 / batch)).long().to(run.device)
         noise = torch.randn_like(x0)
         a = abar[t].view(-1, 1, 1, 1)
         noisy, target = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
-        with shop.autocast():
+        with run.autocast():
             with torch.no_grad():
-                context = text(input_ids=ids.to(shop.device)).last_hidden_state
+                context = text(input_ids=ids.to(run.device)).last_hidden_state
             v = unet(noisy.contiguous(memory_format=torch.channels_last), t, context).sample
             clean = (a.sqrt() * noisy - (1 - a).sqrt() * v.float()).contiguous(memory_format=torch.channels_last)
-            apart = closeness(reader, clean, x0) * abar[t] * told.to(shop.device)
+            apart = closeness(reader, clean, x0) * abar[t] * told.to(run.device)
         error = (v.float() - target) ** 2
-        loss = (error * emphasis.to(shop.device)).mean()
+        loss = (error * emphasis.to(run.device)).mean()
         (loss + detail * apart.mean()).backward()
         return {"loss": loss.item(), "v_mse": error.mean().item(), "apart": apart.mean().item()}
 
-    average = Average(0.9985)
-    shop.compile(unet)
-    run_stage(shop, "denoiser", {"unet": unet}, optimiser, minutes, step, averages={"unet": average})
+    average = ExponentialMovingAverage(0.9985)
+    run.compile(unet)
+    run_stage(run, "denoiser", {"unet": unet}, optimiser, minutes, step, averages={"unet": average})
     average.copy_to(unet)
     return unet.eval()

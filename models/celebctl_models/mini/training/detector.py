@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .faces import Faces, augment
 from .networks import Detector
-from .workshop import TimeBox, Workshop, batches, run_stage
+from .trainer import TimeBox, TrainingContext, batches, run_stage
 
 
 def detector_batch(
@@ -82,21 +82,21 @@ def detector_loss(maps: list[Tensor], boxes: Tensor, points: Tensor, present: Te
     return total, hits / 3
 
 
-def train_detector(shop: Workshop, faces: Faces, minutes: float) -> Detector:
-    torch.manual_seed(shop.seed + 41)  # pyright: ignore[reportUnknownMemberType]
-    network: Detector = cast(Any, Detector().to(shop.device)).to(memory_format=torch.channels_last)
+def train_detector(run: TrainingContext, faces: Faces, minutes: float) -> Detector:
+    torch.manual_seed(run.seed + 41)  # pyright: ignore[reportUnknownMemberType]
+    network: Detector = cast(Any, Detector().to(run.device)).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
-    generator = torch.Generator().manual_seed(shop.seed + 42)
+    generator = torch.Generator().manual_seed(run.seed + 42)
     stream = batches(len(faces.images), 48, generator)
 
     def step(_: TimeBox) -> dict[str, float]:
         picture, boxes, points, present = detector_batch(faces, next(stream).numpy(), 128, generator)
-        picture = augment(picture, generator).to(shop.device, memory_format=torch.channels_last) * (127.5 / 128)
-        with shop.autocast():
+        picture = augment(picture, generator).to(run.device, memory_format=torch.channels_last) * (127.5 / 128)
+        with run.autocast():
             maps = network.maps(picture)
-        loss, sure = detector_loss(maps, boxes.to(shop.device), points.to(shop.device), present.to(shop.device))
+        loss, sure = detector_loss(maps, boxes.to(run.device), points.to(run.device), present.to(run.device))
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return {"loss": loss.item(), "confidence": sure}
 
-    run_stage(shop, "detector", {"network": network}, optimiser, minutes, step)
+    run_stage(run, "detector", {"network": network}, optimiser, minutes, step)
     return network.eval()

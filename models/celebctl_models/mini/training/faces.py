@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from celebctl_models.mini.people import strangers, uniform_from_normal
+from celebctl_models.mini.people import sample_people, uniform_from_normal
 from celebctl_models.mini.scenes import random_scenes, render
 
 from .data import facts_of
-from .workshop import Workshop
+from .trainer import TrainingContext
 
 IDENTITIES, FACE_SHARD = 3600, 3000
 TWO = 0.55  # share of scenes with two people
@@ -39,7 +39,7 @@ def make_face_shard(path: Path, seed: int, draw: int, identities: int) -> None:
         return
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
-    z = strangers(identities, draw)
+    z = sample_people(identities, draw)
     who = torch.randint(0, identities, (FACE_SHARD, 2), generator=generator)
     factors = torch.as_tensor(uniform_from_normal(z))[who]
     scenes = random_scenes(factors, torch.rand(FACE_SHARD, generator=generator) < TWO, generator)
@@ -83,20 +83,20 @@ class Faces:
         )
 
 
-def load_faces(shop: Workshop, name: str, draw: int, shards: int, identities: int = IDENTITIES) -> Faces:
-    folder = shop.path(f"faces-{name}")
+def load_faces(run: TrainingContext, name: str, draw: int, shards: int, identities: int = IDENTITIES) -> Faces:
+    folder = run.path(f"faces-{name}")
     folder.mkdir(exist_ok=True)
     paths = [folder / f"shard-{i:02d}" for i in range(shards)]
     missing = [(p, 1000 * draw + i) for i, p in enumerate(paths) if not p.with_suffix(".npz").exists()]
     if missing:
-        shop.say(f"drawing {len(missing) * FACE_SHARD} scenes of strangers ({name})")
+        run.say(f"drawing {len(missing) * FACE_SHARD} scenes of strangers ({name})")
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             each = ([draw] * len(missing), [identities] * len(missing))
             list(pool.map(make_face_shard, [p for p, _ in missing], [s for _, s in missing], *each))
     known = [np.load(p.with_suffix(".npz")) for p in paths]
     joined = {key: np.concatenate([k[key] for k in known]) for key in ("who", "two", "points", "boxes", "facts")}
     return Faces(
-        images=np.concatenate([np.load(p.with_suffix(".npy")) for p in paths]), z=strangers(identities, draw), **joined
+        images=np.concatenate([np.load(p.with_suffix(".npy")) for p in paths]), z=sample_people(identities, draw), **joined
     )
 
 
@@ -107,7 +107,7 @@ def make_portrait_shard(path: Path, seed: int, draw: int) -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     who = torch.randint(0, IDENTITIES, (PORTRAIT_SHARD,), generator=generator)
-    factors = torch.as_tensor(uniform_from_normal(strangers(IDENTITIES, draw)))[who][:, None].expand(-1, 2, -1)
+    factors = torch.as_tensor(uniform_from_normal(sample_people(IDENTITIES, draw)))[who][:, None].expand(-1, 2, -1)
     scenes = random_scenes(factors, torch.zeros(PORTRAIT_SHARD, dtype=torch.bool), generator)
     images = np.empty((PORTRAIT_SHARD, 3, PORTRAIT_SIZE, PORTRAIT_SIZE), np.uint8)
     points = np.empty((PORTRAIT_SHARD, 5, 2), np.float32)
@@ -130,11 +130,11 @@ class Portraits:
     points: NDArray[np.float32]
 
 
-def load_portraits(shop: Workshop, name: str, draw: int, shards: int) -> Portraits:
-    folder = shop.path(f"portraits-{name}")
+def load_portraits(run: TrainingContext, name: str, draw: int, shards: int) -> Portraits:
+    folder = run.path(f"portraits-{name}")
     folder.mkdir(exist_ok=True)
     paths = [folder / f"shard-{i:02d}" for i in range(shards)]
-    shop.say(f"portraits of strangers ({name})")
+    run.say(f"portraits of strangers ({name})")
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         seeds = [2000 * draw + i for i in range(shards)]
         list(pool.map(make_portrait_shard, paths, seeds, [draw] * shards))
@@ -147,15 +147,15 @@ def load_portraits(shop: Workshop, name: str, draw: int, shards: int) -> Portrai
 
 
 @torch.no_grad()
-def add_decoded(faces: Faces, vae: Any, shop: Workshop, name: str) -> None:
+def add_decoded(faces: Faces, vae: Any, run: TrainingContext, name: str) -> None:
     """Replace every third picture by its trip through the autoencoder (cached)."""
-    path = shop.path(f"faces-{name}-decoded.npy")
+    path = run.path(f"faces-{name}-decoded.npy")
     chosen = np.arange(0, len(faces.images), 3)
     if not path.exists():
         made = np.empty((len(chosen), 3, 64, 64), np.uint8)
         for start in range(0, len(chosen), 32):
-            image = torch.as_tensor(faces.images[chosen[start : start + 32]]).float().div(127.5).sub(1).to(shop.device)
-            with shop.autocast():
+            image = torch.as_tensor(faces.images[chosen[start : start + 32]]).float().div(127.5).sub(1).to(run.device)
+            with run.autocast():
                 decoded = vae.decode(
                     vae.encode(image.contiguous(memory_format=torch.channels_last)).latent_dist.mean
                 ).sample

@@ -17,22 +17,22 @@ from .attributes import attribute_loss
 from .faces import Faces
 from .networks import LatentReader
 from .text import SIZES, appearance
-from .workshop import TimeBox, Workshop, batches, run_stage
+from .trainer import TimeBox, TrainingContext, batches, run_stage
 
 #: Population of its own, large enough that hardly anyone is seen twice.
 DRAW, IDENTITIES, SHARDS = 73, 200_000, 14
 
 
 @torch.no_grad()
-def encode_faces(vae: Any, faces: Faces, shop: Workshop) -> Tensor:
+def encode_faces(vae: Any, faces: Faces, run: TrainingContext) -> Tensor:
     """Latent means (N, 4, 16, 16) float16 of the strangers' scenes, cached on disk."""
-    path = shop.path("latents-strangers.pt")
+    path = run.path("latents-strangers.pt")
     if path.exists():
         return torch.load(path, weights_only=True)
     made: list[Tensor] = []
     for start in range(0, len(faces.images), 64):
-        image = torch.as_tensor(faces.images[start : start + 64]).float().div(127.5).sub(1.0).to(shop.device)
-        with shop.autocast():
+        image = torch.as_tensor(faces.images[start : start + 64]).float().div(127.5).sub(1.0).to(run.device)
+        with run.autocast():
             mean = vae.encode(image.contiguous(memory_format=torch.channels_last)).latent_dist.mean
         made.append(mean.to("cpu", torch.float16))
     latents = torch.cat(made)
@@ -47,15 +47,15 @@ def disturb(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.lerp(x, soft, 0.7 * uniform[0] ** 2) + 0.4 * uniform[1] ** 2 * torch.randn_like(x)
 
 
-def train(shop: Workshop, faces: Faces, latents: Tensor, minutes: float, batch: int = 128) -> LatentReader:
+def train(run: TrainingContext, faces: Faces, latents: Tensor, minutes: float, batch: int = 128) -> LatentReader:
     looks = appearance(faces.z)
     mean, sd = looks.mean(0), looks.std(0)
-    torch.manual_seed(shop.seed + 61)  # pyright: ignore[reportUnknownMemberType]
-    network: LatentReader = cast(Any, LatentReader(looks.shape[1], SIZES).to(shop.device)).to(
+    torch.manual_seed(run.seed + 61)  # pyright: ignore[reportUnknownMemberType]
+    network: LatentReader = cast(Any, LatentReader(looks.shape[1], SIZES).to(run.device)).to(
         memory_format=torch.channels_last
     )
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.03)
-    generator = torch.Generator().manual_seed(shop.seed + 62)
+    generator = torch.Generator().manual_seed(run.seed + 62)
     held = len(latents) - 1024
     stream = batches(held, batch, generator)
 
@@ -63,25 +63,25 @@ def train(shop: Workshop, faces: Faces, latents: Tensor, minutes: float, batch: 
         """(squared error per standardised look of those who are there, cross-entropy of the facts)"""
         _, _, person, scene = network(x.contiguous(memory_format=torch.channels_last))
         who = torch.as_tensor(faces.who[index.numpy()])
-        wanted = ((looks[who] - mean) / sd).to(shop.device)
+        wanted = ((looks[who] - mean) / sd).to(run.device)
         there = torch.stack([torch.ones(len(index)), torch.as_tensor(faces.two[index.numpy()]).float()], 1).bool()
-        facts = torch.as_tensor(faces.facts[index.numpy()]).to(shop.device)
-        return ((person.float() - wanted) ** 2)[there.to(shop.device)].mean(0), attribute_loss(scene.float(), facts)
+        facts = torch.as_tensor(faces.facts[index.numpy()]).to(run.device)
+        return ((person.float() - wanted) ** 2)[there.to(run.device)].mean(0), attribute_loss(scene.float(), facts)
 
     def step(_: TimeBox) -> dict[str, float]:
         index = next(stream)
-        with shop.autocast():
-            person, scene = error(index, disturb(latents[index].float().to(shop.device), generator))
+        with run.autocast():
+            person, scene = error(index, disturb(latents[index].float().to(run.device), generator))
         loss = person.mean() + 0.1 * scene
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return {"looks": person.mean().item(), "facts": scene.item()}
 
-    run_stage(shop, "latent_reader", {"network": network}, optimiser, minutes, step)
+    run_stage(run, "latent_reader", {"network": network}, optimiser, minutes, step)
     network.eval().requires_grad_(False)
     with torch.no_grad():
         index = torch.arange(held, len(latents))
-        person, scene = error(index, latents[index].float().to(shop.device))
-    shop.say(f"latent reader, held out: variance of looks unread {person.mean():.3f}, facts {scene:.3f}")
+        person, scene = error(index, latents[index].float().to(run.device))
+    run.say(f"latent reader, held out: variance of looks unread {person.mean():.3f}, facts {scene:.3f}")
     return network
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from .faces import Faces, Portraits, augment, crop_112
 from .networks import Judge, Recogniser
 from .text import appearance
-from .workshop import TimeBox, Workshop, batches, run_stage
+from .trainer import TimeBox, TrainingContext, batches, run_stage
 
 
-class Margin(nn.Module):
+class ArcFaceMargin(nn.Module):
     """ArcFace (Deng et al. 2019): cos(theta + m) for the true class, scale s.
 
     ``additive`` makes it CosFace (cos - m).
@@ -48,7 +48,7 @@ class Margin(nn.Module):
 
 
 @torch.no_grad()
-def verification(network: nn.Module, faces: Faces, shop: Workshop) -> str:
+def verification(network: nn.Module, faces: Faces, run: TrainingContext) -> str:
     """Same-person and other-person cosines and TAR at FAR 1e-3 on 1,500 faces (figures for the model card)."""
     network.eval()
     slots = faces.slots()[np.random.Generator(np.random.PCG64(1)).permutation(len(faces.slots()))[:1500]]
@@ -57,7 +57,7 @@ def verification(network: nn.Module, faces: Faces, shop: Workshop) -> str:
     points = torch.as_tensor(faces.points[slots[:, 0], slots[:, 1]])
     feature = torch.cat(
         [
-            F.normalize(network(crop_112(i, p).to(shop.device)).float(), dim=1).cpu()
+            F.normalize(network(crop_112(i, p).to(run.device)).float(), dim=1).cpu()
             for i, p in zip(torch.split(image, 100), torch.split(points, 100), strict=True)
         ]
     )
@@ -76,21 +76,21 @@ def verification(network: nn.Module, faces: Faces, shop: Workshop) -> str:
 
 
 def train_recogniser(
-    shop: Workshop, faces: Faces, held_out: Faces, minutes: float, *, judge: bool, portraits: Portraits | None = None
+    run: TrainingContext, faces: Faces, held_out: Faces, minutes: float, *, judge: bool, portraits: Portraits | None = None
 ) -> nn.Module:
     """The recogniser (ArcFace) or the judge (CosFace).
 
     With ``portraits`` a quarter of every batch is sharp: the recogniser is shown photographs, the judge never is.
     """
     name = "judge" if judge else "recogniser"
-    torch.manual_seed(shop.seed + (31 if judge else 21))  # pyright: ignore[reportUnknownMemberType]
+    torch.manual_seed(run.seed + (31 if judge else 21))  # pyright: ignore[reportUnknownMemberType]
     fresh = Judge() if judge else Recogniser()
-    network: nn.Module = cast(Any, fresh.to(shop.device)).to(memory_format=torch.channels_last)
-    margin = Margin(faces.z, 256 if judge else 512, additive=judge, seed=shop.seed + (32 if judge else 22)).to(
-        shop.device
+    network: nn.Module = cast(Any, fresh.to(run.device)).to(memory_format=torch.channels_last)
+    margin = ArcFaceMargin(faces.z, 256 if judge else 512, additive=judge, seed=run.seed + (32 if judge else 22)).to(
+        run.device
     )
     optimiser = torch.optim.AdamW([*network.parameters(), *margin.parameters()], lr=2e-3, weight_decay=0.02)
-    generator = torch.Generator().manual_seed(shop.seed + (33 if judge else 23))
+    generator = torch.Generator().manual_seed(run.seed + (33 if judge else 23))
     slots = faces.slots()
     stream = batches(len(slots), 128 if portraits is None else 96, generator)
     sharp = None if portraits is None else batches(len(portraits.who), 32, generator)
@@ -111,13 +111,13 @@ def train_recogniser(
             chosen = next(sharp).numpy()
             crop = torch.cat([crop, crops(portraits.images[chosen], portraits.points[chosen], 112)])
             who = torch.cat([who, torch.as_tensor(portraits.who[chosen])])
-        with shop.autocast():
-            feature = network(crop.to(shop.device, memory_format=torch.channels_last))
+        with run.autocast():
+            feature = network(crop.to(run.device, memory_format=torch.channels_last))
         # the readable looks stay in the loss: a feature is not only for telling apart, the mapper draws from it
-        loss = margin(feature, who.to(shop.device), 0.35 * min(1.0, box.share * 4), max(0.6, 4.0 - 6.0 * box.share))
+        loss = margin(feature, who.to(run.device), 0.35 * min(1.0, box.share * 4), max(0.6, 4.0 - 6.0 * box.share))
         loss.backward()
         return {"loss": loss.item()}
 
-    run_stage(shop, name, {"network": network, "margin": margin}, optimiser, minutes, step)
-    shop.say(f"{name}: {verification(network, held_out, shop)}")
+    run_stage(run, name, {"network": network, "margin": margin}, optimiser, minutes, step)
+    run.say(f"{name}: {verification(network, held_out, run)}")
     return network.eval()

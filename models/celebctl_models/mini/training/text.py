@@ -22,10 +22,10 @@ from celebctl_models.mini.figure import EXPRESSIONS, HAIR, SKIN, STYLE_SHARES, W
 from celebctl_models.mini.names import NameBook, name_book
 from celebctl_models.mini.people import FACTORS, uniform_from_normal
 from celebctl_models.mini.scenes import ACTS, PLACES, STYLES, random_scenes
-from celebctl_models.mini.words import COMMON, build_tokenizer
+from celebctl_models.mini.tokenizer import COMMON, build_tokenizer
 
 from .data import FACTS, draw_people
-from .workshop import TimeBox, Workshop, run_stage
+from .trainer import TimeBox, TrainingContext, run_stage
 
 WIDTH, LAYERS, HEADS, INNER, LENGTH = 576, 2, 9, 864, 77
 SIZES = (2, len(PLACES), len(ACTS), len(EXPRESSIONS), len(WORN), len(STYLES))
@@ -146,14 +146,14 @@ def text_loss(model: Any, reader: Reader, batch: dict[str, Tensor], end: int) ->
     return loss, {"person": person.item(), "role": role.item(), "eos": everyone.item(), "scene": float(scene)}
 
 
-def train(shop: Workshop, minutes: float) -> tuple[Any, Any]:
+def train(run: TrainingContext, minutes: float) -> tuple[Any, Any]:
     """Returns (tokenizer, frozen text model)."""
     book = name_book()
-    tokenizer = make_tokenizer(shop.path("tokenizer"), book)
-    torch.manual_seed(shop.seed + 2)  # pyright: ignore[reportUnknownMemberType]
+    tokenizer = make_tokenizer(run.path("tokenizer"), book)
+    torch.manual_seed(run.seed + 2)  # pyright: ignore[reportUnknownMemberType]
     model, reader = (
-        build(len(tokenizer)).to(shop.device),
-        Reader(appearance(np.zeros((1, len(FACTORS)), np.float32)).shape[1]).to(shop.device),
+        build(len(tokenizer)).to(run.device),
+        Reader(appearance(np.zeros((1, len(FACTORS)), np.float32)).shape[1]).to(run.device),
     )
     optimiser = torch.optim.AdamW(
         [
@@ -162,14 +162,14 @@ def train(shop: Workshop, minutes: float) -> tuple[Any, Any]:
         ],
         betas=(0.9, 0.98),
     )
-    rng, generator = np.random.Generator(np.random.PCG64(shop.seed + 3)), torch.Generator().manual_seed(shop.seed + 4)
+    rng, generator = np.random.Generator(np.random.PCG64(run.seed + 3)), torch.Generator().manual_seed(run.seed + 4)
 
     def step(box: TimeBox) -> dict[str, float]:
-        batch = {k: v.to(shop.device) for k, v in text_batch(book, tokenizer, 192, rng, generator).items()}
-        with shop.autocast():
+        batch = {k: v.to(run.device) for k, v in text_batch(book, tokenizer, 192, rng, generator).items()}
+        with run.autocast():
             loss, figures = text_loss(model, reader, batch, len(tokenizer) - 1)
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return figures
 
-    run_stage(shop, "text", {"text": model, "reader": reader}, optimiser, minutes, step)
+    run_stage(run, "text", {"text": model, "reader": reader}, optimiser, minutes, step)
     return tokenizer, model.eval().requires_grad_(False)

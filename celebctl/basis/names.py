@@ -1,0 +1,242 @@
+"""Which celebrity names make the basis: two words the model knows, one token each (paper, section 3.2).
+
+The release kept the first two *tokens* of every name, so that fragments of surnames and repeated tokens entered its
+basis; ``distinct`` drops those and says what it dropped. Names come from a file: one chosen for the model, else the
+one that the model brings, else our own list of well-known people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from celebctl_models.names import WELL_KNOWN
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
+from celebctl_runtime.files import atomic_write, translate_os_errors
+
+SAME_TOKENS = "the same tokens as another name"
+OTHER_TOKENIZER = "dropped for the other text encoder"
+_FORMAT = 'give a text file (UTF-8) with one "first last" per line'
+
+
+@dataclass(frozen=True)
+class TokenPairs:
+    """What one tokenizer makes of a list of names.
+
+    names: (n,) those kept, lower case, sorted; pairs: (n, 2) token ids of first and last name; dropped: name -> why.
+    first_only: names of a single token and their id. The release takes them for its first names and has no last name
+    for them; they are dropped otherwise.
+    """
+
+    names: tuple[str, ...]
+    pairs: tuple[tuple[int, int], ...]
+    dropped: dict[str, str]
+    first_only: tuple[tuple[str, int], ...] = ()
+
+    def column(self, position: int) -> tuple[int, ...]:
+        """Every token id of one position, repeats included: 0 for first names, 1 for last names."""
+        alone = tuple(token for _, token in self.first_only) if position == 0 else ()
+        return tuple(pair[position] for pair in self.pairs) + alone
+
+
+def token_pairs(tokenizer: Any, names: Sequence[str], *, release: bool = False) -> TokenPairs:
+    """Tokenise names for the basis.
+
+    Args:
+        tokenizer: the checkpoint's CLIPTokenizer.
+        names: "first last", any case; empty lines and repeats are ignored.
+        release: take the first two tokens of whatever the name splits into, as the published code does.
+    """
+    unique = _unique(names)
+    encoded: list[list[int]] = tokenizer(unique, add_special_tokens=False).input_ids if unique else []
+    special = frozenset(getattr(tokenizer, "all_special_ids", ()))
+    kept: dict[str, tuple[int, int]] = {}
+    dropped: dict[str, str] = {}
+    first_only: list[tuple[str, int]] = []
+    seen: set[tuple[int, int]] = set()
+    for name, ids in zip(unique, encoded, strict=True):
+        pair = (ids[0], ids[1]) if len(ids) > 1 else (-1, -1)
+        reason = _reason(name, ids, special, release)
+        if not reason and not release and pair in seen:
+            reason = SAME_TOKENS
+        if reason:
+            dropped[name] = reason
+        elif len(ids) == 1:
+            first_only.append((name, ids[0]))
+        else:
+            kept[name] = pair
+            seen.add(pair)
+    return TokenPairs(tuple(kept), tuple(kept.values()), dropped, tuple(first_only))
+
+
+def shared_pairs(tokenizers: Sequence[Any], names: Sequence[str], *, release: bool = False) -> tuple[TokenPairs, ...]:
+    """``token_pairs`` for a model with several text encoders: of every tokenizer, the names that all of them keep."""
+    found = [token_pairs(tokenizer, names, release=release) for tokenizer in tokenizers]
+    common = set(found[0].names).intersection(*(one.names for one in found))
+    alone = set(dict(found[0].first_only)).intersection(*(dict(one.first_only) for one in found))
+    return tuple(_only(one, common, alone) for one in found)
+
+
+@dataclass(frozen=True)
+class NameReport:
+    """What became of every name of a list, for one tokenizer. read = used + first_only + repeated + all dropped.
+
+    read: names in the list. used: those with a first and a last token. first_only: see ``TokenPairs``. repeated: names
+    that stand in the list more than once. dropped: reason -> names, the most frequent reason first.
+    """
+
+    read: int
+    used: int
+    first_only: int
+    repeated: int
+    dropped: dict[str, tuple[str, ...]]
+
+    def counts(self) -> dict[str, int]:
+        """Reason -> how many names were left out for it; repeats are a reason too."""
+        counts = {reason: len(names) for reason, names in self.dropped.items()}
+        return {**({"stands in the list twice": self.repeated} if self.repeated else {}), **counts}
+
+    def without(self, reasons: dict[str, str]) -> NameReport:
+        """The report after a further filter: ``reasons`` tells for each used name that goes why it goes."""
+        return replace(self, used=self.used - len(reasons), dropped={**self.dropped, **_by_reason(reasons)})
+
+
+def name_report(names: Sequence[str], pairs: TokenPairs) -> NameReport:
+    """Account for the ``names`` that were given to ``token_pairs``."""
+    read = sum(bool(name.strip()) for name in names)
+    return NameReport(
+        read, len(pairs.names), len(pairs.first_only), read - len(_unique(names)), _by_reason(pairs.dropped)
+    )
+
+
+def read_name_list(path: Path) -> list[str]:
+    """The names in a text file: one a line, UTF-8 with or without a mark at its start, ``#`` begins a remark line.
+
+    Raises NotFoundError without the file, InvalidInputError when it cannot be read or holds no name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no list of names at {path}", _FORMAT) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"the list of names {path} cannot be read: {error}", _FORMAT) from error
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise InvalidInputError(f"the list of names {path} holds no name", _FORMAT)
+    return names
+
+
+def names_file(parts: Any, chosen: Path | None = None) -> Path:
+    """Where a loaded model's names are: ``chosen``, else its own list, else our well-known people.
+
+    Raises IntegrityError when the model says that it brings a list and does not.
+    """
+    if chosen is not None:
+        return chosen
+    own: Path | None = parts.card.names_file
+    if own is not None and not own.is_file():
+        raise IntegrityError(f"the model {parts.name} lacks its list of names, {own.name}", "fetch the model again")
+    return own or WELL_KNOWN
+
+
+def read_names(parts: Any, chosen: Path | None = None) -> list[str]:
+    """The names for a loaded model, see ``names_file`` and ``read_name_list``."""
+    return read_name_list(names_file(parts, chosen))
+
+
+def with_names(parts: Any, chosen: Path | None = None) -> Any:
+    """The same model with its names settled, so that basis and celebrities' faces are made from one list.
+
+    A mapper that came with the model was fitted on the basis of its own names and is left out with others.
+    """
+    mapper = parts.card.mapper_file if chosen is None else None
+    return replace(parts, card=replace(parts.card, names_file=names_file(parts, chosen), mapper_file=mapper))
+
+
+@dataclass(frozen=True)
+class ChosenNames:
+    """The list that ``celebctl basis build`` chose for the models of one shelf, in the library's folder.
+
+    Names in a text file; beside it, as JSON, where they came from and what a check by rendering left out.
+    """
+
+    library: Path
+    model_key: str
+
+    @property
+    def path(self) -> Path:
+        """Where the list is, or would be."""
+        return self.library / "names" / f"{self.model_key}.txt"
+
+    @property
+    def file(self) -> Path | None:
+        """The list, or None when none was chosen: what ``with_names`` takes."""
+        return self.path if self.path.is_file() else None
+
+    def save(self, names: Sequence[str], source: Path, reports: Sequence[NameReport] = ()) -> None:
+        """Replace the list. Raises SetupError when the library cannot be written."""
+        story = {"source": str(source.resolve()), "reports": [asdict(report) for report in reports]}
+        atomic_write(self._story, (json.dumps(story, ensure_ascii=False, indent=1) + "\n").encode())
+        atomic_write(self.path, "".join(f"{name}\n" for name in names).encode())
+
+    def story(self) -> tuple[Path, list[NameReport]]:
+        """The file that the list was made from, and the reports of a check by rendering, [] without one.
+
+        Raises IntegrityError when it cannot be read.
+        """
+        try:
+            said = json.loads(self._story.read_text(encoding="utf-8"))
+            return Path(said["source"]), [_report_from(report) for report in said["reports"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            hint = "choose the names again: celebctl basis build --force"
+            raise IntegrityError(f"{self._story} cannot be read: {error}", hint) from error
+
+    def remove(self) -> None:
+        """Go back to the model's own names. Raises SetupError when the library cannot be written."""
+        with translate_os_errors(self.path):
+            self.path.unlink(missing_ok=True)
+            self._story.unlink(missing_ok=True)
+
+    @property
+    def _story(self) -> Path:
+        return self.path.with_suffix(".json")
+
+
+def _report_from(said: Mapping[str, Any]) -> NameReport:
+    dropped = {str(reason): tuple(str(name) for name in names) for reason, names in said["dropped"].items()}
+    return NameReport(int(said["read"]), int(said["used"]), int(said["first_only"]), int(said["repeated"]), dropped)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    return sorted({" ".join(name.split()).lower() for name in names if name.strip()})
+
+
+def _reason(name: str, ids: list[int], special: frozenset[int], release: bool) -> str:
+    if special.intersection(ids):
+        return "holds a token with a meaning of its own"
+    if not ids or (len(ids) < 2 and not release):
+        return "fewer than two tokens"
+    if release:
+        return ""
+    if len(name.split()) != 2:
+        return "not two words"
+    return "" if len(ids) == 2 else f"splits into {len(ids)} tokens"
+
+
+def _only(found: TokenPairs, names: Set[str], alone: Set[str]) -> TokenPairs:
+    kept = {name: pair for name, pair in zip(found.names, found.pairs, strict=True) if name in names}
+    first_only = tuple((name, token) for name, token in found.first_only if name in alone)
+    lost = {*found.names, *(name for name, _ in found.first_only)} - kept.keys() - alone
+    dropped = found.dropped | dict.fromkeys(sorted(lost), OTHER_TOKENIZER)
+    return TokenPairs(tuple(kept), tuple(kept.values()), dropped, first_only)
+
+
+def _by_reason(dropped: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        reasons.setdefault(reason, []).append(name)
+    return {reason: tuple(names) for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))}

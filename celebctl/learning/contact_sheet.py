@@ -1,0 +1,42 @@
+"""The contact sheet: what `learn` shows when it is done. Photo first, then the person in a handful of scenes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from celebctl.grid import grid
+
+from .sampling import draw, rows_of
+
+if TYPE_CHECKING:
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
+    from celebctl_runtime.identity import Identity
+
+PROMPTS = ("{}", "{} smiling", "{} on the beach", "{} wearing a suit", "{} in space", "{} playing chess")
+
+
+def contact_sheet(parts: DiffusionParts, identities: Sequence[Identity], photos: Sequence[Image.Image]) -> Image.Image:
+    """One row per person: the photo and six pictures, and a last row of neighbours together when there are several."""
+    people = {person.name: rows_of(person) for person in identities}
+    names = list(people)
+    prompts = [p.format(f"<{name}>") for name in names for p in PROMPTS]
+    together = [
+        f"<{a}> and <{b}> {act}" for a, b in itertools.pairwise(names) for act in ("playing chess", "shaking hands")
+    ][: len(PROMPTS)]
+    drawn = draw(
+        parts, [*prompts, *together], [11 + i % len(PROMPTS) for i in range(len(prompts) + len(together))], people
+    )
+    pictures = [Image.fromarray(pixels) for pixels in drawn]
+    rows = [
+        (name, [photo, *pictures[i * len(PROMPTS) : (i + 1) * len(PROMPTS)]])
+        for i, (name, photo) in enumerate(zip(names, photos, strict=True))
+    ]
+    said = [["the photo", *[p.format(name) for p in PROMPTS]] for name in names]
+    if together:
+        rows.append(("together", pictures[len(prompts) :]))
+        said.append([text.replace("<", "").replace(">", "") for text in together])
+    return grid([pictures for _, pictures in rows], said)

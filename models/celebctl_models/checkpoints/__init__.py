@@ -1,0 +1,1 @@
+"""Stable-Diffusion-family checkpoints: locating, downloading and loading them."""

@@ -1,0 +1,1 @@
+"""Faces in photos: reading photos, detecting and recognising faces, face model packs."""

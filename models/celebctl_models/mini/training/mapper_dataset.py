@@ -1,0 +1,85 @@
+"""Stage 9: what the mapper learns from: photographs of strangers, what they look like, and who reads it off a text.
+
+A portrait of everybody whom the latent reader has seen alone goes through the detector and the recogniser that serve
+anybody's photo. How they look, and the linear head of stage 2 that reads looks off the text encoder, say what the
+mapper should make the text encoder say (celebctl.mapper_training.pretraining). Nobody has a name here; celebrities are not used.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from torch import Tensor
+
+from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.mini.captions import caption
+from celebctl_models.mini.figure import EXPRESSIONS, WORN
+from celebctl_models.mini.scenes import ACTS, PLACES
+from celebctl_models.mini.world import portrait_of
+
+from .faces import Faces
+from .text import appearance
+from .trainer import TrainingContext
+
+SEED, SIZE, PART = 800_000_000, 160, 500
+CAPTIONS, PAIRS = 6000, 0.3  # captions, and the share of them that names two people
+LESSONS = "lessons.safetensors"
+
+
+def photographed(folder: Path, z: NDArray[np.float32], scenes: NDArray[np.int64]) -> list[NDArray[np.float32] | None]:
+    """Features (512,) of portraits of people ``z`` (n, F); None where not exactly one face is found."""
+    torch.set_num_threads(1)
+    analyser = InsightFaceAnalyser(folder)
+    found = [analyser.analyse(portrait_of(looks, SEED + int(i), SIZE)) for looks, i in zip(z, scenes, strict=True)]
+    return [faces[0].feature if len(faces) == 1 else None for faces in found]
+
+
+def captions(count: int, seed: int) -> list[str]:
+    """Captions of the world with ``{}`` for each person; every second thing is said half of the time."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    made: list[str] = []
+    for _ in range(count):
+        who = ["QQQ", "QQQ"] if rng.random() < PAIRS else ["QQQ"]
+        place, act, expression, worn = (
+            int(rng.integers(len(v))) if rng.random() < 0.5 else 0 for v in (PLACES, ACTS, EXPRESSIONS, WORN)
+        )
+        made.append(caption(who, place, act, expression, worn, 0, rng).replace("QQQ", "{}"))
+    return made
+
+
+def write(run: TrainingContext, faces: Path, seen: Faces, reader: dict[str, Tensor]) -> Path:
+    """``lessons.safetensors`` in the work folder; ``reader`` is the state of stage 2's heads."""
+    scenes = np.flatnonzero(~seen.two)
+    z = seen.z[seen.who[scenes, 0]]
+    starts = range(0, len(scenes), PART)
+    run.say(f"portraits of {len(scenes)} strangers for the mapper")
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        parts = [slice(start, start + PART) for start in starts]
+        jobs = pool.map(photographed, [faces] * len(parts), [z[p] for p in parts], [scenes[p] for p in parts])
+        features = [feature for job in jobs for feature in job]
+    kept = [i for i, feature in enumerate(features) if feature is not None]
+    seen_rows = np.stack([feature for feature in features if feature is not None])
+    told = {"captions": "\n".join(captions(CAPTIONS, run.seed + 5))}
+    path = run.path(LESSONS)
+    path.write_bytes(save(lesson(seen_rows, z[kept], reader), told))
+    run.say(f"{len(kept)} of {len(scenes)} portraits have a face")
+    return path
+
+
+def lesson(features: NDArray[np.float32], z: NDArray[np.float32], reader: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Features (n, 512) and people ``z`` (n, F) with looks in standard deviations, and the head that reads those."""
+    looks = appearance(z)
+    mean, sd = looks.mean(0), looks.std(0)
+    weight, bias = reader["person.weight"].float().cpu(), reader["person.bias"].float().cpu()
+    return {
+        "features": features.astype(np.float16), "looks": ((looks - mean) / sd).numpy().astype(np.float16),
+        "weight": (weight / sd[:, None]).numpy().astype(np.float32),
+        "bias": ((bias - mean) / sd).numpy().astype(np.float32),
+    }  # fmt: skip

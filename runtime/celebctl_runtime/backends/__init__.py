@@ -1,0 +1,1 @@
+"""Inference engines that run the graphs of a bundle: ONNX Runtime and TensorRT."""

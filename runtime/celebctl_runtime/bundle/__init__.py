@@ -1,0 +1,1 @@
+"""Bundles on disk: manifest, token tables, and the people stored in them."""

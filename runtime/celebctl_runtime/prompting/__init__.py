@@ -1,0 +1,1 @@
+"""From a prompt to token ids: learned names, tokenization, layouts and likeness."""

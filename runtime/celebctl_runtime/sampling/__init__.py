@@ -1,0 +1,1 @@
+"""Noise schedules, samplers, noise and initial images."""

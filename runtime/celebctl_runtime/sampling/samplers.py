@@ -1,0 +1,241 @@
+"""Samplers as tables of numbers: one matrix per step, made on the host in float64.
+
+Every step of every sampler here is linear in what it sees. With x the latent, m the model's (guided) output, x0 the
+picture it implies and n fresh noise, a step is
+
+    x0 = a x + b m                              (what the prediction type means)
+    x' = p x + q x0 + r (previous x0) + s n     (what the sampler does)
+
+so with state = [x, previous x0] it is ``state' = table[i] @ [x, previous x0, m, n]``, a (2, 4) matrix. The graph that
+runs a step needs to know no sampler; each table agrees with the diffusers scheduler class of the same name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from celebctl_runtime.errors import UsageError
+from celebctl_runtime.request import SAMPLERS
+
+from .schedule import ScheduleConfig, spaced_timesteps
+
+__all__ = ["SAMPLERS", "StepTable", "step_table"]
+
+_RHO = 7.0  # Karras et al. 2022, equation 5
+_LCM_SIGMA_DATA = 0.5  # Luo et al. 2023, appendix
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """All the numbers of one run of N steps.
+
+    ``table`` (N, 2, 4) float32: rows new x and new history; columns x, history, model output, noise.
+    ``aux`` (N, 3) float32: scale of the model's input, timestep, guidance.
+    ``init_sigma``: what unit noise is multiplied by before the first step. ``uses_noise``: whether steps draw noise.
+    ``begin``: (signal, noise) that a latent x0 and unit noise are multiplied by to begin from a picture.
+    """
+
+    table: NDArray[np.float32]
+    aux: NDArray[np.float32]
+    init_sigma: float
+    uses_noise: bool
+    init_mix: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def steps(self) -> int:
+        """N, the number of steps."""
+        return len(self.table)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step: x' = p x + q x0 + r history + s noise, at signal ``alpha`` and noise ``sigma`` of the model's input."""
+
+    timestep: float
+    alpha: float
+    sigma: float
+    p: float
+    q: float
+    r: float = 0.0
+    s: float = 0.0
+    scale: float = 1.0
+
+
+def step_table(sampler: str, config: ScheduleConfig, steps: int, guidance: float, skip: int = 0) -> StepTable:
+    """The table of ``sampler`` for ``steps`` steps, with the same guidance at every step, without the first ``skip``.
+
+    Raises UsageError for an unknown sampler or a number of steps that its schedule does not have.
+    """
+    if sampler not in _BUILDERS:
+        raise UsageError(f"there is no sampler {sampler!r}", f"use one of {', '.join(SAMPLERS)}")
+    if not 1 <= steps <= config.num_train_timesteps:
+        raise _too_many(sampler, steps, config.num_train_timesteps)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rows, init_sigma = _BUILDERS[sampler](config, steps)
+    table = np.array([_matrix(row, config.prediction_type) for row in rows])
+    timesteps = np.array([row.timestep for row in rows])
+    in_range = timesteps.min() >= 0 and timesteps.max() <= config.num_train_timesteps - 1
+    if len(rows) != steps or not in_range or not np.isfinite(table).all():
+        raise _too_many(sampler, steps, config.num_train_timesteps)
+    rows = rows[skip:]
+    rows[0] = replace(rows[0], q=rows[0].q + rows[0].r, r=0.0)  # nothing is known yet that happened before
+    table = np.array([_matrix(row, config.prediction_type) for row in rows])
+    aux = np.array([(row.scale, row.timestep, guidance) for row in rows])
+    begin = rows[0].alpha / rows[0].scale, rows[0].sigma / rows[0].scale
+    uses_noise = any(row.s for row in rows)
+    return StepTable(table.astype(np.float32), aux.astype(np.float32), init_sigma, uses_noise, begin)
+
+
+def _matrix(step: _Step, prediction: str) -> list[list[float]]:
+    a, b = _x0_weights(step, prediction)
+    return [[step.p + step.q * a, step.r, step.q * b, step.s], [a, 0.0, b, 0.0]]
+
+
+def _x0_weights(step: _Step, prediction: str) -> tuple[float, float]:
+    """a, b with x0 = a x + b m. The model sees scale * x = alpha x0 + sigma noise."""
+    if prediction == "epsilon":
+        return float(np.float64(step.scale) / step.alpha), float(-np.float64(step.sigma) / step.alpha)
+    if prediction == "v_prediction":
+        return step.alpha * step.scale, -step.sigma
+    return 0.0, 1.0
+
+
+def _ddim(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
+    """DDIM with eta 0 (Song et al. 2021, equation 12)."""
+    bar = config.alphas_cumprod()
+    final = 1.0 if config.set_alpha_to_one else bar[0]
+    times = _whole(spaced_timesteps(config.timestep_spacing or "leading", len(bar), steps, config.steps_offset))
+    stride = len(bar) // steps
+    rows: list[_Step] = []
+    for t in _inside(times, len(bar)):
+        alpha, sigma = _roots(bar[t])
+        alpha_next, sigma_next = _roots(bar[t - stride] if t >= stride else final)
+        p = sigma_next / sigma
+        rows.append(_Step(t, alpha, sigma, p=p, q=alpha_next - p * alpha))
+    return rows, 1.0
+
+
+def _euler(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
+    """Euler's method on the probability flow (Karras et al. 2022, algorithm 1). Here x = x0 + sigma noise."""
+    sigmas, times, init_sigma = _euler_schedule(config, steps)
+    rows = [
+        _variance_exploding(t, sigma, p=following / sigma)
+        for t, sigma, following in zip(times, sigmas[:-1], sigmas[1:], strict=True)
+    ]
+    return rows, init_sigma
+
+
+def _euler_ancestral(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
+    """Euler's method down past the next noise level, and fresh noise back up to it."""
+    sigmas, times, init_sigma = _euler_schedule(config, steps)
+    rows: list[_Step] = []
+    for t, sigma, following in zip(times, sigmas[:-1], sigmas[1:], strict=True):
+        up = math.sqrt(following**2 * (sigma**2 - following**2)) / sigma
+        down = math.sqrt(following**2 - up**2)
+        rows.append(_variance_exploding(t, sigma, p=down / sigma, s=up))
+    return rows, init_sigma
+
+
+def _dpmpp_2m(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
+    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2)."""
+    spacing, total = config.timestep_spacing or "linspace", config.num_train_timesteps
+    if spacing == "trailing":
+        times = _whole(spaced_timesteps(spacing, total, steps, config.steps_offset))
+    else:  # diffusers leaves the lowest of one more step to the final jump to zero noise
+        times = _whole(spaced_timesteps(spacing, total, steps + 1, config.steps_offset))[:-1]
+    sigmas = np.interp(times, np.arange(total), config.sigmas())
+    return _second_order_rows(times.astype(np.float64), np.append(sigmas, 0.0)), 1.0
+
+
+def _dpmpp_2m_karras(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
+    """DPM-Solver++(2M) on the noise levels of Karras et al. 2022, equation 5."""
+    training = config.sigmas()
+    low, high = float(training[0]) ** (1 / _RHO), float(training[-1]) ** (1 / _RHO)
+    sigmas = np.array([(high + ramp * (low - high)) ** _RHO for ramp in np.linspace(0, 1, steps).tolist()])
+    exact = np.interp(np.log(sigmas), np.log(training), np.arange(len(training)))
+    times = np.trunc(exact) if config.beta_schedule == "squaredcos_cap_v2" else np.round(exact)
+    return _second_order_rows(times, np.append(sigmas, 0.0)), 1.0
+
+
+def _lcm(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
+    """Multistep consistency sampling (Luo et al. 2023, algorithm 3)."""
+    bar, origin = config.alphas_cumprod().tolist(), config.original_inference_steps
+    if steps > origin:
+        raise _too_many("lcm", steps, origin)
+    origin_times = np.arange(1, origin + 1)[::-1] * (len(bar) // origin) - 1
+    chosen = np.floor(np.linspace(0, origin, steps, endpoint=False)).astype(np.int64)
+    times: list[int] = origin_times[chosen].tolist()
+    following = [*(_roots(bar[t]) for t in times[1:]), (1.0, 0.0)]
+    rows: list[_Step] = []
+    for t, (alpha_next, sigma_next) in zip(times, following, strict=True):
+        scaled = t * config.timestep_scaling
+        skip = _LCM_SIGMA_DATA**2 / (scaled**2 + _LCM_SIGMA_DATA**2)
+        out = scaled / math.sqrt(scaled**2 + _LCM_SIGMA_DATA**2)
+        alpha, sigma = _roots(bar[t])
+        rows.append(_Step(t, alpha, sigma, p=alpha_next * skip, q=alpha_next * out, s=sigma_next))
+    return rows, 1.0
+
+
+def _euler_schedule(config: ScheduleConfig, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Noise levels (steps + 1,) ending in 0, timesteps (steps,), and the scale of the initial noise."""
+    spacing, total = config.timestep_spacing or "linspace", config.num_train_timesteps
+    times = spaced_timesteps(spacing, total, steps, config.steps_offset)
+    sigmas = np.interp(times, np.arange(total), config.sigmas())
+    # With "leading" the first level is not the highest: there diffusers starts from signal-free noise of that level.
+    init_sigma = math.sqrt(sigmas[0] ** 2 + 1) if spacing == "leading" else float(sigmas[0])
+    return np.append(sigmas, 0.0), times, init_sigma
+
+
+def _variance_exploding(t: float, sigma: float, p: float, s: float = 0.0) -> _Step:
+    scale = 1 / math.sqrt(sigma**2 + 1)
+    return _Step(float(t), scale, sigma * scale, p=p, q=1 - p, s=s, scale=scale)
+
+
+def _second_order_rows(times: NDArray[np.float64], sigmas: NDArray[np.float64]) -> list[_Step]:
+    """Steps between noise levels ``sigmas`` (N + 1,); the first and the last are of first order."""
+    rows: list[_Step] = []
+    for i, t in enumerate(times):
+        sigma, following = float(sigmas[i]), float(sigmas[i + 1])
+        alpha, alpha_next = 1 / math.sqrt(sigma**2 + 1), 1 / math.sqrt(following**2 + 1)
+        gain, r = alpha_next * (1 - following / sigma), 0.0
+        if 0 < i < len(times) - 1:  # log(a / b) of noise levels is h, the step in half the log SNR
+            ratio = np.log(sigmas[i - 1] / sigma) / np.log(sigma / following)
+            r = float(-gain / (2 * ratio))
+        p = following * alpha_next / (sigma * alpha)
+        rows.append(_Step(float(t), alpha, sigma * alpha, p=p, q=gain - r, r=r))
+    return rows
+
+
+def _roots(bar: float) -> tuple[float, float]:
+    """Signal and noise amplitudes at ``bar``, the share of signal variance."""
+    return math.sqrt(bar), math.sqrt(1 - bar)
+
+
+def _whole(times: NDArray[np.float64]) -> NDArray[np.int64]:
+    return times.round().astype(np.int64)
+
+
+def _inside(times: NDArray[np.int64], total: int) -> Iterable[int]:
+    """Only steps that exist: the caller's length check then turns a schedule that runs out into an error."""
+    return (int(t) for t in times if 0 <= t < total)
+
+
+def _too_many(sampler: str, steps: int, limit: int) -> UsageError:
+    return UsageError(
+        f"{sampler} cannot take {steps} steps on this model's schedule", f"use fewer steps; at most {limit - 1} fit"
+    )
+
+
+_BUILDERS: dict[str, Callable[[ScheduleConfig, int], tuple[list[_Step], float]]] = {
+    "ddim": _ddim,
+    "euler": _euler,
+    "euler_a": _euler_ancestral,
+    "dpmpp_2m": _dpmpp_2m,
+    "dpmpp_2m_karras": _dpmpp_2m_karras,
+    "lcm": _lcm,
+}

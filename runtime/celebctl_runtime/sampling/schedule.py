@@ -1,0 +1,104 @@
+"""The noise schedule a model was trained with, read from its diffusers ``scheduler_config.json``.
+
+Only facts of the training are read. Which sampler runs is the request's choice, so keys such as ``use_karras_sigmas``
+or ``algorithm_type`` have no say here, and ``clip_sample`` has none because the StableDiffusionPipeline of diffusers
+switches it off for every latent model. Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from celebctl_runtime.errors import IntegrityError
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "trailing", "linspace")
+_NEARLY_ZERO = 2.0**-24  # what diffusers puts in place of a zero last alpha where 1 / alpha is needed
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Training facts under diffusers' own names and defaults.
+
+    ``timestep_spacing`` None means that the config does not say, and each sampler follows its own diffusers default.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    prediction_type: str = "epsilon"
+    timestep_spacing: str | None = None
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+    rescale_betas_zero_snr: bool = False
+    original_inference_steps: int = 50  # lcm
+    timestep_scaling: float = 10.0  # lcm
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ScheduleConfig:
+        """Read a diffusers scheduler config. Raises IntegrityError for what no table of numbers can express."""
+        unsaid = set(cast("list[str]", data.get("_use_default_values", [])))
+        known = {field.name for field in fields(cls)} - unsaid
+        values = {key: value for key, value in data.items() if key in known}
+        if values.get("trained_betas") is not None:
+            values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
+        config = cls(**values)
+        if data.get("thresholding"):
+            raise IntegrityError("the model's scheduler uses thresholding, which celebctl cannot run")
+        _check_choice("prediction_type", config.prediction_type, PREDICTIONS)
+        _check_choice("timestep_spacing", config.timestep_spacing or SPACINGS[0], SPACINGS)
+        _check_choice("beta_schedule", config.beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        return config
+
+    def betas(self) -> NDArray[np.float64]:
+        """Variance added at each training step, (T,)."""
+        count = self.num_train_timesteps
+        if self.trained_betas is not None:
+            return np.array(self.trained_betas, dtype=np.float64)
+        if self.beta_schedule == "linear":
+            return np.linspace(self.beta_start, self.beta_end, count)
+        if self.beta_schedule == "scaled_linear":
+            return np.square(np.linspace(math.sqrt(self.beta_start), math.sqrt(self.beta_end), count))
+        bar = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2  # Nichol and Dhariwal 2021
+        return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+
+    def alphas_cumprod(self) -> NDArray[np.float64]:
+        """Share of signal variance left after each training step, (T,), falling from almost 1."""
+        bar = np.cumprod(1 - self.betas(), dtype=np.float64)
+        if self.rescale_betas_zero_snr:  # Lin et al. 2023, algorithm 1
+            root = np.sqrt(bar)
+            bar = np.square((root - root[-1]) * root[0] / (root[0] - root[-1]))
+        return bar
+
+    def sigmas(self) -> NDArray[np.float64]:
+        """Noise over signal, sqrt((1 - alpha) / alpha), (T,), rising. The last stays finite with zero terminal SNR."""
+        bar = self.alphas_cumprod()
+        if self.rescale_betas_zero_snr:
+            bar[-1] = _NEARLY_ZERO
+        return np.sqrt((1 - bar) / bar)
+
+
+def spaced_timesteps(spacing: str, total: int, steps: int, offset: int) -> NDArray[np.float64]:
+    """``steps`` training steps from high to low, by the rules of Lin et al. 2023, table 2; not rounded for linspace."""
+    if spacing == "linspace":
+        return np.linspace(0, total - 1, steps)[::-1]
+    if spacing == "leading":
+        return np.arange(steps, dtype=np.float64)[::-1] * (total // steps) + offset
+    times: NDArray[np.float64] = np.arange(total, 0, -total / steps)[:steps]
+    return times.round() - 1
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise IntegrityError(
+            f"the model's scheduler has {key} {value!r}; celebctl knows {', '.join(choices)}",
+            "export the model with a scheduler config of one of these kinds",
+        )

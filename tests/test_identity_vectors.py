@@ -1,0 +1,262 @@
+"""People as vectors: what mixing, inventing and comparing must hold whoever the people are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundle_fakes import FAMILY, TABLE_HASH, make_identity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_basis import NAMES, Words, table
+
+from celebctl.basis.basis import CelebBasis, basis_from_tables
+from celebctl.basis.identity_vectors import (
+    TOO_NEAR,
+    Celebrities,
+    deviations,
+    mixed,
+    neighbours,
+    sampled_identity,
+    weights_of,
+)
+from celebctl.basis.names import token_pairs
+from celebctl.interpolation_strip import keyframes, labels, lay_out, save_animation
+from celebctl.learning.instant import STRETCH, IdentityPrior
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, UsageError
+from celebctl_runtime.identity import Identity
+
+ALICE, BOB, CAROL = (make_identity(name, seed) for seed, name in enumerate(("alice", "bob", "carol"), 1))
+MODEL = (FAMILY, TABLE_HASH)
+shares = st.floats(0, 1).map(lambda t: round(t, 6))
+
+
+def same_numbers(one: Identity, other: Identity) -> bool:
+    return one.digest == other.digest
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[CelebBasis, Celebrities]:
+    """Forty celebrities of two text encoders, of different widths and scales."""
+    pairs = token_pairs(Words(), NAMES)
+    tables = [table(), 3 * table(width=40)]
+    rows = tuple(rows[np.array(pairs.pairs)] for rows in tables)
+    return basis_from_tables(tables, pairs), Celebrities(pairs.names, rows)
+
+
+# Mixing.
+
+
+def test_the_ends_of_a_mix_are_the_parents_to_the_last_bit() -> None:
+    flat = replace(ALICE, embeddings=(-np.zeros((2, 8), np.float32) + np.eye(2, 8, dtype=np.float32),))
+    for parent, t in ((flat, 0.0), (BOB, 1.0)):
+        mix = mixed([flat, BOB], weights_of(2, t, None), "dora")
+        assert same_numbers(mix, parent) and mix.name == "dora"
+        assert mix.embeddings[0].tobytes() == parent.embeddings[0].tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(shares)
+def test_who_is_named_first_does_not_matter(t: float) -> None:
+    one = mixed([ALICE, BOB], weights_of(2, t, None), "dora")
+    other = mixed([BOB, ALICE], weights_of(2, round(1 - t, 12), None), "dora")
+    assert same_numbers(one, other)
+
+
+def test_a_mix_of_many_is_their_weighted_sum_in_any_order() -> None:
+    people, weights = [ALICE, BOB, CAROL], weights_of(3, None, [2, 1, 1])
+    mix = mixed(people, weights, "dora")
+    expected = 0.5 * ALICE.embeddings[0] + 0.25 * BOB.embeddings[0] + 0.25 * CAROL.embeddings[0]
+    assert np.allclose(mix.embeddings[0], expected, atol=1e-6)
+    assert same_numbers(mix, mixed(people[::-1], weights[::-1], "dora"))
+    assert same_numbers(mixed([ALICE, ALICE], (0.5, 0.5), "x"), ALICE)
+
+
+def test_a_mix_says_where_it_comes_from_and_survives_its_file(tmp_path: Path) -> None:
+    mix = mixed([ALICE, BOB], weights_of(2, 0.3, None), "dora")
+    mix.save(tmp_path / "dora.safetensors")
+    again = Identity.load(tmp_path / "dora.safetensors")
+    assert again == mix and mix.basis_hash == ALICE.basis_hash
+    assert again.provenance["mixed_from"] == f"alice 0.7 ({ALICE.digest[:12]}), bob 0.3 ({BOB.digest[:12]})"
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (replace(BOB, table_hash="f" * 16), "another"),
+        (replace(BOB, family="sdxl"), "another"),
+        (replace(BOB, basis_hash="other"), "celeb bases"),
+    ],
+)
+def test_people_of_different_kinds_do_not_mix(other: Identity, words: str) -> None:
+    with pytest.raises(IntegrityError, match=words) as caught:
+        mixed([ALICE, other], (0.5, 0.5), "dora")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("count", "t", "weights"),
+    [
+        (1, None, None),
+        (2, 1.5, None),
+        (2, float("nan"), None),
+        (3, 0.5, None),
+        (2, 0.5, [1.0, 1.0]),
+        (2, None, [1.0]),
+        (2, None, [0.0, 0.0]),
+        (2, None, [1.0, -1.0]),
+        (2, None, [1.0, float("inf")]),
+    ],
+)
+def test_weights_that_make_no_mix_are_refused(count: int, t: float | None, weights: list[float] | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        weights_of(count, t, weights)
+    assert caught.value.hint
+
+
+# Inventing and comparing.
+
+
+def test_the_same_seed_is_the_same_person(world: tuple[CelebBasis, Celebrities]) -> None:
+    basis, celebrities = world
+    one, again, other = (sampled_identity("dana", seed, celebrities, basis, MODEL)[0] for seed in (5, 5, 6))
+    assert one == again and one.digest != other.digest
+    assert one.basis_hash == basis.hash and "seed 5" in one.provenance["invented"]
+    for row, embedded in zip(one.embeddings, basis.embed(one.coefficients), strict=True):
+        assert np.array_equal(row, embedded)
+
+
+def test_invented_people_spread_as_celebrities_do(world: tuple[CelebBasis, Celebrities]) -> None:
+    """Mean and covariance of many draws are the celebrities', over both names and both text encoders."""
+    basis, celebrities = world
+    people = [sampled_identity("dana", seed, celebrities, basis, MODEL)[0] for seed in range(3000)]
+    drawn = deviations([np.stack([one.embeddings[e] for one in people]) for e in range(2)], basis)[:, :, :30]
+    real = deviations(celebrities.rows, basis)[:, :, :30]
+    assert np.abs(drawn.mean(0)).max() < 0.02
+    covariance, wanted = (np.cov(points.reshape(len(points), -1).T) for points in (drawn, real))
+    assert np.abs(covariance - wanted).max() < 0.15 * np.abs(wanted).max()
+
+
+def test_strangers_are_drawn_where_the_model_was_taught_with_some(world: tuple[CelebBasis, Celebrities]) -> None:
+    """Mean and covariance of the codes are those that the mapper remembers, stretched; nothing else is drawn."""
+    basis, celebrities = world
+    rng = np.random.default_rng(0)
+    root = np.tril(rng.standard_normal((3, 3))).astype(np.float32)
+    layers = {
+        "code_mean": np.array([1.0, -2.0, 0.5], np.float32), "code_root": root,
+        "middle.weight": np.eye(3, dtype=np.float32), "middle.bias": np.full(3, 50.0, np.float32),  # GELU is 1 here
+        "up.weight": 1e-3 * np.linalg.qr(rng.standard_normal((basis.size, 3)))[0].astype(np.float32),
+        "up.bias": np.zeros(basis.size, np.float32),
+    }  # fmt: skip
+    met = IdentityPrior(layers, bound=2.5)
+    people = [sampled_identity("dana", seed, celebrities, basis, MODEL, met)[0] for seed in range(2000)]
+    units = np.stack([
+        np.concatenate([(c / s).ravel() for c, s in zip(one.coefficients, basis.spread, strict=True)]) for one in people
+    ])  # fmt: skip
+    codes = units @ layers["up.weight"] * 1e6 - 50.0
+    assert np.abs(codes.mean(0) - layers["code_mean"]).max() < 0.3
+    wanted = STRETCH**2 * root @ root.T
+    assert np.abs(np.cov(codes.T) - wanted).max() < 0.15 * np.abs(wanted).max()
+    again = sampled_identity("dana", 7, celebrities, basis, MODEL, met)[0]
+    assert again == people[7] and again.digest != people[8].digest
+
+
+def test_nobody_invented_is_a_celebrity(world: tuple[CelebBasis, Celebrities]) -> None:
+    basis, celebrities = world
+    for seed in range(50):
+        person, nearest = sampled_identity("dana", seed, celebrities, basis, MODEL)
+        assert nearest.cosine < TOO_NEAR and nearest == neighbours(person, celebrities, [], basis)[0]
+    two = Celebrities(celebrities.names[:2], tuple(rows[:2] for rows in celebrities.rows))
+    with pytest.raises(InvalidInputError):  # of two celebrities there is only the line through both
+        sampled_identity("dana", 1, two, replace(basis, mean=tuple(rows[:2].mean(0) for rows in celebrities.rows)), MODEL)
+
+
+def test_a_celebrity_is_nearest_to_themself(world: tuple[CelebBasis, Celebrities]) -> None:
+    basis, celebrities = world
+    star = Identity(
+        "star", tuple(basis.project(rows[7:8], e)[0] for e, rows in enumerate(celebrities.rows)),
+        tuple(rows[7] for rows in celebrities.rows), basis.hash, *MODEL,
+    )  # fmt: skip
+    found = neighbours(star, celebrities, [star.renamed("twin")], basis)
+    assert {one.name for one in found[:2]} == {celebrities.names[7], "twin"}
+    for one in found[:2]:
+        assert one.cosine == pytest.approx(1) and one.first == pytest.approx(1) and one.distance < 1e-6
+    assert [one.cosine for one in found] == sorted((one.cosine for one in found), reverse=True)
+    assert sum(one.celebrity for one in found) == 40
+
+
+def test_a_celebrity_is_one_from_the_average(world: tuple[CelebBasis, Celebrities]) -> None:
+    lengths = np.square(deviations(world[1].rows, world[0])).sum((1, 2))
+    assert lengths.mean() == pytest.approx(1, abs=0.05)
+
+
+def test_what_the_model_reads_decides_where_it_is_asked(world: tuple[CelebBasis, Celebrities]) -> None:
+    """A reading that only hears last names makes those nearest who share one; the parts are told as ever."""
+    basis, celebrities = world
+    person, _ = sampled_identity("dana", 1, celebrities, basis, MODEL)
+    twin = replace(person, name="twin", embeddings=tuple(
+        np.stack([other[0], own[1]]) for own, other in zip(person.embeddings, basis.mean, strict=True)
+    ))  # fmt: skip
+    plain = neighbours(person, celebrities, [twin], basis)
+    heard = neighbours(person, celebrities, [twin], basis, lambda rows: rows[1][:, 1].astype(float))
+    assert heard[0].name == "twin" and heard[0].cosine == pytest.approx(1) and heard[0].distance < 1e-6
+    (before,) = (one for one in plain if one.name == "twin")
+    assert (before.first, before.last) == (heard[0].first, heard[0].last) and before.cosine < 0.99
+    middle = np.sqrt(np.mean([one.distance**2 for one in heard if one.celebrity]))
+    assert 0.5 < middle < 4, "a celebrity is 1 from the average in readings too"
+
+
+def test_people_of_another_model_are_not_compared(world: tuple[CelebBasis, Celebrities]) -> None:
+    basis, celebrities = world
+    person, _ = sampled_identity("dana", 1, celebrities, basis, MODEL)
+    neighbours(person, celebrities, [replace(person, basis_hash="older")], basis)
+    with pytest.raises(IntegrityError):
+        neighbours(person, celebrities, [replace(person, table_hash="other")], basis)
+
+
+# Strips.
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 5), st.integers(2, 30))
+def test_a_strip_goes_from_the_first_to_the_last_through_all(people: int, frames: int) -> None:
+    found = keyframes(people, frames)
+    assert found[0] == (1.0, *[0.0] * (people - 1)) and found[-1] == (*[0.0] * (people - 1), 1.0)
+    assert all(abs(sum(weights) - 1) < 1e-12 and min(weights) >= 0 for weights in found)
+    if (frames - 1) % (people - 1) == 0:
+        assert sum(max(weights) == 1.0 for weights in found) >= people
+
+
+def test_labels_tell_who_it_is() -> None:
+    assert labels(["alice", "bob"], keyframes(2, 5)) == ["alice", "25 % bob", "50 % bob", "75 % bob", "bob"]
+
+
+def test_strips_and_animations_show_every_picture(tmp_path: Path) -> None:
+    colours = [(255, 0, 0), (0, 160, 0), (0, 0, 255)]
+    pictures = [Image.new("RGB", (300, 200), colour) for colour in colours]
+    sheet = lay_out(pictures, ["alice", "a label that is much too long for such a small picture", "bob"])
+    assert {sheet.getpixel((at, 100)) for at in range(sheet.width)} >= set(colours)
+    many = lay_out(pictures * 4, ["x"] * 12)
+    assert many.height > 1.9 * sheet.height and many.width < 11 * 270
+    save_animation(pictures, tmp_path / "strip.gif")
+    with Image.open(tmp_path / "strip.gif") as animation:
+        assert getattr(animation, "n_frames") == 4 and animation.info["loop"] == 0  # noqa: B009
+        durations: list[int] = []
+        for frame in range(4):
+            animation.seek(frame)
+            durations.append(int(animation.info["duration"]))
+        assert durations[0] == durations[2] > durations[1] == durations[3]
+
+
+def test_mixing_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "import celebctl.basis.identity_vectors, celebctl.interpolation_strip, celebctl.cli.mix"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
