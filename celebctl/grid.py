@@ -27,7 +27,9 @@ def grid(
         for c, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
             left, top = _GAP + c * (width + _GAP), _GAP + r * (height + _LINE + _GAP)
             sheet.paste(ImageOps.fit(picture.convert("RGB"), cell, Image.Resampling.LANCZOS), (left, top))
-            while draw.textlength(text, font=font) > width and len(text) > 4:
-                text = text[:-2].rstrip(".") + "..."
-            draw.text((left + width / 2, top + height + 3), text, fill=_INK, font=font, anchor="ma")
+            shown = text
+            while draw.textlength(shown, font=font) > width and text:
+                text = text[:-1]
+                shown = f"{text.rstrip()}..."
+            draw.text((left + width / 2, top + height + 3), shown, fill=_INK, font=font, anchor="ma")
     return sheet
