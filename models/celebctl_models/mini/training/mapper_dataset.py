@@ -1,6 +1,6 @@
 """Stage 9: the training data of the mapper: portraits of unnamed people, their attributes, and a head that reads those.
 
-The portrait of each person that the latent reader was trained on alone goes through the detector and the recogniser. The
+The portrait of each person that the latent reader was trained on goes through the detector and the recogniser. The
 attributes of these people, and the linear head of stage 2 that reads attributes off the text encoder, are the targets
 of celebctl.mapper_training.pretraining. Celebrities are not used.
 """
