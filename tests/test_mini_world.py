@@ -37,7 +37,7 @@ def test_the_book_is_the_same_every_time() -> None:
     np.testing.assert_array_equal(one.celebrities(), other.celebrities())
 
 
-def test_blended_people_vary_as_much_as_strangers() -> None:
+def test_blended_people_vary_as_much_as_unnamed_people() -> None:
     first, last, own = (sample_people(4000, seed) for seed in (1, 2, 3))
     for z in (blend_names(first, last), blend_names(first, last, own)):
         assert abs(float(z.std()) - 1.0) < 0.02
@@ -86,8 +86,8 @@ def test_captions_say_what_is_not_ordinary_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     assert all("{}" in opening for opening in OPENINGS)
     for _ in range(50):
-        assert "beach" in (said := caption(["ada byron"], 1, 0, 0, 0, 0, rng)) or "sea" in said
-        both = caption(["ada byron", "leo marsh"], 0, 1, 1, 0, 0, rng)
+        assert "beach" in (said := caption(["ada byron"], (1, 0, 0, 0, 0), rng)) or "sea" in said
+        both = caption(["ada byron", "leo marsh"], (0, 1, 1, 0, 0), rng)
         assert both.index("ada byron") < both.index("leo marsh")
         assert "chess" in both
         assert "hat" not in both and "beach" not in both
@@ -108,7 +108,8 @@ def test_every_word_of_the_world_is_one_token(tmp_path: Path) -> None:
 
 def test_rendering_does_not_depend_on_the_batch() -> None:
     z = np.stack([person(i) for i in range(4)])
-    wanted, seeds = [PromptFacts(act="chess"), PromptFacts(), PromptFacts(worn="crown"), PromptFacts(place="city")], [1, 2, 3, 4]
+    wanted = [PromptFacts(act="chess"), PromptFacts(), PromptFacts(worn="crown"), PromptFacts(place="city")]
+    seeds = [1, 2, 3, 4]
     together = fresh_renders(z, wanted=wanted, seeds=seeds).image
     alone = torch.cat(
         [fresh_renders(z[i : i + 1], wanted=wanted[i : i + 1], seeds=seeds[i : i + 1]).image for i in range(4)]
@@ -142,7 +143,7 @@ def test_scenes_drawn_where_they_are_learned_from_are_those_of_the_world(tmp_pat
     assert torch.allclose(emphasis.mean((1, 2, 3)), torch.ones(8)) and float(emphasis.max()) > 1.2
 
 
-def test_strangers_drawn_for_the_reader_have_their_looks(tmp_path: Path) -> None:
+def test_people_drawn_for_the_reader_have_their_looks(tmp_path: Path) -> None:
     faces, latents = draw_faces(TrainingContext(tmp_path, torch.device("cpu")), load_parts("mini").vae, 40, 73, 500)
     assert latents.shape == (40, 4, 16, 16) and faces.who.shape == (40, 2) and faces.who.max() < len(faces.z) == 500
     assert np.array_equal(faces.z, sample_people(500, 73)) and np.array_equal(faces.two, faces.facts[:, 0] == 1)

@@ -1,7 +1,7 @@
-"""What people say about a scene: the small grammar mini understands.
+"""Captions of scenes: the small grammar mini understands.
 
-A caption says who, and whatever of act, worn things, place, expression and style is not the ordinary case. What is not
-said is the ordinary case: a neutral face in front of a plain wall. The first-named person stands on the left.
+A caption names the people, and those of act, worn things, place, expression and style that differ from the default: a
+neutral face in front of a plain wall. The first-named person stands on the left.
 """
 
 from __future__ import annotations
@@ -61,13 +61,15 @@ GREY_OPENINGS = ("a black and white photo of {}", "a black and white picture of 
 ANYONE = ("a person", "a man", "a woman", "someone")
 
 
-def caption(
-    who: Sequence[str], place: int, act: int, expression: int, worn: int, style: int, rng: np.random.Generator
-) -> str:
-    """One of the many ways to say it.
+def caption(who: Sequence[str], facts: Sequence[int], rng: np.random.Generator) -> str:
+    """A random wording of a scene.
 
-    ``who``: one or two names or nouns; the integers index the scene's vocabularies.
+    Args:
+        who: One or two names or nouns.
+        facts: Indices of place, act, expression, what is worn, and style in the vocabularies of the scene.
+        rng: Chooses the wording.
     """
+    place, act, expression, worn, style = facts
 
     def say(words: Sequence[str]) -> str:
         return words[int(rng.integers(len(words)))]

@@ -26,12 +26,14 @@ class Canvas:
 
     @classmethod
     def blank(cls, batch: int, size: int, device: torch.device | str = "cpu") -> Canvas:
+        """A canvas of one colour."""
         centres = (torch.arange(size, dtype=torch.float32, device=device) + 0.5) * (2.0 / size) - 1.0
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         return cls(torch.zeros(batch, 3, size, size, device=device), x[None], y[None])
 
     @property
     def pixel(self) -> float:
+        """Width of one pixel in canvas units."""
         return 2.0 / self.image.shape[-1]
 
     def paint(self, distance: Tensor, colour: Tensor, opacity: Tensor | float = 1.0) -> None:

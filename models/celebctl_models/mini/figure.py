@@ -1,7 +1,7 @@
-"""Draws one person per canvas: from identity factors and the moment (pose, expression, light, what is worn) to paint.
+"""Draws one person per canvas: from identity factors and the pose (position, expression, light, what is worn) to paint.
 
 Face coordinates: origin between nose and eyes, u to the right, v down, one unit = half the height of an average face.
-Yaw is told by parallax: features slide over the head. Landmarks come out in the same pass, so the detector that is
+Yaw shows as parallax: features slide over the head. Landmarks come out in the same pass, so the detector that is
 trained on these pictures and the pictures themselves cannot disagree.
 """
 
@@ -125,6 +125,7 @@ class Figure:
         return torch.stack([self.style == w for w in wanted]).any(0)
 
     def paint(self) -> None:
+        """Draw the whole figure."""
         self._back_hair()
         self._body()
         self._head()

@@ -49,11 +49,13 @@ class NameBook:
     own_z: NDArray[np.float32]
 
     def full_name(self, index: int) -> str:
+        """First and last name of celebrity ``index``."""
         first, last = self.pairs[index]
         return f"{self.first_names[first]} {self.last_names[last]}"
 
     @property
     def names(self) -> list[str]:
+        """Full names of all celebrities."""
         return [self.full_name(i) for i in range(len(self.pairs))]
 
     def celebrities(self) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Who lives in mini's world: the factors that make a face, and the random people they describe.
+"""The people of mini's world: the factors that make a face, and the random people they describe.
 
 A person is a vector ``z`` of independent standard normals, one per factor; ``u = Phi(z)`` in [0, 1] is what the
 renderer reads. Working in ``z`` gives the world the geometry that names need: a celebrity's ``z`` is a blend of what
@@ -38,7 +38,7 @@ def uniform_from_normal(z: Floats) -> Floats:
 
 
 def sample_people(count: int, seed: int) -> Floats:
-    """Fresh people nobody has a name for: ``z`` of shape (count, len(FACTORS)), float32, from ``seed`` alone."""
+    """Unnamed people: ``z`` of shape (count, len(FACTORS)), float32, from ``seed`` alone."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     return rng.standard_normal((count, len(FACTORS))).astype(np.float32)
 

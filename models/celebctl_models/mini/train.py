@@ -2,7 +2,7 @@
 
     python -m celebctl_models.mini.train --work mini-work --hours 2          # everything, in order
     python -m celebctl_models.mini.train --work mini-work --only assemble    # write what the checkpoints hold
-    python -m celebctl.mapper_training.pretraining --model ... --lessons ... --out ...   # `learn`'s start; assemble prints the line
+    python -m celebctl.mapper_training.pretraining ...   # the mapper; assemble prints this line
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only denoiser --minutes 60
     python -m celebctl_models.mini.train --work mini-more --from-shipped --only assemble
     python -m celebctl_models.mini.train --work mini-more --from-shipped --device cuda --fresh 524288 --batch 512 ...
@@ -43,20 +43,18 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class Pipeline:
-    """The production line: each stage asks for what stands before it, made once and kept."""
+    """The stages in order: each asks for the results of earlier stages, which are made once and kept."""
 
-    def __init__(
-        self, run: TrainingContext, minutes: dict[str, float], shards: int, batch: int, shipped: Path | None, *,
-        rate: float, fresh: int,
-    ) -> None:  # fmt: skip
-        self.run, self.minutes, self.shards, self.batch, self.shipped = run, minutes, shards, batch, shipped
-        self.rate, self.fresh = rate, fresh
-        self.made: dict[str, Any] = {}
+    def __init__(self, run: TrainingContext, minutes: dict[str, float], shipped: Path | None, options: Any) -> None:
+        self.run, self.minutes, self.shipped = run, minutes, shipped
+        self.shards, self.batch, self.rate, self.fresh = options.shards, options.batch, options.rate, options.fresh
+        self.results: dict[str, Any] = {}
 
     def get(self, name: str) -> Any:
-        if name not in self.made:
-            self.made[name] = getattr(self, f"_{name}")()
-        return self.made[name]
+        """The result of a stage; it runs when it is first asked for."""
+        if name not in self.results:
+            self.results[name] = getattr(self, f"_{name}")()
+        return self.results[name]
 
     def _pictures(self) -> Any:
         from .training.data import load_pictures
@@ -84,7 +82,7 @@ class Pipeline:
             return self._shipped("tokenizers"), self._shipped("text_encoders")
         return text.train(self.run, self.minutes["text"])
 
-    def _seen(self) -> Any:
+    def _scenes(self) -> Any:
         """Scenes and their latents."""
         from .training import on_device_data
 
@@ -97,49 +95,42 @@ class Pipeline:
 
         if self.fresh:
             population = latent_reader.DRAW, latent_reader.IDENTITIES
-            seen, latents = on_device_data.draw_faces(self.run, self.get("autoencoder"), self.fresh // 2, *population)
-            return latent_reader.train(self.run, seen, latents, self.minutes["latent_reader"], self.batch)
-        seen = faces.load_faces(self.run, "unique", latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES)
-        latents = latent_reader.encode_faces(self.get("autoencoder"), seen, self.run)
-        return latent_reader.train(self.run, seen, latents, self.minutes["latent_reader"])
+            vae, count = self.get("autoencoder"), self.fresh // 2
+            scenes, latents = on_device_data.draw_faces(self.run, vae, count, *population)
+            return latent_reader.train(self.run, scenes, latents, self.minutes["latent_reader"], self.batch)
+        population = latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES
+        scenes = faces.load_faces(self.run, "unique", *population)
+        latents = latent_reader.encode_faces(self.get("autoencoder"), scenes, self.run)
+        return latent_reader.train(self.run, scenes, latents, self.minutes["latent_reader"])
 
     def _denoiser(self) -> Any:
         from .training import denoiser
 
-        pictures, latents = self.get("seen")
+        pictures, latents = self.get("scenes")
         tokenizer, text = self.get("text")
         start = None if self.shipped is None else self._shipped("unet").state_dict()
-        return denoiser.train(
-            self.run,
-            pictures,
-            latents,
-            tokenizer,
-            text,
-            self.minutes["denoiser"],
-            reader=self.get("latent_reader"),
-            batch=self.batch,
-            peak=self.rate,
-            start=start,
-        )
+        data = denoiser.DenoiserData(pictures, latents, tokenizer, text, self.get("latent_reader"))
+        options = denoiser.DenoiserOptions(self.minutes["denoiser"], self.batch, self.rate)
+        return denoiser.train(self.run, data, options, start)
 
     def _shipped(self, part: str) -> Any:
         """One network of the shipped folder, frozen, in float32."""
-        if "parts" not in self.made:
-            self.made["parts"] = load_parts(self.shipped or WEIGHTS, device=str(self.run.device))
-        found: Any = getattr(self.made["parts"], part)
-        return cast(Any, found[0]) if isinstance(found, tuple) else found
+        if "parts" not in self.results:
+            self.results["parts"] = load_parts(self.shipped or WEIGHTS, device=str(self.run.device))
+        network: Any = getattr(self.results["parts"], part)
+        return cast(Any, network[0]) if isinstance(network, tuple) else network
 
     def _faces(self, name: str, draw: int, shards: int) -> Any:
         from .training import faces
 
-        found = faces.load_faces(self.run, name, draw, shards)
-        faces.add_decoded(found, self.get("autoencoder"), self.run, name)
-        return found
+        scenes = faces.load_faces(self.run, name, draw, shards)
+        faces.add_decoded(scenes, self.get("autoencoder"), self.run, name)
+        return scenes
 
-    def _strangers(self) -> Any:
+    def _recogniser_faces(self) -> Any:
         return self._faces("recogniser", 71, 8)
 
-    def _jury(self) -> Any:
+    def _judge_faces(self) -> Any:
         return self._faces("judge", 72, 8)
 
     def _recogniser(self) -> Any:
@@ -148,19 +139,20 @@ class Pipeline:
 
         portraits = faces.load_portraits(self.run, "recogniser", 71, 5)
         return train_recogniser(
-            self.run, self.get("strangers"), self.get("jury"), self.minutes["recogniser"], judge=False,
+            self.run, self.get("recogniser_faces"), self.get("judge_faces"), self.minutes["recogniser"], judge=False,
             portraits=portraits,
         )  # fmt: skip
 
     def _judge(self) -> Any:
         from .training.recogniser import train_recogniser
 
-        return train_recogniser(self.run, self.get("jury"), self.get("strangers"), self.minutes["judge"], judge=True)
+        trained, held_out = self.get("judge_faces"), self.get("recogniser_faces")
+        return train_recogniser(self.run, trained, held_out, self.minutes["judge"], judge=True)
 
     def _detector(self) -> Any:
         from .training.detector import train_detector
 
-        return train_detector(self.run, self.get("strangers"), self.minutes["detector"])
+        return train_detector(self.run, self.get("recogniser_faces"), self.minutes["detector"])
 
     def _attributes(self) -> Any:
         from .training import attributes
@@ -170,6 +162,7 @@ class Pipeline:
         )
 
     def assemble(self, out: Path) -> None:
+        """Write everything that was trained, or ships already, as a model folder."""
         from .training import assemble as pack
         from .training import faces, latent_reader, mapper_dataset
 
@@ -181,8 +174,9 @@ class Pipeline:
             pack.save_scoring(out / "scoring", self.get("judge"), self.get("attributes"))
             draw = latent_reader.DRAW, latent_reader.SHARDS, latent_reader.IDENTITIES
             heads = torch.load(self.run.path("text.pt"), map_location="cpu", weights_only=True)["networks"]["reader"]
-            written = mapper_dataset.write(self.run, out / "faces", faces.load_faces(self.run, "unique", *draw), heads)
-            command = f"--model {out} --lessons {written} --out {out / 'mapper.safetensors'}"
+            scenes = faces.load_faces(self.run, "unique", *draw)
+            data = mapper_dataset.write(self.run, out / "faces", scenes, heads)
+            command = f"--model {out} --data {data} --out {out / 'mapper.safetensors'}"
             self.run.say(f"last: python -m celebctl.mapper_training.pretraining {command}")
         elif out.resolve() != self.shipped.resolve():
             for kept in ("faces", "scoring", "mapper.safetensors"):
@@ -191,6 +185,7 @@ class Pipeline:
 
 
 def main() -> None:
+    """The command line of the training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for data and checkpoints (about 3 GB)")
     parser.add_argument("--hours", type=float, default=2.0, help="time for everything; each stage takes its share")
@@ -217,21 +212,14 @@ def main() -> None:
         missing = [name for name in needed if not (args.work / f"{name}.pt").is_file()]
         if args.only == "assemble" and missing:
             parser.error(f"nothing to assemble yet: {', '.join(missing)} not trained in {args.work}")
-    line = Pipeline(
-        TrainingContext(args.work, torch.device(args.device), compiled=args.compile),
-        minutes,
-        args.shards,
-        args.batch,
-        WEIGHTS if args.from_shipped else None,
-        rate=args.rate,
-        fresh=args.fresh,
-    )
+    run = TrainingContext(args.work, torch.device(args.device), compiled=args.compile)
+    pipeline = Pipeline(run, minutes, WEIGHTS if args.from_shipped else None, args)
     if args.only and args.only != "assemble":
-        line.get(args.only)
+        pipeline.get(args.only)
         return
     for name in ("latent_reader", "denoiser") if args.from_shipped else SHARES:
-        line.get(name)
-    line.assemble(args.out)
+        pipeline.get(name)
+    pipeline.assemble(args.out)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class PromptFacts:
 
 
 def person(seed: int) -> Floats:
-    """``z`` (F,) of the fresh person with this seed: nobody from training, nobody with a name."""
+    """``z`` (F,) of the unnamed person with this seed, who is not in any training set."""
     return sample_people(1, PORTRAITS + seed)[0]
 
 

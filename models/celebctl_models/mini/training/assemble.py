@@ -1,8 +1,7 @@
-"""The last stage: everything trained, written as the folder that ships.
+"""The last stage: writes everything that was trained as the model folder that ships.
 
 A plain diffusers StableDiffusionPipeline layout (fp16 safetensors) with, beside it, ``faces/`` for insightface's
-loader, ``scoring/`` for the evaluation only, ``names.txt`` and ``celebctl.json``, the card that tells celebctl what it
-is.
+loader, ``scoring/`` for the evaluation only, ``names.txt`` and ``celebctl.json``, the model card.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ CARD = {
     "display_scale": 4,
     "defaults": {"steps": 20, "guidance": 2.5, "sampler": "ddim"},
     "class_noun": "person",
-    # tuned on mini's own scenes (benchmarks/LOG.md); `celebctl basis build --faces` comes near it
+    # tuned on mini's own scenes (benchmarks/LOG.md); measuring the celebrities' faces comes near it
     "framing": {"face_height_min": 0.52, "face_height_max": 0.60, "face_center_y": 0.485, "face_jitter": 0.025},
     "names": "names.txt",
     "mapper": "mapper.safetensors",
@@ -80,7 +79,7 @@ def halve_weights(model: Any) -> Any:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    casts: list[Any] = []
+    cast_nodes: list[Any] = []
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
             continue
@@ -89,8 +88,8 @@ def halve_weights(model: Any) -> Any:
             continue
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), name + "_half"))
-        casts.append(helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
-    for node in reversed(casts):
+        cast_nodes.append(helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
+    for node in reversed(cast_nodes):
         model.graph.node.insert(0, node)
     return model
 
@@ -134,6 +133,7 @@ def save_diffusion(folder: Path, vae: Any, text: Any, unet: Any, tokenizer: Any)
 
 
 def save_faces(folder: Path, recogniser: nn.Module, detector: Detector) -> None:
+    """Detector and recogniser as ONNX files that insightface's loader reads."""
     batch = torch.export.Dim.DYNAMIC
     save_onnx(
         recogniser, torch.zeros(2, 3, 112, 112), folder / "recogniser.onnx", (["input.1"], ["feature"]), ({0: batch},)
@@ -145,6 +145,7 @@ def save_faces(folder: Path, recogniser: nn.Module, detector: Detector) -> None:
 
 
 def save_scoring(folder: Path, judge: nn.Module, attributes: AttributeReader) -> None:
+    """The networks of the evaluation: the second recogniser and the attribute reader with its labels."""
     from celebctl_models.mini.figure import EXPRESSIONS, WORN
     from celebctl_models.mini.scenes import ACTS, PLACES, STYLES
 
@@ -169,6 +170,7 @@ def save_scoring(folder: Path, judge: nn.Module, attributes: AttributeReader) ->
 
 
 def save_card(folder: Path, book: NameBook) -> None:
+    """The list of celebrity names and the model card."""
     (folder / "names.txt").write_text("\n".join(book.names) + "\n")
     (folder / "celebctl.json").write_text(json.dumps(CARD, indent=1) + "\n")
 
@@ -182,5 +184,6 @@ def copy(source: Path, target: Path) -> None:
 
 
 def report_size(run: TrainingContext, folder: Path) -> None:
+    """Print the size of the folder."""
     files = sorted((p.stat().st_size, p) for p in folder.rglob("*") if p.is_file())
     run.say(f"{folder}: {sum(s for s, _ in files) / 1e6:.1f} MB in {len(files)} files")

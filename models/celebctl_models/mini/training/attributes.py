@@ -18,6 +18,7 @@ from .trainer import TimeBox, TrainingContext, batches, run_stage
 
 
 def attribute_loss(logits: Tensor, facts: Tensor) -> Tensor:
+    """Sum of the cross-entropies of all attributes; facts: (B, 6) as data.FACTS."""
     return sum(
         (F.cross_entropy(part, facts[:, i]) for i, part in enumerate(torch.split(logits, list(SIZES), 1))),
         torch.zeros((), device=logits.device),
@@ -25,12 +26,13 @@ def attribute_loss(logits: Tensor, facts: Tensor) -> Tensor:
 
 
 def train(run: TrainingContext, pictures: Pictures, latents: Tensor, vae: Any, minutes: float) -> AttributeReader:
+    """Train on scenes, a third of each batch decoded from its latent."""
     torch.manual_seed(run.seed + 51)  # pyright: ignore[reportUnknownMemberType]
     network: AttributeReader = cast(Any, AttributeReader(SIZES).to(run.device)).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
     generator = torch.Generator().manual_seed(run.seed + 52)
-    held = len(pictures) - 1024  # the last pictures are never trained on
-    stream = batches(held, 96, generator)
+    trained = len(pictures) - 1024  # the last pictures are never trained on
+    stream = batches(trained, 96, generator)
 
     def batch(index: NDArray[np.int64]) -> Tensor:
         image = pictures.images(index)
@@ -48,10 +50,10 @@ def train(run: TrainingContext, pictures: Pictures, latents: Tensor, vae: Any, m
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return {"loss": loss.item()}
 
-    run_stage(run, "attributes", {"network": network}, optimiser, minutes, step)
+    run_stage(run, ("attributes", minutes), {"network": network}, optimiser, step)
     network.eval()
     with torch.no_grad():
-        index = np.arange(held, len(pictures))
+        index = np.arange(trained, len(pictures))
         parts = network(pictures.images(index).to(run.device)).split(SIZES, 1)
         right = {
             name: float((part.argmax(1).cpu() == torch.as_tensor(pictures.facts[index, i])).float().mean())

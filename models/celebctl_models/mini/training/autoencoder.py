@@ -17,6 +17,7 @@ CHANNELS = (32, 64, 96)  # 1.70 M parameters; narrower ones are no faster on a C
 
 
 def build(channels: tuple[int, ...] = CHANNELS) -> Any:
+    """An AutoencoderKL of factor 4 with these block widths."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return cast(Any, AutoencoderKL)(
@@ -61,6 +62,7 @@ def tone_weights(image: Tensor) -> Tensor:
 
 
 def random_crop(image: Tensor, weight: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same random square of images and weights."""
     top, left = (
         int(torch.randint(0, image.shape[-1] - side + 1, (1,), generator=generator)) // 4 * 4 for _ in range(2)
     )
@@ -93,6 +95,6 @@ def train(run: TrainingContext, pictures: Pictures, minutes: float) -> Any:
         mse = F.mse_loss(made.float(), image).item()
         return {"loss": loss.item(), "psnr": 10 * np.log10(4.0 / mse), "latent_sd": posterior.mean.float().std().item()}
 
-    run_stage(run, "autoencoder", {"vae": vae}, optimiser, minutes, step, averages={"vae": average})
+    run_stage(run, ("autoencoder", minutes), {"vae": vae}, optimiser, step, averages={"vae": average})
     average.copy_to(vae)
     return vae.eval()

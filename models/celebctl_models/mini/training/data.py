@@ -43,7 +43,7 @@ class People:
 
 
 def draw_people(book: NameBook, count: int, rng: np.random.Generator) -> People:
-    """Mostly celebrities, some ordinary people whose names recombine, a few nobody names."""
+    """Mostly celebrities, some ordinary people whose names recombine, a few without a name."""
     kind = rng.choice(3, size=(count, 2), p=[0.74, 0.22, 0.04])
     famous = rng.integers(len(book.pairs), size=(count, 2))
     mixed = np.stack(
@@ -124,23 +124,21 @@ def load_pictures(run: TrainingContext, shards: int, size: int) -> Pictures:
 
 def who(book: NameBook, people: People, index: int, two: bool, rng: np.random.Generator) -> list[str]:
     """The people of one scene as a caption names them."""
-    said: list[str] = []
+    names: list[str] = []
     for slot in range(2 if two else 1):
         first, last = people.pair[index, slot]
-        said.append(
+        names.append(
             ANYONE[int(rng.integers(len(ANYONE)))]
             if first < 0
             else f"{book.first_names[first]} {book.last_names[last]}"
         )
-    return said
+    return names
 
 
 def captions_for(book: NameBook, pictures: Pictures, index: NDArray[np.int64], rng: np.random.Generator) -> list[str]:
     """Fresh captions for the given scenes; a new wording each time they are asked for."""
-    told: list[str] = []
+    captions: list[str] = []
     for i in index:
-        two, place, act, expression, worn, style = (int(v) for v in pictures.facts[i])
-        told.append(
-            caption(who(book, pictures.people, int(i), bool(two), rng), place, act, expression, worn, style, rng)
-        )
-    return told
+        two, *facts = (int(v) for v in pictures.facts[i])
+        captions.append(caption(who(book, pictures.people, int(i), bool(two), rng), facts, rng))
+    return captions

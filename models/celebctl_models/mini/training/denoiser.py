@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -95,6 +96,7 @@ def encode_pictures(vae: Any, pictures: Pictures, run: TrainingContext) -> Tenso
 
 
 def alphas_cumprod() -> Tensor:
+    """Cumulative products of the schedule above, (1000,) float32."""
     betas = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1.0 - betas, 0).float()
 
@@ -111,8 +113,10 @@ def face_emphasis(boxes: NDArray[np.float32]) -> Tensor:
 
 
 class CaptionedLatents(IterableDataset[Any]):
-    """Endless batches of scenes with fresh captions: (index (B,), ids (B, 77), whether anything is said (B,), loss
-    weights (B, 1, 16, 16)). Every worker shuffles on its own."""
+    """Endless batches of scenes with fresh captions; every worker shuffles on its own.
+
+    Yields index (B,), ids (B, 77), whether the caption is not empty (B,), loss weights (B, 1, 16, 16).
+    """
 
     def __init__(self, pictures: Pictures, tokenizer: Any, batch: int, seed: int) -> None:
         self.pictures, self.tokenizer, self.batch, self.seed = pictures, tokenizer, batch, seed
@@ -125,39 +129,52 @@ class CaptionedLatents(IterableDataset[Any]):
             texts = captions_for(book, self.pictures, index.numpy(), rng)
             texts = ["" if rng.random() < 0.1 else t for t in texts]
             ids = self.tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
-            told = torch.tensor([t != "" for t in texts])
-            yield index, ids, told, face_emphasis(self.pictures.boxes[index.numpy()])
+            captioned = torch.tensor([t != "" for t in texts])
+            yield index, ids, captioned, face_emphasis(self.pictures.boxes[index.numpy()])
+
+
+@dataclass(frozen=True)
+class DenoiserData:
+    """Scenes with their latents (N, 4, 16, 16), the frozen text encoder with its tokenizer, and the latent reader."""
+
+    pictures: Pictures
+    latents: Tensor
+    tokenizer: Any
+    text: Any
+    reader: LatentReader
+
+
+@dataclass(frozen=True)
+class DenoiserOptions:
+    """Minutes to train, batch size, peak learning rate, and the weight of the perceptual loss."""
+
+    minutes: float
+    batch: int = 32
+    learning_rate: float = 7e-4
+    perceptual_weight: float = 0.5
 
 
 def train(
-    run: TrainingContext,
-    pictures: Pictures,
-    latents: Tensor,
-    tokenizer: Any,
-    text: Any,
-    minutes: float,
-    *,
-    reader: LatentReader,
-    batch: int = 32,
-    peak: float = 7e-4,
-    detail: float = 0.5,
-    start: dict[str, Tensor] | None = None,
+    run: TrainingContext, data: DenoiserData, options: DenoiserOptions, start: dict[str, Tensor] | None = None
 ) -> Any:
     """v-prediction with stratified timesteps, captions reworded every time, 10 % of them empty for guidance.
 
-    ``detail`` weighs what ``reader`` sees in the predicted clean latent against what it sees in the true one (a
-    perceptual loss in latent space), faded by the share of signal: a prediction from pure noise has no details.
+    The perceptual loss compares what the latent reader reads off the predicted clean latent and off the true one. It is
+    weighted by the share of signal: a prediction from pure noise has no details.
     """
+    latents, batch, reader = data.latents, options.batch, data.reader
     torch.manual_seed(run.seed + 5)  # pyright: ignore[reportUnknownMemberType]
     unet = build().to(run.device).to(memory_format=torch.channels_last)
     if start is not None:
         unet.load_state_dict(start)
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    rate = options.learning_rate
+    optimiser = torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     abar, workers = alphas_cumprod().to(run.device), WORKERS if run.device.type == "cuda" else 0
-    stream = iter(DataLoader(CaptionedLatents(pictures, tokenizer, batch, run.seed + 6), batch_size=None, num_workers=workers))
+    captioned = CaptionedLatents(data.pictures, data.tokenizer, batch, run.seed + 6)
+    stream = iter(DataLoader(captioned, batch_size=None, num_workers=workers))
 
     def step(box: TimeBox) -> dict[str, float]:
-        index, ids, told, emphasis = next(stream)
+        index, ids, has_caption, emphasis = next(stream)
         x0 = latents[index].float().to(run.device)
         t = ((torch.arange(batch) + torch.rand(batch)) * (1000 / batch)).long().to(run.device)
         noise = torch.randn_like(x0)
@@ -165,17 +182,17 @@ def train(
         noisy, target = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
         with run.autocast():
             with torch.no_grad():
-                context = text(input_ids=ids.to(run.device)).last_hidden_state
+                context = data.text(input_ids=ids.to(run.device)).last_hidden_state
             v = unet(noisy.contiguous(memory_format=torch.channels_last), t, context).sample
             clean = (a.sqrt() * noisy - (1 - a).sqrt() * v.float()).contiguous(memory_format=torch.channels_last)
-            apart = closeness(reader, clean, x0) * abar[t] * told.to(run.device)
+            apart = closeness(reader, clean, x0) * abar[t] * has_caption.to(run.device)
         error = (v.float() - target) ** 2
         loss = (error * emphasis.to(run.device)).mean()
-        (loss + detail * apart.mean()).backward()
+        (loss + options.perceptual_weight * apart.mean()).backward()
         return {"loss": loss.item(), "v_mse": error.mean().item(), "apart": apart.mean().item()}
 
     average = ExponentialMovingAverage(0.9985)
     run.compile(unet)
-    run_stage(run, "denoiser", {"unet": unet}, optimiser, minutes, step, averages={"unet": average})
+    run_stage(run, ("denoiser", options.minutes), {"unet": unet}, optimiser, step, averages={"unet": average})
     average.copy_to(unet)
     return unet.eval()

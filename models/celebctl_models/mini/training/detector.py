@@ -1,4 +1,4 @@
-"""Stage 4: the detector of mini's world, shown zoomed and shifted scenes of strangers."""
+"""Stage 4: the detector of mini's world, trained on zoomed and shifted scenes."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def detector_loss(maps: list[Tensor], boxes: Tensor, points: Tensor, present: Te
 
 
 def train_detector(run: TrainingContext, faces: Faces, minutes: float) -> Detector:
+    """Train on random zooms and shifts of the scenes."""
     torch.manual_seed(run.seed + 41)  # pyright: ignore[reportUnknownMemberType]
     network: Detector = cast(Any, Detector().to(run.device)).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
@@ -98,5 +99,5 @@ def train_detector(run: TrainingContext, faces: Faces, minutes: float) -> Detect
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return {"loss": loss.item(), "confidence": sure}
 
-    run_stage(run, "detector", {"network": network}, optimiser, minutes, step)
+    run_stage(run, ("detector", minutes), {"network": network}, optimiser, step)
     return network.eval()

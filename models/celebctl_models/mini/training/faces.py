@@ -1,6 +1,6 @@
-"""What stage 4 looks at: seeded shards of strangers with landmarks, and the aligned crops cut from them.
+"""The training data of stage 4: seeded shards of unnamed people with landmarks, and the aligned crops cut from them.
 
-The people are strangers: neither celebrities nor anyone used in evaluation. A share of the pictures has been through
+The people are neither celebrities nor used in evaluation. A share of the pictures has been through
 the autoencoder, as photographs have been through JPEG, so that decoded pictures are familiar ground.
 """
 
@@ -34,7 +34,7 @@ TEMPLATE = torch.tensor(
 
 
 def make_face_shard(path: Path, seed: int, draw: int, identities: int) -> None:
-    """One shard of scenes with landmarks. ``draw`` picks the population of ``identities`` strangers."""
+    """One shard of scenes with landmarks. ``draw`` seeds the population of ``identities`` people."""
     if path.with_suffix(".npz").exists():
         return
     torch.set_num_threads(1)
@@ -61,7 +61,7 @@ def make_face_shard(path: Path, seed: int, draw: int, identities: int) -> None:
 
 @dataclass
 class Faces:
-    """Scenes of strangers.
+    """Scenes of unnamed people.
 
     images: (N, 3, 64, 64) uint8; who: (N, 2) identity; two: (N,); points: (N, 2, 5, 2) px; boxes: (N, 2, 4) px;
     facts: (N, 6) as data.FACTS; z: (I, F).
@@ -76,7 +76,7 @@ class Faces:
     z: NDArray[np.float32]
 
     def slots(self) -> NDArray[np.int64]:
-        """(M, 2) of (picture, person) for everyone who is there."""
+        """(M, 2) of (picture, person) for every person present."""
         rows = np.arange(len(self.two))
         return np.concatenate(
             [np.stack([rows, np.zeros_like(rows)], 1), np.stack([rows, np.ones_like(rows)], 1)[self.two]]
@@ -84,20 +84,20 @@ class Faces:
 
 
 def load_faces(run: TrainingContext, name: str, draw: int, shards: int, identities: int = IDENTITIES) -> Faces:
+    """All shards of a population joined; missing shards are rendered first."""
     folder = run.path(f"faces-{name}")
     folder.mkdir(exist_ok=True)
     paths = [folder / f"shard-{i:02d}" for i in range(shards)]
     missing = [(p, 1000 * draw + i) for i, p in enumerate(paths) if not p.with_suffix(".npz").exists()]
     if missing:
-        run.say(f"drawing {len(missing) * FACE_SHARD} scenes of strangers ({name})")
+        run.say(f"drawing {len(missing) * FACE_SHARD} scenes of unnamed people ({name})")
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             each = ([draw] * len(missing), [identities] * len(missing))
             list(pool.map(make_face_shard, [p for p, _ in missing], [s for _, s in missing], *each))
     known = [np.load(p.with_suffix(".npz")) for p in paths]
     joined = {key: np.concatenate([k[key] for k in known]) for key in ("who", "two", "points", "boxes", "facts")}
-    return Faces(
-        images=np.concatenate([np.load(p.with_suffix(".npy")) for p in paths]), z=sample_people(identities, draw), **joined
-    )
+    images = np.concatenate([np.load(p.with_suffix(".npy")) for p in paths])
+    return Faces(images=images, z=sample_people(identities, draw), **joined)
 
 
 def make_portrait_shard(path: Path, seed: int, draw: int) -> None:
@@ -131,10 +131,11 @@ class Portraits:
 
 
 def load_portraits(run: TrainingContext, name: str, draw: int, shards: int) -> Portraits:
+    """All portrait shards of a population joined; missing shards are rendered first."""
     folder = run.path(f"portraits-{name}")
     folder.mkdir(exist_ok=True)
     paths = [folder / f"shard-{i:02d}" for i in range(shards)]
-    run.say(f"portraits of strangers ({name})")
+    run.say(f"portraits of unnamed people ({name})")
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         seeds = [2000 * draw + i for i in range(shards)]
         list(pool.map(make_portrait_shard, paths, seeds, [draw] * shards))

@@ -1,8 +1,8 @@
-"""Stage 3: a reader of latents, so that the denoiser is told about the details that squared error hardly notices.
+"""Stage 3: a reader of latents, for a perceptual loss on details that the squared error hardly notices.
 
 An ear or a brow is a few latent numbers out of a thousand; the squared error of a picture without them is almost that
 of a picture with them. A network that reads the world's factors off a latent weighs them all alike. It is trained on
-strangers, one scene each: with celebrities it would know the ear by recognising the person.
+unnamed people, one scene each: with celebrities it would infer the ear by recognising the person.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DRAW, IDENTITIES, SHARDS = 73, 200_000, 14
 
 @torch.no_grad()
 def encode_faces(vae: Any, faces: Faces, run: TrainingContext) -> Tensor:
-    """Latent means (N, 4, 16, 16) float16 of the strangers' scenes, cached on disk."""
-    path = run.path("latents-strangers.pt")
+    """Latent means (N, 4, 16, 16) float16 of the scenes, cached on disk."""
+    path = run.path("latents-unique.pt")
     if path.exists():
         return torch.load(path, weights_only=True)
     made: list[Tensor] = []
@@ -48,6 +48,7 @@ def disturb(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(run: TrainingContext, faces: Faces, latents: Tensor, minutes: float, batch: int = 128) -> LatentReader:
+    """Train on attributes and scene facts of disturbed latents; returns the frozen network."""
     looks = appearance(faces.z)
     mean, sd = looks.mean(0), looks.std(0)
     torch.manual_seed(run.seed + 61)  # pyright: ignore[reportUnknownMemberType]
@@ -76,7 +77,7 @@ def train(run: TrainingContext, faces: Faces, latents: Tensor, minutes: float, b
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return {"looks": person.mean().item(), "facts": scene.item()}
 
-    run_stage(run, "latent_reader", {"network": network}, optimiser, minutes, step)
+    run_stage(run, ("latent_reader", minutes), {"network": network}, optimiser, step)
     network.eval().requires_grad_(False)
     with torch.no_grad():
         index = torch.arange(held, len(latents))

@@ -1,8 +1,8 @@
-"""Stage 9: what the mapper learns from: photographs of strangers, what they look like, and who reads it off a text.
+"""Stage 9: the training data of the mapper: portraits of unnamed people, their attributes, and a head that reads those.
 
-A portrait of everybody whom the latent reader has seen alone goes through the detector and the recogniser that serve
-anybody's photo. How they look, and the linear head of stage 2 that reads looks off the text encoder, say what the
-mapper should make the text encoder say (celebctl.mapper_training.pretraining). Nobody has a name here; celebrities are not used.
+The portrait of each person that the latent reader was trained on goes through the detector and the recogniser. The
+attributes of these people, and the linear head of stage 2 that reads attributes off the text encoder, are the targets
+of celebctl.mapper_training.pretraining. Celebrities are not used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .trainer import TrainingContext
 
 SEED, SIZE, PART = 800_000_000, 160, 500
 CAPTIONS, PAIRS = 6000, 0.3  # captions, and the share of them that names two people
-LESSONS = "lessons.safetensors"
+FILE_NAME = "mapper-data.safetensors"
 
 
 def photographed(folder: Path, z: NDArray[np.float32], scenes: NDArray[np.int64]) -> list[NDArray[np.float32] | None]:
@@ -42,39 +42,39 @@ def photographed(folder: Path, z: NDArray[np.float32], scenes: NDArray[np.int64]
 
 
 def captions(count: int, seed: int) -> list[str]:
-    """Captions of the world with ``{}`` for each person; every second thing is said half of the time."""
+    """Captions of the world with ``{}`` for each person; each optional part appears half of the time."""
     rng = np.random.Generator(np.random.PCG64(seed))
     made: list[str] = []
     for _ in range(count):
         who = ["QQQ", "QQQ"] if rng.random() < PAIRS else ["QQQ"]
-        place, act, expression, worn = (
-            int(rng.integers(len(v))) if rng.random() < 0.5 else 0 for v in (PLACES, ACTS, EXPRESSIONS, WORN)
-        )
-        made.append(caption(who, place, act, expression, worn, 0, rng).replace("QQQ", "{}"))
+        facts = [int(rng.integers(len(v))) if rng.random() < 0.5 else 0 for v in (PLACES, ACTS, EXPRESSIONS, WORN)]
+        made.append(caption(who, [*facts, 0], rng).replace("QQQ", "{}"))
     return made
 
 
 def write(run: TrainingContext, faces: Path, seen: Faces, reader: dict[str, Tensor]) -> Path:
-    """``lessons.safetensors`` in the work folder; ``reader`` is the state of stage 2's heads."""
+    """Write the data to the work folder; ``reader`` is the state of stage 2's heads."""
     scenes = np.flatnonzero(~seen.two)
     z = seen.z[seen.who[scenes, 0]]
     starts = range(0, len(scenes), PART)
-    run.say(f"portraits of {len(scenes)} strangers for the mapper")
+    run.say(f"portraits of {len(scenes)} unnamed people for the mapper")
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         parts = [slice(start, start + PART) for start in starts]
         jobs = pool.map(photographed, [faces] * len(parts), [z[p] for p in parts], [scenes[p] for p in parts])
         features = [feature for job in jobs for feature in job]
     kept = [i for i, feature in enumerate(features) if feature is not None]
     seen_rows = np.stack([feature for feature in features if feature is not None])
-    told = {"captions": "\n".join(captions(CAPTIONS, run.seed + 5))}
-    path = run.path(LESSONS)
-    path.write_bytes(save(lesson(seen_rows, z[kept], reader), told))
+    metadata = {"captions": "\n".join(captions(CAPTIONS, run.seed + 5))}
+    path = run.path(FILE_NAME)
+    path.write_bytes(save(attribute_targets(seen_rows, z[kept], reader), metadata))
     run.say(f"{len(kept)} of {len(scenes)} portraits have a face")
     return path
 
 
-def lesson(features: NDArray[np.float32], z: NDArray[np.float32], reader: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Features (n, 512) and people ``z`` (n, F) with looks in standard deviations, and the head that reads those."""
+def attribute_targets(
+    features: NDArray[np.float32], z: NDArray[np.float32], reader: dict[str, Tensor]
+) -> dict[str, NDArray[Any]]:
+    """Features (n, 512), attributes of people ``z`` (n, F) in standard deviations, and the head that reads those."""
     looks = appearance(z)
     mean, sd = looks.mean(0), looks.std(0)
     weight, bias = reader["person.weight"].float().cpu(), reader["person.bias"].float().cpu()

@@ -29,7 +29,7 @@ _SEED = 30_240
 
 @torch.no_grad()
 def _paint(run: TrainingContext, vae: Any, scenes: Scenes) -> tuple[Tensor, NDArray[np.float32]]:
-    """Latent means (N, 4, 16, 16) float16 on the device, and boxes (N, 2, 4) px, -1 where nobody is."""
+    """Latent means (N, 4, 16, 16) float16 on the device, and boxes (N, 2, 4) px, -1 where a person is absent."""
     latents = torch.empty(len(scenes), 4, 16, 16, dtype=torch.float16, device=run.device)
     boxes = np.empty((len(scenes), 2, 4), np.float32)
     size = AT_ONCE if run.device.type == "cuda" else 32
@@ -59,7 +59,7 @@ def draw_pictures(run: TrainingContext, vae: Any, count: int) -> tuple[Pictures,
 
 def draw_faces(run: TrainingContext, vae: Any, count: int, draw: int, identities: int) -> tuple[Faces, Tensor]:
     """What faces.load_faces and latent_reader.encode_faces give, without pixels and landmarks."""
-    run.say(f"drawing and encoding {count} scenes of strangers on {run.device}")
+    run.say(f"drawing and encoding {count} scenes of unnamed people on {run.device}")
     generator = torch.Generator().manual_seed(_SEED + 1000 * draw + run.seed)
     z = sample_people(identities, draw)
     who = torch.randint(0, identities, (count, 2), generator=generator)

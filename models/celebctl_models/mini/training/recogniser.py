@@ -76,7 +76,13 @@ def verification(network: nn.Module, faces: Faces, run: TrainingContext) -> str:
 
 
 def train_recogniser(
-    run: TrainingContext, faces: Faces, held_out: Faces, minutes: float, *, judge: bool, portraits: Portraits | None = None
+    run: TrainingContext,
+    faces: Faces,
+    held_out: Faces,
+    minutes: float,
+    *,
+    judge: bool,
+    portraits: Portraits | None = None,
 ) -> nn.Module:
     """The recogniser (ArcFace) or the judge (CosFace).
 
@@ -118,6 +124,6 @@ def train_recogniser(
         loss.backward()
         return {"loss": loss.item()}
 
-    run_stage(run, name, {"network": network, "margin": margin}, optimiser, minutes, step)
+    run_stage(run, (name, minutes), {"network": network, "margin": margin}, optimiser, step)
     run.say(f"{name}: {verification(network, held_out, run)}")
     return network.eval()

@@ -74,6 +74,7 @@ def appearance(z: NDArray[np.float32]) -> Tensor:
 
 
 def make_tokenizer(folder: Path, book: NameBook) -> Any:
+    """Write and load the tokenizer of all words and names."""
     from transformers import CLIPTokenizer
 
     if not (folder / "tokenizer.json").exists():
@@ -111,7 +112,7 @@ def text_batch(
                 ANYONE[int(rng.integers(4))] if first < 0 else f"{book.first_names[first]} {book.last_names[last]}"
             )
         place, act, expression, worn, style = (int(v) for v in facts[i, 1:])
-        texts.append(caption(who, place, act, expression, worn, style, rng))
+        texts.append(caption(who, (place, act, expression, worn, style), rng))
     ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
     last_ids = torch.tensor(tokenizer.convert_tokens_to_ids([name + "</w>" for name in book.last_names]))
     last_name = torch.as_tensor(people.pair[..., 1])
@@ -128,6 +129,7 @@ def text_batch(
 
 
 def text_loss(model: Any, reader: Reader, batch: dict[str, Tensor], end: int) -> tuple[Tensor, dict[str, float]]:
+    """Squared error of the attributes read plus cross-entropy of the scene facts."""
     hidden = model(input_ids=batch["ids"]).last_hidden_state.float()
     rows = torch.arange(len(hidden), device=hidden.device)
     eos = hidden[rows, (batch["ids"] == end).long().argmax(1)]
@@ -171,5 +173,5 @@ def train(run: TrainingContext, minutes: float) -> tuple[Any, Any]:
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         return figures
 
-    run_stage(run, "text", {"text": model, "reader": reader}, optimiser, minutes, step)
+    run_stage(run, ("text", minutes), {"text": model, "reader": reader}, optimiser, step)
     return tokenizer, model.eval().requires_grad_(False)

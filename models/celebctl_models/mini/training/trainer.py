@@ -28,10 +28,12 @@ class TrainingContext:
     compiled: bool = False
 
     def path(self, name: str) -> Path:
+        """A file or folder of the work folder, which is created when missing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / name
 
     def say(self, text: str) -> None:
+        """Print one line with the time of day on stderr."""
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     def compile(self, *networks: nn.Module) -> None:
@@ -46,6 +48,7 @@ class TrainingContext:
             cast(Any, network).compile()  # in place: the names in the state dict stay
 
     def autocast(self) -> torch.autocast:
+        """bfloat16 autocast on the device of the run."""
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
@@ -58,6 +61,7 @@ class ExponentialMovingAverage:
     updates: int = 0
 
     def update(self, network: nn.Module) -> None:
+        """Move the average towards the network's present state."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         with torch.no_grad():
@@ -70,6 +74,7 @@ class ExponentialMovingAverage:
                     self.shadow[key] = value.detach().clone()
 
     def copy_to(self, network: nn.Module) -> None:
+        """Load the average into a network."""
         network.load_state_dict(self.shadow, strict=False)
 
 
@@ -78,63 +83,74 @@ class TimeBox:
     """Learning rate as a function of the time spent: short warm-up, plateau, cosine to zero over the last half."""
 
     minutes: float
-    spent: float = 0.0  # seconds, over all sittings
+    spent: float = 0.0  # seconds, over all runs
     steps: int = 0
 
     @property
     def share(self) -> float:
+        """Share of the time that is spent, in [0, 1]."""
         return min(1.0, self.spent / (60.0 * self.minutes))
 
     def rate(self, peak: float) -> float:
+        """The learning rate now, given its peak."""
         warm = min(1.0, (self.steps + 1) / 200)
         anneal = 1.0 if self.share < 0.5 else 0.5 + 0.5 * math.cos(math.pi * (self.share - 0.5) * 2)
         return peak * warm * max(anneal, 0.01)
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Atomic: a half-written checkpoint never replaces a good one."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Everything a stage needs to go on, in one file."""
+
+    path: Path
+    networks: dict[str, nn.Module]
+    optimiser: torch.optim.Optimizer
+    averages: dict[str, ExponentialMovingAverage]
+    box: TimeBox
+
+    def resume(self, device: torch.device) -> bool:
+        """Load the file when it exists; returns whether it did."""
+        if not self.path.exists():
+            return False
+        state = torch.load(self.path, map_location=device, weights_only=True)
+        for key, network in self.networks.items():
+            network.load_state_dict(state["networks"][key])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.box.spent, self.box.steps = state["spent"], state["steps"]
+        for key, average in self.averages.items():
+            average.shadow, average.updates = state["averages"][key]["shadow"], state["averages"][key]["updates"]
+        return True
+
+    def save(self) -> None:
+        """Write the file atomically: a half-written checkpoint never replaces a complete one."""
+        partial = self.path.with_suffix(".partial")
+        torch.save({
+            "networks": {key: network.state_dict() for key, network in self.networks.items()},
+            "optimiser": self.optimiser.state_dict(), "spent": self.box.spent, "steps": self.box.steps,
+            "averages": {key: {"shadow": a.shadow, "updates": a.updates} for key, a in self.averages.items()},
+        }, partial)  # fmt: skip
+        partial.replace(self.path)
 
 
 def run_stage(
     run: TrainingContext,
-    name: str,
+    stage: tuple[str, float],
     networks: dict[str, nn.Module],
     optimiser: torch.optim.Optimizer,
-    minutes: float,
     step: Callable[[TimeBox], dict[str, float]],
-    *,
     averages: dict[str, ExponentialMovingAverage] | None = None,
-    on_checkpoint: Callable[[], None] | None = None,
 ) -> None:
     """Train until the minutes are spent, resuming from ``<name>.pt`` if it is there.
 
-    ``step`` does forward and backward on one batch and returns figures to print; the optimiser step, the schedule,
-    the averages and the checkpoints happen here. Each parameter group keeps its own peak rate under "peak".
+    stage: its name and its minutes. ``step`` does forward and backward on one batch and returns figures to print;
+    the optimiser step, the schedule, the averages and the checkpoints happen here. Each parameter group keeps its own
+    peak rate under "peak".
     """
-    path, averages = run.path(f"{name}.pt"), averages or {}
-    box = TimeBox(minutes)
-    if path.exists():
-        state = torch.load(path, map_location=run.device, weights_only=True)
-        for key, network in networks.items():
-            network.load_state_dict(state["networks"][key])
-        optimiser.load_state_dict(state["optimiser"])
-        box.spent, box.steps = state["spent"], state["steps"]
-        for key, average in averages.items():
-            average.shadow, average.updates = state["averages"][key]["shadow"], state["averages"][key]["updates"]
+    name, minutes = stage
+    box, averages = TimeBox(minutes), averages or {}
+    checkpoint = _Checkpoint(run.path(f"{name}.pt"), networks, optimiser, averages, box)
+    if checkpoint.resume(run.device):
         run.say(f"{name}: resumed at {box.spent / 60:.1f} of {minutes:.1f} min, step {box.steps}")
-
-    def checkpoint() -> None:
-        save_checkpoint(path, {
-            "networks": {key: network.state_dict() for key, network in networks.items()},
-            "optimiser": optimiser.state_dict(), "spent": box.spent, "steps": box.steps,
-            "averages": {key: {"shadow": a.shadow, "updates": a.updates} for key, a in averages.items()},
-        })  # fmt: skip
-        if on_checkpoint:
-            on_checkpoint()
-
     for group in optimiser.param_groups:
         group.setdefault("peak", group["lr"])
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -156,12 +172,12 @@ def run_stage(
         box.spent, box.steps = box.spent + min(now - begun, 8 * pace), box.steps + 1
         if now - printed > 20:
             printed = now
-            told = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
-            run.say(f"{name}: {box.spent / 60:5.1f}/{minutes:.1f} min  step {box.steps}  {told}")
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
+            run.say(f"{name}: {box.spent / 60:5.1f}/{minutes:.1f} min  step {box.steps}  {shown}")
         if now - saved > 120:
             saved = now
-            checkpoint()
-    checkpoint()
+            checkpoint.save()
+    checkpoint.save()
     run.say(f"{name}: done after {box.steps} steps, {box.spent / 60:.1f} min")
 
 
