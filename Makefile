@@ -51,7 +51,7 @@ demo: $(READY)
 	printf '\nThe picture: %s\n' "$$PWD/alice-and-bob-playing-chess.png"
 
 # Two processes of one thread do more here than one of two. The files that take longest are started first.
-PYTEST := OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST) --cov --cov-report=term:skip-covered
