@@ -4,7 +4,7 @@
 #   make test     the test suite, with a coverage figure; slow tests: .venv/bin/python -m pytest -m slow
 #   make test-fast       the tests that load no model, about a minute: for daily work
 #   make test-wheel      build the wheel, install it in a clean environment, run the three lines there
-#   make test-elsewhere  test-fast once more from "a b ü/celebctl", a path with a space and a non-ASCII letter
+#   make test-elsewhere  test-fast once more from "with space é/celebctl", a path with a space and a non-ASCII letter
 #   make check    ruff and pyright (strict)
 #   make bench-likeness   24 unseen people, 3 seeds, ours and the published settings (ten minutes or more)
 #   make bench-speed   cold start, pictures, steps and memory beside diffusers in turns, with a chart (minutes)
@@ -80,7 +80,7 @@ test-wheel: $(READY)
 
 test-elsewhere: $(READY)
 	@work=$$(mktemp -d) || exit 6; trap 'rm -rf "$$work"' EXIT; trap 'exit 130' INT TERM; set -e; \
-	place="$$work/a b ü/celebctl"; mkdir -p "$$place"; \
+	place="$$work/with space é/celebctl"; mkdir -p "$$place"; \
 	git ls-files -z | xargs -0 tar -cf - | tar -x -C "$$place"; cd "$$place"; \
 	$(PYTEST) -m "fast and not slow"
 
