@@ -1,7 +1,10 @@
 # Each target first makes .venv, on a machine that has nothing but Python 3.11+, and then does its work.
 #
 #   make demo     draw two people, learn them, export, make a picture of both; only ./demo is touched
-#   make test     the test suite; what takes minutes or gigabytes: .venv/bin/python -m pytest -m slow
+#   make test     the test suite, with a coverage figure; slow tests: .venv/bin/python -m pytest -m slow
+#   make test-fast       the tests that load no model, about a minute: for daily work
+#   make test-wheel      build the wheel, install it in a clean environment, run the three lines there
+#   make test-elsewhere  test-fast once more from "with space é/celebctl", a path with a space and a non-ASCII letter
 #   make check    ruff and pyright (strict)
 #   make bench-likeness   24 unseen people, 3 seeds, ours and the published settings (ten minutes or more)
 #   make bench-speed   cold start, pictures, steps and memory beside diffusers in turns, with a chart (minutes)
@@ -29,7 +32,7 @@ MODEL     ?=
 BUILD     := $(abspath build)
 comma     := ,
 
-.PHONY: help demo test check bench-likeness bench-speed bench-gpu clean
+.PHONY: help demo test test-fast test-wheel test-elsewhere check bench-likeness bench-speed bench-gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,9 +50,39 @@ demo: $(READY)
 	run gen "alice and bob playing chess" --seed $(SEED) --out alice-and-bob-playing-chess.png --force && \
 	printf '\nThe picture: %s\n' "$$PWD/alice-and-bob-playing-chess.png"
 
-# Side by side, one core each: two processes of one thread do more here than one of two.
+# Two processes of one thread do more here than one of two. The files that take longest are started first.
+PYTEST := OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(PYTEST) --cov --cov-report=term:skip-covered
+
+test-fast: $(READY)
+	$(PYTEST) -m "fast and not slow"
+
+# The wheel runs without the checkout: in an environment of its own, from an empty folder.
+test-wheel: $(READY)
+	@work=$$(mktemp -d) || exit 6; trap 'rm -rf "$$work"' EXIT; trap 'exit 130' INT TERM; set -e; \
+	"$(BIN)/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$$work" .; \
+	"$(PYTHON)" -m venv "$$work/venv"; \
+	"$$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check '$(TORCH)'; \
+	for wheel in "$$work"/celebctl-*.whl; do \
+	  "$$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$$wheel[learn,export,cpu]"; done; \
+	"$$work/venv/bin/python" -c 'import cv2' 2>/dev/null || { \
+	  "$$work/venv/bin/python" -m pip uninstall --quiet --yes opencv-python; \
+	  "$$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check opencv-python-headless; }; \
+	mkdir "$$work/empty"; cd "$$work/empty"; \
+	export CELEBCTL_HOME="$$work/home"; unset CELEBCTL_MODEL PYTHONPATH; celebctl="$$work/venv/bin/celebctl"; \
+	"$$celebctl" sample-photo face.jpg --seed 7; \
+	"$$celebctl" learn face.jpg --name alice --steps 4 --no-sheet; \
+	"$$celebctl" export; \
+	"$$celebctl" gen "alice playing chess" --seed 3 --steps 4 --out alice.png; \
+	test -s alice.png && echo 'the wheel works'
+
+test-elsewhere: $(READY)
+	@work=$$(mktemp -d) || exit 6; trap 'rm -rf "$$work"' EXIT; trap 'exit 130' INT TERM; set -e; \
+	place="$$work/with space é/celebctl"; mkdir -p "$$place"; \
+	git ls-files -z | xargs -0 tar -cf - | tar -x -C "$$place"; cd "$$place"; \
+	$(PYTEST) -m "fast and not slow"
 
 check: $(READY)
 	"$(BIN)/ruff" check .

@@ -54,7 +54,15 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+#: Exporting takes a minute each: by default one family per network structure, with `-m slow` the others.
+EVERY_TIME = {"sd2", "lcm", "sdxl-turbo"}
+CASES = [
+    pytest.param(family, id=family.name, marks=() if family.name in EVERY_TIME else pytest.mark.slow)
+    for family in FAMILIES
+]
+
+
+@pytest.mark.parametrize("family", CASES)
 def test_learn_export_and_gen(family: Family, tmp_path: Path) -> None:
     """A person learned on the family is baked into its bundle, and the bundle draws what torch draws of them."""
     folder = tmp_path / family.name
