@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, UsageError
+from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, out_of_range
 from .files import atomic_write, refuse_existing
 from .prompting.likeness import FULL_LIKENESS, likeness_to_json
 from .request import Request
@@ -81,10 +81,7 @@ def png_bytes(picture: GeneratedImage, *, metadata: bool = True, scale: int = 1)
     from PIL.PngImagePlugin import PngInfo
 
     if not 1 <= scale <= MAX_SCALE:
-        limits = f"1 to {MAX_SCALE}"
-        raise UsageError(
-            f"scale {scale} is out of range", f"use {limits}", reason="scale_out_of_range", value=scale, limits=limits
-        )
+        raise out_of_range("scale", scale, 1, MAX_SCALE)
     image = picture.image
     if scale > 1:
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
@@ -128,8 +125,10 @@ def _read_chunk(path: Path) -> str:
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            image.load()  # chunks may also follow the pixels
             text: str | None = getattr(image, "text", {}).get(CHUNK)
+            if text is None:
+                image.load()  # chunks may also follow the pixels
+                text = getattr(image, "text", {}).get(CHUNK)
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no file {path}", "check the path", reason="no_image_file", path=path) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import UsageError
+from .errors import UsageError, out_of_range
 from .identity import check_name
 from .prompting.layout import normalize_layout
 from .prompting.likeness import FULL_LIKENESS, Likeness, check_likeness, likeness_from_json, likeness_to_json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "lcm")
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
-MAX_GUIDANCE = 100.0
+MAX_GUIDANCE = 100
 MAX_SIDE = 4096  # pixels
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -158,14 +158,14 @@ def _check_text(what: str, text: str) -> None:
 
 def _check_numbers(request: Request) -> None:
     if not 0 <= request.seed <= MAX_SEED:
-        raise _out_of_range("seed", request.seed, f"0 to {MAX_SEED}")
+        raise out_of_range("seed", request.seed, 0, MAX_SEED)
     if not 1 <= request.steps <= MAX_STEPS:
-        raise _out_of_range("steps", request.steps, f"1 to {MAX_STEPS}")
+        raise out_of_range("steps", request.steps, 1, MAX_STEPS)
     guidance = cast("float", request.guidance)
     if not math.isfinite(guidance) or not 0 <= guidance <= MAX_GUIDANCE:
-        raise _out_of_range("guidance", guidance, f"0 to {MAX_GUIDANCE:g}")
+        raise out_of_range("guidance", guidance, 0, MAX_GUIDANCE)
     if not 0 < request.strength <= 1:
-        raise _out_of_range("strength", request.strength, "above 0, up to 1")
+        raise out_of_range("strength", request.strength, 0, 1)
     if request.strength < 1 and not request.source:
         raise UsageError(
             f"strength {request.strength:g} needs an init image", "give an init image", reason="strength_without_image"
@@ -180,18 +180,10 @@ def _check_numbers(request: Request) -> None:
         raise unknown_sampler(request.sampler)
 
 
-def _out_of_range(what: str, value: float, limits: str) -> UsageError:
-    return UsageError(
-        f"{what} {value} is out of range", f"use {limits}", reason=f"{what}_out_of_range", value=value, limits=limits
-    )
-
-
 def unknown_sampler(name: str) -> UsageError:
     """The error for a name that is not in :data:`SAMPLERS`."""
-    samplers = ", ".join(SAMPLERS)
-    return UsageError(
-        f"there is no sampler {name!r}", f"use one of {samplers}", reason="unknown_sampler", name=name, samplers=samplers
-    )
+    hint = f"use one of {', '.join(SAMPLERS)}"
+    return UsageError(f"there is no sampler {name!r}", hint, reason="unknown_sampler", name=name)
 
 
 def _check_size(request: Request, multiple: int) -> None:
