@@ -236,5 +236,5 @@ def test_export_tells_the_bundle_who_the_average_celebrity_is(console: Desk) -> 
     console.know("alice")
     assert console("export").code == 0
     bundle: Bundle = console.bundle()
-    assert np.array_equal(bundle.average()[0], AVERAGE[0])
+    assert np.array_equal(bundle.average_embeddings()[0], AVERAGE[0])
     assert MODEL_KEY == "toy-01234567" and console("gen", "alice", "-s", "1", "--likeness", "0.5").code == 0

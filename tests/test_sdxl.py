@@ -114,7 +114,7 @@ def test_people_move_in_and_out_of_both_tables(xl_parts: DiffusionParts, bundle:
 
 def test_dials_and_guests_reach_both_tables(xl_parts: DiffusionParts, bundle: Bundle) -> None:
     """The average celebrity is drawn for everybody without likeness, and by the runtime as by torch."""
-    assert all(np.array_equal(a, b) for a, b in zip(bundle.average(), AVERAGE, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(bundle.average_embeddings(), AVERAGE, strict=True))
     ada = replace(eve(xl_parts), name="ada", embeddings=AVERAGE)
     backend, one = OrtBackend(bundle, "cpu", 1), Request("eve playing chess", seed=5, steps=2, guidance=4.0)
     wanted = [replace(one, likeness=0.0), replace(one, prompt="ada playing chess")]

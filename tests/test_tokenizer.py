@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from celebctl_runtime.errors import IntegrityError, NotFoundError
-from celebctl_runtime.prompting.prompt import Mention, Words, split_prompt
+from celebctl_runtime.prompting.prompt import Mention, PlainText, split_prompt
 from celebctl_runtime.prompting.tokenizer import PromptTokenizer
 
 WORDS = ("the", "photo", "and", "playing", "chess", "don't", "naïve", "日本", "hello", "beach", "smiling", "12")
@@ -65,7 +65,7 @@ def test_plain_prompts_equal_transformers(reference: Any, tokenizer: PromptToken
         return
     if escaped == text and "\\<" not in text:
         assert encoded.ids.tolist() == expected_ids(reference, text)
-    assert encoded.used == () and encoded.ids.dtype == np.int64
+    assert encoded.people == () and encoded.ids.dtype == np.int64
 
 
 def test_literal_special_tokens_end_nothing(reference: Any, tokenizer: PromptTokenizer) -> None:
@@ -116,7 +116,7 @@ def test_a_person_takes_the_place_of_any_word(reference: Any, tokenizer: PromptT
     ],
 )
 def test_names_match_whole_words(tokenizer: PromptTokenizer, prompt: str, used: tuple[str, ...]) -> None:
-    assert tokenizer.encode(prompt, PEOPLE).used == used
+    assert tokenizer.encode(prompt, PEOPLE).people == used
 
 
 def test_positions_point_at_the_ids(tokenizer: PromptTokenizer) -> None:
@@ -130,15 +130,15 @@ def test_positions_point_at_the_ids(tokenizer: PromptTokenizer) -> None:
     ("prompt", "parts"),
     [
         ("", []),
-        ("hi \\alice there", [Words("hi alice there")]),
-        ("\\<alice>", [Words("<alice>")]),
-        ("\\\\alice", [Words("\\alice")]),
-        ("\\beach \\", [Words("\\beach \\")]),
+        ("hi \\alice there", [PlainText("hi alice there")]),
+        ("\\<alice>", [PlainText("<alice>")]),
+        ("\\\\alice", [PlainText("\\alice")]),
+        ("\\beach \\", [PlainText("\\beach \\")]),
         ("<alice><ann>", [Mention("alice"), Mention("ann")]),
-        ("hi alice.", [Words("hi "), Mention("alice"), Words(".")]),
+        ("hi alice.", [PlainText("hi "), Mention("alice"), PlainText(".")]),
     ],
 )
-def test_a_prompt_is_cut_into_words_and_people(prompt: str, parts: list[Words | Mention]) -> None:
+def test_a_prompt_is_cut_into_words_and_people(prompt: str, parts: list[PlainText | Mention]) -> None:
     assert split_prompt(prompt, PEOPLE) == parts
 
 
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_reported(tokenizer: PromptTokenizer) -> None:
 
 def test_people_are_kept_when_text_is_cut(tokenizer: PromptTokenizer) -> None:
     encoded = tokenizer.encode("chess " * 80 + "and alice beach anna smiling", PEOPLE)
-    assert encoded.used == ("alice", "anna")
+    assert encoded.people == ("alice", "anna")
     assert encoded.dropped_text == "chess " * 8 + "chess and beach smiling"
     kept = [token for token in encoded.ids.tolist() if token > 9000]
     assert kept == [*PEOPLE["alice"], *PEOPLE["anna"]]

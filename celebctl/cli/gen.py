@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from celebctl_runtime.backends.base import Backend
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.picture import GeneratedImage
-    from celebctl_runtime.pipeline import Progress
+    from celebctl_runtime.progress import Progress
     from celebctl_runtime.request import Request
     from celebctl_runtime.sampling.init_image import InitImage
 
@@ -221,7 +221,7 @@ def draw(
 
 
 def _pass_on(report: "Callable[[int, int, str], None]", now: "Progress") -> None:
-    report(now.step, now.steps, "")
+    report(now.step, now.total, "")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,36 @@ import shlex
 from celebctl_runtime.errors import CelebctlError
 
 #: Python packages: celebctl_runtime.
-RUNTIME: dict[str, str] = {}
+RUNTIME: dict[str, str] = {
+    "file_exists": "choose another name, or replace it with --force",
+    "disk_full": "the disk is full: free some space and run the same command again",
+    "not_writable": "choose another folder, for example with -o or the environment variable CELEBCTL_HOME",
+    "newer_format": "upgrade celebctl",
+    "invalid_name": "use 1 to 32 of the characters a-z 0-9 _ -, starting with a letter, for example --name alice",
+    "no_identity_file": "see who is known: celebctl list",
+    "no_bundle": "make one: celebctl export",
+    "bundle_damaged": "make a new bundle: celebctl export",
+    "bundle_busy": "run the same command again",
+    "bundle_full": "make a bundle with more room: celebctl export --spare-rows {spare_rows}",
+    "name_taken_in_bundle": "use another name, or remove the person first: celebctl rm {name}",
+    "no_average_embeddings": "make a new bundle: celebctl export",
+    "no_image_encoder": "make a new bundle: celebctl export",
+    "engine_without_init_images": "use --device cpu or --device cuda",
+    "init_image_missing": "name the image with --from IMAGE",
+    "unknown_person": "learn the person (celebctl learn face.jpg --name {name}), or write \\<{name}> for plain text",
+    "seed_out_of_range": "use --seed {minimum} to {maximum}",
+    "steps_out_of_range": "use --steps {minimum} to {maximum}",
+    "guidance_out_of_range": "use --cfg {minimum} to {maximum}",
+    "strength_out_of_range": "use --strength above {minimum}, up to {maximum}",
+    "strength_without_image": "use --strength together with --from IMAGE",
+    "no_steps_left": "raise --strength or --steps",
+    "scale_out_of_range": "use --scale {minimum} to {maximum}",
+    "likeness_out_of_range": "use --likeness {minimum} (the average celebrity) to {maximum} (as learned)",
+    "invalid_likeness": "use --likeness 0.8 for all people, or --likeness alice=0.8,bob=1",
+    "not_in_prompt_layout": "name {name} in the prompt, or leave {name} out of --layout",
+    "not_in_prompt_likeness": "name {name} in the prompt, or leave {name} out of --likeness",
+    "no_recipe": "use an image that celebctl gen wrote, saved with its metadata",
+}
 
 #: celebctl_export, engines.
 EXPORT: dict[str, str] = {}

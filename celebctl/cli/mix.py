@@ -189,8 +189,9 @@ def _draw(
             part = slice(first, first + room)
             made = generate(
                 bundle, backend, wanted[part],
-                lambda now, first=first: report((first + now.first) * now.steps + now.step * now.count,
-                                                len(wanted) * now.steps, ""),
+                lambda now, first=first, count=len(wanted[part]): report(
+                    first * now.total // count + now.step, len(wanted) * now.total // count, ""
+                ),
                 overrides=[*cast[part], *others],
             )  # fmt: skip
             pictures += [picture.image for picture in made]

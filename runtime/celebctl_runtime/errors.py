@@ -46,6 +46,18 @@ class UsageError(CelebctlError):
     code = "usage"
 
 
+def out_of_range(what: str, value: float, minimum: float, maximum: float) -> UsageError:
+    """The error for an argument ``what`` outside its limits; its reason is ``<what>_out_of_range``."""
+    return UsageError(
+        f"{what} {value} is out of range",
+        f"use {minimum} to {maximum}",
+        reason=f"{what}_out_of_range",
+        value=value,
+        minimum=minimum,
+        maximum=maximum,
+    )
+
+
 class InvalidInputError(CelebctlError):
     """A file was read but cannot be used: no face, two faces, an image without a recipe. Exit code 3."""
 

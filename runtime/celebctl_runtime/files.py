@@ -1,7 +1,8 @@
-"""Files that are either the old ones or the new ones, never half of each.
+"""Atomic writes, safe opening and hashing of files.
 
-Everything celebctl keeps is written to a sibling with a hidden name, flushed to the disk and renamed. A full disk, a
-read-only place or a missing permission becomes an :class:`SetupError`; what stood there before still stands.
+A file or folder is written under a hidden name beside its destination, flushed to the disk and renamed, so a reader
+sees either the old content or the new. A full disk, a read-only file system or a missing permission becomes a
+:class:`SetupError`, and the old content stays.
 """
 
 from __future__ import annotations
@@ -19,45 +20,52 @@ from typing import IO, Literal
 
 from .errors import IntegrityError, SetupError, UsageError
 
-_DISK_HINTS = {
-    errno.ENOSPC: "the disk is full: free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
-    errno.EROFS: "the place is read-only: choose another one, for example with CELEBCTL_HOME or -o",
-    errno.EACCES: "permission is missing: choose another place, for example with CELEBCTL_HOME or -o",
-    errno.EPERM: "permission is missing: choose another place, for example with CELEBCTL_HOME or -o",
-    errno.ENOTDIR: "a part of the path is a file: choose another place",
-    errno.EEXIST: "a file stands where a directory is needed: choose another place",
-    errno.EISDIR: "a directory stands there: name a file inside it",
-    errno.ENAMETOOLONG: "the path is too long: choose a shorter one",
+#: errno -> (reason, hint)
+_WRITE_ERRORS = {
+    errno.ENOSPC: ("disk_full", "free some space and try again"),
+    errno.EDQUOT: ("disk_full", "free some space and try again"),
+    errno.EROFS: ("not_writable", "choose a folder that can be written to"),
+    errno.EACCES: ("not_writable", "choose a folder that can be written to"),
+    errno.EPERM: ("not_writable", "choose a folder that can be written to"),
+    errno.ENOTDIR: ("invalid_path", "a part of the path is a file: choose another path"),
+    errno.EEXIST: ("invalid_path", "there is a file where a directory is needed: choose another path"),
+    errno.EISDIR: ("invalid_path", "the path is a directory: name a file inside it"),
+    errno.ENAMETOOLONG: ("invalid_path", "choose a shorter path"),
 }
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
 def translate_os_errors(path: Path) -> Generator[None]:
-    """Turn the operating system's complaints about writing ``path`` into an SetupError with a cure."""
+    """Turn an OSError raised while writing ``path`` into a SetupError with a hint; other OSErrors pass unchanged."""
     try:
         yield
     except OSError as error:
-        hint = _DISK_HINTS.get(error.errno or 0)
-        if hint is None:
+        if error.errno not in _WRITE_ERRORS:
             raise
-        raise SetupError(f"cannot write {path}: {error.strerror}", hint) from error
+        reason, hint = _WRITE_ERRORS[error.errno]
+        raise SetupError(f"cannot write {path}: {error.strerror}", hint, reason=reason, path=path) from error
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise UsageError when ``path`` exists, even as a dangling link, and ``force`` is not set."""
-    if os.path.lexists(path) and not force:
-        raise UsageError(f"{path} exists already", "choose another name, or replace it with --force")
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise UsageError when ``path`` exists, even as a dangling link, unless ``overwrite`` is set."""
+    if os.path.lexists(path) and not overwrite:
+        raise UsageError(
+            f"{path} exists already", "choose another name, or pass overwrite=True", reason="file_exists", path=path
+        )
 
 
 def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
-    """Put ``content`` at ``path`` in one step, replacing what is there; missing parent directories are made.
+    """Write ``path`` in one step, replacing a file that exists; missing parent directories are created.
 
-    ``content`` is the bytes, or a function that writes the file whose path it is given (same suffix, same directory).
-    Raises SetupError when the place cannot be written; then ``path`` is as it was before.
+    Args:
+        path: The file to write.
+        content: Its bytes, or a function that writes the path it is given (same suffix, same directory).
+
+    Raises:
+        SetupError: When the file cannot be written. Then ``path`` is unchanged.
     """
-    temporary = _sibling(path)
+    temporary = _temporary_path(path)
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -77,13 +85,15 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Generator[Path]:
-    """Yield an empty sibling directory; when the block succeeds it becomes ``path``, otherwise it is removed.
+    """Yield an empty temporary directory; when the block succeeds it becomes ``path``, otherwise it is removed.
 
-    A directory already at ``path`` stays whole and readable until that moment. Its replacement is one system call where
-    the system can exchange two directories (Linux), and two renames with a way back elsewhere.
-    Raises SetupError when the place cannot be written.
+    A directory already at ``path`` stays complete and readable until then. It is replaced by one system call where the
+    system can exchange two directories (Linux), elsewhere by two renames, undone on failure.
+
+    Raises:
+        SetupError: When the directory cannot be written.
     """
-    temporary = _sibling(path)
+    temporary = _temporary_path(path)
     with translate_os_errors(path):
         temporary.mkdir(parents=True)
         try:
@@ -99,9 +109,9 @@ def atomic_directory(path: Path) -> Generator[Path]:
 
 
 def regular_path(folder: Path, name: str) -> Path:
-    """The path of the file ``name`` in ``folder``: no symbolic link on the way, and a regular file if it exists.
+    """The path of the file ``name`` in ``folder``, free of symbolic links and a regular file if it exists.
 
-    ``folder`` itself may be a link, because the user named it. Raises IntegrityError.
+    ``folder`` itself may be a link, because the user named it. Raises IntegrityError otherwise.
     """
     path, parts = folder, PurePosixPath(name).parts
     for number, part in enumerate(parts, 1):
@@ -116,9 +126,9 @@ def regular_path(folder: Path, name: str) -> Path:
 
 
 def open_regular(path: Path, mode: Literal["rb", "rb+"] = "rb") -> IO[bytes]:
-    """Open a regular file that exists, without following a link; for writing, one that has no second name.
+    """Open an existing regular file without following a link; for writing, a file without a second hard link.
 
-    A FIFO or a device is refused at once instead of waiting for its other end. Raises IntegrityError, and OSError.
+    A FIFO or a device is refused at once instead of blocking. Raises IntegrityError, and OSError as ``open`` does.
     """
     flags = os.O_RDONLY if mode == "rb" else os.O_RDWR
     for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # no system has all three
@@ -137,34 +147,41 @@ def open_regular(path: Path, mode: Literal["rb", "rb+"] = "rb") -> IO[bytes]:
         file.close()
         raise IntegrityError(
             f"{path} is a hard link: the same file has another name, which would change too",
-            "make a true copy of it in its place",
+            "replace it with a copy of the file",
+            reason="irregular_file",
+            path=path,
         )
     return file
 
 
 def _irregular(path: Path, expected: str) -> IntegrityError:
-    return IntegrityError(f"{path} is not {expected}", "a link, device or pipe is never followed: put a copy there")
+    return IntegrityError(
+        f"{path} is not {expected}",
+        "links, devices and pipes are not followed: replace it with a copy",
+        reason="irregular_file",
+        path=path,
+    )
 
 
 def sha256_file(path: Path, count: int | None = None) -> str:
     """Hex SHA-256 of a file, or of its first ``count`` bytes."""
     digest = hashlib.sha256()
-    left = count if count is not None else sys.maxsize
+    remaining = sys.maxsize if count is None else count
     with path.open("rb") as file:
-        while left > 0 and (block := file.read(min(left, 1 << 20))):
+        while remaining > 0 and (block := file.read(min(remaining, 1 << 20))):
             digest.update(block)
-            left -= len(block)
+            remaining -= len(block)
     return digest.hexdigest()
 
 
 def flush(file: IO[bytes]) -> None:
-    """Make what was written to an open file survive a power cut."""
+    """Flush an open file to the disk, so that its content survives a power cut."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def flush_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut. Windows has no such call and needs none."""
+    """Flush the entries of a directory to the disk. Windows has no such call and needs none."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -174,8 +191,8 @@ def flush_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sibling(path: Path) -> Path:
-    # The suffix is kept because writers such as Pillow read the format from it.
+def _temporary_path(path: Path) -> Path:
+    # Writers such as Pillow read the format from the suffix.
     return path.with_name(f".{path.stem[:64]}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
 
 
@@ -196,10 +213,10 @@ def _replace_directory(new: Path, path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two names trade places in one system call; False where the system or file system has no such call."""
+    """Exchange two paths in one system call; False where the system or file system has no such call."""
     if sys.platform != "linux":
         return False
-    import ctypes  # only when a directory is replaced: it is not free to import
+    import ctypes  # slow to import, and needed only here
 
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:
@@ -208,7 +225,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _swap_by_renames(new: Path, path: Path) -> None:
-    old = _sibling(path)
+    old = _temporary_path(path)
     path.rename(old)
     try:
         new.rename(path)

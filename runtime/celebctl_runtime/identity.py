@@ -1,8 +1,7 @@
-"""A person as numbers: coefficients on the celeb basis, and the two token embeddings that they stand for.
+"""A learned person: coefficients on the celeb basis, and the two token embeddings computed from them.
 
-One small safetensors file holds both, so that baking a person into a bundle needs neither torch nor the basis. The file
-carries provenance (settings, scores, versions) and never a photo. What this module does *not* know: how an identity is
-learned, and which bundle it goes into.
+One small safetensors file holds both, so that adding a person to a bundle needs neither torch nor the basis. The file
+carries provenance (settings, scores, versions) and never a photo. This module does not know how an identity is learned.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,23 +35,34 @@ _MAX_HEADER = 1 << 20
 def check_name(name: str) -> str:
     """The canonical form of a person's name: NFKC, case-folded, ``[a-z][a-z0-9_-]{0,31}``, no Windows device.
 
-    Raises UsageError with the value and the rule when there is no such form.
+    Raises UsageError when there is no such form.
+
+    Example:
+        >>> check_name("Anna-2")
+        'anna-2'
     """
     folded = unicodedata.normalize("NFKC", name).casefold()
     if not _NAME.fullmatch(folded):
         raise UsageError(
             f"{name[:80]!r} cannot be a person's name",
-            "use 1 to 32 of the characters a-z 0-9 _ -, starting with a letter, for example --name alice",
+            "use 1 to 32 of the characters a-z 0-9 _ -, starting with a letter, for example alice",
+            reason="invalid_name",
+            name=name[:80],
         )
     if folded in _DEVICES:
-        raise UsageError(f"{name!r} is a reserved file name on Windows", f"use another name, for example {folded}_1")
+        raise UsageError(
+            f"{name!r} is a reserved file name on Windows",
+            f"use another name, for example {folded}_1",
+            reason="invalid_name",
+            name=name,
+        )
     return folded
 
 
 def check_key(what: str, value: object) -> str:
-    """``value``, fit to be part of a file name: ``[A-Za-z0-9][A-Za-z0-9_-]{0,63}``, as families and hashes are.
+    """``value`` if it can be part of a file name: ``[A-Za-z0-9][A-Za-z0-9_-]{0,63}``, as families and hashes are.
 
-    Raises IntegrityError naming ``what`` it is.
+    Raises IntegrityError naming ``what`` it is otherwise.
     """
     if not isinstance(value, str) or not _KEY.fullmatch(value):
         raise IntegrityError(
@@ -63,12 +73,32 @@ def check_key(what: str, value: object) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """One learned person. E text encoders (1 for SD 1.x, 2 for SDXL), 2 token positions, K components, width D.
+    """One learned person, for a model with E text encoders (1 for SD 1.x, 2 for SDXL). Arrays are copied, read-only.
 
-    ``coefficients``: E arrays (2, K_e) float32. ``embeddings``: E arrays (2, D_e) float32, equal to the basis's
-    ``embed(coefficients)`` unless the person was imported. The hashes name the basis and the token table (model) that
-    they belong to. Arrays are copied and read-only. Raises IntegrityError for NaN, infinity, a zero row or a wrong
-    shape, or a family or hash that :func:`check_key` refuses, UsageError for a name that :func:`check_name` changes.
+    Args:
+        name: Canonical, see :func:`check_name`.
+        coefficients: E arrays (2, K) float32: weights of K basis components, for the first and last name token.
+        embeddings: E arrays (2, D) float32: token embeddings of width D, ``CelebBasis.embed(coefficients)`` unless the
+            person was imported.
+        basis_hash: Hash of the celeb basis.
+        family: Model family, such as "sd1".
+        table_hash: Hash of the model's token tables; a bundle accepts only identities with its own.
+        provenance: How the person was learned: settings, scores, versions.
+
+    Raises:
+        UsageError: When the name is not canonical.
+        IntegrityError: For NaN, infinity, a zero embedding, a wrong shape, or an invalid family or hash.
+
+    Example:
+        >>> import tempfile
+        >>> rows = (np.ones((2, 8), np.float32),)
+        >>> alice = Identity("alice", rows, rows, basis_hash="b0", family="toy", table_hash="t0")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     alice.save(Path(folder) / "alice.safetensors")
+        ...     Identity.load(Path(folder) / "alice.safetensors") == alice
+        True
+        >>> alice.renamed("anna").name
+        'anna'
     """
 
     name: str
@@ -89,26 +119,23 @@ class Identity:
                 f"identity {self.name!r} has {len(self.coefficients)} coefficient and {len(self.embeddings)} embedding"
                 " arrays; it needs one of each per text encoder"
             )
-        object.__setattr__(
-            self, "coefficients", tuple(_checked(self.name, "coefficients", a) for a in self.coefficients)
-        )
-        object.__setattr__(self, "embeddings", tuple(_checked(self.name, "embeddings", a) for a in self.embeddings))
+        for kind in ("coefficients", "embeddings"):
+            object.__setattr__(self, kind, tuple(_checked(self.name, kind, array) for array in getattr(self, kind)))
         object.__setattr__(self, "provenance", dict(self.provenance))
 
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of the tensors (kind, encoder, shape and little-endian bytes). The name is not part of it."""
         digest = hashlib.sha256()
-        for kind, arrays in (("coefficients", self.coefficients), ("embeddings", self.embeddings)):
-            for encoder, array in enumerate(arrays):
-                digest.update(f"{kind}.{encoder}:{array.shape}".encode())
-                digest.update(array.astype("<f4").tobytes())
+        for key, array in self._tensors().items():
+            digest.update(f"{key}:{array.shape}".encode())
+            digest.update(array.astype("<f4").tobytes())
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Identity):
             return NotImplemented
-        return self.digest == other.digest and self._facts() == other._facts()
+        return self.digest == other.digest and self._text_fields() == other._text_fields()
 
     def __hash__(self) -> int:
         return hash((self.name, self.digest))
@@ -118,21 +145,18 @@ class Identity:
         return replace(self, name=check_name(name))
 
     def save(self, path: Path) -> None:
-        """Write the identity to ``path`` atomically. Raises SetupError when the place cannot be written."""
-        tensors: dict[str, NDArray[np.float32]] = {}
-        for encoder, (coefficients, embeddings) in enumerate(zip(self.coefficients, self.embeddings, strict=True)):
-            tensors[f"coefficients.{encoder}"] = coefficients
-            tensors[f"embeddings.{encoder}"] = embeddings
-        metadata = {f"celebctl.{key}": value for key, value in self._facts().items()}
+        """Write a safetensors file atomically; the same identity always gives the same bytes. Raises SetupError."""
+        metadata = {f"celebctl.{key}": value for key, value in self._text_fields().items()}
         metadata["celebctl.schema"] = str(SCHEMA)
-        atomic_write(path, _safetensors(tensors, metadata))
+        atomic_write(path, _safetensors(self._tensors(), metadata))
 
     @classmethod
     def load(cls, path: Path) -> Identity:
         """Read an identity file.
 
-        Raises NotFoundError when there is none, IntegrityError when it is damaged, newer than this celebctl, or not an
-        identity at all.
+        Raises:
+            NotFoundError: When there is no such file.
+            IntegrityError: When it is damaged, not an identity, or was written by a newer version.
         """
         raw = _read(path)
         header = _header(raw, path)
@@ -151,13 +175,17 @@ class Identity:
                 provenance={str(key): str(value) for key, value in provenance.items()},
             )
         except CelebctlError as error:
-            _reject(path, error.problem, error)
+            raise _unusable(path, error.problem) from error
         except KeyError as error:
-            _reject(path, f"the entry {error} is missing", error)
+            raise _unusable(path, f"the entry {error} is missing") from error
         except (ValueError, AttributeError) as error:
-            _reject(path, "its provenance cannot be read", error)
+            raise _unusable(path, "its provenance cannot be read") from error
 
-    def _facts(self) -> dict[str, str]:
+    def _tensors(self) -> dict[str, NDArray[np.float32]]:
+        kinds = {"coefficients": self.coefficients, "embeddings": self.embeddings}
+        return {f"{kind}.{i}": array for kind, arrays in kinds.items() for i, array in enumerate(arrays)}
+
+    def _text_fields(self) -> dict[str, str]:
         return {
             "name": self.name,
             "basis_hash": self.basis_hash,
@@ -181,8 +209,7 @@ def _checked(name: str, kind: str, array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> bytes:
-    """The safetensors file of float32 tensors. The library's own writer puts metadata in random order; here the same
-    person always gives the same bytes."""
+    """A safetensors file of float32 tensors with sorted metadata; the library's own writer does not fix the order."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     content = b""
     for name, array in sorted(tensors.items()):
@@ -191,33 +218,35 @@ def _safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[s
         header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": offsets}
         content += data
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format wants tensors to begin on a multiple of 8
+    text += b" " * (-len(text) % 8)  # the format aligns tensors to 8 bytes
     return len(text).to_bytes(8, "little") + text + content
 
 
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > _MAX_FILE:
-            _reject(path, f"it is larger than {_MAX_FILE >> 20} MiB")
+            raise _unusable(path, f"it is larger than {_MAX_FILE >> 20} MiB")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"there is no identity file {path}", "celebctl list shows who is known") from error
+        raise NotFoundError(
+            f"there is no identity file {path}", "check the path", reason="no_identity_file", path=path
+        ) from error
     except (IsADirectoryError, PermissionError) as error:
         raise NotFoundError(f"cannot read {path}: {error.strerror}", "name an identity file") from error
 
 
 def _header(raw: bytes, path: Path) -> dict[str, object]:
-    """The JSON header of a safetensors file, refusing what parsers disagree about: duplicate keys, absurd lengths."""
+    """The JSON header of a safetensors file; refuses what parsers disagree about: duplicate keys, absurd lengths."""
     length = int.from_bytes(raw[:8], "little")
     if len(raw) < 8 or length > min(_MAX_HEADER, len(raw) - 8):
-        _reject(path, f"its header of {length} bytes does not fit")
+        raise _unusable(path, f"its header of {length} bytes does not fit")
     try:
         header: object = json.loads(raw[8 : 8 + length], object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        _reject(path, f"its header is not valid ({error})", error)
+        raise _unusable(path, f"its header is not valid ({error})") from error
     metadata = cast("dict[str, object]", header).get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict):
-        _reject(path, "its header is not a JSON object")
+        raise _unusable(path, "its header is not a JSON object")
     return cast("dict[str, object]", header)
 
 
@@ -231,10 +260,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _check_schema(metadata: Mapping[str, str], path: Path) -> None:
     schema = str(metadata.get("celebctl.schema", ""))
     if not schema.isdecimal():
-        _reject(path, "it is a tensor file without celebctl's metadata")
+        raise _unusable(path, "it is a tensor file without celebctl's metadata")
     if int(schema) > SCHEMA:
         raise IntegrityError(
-            f"{path} has identity format {schema}; this celebctl reads up to {SCHEMA}", "pip install --upgrade celebctl"
+            f"{path} has identity format {schema}; this celebctl reads up to {SCHEMA}",
+            "upgrade celebctl",
+            reason="newer_format",
+            version=int(schema),
         )
 
 
@@ -245,7 +277,7 @@ def _tensors(raw: bytes, path: Path) -> dict[str, NDArray[Any]]:
     try:
         return load(raw)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        _reject(path, str(error), error)
+        raise _unusable(path, str(error)) from error
 
 
 def _numbered_tensors(tensors: Mapping[str, NDArray[Any]], kind: str) -> tuple[NDArray[Any], ...]:
@@ -253,7 +285,6 @@ def _numbered_tensors(tensors: Mapping[str, NDArray[Any]], kind: str) -> tuple[N
     return tuple(tensors[f"{kind}.{encoder}"] for encoder in range(count))
 
 
-def _reject(path: Path, reason: str, cause: BaseException | None = None) -> NoReturn:
-    raise IntegrityError(
-        f"{path} is not a usable identity: {reason}", "learn the person again, or restore the file from a backup"
-    ) from cause
+def _unusable(path: Path, problem: str) -> IntegrityError:
+    hint = "learn the person again, or restore the file from a backup"
+    return IntegrityError(f"{path} is not a usable identity: {problem}", hint, reason="identity_damaged", path=path)

@@ -1,4 +1,4 @@
-"""Where celebctl keeps its files on this machine."""
+"""The folders celebctl uses on this machine."""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def celebctl_home(environment: Mapping[str, str] | None = None) -> Path | None:
-    """$CELEBCTL_HOME as an absolute path; None when it is not set. `environment`: default the process's own."""
+    """$CELEBCTL_HOME as an absolute path, None when unset. ``environment`` defaults to the process's own."""
     home = (os.environ if environment is None else environment).get("CELEBCTL_HOME")
     return Path(home).expanduser().absolute() if home else None
 

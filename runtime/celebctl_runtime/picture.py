@@ -1,7 +1,7 @@
-"""A picture that carries its own recipe.
+"""Generated images, and PNG files that carry their own recipe.
 
-The PNG holds two text chunks: ``celebctl``, a JSON document with the whole request and what it ran on, and
-``parameters`` in the convention of the Stable Diffusion web UI, which many viewers show.
+The PNG has two text chunks: ``celebctl``, a JSON document with the complete request and a record of what ran it, and
+``parameters`` in the format of the Stable Diffusion web UI, which many viewers show.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, UsageError
+from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, out_of_range
 from .files import atomic_write, refuse_existing
 from .prompting.likeness import FULL_LIKENESS, likeness_to_json
 from .request import Request
@@ -38,8 +38,13 @@ _UI_NAMES = {
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImage:
-    """A finished picture: PIL RGB ``image``, the fully resolved ``request``, and a ``record`` of JSON-ready facts about
-    what ran it (model, bundle, engine, versions, digests of the people, text that did not fit)."""
+    """A generated image.
+
+    Attributes:
+        image: PIL image, RGB.
+        request: The request that ran, fully resolved.
+        record: JSON-ready facts: model, bundle, engine, versions, digests of the people, prompt text that did not fit.
+    """
 
     image: Image
     request: Request
@@ -49,9 +54,21 @@ class GeneratedImage:
 def save_image(
     picture: GeneratedImage, path: Path, *, metadata: bool = True, scale: int = 1, overwrite: bool = False
 ) -> Path:
-    """Write ``picture`` as a PNG, atomically, enlarged ``scale`` times; returns ``path``.
+    """Write a PNG atomically.
 
-    Raises UsageError when ``path`` exists and ``overwrite`` is not set, SetupError when it cannot be written.
+    Args:
+        picture: The image to write.
+        path: The file.
+        metadata: Whether to include the recipe.
+        scale: Enlargement, 1 to 16.
+        overwrite: Whether to replace an existing file.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UsageError: When ``path`` exists and ``overwrite`` is not set, or ``scale`` is out of range.
+        SetupError: When the file cannot be written.
     """
     refuse_existing(path, overwrite)
     atomic_write(path, png_bytes(picture, metadata=metadata, scale=scale))
@@ -59,12 +76,12 @@ def save_image(
 
 
 def png_bytes(picture: GeneratedImage, *, metadata: bool = True, scale: int = 1) -> bytes:
-    """The PNG file's content; see :func:`save_picture`. SOURCE_DATE_EPOCH fixes the date it carries."""
+    """The PNG file's content, see :func:`save_image`. SOURCE_DATE_EPOCH fixes the date in the record."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     if not 1 <= scale <= MAX_SCALE:
-        raise UsageError(f"cannot enlarge {scale} times", f"use --scale 1 .. {MAX_SCALE}")
+        raise out_of_range("scale", scale, 1, MAX_SCALE)
     image = picture.image
     if scale > 1:
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
@@ -78,10 +95,12 @@ def png_bytes(picture: GeneratedImage, *, metadata: bool = True, scale: int = 1)
 
 
 def read_request(path: Path) -> tuple[Request, dict[str, Any]]:
-    """The request and the record inside a PNG written by celebctl.
+    """The request and the record in a PNG written by celebctl.
 
-    Raises NotFoundError when there is no file, InvalidInputError when it is no PNG or has no recipe, IntegrityError when the
-    recipe is damaged or newer than this celebctl.
+    Raises:
+        NotFoundError: When there is no file.
+        InvalidInputError: When it is not a PNG or has no recipe.
+        IntegrityError: When the recipe is damaged or was written by a newer version.
     """
     text = _read_chunk(path)
     try:
@@ -90,13 +109,15 @@ def read_request(path: Path) -> tuple[Request, dict[str, Any]]:
         if version > SCHEMA:
             raise IntegrityError(
                 f"{path} has recipe format {version}; this celebctl reads up to {SCHEMA}",
-                "pip install --upgrade celebctl",
+                "upgrade celebctl",
+                reason="newer_format",
+                version=version,
             )
         return Request.from_json(document["request"]), dict(document["record"])
     except CelebctlError as error:
         raise IntegrityError(f"the recipe in {path} is damaged: {error.problem}", error.hint) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"the recipe in {path} is damaged: {error}", "draw the picture anew") from error
+        raise IntegrityError(f"the recipe in {path} is damaged: {error}", "generate the image again") from error
 
 
 def _read_chunk(path: Path) -> str:
@@ -104,30 +125,32 @@ def _read_chunk(path: Path) -> str:
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            text = cast("dict[str, Any]", getattr(image, "text", {})).get(CHUNK)
+            text: str | None = getattr(image, "text", {}).get(CHUNK)
             if text is None:
                 image.load()  # chunks may also follow the pixels
-                text = cast("dict[str, Any]", getattr(image, "text", {})).get(CHUNK)
+                text = getattr(image, "text", {}).get(CHUNK)
     except FileNotFoundError as error:
-        raise NotFoundError(f"there is no picture {path}", "check the path") from error
+        raise NotFoundError(f"there is no file {path}", "check the path", reason="no_image_file", path=path) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidInputError(f"{path} is not a readable PNG file", "name a picture that celebctl gen wrote") from error
+        raise InvalidInputError(
+            f"{path} is not a readable PNG file", "use an image that celebctl saved", reason="no_recipe", path=path
+        ) from error
     if text is None:
         raise InvalidInputError(
-            f"{path} carries no recipe", "name a picture that celebctl gen wrote, saved with its metadata"
+            f"{path} has no recipe", "use an image that celebctl saved with metadata", reason="no_recipe", path=path
         )
     return str(text)
 
 
 def _document(picture: GeneratedImage, scale: int) -> dict[str, Any]:
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    moment = time.gmtime(int(epoch) if epoch.isdecimal() else None)
-    record = {**picture.record, "scale": scale, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
+    now = time.gmtime(int(epoch) if epoch.isdecimal() else None)
+    record = {**picture.record, "scale": scale, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
     return {"schema": SCHEMA, "request": picture.request.to_json(), "record": record}
 
 
 def _parameters(picture: GeneratedImage) -> str:
-    """The web UI's convention: prompt, negative prompt, then one line of ``key: value`` pairs."""
+    """The web UI's format: prompt, negative prompt, then one line of ``key: value`` pairs."""
     request, record = picture.request, picture.record
     people = cast("Mapping[str, str]", record.get("identities", {}))
     pairs: dict[str, Any] = {

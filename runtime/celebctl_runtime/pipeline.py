@@ -1,14 +1,14 @@
-"""From requests to pictures: the main page of the runtime.
+"""Generate images from requests.
 
-tokenize -> encode -> draw noise -> N steps -> decode -> picture with its record. What this module does *not* know:
-which engine runs the graphs, which sampler a table stands for, and where pictures are kept.
+tokenize -> encode -> draw noise -> N steps -> decode -> image with its record. This module does not know which engine
+runs the graphs, how a sampler works, or where images are saved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
 from .errors import BusyError, NotFoundError, SetupError, UsageError
 from .picture import GeneratedImage
-from .prompting.layout import layout_text, parse_layout, region_masks, resolve_layout
+from .progress import Progress, ProgressCallback, ignore_progress
+from .prompting.layout import Region, layout_text, parse_layout, region_masks, resolve_layout
 from .prompting.prompt import Mention, split_prompt
 from .request import Request, resolve
 from .sampling.noise import initial_noise, step_noise
@@ -28,268 +29,331 @@ from .sampling.samplers import StepTable, step_table
 if TYPE_CHECKING:
     from .bundle.overrides import EmbeddingOverride
     from .identity import Identity
-    from .prompting.tokenizer import Encoded, PromptTokenizer
+    from .prompting.tokenizer import EncodedPrompt
     from .sampling.init_image import InitImage
 
-_ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Step ``step`` of ``steps`` is done for ``count`` pictures; ``first`` of ``total`` were finished before them."""
-
-    step: int
-    steps: int
-    first: int
-    count: int
-    total: int
-
-
-@dataclass(frozen=True, eq=False)
-class _EncodedPrompt:
-    """A request with its prompts as the text encoder reads them; ``sides``: the prompt of each region of a layout."""
-
-    request: Request
-    prompt: Encoded
-    negative: Encoded
-    sides: tuple[Encoded, ...] = ()
+_MAX_ATTEMPTS = 5
 
 
 def generate(
     bundle: Bundle,
     backend: Backend,
     requests: Request | Sequence[Request],
-    on_step: Callable[[Progress], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
     init_images: Iterable[InitImage] = (),
     overrides: Sequence[Identity] = (),
 ) -> list[GeneratedImage]:
-    """Draw one picture per request, in order; neighbours that differ in prompt and seed only run as one batch.
+    """Generate one image per request, in order.
 
-    ``sources``: the pictures that requests begin with. ``guests`` may be named like people of the bundle, and are gone
-    afterwards. Raises UsageError for values the model does not allow and NotFoundError for people the bundle does not
-    know, or a source that was not given, all before anything is drawn.
+    Neighbouring requests that differ only in prompt and seed run as one batch; the batch does not change the images.
+
+    Args:
+        bundle: The bundle to draw with.
+        backend: The engine that runs its graphs.
+        requests: What to generate.
+        progress: Called after every step with stage "denoising", the steps finished and their total over all images,
+            and the metric ``images_done``.
+        init_images: The images that requests refer to by :attr:`Request.source`.
+        overrides: People who may be named in this call besides those in the bundle, or instead of one of that name.
+
+    Raises:
+        UsageError: For values the model does not allow.
+        NotFoundError: For people the bundle does not have, or an init image that was not given.
+        SetupError: When the bundle or the engine does not support what a request needs.
+        BusyError: When other processes keep changing the bundle.
+
+    All but the last are raised before anything is drawn.
     """
     bundle.refresh()
-    wanted = [resolve(request, bundle.manifest) for request in _listed(requests)]
-    given = {source.digest: source for source in init_images}
-    _check_sources(bundle, backend, wanted, given)
-    tokenizer, people = bundle.tokenizer(), PromptPeople.resolve(bundle, overrides)
-    wanted = [_resolve_layout(bundle, people.ids, request) for request in wanted]
-    plans = {key: _plan(bundle, key) for key in map(_batch_key, wanted)}
-    for request in wanted:  # errors in any prompt come before the first picture
-        _overrides_for(bundle, people, [_tokenize(bundle, tokenizer, people.ids, request)])
-    pictures: list[GeneratedImage] = []
-    for group in _batches(wanted, backend.batch_limit):
-        prompts, texts = _encode(bundle, backend, tokenizer, group, overrides)
-        report = _reporter(on_step, len(pictures), len(group), len(wanted))
-        latent = _denoise(bundle, backend, plans[_batch_key(group[0])], group, given, texts, report)
-        images = backend.decode(latent)
-        facts = _record(bundle, backend)
-        people = PromptPeople.resolve(bundle, overrides)
-        pictures += [_picture(image, prompt, people, facts) for image, prompt in zip(images, prompts, strict=True)]
-    return pictures
+    requests = [requests] if isinstance(requests, Request) else requests
+    prompts = _Prompts(bundle, [resolve(request, bundle.manifest) for request in requests], overrides)
+    sources = {image.digest: image for image in init_images}
+    for index, request in enumerate(prompts.requests):  # all errors come before the first image
+        _check_source(bundle, backend, request, sources)
+        prompts.overrides([prompts.encoded(index)])
+    batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts.requests, backend.batch_limit)]
+    counter = _StepCounter(progress, sum(len(batch.requests) * batch.steps.steps for batch in batches))
+    images: list[GeneratedImage] = []
+    for batch in batches:
+        encoded, conditionings = _encode(bundle, backend, prompts, batch)
+        state = _first_state(backend, batch, sources)
+        latent = _denoise(backend, batch, state, conditionings, counter.start(batch, len(images)))
+        pixels = backend.decode(latent)
+        record = _record(bundle, backend)
+        images += [_image(image, each, prompts.people, record) for image, each in zip(pixels, encoded, strict=True)]
+    return images
+
+
+@dataclass(frozen=True, eq=False)
+class _EncodedRequest:
+    """A request with its tokenized prompts; ``regions``: the prompt of each region of the layout."""
+
+    request: Request
+    prompt: EncodedPrompt
+    negative: EncodedPrompt
+    regions: tuple[EncodedPrompt, ...]
+
+
+class _Prompts:
+    """The prompts of a call: people are resolved, and each prompt is split, once per state of the bundle."""
+
+    def __init__(self, bundle: Bundle, requests: Sequence[Request], overrides: Sequence[Identity]) -> None:
+        self.requests = list(requests)  # the layout of each is resolved when its prompt is split
+        self._bundle, self._overrides = bundle, overrides
+        self._tokenizer = bundle.tokenizer()
+        self._resolve_people()
+
+    def _resolve_people(self) -> None:
+        self._manifest = self._bundle.manifest
+        self.people = PromptPeople.resolve(self._bundle, self._overrides)
+        self._encoded: dict[int, _EncodedRequest] = {}
+
+    def encoded(self, index: int) -> _EncodedRequest:
+        """Request number ``index``, tokenized for the manifest as last read. Raises NotFoundError and UsageError."""
+        if self._manifest is not self._bundle.manifest:
+            self._resolve_people()
+        if index not in self._encoded:
+            self._encoded[index] = self._encode(index)
+        return self._encoded[index]
+
+    def overrides(self, batch: Sequence[_EncodedRequest]) -> list[EmbeddingOverride]:
+        """The overrides of a batch, whose requests have the same likeness."""
+        names = {name for encoded in batch for name in encoded.request.identities or ()}
+        return self.people.overrides_for(self._bundle, names, batch[0].request.likeness)
+
+    def _encode(self, index: int) -> _EncodedRequest:
+        request, ids = self.requests[index], self.people.ids
+        if request.identities is not None:
+            for name in request.identities:
+                if name not in ids:
+                    raise self._bundle.unknown_person(name)
+            ids = {name: ids[name] for name in request.identities}
+        parts, encode = split_prompt(request.prompt, ids), self._tokenizer.encode_parts
+        names = list(dict.fromkeys(part.name for part in parts if isinstance(part, Mention)))
+        layout = resolve_layout(request.layout, self._manifest.defaults.layout, names)
+        self.requests[index] = request = replace(request, layout=layout)
+        prompt, negative = encode(parts, ids), self._tokenizer.encode(request.negative, ids)
+        people = tuple(dict.fromkeys(prompt.people + negative.people))
+        regions = parse_layout(layout)
+        _check_mentioned("layout", [region.name for region in regions], people)
+        if isinstance(request.likeness, tuple):
+            _check_mentioned("likeness", [name for name, _ in request.likeness], people)
+        # In a region, all people of the layout have the ids of the region's person: no other face can appear there.
+        by_region = (dict.fromkeys((other.name for other in regions), ids[region.name]) for region in regions)
+        encoded = tuple(encode(parts, {**ids, **replaced}) for replaced in by_region)
+        return _EncodedRequest(replace(request, identities=people), prompt, negative, encoded)
+
+
+def _check_mentioned(field: str, names: Sequence[str], mentioned: Sequence[str]) -> None:
+    """Raise UsageError when a layout or likeness names a person whom the prompt does not."""
+    for name in names:
+        if name not in mentioned:
+            raise UsageError(
+                f"the {field} names {name}, but the prompt names {', '.join(mentioned) or 'no known person'}",
+                f"name {name} in the prompt, or remove {name} from the {field}",
+                reason=f"not_in_prompt_{field}",
+                name=name,
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Requests that run together. ``shape``: (4, h, w) of a latent; ``regions``: of the layout that all have."""
+
+    indices: Sequence[int]
+    requests: Sequence[Request]
+    steps: StepTable
+    shape: tuple[int, int, int]
+    regions: Sequence[Region]
+
+    @classmethod
+    def create(cls, bundle: Bundle, prompts: _Prompts, indices: Sequence[int]) -> _Batch:
+        requests, size = [prompts.requests[index] for index in indices], bundle.manifest.size
+        first = requests[0]
+        steps = step_table(first.sampler, bundle.schedule, first.steps, first.guidance or 0.0, first.skipped)
+        shape = (size.latent_channels, first.height // size.vae_factor, first.width // size.vae_factor)
+        return cls(indices, requests, steps, shape, parse_layout(first.layout))
+
+    @property
+    def is_guided(self) -> bool:
+        """Guidance of 1 is the plain prompt; diffusers does not guide below 1 either."""
+        return (self.requests[0].guidance or 0.0) > 1.0
+
+    def initial_noise(self) -> NDArray[np.float32]:
+        return np.stack([initial_noise(request.seed, self.shape) for request in self.requests])
+
+    def step_noise(self, index: int) -> NDArray[np.float32]:
+        """Zeros for samplers that add no noise."""
+        if not self.steps.uses_noise:
+            return np.zeros((len(self.requests), *self.shape), np.float32)
+        return np.stack([step_noise(request.seed, index, self.shape) for request in self.requests])
+
+
+def _batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
+    """Indices of neighbouring requests that can run together, at most ``limit`` at once."""
+    indices: list[int] = []
+    for index, request in enumerate(requests):
+        if indices and (len(indices) == limit or _batch_key(requests[indices[0]]) != _batch_key(request)):
+            yield indices
+            indices = []
+        indices.append(index)
+    if indices:
+        yield indices
+
+
+def _batch_key(request: Request) -> tuple[object, ...]:
+    """What the images of one batch have in common."""
+    sampling = request.width, request.height, request.steps, request.guidance, request.sampler
+    init = bool(request.source), request.skipped
+    return *sampling, *init, request.likeness, layout_text(parse_layout(request.layout))
+
+
+class _StepCounter:
+    """Reports progress over all images of a call."""
+
+    def __init__(self, progress: ProgressCallback, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._next = 0
+
+    def start(self, batch: _Batch, images_done: int) -> Callable[[int, int], None]:
+        """The callback for the steps of a batch: steps finished, and of how many."""
+        before, count = self._next, len(batch.requests)
+        self._next += count * batch.steps.steps
+
+        def report(step: int, _: int) -> None:
+            metrics = {"images_done": float(images_done)}
+            self._progress(Progress("denoising", before + step * count, self._total, metrics))
+
+        return report
+
+
+def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Mapping[str, InitImage]) -> None:
+    """Raise when a request has an init image that is missing, or that bundle or engine cannot encode."""
+    if not request.source:
+        return
+    if request.source not in sources:
+        raise NotFoundError(
+            f"the init image {request.source[:12]} is missing", "pass it in init_images", reason="init_image_missing"
+        )
+    if "vae_encoder" not in bundle.manifest.graphs:
+        raise SetupError(
+            f"the bundle {bundle.path} has no image encoder", "export the bundle again", reason="no_image_encoder"
+        )
+    if not isinstance(backend, SupportsImageEncode):
+        raise SetupError(
+            "this engine does not support init images", "use the device cpu or cuda", reason="engine_without_init_images"
+        )
 
 
 def _encode(
-    bundle: Bundle,
-    backend: Backend,
-    tokenizer: PromptTokenizer,
-    group: Sequence[Request],
-    guests: Sequence[Identity],
-) -> tuple[list[_EncodedPrompt], list[Conditioning]]:
-    """Prompts, and what the network reads of them: of the prompts themselves, then of each region of their layout.
+    bundle: Bundle, backend: Backend, prompts: _Prompts, batch: _Batch
+) -> tuple[list[_EncodedRequest], list[Conditioning]]:
+    """The batch's encoded requests, and the conditionings: of the prompts, then of each region of their layout.
 
-    The manifest is looked at once more after encoding: if it is still the same, nobody moved while we read the token
-    rows (bundle.py tells why), otherwise the prompts are read again. Raises Busy when that does not end, or when the
-    whole bundle was exported anew meanwhile.
+    The manifest is checked again after encoding: if it is unchanged, so were the token rows (see bundle.py), otherwise
+    the prompts are encoded again. Raises BusyError after several attempts, or when the bundle was exported anew.
     """
-    for _ in range(_ATTEMPTS):
-        people = PromptPeople.resolve(bundle, guests)
-        prompts = [_tokenize(bundle, tokenizer, people.ids, request) for request in group]
-        ids = [prompt.prompt.ids for prompt in prompts]
-        guided = _guided(group[0]) and not bundle.manifest.guidance_is_embedded
-        if guided:
-            ids = [prompt.negative.ids for prompt in prompts] + ids
-        for sides in zip(*(prompt.sides for prompt in prompts), strict=True):
-            ids += [side.ids for side in sides]
-        present = _overrides_for(bundle, people, prompts)
-        context, pooled = backend.encode(np.stack(ids), present) if present else backend.encode(np.stack(ids))
+    for _ in range(_MAX_ATTEMPTS):
+        encoded = [prompts.encoded(index) for index in batch.indices]
+        is_guided = batch.is_guided and not bundle.manifest.guidance_is_embedded
+        ids = [each.negative.ids for each in encoded] if is_guided else []
+        ids += [each.prompt.ids for each in encoded]
+        for region in zip(*(each.regions for each in encoded), strict=True):
+            ids += [prompt.ids for prompt in region]
+        overrides = prompts.overrides(encoded)
+        context, pooled = backend.encode(np.stack(ids), overrides) if overrides else backend.encode(np.stack(ids))
         if bundle.is_current():
-            return prompts, _conditioning(bundle, group, context, pooled, guided)
-        export = bundle.manifest.fingerprint
+            zero = [bundle.manifest.zero_empty_prompt and not request.negative for request in batch.requests]
+            return encoded, _conditionings(batch, context, pooled, np.array(zero) if is_guided else None)
+        fingerprint = bundle.manifest.fingerprint
         bundle.refresh()
-        if bundle.manifest.fingerprint != export:
+        if bundle.manifest.fingerprint != fingerprint:
             break
-    raise BusyError(f"the bundle {bundle.path} keeps changing", "run the same command again")
+    raise BusyError(f"the bundle {bundle.path} keeps changing", "try again", reason="bundle_busy", path=bundle.path)
 
 
-def _overrides_for(bundle: Bundle, people: PromptPeople, prompts: Sequence[_EncodedPrompt]) -> list[EmbeddingOverride]:
-    """The guests of a batch, whose requests want one likeness."""
-    named = {name for prompt in prompts for name in prompt.request.identities or ()}
-    return people.overrides_for(bundle, named, prompts[0].request.likeness)
-
-
-def _conditioning(
-    bundle: Bundle,
-    group: Sequence[Request],
-    context: NDArray[np.float32],
-    pooled: NDArray[np.float32] | None,
-    guided: bool,
+def _conditionings(
+    batch: _Batch, context: NDArray[np.float32], pooled: NDArray[np.float32] | None, zero: NDArray[np.bool_] | None
 ) -> list[Conditioning]:
-    """One Texts per conditioning, out of encodings of (B negative prompts,) B prompts, and B prompts of each region;
-    with the picture's size for XL."""
-    count, (height, width) = len(group), (group[0].height, group[0].width)
-    blank = np.array([bundle.manifest.zero_empty_prompt and not request.negative for request in group])
-    size_ids = np.array([height, width, 0, 0, height, width], dtype=np.float32)
-    sets = len(context) // count
-    found: list[Conditioning] = []
-    for told in range(int(guided), sets):
-        chosen = [0, told] if guided else [told]
-        states = [
-            None if part is None else part.reshape(-1, count, *part.shape[1:])[chosen] for part in (context, pooled)
-        ]
-        for part in states:
-            if part is not None and guided:
-                part[0, blank] = 0.0
-        by_guide, pooled_by_guide = cast("tuple[NDArray[np.float32], NDArray[np.float32] | None]", tuple(states))
-        found.append(Conditioning(by_guide, pooled_by_guide, None if pooled_by_guide is None else size_ids))
-    return found
+    """The conditionings out of encodings of (B negative prompts,) B prompts, and B prompts of each region.
+
+    ``zero`` (B,): which negative prompts are zeros instead; None when there are no negative prompts.
+    """
+    count, request = len(batch.requests), batch.requests[0]
+    size_ids = np.array([request.height, request.width, 0, 0, request.height, request.width], dtype=np.float32)
+
+    def select(encodings: NDArray[np.float32], number: int) -> NDArray[np.float32]:
+        sets = encodings.reshape(-1, count, *encodings.shape[1:])
+        if zero is None:
+            return sets[[number]]
+        selected = sets[[0, number]]
+        selected[0, zero] = 0.0
+        return selected
+
+    numbers = range(0 if zero is None else 1, len(context) // count)
+    if pooled is None:
+        return [Conditioning(select(context, number)) for number in numbers]
+    return [Conditioning(select(context, number), select(pooled, number), size_ids) for number in numbers]
+
+
+def _first_state(backend: Backend, batch: _Batch, sources: Mapping[str, InitImage]) -> NDArray[np.float32]:
+    """The sampler's first state (2, B, 4, h, w): noise, or init images with noise; and an empty history."""
+    noise, first = batch.initial_noise(), batch.requests[0]
+    latent = (noise * np.float32(batch.steps.init_sigma)).astype(np.float32, copy=False)
+    if first.source:
+        assert isinstance(backend, SupportsImageEncode)  # checked before anything was drawn
+        pixels = [sources[request.source].pixels(first.width, first.height) for request in batch.requests]
+        signal, sigma = batch.steps.init_mix
+        latent = (signal * backend.encode_image(np.stack(pixels)) + sigma * noise).astype(np.float32)
+    return np.stack([latent, np.zeros_like(noise)])
 
 
 def _denoise(
-    bundle: Bundle,
     backend: Backend,
-    steps: StepTable,
-    group: Sequence[Request],
-    given: Mapping[str, InitImage],
-    texts: Sequence[Conditioning],
+    batch: _Batch,
+    state: NDArray[np.float32],
+    conditionings: Sequence[Conditioning],
     report: Callable[[int, int], None],
 ) -> NDArray[np.float32]:
-    """From noise, or from pictures and noise, to latent (B, 4, h, w). With a layout, every step is drawn by
-    region."""
-    size = bundle.manifest.size
-    shape = (size.latent_channels, group[0].height // size.vae_factor, group[0].width // size.vae_factor)
-    noise = np.stack([initial_noise(request.seed, shape) for request in group])
-    start = (noise * np.float32(steps.init_sigma)).astype(np.float32, copy=False)
-    if group[0].source:
-        latent = _encode_sources(backend, [given[request.source] for request in group], group[0])
-        signal, sigma = steps.init_mix
-        start = (signal * latent + sigma * noise).astype(np.float32)
-    state = np.stack([start, np.zeros_like(noise)])
+    """Run all steps; returns the latent (B, 4, h, w).
 
-    def noise_of(index: int) -> NDArray[np.float32]:
-        return np.stack([step_noise(request.seed, index, shape) for request in group]) if steps.uses_noise else noise
-
-    regions = parse_layout(group[0].layout)
-    if isinstance(backend, SupportsFullDenoise) and not regions:
-        return backend.denoise(state, noise_of, texts[0], steps, report)[0]
-    masks = region_masks(regions, *shape[1:])
+    With a layout, each step runs under every conditioning and the next states are blended by region. The next state is
+    linear in the network's output, and its other terms are the same for all conditionings (samplers.py), so blending
+    states is blending outputs, and needs no access to the output of a fused step.
+    """
+    steps = batch.steps
+    if isinstance(backend, SupportsFullDenoise) and not batch.regions:
+        return backend.denoise(state, batch.step_noise, conditionings[0], steps, report)[0]
+    masks = region_masks(batch.regions, *batch.shape[1:])
     for index in range(steps.steps):
-        if regions:
-            state = _by_region(backend, state, index, noise_of(index), texts, steps, masks)
+        noise = batch.step_noise(index)
+        if batch.regions:
+            blended = np.zeros_like(state)
+            for conditioning, mask in zip(conditionings, masks, strict=True):
+                if mask.any():
+                    blended += mask * backend.step(state, index, noise, conditioning, steps)
+            state = blended
         else:
-            state = backend.step(state, index, noise_of(index), texts[0], steps)
+            state = backend.step(state, index, noise, conditionings[0], steps)
         report(index + 1, steps.steps)
     return state[0]
 
 
-def _resolve_layout(bundle: Bundle, ids: Mapping[str, tuple[int, ...]], request: Request) -> Request:
-    """The request with its layout decided, for it depends on whom the prompt names."""
-    known = ids.keys() if request.identities is None else ids.keys() & set(request.identities)
-    named = [part.name for part in split_prompt(request.prompt, known) if isinstance(part, Mention)]
-    layout = resolve_layout(request.layout, bundle.manifest.defaults.layout, list(dict.fromkeys(named)))
-    return replace(request, layout=layout)
-
-
-def _check_sources(bundle: Bundle, backend: Backend, wanted: Iterable[Request], given: Mapping[str, InitImage]) -> None:
-    for request in wanted:
-        if not request.source:
-            continue
-        if request.source not in given:
-            raise NotFoundError("the picture that this one began with is not here", "name it with --from PICTURE")
-        if "vae_encoder" not in bundle.manifest.graphs:
-            raise SetupError(
-                f"the bundle {bundle.path} is too old to begin with a picture", "celebctl export makes a fresh bundle"
-            )
-        if not isinstance(backend, SupportsImageEncode):
-            raise SetupError("this engine cannot begin with a picture", "use --device cpu or cuda")
-
-
-def _encode_sources(backend: Backend, sources: Sequence[InitImage], request: Request) -> NDArray[np.float32]:
-    assert isinstance(backend, SupportsImageEncode)  # checked before anything was drawn
-    return backend.encode_image(np.stack([source.pixels(request.width, request.height) for source in sources]))
-
-
-def _by_region(
-    backend: Backend,
-    state: NDArray[np.float32],
-    index: int,
-    noise: NDArray[np.float32],
-    texts: Sequence[Conditioning],
-    steps: StepTable,
-    masks: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """One step under every conditioning, blended by ``masks`` (1 + R, h, w), which add up to 1.
-
-    The next state is linear in the network's output, and everything else in it is the same for all conditionings
-    (samplers.py), so blending states is blending outputs, and a graph that hides its output in the step serves.
-    """
-    blended = np.zeros_like(state)
-    for given, mask in zip(texts, masks, strict=True):
-        if mask.any():
-            blended += mask * backend.step(state, index, noise, given, steps)
-    return blended
-
-
-def _tokenize(
-    bundle: Bundle, tokenizer: PromptTokenizer, ids: Mapping[str, tuple[int, ...]], request: Request
-) -> _EncodedPrompt:
-    """``ids``: what stands for everybody who may be named. Raises NotFoundError, and UsageError for a useless layout."""
-    if request.identities is not None:
-        missing = sorted(set(request.identities) - ids.keys())
-        if missing:
-            raise NotFoundError(
-                f"{missing[0]!r} is not in the bundle {bundle.path}", f"known: {', '.join(bundle.names) or 'nobody'}"
-            )
-        ids = {name: ids[name] for name in request.identities}
-    prompt, negative = tokenizer.encode(request.prompt, ids), tokenizer.encode(request.negative, ids)
-    used = tuple(dict.fromkeys(prompt.used + negative.used))
-    _check_named(request, used)
-    regions = parse_layout(request.layout)
-    # Of each region, the prompt as if everybody in the layout were its person: nobody else can be drawn there.
-    sides = tuple(
-        tokenizer.encode(request.prompt, {**ids, **{other.name: ids[region.name] for other in regions}})
-        for region in regions
-    )
-    return _EncodedPrompt(replace(request, identities=used), prompt, negative, sides)
-
-
-def _check_named(request: Request, used: Sequence[str]) -> None:
-    """Raise UsageError for a layout or likeness of somebody whom the prompt does not name."""
-    laid_out = [region.name for region in parse_layout(request.layout)]
-    dialled_alone = [name for name, _ in request.likeness] if isinstance(request.likeness, tuple) else []
-    for what, names in (("layout", laid_out), ("likeness", dialled_alone)):
-        for name in names:
-            if name not in used:
-                raise UsageError(
-                    f"the {what} speaks of {name}, but the prompt names {', '.join(used) or 'nobody you know'}",
-                    f"name {name} in the prompt, or leave {name} out of --{what}",
-                )
-
-
-def _picture(image: NDArray[np.float32], prompt: _EncodedPrompt, people: PromptPeople, facts: dict[str, Any]) -> GeneratedImage:
-    """``image`` (3, H, W) in [-1, 1]."""
+def _image(
+    pixels: NDArray[np.float32], encoded: _EncodedRequest, people: PromptPeople, record: Mapping[str, object]
+) -> GeneratedImage:
+    """``pixels`` (3, H, W) in [-1, 1]."""
     from PIL import Image
 
-    pixels = ((image.transpose(1, 2, 0) * 0.5 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
-    digests = {name: people.digests[name] for name in prompt.request.identities or ()}
-    dropped = " ".join(filter(None, (prompt.prompt.dropped_text, prompt.negative.dropped_text)))
-    record = {**facts, "identities": digests, "dropped_text": dropped}
-    return GeneratedImage(Image.fromarray(pixels), prompt.request, record)
+    array = ((pixels.transpose(1, 2, 0) * 0.5 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
+    digests = {name: people.digests[name] for name in encoded.request.identities or ()}
+    dropped = " ".join(filter(None, (encoded.prompt.dropped_text, encoded.negative.dropped_text)))
+    facts = {**record, "identities": digests, "dropped_text": dropped}
+    return GeneratedImage(Image.fromarray(array), encoded.request, facts)
 
 
-def _record(bundle: Bundle, backend: Backend) -> dict[str, Any]:
-    """What all pictures of a run share in their records. No times: the same request gives the same record."""
+def _record(bundle: Bundle, backend: Backend) -> dict[str, object]:
+    """What all images of a call have in their records. No times: the same request gives the same record."""
     manifest = bundle.manifest
     return {
         "celebctl": __version__,
@@ -301,46 +365,3 @@ def _record(bundle: Bundle, backend: Backend) -> dict[str, Any]:
         "backend": backend.describe(),
         "numpy": np.__version__,
     }
-
-
-def _listed(requests: Request | Sequence[Request]) -> Sequence[Request]:
-    return [requests] if isinstance(requests, Request) else requests
-
-
-def _batch_key(request: Request) -> tuple[object, ...]:
-    """What pictures of one batch have in common."""
-    size, sampling = (request.width, request.height), (request.steps, request.guidance, request.sampler)
-    begins = bool(request.source), request.skipped
-    return *size, *sampling, *begins, request.likeness, layout_text(parse_layout(request.layout))
-
-
-def _plan(bundle: Bundle, key: tuple[object, ...]) -> StepTable:
-    steps, guidance, sampler, _, skipped = cast("tuple[int, float, str, bool, int]", key[2:7])
-    return step_table(sampler, bundle.schedule, steps, guidance, skipped)
-
-
-def _guided(request: Request) -> bool:
-    """Guidance of 1 is the plain prompt; below, diffusers does not guide either."""
-    return (request.guidance or 0.0) > 1.0
-
-
-def _batches(requests: Iterable[Request], limit: int) -> Iterator[list[Request]]:
-    """Neighbours with the same key, at most ``limit`` together."""
-    group: list[Request] = []
-    for request in requests:
-        if group and (len(group) == limit or _batch_key(group[0]) != _batch_key(request)):
-            yield group
-            group = []
-        group.append(request)
-    if group:
-        yield group
-
-
-def _reporter(
-    on_step: Callable[[Progress], None] | None, first: int, count: int, total: int
-) -> Callable[[int, int], None]:
-    def report(step: int, steps: int) -> None:
-        if on_step is not None:
-            on_step(Progress(step, steps, first, count, total))
-
-    return report

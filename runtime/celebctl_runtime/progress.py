@@ -1,4 +1,4 @@
-"""Progress of long operations, the same everywhere: one event type and one callback.
+"""Progress of long operations: one event type and one callback type, the same in every package.
 
 Messages are not progress: they go to the ``logging`` loggers ``celebctl``, ``celebctl_models``, ``celebctl_export``
 and ``celebctl_runtime``.

@@ -1,7 +1,7 @@
-"""What is wanted, as one object: it is what runs, what is shown, and what is saved inside the picture.
+"""The description of one image: what runs, what is printed, and what is saved inside the image file.
 
-A fresh Request may leave choices open (0, None or ""); :func:`resolve` fills them from the bundle's own defaults, so
-that the recipe in a picture says everything.
+A Request may leave values open (0, None or ""); :func:`resolve` fills them from the bundle's defaults, so that the
+recipe in an image is complete.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import UsageError
+from .errors import UsageError, out_of_range
 from .identity import check_name
 from .prompting.layout import normalize_layout
 from .prompting.likeness import FULL_LIKENESS, Likeness, check_likeness, likeness_from_json, likeness_to_json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "lcm")
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
-MAX_GUIDANCE = 100.0
+MAX_GUIDANCE = 100
 MAX_SIDE = 4096  # pixels
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -40,19 +40,36 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "likeness": (int, float, dict),
     "layout": (str,),
 }
-#: What is not written down: recipes that use none of these stay readable for those who know none.
-_USUAL: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": ""}
+#: Entries left out of the JSON at these values, so that versions without them can read the recipe.
+_OMITTED: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": ""}
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture. ``width``/``height`` in pixels of the model, before any enlargement.
+    """One image to generate.
 
-    ``steps`` 0, ``guidance`` None, ``sampler`` "" and sizes 0 mean: the bundle's default. ``identities`` None means
-    that every person in the bundle may be named in the prompt; a tuple means exactly these, so that a recipe keeps its
-    meaning when a person with the name of one of its plain words joins the bundle later. ``source``: SHA-256 of the
-    picture file to begin with instead of noise, and ``strength`` (0, 1], how much of it may change. ``likeness``: see
-    likeness.py. ``layout``: who stands where, see layout.py; "" when nothing is said.
+    Attributes:
+        prompt: Text with names of people, see prompting/prompt.py.
+        negative: Negative prompt.
+        seed: 0 to 2^63 - 1.
+        steps: Sampler steps; 0 for the bundle's default.
+        guidance: Classifier-free guidance scale; None for the bundle's default, 1 or less for none.
+        sampler: One of :data:`SAMPLERS`; "" for the bundle's default.
+        width: Pixels before any enlargement; 0 for the bundle's default.
+        height: Like ``width``.
+        identities: None when the prompt may name every person in the bundle. A tuple allows only these, so that a
+            recipe keeps its meaning when a person named like one of its plain words is added to the bundle.
+        source: Hex SHA-256 of the init image's file; "" to start from noise.
+        strength: Share of the steps that run on an init image, (0, 1].
+        likeness: 0 (the average celebrity) to 1 (as learned), for all or by name, see prompting/likeness.py.
+        layout: Regions of the people, see prompting/layout.py; "" for the bundle's default.
+
+    Example:
+        >>> request = Request("alice playing chess", seed=42, steps=20)
+        >>> Request.from_json(request.to_json()) == request
+        True
+        >>> [request.seed for request in batch(request, 3)]
+        [42, 43, 44]
     """
 
     prompt: str
@@ -71,24 +88,24 @@ class Request:
 
     @property
     def skipped(self) -> int:
-        """How many of the steps a picture that begins with another one leaves out (as diffusers counts them)."""
+        """How many steps an init image skips: ``steps - int(steps * strength)``, as in diffusers."""
         return self.steps - min(int(self.steps * self.strength), self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """The request as JSON-ready values, in a fixed order; source, likeness and layout only where asked for."""
+        """JSON-ready values in a fixed order; source, strength, likeness and layout only when set."""
         data = asdict(self)
         if not self.source:
             del data["strength"]
         data["identities"] = None if self.identities is None else list(self.identities)
         data["likeness"] = likeness_to_json(self.likeness)
-        return {key: value for key, value in data.items() if key not in _USUAL or _USUAL[key] != value}
+        return {key: value for key, value in data.items() if key not in _OMITTED or _OMITTED[key] != value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Request:
-        """The inverse of :meth:`to_json`; missing entries take their defaults. Raises UsageError otherwise."""
+        """The inverse of :meth:`to_json`; missing entries take their defaults. Raises UsageError for invalid ones."""
         unknown = sorted(set(data) - {field.name for field in fields(cls)})
         if unknown:
-            raise UsageError(f"a request has no entry {unknown[0]!r}", f"known entries: {', '.join(_KINDS)}")
+            raise UsageError(f"a request has no entry {unknown[0]!r}", f"entries are {', '.join(_KINDS)}")
         if "prompt" not in data:
             raise UsageError("the request has no prompt", 'give one: {"prompt": "alice playing chess"}')
         for key, value in data.items():
@@ -106,14 +123,14 @@ class Request:
 
 
 def batch(request: Request, count: int) -> tuple[Request, ...]:
-    """``count`` requests that differ in their seed only: picture k has seed + k and equals the single one's."""
+    """``count`` requests with seeds ``seed``, ``seed + 1``, ...; image k equals the one generated alone."""
     return tuple(replace(request, seed=request.seed + k) for k in range(count))
 
 
 def resolve(request: Request, manifest: Manifest) -> Request:
-    """Fill what is open from the bundle's defaults and check every value. Raises UsageError naming value and range.
+    """Fill open values from the bundle's defaults and check all. Raises UsageError naming value and range.
 
-    ``identities`` stays as it is: the tokenizer finds out who is named.
+    ``identities`` is not resolved here: the pipeline sets it to the people that the prompts name.
     """
     defaults, (height, width) = manifest.defaults, manifest.size.native
     full = replace(
@@ -136,29 +153,37 @@ def _check_text(what: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"the {what} is not valid text: {text[:60]!r}", "type it in UTF-8") from error
+        raise UsageError(f"the {what} is not valid text: {text[:60]!r}", "use text that UTF-8 can encode") from error
 
 
 def _check_numbers(request: Request) -> None:
     if not 0 <= request.seed <= MAX_SEED:
-        raise UsageError(f"seed {request.seed} is out of range", "use --seed 0 .. 9223372036854775807")
+        raise out_of_range("seed", request.seed, 0, MAX_SEED)
     if not 1 <= request.steps <= MAX_STEPS:
-        raise UsageError(f"{request.steps} steps are out of range", f"use --steps 1 .. {MAX_STEPS}")
+        raise out_of_range("steps", request.steps, 1, MAX_STEPS)
     guidance = cast("float", request.guidance)
     if not math.isfinite(guidance) or not 0 <= guidance <= MAX_GUIDANCE:
-        raise UsageError(f"guidance {guidance} is out of range", f"use --guidance 0 .. {MAX_GUIDANCE:g}")
-    if not 0 < request.strength <= 1 or (request.strength < 1 and not request.source):
+        raise out_of_range("guidance", guidance, 0, MAX_GUIDANCE)
+    if not 0 < request.strength <= 1:
+        raise out_of_range("strength", request.strength, 0, 1)
+    if request.strength < 1 and not request.source:
         raise UsageError(
-            f"strength {request.strength:g} cannot be", "use --from PICTURE with --strength above 0, up to 1"
+            f"strength {request.strength:g} needs an init image", "give an init image", reason="strength_without_image"
         )
-    if request.skipped >= request.steps:  # as int(steps * strength) is 0
+    if request.skipped >= request.steps:  # int(steps * strength) is 0
         raise UsageError(
-            f"strength {request.strength:g} of {request.steps} steps leaves none", "use more --strength or more --steps"
+            f"strength {request.strength:g} leaves none of {request.steps} steps",
+            "raise strength or steps",
+            reason="no_steps_left",
         )
     if request.sampler not in SAMPLERS:
-        raise UsageError(
-            f"there is no sampler {request.sampler!r}", f"use --sampler with one of {', '.join(SAMPLERS)}"
-        )
+        raise unknown_sampler(request.sampler)
+
+
+def unknown_sampler(name: str) -> UsageError:
+    """The error for a name that is not in :data:`SAMPLERS`."""
+    hint = f"use one of {', '.join(SAMPLERS)}"
+    return UsageError(f"there is no sampler {name!r}", hint, reason="unknown_sampler", name=name)
 
 
 def _check_size(request: Request, multiple: int) -> None:
@@ -166,12 +191,15 @@ def _check_size(request: Request, multiple: int) -> None:
         if side < multiple or side > MAX_SIDE or side % multiple:
             near = min(max(round(side / multiple), 1) * multiple, MAX_SIDE // multiple * multiple)
             raise UsageError(
-                f"size {request.width}x{request.height} does not suit this model: {side} is no multiple of {multiple}"
+                f"invalid size {request.width}x{request.height}: {side} is not a multiple of {multiple}"
                 f" from {multiple} to {MAX_SIDE}",
                 f"use {near} instead of {side}",
+                reason="invalid_size",
+                side=side,
+                nearest=near,
             )
 
 
 def _expected(key: str) -> str:
-    names = {str: "text", int: "a whole number", float: "a number", list: "a list of names", dict: "names and numbers"}
+    names = {str: "text", int: "an integer", float: "a number", list: "a list of names", dict: "names and numbers"}
     return " or ".join(dict.fromkeys(names[kind] for kind in _KINDS[key] if kind in names))

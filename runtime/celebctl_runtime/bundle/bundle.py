@@ -1,32 +1,31 @@
-"""A bundle: a directory with everything that generating needs, and the people who live in it.
+"""A bundle: a directory with everything generation needs, and the people stored in it.
 
-Adding and removing people touches no graph. Each person is a *slot*: two spare rows of every token table, which are raw
-files that the text encoder's graph refers to. ONNX Runtime maps these files into memory, so a session that another
-process opened long ago may see a row change under it. Hence the order of every change, all under one file lock:
+Adding and removing a person touches no graph. Each person has a *slot*: two spare rows of every token table. The tables
+are raw files that the text encoder's graph refers to and ONNX Runtime maps into memory, so a session that another
+process opened earlier may see a row change. Every change therefore follows this order, under one file lock:
 
-1. Publish a manifest (atomic rename) that declares the slots about to be written as *pending*; nobody is named there.
+1. Publish a manifest (atomic rename) that declares the slots about to be written as *pending*.
 2. Write only rows that no published name uses, and flush them to the disk.
-3. Publish the manifest that names the new person, or no longer names the old one.
+3. Publish the manifest that adds or drops the name.
 4. Zero the rows that became free, flush, and publish once more without pending slots.
 
-What follows from the order: a reader of any manifest finds every row it names complete and unchanged for as long as
-that manifest is the published one. So a reader that encodes a prompt and *then* finds the manifest unchanged has drawn
-the people it meant (pipeline.py does this and starts again otherwise). A killed process leaves pending slots, which
-full verification tolerates and the next change wipes. Free slots are handed out in a circle, so that the rows of a
-person who was removed stay zero for as long as possible before another person moves in. Replacing a person writes a
-new slot and never the old one.
+A reader of any manifest thus finds every row it names complete and unchanged for as long as that manifest is the
+published one. A reader that encodes a prompt and *then* finds the manifest unchanged has used the embeddings it meant
+to (pipeline.py checks this and retries). A killed process leaves pending slots, which full verification accepts and the
+next change zeroes. Free slots are used in turn, so that the rows of a removed person stay zero for as long as possible.
+Replacing a person writes a new slot, never the old one.
 
-Hashes: a token table's entry in ``files`` covers the vocabulary only and never changes; every person's rows have their
-own SHA-256; spare rows of nobody must be zero. So every byte is accounted for, and adding a person hashes a few KiB.
+Hashes: a token table's entry in ``files`` covers the vocabulary only and never changes; the rows of each person have
+their own SHA-256; free spare rows must be zero. So every byte is verified, and adding a person hashes a few KiB.
 
-A bundle may come from anywhere. Its files are regular files inside its folder: a symbolic link, device or pipe is
-refused, and so is a write to a table that has a second name (hard link) or to rows past the end of its file.
+Bundles may come from untrusted sources. All files are regular files inside the folder: a symbolic link, device or pipe
+is refused, and so is a write to a table with a second hard link or past the end of its file.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
 from os import SEEK_END
@@ -46,8 +45,6 @@ from .manifest import FILE_NAME, FileEntry, IdentityEntry, Manifest, TokenTable
 if TYPE_CHECKING:
     from celebctl_runtime.prompting.tokenizer import PromptTokenizer
 
-__all__ = ["Bundle", "Manifest"]
-
 Verify = Literal["quick", "full", "none"]
 
 _LOCK_NAME = f"{FILE_NAME}.lock"
@@ -55,7 +52,21 @@ _LOCK_SECONDS = 10.0
 
 
 class Bundle:
-    """An opened bundle. The manifest is the one read last; :meth:`refresh` reads it again if it changed on disk."""
+    """An opened bundle.
+
+    Adding, replacing and removing people takes milliseconds, is safe under concurrent readers and writers, and leaves a
+    complete bundle when the process is killed. Bundles are created by ``celebctl_export.export_bundle``.
+
+    Attributes:
+        path: The bundle's directory.
+        manifest: The manifest as last read; :meth:`refresh` reads it again if it changed on disk.
+
+    Example:
+        >>> bundle = Bundle.open(Path("sd15-bundle"))  # doctest: +SKIP
+        >>> bundle.add(Identity.load(Path("alice.safetensors")))  # doctest: +SKIP
+        >>> bundle.names  # doctest: +SKIP
+        ('alice',)
+    """
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, ...]) -> None:
         self.path = path
@@ -64,9 +75,15 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path, verify: Verify = "quick") -> Bundle:
-        """Open the bundle at ``path``; see :meth:`verify` for what is checked.
+        """Open the bundle at ``path``.
 
-        Raises NotFoundError when there is no bundle, IntegrityError when it is damaged or of a newer format.
+        Args:
+            path: The bundle's directory, or a link to it.
+            verify: How much to check, see :meth:`verify`.
+
+        Raises:
+            NotFoundError: When there is no bundle.
+            IntegrityError: When it is damaged or was written by a newer version.
         """
         bundle = cls(path, *_read(path))
         bundle.verify(verify)
@@ -74,11 +91,15 @@ class Bundle:
 
     @classmethod
     def seal(cls, path: Path, manifest: Manifest) -> Bundle:
-        """Finish a freshly written bundle: hash every file of the directory ``path`` and write its manifest.
+        """Finish a newly written bundle: hash every file of the directory ``path`` and write its manifest.
 
-        ``manifest`` needs no ``files``. People already in the token tables (rows from ``first_spare_row`` on) must be
-        listed in ``identities``; the SHA-256 of their rows is filled in. Raises IntegrityError when tables and
-        manifest disagree.
+        Args:
+            path: The directory with graphs, token tables and tokenizer.
+            manifest: ``files`` may be empty. People already in the token tables must be listed in ``identities``; the
+                SHA-256 of their rows is filled in.
+
+        Raises:
+            IntegrityError: When tables and manifest disagree.
         """
         covers = {table.file: table.first_spare_row * table.row_bytes for table in manifest.token_tables}
         files: dict[str, FileEntry] = {}
@@ -87,65 +108,75 @@ class Bundle:
             if file.is_file() and name not in (FILE_NAME, _LOCK_NAME):
                 count = covers.get(name, 0)
                 files[name] = FileEntry(sha256_file(file, count or None), file.stat().st_size, count)
-        people = {
-            name: replace(resident, rows_sha256=_hash(_read_rows(path, manifest, resident.rows)))
-            for name, resident in manifest.identities.items()
+        identities = {
+            name: replace(entry, rows_sha256=_sha256(_read_rows(path, manifest, entry.rows)))
+            for name, entry in manifest.identities.items()
         }
-        sealed = Manifest.from_bytes(replace(manifest, files=files, identities=people).to_bytes())
-        atomic_write(path / FILE_NAME, sealed.to_bytes())
+        complete = replace(manifest, files=files, identities=identities).to_bytes()
+        Manifest.from_bytes(complete)  # raises when tables and manifest disagree
+        atomic_write(path / FILE_NAME, complete)
         return cls.open(path, verify="quick")
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest as read last."""
+        """The manifest as last read."""
         return self._manifest
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """The noise schedule of the model."""
+        """The model's noise schedule."""
         return ScheduleConfig.from_dict(self._manifest.scheduler)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The people who live here, sorted."""
+        """The names of the people in the bundle, sorted."""
         return tuple(sorted(self._manifest.identities))
 
     @property
     def token_ids(self) -> dict[str, tuple[int, ...]]:
         """Name -> the token ids that stand for the person (row numbers of the first text encoder's table)."""
-        return {name: resident.rows[0] for name, resident in self._manifest.identities.items()}
+        return {name: entry.rows[0] for name, entry in self._manifest.identities.items()}
 
     def file(self, name: str) -> Path:
-        """Where a file of the bundle lies, or would. Raises IntegrityError for a link or any other special file."""
+        """The path of a file in the bundle, existing or not. Raises IntegrityError for a link or other special file."""
         return regular_path(self.path, name)
 
     def free_rows(self) -> list[tuple[tuple[int, int], ...]]:
-        """The places that nobody lives in, as :class:`IdentityEntry` has them; the one that is taken next comes first."""
-        count = min(table.spare_rows for table in self._manifest.token_tables) // TOKENS
-        taken = {pair for resident in self._manifest.identities.values() for pair in enumerate(resident.rows)}
-        start = self._manifest.next_slot
-        places = (self._slot_rows((start + i) % count) for i in range(count))
-        return [rows for rows in places if taken.isdisjoint(enumerate(rows))]
+        """The rows of every free slot, a pair per token table; the slot that is used next comes first."""
+        taken = {pair for entry in self._manifest.identities.values() for pair in enumerate(entry.rows)}
+        start, count = self._manifest.next_slot, self._manifest.slot_count
+        slots = (self._slot_rows((start + i) % count) for i in range(count))
+        return [rows for rows in slots if taken.isdisjoint(enumerate(rows))]
 
     def embeddings(self, name: str) -> tuple[NDArray[np.float32], ...]:
-        """The token rows of somebody who lives here, E arrays (2, D)."""
-        rows = _read_rows(self.path, self._manifest, self._manifest.identities[name].rows)
-        return _arrays(rows, self._manifest.token_tables)
+        """The token embeddings of a person in the bundle, E arrays (2, D) float32."""
+        manifest = self._manifest
+        rows = _read_rows(self.path, manifest, manifest.identities[name].rows)
+        arrays: list[NDArray[np.float32]] = []
+        for number, table in enumerate(manifest.token_tables):
+            stored = np.frombuffer(b"".join(rows[TOKENS * number : TOKENS * (number + 1)]), table.numpy_dtype)
+            arrays.append(stored.reshape(TOKENS, table.width).astype(np.float32))
+        return tuple(arrays)
 
-    def average(self) -> tuple[NDArray[np.float32], ...]:
-        """The token rows of the average celebrity, E arrays (2, D). Raises IntegrityError when they are not here."""
+    def average_embeddings(self) -> tuple[NDArray[np.float32], ...]:
+        """The token embeddings of the average celebrity, E arrays (2, D) float32.
+
+        Raises IntegrityError when the bundle does not have them.
+        """
         tables = self._manifest.token_tables
         if not self._manifest.average:
             raise IntegrityError(
-                f"the bundle {self.path} does not know the average celebrity, whom --likeness goes towards",
-                "celebctl export makes a fresh bundle that does",
+                f"the bundle {self.path} lacks the average celebrity, which a likeness below 1 needs",
+                "export the bundle again",
+                reason="no_average_embeddings",
+                path=self.path,
             )
         path = self.file(self._manifest.average)
         with open_regular(path) as file:
             raw = file.read()
-        if len(raw) != sum(TOKENS * 4 * table.width for table in tables):
-            raise _damaged(path, f"has {len(raw)} bytes, which are not the average celebrity's")
         ends = np.cumsum([TOKENS * table.width for table in tables])
+        if len(raw) != 4 * ends[-1]:
+            raise _damaged(path, f"has {len(raw)} bytes instead of {4 * ends[-1]}")
         parts = np.split(np.frombuffer(raw, "<f4"), ends[:-1])
         return tuple(part.reshape(TOKENS, -1).astype(np.float32) for part in parts)
 
@@ -153,27 +184,31 @@ class Bundle:
         """The bundle's tokenizer."""
         from celebctl_runtime.prompting.tokenizer import PromptTokenizer
 
-        facts = self._manifest.tokenizer
-        return PromptTokenizer(self.file(facts.file), facts.max_length, bos=facts.bos, eos=facts.eos, pad=facts.pad)
+        info = self._manifest.tokenizer
+        return PromptTokenizer(self.file(info.file), info.max_length, bos=info.bos, eos=info.eos, pad=info.pad)
 
     def is_current(self) -> bool:
-        """Whether the manifest on disk is still the one that was read. Costs one stat call."""
+        """Whether the manifest on disk is still the one that was read; one stat call."""
         try:
             return _stamp(self.path) == self._stamp
         except FileNotFoundError:
             return False
 
     def refresh(self) -> bool:
-        """Read the manifest again if another process published a new one; True when it did."""
+        """Read the manifest again if another process published a new one; returns whether it did."""
         if self.is_current():
             return False
         self._manifest, self._stamp = _read(self.path)
         return True
 
     def verify(self, level: Verify = "full") -> None:
-        """Check the files: ``quick`` their presence and sizes, ``full`` every byte, ``none`` nothing.
+        """Check the files against the manifest.
 
-        Raises IntegrityError naming the first file that differs from what the manifest says.
+        Args:
+            level: "quick" checks presence and sizes, "full" every byte, "none" nothing.
+
+        Raises:
+            IntegrityError: Naming the first file that differs.
         """
         if level == "none":
             return
@@ -184,61 +219,69 @@ class Bundle:
         except IntegrityError:
             if not self.refresh():
                 raise
-            self.verify(level)  # another process changed the bundle meanwhile: look at it once more
+            self.verify(level)  # another process changed the bundle meanwhile
 
     def verify_files(self, names: Iterable[str]) -> None:
-        """Check every byte of some of the files. Raises IntegrityError naming the first that differs."""
+        """Check every byte of some files. Raises IntegrityError naming the first that differs."""
         for name in names:
-            facts, path = self._manifest.files[name], self.file(name)
-            if not path.is_file() or sha256_file(path, facts.covers or None) != facts.sha256:
-                raise _damaged(path, "has other content than was exported")
+            entry, path = self._manifest.files[name], self.file(name)
+            if not path.is_file() or sha256_file(path, entry.covers or None) != entry.sha256:
+                raise _damaged(path, "does not have the content that was exported")
 
     def add(self, identity: Identity) -> None:
-        """Let a person move in, in milliseconds; nothing happens if exactly this person lives here under this name.
+        """Add a person, without touching a network file; a no-op if the same identity is stored under this name.
 
-        Raises UsageError when the name belongs to somebody else, IntegrityError when the identity was learned for
-        another model, SetupError when no spare rows are left or the place cannot be written, Busy when another
-        process keeps changing the bundle.
+        Raises:
+            UsageError: When the name belongs to another identity.
+            IntegrityError: When the identity was learned for another model.
+            SetupError: When no spare rows are left or the bundle cannot be written.
+            BusyError: When another process keeps changing the bundle.
         """
-        self._put(identity, replacing=False)
+        self._put(identity, overwrite=False)
 
     def replace(self, identity: Identity) -> None:
-        """Like :meth:`add`, but a person of the same name is exchanged for this one."""
-        self._put(identity, replacing=True)
+        """Add a person, or replace the one with the same name. Raises as :meth:`add`, except for a known name."""
+        self._put(identity, overwrite=True)
 
     def remove(self, name: str) -> None:
-        """Let a person move out; the rows are zeroed. Raises NotFoundError for an unknown name, otherwise as :meth:`add`."""
+        """Remove a person and zero their rows. Raises NotFoundError for an unknown name, otherwise as :meth:`add`."""
         with self._change():
-            people = dict(self._manifest.identities)
-            if name not in people:
-                raise NotFoundError(
-                    f"{name!r} is not in the bundle {self.path}", f"known: {', '.join(self.names) or 'nobody'}"
-                )
-            slot = self._slot(people.pop(name).rows)
-            self._publish(identities=people, pending_slots=(slot,))
-            self._wipe_pending()
+            identities = dict(self._manifest.identities)
+            if name not in identities:
+                raise self.unknown_person(name)
+            slot = self._slot(identities.pop(name).rows)
+            self._publish(identities=identities, pending_slots=(slot,))
+            self._zero_pending()
 
-    def _put(self, identity: Identity, *, replacing: bool) -> None:
+    def unknown_person(self, name: str) -> NotFoundError:
+        """The error for a name that is not in the bundle."""
+        known = f"the bundle has: {', '.join(self.names)}" if self.names else "the bundle has no people"
+        problem = f"{name!r} is not in the bundle {self.path}"
+        return NotFoundError(problem, known, reason="not_in_bundle", name=name, names=self.names)
+
+    def _put(self, identity: Identity, *, overwrite: bool) -> None:
         self.check_fits(identity)
         with self._change():
-            people = dict(self._manifest.identities)
-            old = people.get(identity.name)
+            identities = dict(self._manifest.identities)
+            old = identities.get(identity.name)
             if old is not None and old.digest == identity.digest:
                 return
-            if old is not None and not replacing:
+            if old is not None and not overwrite:
                 raise UsageError(
-                    f"another {identity.name!r} already lives in the bundle {self.path}",
-                    f"use another name, or celebctl forget {identity.name} first",
+                    f"the bundle {self.path} has another {identity.name!r}",
+                    "choose another name, or use Bundle.replace",
+                    reason="name_taken_in_bundle",
+                    name=identity.name,
                 )
             slot = self._free_slot()
             self._publish(pending_slots=(slot,), next_slot=slot + 1)
-            people[identity.name] = self._write_person(identity, slot)
-            self._publish(identities=people, pending_slots=() if old is None else (self._slot(old.rows),))
-            self._wipe_pending()
+            identities[identity.name] = self._write_person(identity, slot)
+            self._publish(identities=identities, pending_slots=() if old is None else (self._slot(old.rows),))
+            self._zero_pending()
 
     @contextmanager
     def _change(self) -> Generator[None]:
-        """Hold the bundle's lock, with the newest manifest read and the traces of killed processes wiped."""
+        """Hold the bundle's lock, with the newest manifest read and the remains of killed processes zeroed."""
         from filelock import FileLock, Timeout
 
         with translate_os_errors(self.path):
@@ -246,11 +289,14 @@ class Bundle:
                 with FileLock(self.file(_LOCK_NAME), timeout=_LOCK_SECONDS):
                     self.refresh()
                     self._check_writable()
-                    self._wipe_pending()
+                    self._zero_pending()
                     yield
             except Timeout as error:
                 raise BusyError(
-                    f"another process is changing the bundle {self.path}", "run the same command again"
+                    f"another process is changing the bundle {self.path}",
+                    "try again",
+                    reason="bundle_busy",
+                    path=self.path,
                 ) from error
 
     def _check_writable(self) -> None:
@@ -266,21 +312,25 @@ class Bundle:
         self._manifest, self._stamp = manifest, _stamp(self.path)
 
     def check_fits(self, identity: Identity) -> None:
-        """Raise IntegrityError for somebody who was learned for another model."""
+        """Raise IntegrityError unless the identity was learned for the bundle's model."""
         model, tables = self._manifest.model, self._manifest.token_tables
-        hint = f"learn {identity.name} again for {model.name}, or name a bundle of the model it was learned for"
+        widths, needed = [array.shape[1] for array in identity.embeddings], [table.width for table in tables]
         if identity.family != model.family or identity.table_hash != model.table_hash:
-            raise IntegrityError(
+            problem = (
                 f"{identity.name!r} was learned for another model ({identity.family}, {identity.table_hash[:8]}) than"
-                f" the bundle's ({model.family}, {model.table_hash[:8]})",
-                hint,
+                f" the bundle's ({model.family}, {model.table_hash[:8]})"
             )
-        widths = [array.shape[1] for array in identity.embeddings]
-        if widths != [table.width for table in tables]:
-            raise IntegrityError(
-                f"{identity.name!r} has embeddings of width {widths}, the bundle needs {[t.width for t in tables]}",
-                hint,
-            )
+        elif widths != needed:
+            problem = f"{identity.name!r} has embeddings of width {widths}, the bundle needs {needed}"
+        else:
+            return
+        raise IntegrityError(
+            problem,
+            f"learn {identity.name} again for {model.name}, or use a bundle of the model it was learned for",
+            reason="other_model",
+            name=identity.name,
+            model=model.name,
+        )
 
     def _slot(self, rows: tuple[tuple[int, int], ...]) -> int:
         return (rows[0][0] - self._manifest.token_tables[0].first_spare_row) // TOKENS
@@ -293,28 +343,32 @@ class Bundle:
         free = self.free_rows()
         if free:
             return self._slot(free[0])
-        count = min(table.spare_rows for table in self._manifest.token_tables) // TOKENS
+        count = self._manifest.slot_count
+        spare_rows = 4 * TOKENS * max(count, 1)
         raise SetupError(
-            f"the bundle {self.path} is full: all {count} places are taken",
-            f"celebctl export --spare-rows {4 * TOKENS * max(count, 1)}, or celebctl forget somebody",
+            f"the bundle {self.path} is full: it has room for {count} people",
+            f"remove a person, or export the bundle with spare_rows={spare_rows}",
+            reason="bundle_full",
+            path=self.path,
+            spare_rows=spare_rows,
         )
 
     def _write_person(self, identity: Identity, slot: int) -> IdentityEntry:
         rows = self._slot_rows(slot)
         content = [
-            embeddings.astype(np.dtype(table.dtype).newbyteorder("<")).tobytes()
+            embeddings.astype(table.numpy_dtype).tobytes()
             for embeddings, table in zip(identity.embeddings, self._manifest.token_tables, strict=True)
         ]
         self._write_rows(rows, content)
-        return IdentityEntry(rows, identity.digest, _hash(content))
+        return IdentityEntry(rows, identity.digest, _sha256(content))
 
-    def _wipe_pending(self) -> None:
-        """Zero the pending slots that nobody lives in, and declare the bundle clean."""
-        pending = self._manifest.pending_slots
-        if not pending:
+    def _zero_pending(self) -> None:
+        """Zero the pending slots, and publish that there are none."""
+        if not self._manifest.pending_slots:
             return
-        for slot in pending:
-            self._write_rows(self._slot_rows(slot), [bytes(TOKENS * t.row_bytes) for t in self._manifest.token_tables])
+        zeros = [bytes(TOKENS * table.row_bytes) for table in self._manifest.token_tables]
+        for slot in self._manifest.pending_slots:
+            self._write_rows(self._slot_rows(slot), zeros)
         self._publish(pending_slots=())
 
     def _write_rows(self, rows: tuple[tuple[int, int], ...], content: Iterable[bytes]) -> None:
@@ -325,27 +379,27 @@ class Bundle:
                 flush(file)
 
     def _verify_sizes(self) -> None:
-        for name, facts in self._manifest.files.items():
+        for name, entry in self._manifest.files.items():
             path = self.file(name)
             size = path.stat().st_size if path.is_file() else -1
-            if size != facts.bytes:
-                raise _damaged(path, "is missing" if size < 0 else f"has {size} bytes instead of {facts.bytes}")
+            if size != entry.bytes:
+                raise _damaged(path, "is missing" if size < 0 else f"has {size} bytes instead of {entry.bytes}")
 
     def _verify_content(self) -> None:
         manifest = self._manifest
         self.verify_files(manifest.files)
-        for name, resident in manifest.identities.items():
-            content = _read_rows(self.path, manifest, resident.rows)
-            if resident.rows_sha256 and _hash(content) != resident.rows_sha256:
+        for name, entry in manifest.identities.items():
+            rows = _read_rows(self.path, manifest, entry.rows)
+            if entry.rows_sha256 and _sha256(rows) != entry.rows_sha256:
                 raise _damaged(self.file(manifest.token_tables[0].file), f"has damaged rows of {name!r}")
-        owned = [*(r.rows for r in manifest.identities.values()), *map(self._slot_rows, manifest.pending_slots)]
+        used = [*(e.rows for e in manifest.identities.values()), *map(self._slot_rows, manifest.pending_slots)]
         for number, table in enumerate(manifest.token_tables):
-            if _strays(self.file(table.file), table, {row for rows in owned for row in rows[number]}):
-                raise _damaged(self.file(table.file), "has content in spare rows that belong to nobody")
+            if _has_stray_rows(self.file(table.file), table, {row for rows in used for row in rows[number]}):
+                raise _damaged(self.file(table.file), "has content in free spare rows")
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes whenever a manifest is published: it is always a new file."""
+    """Changes whenever a manifest is published, because it is always a new file."""
     status = (path / FILE_NAME).stat()
     return status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -356,7 +410,9 @@ def _read(path: Path) -> tuple[Manifest, tuple[int, ...]]:
         with open_regular(regular_path(path, FILE_NAME)) as file:
             return Manifest.from_bytes(file.read()), stamp
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"there is no bundle at {path}", "celebctl export makes one") from error
+        raise NotFoundError(
+            f"there is no bundle at {path}", "export one with export_bundle", reason="no_bundle", path=path
+        ) from error
     except PermissionError as error:
         raise NotFoundError(f"cannot read the bundle at {path}: {error.strerror}", "check its permissions") from error
 
@@ -371,26 +427,16 @@ def _read_rows(path: Path, manifest: Manifest, rows: tuple[tuple[int, int], ...]
     return content
 
 
-def _arrays(content: Sequence[bytes], tables: Sequence[TokenTable]) -> tuple[NDArray[np.float32], ...]:
-    """Raw rows, two per table, as E arrays (2, D) float32."""
-    arrays: list[NDArray[np.float32]] = []
-    for number, table in enumerate(tables):
-        pair = b"".join(content[TOKENS * number : TOKENS * (number + 1)])
-        stored = np.frombuffer(pair, np.dtype(table.dtype).newbyteorder("<"))
-        arrays.append(stored.reshape(TOKENS, table.width).astype(np.float32))
-    return tuple(arrays)
-
-
-def _strays(path: Path, table: TokenTable, owned: set[int]) -> bool:
-    """Whether a spare row that nobody owns holds anything but zeros."""
+def _has_stray_rows(path: Path, table: TokenTable, used: set[int]) -> bool:
+    """Whether a spare row outside ``used`` holds anything but zeros."""
     offset = table.first_spare_row * table.row_bytes
     content = np.fromfile(path, dtype=np.uint8, offset=offset).reshape(table.spare_rows, table.row_bytes)
-    return any(bytes(row).strip(b"\0") and table.first_spare_row + i not in owned for i, row in enumerate(content))
+    return any(row.any() and table.first_spare_row + i not in used for i, row in enumerate(content))
 
 
-def _hash(content: Iterable[bytes]) -> str:
+def _sha256(content: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(content)).hexdigest()
 
 
-def _damaged(path: Path, what: str) -> IntegrityError:
-    return IntegrityError(f"{path} {what}", "celebctl export makes a fresh bundle")
+def _damaged(path: Path, problem: str) -> IntegrityError:
+    return IntegrityError(f"{path} {problem}", "export the bundle again", reason="bundle_damaged", path=path)

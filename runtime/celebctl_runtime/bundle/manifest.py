@@ -1,7 +1,7 @@
-"""What a bundle says about itself: ``manifest.json`` as frozen dataclasses, checked entry by entry when read.
+"""``manifest.json`` of a bundle as frozen dataclasses, checked entry by entry when read.
 
-The manifest is the single truth about a bundle. Which rows of the token table belong to whom is decided here and
-nowhere else, so publishing a new manifest is what adds or removes a person.
+Only the manifest says which rows of the token tables belong to which person, so publishing a new manifest is what adds
+or removes a person. The field names below are the keys of the file.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from celebctl_runtime.errors import IntegrityError, UsageError
-from celebctl_runtime.identity import check_key, check_name
+from celebctl_runtime.identity import TOKENS, check_key, check_name
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -29,7 +30,7 @@ _MAX_ROWS = 1 << 24
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model the bundle was made from. ``table_hash`` is what an identity must agree with."""
+    """The model the bundle was exported from. ``family`` and ``table_hash`` must equal those of an identity."""
 
     name: str
     family: str
@@ -39,8 +40,8 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class SizeInfo:
-    """Pixels: ``native`` (height, width), both sides of a picture a multiple of ``multiple``, ``vae_factor`` pixels per
-    latent element; ``display_scale``: how much a picture is enlarged when nothing is said."""
+    """Image sizes in pixels: ``native`` is (height, width), both sides must be multiples of ``multiple``, and a latent
+    element covers ``vae_factor`` pixels. ``display_scale``: the default enlargement of saved images."""
 
     native: tuple[int, int]
     multiple: int
@@ -51,7 +52,7 @@ class SizeInfo:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request that leaves a choice open gets. ``layout``: "auto" or "none", see layout.py."""
+    """Values for what a request leaves open. ``layout``: "auto" or "none", see layout.py."""
 
     steps: int
     guidance: float
@@ -61,7 +62,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The tokenizer file and its special ids; ``more_pads``: the padding of every further text encoder."""
+    """The tokenizer file and its special ids; ``more_pads``: the padding id of every further text encoder."""
 
     file: str
     max_length: int
@@ -73,7 +74,7 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output of a graph: dtype by numpy's name, sizes or names of dynamic axes."""
+    """An input or output of a graph: numpy dtype name, and sizes or names of dynamic axes."""
 
     dtype: str
     shape: tuple[int | str, ...]
@@ -81,7 +82,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """One ONNX graph, its external data files, and what goes in and out."""
+    """An ONNX graph with its external data files, inputs and outputs."""
 
     file: str
     data: tuple[str, ...]
@@ -92,7 +93,7 @@ class GraphInfo:
 @dataclass(frozen=True)
 class TokenTable:
     """A raw little-endian (rows, width) array, one per text encoder: the vocabulary, then ``spare_rows`` spare rows
-    from ``first_spare_row`` to the end. People live in the spare rows only, two by two from the first."""
+    from ``first_spare_row`` to the end. People use pairs of spare rows only."""
 
     file: str
     rows: int
@@ -103,14 +104,19 @@ class TokenTable:
 
     @property
     def row_bytes(self) -> int:
-        """Size of one row."""
+        """Size of one row in bytes."""
         return self.width * (4 if self.dtype == "float32" else 2)
+
+    @property
+    def numpy_dtype(self) -> np.dtype[np.floating]:
+        """The dtype in the file, little-endian float16 or float32."""
+        return np.dtype(np.float32 if self.dtype == "float32" else np.float16).newbyteorder("<")
 
 
 @dataclass(frozen=True)
 class IdentityEntry:
     """A person in a bundle: two token rows per text encoder, the identity's digest, and the SHA-256 of the rows' bytes
-    ("" when whoever wrote the rows did not say)."""
+    ("" when unknown)."""
 
     rows: tuple[tuple[int, int], ...]
     digest: str
@@ -119,7 +125,7 @@ class IdentityEntry:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """SHA-256 of a file, or of its first ``covers`` bytes when that is not 0, and its whole size in bytes."""
+    """Size of a file in bytes and its SHA-256, or the SHA-256 of its first ``covers`` bytes when that is not 0."""
 
     sha256: str
     bytes: int
@@ -128,15 +134,17 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runtime knows about a bundle.
+    """The content of ``manifest.json``.
 
-    ``graphs``: text_encoder (and text_encoder_2), step, step_nocfg, vae_decoder, and maybe vae_encoder. ``ort_graphs``:
-    what ONNX Runtime runs in place of the graph of the same name; and ``reader``, whose outputs are further inputs of
-    its steps, the same for all of them. ``guidance_is_embedded``: the network is told the guidance and never run twice.
-    ``zero_empty_prompt``: an empty negative prompt is zeros, not a text.
-    ``average``: a file with the token rows of the average celebrity, (2, D) float32 of each table in turn, or "".
-    ``next_slot`` and ``pending_slots`` belong to the bookkeeping of spare rows (see bundle.py). ``extra`` keeps entries
-    of the file that this version does not know.
+    Attributes:
+        graphs: text_encoder (and text_encoder_2), step, step_nocfg, vae_decoder and, for init images, vae_encoder.
+        ort_graphs: What ONNX Runtime runs in place of the graph of the same name, and ``reader``, whose outputs are
+            further inputs of its steps, the same for all steps.
+        guidance_is_embedded: The network takes the guidance as an input and never runs twice per step.
+        zero_empty_prompt: An empty negative prompt is encoded as zeros.
+        average: File with the token embeddings of the average celebrity, (2, D) float32 per table, or "".
+        next_slot, pending_slots: Bookkeeping of spare rows, see bundle.py.
+        extra: Entries of the file that this version does not know.
     """
 
     model: ModelInfo
@@ -162,9 +170,14 @@ class Manifest:
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
+    def slot_count(self) -> int:
+        """How many people the bundle has room for."""
+        return min(table.spare_rows for table in self.token_tables) // TOKENS
+
+    @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over the hashes of all files: the same whoever lives in the bundle, another for every export."""
-        lines = [f"{name} {facts.sha256}" for name, facts in sorted(self.files.items())]
+        """Hex SHA-256 over the hashes of all files: unchanged by people, different for every export."""
+        lines = [f"{name} {entry.sha256}" for name, entry in sorted(self.files.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def to_bytes(self) -> bytes:
@@ -175,16 +188,19 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """Check and structure a parsed manifest. Raises IntegrityError naming the entry that is wrong."""
+        """Build and check a manifest from parsed JSON. Raises IntegrityError naming the entry that is wrong."""
         version = data.get("schema_version")
         if isinstance(version, int) and version > SCHEMA:
             raise IntegrityError(
-                f"the bundle has format {version}; this celebctl reads up to {SCHEMA}", "pip install --upgrade celebctl"
+                f"the bundle has format {version}; this celebctl reads up to {SCHEMA}",
+                "upgrade celebctl",
+                reason="newer_format",
+                version=version,
             )
         names = {item.name for item in fields(cls)} - {"extra"}
         known = {key: value for key, value in data.items() if key in names}
-        known["extra"] = {key: value for key, value in data.items() if key not in names}
-        manifest = cast("Manifest", _structure(cls, known, ""))
+        extra = {key: value for key, value in data.items() if key not in names}
+        manifest: Manifest = _parse(cls, {**known, "extra": extra}, "")
         _check(manifest)
         return manifest
 
@@ -192,166 +208,150 @@ class Manifest:
     def from_bytes(cls, raw: bytes) -> Manifest:
         """The inverse of :meth:`to_bytes`. Raises IntegrityError."""
         try:
-            data: object = json.loads(raw)
+            data: Any = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise IntegrityError(
-                f"{FILE_NAME} is damaged: {error}", "celebctl export makes a fresh bundle"
-            ) from error
+            raise _damaged(str(error)) from error
         if not isinstance(data, dict):
-            _wrong("", "a JSON object")
+            raise _wrong("", "a JSON object")
         return cls.from_json(cast("dict[str, Any]", data))
 
 
-def _structure(kind: Any, value: Any, where: str) -> Any:
+def _parse(kind: Any, value: Any, where: str) -> Any:
     """``value`` as the annotated type ``kind``: dataclasses, tuples, mappings, unions and plain JSON values."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
-    if is_dataclass(kind):
-        return _structure_dataclass(cast("type", kind), value, where)
-    if origin in (Union, UnionType):
-        choices = tuple(arguments)
-        return value if isinstance(value, choices) and not isinstance(value, bool) else _wrong(where, kind)
-    if origin is tuple:
-        return _structure_tuple(arguments, value, where)
-    if origin is Mapping:
+    if is_dataclass(kind) or origin is Mapping:
         if not isinstance(value, Mapping):
-            _wrong(where, "an object")
-        entries = cast("Mapping[Any, Any]", value)
-        return {str(key): _structure(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            raise _wrong(where, "an object")
+        entries = cast("Mapping[str, Any]", value)
+        if origin is Mapping:
+            return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
+        return _parse_dataclass(kind, entries, where)
+    if origin is tuple:
+        return _parse_tuple(arguments, value, where)
+    if kind is float and type(value) is int:
         return float(value)
-    return value if type(value) is kind else _wrong(where, kind.__name__)
+    if type(value) not in (arguments or (kind,)):
+        raise _wrong(where, str(getattr(kind, "__name__", kind)))
+    return value
 
 
-def _structure_dataclass(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        _wrong(where, "an object")
-    entries, hints = cast("Mapping[str, Any]", value), get_type_hints(kind)
-    values: dict[str, Any] = {}
+def _parse_dataclass(kind: Any, entries: Mapping[str, Any], where: str) -> Any:
+    hints, values = get_type_hints(kind), dict[str, Any]()
     for item in fields(kind):
         path = f"{where}.{item.name}".lstrip(".")
         if item.name in entries:
-            values[item.name] = _structure(hints[item.name], entries[item.name], path)
+            values[item.name] = _parse(hints[item.name], entries[item.name], path)
         elif item.default is MISSING and item.default_factory is MISSING:
-            _wrong(path, "an entry")
+            raise _wrong(path, "present")
     return kind(**values)
 
 
-def _structure_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+def _parse_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        _wrong(where, "a list")
+        raise _wrong(where, "a list")
     items = cast("list[Any]", value)
     kinds = (arguments[0],) * len(items) if arguments[-1] is Ellipsis else arguments
     if len(kinds) != len(items):
-        _wrong(where, f"{len(kinds)} values")
-    return tuple(
-        _structure(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, items, strict=True))
-    )
+        raise _wrong(where, f"{len(kinds)} values")
+    return tuple(_parse(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, items, strict=True)))
 
 
-def _wrong(where: str, expected: object) -> NoReturn:
-    raise IntegrityError(
-        f"{FILE_NAME} is damaged: {where or 'its content'} should be {expected}", "celebctl export makes a fresh bundle"
-    )
+def _damaged(problem: str) -> IntegrityError:
+    return IntegrityError(f"{FILE_NAME} is damaged: {problem}", "export the bundle again", reason="bundle_damaged")
+
+
+def _wrong(where: str, expected: str) -> IntegrityError:
+    return _damaged(f"{where or 'its content'} should be {expected}")
 
 
 def _check(manifest: Manifest) -> None:
-    """What types cannot say: names stay inside the bundle, numbers in their ranges, people in rows of their own."""
-    _check_model(manifest)
+    """Check what types cannot express: paths inside the bundle, numbers in range, rows that belong to one person."""
+    _check_names(manifest)
     _check_paths(manifest)
     _check_numbers(manifest)
     if len(manifest.token_tables) != 1 + len(manifest.tokenizer.more_pads):
-        _wrong("token_tables", "one table per text encoder")
+        raise _wrong("token_tables", "one table per text encoder")
     for number, table in enumerate(manifest.token_tables):
         _check_table(manifest, number, table)
     _check_slots(manifest)
 
 
-def _check_model(manifest: Manifest) -> None:
-    for what in ("family", "table_hash"):
-        check_key(f"model.{what} in {FILE_NAME}", getattr(manifest.model, what))
+def _check_names(manifest: Manifest) -> None:
+    check_key(f"model.family in {FILE_NAME}", manifest.model.family)
+    check_key(f"model.table_hash in {FILE_NAME}", manifest.model.table_hash)
     for name in manifest.identities:
         try:
-            canonical = check_name(name)
+            valid = check_name(name) == name
         except UsageError:
-            canonical = None
-        if name != canonical:
-            _wrong(f"the name {name[:80]!r}", "one that celebctl gives")
+            valid = False
+        if not valid:
+            raise _wrong(f"the name {name[:80]!r}", "a canonical name")
 
 
 def _check_paths(manifest: Manifest) -> None:
-    """Every file is named by plain words joined by slashes: nothing absolute, hidden, or with a way up."""
+    """File names are plain words joined by slashes: not absolute, not hidden, without '..'."""
     tables = [table.file for table in manifest.token_tables]
     paths = [*manifest.files, manifest.tokenizer.file, *tables, *filter(None, [manifest.average])]
     for graph in (*manifest.graphs.values(), *manifest.ort_graphs.values()):
         paths += [graph.file, *graph.data]
     for path in paths:
         if not _PATH.fullmatch(path) or len(path) > _MAX_PATH:
-            _wrong(f"the path {path[:80]!r}", "inside the bundle")
+            raise _wrong(f"the path {path[:80]!r}", "inside the bundle")
     if len(set(tables)) != len(tables):
-        _wrong("token_tables", "one file each")
+        raise _wrong("token_tables", "one file each")
 
 
 def _check_numbers(manifest: Manifest) -> None:
-    size, defaults, tokenizer = manifest.size, manifest.defaults, manifest.tokenizer
-    sizes = {
-        "size.native": min(size.native),
-        "size.multiple": size.multiple,
-        "size.vae_factor": size.vae_factor,
-        "size.latent_channels": size.latent_channels,
-        "size.display_scale": size.display_scale,
-        "defaults.steps": defaults.steps,
-        "tokenizer.max_length": tokenizer.max_length,
-    }
-    for where, value in {**sizes, "size.native ": max(size.native)}.items():
+    size, tokenizer = manifest.size, manifest.tokenizer
+    for where, value in (
+        *(("size.native", side) for side in size.native),
+        ("size.multiple", size.multiple),
+        ("size.vae_factor", size.vae_factor),
+        ("size.latent_channels", size.latent_channels),
+        ("size.display_scale", size.display_scale),
+        ("defaults.steps", manifest.defaults.steps),
+        ("tokenizer.max_length", tokenizer.max_length),
+    ):
         if not 1 <= value <= _MAX_SIDE:
-            _wrong(where.strip(), f"1 to {_MAX_SIDE}")
-    for where, number in (("defaults.guidance", defaults.guidance), ("scaling_factor", manifest.scaling_factor)):
-        if not math.isfinite(number):
-            _wrong(where, "a finite number")
+            raise _wrong(where, f"1 to {_MAX_SIDE}")
+    if not (math.isfinite(manifest.defaults.guidance) and math.isfinite(manifest.scaling_factor)):
+        raise _wrong("defaults.guidance and scaling_factor", "finite")
     pads = dict(enumerate((tokenizer.pad, *tokenizer.more_pads)))
     for number, table in enumerate(manifest.token_tables):
         if any(not 0 <= token < table.rows for token in (tokenizer.bos, tokenizer.eos, pads.get(number, 0))):
-            _wrong("tokenizer", f"token ids that {table.file} has rows for")
-    for name, facts in manifest.files.items():
-        if not 0 <= facts.covers <= facts.bytes:
-            _wrong(f"files.{name}", "of a size that is not negative and not smaller than what is covered")
+            raise _wrong("tokenizer", f"ids of rows in {table.file}")
+    for name, entry in manifest.files.items():
+        if not 0 <= entry.covers <= entry.bytes:
+            raise _wrong(f"files.{name}", "0 <= covers <= bytes")
 
 
 def _check_table(manifest: Manifest, number: int, table: TokenTable) -> None:
     where = f"token_tables[{number}]"
     if table.dtype not in ("float32", "float16") or table.first_spare_row + table.spare_rows != table.rows:
-        _wrong(where, "float32 or float16 with the spare rows at its end")
+        raise _wrong(where, "float32 or float16 with the spare rows at its end")
     if not 1 <= table.width <= _MAX_SIDE or not 0 <= table.first_spare_row <= table.rows <= _MAX_ROWS:
-        _wrong(where, f"at most {_MAX_ROWS} rows of 1 to {_MAX_SIDE} numbers")
-    facts = manifest.files.get(table.file)
-    if manifest.files and (facts is None or facts.bytes != table.rows * table.row_bytes):
-        _wrong(where, f"as large as files.{table.file} says")
-    pairs = [resident.rows[number : number + 1] for resident in manifest.identities.values()]
-    if not all(len(pair) == 1 and _is_slot(*pair[0], table) for pair in pairs) or len(set(pairs)) != len(pairs):
-        _wrong("identities", f"two neighbouring spare rows each, shared with nobody, in {table.file}")
+        raise _wrong(where, f"at most {_MAX_ROWS} rows of 1 to {_MAX_SIDE} numbers")
+    entry = manifest.files.get(table.file)
+    if manifest.files and (entry is None or entry.bytes != table.rows * table.row_bytes):
+        raise _wrong(where, f"of the size in files.{table.file}")
 
 
 def _check_slots(manifest: Manifest) -> None:
-    """Slots are numbered from 0 in all tables alike, and a pending one is nobody's: it will be zeroed."""
-    tables = manifest.token_tables
-    count = min(table.spare_rows for table in tables) // 2
-    taken: set[int] = set()
-    for resident in manifest.identities.values():
-        slots = {(rows[0] - t.first_spare_row) // 2 for rows, t in zip(resident.rows, tables, strict=True)}
-        if len(slots) != 1:
-            _wrong("identities", "in the same spare rows of every table")
-        taken |= slots
+    """Each person has a slot of their own, the same in every table; pending slots, which will be zeroed, have none."""
+    tables, count = manifest.token_tables, manifest.slot_count
+    used: list[int] = []
+    for name, identity in manifest.identities.items():
+        slot = (identity.rows[0][0] - tables[0].first_spare_row) // TOKENS if identity.rows else -1
+        firsts = [table.first_spare_row + TOKENS * slot for table in tables]
+        if not 0 <= slot < count or identity.rows != tuple((first, first + 1) for first in firsts):
+            raise _wrong(f"identities.{name}.rows", "two neighbouring spare rows, the same in every table")
+        used.append(slot)
+    if len(set(used)) != len(used):
+        raise _wrong("identities", "in different rows")
     if not 0 <= manifest.next_slot <= count:
-        _wrong("next_slot", f"0 to {count}")
+        raise _wrong("next_slot", f"0 to {count}")
     pending = manifest.pending_slots
-    if len(set(pending)) != len(pending) or not taken.isdisjoint(pending):
-        _wrong("pending_slots", "slots of nobody, each once")
-    if any(not 0 <= slot < count for slot in pending):
-        _wrong("pending_slots", f"0 to {count - 1}")
-
-
-def _is_slot(first: int, second: int, table: TokenTable) -> bool:
-    start = first - table.first_spare_row
-    return start >= 0 and start % 2 == 0 and second == first + 1 and second < table.rows
+    if len({*pending, *used}) != len(pending) + len(used) or any(not 0 <= slot < count for slot in pending):
+        raise _wrong("pending_slots", f"free slots from 0 to {count - 1}, each once")

@@ -1,7 +1,7 @@
-"""People for one run: rows that stand in for those of the token tables, while the bundle's files stay as they are.
+"""Token rows that replace those of a bundle for one run, while the bundle's files stay unchanged.
 
-A guest is somebody who does not live in the bundle, or somebody who does with other rows than usual (likeness.py). The
-text encoder reads its table from memory then, with a guest's rows in places of nobody who is named.
+An override stands for a person who is not stored in the bundle, or for one who is, with scaled rows (likeness.py). The
+text encoder then reads a copy of its token table in memory, with the override's rows in place of the file's.
 """
 
 from __future__ import annotations
@@ -28,80 +28,94 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingOverride:
-    """Whose ``embeddings``, E arrays (2, D) float32, stand in ``rows``, one pair of row numbers per token table."""
+    """``embeddings``, E arrays (2, D) float32, to use in ``rows``, one pair of row numbers per token table."""
 
     rows: tuple[tuple[int, int], ...]
     embeddings: tuple[NDArray[np.float32], ...]
 
     @cached_property
     def digest(self) -> str:
-        """Tells guests apart from each other, and from people in the bundle."""
+        """Identifies the embeddings; never equal to the digest of a stored identity."""
         content = b"".join(array.astype("<f4").tobytes() for array in self.embeddings)
-        return f"guest {hashlib.sha256(content).hexdigest()}"
+        return f"override {hashlib.sha256(content).hexdigest()}"
 
 
-def assign_rows(bundle: Bundle, people: Sequence[Identity]) -> dict[str, EmbeddingOverride]:
-    """Places for people who do not live in the bundle, by name.
+def assign_rows(bundle: Bundle, identities: Sequence[Identity]) -> dict[str, EmbeddingOverride]:
+    """Free spare rows for identities that are not stored in the bundle, by name.
 
-    Raises IntegrityError for somebody of another model, SetupError when there are too few free places.
+    Raises:
+        IntegrityError: When an identity was learned for another model.
+        SetupError: When the bundle has too few free rows.
     """
     free = bundle.free_rows()
-    if len(people) > len(free):
+    if len(identities) > len(free):
+        rows = 4 * TOKENS * len(identities) + 2 * TOKENS * len(bundle.names)
         raise SetupError(
-            f"the bundle {bundle.path} has free places for {len(free)} more people, not for {len(people)}",
-            f"celebctl export --spare-rows {4 * TOKENS * len(people) + 2 * TOKENS * len(bundle.names)}",
+            f"the bundle {bundle.path} has spare rows for {len(free)} more people, not for {len(identities)}",
+            f"export the bundle with spare_rows={rows}",
+            reason="bundle_full",
+            path=bundle.path,
+            spare_rows=rows,
         )
-    for person in people:
-        bundle.check_fits(person)
-    return {person.name: EmbeddingOverride(rows, person.embeddings) for person, rows in zip(people, free, strict=False)}
+    for identity in identities:
+        bundle.check_fits(identity)
+    return {
+        identity.name: EmbeddingOverride(rows, identity.embeddings)
+        for identity, rows in zip(identities, free, strict=False)
+    }
 
 
 @dataclass(frozen=True, eq=False)
 class PromptPeople:
-    """Who may be named in a run: ids that stand for each person, digests for the record, and the guests by name."""
+    """The people that prompts may name: their token ids, their digests for the record, and the overrides, by name."""
 
     ids: dict[str, tuple[int, ...]]
     digests: dict[str, str]
     overrides: dict[str, EmbeddingOverride]
 
     @classmethod
-    def resolve(cls, bundle: Bundle, guests: Sequence[Identity]) -> PromptPeople:
-        """Everybody in the bundle, and ``guests``, who go before people of the same name. Raises as :func:`seat`."""
-        seated = assign_rows(bundle, guests)
-        residents = {name: resident.digest for name, resident in bundle.manifest.identities.items()}
+    def resolve(cls, bundle: Bundle, identities: Sequence[Identity]) -> PromptPeople:
+        """The bundle's people and ``identities``, which take precedence. Raises as :func:`assign_rows` does."""
+        overrides = assign_rows(bundle, identities)
+        stored = {name: entry.digest for name, entry in bundle.manifest.identities.items()}
         return cls(
-            {**bundle.token_ids, **{name: guest.rows[0] for name, guest in seated.items()}},
-            {**residents, **{person.name: person.digest for person in guests}},
-            seated,
+            {**bundle.token_ids, **{name: override.rows[0] for name, override in overrides.items()}},
+            {**stored, **{identity.name: identity.digest for identity in identities}},
+            overrides,
         )
 
-    def overrides_for(self, bundle: Bundle, named: Collection[str], likeness: Likeness) -> list[EmbeddingOverride]:
-        """The guests when those who are ``named`` are as like themselves as ``likeness`` says.
+    def overrides_for(self, bundle: Bundle, names: Collection[str], likeness: Likeness) -> list[EmbeddingOverride]:
+        """All overrides, with the people in ``names`` scaled to ``likeness``.
 
-        Raises IntegrityError when that takes the average celebrity, whom the bundle does not know.
+        Raises IntegrityError when scaling needs the average celebrity and the bundle lacks it.
         """
-        found = dict(self.overrides)
-        for name in sorted(named):
-            share = likeness_for(likeness, name)
-            if share < FULL_LIKENESS:
-                rows = found[name].rows if name in found else bundle.manifest.identities[name].rows
-                usual = found[name].embeddings if name in found else bundle.embeddings(name)
-                found[name] = EmbeddingOverride(rows, scale_identity(usual, bundle.average(), share))
-        return list(found.values())
+        overrides = dict(self.overrides)
+        for name in sorted(names):
+            scale = likeness_for(likeness, name)
+            if scale < FULL_LIKENESS:
+                known = overrides.get(name)
+                rows = bundle.manifest.identities[name].rows if known is None else known.rows
+                embeddings = bundle.embeddings(name) if known is None else known.embeddings
+                overrides[name] = EmbeddingOverride(
+                    rows, scale_identity(embeddings, bundle.average_embeddings(), scale)
+                )
+        return list(overrides.values())
 
 
-def digests_by_row(manifest: Manifest, guests: Sequence[EmbeddingOverride]) -> dict[int, str]:
-    """Row of the first token table -> digest of whom a text encoder with these guests finds there."""
-    people = {row: resident.digest for resident in manifest.identities.values() for row in resident.rows[0]}
-    return {**people, **{row: guest.digest for guest in guests for row in guest.rows[0]}}
+def digests_by_row(manifest: Manifest, overrides: Sequence[EmbeddingOverride]) -> dict[int, str]:
+    """Row of the first token table -> digest of the embeddings a text encoder with these overrides reads there."""
+    stored = {row: entry.digest for entry in manifest.identities.values() for row in entry.rows[0]}
+    return {**stored, **{row: override.digest for override in overrides for row in override.rows[0]}}
 
 
-def overridden_table(path: Path, table: TokenTable, number: int, guests: Sequence[EmbeddingOverride]) -> NDArray[Any]:
-    """Token table ``number`` (rows, D) in its own dtype with the guests in it.
+def overridden_table(
+    path: Path, table: TokenTable, number: int, overrides: Sequence[EmbeddingOverride]
+) -> NDArray[Any]:
+    """Token table ``number`` (rows, D) in its own dtype, with the overrides applied.
 
-    A private view of the file: only pages that hold guests take memory, and nothing is ever written back.
+    A copy-on-write view of the file: only pages with overrides take memory, and nothing is written back.
     """
     view: NDArray[Any] = np.memmap(path, np.dtype(table.dtype), mode="c", shape=(table.rows, table.width))
-    for guest in guests:
-        view[list(guest.rows[number])] = guest.embeddings[number]
+    for override in overrides:
+        view[list(override.rows[number])] = override.embeddings[number]
     return view

@@ -1,12 +1,12 @@
-"""Who stands where: regions of a picture, and the masks that give each person theirs while it is drawn.
+"""Layouts: a region of the image for each person, and the masks that blend the regions.
 
     left:alice,right:bob            halves: left, right, top, bottom
-    alice@0,0,0.5,1 bob@0.5,0,1,1   boxes: left, top, right, bottom edge as shares of the picture
-    auto                            two people stand left and right as the prompt names them; nothing for one or many
+    alice@0,0,0.5,1 bob@0.5,0,1,1   boxes: left, top, right, bottom edge as fractions of the image
+    auto                            two people left and right in the order of the prompt; no layout for one or many
 
-Each region is drawn as if everybody in the layout were the person it belongs to, so that no other face can bleed into
-it; what lies in no region follows the whole prompt. Predictions are blended per region as in MultiDiffusion (Bar-Tal et
-al. 2023), with soft borders. What this module does *not* know: prompts, steps, networks.
+In each region, every name of the layout stands for the region's person, so that no other face leaks into it; the rest of
+the image follows the whole prompt. Predictions are blended per region as in MultiDiffusion (Bar-Tal et al. 2023), with
+soft borders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from celebctl_runtime.identity import check_name
 
 Box = tuple[float, float, float, float]
 
-#: What a request says that wants no layout, and one that leaves it to the prompt.
+#: Layouts without regions: none at all, and regions chosen by the prompt.
 NONE, AUTO = "none", "auto"
 NAMED_BOXES: dict[str, Box] = {
     "left": (0.0, 0.0, 0.5, 1.0),
@@ -31,16 +31,16 @@ NAMED_BOXES: dict[str, Box] = {
     "top": (0.0, 0.0, 1.0, 0.5),
     "bottom": (0.0, 0.5, 1.0, 1.0),
 }
-#: Width of a soft border, as a share of the picture's side.
+#: Width of a soft border, as a fraction of the image's side.
 BORDER = 0.125
 
 _ITEM = re.compile(r"[,;\s]+(?=[^\d\s.,;+-])")
-_HINT = "write --layout left:alice,right:bob, or boxes: --layout alice@0,0,0.5,1,bob@0.5,0,1,1"
+_HINT = "write left:alice,right:bob, or boxes: alice@0,0,0.5,1,bob@0.5,0,1,1"
 
 
 @dataclass(frozen=True)
 class Region:
-    """A person's part of the picture: box (left, top, right, bottom) as shares of its width and height."""
+    """A person's part of the image: box (left, top, right, bottom) as fractions of its width and height."""
 
     name: str
     box: Box
@@ -53,46 +53,53 @@ class Region:
 
 
 def parse_layout(text: str) -> tuple[Region, ...]:
-    """The regions of a layout; () for ``none``, for ``auto`` and for nothing said. Raises UsageError."""
+    """The regions of a layout; () for "none", "auto" and "". Raises UsageError.
+
+    Example:
+        >>> [region.name for region in parse_layout("left:alice,right:bob")]
+        ['alice', 'bob']
+    """
     if text.strip().lower() in ("", NONE, AUTO):
         return ()
     regions = tuple(_region(item) for item in _ITEM.split(text.strip()))
     names = [region.name for region in regions]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UsageError(f"the layout {text!r} has {twice[0]} twice", "give everybody one region")
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise _invalid(f"the layout {text!r} has {repeated[0]} twice", "give each person one region")
     return regions
 
 
 def layout_text(regions: Sequence[Region]) -> str:
-    """The inverse of :func:`parse_layout`, "" for no regions."""
+    """The inverse of :func:`parse_layout`; "" for no regions."""
     return ",".join(map(str, regions))
 
 
 def normalize_layout(text: str) -> str:
-    """A layout as it is written down: words in lower case, places in one form. Raises UsageError."""
+    """The canonical text of a layout. Raises UsageError."""
     word = text.strip().lower()
     return word if word in (NONE, AUTO) else layout_text(parse_layout(text))
 
 
-def resolve_layout(text: str, usual: str, named: Sequence[str]) -> str:
-    """What a request's layout comes to once it is known whom its prompt names, in order.
+def resolve_layout(text: str, default: str, names: Sequence[str]) -> str:
+    """A request's layout with "auto" resolved; resolving the result again gives the same layout.
 
-    ``usual``: the bundle's own choice, for a request that says nothing. The answer means the same whenever it is asked
-    of the bundle again.
+    Args:
+        text: The request's layout.
+        default: The bundle's default layout, for a request with "".
+        names: The people that the prompt mentions, in order.
     """
-    if (text or usual) == AUTO and len(named) == 2:
-        return layout_text([Region(name, NAMED_BOXES[side]) for name, side in zip(named, ("left", "right"), strict=True)])
+    if (text or default) == AUTO and len(names) == 2:
+        return layout_text([Region(name, NAMED_BOXES[side]) for name, side in zip(names, ("left", "right"), strict=True)])
     if parse_layout(text):
         return text
-    return NONE if usual == AUTO else ""
+    return NONE if default == AUTO else ""
 
 
 def region_masks(regions: Sequence[Region], height: int, width: int) -> NDArray[np.float32]:
-    """How much each conditioning counts where, (1 + R, height, width) in [0, 1], adding up to 1 everywhere.
+    """Weights of the conditionings, (1 + R, height, width) float32 in [0, 1], with sum 1 everywhere.
 
-    Row 0 is the whole prompt, for what lies in no region; the others are the regions in order. Where regions overlap
-    they share.
+    Mask 0 is the whole prompt, outside all regions; the others are the regions in order, with equal weight where they
+    overlap.
     """
     boxes = [_soft_box(region.box, height, width) for region in regions]
     inside = np.stack(boxes) if boxes else np.zeros((0, height, width))
@@ -106,22 +113,26 @@ def _soft_box(box: Box, height: int, width: int) -> NDArray[np.float64]:
 
 
 def _soft_span(low: float, high: float, count: int) -> NDArray[np.float64]:
-    """1 between ``low`` and ``high``, falling in a straight line to 0 across each border that lies in the picture."""
-    at = (np.arange(count) + 0.5) / count
-    rise = ((at - low) / BORDER + 0.5).clip(0.0, 1.0) if low > 0.0 else np.ones(count)
-    fall = ((high - at) / BORDER + 0.5).clip(0.0, 1.0) if high < 1.0 else np.ones(count)
+    """1 between ``low`` and ``high``, falling linearly to 0 across each border inside the image."""
+    center = (np.arange(count) + 0.5) / count
+    rise = ((center - low) / BORDER + 0.5).clip(0.0, 1.0) if low > 0.0 else np.ones(count)
+    fall = ((high - center) / BORDER + 0.5).clip(0.0, 1.0) if high < 1.0 else np.ones(count)
     return rise * fall
+
+
+def _invalid(problem: str, hint: str) -> UsageError:
+    return UsageError(problem, hint, reason="invalid_layout")
 
 
 def _region(item: str) -> Region:
     side, colon, name = item.partition(":")
     if colon:
         if side.lower() not in NAMED_BOXES:
-            raise UsageError(f"a layout has no place {side!r}", f"places are {', '.join(NAMED_BOXES)}; {_HINT}")
+            raise _invalid(f"unknown side {side!r} in a layout", f"sides are {', '.join(NAMED_BOXES)}; {_HINT}")
         return Region(check_name(name.strip("<>")), NAMED_BOXES[side.lower()])
-    name, at, edges = item.partition("@")
-    if not at:
-        raise UsageError(f"the layout does not say where {item!r} is", _HINT)
+    name, separator, edges = item.partition("@")
+    if not separator:
+        raise _invalid(f"the layout has no region for {item!r}", _HINT)
     return Region(check_name(name.strip("<>")), _box(edges, item))
 
 
@@ -129,9 +140,7 @@ def _box(edges: str, item: str) -> Box:
     try:
         left, top, right, bottom = (float(edge) for edge in edges.strip(",").split(","))
     except ValueError as error:
-        raise UsageError(f"{item!r} is no box", "a box is four numbers: left, top, right, bottom") from error
+        raise _invalid(f"{item!r} is not a box", "a box is four numbers: left, top, right, bottom") from error
     if not (0.0 <= left < right <= 1.0 and 0.0 <= top < bottom <= 1.0):
-        raise UsageError(
-            f"the box of {item!r} lies outside the picture", "edges go from 0 to 1: left < right, top < bottom"
-        )
+        raise _invalid(f"invalid box {item!r}", "edges are from 0 to 1, with left < right and top < bottom")
     return left, top, right, bottom

@@ -1,7 +1,4 @@
-"""A picture to begin with instead of noise: reading it, and fitting it to the size that is drawn.
-
-What this module does not know: latents and noise.
-"""
+"""Init images (image-to-image): reading them, and fitting them to the size that is generated."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class InitImage:
-    """A picture, RGB, and the hex SHA-256 of the file it came from."""
+    """An upright RGB image, and the hex SHA-256 of its file, which :attr:`Request.source` refers to."""
 
     image: Image
     digest: str
 
     @classmethod
     def read(cls, path: Path) -> InitImage:
-        """Raises NotFoundError when there is no file, InvalidInputError when it is no picture."""
+        """Read an image file. Raises NotFoundError when there is none, InvalidInputError when it is not an image."""
         import io
 
         from PIL import Image, ImageOps
@@ -36,18 +33,20 @@ class InitImage:
         try:
             raw = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFoundError(f"there is no picture {path}", "check the path") from error
+            raise NotFoundError(
+                f"there is no file {path}", "check the path", reason="no_image_file", path=path
+            ) from error
         except (IsADirectoryError, PermissionError) as error:
-            raise NotFoundError(f"cannot read {path}: {error.strerror}", "name a picture file") from error
+            raise NotFoundError(f"cannot read {path}: {error.strerror}", "name an image file") from error
         try:
             with Image.open(io.BytesIO(raw)) as opened:
                 upright = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InvalidInputError(f"{path} is not a readable picture", "name a PNG, JPEG or WebP file") from error
+            raise InvalidInputError(f"{path} is not a readable image", "name a PNG, JPEG or WebP file") from error
         return cls(upright, hashlib.sha256(raw).hexdigest())
 
     def pixels(self, width: int, height: int) -> NDArray[np.float32]:
-        """Cut to the shape of width x height from its middle and scaled: (3, height, width) in [-1, 1]."""
+        """Center-cropped and resized: (3, height, width) float32 in [-1, 1]."""
         from PIL import Image, ImageOps
 
         fitted = ImageOps.fit(self.image, (width, height), Image.Resampling.LANCZOS)

@@ -1,13 +1,13 @@
-"""Samplers as tables of numbers: one matrix per step, made on the host in float64.
+"""Samplers as tables of numbers: one matrix per step, computed in float64.
 
-Every step of every sampler here is linear in what it sees. With x the latent, m the model's (guided) output, x0 the
-picture it implies and n fresh noise, a step is
+Every step of every sampler here is linear in its inputs. With x the latent, m the model's (guided) output, x0 the clean
+latent it predicts and n new noise, a step is
 
-    x0 = a x + b m                              (what the prediction type means)
-    x' = p x + q x0 + r (previous x0) + s n     (what the sampler does)
+    x0 = a x + b m                              (from the prediction type)
+    x' = p x + q x0 + r (previous x0) + s n     (from the sampler)
 
 so with state = [x, previous x0] it is ``state' = table[i] @ [x, previous x0, m, n]``, a (2, 4) matrix. The graph that
-runs a step needs to know no sampler; each table agrees with the diffusers scheduler class of the same name.
+runs a step is the same for all samplers; each table agrees with the diffusers scheduler of the same name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celebctl_runtime.errors import UsageError
-from celebctl_runtime.request import SAMPLERS
+from celebctl_runtime.request import SAMPLERS, unknown_sampler
 
 from .schedule import ScheduleConfig, spaced_timesteps
 
@@ -32,12 +32,19 @@ _LCM_SIGMA_DATA = 0.5  # Luo et al. 2023, appendix
 
 @dataclass(frozen=True)
 class StepTable:
-    """All the numbers of one run of N steps.
+    """The numbers of one run of N steps.
 
-    ``table`` (N, 2, 4) float32: rows new x and new history; columns x, history, model output, noise.
-    ``aux`` (N, 3) float32: scale of the model's input, timestep, guidance.
-    ``init_sigma``: what unit noise is multiplied by before the first step. ``uses_noise``: whether steps draw noise.
-    ``begin``: (signal, noise) that a latent x0 and unit noise are multiplied by to begin from a picture.
+    Attributes:
+        table: (N, 2, 4) float32. Rows: new x, new history. Columns: x, history, model output, noise.
+        aux: (N, 3) float32: scale of the model's input, timestep, guidance.
+        init_sigma: Standard deviation of the initial noise.
+        uses_noise: Whether steps add noise.
+        init_mix: Weights of an init image's latent and of unit noise in the first state.
+
+    Example:
+        >>> steps = step_table("ddim", ScheduleConfig(), steps=20, guidance=7.5)
+        >>> steps.table.shape, steps.aux.shape, steps.uses_noise
+        ((20, 2, 4), (20, 3), False)
     """
 
     table: NDArray[np.float32]
@@ -54,7 +61,7 @@ class StepTable:
 
 @dataclass(frozen=True)
 class _Step:
-    """One step: x' = p x + q x0 + r history + s noise, at signal ``alpha`` and noise ``sigma`` of the model's input."""
+    """x' = p x + q x0 + r history + s noise, at signal ``alpha`` and noise ``sigma`` of the model's scaled input."""
 
     timestep: float
     alpha: float
@@ -67,12 +74,20 @@ class _Step:
 
 
 def step_table(sampler: str, config: ScheduleConfig, steps: int, guidance: float, skip: int = 0) -> StepTable:
-    """The table of ``sampler`` for ``steps`` steps, with the same guidance at every step, without the first ``skip``.
+    """The table of a sampler.
 
-    Raises UsageError for an unknown sampler or a number of steps that its schedule does not have.
+    Args:
+        sampler: One of :data:`SAMPLERS`.
+        config: The model's noise schedule.
+        steps: Steps of the schedule.
+        guidance: Guidance scale, the same at every step.
+        skip: How many of the first steps to leave out, for an init image.
+
+    Raises:
+        UsageError: For an unknown sampler, or a number of steps that the schedule does not allow.
     """
     if sampler not in _BUILDERS:
-        raise UsageError(f"there is no sampler {sampler!r}", f"use one of {', '.join(SAMPLERS)}")
+        raise unknown_sampler(sampler)
     if not 1 <= steps <= config.num_train_timesteps:
         raise _too_many(sampler, steps, config.num_train_timesteps)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -83,12 +98,12 @@ def step_table(sampler: str, config: ScheduleConfig, steps: int, guidance: float
     if len(rows) != steps or not in_range or not np.isfinite(table).all():
         raise _too_many(sampler, steps, config.num_train_timesteps)
     rows = rows[skip:]
-    rows[0] = replace(rows[0], q=rows[0].q + rows[0].r, r=0.0)  # nothing is known yet that happened before
+    rows[0] = replace(rows[0], q=rows[0].q + rows[0].r, r=0.0)  # no history before the first step
     table = np.array([_matrix(row, config.prediction_type) for row in rows])
     aux = np.array([(row.scale, row.timestep, guidance) for row in rows])
-    begin = rows[0].alpha / rows[0].scale, rows[0].sigma / rows[0].scale
+    init_mix = rows[0].alpha / rows[0].scale, rows[0].sigma / rows[0].scale
     uses_noise = any(row.s for row in rows)
-    return StepTable(table.astype(np.float32), aux.astype(np.float32), init_sigma, uses_noise, begin)
+    return StepTable(table.astype(np.float32), aux.astype(np.float32), init_sigma, uses_noise, init_mix)
 
 
 def _matrix(step: _Step, prediction: str) -> list[list[float]]:
@@ -109,10 +124,10 @@ def _ddim(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
     """DDIM with eta 0 (Song et al. 2021, equation 12)."""
     bar = config.alphas_cumprod()
     final = 1.0 if config.set_alpha_to_one else bar[0]
-    times = _whole(spaced_timesteps(config.timestep_spacing or "leading", len(bar), steps, config.steps_offset))
+    times = _rounded(spaced_timesteps(config.timestep_spacing or "leading", len(bar), steps, config.steps_offset))
     stride = len(bar) // steps
     rows: list[_Step] = []
-    for t in _inside(times, len(bar)):
+    for t in _valid_steps(times, len(bar)):
         alpha, sigma = _roots(bar[t])
         alpha_next, sigma_next = _roots(bar[t - stride] if t >= stride else final)
         p = sigma_next / sigma
@@ -131,7 +146,7 @@ def _euler(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
 
 
 def _euler_ancestral(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
-    """Euler's method down past the next noise level, and fresh noise back up to it."""
+    """Euler's method to below the next noise level, and new noise back up to it (k-diffusion, sample_euler_ancestral)."""
     sigmas, times, init_sigma = _euler_schedule(config, steps)
     rows: list[_Step] = []
     for t, sigma, following in zip(times, sigmas[:-1], sigmas[1:], strict=True):
@@ -145,9 +160,9 @@ def _dpmpp_2m(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
     """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2)."""
     spacing, total = config.timestep_spacing or "linspace", config.num_train_timesteps
     if spacing == "trailing":
-        times = _whole(spaced_timesteps(spacing, total, steps, config.steps_offset))
-    else:  # diffusers leaves the lowest of one more step to the final jump to zero noise
-        times = _whole(spaced_timesteps(spacing, total, steps + 1, config.steps_offset))[:-1]
+        times = _rounded(spaced_timesteps(spacing, total, steps, config.steps_offset))
+    else:  # as diffusers: one more step, of which the last is replaced by the step to zero noise
+        times = _rounded(spaced_timesteps(spacing, total, steps + 1, config.steps_offset))[:-1]
     sigmas = np.interp(times, np.arange(total), config.sigmas())
     return _second_order_rows(times.astype(np.float64), np.append(sigmas, 0.0)), 1.0
 
@@ -212,22 +227,27 @@ def _second_order_rows(times: NDArray[np.float64], sigmas: NDArray[np.float64]) 
 
 
 def _roots(bar: float) -> tuple[float, float]:
-    """Signal and noise amplitudes at ``bar``, the share of signal variance."""
+    """Signal and noise amplitudes at ``bar``, the fraction of signal variance."""
     return math.sqrt(bar), math.sqrt(1 - bar)
 
 
-def _whole(times: NDArray[np.float64]) -> NDArray[np.int64]:
+def _rounded(times: NDArray[np.float64]) -> NDArray[np.int64]:
     return times.round().astype(np.int64)
 
 
-def _inside(times: NDArray[np.int64], total: int) -> Iterable[int]:
-    """Only steps that exist: the caller's length check then turns a schedule that runs out into an error."""
+def _valid_steps(times: NDArray[np.int64], total: int) -> Iterable[int]:
+    """Only existing steps; the caller turns a schedule that is too short into an error."""
     return (int(t) for t in times if 0 <= t < total)
 
 
 def _too_many(sampler: str, steps: int, limit: int) -> UsageError:
     return UsageError(
-        f"{sampler} cannot take {steps} steps on this model's schedule", f"use fewer steps; at most {limit - 1} fit"
+        f"{sampler} cannot take {steps} steps on this model's schedule",
+        f"use 1 to {limit - 1} steps",
+        reason="steps_out_of_range",
+        value=steps,
+        minimum=1,
+        maximum=limit - 1,
     )
 
 

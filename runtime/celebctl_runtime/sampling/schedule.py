@@ -1,8 +1,8 @@
 """The noise schedule a model was trained with, read from its diffusers ``scheduler_config.json``.
 
-Only facts of the training are read. Which sampler runs is the request's choice, so keys such as ``use_karras_sigmas``
-or ``algorithm_type`` have no say here, and ``clip_sample`` has none because the StableDiffusionPipeline of diffusers
-switches it off for every latent model. Everything is computed in float64.
+Only facts of the training are read. The request chooses the sampler, so keys such as ``use_karras_sigmas`` or
+``algorithm_type`` are ignored; so is ``clip_sample``, which diffusers' StableDiffusionPipeline switches off for every
+latent model. Everything is computed in float64.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from celebctl_runtime.errors import IntegrityError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
-_NEARLY_ZERO = 2.0**-24  # what diffusers puts in place of a zero last alpha where 1 / alpha is needed
+_NEARLY_ZERO = 2.0**-24  # diffusers' replacement for a zero last alpha where 1 / alpha is needed
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Training facts under diffusers' own names and defaults.
 
-    ``timestep_spacing`` None means that the config does not say, and each sampler follows its own diffusers default.
+    ``timestep_spacing`` is None when the config does not set it; each sampler then uses its own diffusers default.
     """
 
     num_train_timesteps: int = 1000
@@ -44,22 +44,26 @@ class ScheduleConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ScheduleConfig:
-        """Read a diffusers scheduler config. Raises IntegrityError for what no table of numbers can express."""
-        unsaid = set(cast("list[str]", data.get("_use_default_values", [])))
-        known = {field.name for field in fields(cls)} - unsaid
-        values = {key: value for key, value in data.items() if key in known}
+        """Read a diffusers scheduler config. Raises IntegrityError for settings that a step table cannot express."""
+        defaulted = set(cast("list[str]", data.get("_use_default_values", [])))
+        names = {field.name for field in fields(cls)} - defaulted
+        values = {key: value for key, value in data.items() if key in names}
         if values.get("trained_betas") is not None:
             values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
         config = cls(**values)
         if data.get("thresholding"):
-            raise IntegrityError("the model's scheduler uses thresholding, which celebctl cannot run")
+            raise IntegrityError(
+                "the model's scheduler uses thresholding, which is not supported",
+                "export the model with another scheduler config",
+                reason="unsupported_scheduler",
+            )
         _check_choice("prediction_type", config.prediction_type, PREDICTIONS)
         _check_choice("timestep_spacing", config.timestep_spacing or SPACINGS[0], SPACINGS)
         _check_choice("beta_schedule", config.beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
         return config
 
     def betas(self) -> NDArray[np.float64]:
-        """Variance added at each training step, (T,)."""
+        """Variance added at each training step, (T,) float64."""
         count = self.num_train_timesteps
         if self.trained_betas is not None:
             return np.array(self.trained_betas, dtype=np.float64)
@@ -71,7 +75,7 @@ class ScheduleConfig:
         return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
 
     def alphas_cumprod(self) -> NDArray[np.float64]:
-        """Share of signal variance left after each training step, (T,), falling from almost 1."""
+        """Fraction of signal variance left after each training step, (T,) float64, falling from almost 1."""
         bar = np.cumprod(1 - self.betas(), dtype=np.float64)
         if self.rescale_betas_zero_snr:  # Lin et al. 2023, algorithm 1
             root = np.sqrt(bar)
@@ -79,7 +83,7 @@ class ScheduleConfig:
         return bar
 
     def sigmas(self) -> NDArray[np.float64]:
-        """Noise over signal, sqrt((1 - alpha) / alpha), (T,), rising. The last stays finite with zero terminal SNR."""
+        """Noise over signal, sqrt((1 - alpha) / alpha), (T,) float64, rising; finite even with zero terminal SNR."""
         bar = self.alphas_cumprod()
         if self.rescale_betas_zero_snr:
             bar[-1] = _NEARLY_ZERO
@@ -87,7 +91,7 @@ class ScheduleConfig:
 
 
 def spaced_timesteps(spacing: str, total: int, steps: int, offset: int) -> NDArray[np.float64]:
-    """``steps`` training steps from high to low, by the rules of Lin et al. 2023, table 2; not rounded for linspace."""
+    """``steps`` training steps from high to low (Lin et al. 2023, table 2); not rounded for linspace."""
     if spacing == "linspace":
         return np.linspace(0, total - 1, steps)[::-1]
     if spacing == "leading":
@@ -99,6 +103,7 @@ def spaced_timesteps(spacing: str, total: int, steps: int, offset: int) -> NDArr
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise IntegrityError(
-            f"the model's scheduler has {key} {value!r}; celebctl knows {', '.join(choices)}",
-            "export the model with a scheduler config of one of these kinds",
+            f"the model's scheduler has the unsupported {key} {value!r}",
+            f"export the model with a scheduler config of {', '.join(choices)}",
+            reason="unsupported_scheduler",
         )
