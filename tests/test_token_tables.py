@@ -16,7 +16,7 @@ from single_file_fake import write_single_file
 from celebctl.basis.basis import build_basis
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.checkpoints.text_encoders import load_texts
-from celebctl_models.checkpoints.token_tables import TokenTableParts, Vocabulary, load_tables
+from celebctl_models.checkpoints.token_tables import FastTokenizer, TokenTableParts, load_tables
 from celebctl_runtime.errors import IntegrityError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def test_tables_are_those_of_the_open_networks(
 
 def test_a_file_vocabulary_answers_like_the_tokenizer_of_transformers() -> None:
     texts = load_texts("mini")
-    words = Vocabulary(texts.path / "tokenizer" / "tokenizer.json")
+    words = FastTokenizer(texts.path / "tokenizer" / "tokenizer.json")
     said = ["Emma Baker", "nobody knows whom", "a photo, of: X", ""]
     for special in (False, True):
         theirs = texts.tokenizers[0](said, add_special_tokens=special).input_ids

@@ -56,7 +56,7 @@ def examine(console: CliConsole, photo: str, face: int | None, folder: Path, nat
     from celebctl_models.faces.analysis import InsightFaceAnalyser, select_face
     from celebctl_models.faces.photos import open_photo
 
-    picture = open_photo(photo, console.warn)
+    picture = open_photo(photo)
     analyser = InsightFaceAnalyser(folder)
     faces = analyser.analyse(picture)
     if not faces:

@@ -1,4 +1,4 @@
-"""setup: put a model, or a pack of face models, onto this machine, once its licence is accepted."""
+"""download: install a model or face models on this machine, once the licence is accepted."""
 
 import contextlib
 import sys
@@ -14,33 +14,33 @@ from .console import CliConsole
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.known_models import KnownModel, Licence
     from celebctl_models.faces.packs import Pack
+    from celebctl_runtime.progress import Progress, ProgressCallback
 
 MB = 1_000_000
-Report = Callable[[int, int, str], object]  # bytes done, bytes in all, file
 
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """What a setup comes to, before anything is done. `files`: path, bytes, SHA-256 or "", whether it is here."""
+    """What a download will do. `files`: path, bytes, SHA-256 or "", whether it is here. `install` returns the folder."""
 
     target: str
     title: str
     source: str
     licence: "Licence"
     files: list[tuple[str, int, str, bool]]
-    fetch: Callable[[Report], Path]
+    install: Callable[["ProgressCallback"], Path]
     accept: Callable[[], object] = lambda: None
     accepted: bool = False
     note: str = ""
 
     @property
     def left(self) -> int:
-        """Bytes to fetch or copy."""
+        """Bytes to download or copy."""
         return sum(size for _, size, _, here in self.files if not here)
 
     @property
     def document(self) -> dict[str, object]:
-        """For --json."""
+        """The result for --json."""
         names = ("path", "bytes", "sha256", "here")
         return {
             "target": self.target,
@@ -59,37 +59,46 @@ def download(
     ],
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Take it from this folder (diffusers, hub cache, archive).", metavar="DIR"),
+        typer.Option("--from", help="Copy it from this folder (diffusers, hub cache, archive).", metavar="DIR"),
     ] = None,
-    accept: Annotated[bool, typer.Option("--accept-licence", help="You accept its licence; nothing is asked.")] = False,
+    accept: Annotated[bool, typer.Option("--accept-licence", help="Accept its licence without a question.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about the size.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be downloaded.")] = False,
 ) -> None:
-    """Fetch a model or face models: sizes and licence first, then a download that goes on where it was cut off."""
+    """Download a model or face models, after showing size and licence. An interrupted download continues."""
     from .extras import requires_extra
 
     console = ctx.ensure_object(CliConsole)
-    with requires_extra("learn", "fetching models"):
-        offer = plan_download(console, target, source)
-        if isinstance(offer, Path):
-            console.info(f"{target} is on this machine already")
-            console.output([str(offer)], {"target": target, "path": str(offer), "bytes_left": 0})
+    with requires_extra("learn", "downloading models"):
+        plan = plan_download(target, source)
+        if isinstance(plan, Path):
+            console.info(f"{target} is already on this machine")
+            console.output([str(plan)], {"target": target, "path": str(plan), "bytes_left": 0})
         elif dry_run:
-            present(console, offer)
-            console.output([f"{path}\t{size}" for path, size, _, _ in offer.files], {**offer.document, "path": None})
+            show_plan(console, plan)
+            console.output([f"{path}\t{size}" for path, size, _, _ in plan.files], {**plan.document, "path": None})
         else:
-            present(console, offer)
-            confirm(console, offer, accept, yes)
-            offer.accept()
-            with console.progress(f"setting up {target}") as report:
-                path = offer.fetch(lambda done, total, name: report(done // MB, max(total // MB, 1), f"MB  {name}"))
-            console.info(f"{target} is set up")
-            console.output([str(path)], {**offer.document, "bytes_left": 0, "path": str(path)})
+            show_plan(console, plan)
+            confirm(plan, accept, yes)
+            plan.accept()
+            path = _install(console, plan)
+            console.info(f"{target} is installed")
+            console.output([str(path)], {**plan.document, "bytes_left": 0, "path": str(path)})
             console.suggest(_next_step(target))
 
 
-def plan_download(console: CliConsole, target: str, source: Path | None) -> DownloadPlan | Path:
-    """What there is to do for `target`, or where it already is. Raises NotFoundError, InvalidInputError, SetupError."""
+def _install(console: CliConsole, plan: DownloadPlan) -> Path:
+    """Install with a progress bar in megabytes."""
+    with console.progress(f"downloading {plan.target}") as report:
+
+        def show(event: "Progress") -> None:
+            report(event.step // MB, max(event.total // MB, 1), f"MB  {event.stage}")
+
+        return plan.install(show)
+
+
+def plan_download(target: str, source: Path | None) -> DownloadPlan | Path:
+    """The plan for `target`, or the folder where it already is. Raises NotFoundError, InvalidInputError, SetupError."""
     from celebctl_models.checkpoints.known_models import KNOWN, known_by_source
     from celebctl_models.checkpoints.registry import locate
     from celebctl_models.faces.packs import PACKS
@@ -98,19 +107,20 @@ def plan_download(console: CliConsole, target: str, source: Path | None) -> Down
     if source is not None and not source.expanduser().exists():
         raise NotFoundError(f"there is no folder {source}", "check the path after --from")
     if target in PACKS:
-        return _offer_pack(PACKS[target], source)
+        return _plan_pack(PACKS[target], source)
     known = KNOWN.get(target) or known_by_source(target)
-    place = locate(target)
-    if place.kind == "file" or (place.kind == "folder" and known is None and Path(target).expanduser().exists()):
-        raise UsageError(f"{target} is on this machine already", f"take it as it is: celebctl use {target}")
+    location = locate(target)
+    if location.kind == "file" or (location.kind == "folder" and known is None and Path(target).expanduser().exists()):
+        raise UsageError(f"{target} is already on this machine", f"use it: celebctl use {target}")
     if source is not None and not (known and known.bundled):
-        return _offer_folder(target, place.source, place.revision, known, source.expanduser())
-    if place.kind == "folder" and known is not None:
-        return place.path
-    return _offer_hub(target, place.source, place.revision, known)
+        return _plan_folder(target, location.source, location.revision, known, source.expanduser())
+    if location.kind == "folder" and known is not None:
+        return location.path
+    return _plan_hub(target, location.source, location.revision, known)
 
 
-def _offer_hub(target: str, source: str, revision: str, known: "KnownModel | None") -> DownloadPlan:
+def _plan_hub(target: str, source: str, revision: str, known: "KnownModel | None") -> DownloadPlan:
+    """The plan for a model on the hub."""
     from celebctl_models.checkpoints.hub_download import fetch_model, plan_model
 
     plan = plan_model(source, revision, known, target)
@@ -120,29 +130,31 @@ def _offer_hub(target: str, source: str, revision: str, known: "KnownModel | Non
         f"{source}@{plan.commit[:8]}",
         known.licence if known else _stated_licence(source, plan.licence),
         [(file.path, file.size, file.sha256 or "", file.here) for file in plan.files],
-        lambda report: fetch_model(plan, report, target),
+        lambda progress: fetch_model(plan, progress),
         note=known.note if known else "",
     )
 
 
-def _offer_folder(target: str, source: str, revision: str, known: "KnownModel | None", folder: Path) -> DownloadPlan:
+def _plan_folder(target: str, source: str, revision: str, known: "KnownModel | None", folder: Path) -> DownloadPlan:
+    """The plan for a model in a folder."""
     from celebctl_models.checkpoints.hub_download import find_source, install_model, refuse_folder
     from celebctl_models.checkpoints.registry import files_in
 
-    place = find_source(folder, source, revision)
-    refuse_folder(str(place), place)
+    model = find_source(folder, source, revision)
+    refuse_folder(str(model), model)
     return DownloadPlan(
         target,
         known.title if known else source,
-        str(place),
+        str(model),
         known.licence if known else _stated_licence(source, None),
-        [(name, (place / name).stat().st_size, "", False) for name in files_in(place)],
-        lambda report: install_model(place, target, known, report),
+        [(name, (model / name).stat().st_size, "", False) for name in files_in(model)],
+        lambda progress: install_model(model, target, known, progress),
         note=known.note if known else "",
     )
 
 
-def _offer_pack(pack: "Pack", source: Path | None) -> DownloadPlan | Path:
+def _plan_pack(pack: "Pack", source: Path | None) -> DownloadPlan | Path:
+    """The plan for face models, or the folder where they are, with their licence accepted."""
     from celebctl_models.checkpoints.hub_download import fetch_pack
     from celebctl_models.checkpoints.known_models import Licence
     from celebctl_models.faces.packs import accept, accepted_at, find_pack, install_pack
@@ -157,14 +169,13 @@ def _offer_pack(pack: "Pack", source: Path | None) -> DownloadPlan | Path:
     if here is not None and accepted:
         return here
 
-    def bring(report: Report) -> Path:
+    def install(progress: "ProgressCallback") -> Path:
         if here is not None:
             return here
         if source is None:
-            return fetch_pack(pack, root, report)
+            return fetch_pack(pack, root, progress)
         archive = source.expanduser() / f"{pack.name}.zip"
-        given = archive if archive.is_file() else source.expanduser()
-        return install_pack(pack.name, given, root)
+        return install_pack(pack.name, archive if archive.is_file() else source.expanduser(), root)
 
     return DownloadPlan(
         pack.name,
@@ -172,60 +183,62 @@ def _offer_pack(pack: "Pack", source: Path | None) -> DownloadPlan | Path:
         pack.urls[0] if source is None else str(source),
         Licence("non-commercial research only", pack.licence, pack.licence_source),
         [(f"{pack.name}.zip", pack.size, pack.sha256, here is not None)],
-        bring,
+        install,
         lambda: accept(pack.name, root),
         accepted,
     )
 
 
 def _stated_licence(source: str, name: str | None) -> "Licence":
-    """The licence of a model the table does not know, as its card on the hub says."""
+    """The licence of a model that is not in the table, as its card on the hub states it."""
     from celebctl_models.checkpoints.known_models import Licence
 
-    means = "celebctl does not know these terms: read them where the model comes from."
+    means = "celebctl does not know these terms: read them on the model's page."
     free = (name or "").casefold() in ("apache-2.0", "mit", "cc0-1.0", "unlicense")
     return Licence(name or "not stated", means, f"https://huggingface.co/{source}", restricts=not free)
 
 
-def present(console: CliConsole, offer: DownloadPlan) -> None:
-    """Say what it is, under which licence, and how much of it is still to come."""
+def show_plan(console: CliConsole, plan: DownloadPlan) -> None:
+    """Print the files, the licence, and the size of the download."""
     from rich.filesize import decimal
 
-    rows = [(path, decimal(size), "here" if here else "", sha256[:12]) for path, size, sha256, here in offer.files]
+    rows = [(path, decimal(size), "here" if here else "", sha256[:12]) for path, size, sha256, here in plan.files]
     console.table("", ("file", "size", "", "sha-256"), rows)
-    count = sum(not here for _, _, _, here in offer.files)
-    amount = f"{decimal(offer.left)} in {count} file{'' if count == 1 else 's'} to bring"
-    console.info(f"{offer.target}: {offer.title}; {amount if offer.left else 'nothing to fetch'}")
-    console.info(f"from {offer.source}")
-    console.info(f"licence: {offer.licence.name}. {offer.licence.means} {offer.licence.url}")
-    if offer.note:
-        console.warn(offer.note)
+    count = sum(not here for _, _, _, here in plan.files)
+    amount = f"{decimal(plan.left)} in {count} file{'' if count == 1 else 's'}"
+    console.info(f"{plan.target}: {plan.title}; {amount if plan.left else 'nothing to download'}")
+    console.info(f"from {plan.source}")
+    console.info(f"licence: {plan.licence.name}. {plan.licence.means} {plan.licence.url}")
+    if plan.note:
+        console.warn(plan.note)
 
 
-def confirm(console: CliConsole, offer: DownloadPlan, accept: bool, yes: bool) -> None:
-    """Ask once, where there is somebody to ask. Raises PolicyError when the licence is not accepted."""
+def confirm(plan: DownloadPlan, accept: bool, yes: bool) -> None:
+    """Ask one question about licence and size, on a terminal. Raises PolicyError when the licence is not accepted."""
     from rich.filesize import decimal
 
     from celebctl_runtime.errors import PolicyError
 
-    asked = offer.licence.restricts and not offer.accepted
-    if accept or not (asked or (offer.left and not yes)):
+    needs_licence = plan.licence.restricts and not plan.accepted
+    needs_size = bool(plan.left) and not yes
+    if accept or not (needs_licence or needs_size):
         return
-    amount = f"fetch {decimal(offer.left)}" if offer.left and not yes else ""
-    question = " and ".join(part for part in ("accept this licence" if asked else "", amount) if part)
-    command = f"celebctl setup {offer.target} --accept-licence"
+    command = f"celebctl download {plan.target} --accept-licence"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        if not asked:
+        if not needs_licence:
             return
         raise PolicyError(
-            f"{offer.target} comes under a licence that nobody has accepted: {offer.licence.name}",
-            f"read {offer.licence.url}, then: {command}",
+            f"the licence of {plan.target} has not been accepted: {plan.licence.name}",
+            f"read {plan.licence.url}, then: {command}",
         )
+    licence = "accept this licence" if needs_licence else ""
+    question = " and ".join(filter(None, (licence, f"download {decimal(plan.left)}" if needs_size else "")))
     if not typer.confirm(f"{question[:1].upper()}{question[1:]}?", err=True):
-        raise PolicyError(f"{offer.target} was not set up: you said no", f"when you want it: {command}")
+        raise PolicyError(f"{plan.target} was not downloaded", f"to download it later: {command}")
 
 
 def _next_step(target: str) -> str:
+    """The command to suggest after a download."""
     from celebctl.settings import Settings
     from celebctl_models.faces.packs import PACKS
 

@@ -205,7 +205,7 @@ class LibraryEvaluation:
         entries = [self.room.library.find(name, model_key) for name in self.names]
         people = [entry.load() for entry in entries]
         files = [photo_of(self.photos, entry.name) for entry in entries]
-        pictures = [open_photo(file, self.room.console.warn) for file in files]
+        pictures = [open_photo(file) for file in files]
         self.cast: Cohort = library_cohort(self.room.panel, people, pictures, read_names(parts))
         artist = generator_for(parts, people)
         both = zip(people, entries, strict=True)

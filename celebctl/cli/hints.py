@@ -44,7 +44,23 @@ RUNTIME: dict[str, str] = {
 EXPORT: dict[str, str] = {}
 
 #: celebctl_models: checkpoints, faces.
-MODELS: dict[str, str] = {}
+MODELS: dict[str, str] = {
+    "model_changed": "install a newer celebctl, or use a local copy: celebctl download MODEL --from DIR",
+    "no_network": "check the network and HF_HUB_OFFLINE, or use a local copy: celebctl download {name} --from DIR",
+    "offline": "unset HF_HUB_OFFLINE, or use a local copy: celebctl download {name} --from DIR",
+    "download_moved": "install a newer celebctl, or use a local copy with --from DIR",
+    "download_refused": "try again later, or use a local copy with --from DIR",
+    "no_model_in_folder": (
+        "on a machine with a network: celebctl download {source}, then copy {repository} from its hub cache"
+    ),
+    "face_models_missing": "celebctl download {name}",
+    "face_models_folder": "pass an existing folder with --face-models DIR",
+    "face_models_unusable": "download the face models again, or use another folder with --face-models DIR",
+    "licence_not_accepted": "read {terms}, then: celebctl download {name} --accept-licence",
+    "several_faces": "choose one by its number from the left, such as --face 1",
+    "provider_missing": "celebctl doctor shows what is installed and what is missing",
+    "no_photo": "check the path, or draw a photo: celebctl sample-photo {sample}",
+}
 
 #: celebctl.learning, celebctl.basis, celebctl.mapper_training, celebctl.model.
 LEARNING: dict[str, str] = {}

@@ -152,7 +152,7 @@ def open_photos(console: CliConsole, inputs: Sequence[LearnInput]) -> "list[Imag
     """The photos as upright RGB images."""
     from celebctl_models.faces.photos import open_photo
 
-    return [open_photo(sitter.photo, console.warn) for sitter in inputs]
+    return [open_photo(sitter.photo) for sitter in inputs]
 
 
 def analyse_faces(console: CliConsole, inputs: Sequence[LearnInput], pictures: "Sequence[Image]", folder: Path) -> "FaceOverrides":

@@ -1,4 +1,4 @@
-"""portrait: a photo of somebody who does not exist, for those who have no photo at hand."""
+"""sample-photo: a photo of a person who does not exist, to try the commands with."""
 
 import shlex
 from pathlib import Path
@@ -20,7 +20,7 @@ def sample_photo(
     size: Annotated[int, typer.Option("--size", help="Side in pixels.")] = 512,
     force: options.Force = False,
 ) -> None:
-    """Draw a fresh person of mini's world, to try things with."""
+    """Draw a new cartoon person, as the model mini knows them."""
     from celebctl.library import Library
     from celebctl_runtime.errors import UsageError
     from celebctl_runtime.files import refuse_existing
@@ -28,30 +28,30 @@ def sample_photo(
     from .naming import suggested_name
 
     console = ctx.ensure_object(CliConsole)
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise UsageError(f"{path} is no picture file celebctl writes", f"end it in {', '.join(FORMATS)}")
+    image_format = FORMATS.get(path.suffix.lower())
+    if image_format is None:
+        raise UsageError(f"{path} has no supported image suffix", f"use one of {', '.join(FORMATS)}")
     if not 64 <= size <= LARGEST:
         raise UsageError(f"--size {size} is out of range", f"use 64 to {LARGEST}")
     refuse_existing(path, force)
-    chosen = _draw(path, kind, seed, size)
-    console.info(f"drew somebody new (seed {chosen})")
-    console.output([str(path)], {"path": str(path), "seed": chosen, "size": size})
+    used_seed = _draw(path, image_format, seed, size)
+    console.info(f"drew a new person (seed {used_seed})")
+    console.output([str(path)], {"path": str(path), "seed": used_seed, "size": size})
     console.suggest(f"celebctl learn {shlex.quote(str(path))} --name {suggested_name(str(path), Library().names())}")
 
 
-def _draw(path: Path, kind: str, seed: int | None, size: int) -> int:
-    """Draw, write, and return the seed."""
+def _draw(path: Path, image_format: str, seed: int | None, size: int) -> int:
+    """Draw and write the photo; returns the seed."""
     from celebctl_runtime.files import atomic_write
 
     from .extras import requires_extra
     from .gen import random_seed
 
-    chosen = random_seed() if seed is None else seed
+    used_seed = random_seed() if seed is None else seed
     with requires_extra("learn", "drawing a portrait"):
         from celebctl_models.mini.world import draw_portrait
 
-        picture = draw_portrait(seed=chosen, size=size)
-    lossy = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
-    atomic_write(path, lambda place: picture.save(place, kind, **lossy))
-    return chosen
+        image = draw_portrait(seed=used_seed, size=size)
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(image_format, {})
+    atomic_write(path, lambda file: image.save(file, image_format, **options))
+    return used_seed

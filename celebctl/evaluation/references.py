@@ -26,7 +26,7 @@ _CHUNK = 32  # true pictures rendered at once
 
 def draws_mini(card: ModelCard) -> bool:
     """Whether a model draws mini's world, the only one of which there are true pictures; others need photos."""
-    return card.name == "mini"
+    return card.world == "mini"
 
 
 class Reference(Protocol):

@@ -1,17 +1,68 @@
-"""Reading single-file checkpoints. Nothing in a file is ever executed."""
+"""Reads the components of diffusers folders and single-file checkpoints. Nothing in a file is ever executed."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from celebctl_runtime.errors import IntegrityError, SetupError
+from celebctl_models.checkpoints.known_models import refuse_index
+from celebctl_models.checkpoints.registry import INDEX_FILE, read_json
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, SetupError
 
 
-def read_checkpoint(path: Path, configs: Path | None) -> Any:
-    """The pipeline of a single-file checkpoint, in float32. Pickles (.ckpt) are read for their tensors only."""
+def require_packages() -> None:
+    """Raise SetupError unless torch, diffusers and transformers are installed."""
+    missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+    if missing:
+        raise SetupError(f"loading a model needs {', '.join(missing)}", 'pip install "celebctl[learn,export]"')
+
+
+def check_model_class(folder: Path) -> None:
+    """Raise InvalidInputError for a model of another family, from its index, before any weights are read."""
+    refuse_index(folder.name, read_json(folder / INDEX_FILE))
+
+
+def check_vocabularies(tokenizers: Sequence[Any], name: str) -> None:
+    """Raise InvalidInputError unless both tokenizers of an XL model have one vocabulary.
+
+    A learned name is encoded as the same ids for both text encoders.
+    """
+    first, *others = (tokenizer.get_vocab() for tokenizer in tokenizers)
+    if any(other != first for other in others):
+        hint = "use a Stable Diffusion XL checkpoint with its own tokenizers"
+        raise InvalidInputError(f"the two tokenizers of {name} have different vocabularies", hint)
+
+
+def load_component(cls: Any, folder: Path, component: str, **options: Any) -> Any:
+    """One component of a model folder, by its library's class. Raises IntegrityError or SetupError (memory)."""
+    try:
+        return cls.from_pretrained(str(folder), subfolder=component, local_files_only=True, **options)
+    except MemoryError as error:
+        raise SetupError(f"no memory left to load {component} of {folder.name}", "close other programs") from error
+    except Exception as error:  # the libraries raise anything from OSError to KeyError for a broken file
+        hint = "download the model again"
+        raise IntegrityError(f"cannot load {component} of {folder.name}: {_first_line(error)}", hint) from error
+
+
+def freeze(network: Any, device: str) -> Any:
+    """Move a network to a device, in evaluation mode and without gradients."""
+    return network.eval().requires_grad_(False).to(device)
+
+
+def load_checkpoint_file(path: Path, configs: Path | None) -> Any:
+    """The diffusers pipeline of a single-file checkpoint, float32. Of a pickle (.ckpt) only the tensors are read.
+
+    Args:
+        path: The .safetensors or .ckpt file.
+        configs: A folder with the configs of the model; None: diffusers downloads those of the base model.
+
+    Raises:
+        IntegrityError: The file is damaged, holds more than tensors, or does not fit the configs.
+        SetupError: The configs are not available.
+    """
     import torch
 
     options: dict[str, Any] = {"config": str(configs), "local_files_only": True} if configs else {}
@@ -20,19 +71,15 @@ def read_checkpoint(path: Path, configs: Path | None) -> Any:
         pipeline, more = _pipeline_class(names)
         return cast(Any, pipeline).from_single_file(str(path), torch_dtype=torch.float32, **options, **more)
     except Exception as error:  # anything from a network error to tensors that do not fit the configs
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if configs is None:
             hint = f"put the configs of its diffusers folder into {path.stem}/ beside it"
-            raise SetupError(f"cannot find out how {path.name} is built: {reason}", hint) from error
-        hint = f"check that {configs.name}/ beside it holds the configs of this very model"
-        raise IntegrityError(f"cannot load {path.name}: {reason}", hint) from error
+            raise SetupError(f"no configs for the checkpoint {path.name}: {_first_line(error)}", hint) from error
+        hint = f"check that {configs.name}/ beside it holds the configs of this model"
+        raise IntegrityError(f"cannot load {path.name}: {_first_line(error)}", hint) from error
 
 
 def _tensor_names(path: Path) -> list[str]:
-    """What the tensors of a checkpoint are called; a damaged file is told from missing configs here.
-
-    Raises IntegrityError for a file that is damaged, and for a pickle that holds anything but tensors.
-    """
+    """Names of the tensors in a checkpoint file. Raises IntegrityError for a damaged file or an unsafe pickle."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -40,18 +87,17 @@ def _tensor_names(path: Path) -> list[str]:
         if path.suffix == ".safetensors":
             with cast(Any, safe_open)(str(path), framework="np") as file:
                 return list(file.keys())
-        held: Any = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        checkpoint: Any = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except SafetensorError as error:
-        raise IntegrityError(f"{path} is damaged: {error}", "fetch the file again") from error
-    except Exception as error:  # a refused pickle, a file cut short, no zip archive: no common root
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = "fetch the file again, or find it as .safetensors"
-        raise IntegrityError(f"{path.name} cannot be read safely: {reason}", hint) from error
-    return list(cast("dict[str, Any]", held.get("state_dict", held)))
+        raise IntegrityError(f"{path} is damaged: {error}", "download the file again") from error
+    except Exception as error:  # a refused pickle, a truncated file, no zip archive: no common base class
+        hint = "download the file again, or use its .safetensors version"
+        raise IntegrityError(f"{path.name} cannot be read safely: {_first_line(error)}", hint) from error
+    return list(cast("dict[str, Any]", checkpoint.get("state_dict", checkpoint)))
 
 
 def _pipeline_class(names: list[str]) -> tuple[type, dict[str, Any]]:
-    """The pipeline that reads a checkpoint, and what it wants to be told: SDXL names its text encoders differently."""
+    """The pipeline class for a checkpoint's tensor names, and its options: SDXL names its text encoders differently."""
     if any(name.startswith("conditioner.embedders.1.") for name in names):
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
@@ -61,9 +107,14 @@ def _pipeline_class(names: list[str]) -> tuple[type, dict[str, Any]]:
     return StableDiffusionPipeline, {"safety_checker": None}
 
 
+def _first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextmanager
 def quiet_libraries() -> Generator[None]:
-    """Errors only, and no bars: advice of diffusers and transformers (accelerate, torchvision) is not for our users."""
+    """Only errors, and no progress bars, from diffusers and transformers within a `with` block."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,7 +1,7 @@
-"""Any member of the Stable Diffusion family, taken apart into the networks the method and the exporter work with.
+"""Loads any model of the Stable Diffusion family as separate networks, for learning and for the exporter.
 
-Foreign models are adapted here and nowhere else: past this door there are token ids, contexts, latents and pixels.
-What this module does not know: celebrities, learned people, ONNX, and which model is the bundled one.
+The interfaces of diffusers and transformers are used here only: callers work with token ids, contexts, latents and
+pixels.
 """
 
 from __future__ import annotations
@@ -13,26 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from celebctl_models.checkpoints.checkpoint_io import quiet_libraries, read_checkpoint
+from celebctl_models.checkpoints.checkpoint_io import freeze, load_component, quiet_libraries, require_packages
 from celebctl_models.checkpoints.hub_download import fetch_folder
-from celebctl_models.checkpoints.registry import (
-    INDEX_FILE,
-    Location,
-    ModelCard,
-    card_for,
-    derive_card,
-    locate,
-    read_json,
-)
+from celebctl_models.checkpoints.registry import INDEX_FILE, Location, ModelCard, card_for, locate, read_json
 from celebctl_models.checkpoints.registry import vae_factor as factor_of
-from celebctl_models.checkpoints.text_encoders import (
-    TextEncoderParts,
-    check_vocabularies,
-    freeze,
-    read_part,
-    read_text_parts,
-    require_packages,
-)
+from celebctl_models.checkpoints.text_encoders import TextEncoderParts, load_file, load_text_components
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -43,15 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DiffusionParts(TextEncoderParts):
-    """A text-to-image model in parts, every network frozen and in evaluation mode.
+    """A text-to-image model as separate networks, all frozen and in evaluation mode.
 
-    Networks are typed loosely on purpose: they are other people's classes, used through the functions below.
+    The networks are typed `Any`: diffusers' classes are partly untyped, and the functions below are their interface.
+
+    Attributes:
+        unet: diffusers UNet2DConditionModel.
+        vae: diffusers AutoencoderKL.
+        scheduler_config: scheduler_config.json as a dict.
+        zero_empty_prompt: Whether an empty negative prompt is encoded as zeros (SDXL base).
     """
 
-    unet: Any  # diffusers UNet2DConditionModel
-    vae: Any  # diffusers AutoencoderKL
+    unet: Any
+    vae: Any
     scheduler_config: dict[str, Any]
-    zero_empty_prompt: bool = False  # an empty negative prompt means zeros, not the encoding of "" (SDXL base)
+    zero_empty_prompt: bool = False
 
     @property
     def vae_factor(self) -> int:
@@ -60,7 +51,7 @@ class DiffusionParts(TextEncoderParts):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of a picture must be multiples of this: each UNet level but the last halves the latent."""
+        """Image height and width must be multiples of this: each UNet level but the last halves the latent."""
         return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @property
@@ -70,27 +61,28 @@ class DiffusionParts(TextEncoderParts):
 
     @property
     def latent_channels(self) -> int:
+        """Channels of the latents: 4 for Stable Diffusion."""
         return int(self.vae.config.latent_channels)
 
     @property
     def context_width(self) -> int:
-        """Width D of the context: of all text encoders together."""
+        """Width D of the context: the sum over all text encoders."""
         return sum(int(self.token_table(e).shape[1]) for e in range(len(self.text_encoders)))
 
     @property
     def pooled_width(self) -> int:
-        """Width of the pooled text that an XL UNet is told; 0 for one that is not."""
+        """Width P of the pooled text embedding that an XL UNet takes as input; 0 for other UNets."""
         if self.unet.config.addition_embed_type != "text_time":
             return 0
         return int(self.text_encoders[-1].config.projection_dim)
 
     @property
     def guidance_is_embedded(self) -> bool:
-        """Whether the UNet is told the guidance scale instead of being run twice (latent consistency models)."""
+        """Whether the guidance scale is an input of the UNet (latent consistency models)."""
         return self.unet.config.time_cond_proj_dim is not None
 
     def size_ids(self, height: int, width: int) -> Tensor | None:
-        """What an XL UNet is told about the picture's size and crop, (6,) float32; None for other models."""
+        """SDXL's micro-conditioning: original size, crop and target size, (6,) float32; None for other models."""
         import torch
 
         if not self.pooled_width:
@@ -99,8 +91,8 @@ class DiffusionParts(TextEncoderParts):
 
     @property
     def weights_digest(self) -> str:
-        """Which weights UNet and autoencoder have, in 16 hexadecimal digits, for telling results apart: a model that
-        was trained on may keep its token table. The first 64 numbers of each tensor count, as float32."""
+        """A hash of the UNet's and autoencoder's weights, 16 hexadecimal digits; a fine-tuned model may have the same
+        token table. The first 64 numbers of each tensor are hashed, as float32."""
         digest = hashlib.sha256()
         for network in (self.unet, self.vae):
             for name, tensor in network.state_dict().items():
@@ -109,22 +101,28 @@ class DiffusionParts(TextEncoderParts):
 
     @property
     def prediction_type(self) -> str:
-        """What the UNet predicts: "epsilon", "v_prediction" or "sample" (diffusers' words)."""
+        """What the UNet predicts: "epsilon", "v_prediction" or "sample" (diffusers' terms)."""
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
     @property
     def scaling_factor(self) -> float:
-        """Factor between the autoencoder's own latents and those the UNet works on."""
+        """Factor from the autoencoder's latents to those of the UNet."""
         return float(self.vae.config.scaling_factor)
 
 
 def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionParts:
-    """Load a model: a known name, a diffusers folder, a checkpoint file or a hub id (HF_HUB_OFFLINE is honoured).
+    """Load a model. Nothing in a file is ever executed: of a .ckpt only the tensors are read.
 
-    `dtype` is that of UNet and autoencoder (None: float32); text encoders stay float32, for identities are made of
-    their table rows. Nothing in a file is ever executed: of a .ckpt only the tensors are read. Raises NotFoundError,
-    InvalidInputError (another kind of model), IntegrityError (broken files) or SetupError (missing packages, no
-    network).
+    Args:
+        model: A known name, a diffusers folder, a checkpoint file or a hub id (HF_HUB_OFFLINE is honoured).
+        dtype: Of UNet and autoencoder (None: float32). Text encoders stay float32: identities are rows of their tables.
+        device: A torch device.
+
+    Raises:
+        NotFoundError: No such model.
+        InvalidInputError: A model of another family.
+        IntegrityError: Broken files.
+        SetupError: Missing packages, or no network.
     """
     location = locate(model)
     require_packages()
@@ -135,83 +133,71 @@ def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: s
 
 
 def _load_folder(folder: Path, card: ModelCard, dtype: torch.dtype | None, device: str) -> DiffusionParts:
+    """The model in a diffusers folder."""
     import torch
 
-    tokenizers, encoders = read_text_parts(folder, device)
+    tokenizers, encoders = load_text_components(folder, device)
     with quiet_libraries():
         # Each class from its own module: the libraries' top-level names import far more than these two.
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        rest = {"torch_dtype": dtype or torch.float32, "use_safetensors": True}
-        unet = read_part(UNet2DConditionModel, folder, "unet", **rest)
-        vae = read_part(AutoencoderKL, folder, "vae", **rest)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    zero = bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False))
-    vae = _full_precision(vae) if len(encoders) > 1 else vae
-    unet, vae = freeze(unet, device), freeze(vae, device)
+        options = {"torch_dtype": dtype or torch.float32, "use_safetensors": True}
+        unet = load_component(UNet2DConditionModel, folder, "unet", **options)
+        vae = load_component(AutoencoderKL, folder, "vae", **options)
     return DiffusionParts(
         path=folder,
         tokenizers=tokenizers,
         card=card,
         text_encoders=encoders,
-        unet=unet,
-        vae=vae,
-        scheduler_config=scheduler,
-        zero_empty_prompt=zero,
+        unet=freeze(unet, device),
+        vae=freeze(_full_precision(vae) if len(encoders) > 1 else vae, device),
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        zero_empty_prompt=bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False)),
     )
 
 
 def _full_precision(vae: Any) -> Any:
-    """SDXL's autoencoder overflows in float16 and says so, unless it is the repaired one; then it stays in float32."""
+    """SDXL's autoencoder overflows in float16 unless its config says otherwise (force_upcast); then float32."""
     import torch
 
     return vae.to(torch.float32) if vae.config.force_upcast and vae.dtype == torch.float16 else vae
 
 
 def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> DiffusionParts:
-    """A single-file checkpoint. Its configs come from the folder of the same name beside it, else from the hub."""
+    """The model in a single-file checkpoint."""
     import torch
 
-    dtype = dtype or torch.float32
-    configs = location.path.with_suffix("")
-    with quiet_libraries():
-        pipe = read_checkpoint(location.path, configs if configs.is_dir() else None)
-        unet = freeze(pipe.unet.to(dtype), device)
-        two = getattr(pipe, "text_encoder_2", None) is not None
-        vae = pipe.vae.to(dtype)
-        vae = freeze(_full_precision(vae) if two else vae, device)
-    if configs.is_dir():
-        card = card_for(configs, location.name, location.source)
-    else:
-        unet_config, vae_config = dict(unet.config), dict(vae.config)
-        card = derive_card(location.name, location.source, unet=unet_config, vae=vae_config, text_encoders=1 + two)
-    encoders, tokenizers = [pipe.text_encoder], [pipe.tokenizer]
-    if two:
-        encoders, tokenizers = [*encoders, pipe.text_encoder_2], [*tokenizers, pipe.tokenizer_2]
-    frozen, scheduler = tuple(freeze(encoder, device) for encoder in encoders), dict(pipe.scheduler.config)
-    zero = bool(pipe.config.get("force_zeros_for_empty_prompt", False))
-    check_vocabularies(tokenizers, card.name)
+    texts, pipe = load_file(location, device)
+    vae = pipe.vae.to(dtype or torch.float32)
     return DiffusionParts(
-        path=location.path,
-        tokenizers=tuple(tokenizers),
-        card=card,
-        text_encoders=frozen,
-        unet=unet,
-        vae=vae,
-        scheduler_config=scheduler,
-        zero_empty_prompt=zero,
+        path=texts.path,
+        tokenizers=texts.tokenizers,
+        card=texts.card,
+        text_encoders=texts.text_encoders,
+        unet=freeze(pipe.unet.to(dtype or torch.float32), device),
+        vae=freeze(_full_precision(vae) if len(texts.text_encoders) > 1 else vae, device),
+        scheduler_config=dict(pipe.scheduler.config),
+        zero_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
     )
 
 
 def context_from_ids(
     text_encoder: nn.Module, ids: Tensor, inserts: Tensor | None = None, insert_positions: Tensor | None = None
 ) -> Tensor:
-    """Token ids (B, 77) int64 -> context (B, 77, D), with table rows replaced at chosen positions.
+    """Encode token ids, with rows of the token table replaced at chosen positions.
 
-    `inserts` (B, n, D) stand where `insert_positions` (B, n) say; a negative position leaves its insert out, so that
-    prompts with fewer people fit one batch. Rows go in before position embeddings, exactly where a row of the token
-    table would: the result equals that of a table which holds them, bit for bit. Differentiable in `inserts`.
+    Rows are inserted before the position embeddings are added: the result equals, bit for bit, that of a token table
+    that contains them. Differentiable in `inserts`.
+
+    Args:
+        text_encoder: A CLIPTextModel.
+        ids: (B, 77) int64.
+        inserts: (B, n, D), rows for n people.
+        insert_positions: (B, n) int64; at a negative position nothing is inserted, for prompts with fewer people.
+
+    Returns:
+        The context (B, 77, D): the encoder's last hidden state.
     """
     with _inserted(text_encoder, inserts, insert_positions):
         return cast("Tensor", text_encoder(input_ids=ids).last_hidden_state)
@@ -224,22 +210,31 @@ def texts_from_ids(
     inserts: Sequence[Tensor] | None = None,
     insert_positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What the UNet reads: context (B, 77, D), and for two text encoders the pooled text (B, P), else None.
+    """Encode token ids with all text encoders of a model, as its UNet takes them.
 
-    One tensor of `ids`, and of `inserts`, per encoder, as in `context_from_ids`. Two encoders give the states before
-    their last layer, side by side, and the second its projected state at the first `end` (SDXL; transformers' own
-    pooling looks for the largest id in old configs, which the rows of people would be).
+    Two encoders (SDXL) give the states before their last layer, concatenated, and the second its projected state at the
+    first end token. transformers' own pooling takes the largest id of old configs, which a learned row may have.
+
+    Args:
+        text_encoders: One or two.
+        ids: (B, 77) int64 for each encoder.
+        end: The id of the end token.
+        inserts: (B, n, D) for each encoder, as in `context_from_ids`.
+        insert_positions: (B, n) int64.
+
+    Returns:
+        The context (B, 77, D), and the pooled text (B, P) for two encoders, else None.
     """
-    given = list(inserts) if inserts is not None else [None] * len(ids)
+    rows_by_encoder = list(inserts) if inserts is not None else [None] * len(ids)
     if len(text_encoders) == 1:
-        return context_from_ids(text_encoders[0], ids[0], given[0], insert_positions), None
+        return context_from_ids(text_encoders[0], ids[0], rows_by_encoder[0], insert_positions), None
     import torch
 
     states: list[Tensor] = []
     pooled: Tensor | None = None
-    for number, (encoder, row, rows) in enumerate(zip(text_encoders, ids, given, strict=True)):
+    for number, (encoder, tokens, rows) in enumerate(zip(text_encoders, ids, rows_by_encoder, strict=True)):
         with _inserted(encoder, rows, insert_positions):
-            context, pooled = states_from_ids(encoder, row, end if number == len(ids) - 1 else None)
+            context, pooled = states_from_ids(encoder, tokens, end if number == len(ids) - 1 else None)
         states.append(context)
     return torch.cat(states, dim=-1), pooled
 
@@ -252,8 +247,8 @@ def states_from_ids(text_encoder: Any, ids: Tensor, end: int | None) -> tuple[Te
         return context, None
     at_end = (ids == end).int().argmax(dim=1)
     last = cast("Tensor", out.last_hidden_state)
-    ended = last.gather(1, at_end.view(-1, 1, 1).expand(-1, 1, last.shape[2])).squeeze(1)
-    return context, cast("Tensor", text_encoder.text_projection(ended))
+    pooled = last.gather(1, at_end.view(-1, 1, 1).expand(-1, 1, last.shape[2])).squeeze(1)
+    return context, cast("Tensor", text_encoder.text_projection(pooled))
 
 
 def read_texts(
@@ -262,7 +257,7 @@ def read_texts(
     inserts: Sequence[Tensor] | None = None,
     insert_positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`texts_from_ids` for ids (B, 77) of the first tokenizer; the second may only differ in how it pads."""
+    """`texts_from_ids` for ids (B, 77) of the first tokenizer; the second one differs at most in its padding id."""
     padding = (ids == parts.end_id).int().cumsum(dim=1).roll(1, dims=1)
     padding[:, 0] = 0
     rows = [ids]
@@ -273,7 +268,7 @@ def read_texts(
 
 @contextmanager
 def _inserted(text_encoder: Any, inserts: Tensor | None, insert_positions: Tensor | None) -> Generator[None]:
-    """While this lasts, chosen positions get other rows than the token table's."""
+    """Replace rows of the token table at chosen positions within a `with` block."""
     if inserts is None or insert_positions is None:
         yield
         return
@@ -296,9 +291,12 @@ def _inserted(text_encoder: Any, inserts: Tensor | None, insert_positions: Tenso
 
 @dataclass(frozen=True)
 class UNetConditioning:
-    """What some UNets are told beside the context.
+    """Inputs that some UNets take besides the context.
 
-    pooled: (B, P), and size_ids: (6,), for XL models. guidance: (B,) or (1,), for latent consistency models.
+    Attributes:
+        pooled: Pooled text (B, P), for XL models.
+        size_ids: Micro-conditioning (6,), for XL models.
+        guidance: Guidance scale (B,) or (1,), for latent consistency models.
     """
 
     pooled: Tensor | None = None
@@ -313,7 +311,7 @@ def network_output(
     options: dict[str, Any] = {}
     if extras is not None and extras.pooled is not None and extras.size_ids is not None:
         sizes = extras.size_ids.to(context).unsqueeze(0).expand(context.shape[0], -1)
-        # float32, as diffusers makes the sizes beside it: a concatenation of two types is no ONNX
+        # float32 like the embedded sizes: ONNX cannot concatenate two dtypes
         options["added_cond_kwargs"] = {"text_embeds": extras.pooled.to(context.device).float(), "time_ids": sizes}
     width = cast(Any, unet).config.time_cond_proj_dim
     if width is not None and extras is not None and extras.guidance is not None:
@@ -334,16 +332,16 @@ def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
 def latents_from_pixels(vae: nn.Module, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w) as the UNet sees them.
 
-    With a generator they are drawn from the encoder's distribution, as in training; without, its mode is taken.
+    With a generator they are sampled from the encoder's distribution, as in training; without, its mode is returned.
     """
-    loose = cast(Any, vae)
-    distribution = loose.encode(pixels).latent_dist
+    network = cast(Any, vae)
+    distribution = network.encode(pixels).latent_dist
     latents = distribution.mode() if generator is None else distribution.sample(generator)
-    return cast("Tensor", latents * loose.config.scaling_factor)
+    return cast("Tensor", latents * network.config.scaling_factor)
 
 
 def pixels_from_latents(vae: nn.Module, latents: Tensor) -> Tensor:
     """Latents (B, 4, h, w) as the UNet sees them -> pixels (B, 3, H, W), clamped to [-1, 1]."""
-    loose = cast(Any, vae)
-    decoded = loose.decode(latents / loose.config.scaling_factor, return_dict=False)[0]
+    network = cast(Any, vae)
+    decoded = network.decode(latents / network.config.scaling_factor, return_dict=False)[0]
     return cast("Tensor", decoded.clamp(-1.0, 1.0))

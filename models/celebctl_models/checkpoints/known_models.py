@@ -1,6 +1,6 @@
-"""The table of known models: where a short name leads, under which licence, how large, and with which settings.
+"""The table of known models (hub id, licence, size, default settings) and the unsupported families.
 
-And what cannot be supported, with the reason. Plain data: nothing here looks at the disk or the network.
+Plain data: nothing here reads the disk or the network.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,19 +11,26 @@ from celebctl_runtime.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence, and in one sentence what it means for whoever uses the weights."""
+    """A licence of model weights.
+
+    Attributes:
+        name: Its name.
+        means: One sentence on what it permits and forbids.
+        url: Its text.
+        restricts: Whether the user must accept it before the download.
+    """
 
     name: str
     means: str
     url: str
-    restricts: bool = True  # whether somebody has to agree before the weights are fetched
+    restricts: bool = True
 
 
 _APACHE = Licence("Apache-2.0", "Free for any use.", "https://www.apache.org/licenses/LICENSE-2.0", restricts=False)
 _MIT = Licence("MIT", "Free for any use.", "https://opensource.org/license/mit", restricts=False)
 _RAIL_M = Licence(
     "CreativeML OpenRAIL-M",
-    "Commercial use is allowed; the harmful uses it lists are not, and whoever passes the model on passes them on too.",
+    "Commercial use is allowed; the harmful uses it lists are not, and anyone who passes the model on must pass on these limits.",
     "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
 )
 _RAIL_PP = replace(
@@ -33,23 +40,36 @@ _RAIL_PP = replace(
 )
 _STABILITY = Licence(
     "Stability AI Community",
-    "Free for research and private use; commercial use is bound to terms that Stability AI sets, and the repository's"
-    " LICENSE says which version of them holds.",
+    "Free for research and private use; commercial use is subject to terms of Stability AI; the version that"
+    " applies is in the repository's LICENSE.",
     "https://stability.ai/license",
 )
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """One row of the table: where a short name leads, and what to know before it is fetched.
+    """One row of the table.
 
-    size: bytes of the files celebctl fetches. native_size: pixels. prediction: what the UNet predicts, in diffusers'
-    words. memory: bytes that learning is foretold to take on a GPU, networks included, with four views at once and with
-    --low-memory (counted by benchmarks/true_size.py, never measured). sha256: of the weights, by path, where public
-    sources agree on them; the hub tells the others.
+    Attributes:
+        source: A folder inside this package ("mini/weights") or a hub id.
+        title: One line that describes the model.
+        family: As in `ModelCard`.
+        licence: Of the weights.
+        size: Bytes of the files that celebctl downloads.
+        native_size: Pixels.
+        defaults: Default steps, guidance, sampler and layout.
+        prediction: What the UNet predicts, in diffusers' terms.
+        memory: Estimated bytes of GPU memory for learning, networks included: with a micro batch of four, and in low
+            memory mode (computed by benchmarks/true_size.py, not measured).
+        bundled: Whether the model comes with the package.
+        revision: A commit of the hub repository.
+        gated: Whether the hub requires an account that accepted the terms.
+        note: A remark for users.
+        face_pack: Recommended face models; None where the model brings its own.
+        sha256: SHA-256 of the weights by path, where public sources agree; the hub states the others.
     """
 
-    source: str  # a folder inside this package ("mini/weights") or a hub id
+    source: str
     title: str
     family: str
     licence: Licence
@@ -59,21 +79,21 @@ class KnownModel:
     prediction: str = "epsilon"
     memory: tuple[int, int] = (0, 0)
     bundled: bool = False
-    revision: str = "main"  # a commit of the hub repository: the same files tomorrow
+    revision: str = "main"
     gated: bool = False
     note: str = ""
-    face_pack: str | None = "buffalo_l"  # recommended face models; None where the model brings its own
+    face_pack: str | None = "buffalo_l"
     sha256: dict[str, str] = field(default_factory=dict[str, str])
 
 
-_FEW_STEPS = {"steps": 4, "guidance": 1.0, "sampler": "euler_a"}  # distilled: the scale is 1, so no second run
+_FEW_STEPS = {"steps": 4, "guidance": 1.0, "sampler": "euler_a"}  # distilled: no guidance
 
 # Revisions and hashes were compared between several public projects that pin them. Sizes are those of the float32
-# safetensors, the only files that are fetched.
+# safetensors, the only weights that are downloaded.
 KNOWN: dict[str, KnownModel] = {
     "mini": KnownModel(
         "mini/weights",
-        "the drawn world that comes with celebctl",
+        "a small model of cartoon faces, part of celebctl",
         "sd",
         _APACHE,
         0,
@@ -104,7 +124,7 @@ KNOWN: dict[str, KnownModel] = {
         {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m"},
         memory=(6_100_000_000, 2_900_000_000),
         revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-        note="A mirror: its publisher, Runway, left the hub in August 2024 and took the original along.",
+        note="A mirror: its publisher, Runway, removed the original from the hub in August 2024.",
         sha256={
             "text_encoder/model.safetensors": "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
             "unet/diffusion_pytorch_model.safetensors": (
@@ -126,7 +146,7 @@ KNOWN: dict[str, KnownModel] = {
         prediction="v_prediction",
         memory=(11_100_000_000, 4_400_000_000),
         revision="bb2154823665391b4fb29b0b9cf82a198964ee05",
-        note="A mirror: Stability AI took its 2.x models off the hub in November 2025.",
+        note="A mirror: Stability AI removed its 2.x models from the hub in November 2025.",
     ),
     "sdxl": KnownModel(
         "stabilityai/stable-diffusion-xl-base-1.0",
@@ -178,19 +198,19 @@ KNOWN: dict[str, KnownModel] = {
         {"steps": 4, "guidance": 8.0, "sampler": "lcm"},
         memory=(10_700_000_000, 3_500_000_000),
         revision="a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
-        note="Its UNet is told the guidance scale (time_cond_proj_dim 256), one more input in place of a second run.",
+        note="The guidance scale is an input of its UNet (time_cond_proj_dim 256), in place of classifier-free guidance.",
     ),
 }
 
 
 def known_by_source(source: str) -> KnownModel | None:
-    """The row of a hub id, however the model was asked for."""
+    """The row with this hub id; None for other models."""
     return next((row for row in KNOWN.values() if not row.bundled and row.source == source), None)
 
 
-# What cannot be supported.
+# Unsupported models.
 
-_CLIP_ONLY = "a person is rows of CLIP's token table, and the picture must be made by one UNet from its text alone"
+_CLIP_ONLY = "celebctl needs CLIP text encoders and a UNet whose only other input is the prompt"
 _HINT = "use a Stable Diffusion 1.x, 2.x or XL checkpoint"
 _PART_CLASSES = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
@@ -200,9 +220,9 @@ _PART_CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
 }
-#: In names of pipelines with the same parts, whose UNets read a further picture or mask.
+#: In names of pipelines with the same components, whose UNets have an image or mask as another input.
 _OTHER_TASKS = ("Inpaint", "InstructPix2Pix", "Depth2Img", "Upscale", "LDM3D", "ImageVariation")
-#: Other families, refused before anything is fetched: how their short names and hub ids begin, in lower case.
+#: Prefixes, in lower case, of short names and hub ids of other families, which are refused before any download.
 _OTHER_FAMILIES = {
     "Stable Diffusion 3": "sd3 sd-3 stabilityai/stable-diffusion-3",
     "Flux": "flux black-forest-labs/",
@@ -229,13 +249,13 @@ def why_unsupported(index: dict[str, Any]) -> str | None:
     """Why the model with this model_index.json cannot be used; None when it is of a supported family."""
     pipeline = str(index.get("_class_name", ""))
     if any(task in pipeline for task in _OTHER_TASKS):
-        return f"{pipeline} reads a picture or mask beside the prompt"
+        return f"{pipeline} needs an image or mask besides the prompt"
     if class_of(index, "text_encoder_2") and not class_of(index, "text_encoder"):
-        return "it has only the second of XL's two text encoders, as a refiner has: learn with the base model"
+        return "it has only the second of XL's two text encoders, like a refiner: use the base model"
     for part, classes in _PART_CLASSES.items():
-        found = class_of(index, part)
-        if found not in classes:
-            return f"its {part} is {found or 'missing'}, not {classes[0]}; {_CLIP_ONLY}"
+        name = class_of(index, part)
+        if name not in classes:
+            return f"its {part} is {name or 'missing'}, not {classes[0]}; {_CLIP_ONLY}"
     return None
 
 
@@ -246,14 +266,14 @@ def class_of(index: dict[str, Any], part: str) -> str:
 
 
 def refuse_index(name: str, index: dict[str, Any]) -> None:
-    """Raise InvalidInputError when the model `name` with this model_index.json is of a family that cannot be used."""
-    why = why_unsupported(index)
-    if why is not None:
-        raise InvalidInputError(f"{name} cannot be used: {why}", _HINT)
+    """Raise InvalidInputError when the model `name` with this model_index.json is of an unsupported family."""
+    cause = why_unsupported(index)
+    if cause is not None:
+        raise InvalidInputError(f"{name} cannot be used: {cause}", _HINT)
 
 
 def refuse_unsupported(name: str) -> None:
-    """Raise InvalidInputError when a short name or hub id is that of a family which cannot be supported."""
+    """Raise InvalidInputError when a short name or hub id belongs to an unsupported family."""
     lower = name.casefold()
     for title, prefixes in _OTHER_FAMILIES.items():
         if any(lower.startswith(prefix) and ("/" in prefix) == ("/" in lower) for prefix in prefixes.split()):

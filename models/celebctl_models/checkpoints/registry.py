@@ -1,8 +1,7 @@
-"""What a model is, apart from its weights: its card, where its name leads, and which files it is made of.
+"""Models apart from their weights: the card with their facts, their location, and the files they consist of.
 
-Torch-free and cheap to import. A model folder may declare itself in `celebctl.json`; what it leaves out is told by the
-table in known_models.py, and what neither says is derived from the diffusers configs beside it, so any plain
-`StableDiffusionPipeline` folder has a card. What this module does not know: networks, downloads.
+Torch-free and cheap to import. A model folder may describe itself in `celebctl.json`. Missing fields come from the
+table in known_models.py, then from the diffusers configs, so that any `StableDiffusionPipeline` folder has a card.
 """
 
 import difflib
@@ -29,27 +28,46 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Facts about a model that its weights do not tell. Sizes in pixels; paths are absolute, None where not given."""
+    """Facts about a model that its weights do not contain. Paths are absolute; None where the model has no such file.
+
+    Attributes:
+        name: Short name.
+        family: "sd1", "sd2", "sdxl", or "sd" for other Stable Diffusion models.
+        source: Origin for manifests: a hub id, a known name, or a file name.
+        licence: Name of the licence.
+        native_size: Side in pixels of the square images the model was trained on.
+        display_scale: Whole factor by which user interfaces may enlarge its images.
+        defaults: Default steps, guidance, sampler and layout.
+        class_noun: The word in prompts for what a learned name stands for.
+        world: "mini" for a model of the synthetic world of celebctl_models.mini, whose true images can be rendered.
+        names_file: Names the model knows, one "first last" per line.
+        faces_dir: Face detector and recogniser for the faces this model draws.
+        mapper_file: The mapper from faces to identities (safetensors).
+        features_file: Recogniser features of the images the model draws for those names (safetensors).
+        scoring_dir: Networks for evaluation only, never used in learning.
+        framing: Where the model draws faces.
+    """
 
     name: str
-    family: str  # "sd1", "sd2", "sdxl", or "sd" for any other member of the family
-    source: str  # where it came from, in words fit for a manifest: a hub id, a known name, a file name
+    family: str
+    source: str
     licence: str
-    native_size: int  # side of the square picture the model was trained on
-    display_scale: int = 1  # whole factor by which a front desk may enlarge pictures for people to look at
+    native_size: int
+    display_scale: int = 1
     defaults: dict[str, Any] = field(
         default_factory=lambda: {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m", "layout": "auto"}
     )
-    class_noun: str = "person"  # the word the model knows for what a learned name stands for
-    names_file: Path | None = None  # names the model knows, one "first last" a line
-    faces_dir: Path | None = None  # face detector and recogniser that fit the model's world
-    mapper_file: Path | None = None  # the mapper from faces to people, as learning begins with it (safetensors)
-    features_file: Path | None = None  # what the recogniser sees when the model draws those names (safetensors)
-    scoring_dir: Path | None = None  # networks kept apart from learning, only for judging
-    framing: Framing | None = None  # where it draws faces
+    class_noun: str = "person"
+    world: str = ""
+    names_file: Path | None = None
+    faces_dir: Path | None = None
+    mapper_file: Path | None = None
+    features_file: Path | None = None
+    scoring_dir: Path | None = None
+    framing: Framing | None = None
 
 
-# Where models are.
+# Locations.
 
 _FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -58,7 +76,7 @@ _COMMIT = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model is: `folder` and `file` carry a path, `hub` carries an id and a revision to fetch."""
+    """Where a model is: a folder or file with its path, or a hub id (`source`) and revision to download."""
 
     kind: Literal["folder", "file", "hub"]
     name: str
@@ -68,10 +86,14 @@ class Location:
 
 
 def locate(model: str | Path) -> Location:
-    """Find what `model` means: a known name, a diffusers folder, a single checkpoint file or a hub id, in this order.
+    """Find a model. Nothing is loaded or downloaded; a model that was downloaded before is a folder.
 
-    Nothing is loaded or fetched; a model that was fetched before is a folder. Raises NotFoundError when it is none of them,
-    InvalidInputError for the name of a family that cannot be supported.
+    Args:
+        model: A known name, a diffusers folder, a single checkpoint file or a hub id, tried in this order.
+
+    Raises:
+        NotFoundError: None of these.
+        InvalidInputError: The name of an unsupported model family.
     """
     known = KNOWN.get(str(model))
     if known is not None:
@@ -79,7 +101,7 @@ def locate(model: str | Path) -> Location:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / INDEX_FILE).is_file():
-            raise NotFoundError(f"{path} is no diffusers model folder: {INDEX_FILE} is missing", _known_hint())
+            raise NotFoundError(f"{path} is not a diffusers model folder: {INDEX_FILE} is missing", _known_hint())
         name = path.resolve().name
         return Location("folder", name, name, path)
     if path.is_file():
@@ -89,19 +111,21 @@ def locate(model: str | Path) -> Location:
     refuse_unsupported(str(model))
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
         return _locate_hub(model, known_by_source(model))
-    near = difflib.get_close_matches(str(model), KNOWN, n=1)
-    raise NotFoundError(f"no model called '{model}'", f"did you mean {near[0]}? {_known_hint()}" if near else _known_hint())
+    similar = difflib.get_close_matches(str(model), KNOWN, n=1)
+    hint = f"did you mean {similar[0]}? {_known_hint()}" if similar else _known_hint()
+    raise NotFoundError(f"no model named '{model}'", hint)
 
 
 def _locate_bundled(name: str, known: KnownModel) -> Location:
+    """The location of a model that comes with the package."""
     path = Path(__file__).parent.parent / known.source
     if not (path / INDEX_FILE).is_file():
-        raise NotFoundError(f"the weights of model '{name}' are not installed", "reinstall celebctl, or give --model FOLDER")
+        raise NotFoundError(f"the weights of model '{name}' are not installed", "reinstall celebctl, or use a model folder")
     return Location("folder", name, name, path)
 
 
 def _locate_hub(model: str, known: KnownModel | None) -> Location:
-    """`model` is a known name or a hub id; `known` its row, if it has one."""
+    """The location of a known name or hub id; `known` is its row in the table."""
     source, revision = (known.source, known.revision) if known else (model, "main")
     name = model.rsplit("/", 1)[-1]
     for folder in (installed_folder(model), cached_folder(source, revision)):
@@ -111,18 +135,19 @@ def _locate_hub(model: str, known: KnownModel | None) -> Location:
 
 
 def _known_hint() -> str:
-    return f"give a diffusers folder, a .safetensors file, a hub id like owner/name, or one of: {', '.join(KNOWN)}"
+    """The hint that lists what names a model."""
+    return f"use a diffusers folder, a .safetensors file, a hub id like owner/name, or one of: {', '.join(KNOWN)}"
 
 
 def installed_folder(model: str) -> Path:
-    """Where `celebctl setup MODEL --from DIR` puts a known model or hub id; it need not exist."""
+    """The folder in the library for a known name or hub id that is installed from a folder; it need not exist."""
     return data_root() / "models" / model.replace("/", "--")
 
 
 def cached_folder(source: str, revision: str, cache: Path | None = None) -> Path | None:
-    """The snapshot of a hub repository in `cache` (default: the hub client's), complete or not.
+    """The snapshot of a hub repository in `cache` (default: the hub client's), complete or not; None without one.
 
-    None when there is none, and without huggingface_hub: nothing that opens a model is installed without it.
+    Also None without huggingface_hub: the packages that open models depend on it.
     """
     try:
         from huggingface_hub import try_to_load_from_cache
@@ -132,7 +157,7 @@ def cached_folder(source: str, revision: str, cache: Path | None = None) -> Path
     return Path(index).parent if isinstance(index, str) else None
 
 
-# What a model folder is made of.
+# The files of a model folder.
 
 _WEIGHTS = {
     "text_encoder": "model",
@@ -140,21 +165,21 @@ _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
-_WEIGHT_ENDS = (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json")
+_WEIGHT_SUFFIXES = (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-#: Glob patterns of the files that are read of a model. Names in full, because repositories hold the same weights in
-#: several precisions and formats. `TEXT_FILES`: of these, what is read without UNet and autoencoder weights.
+#: Glob patterns of the files that are read of a model: full names, because repositories hold the same weights in several
+#: precisions and formats. `TEXT_FILES`: those that are read without UNet and autoencoder weights.
 TEXT_FILES = (
     INDEX_FILE,
     CARD_FILE,
     "scheduler/scheduler_config.json",
     *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in _TOKENIZER_FILES),
     *(f"{part}/config.json" for part in _WEIGHTS),
-    *(f"{part}/model{end}" for part in ("text_encoder", "text_encoder_2") for end in _WEIGHT_ENDS),
+    *(f"{part}/model{suffix}" for part in ("text_encoder", "text_encoder_2") for suffix in _WEIGHT_SUFFIXES),
 )
 MODEL_FILES = (
     *TEXT_FILES,
-    *(f"{part}/diffusion_pytorch_model{end}" for part in ("unet", "vae") for end in _WEIGHT_ENDS),
+    *(f"{part}/diffusion_pytorch_model{suffix}" for part in ("unet", "vae") for suffix in _WEIGHT_SUFFIXES),
 )
 
 
@@ -178,48 +203,54 @@ def files_in(folder: Path) -> list[str]:
 
 
 def missing_parts(folder: Path, names: list[str] | None = None) -> list[str]:
-    """What a model folder lacks to be read, as relative paths; [] when it is whole. Files are not opened but indexes.
+    """Relative paths of the files that a model folder lacks; [] when it is complete. Only indexes are opened.
 
-    `names`: look at this list of relative paths in place of the folder's own, of which only the index must be there.
+    `names`: relative paths to check in place of the folder's own files, of which only model_index.json must exist.
     """
     if names is None:
         names = [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()]
-    there = set(names)
+    present = set(names)
     missing: list[str] = []
     for part in parts_of(read_json(folder / INDEX_FILE)):
         if part.startswith("tokenizer"):
-            needed = {"tokenizer.json"} if f"{part}/tokenizer.json" in there else {"vocab.json", "merges.txt"}
+            needed = {"tokenizer.json"} if f"{part}/tokenizer.json" in present else {"vocab.json", "merges.txt"}
         elif part in _WEIGHTS:
-            needed = {"config.json", *_weight_files(folder, part, there)}
+            needed = {"config.json", *_weight_files(folder, part, present)}
         else:
             needed = {"scheduler_config.json"}
-        missing += sorted({f"{part}/{name}" for name in needed} - there)
+        missing += sorted({f"{part}/{name}" for name in needed} - present)
     return missing
 
 
-def _weight_files(folder: Path, part: str, there: set[str]) -> set[str]:
-    """The files that hold the weights of a part: one, or the shards an index lists."""
+def _weight_files(folder: Path, part: str, present: set[str]) -> set[str]:
+    """The files with the weights of a part: one, or an index and its shards. Raises IntegrityError."""
     whole = f"{_WEIGHTS[part]}.safetensors"
     index = f"{whole}.index.json"
-    if f"{part}/{whole}" in there or f"{part}/{index}" not in there:
+    if f"{part}/{whole}" in present or f"{part}/{index}" not in present:
         return {whole}
     if not (folder / part / index).is_file():
         return {index}
     shards: object = read_json(folder / part / index).get("weight_map", {})
-    found = set(map(str, cast(Config, shards).values())) if isinstance(shards, dict) else {""}
-    if not all(_SHARD.fullmatch(shard) for shard in found):
-        raise IntegrityError(f"{folder / part / index} names files outside its folder", "fetch the model again")
-    return {index, *found}
+    files = set(map(str, cast(Config, shards).values())) if isinstance(shards, dict) else {""}
+    if not all(_SHARD.fullmatch(file) for file in files):
+        raise IntegrityError(f"{folder / part / index} names files outside its folder", "download the model again")
+    return {index, *files}
 
 
 # Cards.
 
 
 def card_for(path: Path, name: str | None = None, source: str | None = None) -> ModelCard:
-    """The card of the diffusers model in folder `path`: its own celebctl.json over the table over what configs say.
+    """The card of a diffusers folder: fields from its celebctl.json, else the table of known models, else its configs.
 
-    `name` and `source` are used where celebctl.json gives none (default: the folder's name).
-    Raises IntegrityError when one of the JSON files is broken or holds a value of the wrong type.
+    Args:
+        path: The folder.
+        name: Used where celebctl.json has none; default the folder's name.
+        source: Likewise; default the name.
+
+    Raises:
+        NotFoundError: A config is missing.
+        IntegrityError: A JSON file is broken or has a value of the wrong type.
     """
     fallback = name or path.resolve().name
     card = derive_card(
@@ -242,14 +273,14 @@ def card_for(path: Path, name: str | None = None, source: str | None = None) -> 
 
 
 def derive_card(name: str, source: str, *, unet: Config, vae: Config, text_encoders: int) -> ModelCard:
-    """The card of a model that does not declare itself, from its diffusers configs."""
+    """The card of a model from its diffusers configs alone."""
     native_size = int(unet.get("sample_size") or 64) * vae_factor(vae)
     family = "sdxl" if text_encoders > 1 else _FAMILY_BY_WIDTH.get(unet.get("cross_attention_dim", 0), "sd")
     return ModelCard(name, family, source, "unknown", native_size)
 
 
 def vae_factor(vae: Config) -> int:
-    """Pixels per latent pixel along one side: each level of the autoencoder but the last halves the picture."""
+    """Pixels per latent pixel along one side: each level of the autoencoder but the last halves the image."""
     return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
@@ -258,18 +289,18 @@ def read_json(path: Path) -> Config:
     try:
         value: object = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotFoundError(f"{path} is missing", "the model folder is incomplete: fetch it again") from None
+        raise NotFoundError(f"{path} is missing", "the model folder is incomplete: download it again") from None
     except (ValueError, OSError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}", "fetch the model again") from error
+        raise IntegrityError(f"{path} cannot be read: {error}", "download the model again") from error
     if not isinstance(value, dict):
-        raise IntegrityError(f"{path} holds no JSON object", "fetch the model again")
+        raise IntegrityError(f"{path} contains no JSON object", "download the model again")
     return cast(Config, value)
 
 
 _MAX_NAME, _MAX_WORDS = 100, 300  # characters
-_TEXT = {"name": "name", "family": "family", "licence": "licence", "class_noun": "class_noun"}
-_WHOLE = {"native_size": "native_size", "display_scale": "display_scale"}
-_PLACES = {
+_TEXTS = ("name", "family", "licence", "class_noun", "world")
+_SIZES = ("native_size", "display_scale")
+_PATHS = {
     "names": "names_file",
     "faces": "faces_dir",
     "features": "features_file",
@@ -279,36 +310,34 @@ _PLACES = {
 
 
 def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
-    """`card` with what celebctl.json says. Places are relative to its folder and must not lead out of it.
-
-    The name and the family become part of file names.
-    """
+    """`card` with the fields of celebctl.json. Paths are relative to its folder and must stay inside it."""
     changes: dict[str, Any] = {}
     for key, value in declared.items():
-        if key in _TEXT and isinstance(value, str) and _is_text(key, value):
-            changes[_TEXT[key]] = value
-        elif key in _WHOLE and isinstance(value, int) and value > 0:
-            changes[_WHOLE[key]] = value
-        elif key in _PLACES and isinstance(value, str) and _inside(path.parent, value):
-            changes[_PLACES[key]] = path.parent.resolve() / value
+        if key in _TEXTS and isinstance(value, str) and _is_valid_text(key, value):
+            changes[key] = value
+        elif key in _SIZES and isinstance(value, int) and value > 0:
+            changes[key] = value
+        elif key in _PATHS and isinstance(value, str) and _is_inside(path.parent, value):
+            changes[_PATHS[key]] = path.parent.resolve() / value
         elif key == "defaults" and isinstance(value, dict):
             changes["defaults"] = {**card.defaults, **cast(Config, value)}
         elif key == "framing" and (framing := _framing(value)) is not None:
             changes["framing"] = framing
-        elif key in {*_TEXT, *_WHOLE, *_PLACES, "defaults", "framing"}:
-            raise IntegrityError(f"{path}: '{key}' cannot be {value!r}", "correct it, or fetch the model again")
+        elif key in {*_TEXTS, *_SIZES, *_PATHS, "defaults", "framing"}:
+            raise IntegrityError(f"{path}: '{key}' cannot be {value!r}", "correct it, or download the model again")
     return replace(card, **changes)
 
 
 def _framing(value: object) -> Framing | None:
+    """The framing in celebctl.json; None for invalid values."""
     try:
         return Framing.from_dict(cast(Config, value)) if isinstance(value, dict) else None
     except ValueError:
         return None
 
 
-def _is_text(key: str, value: str) -> bool:
-    """Whether celebctl.json may say this: a family as identities have it, a name without separators."""
+def _is_valid_text(key: str, value: str) -> bool:
+    """Whether celebctl.json may have this text. Name and family become parts of file names."""
     if key == "family":
         from celebctl_runtime.identity import check_key
 
@@ -320,11 +349,11 @@ def _is_text(key: str, value: str) -> bool:
     return 0 < len(value) <= limit and value.isprintable() and (key != "name" or not {"/", "\\"} & {*value})
 
 
-def _inside(folder: Path, place: str) -> bool:
-    """Whether a place named in celebctl.json is in its folder. A hub snapshot's files are links to its blobs."""
-    posix, windows = PurePosixPath(place), PureWindowsPath(place)
-    if not place.isprintable() or posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
+def _is_inside(folder: Path, path: str) -> bool:
+    """Whether a path in celebctl.json is in its folder. A hub snapshot's files are links to its blobs."""
+    posix, windows = PurePosixPath(path), PureWindowsPath(path)
+    if not path.isprintable() or posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
         return False
-    home, target = folder.resolve(), (folder / place).resolve()
-    blobs = home.parent.parent / "blobs"
-    return target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs))
+    root, target = folder.resolve(), (folder / path).resolve()
+    blobs = root.parent.parent / "blobs"
+    return target.is_relative_to(root) or (root.parent.name == "snapshots" and target.is_relative_to(blobs))

@@ -1,8 +1,8 @@
-"""Where a model draws faces: what a view of a photo must look like for the model to be busy with the face alone.
+"""Framing: size and position of the faces a model draws, which the views of a photo in learning must match.
 
-A denoiser that is shown a face at a place or a size which it never draws learns the place instead of the person (mini:
-error .27 in place of .13, benchmarks/LOG.md). A model folder may say where its faces stand (`framing` in its
-celebctl.json); for any other `celebctl basis build --faces` measures it. What this module does not know: networks.
+A denoiser that is trained on a face at a position or size that it never draws learns the position instead of the face
+(mini: error .27 in place of .13, benchmarks/LOG.md). A model folder may state its framing in celebctl.json; for other
+models it is measured on images of the basis names.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Keys of files written before the fields had their present names.
+#: Keys in files of earlier versions.
 _FORMER_KEYS = {
     "smallest": "face_height_min",
     "largest": "face_height_max",
     "middle": "face_center_y",
     "sway": "face_jitter",
 }
-FEWEST = 12  # faces that a framing can be measured on
+MIN_FACES = 12  # for a measurement
 
 
 @dataclass(frozen=True)
 class Framing:
-    """Shares of the height of a square picture, of the detector's box around a face.
+    """Size and position of the detector's box around a face, as fractions of the side of a square image.
 
-    smallest, largest: the box's height. middle: of the box, from the picture's top. sway: how far the box moves at
-    most, up, down and to either side.
+    Attributes:
+        face_height_min: Least height of the box.
+        face_height_max: Greatest height of the box.
+        face_center_y: The box's centre, from the top of the image.
+        face_jitter: Greatest shift of the centre, up, down, left or right.
     """
 
     face_height_min: float
@@ -38,45 +41,49 @@ class Framing:
     face_jitter: float
 
     def __post_init__(self) -> None:
-        """Raises ValueError for shares that no picture has."""
-        sound = 0 < self.face_height_min <= self.face_height_max <= 2 and 0 < self.face_center_y < 1 and 0 <= self.face_jitter <= 0.5
-        if not sound:
-            raise ValueError(f"no framing of faces: {self.as_dict()}")
+        """Raises ValueError for fractions out of range."""
+        heights = 0 < self.face_height_min <= self.face_height_max <= 2
+        if not (heights and 0 < self.face_center_y < 1 and 0 <= self.face_jitter <= 0.5):
+            raise ValueError(f"framing out of range: {self.as_dict()}")
 
     @classmethod
-    def from_dict(cls, said: Mapping[str, Any]) -> Framing:
-        """Raises ValueError when a number is missing or makes no sense."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Framing:
+        """A framing from its JSON form. Raises ValueError when a number is missing or out of range."""
         try:
-            named = {_FORMER_KEYS.get(key, key): value for key, value in said.items()}
+            named = {_FORMER_KEYS.get(key, key): value for key, value in values.items()}
             return cls(**{field.name: float(named[field.name]) for field in fields(cls)})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"no framing of faces: {error}") from error
+            raise ValueError(f"incomplete framing: {error}") from error
 
     def as_dict(self) -> dict[str, float]:
+        """The JSON form: the fields by name."""
         return asdict(self)
 
     def __str__(self) -> str:
         height = f"{self.face_height_min:.2f} to {self.face_height_max:.2f}"
-        return f"{height} of the height, middle at {self.face_center_y:.3f} +- {self.face_jitter:.3f}"
+        return f"{height} of the height, centre at {self.face_center_y:.3f} +- {self.face_jitter:.3f}"
 
 
-#: Head and shoulders, the eyes near the upper third, as photographers frame people. An assumption for checkpoints of
-#: photographs that nobody has measured yet: no such checkpoint was at hand.
+#: Head and shoulders, the eyes near the upper third, as in portrait photography. An assumption for models trained on
+#: photographs, not measured on one.
 PHOTOGRAPHS = Framing(face_height_min=0.30, face_height_max=0.55, face_center_y=0.42, face_jitter=0.05)
 
 
-def measure_framing(places: NDArray[np.float32]) -> Framing | None:
-    """The framing of faces found at ``places`` (n, 3): height, middle across and middle down, shares of the picture's.
+def measure_framing(boxes: NDArray[np.float32]) -> Framing | None:
+    """The framing of detected faces; None for fewer than MIN_FACES.
 
-    The middle half of all heights, the median of the middles, and half of what the middle half of the middles spans,
-    across or down, whichever is more. None when there are fewer than FEWEST faces.
+    Heights are the quartiles, the centre is the median, and the jitter is half the interquartile range of the centres,
+    the greater of x and y.
+
+    Args:
+        boxes: (n, 3): height, centre x and centre y, as fractions of the image's side.
     """
-    seen = places[(places[:, 0] > 0.02) & (places[:, 0] < 2)] if len(places) else places
-    if len(seen) < FEWEST:
+    usable = boxes[(boxes[:, 0] > 0.02) & (boxes[:, 0] < 2)] if len(boxes) else boxes
+    if len(usable) < MIN_FACES:
         return None
-    low, mid, high = np.quantile(seen.astype(np.float64), [0.25, 0.5, 0.75], axis=0)
-    sway = float((high - low)[1:].max()) / 2
+    low, median, high = np.quantile(usable.astype(np.float64), [0.25, 0.5, 0.75], axis=0)
+    jitter = min(float((high - low)[1:].max()) / 2, 0.5)
     try:
-        return Framing(*(round(float(share), 4) for share in (low[0], high[0], mid[2], min(sway, 0.5))))
-    except ValueError:  # a detector that points beside the picture
+        return Framing(*(round(float(fraction), 4) for fraction in (low[0], high[0], median[2], jitter)))
+    except ValueError:  # boxes beside the image
         return None

@@ -1,8 +1,7 @@
-"""The face models that insightface publishes: what they are, their licence, where they lie, how they are put there.
+"""The face model packs that insightface publishes: contents, licence, location, and installation.
 
-celebctl ships none of them and fetches none here. They are for non-commercial research only, however they were
-obtained, so each is used only after somebody has accepted that, once; `licences.json` in the library keeps the answer.
-An existing ~/.insightface/models is read, never written. What this module does not know: networks, downloads.
+celebctl contains none of them. They are for non-commercial research only, so a pack is used only after its licence was
+accepted, once; `licences.json` in the library records that. An existing ~/.insightface/models is read, never written.
 """
 
 import contextlib
@@ -36,7 +35,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class PackFile:
-    """One network of a pack. size: bytes. sha256: hex."""
+    """One network of a pack: file name, size in bytes, and hexadecimal SHA-256."""
 
     name: str
     size: int
@@ -45,11 +44,17 @@ class PackFile:
 
 @dataclass(frozen=True)
 class Pack:
-    """A published archive of face models and those of its files that celebctl uses.
+    """A published archive of face models.
 
-    size, sha256: of the published archive, in bytes and hex. files: detector, recogniser, and the small network that
-    estimates ages. The other networks in the archives (dense landmarks) are left there: insightface would load 150 MB
-    only to set them aside.
+    Attributes:
+        name: As insightface names it.
+        about: One line on its networks.
+        size: Bytes of the archive.
+        sha256: Of the archive, hexadecimal.
+        files: Those that celebctl uses: detector, recogniser and age estimator. The archives also contain dense
+            landmark networks, which insightface would load (150 MB) and not use.
+        licence: Its text.
+        licence_source: URL of that text.
     """
 
     name: str
@@ -62,17 +67,17 @@ class Pack:
 
     @property
     def urls(self) -> tuple[str, str]:
-        """Where the archive is published: the release insightface 2.x itself uses, then the older one. Same bytes."""
+        """URLs of the archive: the release insightface 2.x itself uses, then the older one. Same bytes."""
         return f"{_RELEASES}/model-zoo/{self.name}.zip", f"{_RELEASES}/v0.7/{self.name}.zip"
 
     @property
     def licence_sha256(self) -> str:
-        """Of the licence's text: another text asks again."""
+        """SHA-256 of the licence's text: a new text must be accepted again."""
         return hashlib.sha256(self.licence.encode()).hexdigest()
 
 
 # Sizes and hashes as published with the release's assets; the files' own were compared between several projects that
-# pin them. Both archives hold one and the same detector under two names, and the same estimator of ages.
+# pin them. Both archives contain the same detector, under two names, and the same age estimator.
 _DETECTOR = 16_923_827, "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"
 _AGES = PackFile("genderage.onnx", 1_322_532, "4fde69b1c810857b88c64a335084f1c3fe8f01246c9a191b48c7bb756d6652fb")
 PACKS: dict[str, Pack] = {
@@ -109,54 +114,60 @@ PACKS: dict[str, Pack] = {
 
 
 def known_pack(name: str) -> Pack:
-    """The pack called `name`. Raises NotFoundError for any other name."""
+    """The pack named `name`. Raises NotFoundError for any other name."""
     if name not in PACKS:
-        raise NotFoundError(f"there is no pack of face models called {name!r}", f"known packs: {', '.join(PACKS)}")
+        raise NotFoundError(f"there is no face model pack named {name!r}", f"known packs: {', '.join(PACKS)}")
     return PACKS[name]
 
 
-# Where packs lie.
+# Location.
 
 
 def pack_folder(name: str, root: Path) -> Path:
-    """Where the library below `root` keeps a pack."""
+    """The folder of a pack in the library `root`; it need not exist."""
     return root / "faces" / name
 
 
 def find_pack(name: str, root: Path, home: Path | None = None) -> Path:
-    """The folder that holds a pack's files: the library's below `root`, or insightface's own in `home`.
+    """The folder with a pack's files: in the library `root`, or insightface's own in `home` (default: the user's).
 
-    Names and sizes are looked at, contents are not. `home`: default the user's. Raises NotFoundError with the command that
-    brings the pack.
+    Names and sizes are checked, contents are not. Raises NotFoundError.
     """
     pack = known_pack(name)
-    theirs = (home or Path.home()) / ".insightface" / "models" / name
-    # insightface unpacks antelopev2's archive, which has a folder of its own, one level too deep for itself.
-    for folder in (pack_folder(name, root), theirs, theirs / name):
-        if _holds(folder, pack):
+    shared = (home or Path.home()) / ".insightface" / "models" / name
+    # antelopev2's archive contains a folder of its own name, so insightface unpacks it one level deeper.
+    for folder in (pack_folder(name, root), shared, shared / name):
+        if _has_files(folder, pack):
             return folder
-    megabytes = pack.size / 1e6
-    raise NotFoundError(f"the face models {name} are not on this machine", f"celebctl setup {name}  ({megabytes:.0f} MB)")
+    problem = f"the face models {name} ({pack.size / 1e6:.0f} MB) are not on this machine"
+    raise NotFoundError(problem, "install them with install_pack", reason="face_models_missing", name=name)
 
 
 def pack_in(folder: Path) -> Pack | None:
-    """The known pack whose files lie in `folder`, by names and sizes; None for face models of other origin."""
-    return next((pack for pack in PACKS.values() if _holds(folder, pack)), None)
+    """The known pack whose files are in `folder`, by names and sizes; None for other face models."""
+    return next((pack for pack in PACKS.values() if _has_files(folder, pack)), None)
 
 
-def choose_face_models(said: str | None, model: str | Path, root: Path, home: Path | None = None) -> Path:
-    """The folder of face models for learning with `model`.
+def choose_face_models(choice: str | None, model: str | Path, root: Path, home: Path | None = None) -> Path:
+    """The folder of face models to use with a diffusion model.
 
-    `said` is what somebody set: the name of a pack or a folder. Otherwise the models that the diffusion model brings
-    along, otherwise the default pack. Raises NotFoundError when there are none, PolicyError when they are a published
-    pack whose licence nobody has accepted.
+    Args:
+        choice: A pack or a folder; None: the model's own face models, else the default pack.
+        model: A known name, a diffusers folder, a checkpoint file or a hub id.
+        root: The library.
+        home: The user's home folder.
+
+    Raises:
+        NotFoundError: The pack is not installed.
+        PolicyError: The licence of the pack has not been accepted.
     """
-    if said is None:
-        place = locate(model)
-        brought = card_for(place.path, place.name, place.source).faces_dir if place.kind == "folder" else None
-        if brought is not None:
-            return brought
-    name = said or DEFAULT_PACK
+    if choice is None:
+        location = locate(model)
+        is_folder = location.kind == "folder"
+        own = card_for(location.path, location.name, location.source).faces_dir if is_folder else None
+        if own is not None:
+            return own
+    name = choice or DEFAULT_PACK
     folder = find_pack(name, root, home) if name in PACKS else Path(name).expanduser()
     pack = pack_in(folder)
     if pack is not None:
@@ -168,22 +179,22 @@ def choose_face_models(said: str | None, model: str | Path, root: Path, home: Pa
 
 
 def accepted_at(name: str, root: Path) -> datetime | None:
-    """When the pack's licence, as it reads now, was accepted in the library below `root`; None when it was not."""
+    """When the pack's licence, in its present text, was accepted in the library `root`; None when it was not."""
     pack = known_pack(name)
     entry = _licences(root).get(name)
     if not isinstance(entry, dict):
         return None
-    said = cast(dict[str, Any], entry)
-    if said.get("text_sha256") != pack.licence_sha256:
+    fields = cast(dict[str, Any], entry)
+    if fields.get("text_sha256") != pack.licence_sha256:
         return None
     try:
-        return datetime.fromisoformat(str(said.get("accepted")))
+        return datetime.fromisoformat(str(fields.get("accepted")))
     except ValueError as error:
-        raise _broken(root / LICENCES_FILE, f"{name}: {error}") from error
+        raise _broken_licences(root / LICENCES_FILE, f"{name}: {error}") from error
 
 
 def accept(name: str, root: Path, now: datetime | None = None) -> None:
-    """Note that somebody has accepted the pack's licence. Other entries of the file stay as they are."""
+    """Record that the user accepted the pack's licence. Other entries of the file are kept."""
     from filelock import FileLock
 
     pack = known_pack(name)
@@ -202,41 +213,52 @@ def accept(name: str, root: Path, now: datetime | None = None) -> None:
 
 
 def require_accepted(name: str, root: Path) -> None:
-    """Raise PolicyError, with the licence and the command that accepts it, unless it has been accepted."""
+    """Raise PolicyError unless the pack's licence has been accepted."""
     if accepted_at(name, root) is None:
+        terms = known_pack(name).licence_source
         raise PolicyError(
-            f"the face models {name} may be used for non-commercial research only, and nobody has accepted that yet",
-            f"celebctl setup {name} --accept-licence  (the terms: {known_pack(name).licence_source})",
+            f"the face models {name} are for non-commercial research only, and this licence has not been accepted",
+            f"read {terms}, then accept it with packs.accept",
+            reason="licence_not_accepted",
+            name=name,
+            terms=terms,
         )
 
 
 def _licences(root: Path) -> dict[str, Any]:
+    """The accepted licences by pack. Raises IntegrityError for a broken file."""
     path = root / LICENCES_FILE
     try:
-        said: object = json.loads(path.read_text(encoding="utf-8"))
+        entries: object = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise _broken(path, str(error)) from error
-    if not isinstance(said, dict):
-        raise _broken(path, "no JSON object")
-    return cast(dict[str, Any], said)
+        raise _broken_licences(path, str(error)) from error
+    if not isinstance(entries, dict):
+        raise _broken_licences(path, "no JSON object")
+    return cast(dict[str, Any], entries)
 
 
-def _broken(path: Path, reason: str) -> IntegrityError:
-    return IntegrityError(f"{path} cannot be used: {reason}", "delete it and accept the licences again")
+def _broken_licences(path: Path, cause: str) -> IntegrityError:
+    """The error for a licences.json that cannot be used."""
+    return IntegrityError(f"{path} cannot be used: {cause}", "delete it and accept the licences again")
 
 
-# Putting a pack in its place.
+# Installation.
 
 
 def install_pack(name: str, archive: Path, root: Path) -> Path:
-    """Put a pack's files into the library below `root`; returns their folder. Replaces an older one in one step.
+    """Install a pack's files in the library `root`, atomically; returns their folder. An older one is replaced.
 
-    `archive` is the published zip file or a folder into which it was unpacked; in both the files may lie one folder
-    deep, as antelopev2's do. Nothing is taken over but the files the table names, each with its stated size and
-    SHA-256. Raises NotFoundError when there is no such archive, IntegrityError for one that is damaged, is of another
-    pack, or holds paths or links that no honest archive holds.
+    Args:
+        name: The pack.
+        archive: The published zip file, or a folder into which it was unpacked. In both the files may be one folder
+            deep, as in antelopev2. Only files in the table are copied, with size and SHA-256 checked.
+        root: The library.
+
+    Raises:
+        NotFoundError: There is no such archive.
+        IntegrityError: The archive is damaged, of another pack, or contains links or paths that lead out of it.
     """
     pack = known_pack(name)
     target = pack_folder(name, root)
@@ -249,10 +271,10 @@ def install_pack(name: str, archive: Path, root: Path) -> Path:
 
 @contextlib.contextmanager
 def _opened(archive: Path, pack: Pack) -> Generator[Callable[[str], IO[bytes]]]:
-    """Yield a function that opens one of the pack's files, wherever in the archive or folder it lies."""
+    """Yield a function that opens one of the pack's files in the archive or folder."""
     if archive.is_dir():
-        place = _place_in(archive, pack)
-        yield lambda name: (place / name).open("rb")
+        folder = _unpacked_folder(archive, pack)
+        yield lambda name: (folder / name).open("rb")
         return
     if not archive.is_file():
         raise NotFoundError(f"there is no archive at {archive}", f"it is published at {pack.urls[0]}")
@@ -261,41 +283,42 @@ def _opened(archive: Path, pack: Pack) -> Generator[Callable[[str], IO[bytes]]]:
             members = _members(opened.infolist(), archive, pack)
             yield lambda name: opened.open(members[name])
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # zipfile says RuntimeError for an encrypted member and NotImplementedError for an unknown compression.
-        raise _refused(archive, pack, f"it is no readable zip file: {error}") from error
+        # zipfile raises RuntimeError for an encrypted member and NotImplementedError for an unknown compression.
+        raise _bad_archive(archive, pack, f"not a readable zip file: {error}") from error
 
 
-def _place_in(folder: Path, pack: Pack) -> Path:
-    for place in (folder, folder / pack.name):
-        if _holds(place, pack):
-            return place
-    wanted = " and ".join(file.name for file in pack.files)
-    raise NotFoundError(f"{folder} does not hold {wanted} as {pack.name} has them", f"unpack {pack.urls[0]} there")
+def _unpacked_folder(folder: Path, pack: Pack) -> Path:
+    """The folder with the pack's files: `folder` or the one in it with the pack's name. Raises NotFoundError."""
+    for candidate in (folder, folder / pack.name):
+        if _has_files(candidate, pack):
+            return candidate
+    names = " and ".join(file.name for file in pack.files)
+    raise NotFoundError(f"{folder} does not contain {names} of {pack.name}", f"unpack {pack.urls[0]} there")
 
 
 def _members(infos: Sequence[zipfile.ZipInfo], archive: Path, pack: Pack) -> dict[str, zipfile.ZipInfo]:
-    """The archive's members that are the pack's files, by file name. Raises IntegrityError for an odd archive."""
+    """The archive's members that are the pack's files, by file name. Raises IntegrityError for a suspicious archive."""
     wanted = {file.name for file in pack.files}
-    found: dict[str, zipfile.ZipInfo] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
     if len(infos) > _MAX_MEMBERS:
-        raise _refused(archive, pack, f"it holds {len(infos)} files")
+        raise _bad_archive(archive, pack, f"it contains {len(infos)} files")
     for info in infos:
         path = PurePosixPath(info.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in info.filename:
-            raise _refused(archive, pack, f"{info.filename!r} leads out of it")
+            raise _bad_archive(archive, pack, f"{info.filename!r} leads out of it")
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise _refused(archive, pack, f"{info.filename!r} is a link")
+            raise _bad_archive(archive, pack, f"{info.filename!r} is a link")
         if path.name in wanted and len(path.parts) <= 2 and not info.is_dir():
-            if path.name in found:
-                raise _refused(archive, pack, f"it holds {path.name} twice")
-            found[path.name] = info
-    if missing := sorted(wanted - set(found)):
-        raise _refused(archive, pack, f"{' and '.join(missing)} not in it")
-    return found
+            if path.name in members:
+                raise _bad_archive(archive, pack, f"it contains {path.name} twice")
+            members[path.name] = info
+    if missing := sorted(wanted - set(members)):
+        raise _bad_archive(archive, pack, f"it lacks {' and '.join(missing)}")
+    return members
 
 
 def _copy_checked(source: IO[bytes], path: Path, file: PackFile, archive: Path) -> None:
-    """Copy one file and hold it against the table; never more bytes than it may have are written."""
+    """Copy one file and compare it with the table; never more bytes than stated are written."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as copy:
         while size <= file.size and (block := source.read(_BLOCK)):
@@ -305,17 +328,18 @@ def _copy_checked(source: IO[bytes], path: Path, file: PackFile, archive: Path) 
                 copy.write(block)
     if size != file.size or digest.hexdigest() != file.sha256:
         raise IntegrityError(
-            f"{file.name} in {archive} is not the file that was published", "download the archive again"
+            f"{file.name} in {archive} is not the published file", "download the archive again"
         )
 
 
-def _holds(folder: Path, pack: Pack) -> bool:
-    """Whether the pack's files lie in `folder`, by names and sizes."""
+def _has_files(folder: Path, pack: Pack) -> bool:
+    """Whether the pack's files are in `folder`, by names and sizes."""
     try:
         return all((folder / file.name).stat().st_size == file.size for file in pack.files)
     except OSError:
         return False
 
 
-def _refused(archive: Path, pack: Pack, reason: str) -> IntegrityError:
-    return IntegrityError(f"{archive} is not the archive of {pack.name}: {reason}", "download it again")
+def _bad_archive(archive: Path, pack: Pack, cause: str) -> IntegrityError:
+    """The error for an archive that cannot be used."""
+    return IntegrityError(f"{archive} is not the archive of {pack.name}: {cause}", "download it again")

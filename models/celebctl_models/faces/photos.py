@@ -1,14 +1,14 @@
-"""From a file that somebody took with some camera to upright RGB pixels, or to a clear refusal.
+"""Reads photo files as upright RGB images.
 
-Photos come rotated by EXIF, in CMYK, with 16 bits, with an alpha channel, animated, cut short, renamed, or made to
-exhaust memory. This module knows that, and nothing about faces.
+Handles EXIF orientation, CMYK, 16 bits, alpha channels, animations, truncated and renamed files, and files made to
+exhaust memory.
 """
 
 import io
+import logging
 import re
 import stat
 import warnings
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -17,124 +17,121 @@ from PIL import Image, ImageOps
 
 from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError, SetupError, UsageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")  # an allow-list: each decoder is a door
-MAX_PIXELS = 120_000_000  # 360 MB once decoded; larger than what phones save by default
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")  # an allow-list: every decoder is an attack surface
+MAX_PIXELS = 120_000_000  # 360 MB decoded; more than phones save by default
 MAX_BYTES = 256 << 20
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/{1,2}[^/]")
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
-_ANIMATED = {"GIF", "PNG", "WEBP", "TIFF"}  # a HEIC or a phone's JPEG opens at its main picture, which is to stay
+_ANIMATED = {"GIF", "PNG", "WEBP", "TIFF"}  # a HEIC or a phone's JPEG opens at its main image
 _WIDE_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
-Note = Callable[[str], object]
+_logger = logging.getLogger(__name__)
 
 
-def _no_note(text: str) -> None:
-    """The default for `note`: nobody listens."""
+def open_photo(path: str | Path) -> Image.Image:
+    """Read a photo as an upright RGB image with 8 bits per channel, without its metadata.
 
+    EXIF orientation is applied, transparency is composed over white, a colour profile is converted to sRGB, and of an
+    animation the first frame is read (with a warning in the log).
 
-def open_photo(path: str | Path, note: Note = _no_note) -> Image.Image:
-    """Read a photo as an upright RGB image with 8 bits a channel.
-
-    EXIF orientation is applied, transparency laid over white, a colour profile converted to sRGB, and of an animation
-    the first frame is taken (`note` is told so). The file's metadata does not come along.
-
-    Raises UsageError for a URL, NotFoundError when there is no readable file, SetupError for HEIC without
-    pillow-heif, InvalidInputError when the bytes are no image of an allowed format or are too large.
+    Raises:
+        UsageError: `path` is a URL.
+        NotFoundError: There is no readable file.
+        SetupError: A HEIC file, without pillow-heif.
+        InvalidInputError: Not an image of an allowed format, damaged, or too large.
     """
-    place = Path(path).expanduser()
-    data = _read(str(path), place)
-    formats = _registered() + _heif(data, place)
+    file = Path(path).expanduser()
+    data = _read(str(path), file)
+    formats = _register_formats() + _heif_format(data, file)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own bomb warning: our limit is checked below, before decoding
+        warnings.simplefilter("ignore")  # Pillow's own warning: MAX_PIXELS is checked below, before decoding
         try:
             with Image.open(io.BytesIO(data), formats=formats) as image:
-                _check_size(image, place)
+                _check_size(image, file)
                 if getattr(image, "n_frames", 1) > 1 and image.format in _ANIMATED:
-                    note(f"{place.name} is animated or has several pages; the first frame is used")
+                    _logger.warning("%s is animated or has several pages; the first frame is used", file.name)
                     image.seek(0)
-                return _upright_rgb(image, place)
+                return _upright_rgb(image, file)
         except CelebctlError:
             raise
         except Exception as error:  # on hostile bytes Pillow's decoders raise nearly anything
-            raise InvalidInputError(_complaint(error, place, len(data)), "save it again as JPEG or PNG") from error
+            raise InvalidInputError(_problem(error, file, len(data)), "save it again as JPEG or PNG") from error
 
 
-def _registered() -> tuple[str, ...]:
-    """FORMATS, known to Pillow by now: asked for one it has not met, it would load every decoder it has."""
+def _register_formats() -> tuple[str, ...]:
+    """FORMATS, registered with Pillow: for an unregistered one it would load all its decoders."""
     for name in FORMATS:
         import_module(f"PIL.{'WebP' if name == 'WEBP' else name.title()}ImagePlugin")
     return FORMATS
 
 
-def _read(given: str, place: Path) -> bytes:
-    if _URL.match(given) and not place.exists():
-        raise UsageError(f"{given} is a web address; celebctl fetches nothing", "download the photo, give the file")
+def _read(given: str, file: Path) -> bytes:
+    """The bytes of a file; `given` is its path as passed."""
+    if _URL.match(given) and not file.exists():
+        raise UsageError(f"{given} is a web address; celebctl downloads no photos", "download it and pass the file")
     try:
-        facts = place.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise NotFoundError(f"{place} is {_kind(facts.st_mode)}, not a photo", "name one image file")
-        if facts.st_size > MAX_BYTES:
-            raise InvalidInputError(f"{place} has {facts.st_size >> 20} MB; photos may have {MAX_BYTES >> 20}", "resize it")
-        data = place.read_bytes()
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+            raise NotFoundError(f"{file} is {kind}, not a photo", "pass one image file")
+        if status.st_size > MAX_BYTES:
+            problem = f"{file} has {status.st_size >> 20} MB; the limit for photos is {MAX_BYTES >> 20} MB"
+            raise InvalidInputError(problem, "resize it")
+        data = file.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise NotFoundError(f"cannot read {given!r}: {reason}", _missing_hint(given, place)) from error
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        if "\0" in given or file.exists():
+            raise NotFoundError(f"cannot read {given!r}: {cause}", "check the permissions of the file") from error
+        sample = file if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") else "face.png"
+        hint = "check the path"
+        raise NotFoundError(f"cannot read {given!r}: {cause}", hint, reason="no_photo", sample=sample) from error
     if not data:
-        raise InvalidInputError(f"{place} is empty (0 bytes)", "copy or download it again")
+        raise InvalidInputError(f"{file} is empty (0 bytes)", "copy or download it again")
     return data
 
 
-def _kind(mode: int) -> str:
-    return "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
-
-
-def _missing_hint(given: str, place: Path) -> str:
-    if "\0" in given or place.exists():
-        return "check the permissions of the file"
-    drawable = place if place.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") else "face.png"
-    return f"no photo at hand? celebctl portrait {drawable} draws somebody"
-
-
-def _heif(data: bytes, place: Path) -> tuple[str, ...]:
-    """("HEIF",) when the bytes are an iPhone photo and its reader is installed, () for any other bytes."""
+def _heif_format(data: bytes, file: Path) -> tuple[str, ...]:
+    """("HEIF",) for the bytes of an iPhone photo, else (). Raises SetupError without its decoder."""
     if data[4:8] != b"ftyp" or data[8:12] not in _HEIF_BRANDS:
         return ()
     try:
         from pillow_heif import register_heif_opener  # pyright: ignore
     except ImportError:
         raise SetupError(
-            f"{place.name} is a HEIC photo and its reader is not installed",
+            f"{file.name} is a HEIC photo and its decoder is not installed",
             'pip install "celebctl[heif]", or save the photo as JPEG',
         ) from None
     register_heif_opener()
     return ("HEIF",)
 
 
-def _check_size(image: Image.Image, place: Path) -> None:
+def _check_size(image: Image.Image, file: Path) -> None:
+    """Raise InvalidInputError for more than MAX_PIXELS."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise InvalidInputError(
-            f"{place} claims {width} x {height} pixels; at most {MAX_PIXELS // 1_000_000} million are read",
-            "resize it, or cut out the face",
+            f"{file} has {width} x {height} pixels; the limit is {MAX_PIXELS // 1_000_000} million",
+            "resize it, or crop it to the face",
         )
 
 
-def _complaint(error: Exception, place: Path, size: int) -> str:
+def _problem(error: Exception, file: Path, size: int) -> str:
+    """The message for an exception of Pillow."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"{place} is no image that celebctl reads ({', '.join(FORMATS)})"
+        return f"{file} is not an image in a supported format ({', '.join(FORMATS)})"
     if isinstance(error, Image.DecompressionBombError):
-        return f"{place} claims more pixels than are read ({MAX_PIXELS // 1_000_000} million)"
-    return f"{place} ({size} bytes) is damaged or cut short: {str(error)[:120]}"
+        return f"{file} has more pixels than the limit ({MAX_PIXELS // 1_000_000} million)"
+    return f"{file} ({size} bytes) is damaged or truncated: {str(error)[:120]}"
 
 
-def _upright_rgb(image: Image.Image, place: Path) -> Image.Image:
+def _upright_rgb(image: Image.Image, file: Path) -> Image.Image:
     """Decode. Order matters: the colour profile describes the stored channels, transparency the stored colours."""
     image.load()
     profile: Any = image.info.get("icc_profile")
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
-        raise InvalidInputError(f"{place} holds floating-point pixels of unknown range", "save it as 8-bit JPEG or PNG")
+        raise InvalidInputError(f"{file} has floating-point pixels of unknown range", "save it as 8-bit JPEG or PNG")
     if upright.mode in _WIDE_MODES:
         upright = _eight_bits(upright)
     elif upright.has_transparency_data:
@@ -156,13 +153,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
+    """Compose an image with transparency over white."""
     coloured = image.convert("RGBA")
     canvas = Image.new("RGBA", coloured.size, "white")
     return Image.alpha_composite(canvas, coloured).convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Through the embedded ICC profile where it is usable; a broken profile is worth less than the pixels."""
+    """Convert with the embedded ICC profile; a broken profile is ignored."""
     cms: Any = import_module("PIL.ImageCms")  # half of its signatures are untyped
     try:
         source = cms.ImageCmsProfile(io.BytesIO(profile))

@@ -30,6 +30,7 @@ CARD = {
     "display_scale": 4,
     "defaults": {"steps": 20, "guidance": 2.5, "sampler": "ddim"},
     "class_noun": "person",
+    "world": "mini",
     # tuned on mini's own scenes (benchmarks/LOG.md); measuring the celebrities' faces comes near it
     "framing": {"face_height_min": 0.52, "face_height_max": 0.60, "face_center_y": 0.485, "face_jitter": 0.025},
     "names": "names.txt",
