@@ -243,7 +243,7 @@ def test_models_of_the_same_name_do_not_mix(console: Desk, monkeypatch: pytest.M
     assert console("gen", "beach", "--seed", "1", "--model", "one/toy").code == 0
     assert console("gen", "beach", "--seed", "2", "--model", "one/toy").code == 0
     assert len(console.stage.calls) == 1
-    from celebctl.cli.bundles import find_bundle
+    from celebctl.bundles import find_bundle
 
     assert find_bundle(console.library, str(console.folder / "one" / "toy")) is not None
     assert find_bundle(console.library, "two/toy") is None

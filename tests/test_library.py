@@ -81,9 +81,9 @@ def test_forget_leaves_nothing_behind(library: Library) -> None:
         checkpoint = library.checkpoint(names, MODEL_KEY)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_bytes(b"numbers")
-    library.forget("alice")
+    library.remove("alice")
     assert library.names() == ["bob"]
-    assert [path.stem for path in (library.root / "unfinished" / MODEL_KEY).iterdir()] == ["bob"]
+    assert [path.stem for path in (library.root / "checkpoints" / MODEL_KEY).iterdir()] == ["bob"]
 
 
 def test_rename_keeps_the_numbers(library: Library) -> None:
@@ -109,7 +109,7 @@ def test_names_that_are_no_names_never_reach_the_disk(library: Library, name: st
     with pytest.raises(UsageError):
         library.find(name)
     with pytest.raises(UsageError):
-        library.forget(name)
+        library.remove(name)
     with pytest.raises(UsageError):
         library.rename("alice", name)
     assert library.names() == ["alice"]
@@ -126,11 +126,11 @@ def test_a_name_held_elsewhere_is_busy(library: Library, tmp_path: Path) -> None
     """Another process learns alice: here she can be neither learned nor deleted; bob can."""
     library.save(person("alice"))
     with HeldElsewhere(library.root, "alice"):
-        for act in (lambda: library.save(person("alice", 2), overwrite=True), lambda: library.forget("alice")):
+        for act in (lambda: library.save(person("alice", 2), overwrite=True), lambda: library.remove("alice")):
             with pytest.raises(BusyError, match="alice"):
                 act()
         library.save(person("bob"))
-    library.forget("alice")  # the other process was killed, and its lock went with it
+    library.remove("alice")  # the other process was killed, and its lock went with it
 
 
 def test_reserving_may_nest(library: Library) -> None:

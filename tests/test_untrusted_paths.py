@@ -85,7 +85,7 @@ def test_the_library_composes_no_path_of_them(tmp_path: Path, value: str) -> Non
         lambda: library.require_free(["alice"], value),
         lambda: library.require_free([value], MODEL_KEY),
         lambda: library.load("alice", value),
-        lambda: library.forget("alice", value),
+        lambda: library.remove("alice", value),
         lambda: library.rename("alice", "bob", value),
         lambda: library.reserve(["alice"], value).__enter__(),
     ):
@@ -122,7 +122,7 @@ def test_a_linked_folder_of_people_is_not_followed(tmp_path: Path) -> None:
     for attempt in (
         lambda: library.save(make_identity("alice", seed=2), overwrite=True),
         lambda: library.load("alice"),
-        lambda: library.forget("alice"),
+        lambda: library.remove("alice"),
         lambda: library.rename("alice", "bob"),
     ):
         with pytest.raises(IntegrityError, match="out of the library"):
