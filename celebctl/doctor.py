@@ -129,7 +129,12 @@ def check_data() -> Iterator[Check]:
     if not _writable(place):
         yield Check("fail", "data", f"{root} is not writable", "set CELEBCTL_HOME to a writable folder")
     elif free < _LITTLE:
-        yield Check("fail" if free < _TOO_LITTLE else "warn", "data", detail, "free some space, or set CELEBCTL_HOME to a folder on another disk")
+        yield Check(
+            "fail" if free < _TOO_LITTLE else "warn",
+            "data",
+            detail,
+            "free some space, or set CELEBCTL_HOME to a folder on another disk",
+        )
     else:
         yield Check("ok", "data", detail)
     settings = Settings.read()  # raises for an invalid file
@@ -204,7 +209,9 @@ def check_providers() -> Iterator[Check]:
         if problem is None:
             bound.insert(0, "CUDA")
         elif gpus:
-            detail = "CUDA is offered, but no session can use it; only the CPU works" + (f": {problem}" if problem else "")
+            detail = "CUDA is offered, but no session can use it; only the CPU works" + (
+                f": {problem}" if problem else ""
+            )
             yield Check("fail", "providers", detail, _cuda_fix())
             return
     elif gpus:

@@ -213,7 +213,9 @@ def grade_halves(crop: NDArray[np.uint8], recognise: Recognise) -> Grade:
     if verdict == "good":
         finding = "both halves of the face look alike (this does not detect a mask)"
     else:
-        finding = "the halves differ: hair, a hand or a phone before the face? A turned head or side light causes it, too"
+        finding = (
+            "the halves differ: hair, a hand or a phone before the face? A turned head or side light causes it, too"
+        )
     return Grade("halves", verdict, finding, {"mirror_pixels": round(alike, 3), "mirror_feature": round(agreed, 3)})
 
 
@@ -227,7 +229,9 @@ def grade_eyes(crop: NDArray[np.uint8]) -> Grade:
     cheeks = np.concatenate([luma[66:80, 28:42].ravel(), luma[66:80, 70:84].ravel()])
     dark = float((luma[44:60, 26:86] < 0.6 * np.median(cheeks)).mean())
     verdict = _at_most(dark, 0.68, 1.0)
-    finding = "nothing dark over the eyes" if verdict == "good" else "sunglasses? take them off, the eyes cannot be seen"
+    finding = (
+        "nothing dark over the eyes" if verdict == "good" else "sunglasses? take them off, the eyes cannot be seen"
+    )
     return Grade("eyes", verdict, finding, {"dark": round(dark, 3)})
 
 
@@ -267,7 +271,9 @@ def grade_framing(photo_size: tuple[int, int], face: Face) -> Grade:
 def grade_detection(score: float) -> Grade:
     """The detector's confidence."""
     verdict = _at_least(score, 0.6, 0.5)
-    finding = "clearly a face" if verdict == "good" else "hard to see: turned away, covered, blurred, or no face at all?"
+    finding = (
+        "clearly a face" if verdict == "good" else "hard to see: turned away, covered, blurred, or no face at all?"
+    )
     return Grade("detection", verdict, finding, {"score": round(score, 3)})
 
 

@@ -1,7 +1,7 @@
 """Persistent settings, and where each value came from.
 
-Precedence: option > environment > ./celebctl.toml > the user's config.toml > default. With CELEBCTL_HOME set, the user's
-config.toml is looked for there, so that one folder holds everything.
+Precedence: option > environment > ./celebctl.toml > the user's config.toml > default. With CELEBCTL_HOME set, the
+user's config.toml is read from there, so that one folder holds everything.
 """
 
 import difflib
@@ -45,7 +45,9 @@ KNOWN = {
         SettingSpec("threads", 0, "CPU threads for drawing; 0 is one per physical core"),
         SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=0,enable_cuda_graph=0"),
         SettingSpec("preset", "clean", "the learning preset", ("clean", "faithful")),
-        SettingSpec("face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"),
+        SettingSpec(
+            "face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"
+        ),
     )
 }
 

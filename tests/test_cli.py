@@ -300,7 +300,9 @@ def assert_parses(words: list[str]) -> None:
     if name == "basis":
         group, name, rest = commands.commands[name], rest[0], rest[1:]
     command = group.commands[name]
-    if not any(word.startswith("-") for word in rest) and not any(p.param_type_name == "argument" for p in command.params):
+    if not any(word.startswith("-") for word in rest) and not any(
+        p.param_type_name == "argument" for p in command.params
+    ):
         rest = []  # prose after the command
     command.make_context(name, list(rest))
 

@@ -310,6 +310,15 @@ def test_interrupted_work_is_reported() -> None:
         assert "toy-0.carol" in [line.detail for line in doctor.check_interrupted()][1]
 
 
+def test_the_commands_of_all_fixes_parse() -> None:
+    commands: Any = typer.main.get_command(app)
+    found = re.findall(r'"(celebctl [^"]+)"', Path(str(doctor.__file__)).read_text(encoding="utf-8"))
+    assert len(found) >= 6
+    for command in found:
+        _, name, *rest = shlex.split(re.sub(r"\{[^}]*\}", "value", command))
+        commands.commands[name].make_context(name, [word for word in rest if word != "value" or name != "learn"] or rest)
+
+
 # All of it.
 
 
@@ -328,7 +337,10 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_lines_fit_eighty_columns() -> None:
-    lines = [Check("warn", "default model", "word " * 40, "celebctl download sd15"), Check("ok", "gpu", "fine", "hidden")]
+    lines = [
+        Check("warn", "default model", "word " * 40, "celebctl download sd15"),
+        Check("ok", "gpu", "fine", "hidden"),
+    ]
     text = doctor.render(lines)
     assert all(len(row) <= 80 for row in text) and len(text) > 4
     assert text[-2].strip() == "celebctl download sd15" and text[-1] == "ok    gpu            fine"

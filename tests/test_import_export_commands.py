@@ -138,7 +138,9 @@ def test_the_use_in_other_programs_is_printed(shell: Shell, doll_basis: tuple[Di
     assert 'pipe.load_textual_inversion("ann' in shell("export-embedding", "ann", "--force", "--to", "diffusers")[2]
 
 
-def test_exporting_and_importing_keeps_the_embeddings(shell: Shell, doll_basis: tuple[DiffusionParts, CelebBasis]) -> None:
+def test_exporting_and_importing_keeps_the_embeddings(
+    shell: Shell, doll_basis: tuple[DiffusionParts, CelebBasis]
+) -> None:
     ann = make_identity(doll_basis[0], "ann", seed=1)
     shell.library.save(ann)
     shell("export-embedding", "ann", "--to", "invoke", "-o", "somebody.safetensors")
@@ -238,7 +240,9 @@ def test_inspect_knows_every_kind_of_file(shell: Shell) -> None:
     Path("xl.safetensors").write_bytes(embedding_file(alice_xl(), "webui"))
     release_files(Path())
     bundle = write_bundle(Path("bundle"))
-    save_image(GeneratedImage(Image.new("RGB", (8, 8)), Request("alice smiling", seed=3), {"model": "toy"}), Path("a.png"))
+    save_image(
+        GeneratedImage(Image.new("RGB", (8, 8)), Request("alice smiling", seed=3), {"model": "toy"}), Path("a.png")
+    )
     Image.new("RGB", (8, 8)).save("plain.png")
     Path("text.txt").write_text("hello")
     kinds = {

@@ -98,13 +98,27 @@ def test_interpolate_leaves_the_bundle_alone_and_starts_with_the_first_person(co
     console.know("alice", "bob")
     bundle = toy_bundle(console.library)
     before = {path.name: path.read_bytes() for path in bundle.path.iterdir() if path.is_file()}
-    words = ("interpolate", "alice", "bob", "--frames", "5", "--seed", "3", "--prompt", "{} as an", "--gif", "strip.gif")
+    words = (
+        "interpolate",
+        "alice",
+        "bob",
+        "--frames",
+        "5",
+        "--seed",
+        "3",
+        "--prompt",
+        "{} as an",
+        "--gif",
+        "strip.gif",
+    )
     said = console(*words)
     assert said.code == 0 and said.lines == ["strip.png", "strip.gif"], said.err
     assert {path.name: path.read_bytes() for path in bundle.path.iterdir() if path.is_file()} == before
     with Image.open("strip.png") as sheet:
         left = np.asarray(sheet.convert("RGB").crop((GAP, GAP, GAP + 128, GAP + 128)))
-    alone = generate(bundle, OrtBackend(bundle), Request("alice as an", seed=3), overrides=[console.library.load("alice")])[0]
+    alone = generate(
+        bundle, OrtBackend(bundle), Request("alice as an", seed=3), overrides=[console.library.load("alice")]
+    )[0]
     assert np.array_equal(left, np.asarray(alone.image.resize((128, 128), Image.Resampling.LANCZOS)))
     refused(console(*words), 2, "exists")
     assert console(*words, "--force", "--json").document["weights"][2] == [0.5, 0.5]

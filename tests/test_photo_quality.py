@@ -25,9 +25,9 @@ from celebctl.photo_quality import (
     Verdict,
     annotate,
     check_face,
-    grade_face_count,
     grade_detection,
     grade_eyes,
+    grade_face_count,
     grade_framing,
     grade_halves,
     grade_light,
@@ -202,9 +202,7 @@ def test_dark_skin_in_good_light_is_no_fault() -> None:
     assert found.verdict == "good" and found.measured["mean"] < 110
 
 
-def test_a_covered_half_is_detected(
-    analyser: InsightFaceAnalyser, portrait: Image.Image
-) -> None:
+def test_a_covered_half_is_detected(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
     (face,) = analyser.analyse(portrait)
     whole = grade_halves(face.crop112, analyser.recognise)
     assert whole.verdict == "good" and "mask" in whole.finding

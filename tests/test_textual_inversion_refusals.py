@@ -89,7 +89,9 @@ def test_a_truncated_file_is_damaged_wherever_it_ends(suffix: str, tmp_path: Pat
     rest=st.binary(max_size=200),
     data=st.data(),
 )
-def test_no_content_raises_an_unexpected_exception(start: bytes, rest: bytes, data: st.DataObject, tmp_path: Path) -> None:
+def test_no_content_raises_an_unexpected_exception(
+    start: bytes, rest: bytes, data: st.DataObject, tmp_path: Path
+) -> None:
     path = tmp_path / f"x{data.draw(st.sampled_from(['.safetensors', '.pt', '.txt', '']))}"
     try:
         assert read_contents(written(path, start + rest)).kind == "unknown"

@@ -1,4 +1,4 @@
-"""No file and no option leads a write out of the folder that is meant: identities, bundles, cards, ``--shelf``."""
+"""No file and no option leads a write out of the folder that is meant: identities, bundles, cards, ``--for-model``."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def test_a_bundle_of_any_model_lies_in_the_library(tmp_path: Path, model: str) -
 
 
 @pytest.mark.parametrize("command", ["list", "show", "rename", "forget", "export-embedding", "regen"])
-@pytest.mark.parametrize("shelf", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9])
-def test_a_shelf_is_a_name_and_no_pattern(console: Desk, tmp_path: Path, command: str, model_key: str) -> None:
+@pytest.mark.parametrize("model_key", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9])
+def test_a_model_key_is_a_name_and_not_a_pattern(console: Desk, tmp_path: Path, command: str, model_key: str) -> None:
     console.know("alice")
     before = tree(tmp_path)
     words = {"list": [], "rename": ["alice", "bob"]}.get(command, ["alice"])
-    refused(console(command, *words, "--shelf", model_key), 2, "")
+    refused(console(command, *words, "--for-model", model_key), 2, "")
     assert tree(tmp_path) == before
 
 

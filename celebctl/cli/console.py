@@ -100,7 +100,9 @@ class CliConsole:
             task = bar.add_task(title, total=None, text="")
 
             def report(step: int, steps: int, text: str) -> None:
-                bar.update(task, completed=step, total=steps or None, text=f"{f'{step}/{steps}  ' if steps else ''}{text}")
+                bar.update(
+                    task, completed=step, total=steps or None, text=f"{f'{step}/{steps}  ' if steps else ''}{text}"
+                )
 
             yield report
 

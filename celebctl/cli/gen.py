@@ -32,7 +32,9 @@ def gen(
     count: Annotated[int, typer.Option("--count", "-n", help="Number of images; image k has seed + k.")] = 1,
     seed: options.Seed = None,
     steps: options.Steps = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", "--cfg", help="Classifier-free guidance scale.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", "--cfg", help="Classifier-free guidance scale.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
     negative: Annotated[str, typer.Option("--negative", "--neg", help="Negative prompt: what not to draw.")] = "",
     likeness: options.Likeness = None,
@@ -275,7 +277,9 @@ def _describe(console: CliConsole, image: "GeneratedImage") -> None:
     people = listed(request.identities or ()) or "no learned people"
     extra = f", likeness {_likeness_text(request)}" if request.likeness != 1.0 else ""
     extra += f", layout {request.layout}" if request.layout not in ("", "none") else ""
-    console.info(f"{people}; {counted(request.steps, 'step')} of {request.sampler}, guidance {request.guidance:g}{extra}")
+    console.info(
+        f"{people}; {counted(request.steps, 'step')} of {request.sampler}, guidance {request.guidance:g}{extra}"
+    )
     if dropped:
         console.warn(f"the prompt is too long; left out: {dropped}")
 

@@ -10,12 +10,16 @@ SAMPLERS = "ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm"
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Model: a known name, diffusers folder, checkpoint file or Hub id.", show_default="mini"),
+    typer.Option(
+        "--model", "-m", help="Model: a known name, diffusers folder, checkpoint file or Hub id.", show_default="mini"
+    ),
 ]
 BundleDir = Annotated[
     Path | None, typer.Option("--bundle", help="Use this bundle instead of the one in the library.", metavar="DIR")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", "-s", help="Random seed; the same seed gives the same result. Default: random.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", "-s", help="Random seed; the same seed gives the same result. Default: random.")
+]
 Steps = Annotated[int | None, typer.Option("--steps", help="Number of steps. Default: the model's or preset's.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or trt.", show_default="auto")]
@@ -35,15 +39,18 @@ Layout = Annotated[
     typer.Option(
         "--layout",
         help="Where each person is: left:alice,right:bob (also top, bottom); boxes as fractions of the image,"
-        " alice@0,0,0.5,1 (left, top, right, bottom edge); auto (two people: left and right in the prompt's order); none.",
+        " alice@0,0,0.5,1 (left, top, right, bottom edge); auto (two people: left and right in prompt order); none.",
         metavar="LAYOUT",
         show_default="the model's: none for mini, else auto",
     ),
 ]
 FaceModels = Annotated[
-    str | None, typer.Option("--face-models", help="Face models: buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR")
+    str | None,
+    typer.Option("--face-models", help="Face models: buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR"),
 ]
-LowMemory = Annotated[bool, typer.Option("--low-memory", help="Use about a third of the memory, slower; for large models.")]
+LowMemory = Annotated[
+    bool, typer.Option("--low-memory", help="Use about a third of the memory, slower; for large models.")
+]
 ForModel = Annotated[
     str | None,
     typer.Option("--for-model", help="Only people of this model key, as shown by `celebctl list`.", metavar="KEY"),
