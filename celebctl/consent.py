@@ -1,8 +1,7 @@
-"""Who is learned: likely minors are refused, and what was said about consent is kept with the person.
+"""Safeguards of learning: likely minors are refused, and the stated consent is stored with the person.
 
-Neither is a lock. An estimate of an age is off by years, whoever has the code can take both out, and a word of consent
-is only as good as who gives it. They are there so that nobody does this by accident, and so that it can be looked up.
-What this module does not know: how faces are found, where people are kept.
+Neither is a lock: an age estimate is off by years, and a statement of consent is a record, not proof. They prevent
+accidents and document what was stated.
 """
 
 from __future__ import annotations
@@ -17,36 +16,42 @@ if TYPE_CHECKING:
     from celebctl_models.faces.analysis import Face
 
 ADULT = 18  # years, as estimated
-_WAYS = "say self, synthetic, or signed:FILE with what they signed"
+_FORMS = "use self, synthetic, or signed:FILE with the signed statement"
 
 
 def refuse_minor(face: Face, photo: str) -> None:
-    """Raise PolicyError for a face that is likely a child's; a face whose age nobody estimates passes.
+    """Raise PolicyError for a face that is likely a minor's; a face without an age estimate passes.
 
     `photo` names the file in the message.
     """
     if face.age is not None and face.age < ADULT:
         raise PolicyError(
             f"the face in {photo} looks about {face.age} years old, and celebctl does not learn minors",
-            "the estimate is rough: for an adult, try another photo of theirs",
+            "the estimate is rough: for an adult, try another photo",
+            reason="likely_minor",
+            age=face.age,
         )
 
 
-def consent_record(said: str | None) -> str:
-    """What is kept of a --consent: that nothing was said, who gave it, or the SHA-256 of what was signed.
+def consent_record(consent: str | None) -> str:
+    """The record of a consent: None, "self", "synthetic" or "signed:FILE", of which the SHA-256 is kept.
 
-    The signed file itself is not kept. Raises UsageError for other words, NotFoundError without the file.
+    Raises UsageError for other texts, NotFoundError when the file is missing.
+
+    Example:
+        >>> consent_record("self")
+        'self: given by the person in the photo'
     """
-    if said is None:
+    if consent is None:
         return "not stated"
-    if said == "self":
+    if consent == "self":
         return "self: given by the person in the photo"
-    if said == "synthetic":
-        return "synthetic: nobody real is shown"
-    kind, _, file = said.partition(":")
+    if consent == "synthetic":
+        return "synthetic: the photo shows no real person"
+    kind, _, file = consent.partition(":")
     if kind != "signed" or not file:
-        raise UsageError(f"--consent {said} means nothing", _WAYS)
+        raise UsageError(f"invalid consent {consent!r}", _FORMS, reason="consent_form", consent=consent)
     path = Path(file).expanduser()
     if not path.is_file():
-        raise NotFoundError(f"there is no signed consent at {file}", _WAYS)
+        raise NotFoundError(f"there is no signed consent {file}", _FORMS, reason="consent_form", consent=consent)
     return f"signed: sha256 {sha256_file(path)}"

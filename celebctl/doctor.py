@@ -1,7 +1,7 @@
-"""What this machine has and lacks for celebctl, one line each, with the command that mends it.
+"""Checks of the installation and the user's data, with the command that fixes each problem.
 
-Every check looks, none changes anything or reaches for the network. Packages are asked for their version without being
-imported; only ONNX Runtime is opened, because nothing else tells which of its providers really bind.
+No check changes anything or uses the network. Packages are asked for their version without importing them; only ONNX
+Runtime is opened, because only a session shows which of its providers work.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ TINY_ONNX = (
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: how it stands, about what, in which words, and the command that mends it ("" for none)."""
+    """One finding: status, subject, detail, and the command that fixes it ("" for none)."""
 
     status: Status
     name: str
@@ -67,7 +67,13 @@ class Check:
 
 
 def run_checks(deep: bool = False) -> list[Check]:
-    """All findings, in reading order. `deep` also imports torch and TensorRT, which takes seconds."""
+    """Run all checks, in reading order. `deep` also imports torch and TensorRT, which takes seconds.
+
+    Example:
+        >>> checks = run_checks()
+        >>> {check.status for check in checks} <= {"ok", "warn", "fail", "skip"}
+        True
+    """
     checks: list[Callable[[], Iterable[Check]]] = [
         check_python,
         check_data,
@@ -83,21 +89,21 @@ def run_checks(deep: bool = False) -> list[Check]:
         check_face_models,
         check_people,
         check_bundles,
-        check_unfinished,
+        check_interrupted,
     ]
-    # One broken settings file stops several checks with the same words.
+    # An invalid settings file stops several checks with the same finding.
     return list(dict.fromkeys(line for check in checks for line in _guard(check)))
 
 
 def _guard(check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
-    """What a check finds; one that cannot finish is a finding too, and keeps no other from being made."""
+    """The findings of a check; an exception becomes a finding."""
     try:
         yield from check()
     except CelebctlError as error:
         yield Check("fail", "settings" if error.code == "usage" else "files", error.problem, error.hint)
     except Exception as error:  # broken packages raise anything when they are imported
         name = getattr(check, "__name__", "check").removeprefix("check_")
-        yield Check("fail", name, f"cannot be told: {error!r}")
+        yield Check("fail", name, f"check failed: {error!r}")
 
 
 def version_of(package: str) -> str | None:
@@ -109,24 +115,29 @@ def version_of(package: str) -> str | None:
 
 
 def check_python() -> Iterator[Check]:
-    """The interpreter and ourselves."""
+    """Python and celebctl."""
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}, celebctl {__version__}"
     yield Check("ok", "python", detail)
 
 
 def check_data() -> Iterator[Check]:
-    """Where people and bundles live, and where settings are kept: writable, with room."""
+    """The folders of data and settings: writable, with free space."""
     root = Library().root
     place = _existing(root)
     free = shutil.disk_usage(place).free
     detail = f"{root}, {free / _GB:.1f} GB free"
     if not _writable(place):
-        yield Check("fail", "data", f"{root} cannot be written", "set CELEBCTL_HOME to a folder of yours")
+        yield Check("fail", "data", f"{root} is not writable", "set CELEBCTL_HOME to a writable folder")
     elif free < _LITTLE:
-        yield Check("fail" if free < _TOO_LITTLE else "warn", "data", detail, "free some space, or move CELEBCTL_HOME")
+        yield Check(
+            "fail" if free < _TOO_LITTLE else "warn",
+            "data",
+            detail,
+            "free some space, or set CELEBCTL_HOME to a folder on another disk",
+        )
     else:
         yield Check("ok", "data", detail)
-    settings = Settings.read()  # a file that is not right is reported with its own words
+    settings = Settings.read()  # raises for an invalid file
     state = "" if settings.user_file.exists() else " (none yet)"
     status: Status = "ok" if _writable(_existing(settings.user_file.parent)) else "warn"
     yield Check(status, "settings", f"{settings.user_file}{state}")
@@ -147,27 +158,27 @@ def _writable(folder: Path) -> bool:
 
 
 def check_extras() -> Iterator[Check]:
-    """Which optional parts are installed, wholly, halfway or not."""
+    """The extras: installed, partly installed or not installed."""
     for extra, packages in EXTRAS.items():
         found = {package: version_of(package) for package in packages}
         missing = [package for package, version in found.items() if version is None]
-        mend = f'pip install "celebctl[{extra}]"'
+        fix = f'pip install "celebctl[{extra}]"'
         if not missing:
             yield Check("ok", extra, ", ".join(f"{package} {version}" for package, version in found.items()))
         elif len(missing) == len(packages):
-            yield Check("skip", extra, "not installed", mend)
+            yield Check("skip", extra, "not installed", fix)
         else:
-            yield Check("warn", extra, f"missing: {', '.join(missing)}", mend)
+            yield Check("warn", extra, f"missing: {', '.join(missing)}", fix)
 
 
-# What makes pictures.
+# Inference engines.
 
 
 def check_runtime() -> Iterator[Check]:
-    """Which ONNX Runtime is installed. Two own one module: the one installed last has overwritten the other."""
+    """The ONNX Runtime package. The CPU and the GPU package install the same module and overwrite each other."""
     cpu, gpu = version_of(_CPU_RUNTIME), version_of(_GPU_RUNTIME)
     if cpu and gpu:
-        detail = f"two are installed, {_CPU_RUNTIME} {cpu} and {_GPU_RUNTIME} {gpu}: they overwrite each other"
+        detail = f"{_CPU_RUNTIME} {cpu} and {_GPU_RUNTIME} {gpu} are installed and overwrite each other"
         yield Check("fail", "onnxruntime", detail, _TWO_RUNTIMES)
     elif gpu:
         beside = ", with insightface beside it (a GPU workstation)" if version_of("insightface") else ""
@@ -175,11 +186,11 @@ def check_runtime() -> Iterator[Check]:
     elif cpu:
         yield Check("ok", "onnxruntime", f"{_CPU_RUNTIME} {cpu} (CPU)")
     else:
-        yield Check("fail", "onnxruntime", "not installed: pictures need one", 'pip install "celebctl[cpu]"')
+        yield Check("fail", "onnxruntime", "not installed: needed to draw", 'pip install "celebctl[cpu]"')
 
 
 def check_providers() -> Iterator[Check]:
-    """What really computes: a tiny model is run on the CPU, and a session is opened on CUDA where it is offered."""
+    """Run a tiny model on the CPU, and open a session on CUDA where it is offered."""
     if version_of(_CPU_RUNTIME) is None and version_of(_GPU_RUNTIME) is None:
         return
     import numpy as np
@@ -190,7 +201,7 @@ def check_providers() -> Iterator[Check]:
     session = engine.InferenceSession(TINY_ONNX, providers=[_CPU], enable_fallback=0)
     answer = session.run(None, {"x": np.ones(1, np.float32)})[0]
     if float(answer[0]) != -1.0:
-        yield Check("fail", "providers", f"the CPU says that -(1) is {answer[0]}", _TWO_RUNTIMES)
+        yield Check("fail", "providers", f"the CPU computes -(1) = {answer[0]}", _TWO_RUNTIMES)
         return
     bound, gpus = ["CPU"], find_gpus()
     if _CUDA in engine.get_available_providers():
@@ -198,31 +209,33 @@ def check_providers() -> Iterator[Check]:
         if problem is None:
             bound.insert(0, "CUDA")
         elif gpus:
-            detail = "CUDA is offered and does not bind; only the CPU does" + (f": {problem}" if problem else "")
-            yield Check("fail", "providers", detail, _cuda_mend())
+            detail = "CUDA is offered, but no session can use it; only the CPU works" + (
+                f": {problem}" if problem else ""
+            )
+            yield Check("fail", "providers", detail, _cuda_fix())
             return
     elif gpus:
-        mend = 'pip uninstall -y onnxruntime\n      pip install "celebctl[cuda]"'
-        yield Check("warn", "providers", "CPU only, although there is a GPU", mend)
+        fix = 'pip uninstall -y onnxruntime\n      pip install "celebctl[cuda]"'
+        yield Check("warn", "providers", "CPU only, although there is a GPU", fix)
         return
     yield Check("ok", "providers", f"{', '.join(bound)} (a session was opened on each)")
 
 
 def why_not_bound(engine: Any, provider: str) -> str | None:
-    """What ONNX Runtime says against `provider`; "" where it left it out in silence, None where a session keeps it."""
-    with contextlib.redirect_stdout(sys.stderr):  # it prints its warnings, and stdout is for data
+    """ONNX Runtime's reason for not using `provider`; "" when it gives none, None when a session uses it."""
+    with contextlib.redirect_stdout(sys.stderr):  # it prints warnings; stdout is for results
         if hasattr(engine, "preload_dlls"):
             engine.preload_dlls()
-    try:  # without its wrapper's own fall back, which talks on stdout and forgets why
+    try:  # without the wrapper's fallback, which prints on stdout and hides the reason
         session = engine.InferenceSession(TINY_ONNX, providers=[provider, _CPU], enable_fallback=0)
-    except Exception as error:  # the engine's exceptions have no common root but this
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         return one_line(error)
     return None if provider in session.get_providers() else ""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU, as nvidia-smi tells it."""
+    """One NVIDIA GPU, as nvidia-smi reports it."""
 
     name: str
     driver: str
@@ -230,15 +243,15 @@ class Gpu:
 
 
 def find_gpus() -> list[Gpu]:
-    """NVIDIA GPUs, by nvidia-smi; [] where there is none. Raises OSError or ValueError when it does not answer well."""
+    """NVIDIA GPUs, by nvidia-smi; [] without one. Raises OSError when nvidia-smi fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
     query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
     if done.returncode != 0:
-        said = (done.stdout or done.stderr).strip().splitlines()
-        raise OSError(said[0] if said else f"nvidia-smi ends with {done.returncode}")
+        output = (done.stdout or done.stderr).strip().splitlines()
+        raise OSError(output[0] if output else f"nvidia-smi exits with {done.returncode}")
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
     return [Gpu(*row) for row in rows if len(row) == 3]
 
@@ -248,10 +261,10 @@ def check_gpu() -> Iterator[Check]:
     try:
         gpus = find_gpus()
     except (OSError, subprocess.TimeoutExpired) as error:
-        yield Check("warn", "gpu", f"nvidia-smi does not answer: {error}", "reinstall the NVIDIA driver, or restart")
+        yield Check("warn", "gpu", f"nvidia-smi fails: {error}", "reinstall the NVIDIA driver, or restart")
         return
     if not gpus:
-        yield Check("skip", "gpu", "no NVIDIA GPU (nvidia-smi is not there): pictures are made on the CPU")
+        yield Check("skip", "gpu", "no NVIDIA GPU (nvidia-smi not found): images are drawn on the CPU")
     for gpu in gpus:
         old = int(gpu.driver.partition(".")[0] or 0) < _CUDA_DRIVER
         detail = f"{gpu.name}, {gpu.memory}, driver {gpu.driver}"
@@ -262,36 +275,36 @@ def check_gpu() -> Iterator[Check]:
 
 
 def check_cuda() -> Iterator[Check]:
-    """CUDA's libraries, where something wants them."""
+    """CUDA's libraries, where the GPU runtime is installed."""
     if version_of(_GPU_RUNTIME) is None:
         return
     missing = [name for name in _CUDA_LIBRARIES if not _has_library(name)]
     if missing:
-        yield Check("warn", "cuda", f"not found: {', '.join(f'lib{name}' for name in missing)}", _cuda_mend())
+        yield Check("warn", "cuda", f"not found: {', '.join(f'lib{name}' for name in missing)}", _cuda_fix())
     else:
         yield Check("ok", "cuda", ", ".join(f"lib{name}" for name in _CUDA_LIBRARIES))
 
 
-def _cuda_mend() -> str:
+def _cuda_fix() -> str:
     return 'pip install "onnxruntime-gpu[cuda,cudnn]" nvidia-cublas'
 
 
 def _has_library(name: str) -> bool:
-    """Whether a file of this library lies where pip, PyTorch, the system or LD_LIBRARY_PATH puts them."""
+    """Whether a file of this library is where pip, PyTorch, the system or LD_LIBRARY_PATH puts them."""
     pattern = f"{name}64_*.dll" if os.name == "nt" else f"lib{name}.so*"
-    said = os.environ.get("PATH" if os.name == "nt" else "LD_LIBRARY_PATH", "").split(os.pathsep)
-    places = [Path(place) for place in said if place]
-    for site in {Path(place) for place in sys.path if place.endswith("site-packages")}:
-        places += [site / "torch" / "lib", *site.glob("nvidia/*/lib"), *site.glob("nvidia/*/bin")]
-    places += [*Path("/usr/local").glob("cuda*/lib64"), *Path("/usr/lib").glob("*-linux-gnu"), Path("/usr/lib64")]
-    return any(next(place.glob(pattern), None) is not None for place in places)
+    search = os.environ.get("PATH" if os.name == "nt" else "LD_LIBRARY_PATH", "").split(os.pathsep)
+    folders = [Path(folder) for folder in search if folder]
+    for site in {Path(folder) for folder in sys.path if folder.endswith("site-packages")}:
+        folders += [site / "torch" / "lib", *site.glob("nvidia/*/lib"), *site.glob("nvidia/*/bin")]
+    folders += [*Path("/usr/local").glob("cuda*/lib64"), *Path("/usr/lib").glob("*-linux-gnu"), Path("/usr/lib64")]
+    return any(next(folder.glob(pattern), None) is not None for folder in folders)
 
 
 def check_torch(deep: bool) -> Iterator[Check]:
-    """PyTorch, for learning and exporting; `deep` asks it whether it sees a GPU."""
+    """PyTorch, for learning and exporting; `deep` imports it and asks for its GPU."""
     version = version_of("torch")
     if version is None:
-        yield Check("skip", "torch", "not installed: needed for learning and exporting only")
+        yield Check("skip", "torch", "not installed: needed only for learning and exporting")
         return
     if not deep:
         build = "CPU build" if "+cpu" in version else "see --deep for its GPU"
@@ -300,8 +313,8 @@ def check_torch(deep: bool) -> Iterator[Check]:
     import torch
 
     loose = cast(Any, torch)
-    sees = loose.cuda.get_device_name() if loose.cuda.is_available() else "no GPU"
-    yield Check("ok", "torch", f"{version}, CUDA {loose.version.cuda or 'none'}, sees {sees}")
+    gpu = loose.cuda.get_device_name() if loose.cuda.is_available() else "no GPU"
+    yield Check("ok", "torch", f"{version}, CUDA {loose.version.cuda or 'none'}, {gpu}")
 
 
 def check_tensorrt(deep: bool) -> Iterator[Check]:
@@ -313,45 +326,45 @@ def check_tensorrt(deep: bool) -> Iterator[Check]:
         return
     major, minor = (int(part) for part in version.split(".")[:2])
     if not (10, 12) <= (major, minor) < (12, 0):
-        mend = 'pip install "tensorrt>=10.12,<12"'
-        yield Check("warn", "tensorrt", f"{version}: celebctl knows 10.12 up to 11", mend)
+        fix = 'pip install "tensorrt>=10.12,<12"'
+        yield Check("warn", "tensorrt", f"{version}: celebctl supports 10.12 up to 11", fix)
         return
     if deep:
         import_module("tensorrt")
     yield Check("ok", "tensorrt", version)
 
 
-# What celebctl has.
+# Models and data.
 
 
 def check_models() -> Iterator[Check]:
-    """Known models on this machine, and downloads that stopped halfway."""
+    """Known models on this machine, and incomplete downloads."""
     here = [name for name in KNOWN if locate(name).kind == "folder"]
     yield Check("ok", "models", ", ".join(f"{name}{' (bundled)' if KNOWN[name].bundled else ''}" for name in here))
     for name, row in KNOWN.items():
         folder = None if name in here else cached_folder(row.source, row.revision)
         if folder is not None:
-            lacks = missing_parts(folder) if (folder / INDEX_FILE).is_file() else [INDEX_FILE]
-            yield Check("warn", "models", f"{name} is half fetched: {lacks[0]} is missing", f"celebctl setup {name}")
+            missing = missing_parts(folder) if (folder / INDEX_FILE).is_file() else [INDEX_FILE]
+            yield Check("warn", "models", f"{name} is incomplete: {missing[0]} is missing", f"celebctl download {name}")
 
 
 def check_default_model() -> Iterator[Check]:
-    """The model that commands take when none is named."""
-    present = Settings.read().get("model")
+    """The model used without --model."""
+    setting = Settings.read().get("model")
     try:
-        place = locate(str(present.value))
+        place = locate(str(setting.value))
     except CelebctlError as error:
-        yield Check("fail", "default model", f"{error.problem} ({present.origin})", "celebctl use mini")
+        yield Check("fail", "default model", f"{error.problem} ({setting.origin})", "celebctl use mini")
         return
     if place.kind == "hub":
-        detail = f"{present.value} ({present.origin}) is not on this machine yet"
-        yield Check("warn", "default model", detail, f"celebctl setup {present.value}")
+        detail = f"{setting.value} ({setting.origin}) is not on this machine yet"
+        yield Check("warn", "default model", detail, f"celebctl download {setting.value}")
     else:
-        yield Check("ok", "default model", f"{present.value} ({present.origin})")
+        yield Check("ok", "default model", f"{setting.value} ({setting.origin})")
 
 
 def check_face_models() -> Iterator[Check]:
-    """What finds and recognises faces when learning with the default model."""
+    """The face models for learning with the default model."""
     from celebctl_models.faces.packs import PACKS, accepted_at, choose_face_models, find_pack
 
     settings, root = Settings.read(), Library().root
@@ -363,27 +376,27 @@ def check_face_models() -> Iterator[Check]:
     for name in PACKS:
         with contextlib.suppress(NotFoundError):
             folder = find_pack(name, root)
-            agreed = accepted_at(name, root)
-            detail = f"{name}, licence {f'accepted {agreed:%Y-%m-%d}' if agreed else 'not accepted'}"
-            yield Check("ok" if agreed else "skip", "face models", detail)
+            accepted = accepted_at(name, root)
+            detail = f"{name}, licence {f'accepted {accepted:%Y-%m-%d}' if accepted else 'not accepted'}"
+            yield Check("ok" if accepted else "skip", "face models", detail)
 
 
 def check_people() -> Iterator[Check]:
-    """Everybody in the library, opened once."""
+    """Open every identity of the library."""
     library = Library()
     entries = library.entries()
     for entry in entries:
         try:
             entry.load()
         except CelebctlError as error:
-            mend = f"celebctl forget {entry.name} --shelf {entry.model_key}"
-            yield Check("fail", "people", f"{entry.name} cannot be read: {error.problem}", mend)
+            fix = f"celebctl rm {entry.name} --for-model {entry.model_key}"
+            yield Check("fail", "people", f"{entry.name} cannot be read: {error.problem}", fix)
     model_keys = len({entry.model_key for entry in entries})
-    yield Check("ok", "people", f"{len(entries)} known, for {model_keys} {'model' if model_keys == 1 else 'models'}")
+    yield Check("ok", "people", f"{len(entries)} learned, for {model_keys} {'model' if model_keys == 1 else 'models'}")
 
 
 def check_bundles() -> Iterator[Check]:
-    """Every exported bundle: manifest, files and sizes."""
+    """Open every bundle of the library: manifest, files and sizes."""
     from celebctl_runtime.bundle.bundle import Bundle
 
     library = Library()
@@ -392,28 +405,28 @@ def check_bundles() -> Iterator[Check]:
         try:
             Bundle.open(path, verify="quick")
         except CelebctlError as error:
-            mend = f"celebctl export --model {shlex.quote(library.origin(path) or 'MODEL')}"
-            yield Check("fail", "bundles", f"{path.name}: {error.problem}", mend)
+            fix = f"celebctl export --model {shlex.quote(library.origin(path) or 'MODEL')}"
+            yield Check("fail", "bundles", f"{path.name}: {error.problem}", fix)
     yield Check("ok", "bundles", f"{len(bundles)} exported")
 
 
-def check_unfinished() -> Iterator[Check]:
-    """Learning that was interrupted or goes on now, downloads that stopped, and what a killed process left behind."""
+def check_interrupted() -> Iterator[Check]:
+    """Interrupted learning, learning that is running, and interrupted downloads."""
     root = Library().root
-    for checkpoint in sorted((root / "unfinished").glob("*/*.checkpoint")):
+    for checkpoint in sorted((root / "checkpoints").glob("*/*.checkpoint")):
         names = checkpoint.stem.split("+")
         words = " ".join([*("PHOTO" for _ in names), *(f"--name {name}" for name in names)])
-        yield Check("warn", "unfinished", f"learning {' and '.join(names)}", f"celebctl learn {words} --resume")
+        yield Check("warn", "interrupted", f"learning {' and '.join(names)}", f"celebctl learn {words} --resume")
     busy = [path.stem for path in sorted((root / "locks").glob("*.lock")) if _held(path)]
     if busy:
-        yield Check("ok", "at work", f"another celebctl holds {', '.join(busy)}")
+        yield Check("ok", "running", f"another process is working on {', '.join(busy)}")
     for part in sorted((root / "cache").glob("*.part")):
         name = part.name.partition(".")[0]
-        yield Check("warn", "unfinished", f"fetching {name} stopped halfway", f"celebctl setup {name}")
+        yield Check("warn", "interrupted", f"download of {name}", f"celebctl download {name}")
 
 
 def _held(path: Path) -> bool:
-    """Whether a process holds a lock; a file that nobody holds is no trouble, and stays."""
+    """Whether a process holds a lock; a lock file alone means nothing."""
     from filelock import FileLock, Timeout
 
     try:
@@ -421,23 +434,24 @@ def _held(path: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # somebody else's library, read-only
+    except OSError:  # a read-only library
         return False
 
 
-# How it is shown.
+# Text.
 
 
-def render(lines: Iterable[Check], width: int = 80) -> list[str]:
-    """Findings as aligned text: status, what, detail; below it the command that mends."""
+def render(checks: Iterable[Check], width: int = 80) -> list[str]:
+    """The checks as aligned text: status, subject and detail; below it the command that fixes a problem."""
     import textwrap
 
     text: list[str] = []
-    for line in lines:
-        head = f"{line.status:<5} {line.name:<14} "
+    for check in checks:
+        head = f"{check.status:<5} {check.name:<14} "
+        indent = " " * len(head)
         text += textwrap.wrap(
-            line.detail, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+            check.detail, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False
         )
-        if line.fix and line.status != "ok":
-            text += [f"      {command.strip()}" for command in line.fix.split("\n")]
+        if check.fix and check.status != "ok":
+            text += [f"      {command.strip()}" for command in check.fix.split("\n")]
     return text

@@ -1,15 +1,15 @@
-"""The people and bundles of one user, on disk.
+"""The identities and bundles of one user, on disk.
 
-    <root>/identities/<family>-<table hash>/<name>.safetensors      people, one shelf per model
-    <root>/bundles/<model>-<table hash>/                            what `celebctl export` makes (.origin: of what)
-    <root>/unfinished/<shelf>/<names>.checkpoint                    what an interrupted `celebctl learn` leaves
+    <root>/identities/<family>-<table hash>/<name>.safetensors      identities, one folder per model
+    <root>/bundles/<model>-<table hash>/                            exported bundles (.NAME.origin: the model exported)
+    <root>/checkpoints/<model key>/<names>.checkpoint               interrupted learning
     <root>/cache/, <root>/locks/
-    <root>/cache/engines/                                           TensorRT engines, see celebctl_runtime.backends.engines
+    <root>/cache/engines/                                           TensorRT engines (celebctl_runtime.backends.engines)
 
-A person belongs to the token table they were learned for, so a name is unique on its shelf, not everywhere. Files are
-written whole or not at all; a name that is being learned is locked, and the system drops the lock with its process.
-What a file or a user says (family, hash, name, model, shelf) becomes part of a path in ``Library._place`` only.
-What this module does not know: torch, how people are learned, what is inside a bundle.
+An identity belongs to the token table it was learned for, so a name is unique per model. The *model key*, such as
+"sd1-0123abcd", is the name of a model's folder. Files are written whole or not at all. A name that is being learned is
+locked, and the operating system drops the lock with its process. Text from files and users (family, hash, name, model,
+model key) becomes part of a path in ``Library._place`` only.
 """
 
 import contextlib
@@ -29,91 +29,122 @@ from celebctl_runtime.paths import data_root
 SUFFIX = ".safetensors"
 HASH_DIGITS = 8
 
-_SHELF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+_MODEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 _MAX_MODEL = 100  # characters of a model's name in the name of its bundle
 _PART = re.compile(r"\.?\w[\w.+ -]*")  # of a path: no separator, no way up, nothing that a shell or glob reads
 
 
 def format_model_key(family: str, table_hash: str) -> str:
-    """The folder name of a model's people: short, and safe on every file system.
+    """The model key, "FAMILY-HASH": the folder of a model's identities, with eight digits of the token table's hash.
 
     Raises IntegrityError for a family or hash that cannot be part of a file name.
+
+    Example:
+        >>> format_model_key("sd1", "0123456789abcdef")
+        'sd1-01234567'
     """
     return f"{check_key('a model family', family)}-{check_key('a table hash', table_hash)[:HASH_DIGITS]}"
 
 
-def check_shelf(model_key: str) -> str:
-    """``shelf`` when it could be a folder of people. Raises UsageError: it is what a user typed."""
-    if not _SHELF.fullmatch(model_key):
-        raise UsageError(f"{model_key[:80]!r} cannot be a model of people", "celebctl list shows those there are")
+def check_model_key(model_key: str) -> str:
+    """`model_key`, when it could be one. Raises UsageError otherwise."""
+    if not _MODEL_KEY.fullmatch(model_key):
+        raise UsageError(
+            f"{model_key[:80]!r} is not a model key",
+            "Library().entries() has the model keys in use",
+            reason="invalid_model_key",
+            model_key=model_key,
+        )
     return model_key
 
 
 @dataclass(frozen=True)
 class IdentityFile:
-    """Where one person is kept."""
+    """The file of one identity."""
 
     name: str
     model_key: str
     path: Path
 
     def load(self) -> Identity:
-        """Read the file; its own name wins over the one inside. Raises IntegrityError when it is damaged."""
+        """Read the identity; the file's name wins over the name inside. Raises IntegrityError when it is damaged."""
         _refuse_outside(self.path, self.path.parent.parent)
         identity = Identity.load(self.path)
         return identity if identity.name == self.name else identity.renamed(self.name)
 
 
 class Library:
-    """The user's people and bundles below one folder; an empty library needs no folder yet."""
+    """A user's identities and bundles below one folder, which is created when something is saved.
+
+    Args:
+        root: The folder; default: $CELEBCTL_HOME, or celebctl's folder in the user's data folder.
+
+    Example:
+        >>> library = Library(folder / "new library")
+        >>> library.names()
+        []
+    """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else data_root()
 
     @property
     def engines(self) -> Path:
-        """The cache folder of TensorRT engines, which may not exist yet."""
+        """The cache folder of TensorRT engines; it may not exist yet."""
         return self.root / "cache" / "engines"
 
-    # People. `shelf` limits a call to one model; without it a name must be unique over all of them.
+    # Identities. `model_key` limits a call to one model; without it a name must be unique over all models.
 
     def entries(self, model_key: str | None = None) -> list[IdentityFile]:
-        """Everybody, sorted by name, then shelf. Files with names that no person can have are left alone.
+        """All identities, sorted by name, then model key. Files without a valid name are ignored.
 
-        Raises UsageError when `shelf` cannot be one.
+        Raises UsageError for an invalid `model_key`.
         """
         place = self.root / "identities"
-        model_keys = [path.name for path in _listed(place) if _SHELF.fullmatch(path.name)]
+        model_keys = [path.name for path in _listed(place) if _MODEL_KEY.fullmatch(path.name)]
         if model_key is not None:
-            model_keys = [name for name in model_keys if name == check_shelf(model_key)]
-        files = [path for name in model_keys for path in _listed(place / name) if _is_person(path)]
+            model_keys = [name for name in model_keys if name == check_model_key(model_key)]
+        files = [path for name in model_keys for path in _listed(place / name) if _is_identity_file(path)]
         files.sort(key=lambda path: (path.stem, path.parent.name))
         return [IdentityFile(path.stem, path.parent.name, path) for path in files]
 
     def names(self, model_key: str | None = None) -> list[str]:
-        """Names in alphabetical order, each once."""
+        """The names, sorted, each once."""
         return list(dict.fromkeys(entry.name for entry in self.entries(model_key)))
 
     def find(self, name: str, model_key: str | None = None) -> IdentityFile:
-        """The entry called `name`. Raises NotFoundError with near names, UsageError when several models know one."""
+        """The entry of `name`.
+
+        Raises:
+            NotFoundError: There is none (reason "unknown_identity"; the hint has similar names).
+            UsageError: The name is invalid, or exists for several models (reason "ambiguous_identity").
+        """
         wanted = check_name(name)
         found = [entry for entry in self.entries(model_key) if entry.name == wanted]
         if not found:
             self._not_found(wanted, model_key)
         if len(found) > 1:
             model_keys = ", ".join(entry.model_key for entry in found)
-            hint = f"say which: --shelf {found[0].model_key}"
-            raise UsageError(f"several models have a person {wanted}: {model_keys}", hint)
+            raise UsageError(
+                f"{wanted!r} exists for several models: {model_keys}",
+                f"pass model_key={found[0].model_key!r}",
+                reason="ambiguous_identity",
+                name=wanted,
+                model_key=found[0].model_key,
+            )
         return found[0]
 
     def load(self, name: str, model_key: str | None = None) -> Identity:
-        """The person called `name`."""
+        """The identity called `name`; raises as `find`, and IntegrityError for a damaged file."""
         return self.find(name, model_key).load()
 
     def save(self, identity: Identity, overwrite: bool = False) -> Path:
-        """Keep a person on the shelf of their model; returns the file.
+        """Save an identity under its model; returns the file.
 
-        Raises UsageError when the name is taken and `overwrite` is not given, Busy when another process has it.
+        Raises:
+            UsageError: The name is taken and `overwrite` is false (reason "name_taken").
+            BusyError: Another process is learning or changing this name.
+            SetupError: The file cannot be written.
         """
         model_key = format_model_key(identity.family, identity.table_hash)
         with self.reserve([identity.name], model_key):
@@ -123,8 +154,8 @@ class Library:
             identity.save(path)
         return path
 
-    def forget(self, name: str, model_key: str | None = None) -> Path:
-        """Delete a person and what unfinished learning left of them; returns where the file was."""
+    def remove(self, name: str, model_key: str | None = None) -> Path:
+        """Delete an identity and its checkpoints; returns the path of the file deleted. Raises as `find` and `save`."""
         entry = self.find(name, model_key)
         with self.reserve([entry.name], entry.model_key), translate_os_errors(entry.path):
             self._path(entry.name, entry.model_key).unlink(missing_ok=True)
@@ -134,11 +165,11 @@ class Library:
         return entry.path
 
     def rename(self, old: str, new: str, model_key: str | None = None) -> Path:
-        """Give a person another name; returns the new file. A crash between the two steps leaves both names."""
+        """Rename an identity; returns the new file. Raises as `find` and `save`; a crash may leave both names."""
         entry = self.find(old, model_key)
         wanted = check_name(new)
         if wanted == entry.name:
-            raise UsageError(f"{wanted} is the name already", "give a different one")
+            raise UsageError(f"the name is already {wanted!r}", "choose a different name")
         with self.reserve([entry.name, wanted], entry.model_key), translate_os_errors(entry.path):
             self.require_free([wanted], entry.model_key)
             path = self._path(wanted, entry.model_key)
@@ -147,25 +178,27 @@ class Library:
         return path
 
     def require_free(self, names: Iterable[str], model_key: str) -> None:
-        """Raise UsageError when one of `names` is on the shelf already."""
+        """Raise UsageError (reason "name_taken") when one of `names` exists for the model."""
         for name in names:
             if self._path(name, model_key).exists():
                 raise UsageError(
-                    f"you already know {name}",
-                    f"take another name, or replace the old one with --force (celebctl show {name} tells who it is)",
+                    f"the name {name!r} is taken",
+                    "choose another name, or pass overwrite=True",
+                    reason="name_taken",
+                    name=name,
                 )
 
     @contextlib.contextmanager
     def reserve(self, names: Sequence[str], model_key: str) -> Generator[None]:
-        """Hold `names` on a shelf while something long goes on. Raises Busy when another process holds one.
+        """Lock `names` of a model for the length of a `with` block. Raises BusyError when another process holds one.
 
-        May be nested within a process. The lock is the system's: it ends with the process, however that ends.
+        May be nested within a process. The locks end with the process, however it ends.
         """
         from filelock import FileLock, Timeout
 
         with contextlib.ExitStack() as held:
-            for name in sorted(set(names)):  # one order for everybody, so that no two processes wait for each other
-                path = self._place("locks", f"{check_shelf(model_key)}.{name}.lock")
+            for name in sorted(set(names)):  # the same order everywhere prevents deadlocks
+                path = self._place("locks", f"{check_model_key(model_key)}.{name}.lock")
                 with translate_os_errors(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     lock = FileLock(path, timeout=0, is_singleton=True)
@@ -173,52 +206,52 @@ class Library:
                         held.enter_context(lock)
                     except Timeout:
                         raise BusyError(
-                            f"another celebctl is working on {name}", "wait for it to finish, or use another name"
+                            f"another process is working on {name!r}", "wait until it ends, or use another name"
                         ) from None
             yield
 
     def checkpoint(self, names: Sequence[str], model_key: str) -> Path:
-        """Where learning `names` together keeps its place."""
-        return self._place("unfinished", check_shelf(model_key), f"{'+'.join(names)}.checkpoint")
+        """The checkpoint file of learning `names` together."""
+        return self._place("checkpoints", check_model_key(model_key), f"{'+'.join(names)}.checkpoint")
 
-    # Bundles and what can be made again.
+    # Bundles and caches.
 
     def bundle_path(self, model: str, table_hash: str) -> Path:
-        """Where the bundle of a model is made. Of the model's name, what a file name had better not hold is ``_``."""
+        """The default folder for a model's bundle; characters unsafe in a file name become ``_``."""
         name = re.sub(r"^[^\w]+|[^\w.+ -]", "_", model)[:_MAX_MODEL]
         return self._place("bundles", f"{name or '_'}-{check_key('a table hash', table_hash)[:HASH_DIGITS]}")
 
     def bundles(self) -> list[Path]:
-        """Folders with a manifest, the one exported last first."""
+        """The folders with a manifest, the newest export first."""
         folders = [path.parent for path in (self.root / "bundles").glob("[!.]*/manifest.json")]
         return sorted(folders, key=_exported_at, reverse=True)
 
     def remember_origin(self, bundle: Path, model: str) -> None:
-        """Keep beside a bundle of the library what `model` it was made of: two folders may have the same name."""
+        """Store beside a bundle which `model` it was exported from: two model folders may have the same name."""
         atomic_write(self._origin(bundle), origin_of(model).encode())
 
     def origin(self, bundle: Path) -> str | None:
-        """What was remembered; None for a bundle that was brought here by other means."""
+        """The model a bundle was exported from; None for a bundle copied here by other means."""
         try:
             return self._origin(bundle).read_text(encoding="utf-8")
         except OSError:
             return None
 
     def cache(self) -> Path:
-        """For what can be made again, such as a celeb basis. Made when it is missing."""
+        """The folder for what can be recomputed, such as a celeb basis; created when missing."""
         path = self.root / "cache"
         with translate_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
 
     def _path(self, name: str, model_key: str) -> Path:
-        return self._place("identities", check_shelf(model_key), f"{check_name(name)}{SUFFIX}")
+        return self._place("identities", check_model_key(model_key), f"{check_name(name)}{SUFFIX}")
 
     def _place(self, area: str, *parts: str) -> Path:
-        """A path below `area`, a folder of the library. Raises IntegrityError when it would lie anywhere else."""
+        """A path below `area`, a folder of the library. Raises IntegrityError when it would lie elsewhere."""
         for part in parts:
             if not _PART.fullmatch(part):
-                raise IntegrityError(f"{part[:80]!r} cannot be a file name", "restore the file that says so")
+                raise IntegrityError(f"{part[:80]!r} cannot be part of a file name", "restore the file it comes from")
         path = self.root.joinpath(area, *parts)
         _refuse_outside(path.parent, self.root / area)
         return path
@@ -229,21 +262,22 @@ class Library:
     def _not_found(self, name: str, model_key: str | None) -> NoReturn:
         known = self.names(model_key)
         near = difflib.get_close_matches(name, known, n=1)
-        if near:
-            hint = f"did you mean {near[0]}?"
-        elif known:
-            hint = f"you know {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
-        else:
-            hint = f"you know nobody yet: celebctl learn face.jpg --name {name}"
-        raise NotFoundError(f"you know nobody called {name}", hint)
+        problem = f"there is no identity {name!r}"
+        if not known:
+            raise NotFoundError(
+                problem, "learn one: Model.load().learn(photo, name=...)", reason="empty_library", name=name
+            )
+        names = f"{', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+        hint = f"did you mean {near[0]}?" if near else f"known: {names}"
+        raise NotFoundError(problem, hint, reason="unknown_identity", name=name)
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing when there is no such folder."""
+    """The entries of a folder; none when there is no such folder."""
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
-def _is_person(path: Path) -> bool:
+def _is_identity_file(path: Path) -> bool:
     try:
         return path.suffix == SUFFIX and check_name(path.stem) == path.stem and path.is_file()
     except UsageError:
@@ -253,15 +287,15 @@ def _is_person(path: Path) -> bool:
 def _refuse_outside(path: Path, folder: Path) -> None:
     """Raise IntegrityError when links lead from `path` out of `folder` (which may be a link itself)."""
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise IntegrityError(f"{path} leads out of the library", "put the file itself in the place of the link")
+        raise IntegrityError(f"{path} leads out of the library", "replace the link by the file itself")
 
 
 def origin_of(model: str) -> str:
-    """`model` such that it means the same from every folder: an absolute path, unless it is a name or a hub id."""
+    """`model` independent of the current folder: an absolute path, unless it is a known name or a hub id."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.exists() and model not in KNOWN else model
 
 
 def _exported_at(bundle: Path) -> float:
-    """The age of the oldest file: people who move in or out renew the manifest, only an export renews everything."""
+    """The time of the oldest file: adding people renews the manifest, only an export renews every file."""
     return min((path.stat().st_mtime for path in bundle.iterdir() if path.is_file()), default=0.0)

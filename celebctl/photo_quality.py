@@ -1,8 +1,8 @@
-"""Is this a photo to learn somebody from? One face graded in plain words, and the photo with the findings on it.
+"""Whether a photo is good to learn a person from: grades of one face, and the photo with the findings drawn on it.
 
-Every grade is a measurement with two thresholds. They were set on a handful of photographs and on drawn portraits, so
-they point at what to look at and prove nothing. What cannot be seen here: whether it is the right person, a mask, hat
-or sunglasses that cover both halves alike, make-up and filters, and blur that film grain hides.
+Every grade is a measurement with two thresholds, set on a handful of photographs and on drawn portraits: a pointer, not
+a proof. Not detected: the wrong person, a mask, hat or sunglasses that cover both halves alike, make-up and filters,
+and blur hidden by film grain.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,32 +18,32 @@ from celebctl_models.faces.analysis import Face
 Verdict = Literal["good", "fair", "poor"]
 Recognise = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Floats = NDArray[np.float64]
-Found = tuple[tuple[Verdict, str], ...]
+Faults = tuple[tuple[Verdict, str], ...]
 
 CROP = 112  # pixels, side of the recogniser's template
-NATIVE = 512  # pixels, the picture size of models that do not tell theirs
+NATIVE = 512  # pixels, the image size of models that do not declare one
 
 # The recogniser's template (insightface.utils.face_align, 112 px): eye to eye, eye line to nose tip, to mouth line.
 _EYES, _NOSE, _MOUTH = 35.2, 20.1, 40.7
-# How far the nose tip stands in front of the plane of eyes and mouth: 0.43 of the eyes' distance in the generic
-# five-point head that pose estimation commonly uses.
+# The distance of the nose tip from the plane of eyes and mouth: 0.43 of the eyes' distance in the generic five-point
+# head of pose estimation.
 _DEPTH = 0.43 * _EYES
-_DETAIL = 224  # pixels: faces are judged for sharpness at most this large, about as models of 512 px draw them
+_DETAIL = 224  # pixels: larger faces are reduced to it before sharpness is measured; models of 512 px draw about this
 
 
 @dataclass(frozen=True)
 class Grade:
-    """One thing looked at. says: what was found and what to do about it. measured: the numbers behind it."""
+    """One grade: its name, verdict, finding (with what to do about it), and the numbers measured."""
 
-    what: str
+    name: str
     verdict: Verdict
-    says: str
+    finding: str
     measured: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The grades of face `number` (from 1 at the left) of `faces`; `usable` when learning would take it."""
+    """The grades of face `number` (from 1 at the left) of `faces`; `usable` when learning accepts it."""
 
     faces: Sequence[Face]
     number: int
@@ -52,39 +52,44 @@ class Report:
 
     @property
     def face(self) -> Face:
-        """The face that was graded."""
+        """The graded face."""
         return self.faces[self.number - 1]
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of the grades."""
+        """The worst grade."""
         return worst([grade.verdict for grade in self.grades])
 
     @property
     def summary(self) -> str:
         """The verdict as a sentence."""
-        weak = [grade.what for grade in self.grades if grade.verdict == self.verdict]
+        weak = [grade.name for grade in self.grades if grade.verdict == self.verdict]
         if not self.usable:
             return "too small to learn from"
         if self.verdict == "good":
             return "a good photo to learn from"
         if self.verdict == "fair":
-            return f"usable, but look at: {', '.join(weak)}"
-        return f"expect a weak likeness: {', '.join(weak)}"
+            return f"usable, with weaknesses: {', '.join(weak)}"
+        return f"likeness will be weak: {', '.join(weak)}"
 
 
 def check_face(
-    photo: Image.Image, faces: Sequence[Face], pick: int | None, *, least: int, native: int, recognise: Recognise
+    photo: Image.Image, faces: Sequence[Face], pick: int | None, *, min_face: int, native: int, recognise: Recognise
 ) -> Report:
-    """Grade face `pick` (from 1), or the largest, of an RGB photo with at least one face.
+    """Grade one face of a photo.
 
-    least: the smallest face side in px that learning takes. native: side in px of the pictures the model draws.
-    recognise: crop (112, 112, 3) uint8 RGB -> unit feature, to compare the face with its mirror image.
+    Args:
+        photo: RGB.
+        faces: From left to right, at least one.
+        pick: The face to grade, from 1; None: the largest.
+        min_face: The smallest face side in pixels that learning accepts.
+        native: The side in pixels of the images that the model draws.
+        recognise: Crop (112, 112, 3) uint8 RGB -> unit feature, to compare the face with its mirror image.
     """
     number = pick or 1 + max(range(len(faces)), key=lambda index: faces[index].size)
     face = faces[number - 1]
     grades = [
-        grade_size(face, least, native),
+        grade_size(face, min_face, native),
         grade_sharpness(photo, face),
         grade_pose(face),
         grade_light(face.crop112),
@@ -92,33 +97,33 @@ def check_face(
         grade_eyes(face.crop112),
         grade_framing(photo.size, face),
         grade_detection(face.score),
-        grade_company(len(faces), pick),
+        grade_face_count(len(faces), pick),
     ]
-    return Report(faces, number, grades, face.size >= least)
+    return Report(faces, number, grades, face.size >= min_face)
 
 
-def grade_size(face: Face, least: int, native: int) -> Grade:
-    """The face's shorter side against what the recogniser's crop and the model's pictures can take in."""
+def grade_size(face: Face, min_face: int, native: int) -> Grade:
+    """The face's shorter side against the recogniser's crop and the size of the model's images."""
     size, wanted = face.size, max(CROP, native // 2)
-    verdict = _at_least(size, wanted, max(least, wanted / 2))
-    says = f"the face is {size:.0f} px wide"
-    if size < least:
-        verdict, says = "poor", f"{says}, and learning refuses less than {least}; use a larger photo"
+    verdict = _at_least(size, wanted, max(min_face, wanted / 2))
+    finding = f"the face is {size:.0f} px wide"
+    if size < min_face:
+        verdict, finding = "poor", f"{finding}, and learning refuses less than {min_face}; use a larger photo"
     elif verdict != "good":
-        says = f"{says}; {wanted} or more show more of the person: use the original file, or go nearer"
-    return Grade("size", verdict, says, {"px": round(size, 1), "wanted_px": wanted, "least_px": least})
+        finding = f"{finding}; {wanted} or more is better: use the original file, or go closer"
+    return Grade("size", verdict, finding, {"px": round(size, 1), "wanted_px": wanted, "min_px": min_face})
 
 
 def grade_sharpness(photo: Image.Image, face: Face) -> Grade:
     """Detail between eyes and mouth, from the photo's own pixels."""
     value = sharpness(photo, face.landmarks)
     verdict = _at_least(value, 0.05, 0.015)
-    says = {
+    finding = {
         "good": "eyes and mouth are sharp",
         "fair": "somewhat soft; a sharper photo, or one that was not enlarged, would show more",
         "poor": "blurred; hold still, focus on the eyes, and do not enlarge the photo",
     }[verdict]
-    return Grade("sharpness", verdict, says, {"laplacian": round(value, 4)})
+    return Grade("sharpness", verdict, finding, {"laplacian": round(value, 4)})
 
 
 def sharpness(photo: Image.Image, landmarks: NDArray[np.float32]) -> float:
@@ -162,17 +167,17 @@ def pose(landmarks: NDArray[np.float32]) -> tuple[float, float, float]:
 
 
 def grade_pose(face: Face) -> Grade:
-    """Is the face seen from the front, and upright?"""
+    """Whether the face is frontal and upright."""
     roll, yaw, pitch = pose(face.landmarks)
-    found: Found = (
+    faults: Faults = (
         (_at_most(abs(yaw), 20, 35), f"turned about {abs(yaw):.0f}° to the {'right' if yaw > 0 else 'left'}"),
         (_at_most(abs(pitch), 18, 28), f"looking {'up' if pitch > 0 else 'down'}, about {abs(pitch):.0f}°"),
         (_at_most(abs(roll), 15, 35), f"tilted {abs(roll):.0f}° to the {'right' if roll > 0 else 'left'}"),
     )
-    verdict = worst([verdict for verdict, _ in found])
-    faults = [text for one, text in found if one != "good"]
-    says = f"{', '.join(faults)}; look straight into the camera" if faults else "seen from the front"
-    return Grade("pose", verdict, says, {"roll": round(roll, 1), "yaw": round(yaw, 1), "pitch": round(pitch, 1)})
+    verdict = worst([verdict for verdict, _ in faults])
+    texts = [text for one, text in faults if one != "good"]
+    finding = f"{', '.join(texts)}; look straight into the camera" if texts else "seen from the front"
+    return Grade("pose", verdict, finding, {"roll": round(roll, 1), "yaw": round(yaw, 1), "pitch": round(pitch, 1)})
 
 
 def grade_light(crop: NDArray[np.uint8]) -> Grade:
@@ -187,43 +192,47 @@ def grade_light(crop: NDArray[np.uint8]) -> Grade:
     burnt = float((luma[inside] >= 252).mean())
     left, right = (float(np.median(luma[inside & side])) for side in (x < 55.5, x > 55.5))
     uneven = abs(left - right) / max(left, right, 1.0)
-    found: Found = (
+    faults: Faults = (
         (_at_least(high, 110, 70), "dark; turn towards a window or a lamp"),
         (_at_least(high - low, 45, 25), "flat, with hardly any contrast; avoid fog, filters and strong backlight"),
         (_at_most(burnt, 0.1, 0.25), "parts of the skin are burnt out to white; use softer light or no flash"),
         (_at_most(uneven, 0.35, 0.55), "the light comes from one side; face the light"),
     )
-    verdict = worst([verdict for verdict, _ in found])
-    says = "; ".join(text for one, text in found if one != "good") or "even and bright enough"
+    verdict = worst([verdict for verdict, _ in faults])
+    finding = "; ".join(text for one, text in faults if one != "good") or "even and bright enough"
     numbers = {"mean": float(luma[inside].mean()), "contrast": high - low, "burnt": burnt, "uneven": uneven}
-    return Grade("light", verdict, says, {name: round(value, 3) for name, value in numbers.items()})
+    return Grade("light", verdict, finding, {name: round(value, 3) for name, value in numbers.items()})
 
 
 def grade_halves(crop: NDArray[np.uint8], recognise: Recognise) -> Grade:
-    """Something that covers one half: the crop against its mirror image, for the eye and for the recogniser."""
+    """Whether one half is covered: the crop against its mirror image, in pixels and in the recogniser's feature."""
     mirrored = np.ascontiguousarray(crop[:, ::-1])
     alike = mirror_likeness(crop)
     agreed = float(recognise(crop) @ recognise(mirrored))
     verdict = worst([_at_least(alike, 0.55, 0.4), _at_least(agreed, 0.7, 0.5)])
     if verdict == "good":
-        says = "both halves of the face look alike (a mask would not show in this)"
+        finding = "both halves of the face look alike (this does not detect a mask)"
     else:
-        says = "the halves differ: hair, a hand or a phone before the face? A turned head or side light does it, too"
-    return Grade("halves", verdict, says, {"mirror_pixels": round(alike, 3), "mirror_feature": round(agreed, 3)})
+        finding = (
+            "the halves differ: hair, a hand or a phone before the face? A turned head or side light causes it, too"
+        )
+    return Grade("halves", verdict, finding, {"mirror_pixels": round(alike, 3), "mirror_feature": round(agreed, 3)})
 
 
 def grade_eyes(crop: NDArray[np.uint8]) -> Grade:
-    """Something dark over the eyes: how much of their band in the crop (112, 112, 3) uint8 is far darker than a cheek.
+    """Whether the eyes are covered: the share of their band in the crop (112, 112, 3) uint8 far darker than the cheeks.
 
     Measured on drawn people, 24 each: at most .54 with bare eyes, a hat or a crown, at least .81 with sunglasses. Never
-    worse than fair, for nobody measured it on photographs.
+    worse than fair: it was not measured on photographs.
     """
     luma = _luma(crop)
     cheeks = np.concatenate([luma[66:80, 28:42].ravel(), luma[66:80, 70:84].ravel()])
     dark = float((luma[44:60, 26:86] < 0.6 * np.median(cheeks)).mean())
     verdict = _at_most(dark, 0.68, 1.0)
-    says = "nothing dark over the eyes" if verdict == "good" else "sunglasses? take them off, the eyes cannot be seen"
-    return Grade("eyes", verdict, says, {"dark": round(dark, 3)})
+    finding = (
+        "nothing dark over the eyes" if verdict == "good" else "sunglasses? take them off, the eyes cannot be seen"
+    )
+    return Grade("eyes", verdict, finding, {"dark": round(dark, 3)})
 
 
 def mirror_likeness(crop: NDArray[np.uint8]) -> float:
@@ -251,33 +260,35 @@ def grade_framing(photo_size: tuple[int, int], face: Face) -> Grade:
     for centre, length in zip(middle, photo_size, strict=True):
         inside *= max(0.0, min(centre + half, length) - max(centre - half, 0.0)) / (2 * half)
     verdict = _at_least(inside, 0.75, 0.6)
-    says = {
+    finding = {
         "good": "there is room around the head",
         "fair": "cropped tightly; hair and shoulders help learning",
         "poor": "much of the head is outside the photo; use one that shows all of it",
     }[verdict]
-    return Grade("framing", verdict, says, {"inside": round(inside, 3)})
+    return Grade("framing", verdict, finding, {"inside": round(inside, 3)})
 
 
 def grade_detection(score: float) -> Grade:
-    """How sure the detector is that this is a face."""
+    """The detector's confidence."""
     verdict = _at_least(score, 0.6, 0.5)
-    says = "clearly a face" if verdict == "good" else "hard to see: turned away, covered, blurred, or no face at all?"
-    return Grade("detection", verdict, says, {"score": round(score, 3)})
+    finding = (
+        "clearly a face" if verdict == "good" else "hard to see: turned away, covered, blurred, or no face at all?"
+    )
+    return Grade("detection", verdict, finding, {"score": round(score, 3)})
 
 
-def grade_company(count: int, pick: int | None) -> Grade:
-    """Whether it is clear which face is meant."""
+def grade_face_count(count: int, pick: int | None) -> Grade:
+    """Whether the face to learn is unambiguous."""
     measured = {"count": count}
     if count == 1:
         return Grade("faces", "good", "one face", measured)
     if pick is not None:
-        return Grade("faces", "good", f"{count} faces, and number {pick} is meant", measured)
-    return Grade("faces", "fair", f"{count} faces, here the largest; say which one to learn: --face N", measured)
+        return Grade("faces", "good", f"{count} faces; number {pick} was chosen", measured)
+    return Grade("faces", "fair", f"{count} faces; this is the largest; choose one by its number to be sure", measured)
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The worst of them."""
+    """The worst verdict."""
     return "poor" if "poor" in verdicts else "fair" if "fair" in verdicts else "good"
 
 
@@ -294,13 +305,13 @@ def _luma(crop: NDArray[np.uint8]) -> Floats:
     return crop.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
 
 
-# The photo with the findings on it.
+# Drawing.
 
-Colour = tuple[int, int, int] | str
-Rows = list[tuple[Verdict, str, str]]
-PAPER, INK, GREY = (250, 249, 246), (52, 50, 47), (118, 115, 109)
-COLOURS: dict[Verdict, tuple[int, int, int]] = {"good": (46, 125, 50), "fair": (201, 124, 0), "poor": (190, 40, 40)}
-_LONGEST, _PANEL, _MARGIN = 768, 400, 20  # pixels of the annotated picture, whatever the photo's size
+Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+BACKGROUND, TEXT, GREY = (250, 249, 246), (52, 50, 47), (118, 115, 109)
+COLOURS: dict[Verdict, Colour] = {"good": (46, 125, 50), "fair": (201, 124, 0), "poor": (190, 40, 40)}
+_LONGEST, _PANEL, _MARGIN, _MAX_HEIGHT = 768, 400, 20, 1600  # pixels
 
 
 def annotate(photo: Image.Image, report: Report | None) -> Image.Image:
@@ -308,76 +319,59 @@ def annotate(photo: Image.Image, report: Report | None) -> Image.Image:
     scale = _LONGEST / max(photo.size)
     size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
     shown = photo.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if report is not None:
-        for number, face in enumerate(report.faces, 1):
-            _mark(shown, face, number, report if number == report.number else None, scale)
+    for number, face in enumerate(report.faces if report else (), 1):
+        _mark(shown, face, number, report if report and number == report.number else None, scale)
     beside = size[0] <= 1.3 * size[1]
     panel = _panel(report, _PANEL if beside else max(size[0], _PANEL))
-    width, height = (size[0] + panel.width, max(size[1], panel.height)) if beside else (panel.width, 0)
-    page = Image.new("RGB", (width, height or size[1] + panel.height), PAPER)
+    right, below = (size[0], 0) if beside else (0, size[1])
+    page = Image.new("RGB", (max(size[0], right + panel.width), max(size[1], below + panel.height)), BACKGROUND)
     page.paste(shown, (0, 0))
-    page.paste(panel, (size[0], 0) if beside else (0, size[1]))
+    page.paste(panel, (right, below))
     return page
 
 
 def _mark(shown: Image.Image, face: Face, number: int, report: Report | None, scale: float) -> None:
     """Box, number and landmarks of one face; the graded one in the colour of its verdict."""
-    pen = ImageDraw.Draw(shown)
+    draw = ImageDraw.Draw(shown)
     colour = GREY if report is None else COLOURS[report.verdict]
     x0, y0, x1, y1 = (float(edge) * scale for edge in face.box)
-    pen.rounded_rectangle((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)), radius=8, outline=colour, width=3)
-    font = ImageFont.load_default(18)
+    draw.rectangle((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)), outline=colour, width=3)
     left, top = max(0.0, min(x0, shown.width - 28.0)), max(0.0, min(y0 - 28, shown.height - 26.0))
-    pen.rounded_rectangle((left, top, left + 28, top + 24), radius=6, fill=colour)
-    pen.text((left + 14, top + 12), str(number), fill="white", font=font, anchor="mm")
-    if report is not None:
-        for x, y in face.landmarks * scale:
-            _dot(shown, (float(x), float(y)), 7, "white")
-            _dot(shown, (float(x), float(y)), 5, colour)
-
-
-def _dot(picture: Image.Image, centre: tuple[float, float], radius: int, colour: Colour) -> None:
-    """A disc with a smooth edge, which Pillow draws only when it is drawn large and reduced."""
-    side = 2 * radius + 2
-    disc = Image.new("L", (4 * side, 4 * side))
-    ImageDraw.Draw(disc).ellipse((4, 4, 4 * side - 5, 4 * side - 5), fill=255)
-    mask = disc.resize((side, side), Image.Resampling.LANCZOS)
-    picture.paste(colour, (round(centre[0]) - side // 2, round(centre[1]) - side // 2), mask)
+    draw.rectangle((left, top, left + 28, top + 24), fill=colour)
+    draw.text((left + 14, top + 12), str(number), fill="white", font=ImageFont.load_default(18), anchor="mm")
+    for x, y in face.landmarks * scale if report else ():
+        draw.circle((float(x), float(y)), 6, fill=colour, outline="white", width=2)
 
 
 def _panel(report: Report | None, width: int) -> Image.Image:
-    """The verdict and one paragraph a grade, as high as they need."""
+    """The verdict and one paragraph per grade, as high as they need."""
     if report is None:
-        helps: Rows = [("poor", "what helps", "a sharp photo that shows one face from the front")]
-        return _page(width, "no face was found", "poor", helps)
-    rows: Rows = [(grade.verdict, f"{grade.what}: {grade.verdict}", grade.says) for grade in report.grades]
-    return _page(width, report.summary, report.verdict, rows)
-
-
-def _page(width: int, heading: str, verdict: Verdict, rows: Rows) -> Image.Image:
-    title, text = ImageFont.load_default(24), ImageFont.load_default(16)
-    page = Image.new("RGB", (width, 1600), PAPER)
-    pen, y, left = ImageDraw.Draw(page), _MARGIN, _MARGIN + 26
-    for line in _wrapped(pen, heading, title, width - 2 * _MARGIN):
-        pen.text((_MARGIN, y), line, fill=COLOURS[verdict], font=title)
+        heading, verdict = "no face was found", "poor"
+        rows: list[tuple[Verdict, str, str]] = [("poor", "what helps", "a sharp photo of one face from the front")]
+    else:
+        heading, verdict = report.summary, report.verdict
+        rows = [(grade.verdict, f"{grade.name}: {grade.verdict}", grade.finding) for grade in report.grades]
+    title, body = ImageFont.load_default(24), ImageFont.load_default(16)
+    page = Image.new("RGB", (width, _MAX_HEIGHT), BACKGROUND)
+    draw, y, left = ImageDraw.Draw(page), _MARGIN, _MARGIN + 26
+    for line in _wrapped(draw, heading, title, width - 2 * _MARGIN):
+        draw.text((_MARGIN, y), line, fill=COLOURS[verdict], font=title)
         y += 30
-    for one, head, says in rows:
+    for one, head, finding in rows:
         y += 14
-        _dot(page, (_MARGIN + 8, y + 10), 7, COLOURS[one])
-        for line in (head, *_wrapped(pen, says, text, width - _MARGIN - left)):
-            pen.text((left, y), line, fill=INK if line == head or one != "good" else GREY, font=text)
+        draw.circle((_MARGIN + 8, y + 10), 7, fill=COLOURS[one])
+        for line in (head, *_wrapped(draw, finding, body, width - _MARGIN - left)):
+            draw.text((left, y), line, fill=TEXT if line == head or one != "good" else GREY, font=body)
             y += 21
     return page.crop((0, 0, width, y + _MARGIN))
 
 
-def _wrapped(
-    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> list[str]:
+def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> list[str]:
     """`text` in lines that fit into `width` pixels."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and pen.textlength(longer, font=font) <= width:
+        if lines and draw.textlength(longer, font=font) <= width:
             lines[-1] = longer
         else:
             lines.append(word)

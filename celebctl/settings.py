@@ -1,7 +1,7 @@
-"""What a person can set once instead of typing it each time, and where each value came from.
+"""Persistent settings, and where each value came from.
 
-Precedence: flag > environment > ./celebctl.toml > the user's config.toml > default. With CELEBCTL_HOME set, the user's
-config.toml is looked for there, so that one folder holds everything.
+Precedence: option > environment > ./celebctl.toml > the user's config.toml > default. With CELEBCTL_HOME set, the
+user's config.toml is read from there, so that one folder holds everything.
 """
 
 import difflib
@@ -22,7 +22,7 @@ USER_FILE = "config.toml"
 
 @dataclass(frozen=True)
 class SettingSpec:
-    """One thing that can be set. `default` also gives the type: text, or whole number; None stands for text."""
+    """A setting. The type of `default` is its type: text (also for None) or whole number."""
 
     name: str
     default: str | int | None
@@ -36,23 +36,25 @@ class SettingSpec:
 
 
 KNOWN = {
-    known.name: known
-    for known in (
+    spec.name: spec
+    for spec in (
         SettingSpec(
-            "model", "mini", "the model: a known name, a diffusers folder, a .safetensors or .ckpt file, or a hub id"
+            "model", "mini", "the model: a known name, a diffusers folder, a .safetensors or .ckpt file, or a Hub id"
         ),
-        SettingSpec("device", "auto", "where pictures are made", ("auto", "cpu", "cuda", "trt")),
-        SettingSpec("threads", 0, "CPU threads for making pictures; 0 is one per physical core"),
+        SettingSpec("device", "auto", "the device that draws images", ("auto", "cpu", "cuda", "trt")),
+        SettingSpec("threads", 0, "CPU threads for drawing; 0 is one per physical core"),
         SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=0,enable_cuda_graph=0"),
-        SettingSpec("preset", "clean", "how people are learned", ("clean", "faithful")),
-        SettingSpec("face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"),
+        SettingSpec("preset", "clean", "the learning preset", ("clean", "faithful")),
+        SettingSpec(
+            "face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and its origin, in words."""
+    """A value and its origin, such as "--model" or "default"."""
 
     value: str | int | None
     origin: str
@@ -60,7 +62,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Settings:
-    """All layers but the flags, read once."""
+    """All layers but the options, read once."""
 
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     project: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -69,28 +71,28 @@ class Settings:
 
     @classmethod
     def read(cls, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Layers for somebody working in `folder` (default: here). Raises UsageError for a file that is not right."""
+        """Read the settings for work in `folder` (default: the current one). Raises UsageError for an invalid file."""
         variables = os.environ if environment is None else environment
         user_file = config_folder(variables) / USER_FILE
         project_file = (folder or Path()) / PROJECT_FILE
         return cls(variables, _read_toml(project_file), _read_toml(user_file), user_file)
 
     def get(self, name: str, flag: str | int | None = None) -> Setting:
-        """The value of one setting and where it comes from; `flag` is what was typed, None for nothing.
+        """The value of one setting and its origin; `flag` is the value of the command's option, if given.
 
-        Raises UsageError when the value does not suit the setting.
+        Raises UsageError for an invalid value.
         """
-        known = KNOWN[name]
+        spec = KNOWN[name]
         layers: tuple[tuple[object, str], ...] = (
             (flag, f"--{name.replace('_', '-')}"),
-            (self.environment.get(known.variable) or None, known.variable),
+            (self.environment.get(spec.variable) or None, spec.variable),
             (self.project.get(name), f"./{PROJECT_FILE}"),
             (self.user.get(name), str(self.user_file)),
-            (known.default, "default"),
+            (spec.default, "default"),
         )
         for value, origin in layers:
             if value is not None:
-                return Setting(_checked(known, value, origin), origin)
+                return Setting(_checked(spec, value, origin), origin)
         return Setting(None, "default")
 
     def text(self, name: str, flag: str | None = None) -> str | None:
@@ -104,9 +106,9 @@ class Settings:
 
 
 def save_setting(name: str, value: str, environment: Mapping[str, str] | None = None) -> Path:
-    """Set one text in the user's config.toml, leaving every other line and comment as it is; returns the file.
+    """Set one text in the user's config.toml, keeping all other lines and comments; returns the file.
 
-    Raises UsageError when the value does not suit the setting, or the file is not valid.
+    Raises UsageError when the value or the file is invalid.
     """
     import tomlkit
 
@@ -123,21 +125,19 @@ def save_setting(name: str, value: str, environment: Mapping[str, str] | None = 
     return path
 
 
-def _checked(known: SettingSpec, given: object, origin: str) -> str | int:
-    wanted = int if isinstance(known.default, int) else str
-    value = int(given) if wanted is int and isinstance(given, str) and given.strip().isdecimal() else given
-    if type(value) is not wanted or (isinstance(value, int) and value < 0):
-        kind = "a whole number" if wanted is int else "text"
-        raise UsageError(f"{known.name} from {origin} is {given!r}, not {kind}", f"it is {known.description}")
-    if known.choices and value not in known.choices:
-        raise UsageError(
-            f"{known.name} from {origin} is {value!r}, which there is not", f"choose from {', '.join(known.choices)}"
-        )
-    return value
+def _checked(spec: SettingSpec, value: object, origin: str) -> str | int:
+    kind = int if isinstance(spec.default, int) else str
+    checked = int(value) if kind is int and isinstance(value, str) and value.strip().isdecimal() else value
+    invalid = f"invalid value {value!r} for setting {spec.name} (from {origin})"
+    if type(checked) is not kind or (isinstance(checked, int) and checked < 0):
+        raise UsageError(invalid, f"use {'a whole number' if kind is int else 'text'}: {spec.description}")
+    if spec.choices and checked not in spec.choices:
+        raise UsageError(invalid, f"choose from {', '.join(spec.choices)}")
+    return checked
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    """The settings in one file, {} when there is none. Unknown entries are refused: a typo must not go unnoticed."""
+    """The settings in one file, {} when there is none. Unknown entries raise UsageError, as they are likely typos."""
     try:
         values = tomllib.loads(_text_of(path))
     except tomllib.TOMLDecodeError as error:
@@ -149,7 +149,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _text_of(path: Path) -> str:
-    """The file as it is, line ends included; "" when there is none."""
+    """The file's text with its line ends; "" when there is no file."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
@@ -161,4 +161,4 @@ def _text_of(path: Path) -> str:
 def _unknown(name: str, path: Path) -> NoReturn:
     near = difflib.get_close_matches(name, KNOWN, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(KNOWN)}"
-    raise UsageError(f"{path} sets {name!r}, which celebctl does not know", hint)
+    raise UsageError(f"unknown setting {name!r} in {path}", hint)

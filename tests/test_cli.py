@@ -1,6 +1,7 @@
-"""The desk: results on stdout, talk on stderr, an exit code and a hint for everything that goes wrong."""
+"""The command line: results on stdout, messages on stderr, an exit code and a hint for every error."""
 
 import inspect
+import re
 import shlex
 import subprocess
 import sys
@@ -8,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from bundle_fakes import make_identity
 from console_fakes import MODEL, Desk, Stage, recipe, refused, toy_bundle
 from PIL import Image
 
+from celebctl.cli import FORMER_OPTIONS, replace_former_options
+from celebctl.cli.app import FORMER_COMMANDS, app
+from celebctl.cli.hints import HINTS, hint_for
 from celebctl.library import Library
+from celebctl_runtime.errors import UsageError
 
-# Manners.
+# Output and errors.
 
 
-def test_no_words_show_the_commands(console: Desk) -> None:
+def test_no_arguments_show_the_commands(console: Desk) -> None:
     said = console()
-    assert said.code == 0 and all(name in said.out for name in ("learn", "export", "gen", "forget"))
+    assert said.code == 0 and all(name in said.out for name in ("learn", "export", "gen", "rm"))
 
 
 @pytest.mark.parametrize("words", [("--version",), ("--version", "--json")])
@@ -30,8 +36,8 @@ def test_version(console: Desk, words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("portrait", "check", "learn", "export", "gen", "regen", "list", "show", "rename", "forget"),
-        *("export-embedding", "import", "inspect", "use", "setup", "doctor", "basis"),
+        *("sample-photo", "check", "learn", "export", "gen", "regen", "list", "show", "rename", "rm"),
+        *("export-embedding", "import", "inspect", "use", "download", "doctor", "basis"),
     ],
 )
 def test_every_command_explains_itself(console: Desk, command: str) -> None:
@@ -46,8 +52,8 @@ def test_every_command_explains_itself(console: Desk, command: str) -> None:
         (("gen",), "PROMPT"),
         (("gen", "alice", "--sheed", "3"), "--sheed"),
         (("gen", "alice", "--seed", "three"), "three"),
-        (("gen", "alice", "-n", "0"), "-n 0"),
-        (("gen", "alice", "-n", "1000000"), "-n 1000000"),
+        (("gen", "alice", "-n", "0"), "0"),
+        (("gen", "alice", "-n", "1000000"), "1000000"),
         (("gen", "alice", "--seed", "-1"), "seed -1"),
         (("gen", "alice", "--seed", str(2**63)), "seed"),
         (("gen", "alice", "--size", "big"), "'big'"),
@@ -59,15 +65,15 @@ def test_every_command_explains_itself(console: Desk, command: str) -> None:
         (("export", "--dtype", "int4"), "int4"),
         (("export", "--add", "alice", "--out", "x"), "--add"),
         (("export", "--bundle", "x"), "--bundle"),
-        (("portrait", "face.gif"), "face.gif"),
-        (("portrait", "face.png", "--size", "9"), "--size 9"),
+        (("sample-photo", "face.gif"), "face.gif"),
+        (("sample-photo", "face.png", "--size", "9"), "--size 9"),
     ],
 )
-def test_usage_mistakes_are_code_2(console: Desk, words: tuple[str, ...], problem: str) -> None:
+def test_usage_errors_are_code_2(console: Desk, words: tuple[str, ...], problem: str) -> None:
     refused(console(*words), 2, problem)
 
 
-def test_json_answers_errors_with_one_document(console: Desk) -> None:
+def test_json_prints_errors_as_one_document(console: Desk) -> None:
     said = console("show", "alice", "--json")
     assert said.code == 4
     assert said.document["error"]["code"] == "not_found" and "alice" in said.document["error"]["problem"]
@@ -90,10 +96,10 @@ def test_quiet_leaves_results_only(console: Desk) -> None:
 
 def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(self: Library, model_key: str | None = None) -> Any:
-        raise ZeroDivisionError("by nobody")
+        raise ZeroDivisionError("broken")
 
     monkeypatch.setattr(Library, "entries", break_down)
-    refused(console("list"), 1, "ZeroDivisionError: by nobody", "--debug")
+    refused(console("list"), 1, "ZeroDivisionError: broken", "--debug")
     said = console("list", "--debug")
     assert said.code == 1 and "Traceback" in said.err
 
@@ -106,7 +112,7 @@ def test_ctrl_c_is_130(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert console("list").code == 130
 
 
-def test_a_reader_that_leaves_early_is_no_trouble(console: Desk) -> None:
+def test_a_closed_pipe_is_no_error(console: Desk) -> None:
     console.know("alice")
     run = f"{shlex.quote(sys.executable)} -m celebctl"
     code = f"{run} show alice | true; {run} show alice --json | true"
@@ -114,13 +120,13 @@ def test_a_reader_that_leaves_early_is_no_trouble(console: Desk) -> None:
     assert not done.stdout and not [line for line in done.stderr.splitlines() if not line.startswith("next:")]
 
 
-def test_settings_that_are_wrong_are_said_by_every_command_that_reads_them(console: Desk) -> None:
+def test_invalid_settings_are_reported_by_every_command_that_reads_them(console: Desk) -> None:
     (console.folder / "celebctl.toml").write_text("modle = 'mini'")
-    refused(console("gen", "alice"), 2, "modle", "did you mean model")
+    refused(console("gen", "alice"), 2, "modle", "model")
 
 
-def test_the_stand_ins_have_the_real_signatures() -> None:
-    """What the desk is tested with must be what it runs with."""
+def test_the_fakes_have_the_real_signatures() -> None:
+    """The commands must be tested with the interfaces they run with."""
     import console_fakes
 
     from celebctl.basis.basis import build_basis
@@ -155,11 +161,11 @@ def test_the_help_names_the_samplers_there_are() -> None:
     assert tuple(SAMPLERS.split(", ")) == REAL
 
 
-# portrait
+# sample-photo
 
 
-def test_portrait_draws_and_tells_what_next(console: Desk) -> None:
-    said = console("portrait", "face.jpg", "--seed", "7")
+def test_sample_photo_draws_and_suggests_the_next_command(console: Desk) -> None:
+    said = console("sample-photo", "face.jpg", "--seed", "7")
     assert said.lines == ["face.jpg"]
     assert "celebctl learn face.jpg --name alice" in said.err
     with Image.open("face.jpg") as picture:
@@ -175,22 +181,22 @@ def test_portrait_draws_and_tells_what_next(console: Desk) -> None:
         ("my face.png", [], "celebctl learn 'my face.png' --name my_face"),
     ],
 )
-def test_portrait_suggests_a_name_that_is_free(console: Desk, file: str, known: list[str], hint: str) -> None:
+def test_sample_photo_suggests_a_free_name(console: Desk, file: str, known: list[str], hint: str) -> None:
     console.know(*known)
-    assert f"next: {hint}\n" in console("portrait", file, "--seed", "7").err
+    assert f"next: {hint}\n" in console("sample-photo", file, "--seed", "7").err
 
 
-def test_portrait_tells_the_seed_it_drew(console: Desk) -> None:
-    document = console("portrait", "--json").document
-    again = console("portrait", "again.png", "--seed", str(document["seed"]))
+def test_sample_photo_reports_its_seed(console: Desk) -> None:
+    document = console("sample-photo", "--json").document
+    again = console("sample-photo", "again.png", "--seed", str(document["seed"]))
     assert again.code == 0 and Path("face.png").read_bytes() == Path("again.png").read_bytes()
 
 
-def test_portrait_replaces_nothing_unasked(console: Desk) -> None:
+def test_sample_photo_overwrites_only_with_force(console: Desk) -> None:
     Path("face.png").write_text("mine")
-    refused(console("portrait", "--seed", "1"), 2, "face.png exists", "--force")
+    refused(console("sample-photo", "--seed", "1"), 2, "face.png exists", "--force")
     assert Path("face.png").read_text() == "mine"
-    assert console("portrait", "--seed", "1", "--force").code == 0
+    assert console("sample-photo", "--seed", "1", "--force").code == 0
 
 
 # People.
@@ -213,17 +219,17 @@ def test_an_empty_list_is_no_error(console: Desk) -> None:
 
 def test_unknown_people_are_code_4_everywhere(console: Desk) -> None:
     console.know("alice")
-    for words in (("show", "alcie"), ("forget", "alcie"), ("rename", "alcie", "bob")):
+    for words in (("show", "alcie"), ("rm", "alcie"), ("rename", "alcie", "bob")):
         refused(console(*words), 4, "alcie", "did you mean alice")
     assert console.library.names() == ["alice"]
 
 
-def test_forget_is_all_or_nothing_and_empties_bundles(console: Desk) -> None:
+def test_rm_is_all_or_nothing_and_removes_from_bundles(console: Desk) -> None:
     console.know("alice", "bob")
     toy_bundle(console.library, make_identity("alice", 1))
-    refused(console("forget", "alice", "carol"), 4, "carol")
+    refused(console("rm", "alice", "carol"), 4, "carol")
     assert console.library.names() == ["alice", "bob"] and console.bundle().names == ("alice",)
-    assert console("forget", "alice", "bob").code == 0
+    assert console("rm", "alice", "bob").code == 0
     assert not console.library.names() and not console.bundle().names
     console.bundle().verify("full")
 
@@ -243,7 +249,66 @@ def test_models_of_the_same_name_do_not_mix(console: Desk, monkeypatch: pytest.M
     assert console("gen", "beach", "--seed", "1", "--model", "one/toy").code == 0
     assert console("gen", "beach", "--seed", "2", "--model", "one/toy").code == 0
     assert len(console.stage.calls) == 1
-    from celebctl.cli.bundles import find_bundle
+    from celebctl.bundles import find_bundle
 
     assert find_bundle(console.library, str(console.folder / "one" / "toy")) is not None
     assert find_bundle(console.library, "two/toy") is None
+
+
+# Former names.
+
+
+@pytest.mark.parametrize(("former", "current"), FORMER_COMMANDS.items())
+def test_former_commands_are_hidden_and_equal_the_current_ones(console: Desk, former: str, current: str) -> None:
+    commands: Any = typer.main.get_command(app)
+    old, new = commands.commands[former], commands.commands[current]
+    assert old.hidden and not new.hidden
+    assert (old.help, [p.name for p in old.params]) == (new.help, [p.name for p in new.params])
+    assert console(former, "--help").code == 0
+
+
+def test_former_options_are_replaced_by_their_current_names() -> None:
+    commands: Any = typer.main.get_command(app)
+    for command, options in FORMER_OPTIONS.items():
+        for former, current in options.items():
+            words = [command or "show", "alice", former, "x", f"{former}=y", "--", former]
+            expected = [command or "show", "alice", current, "x", f"{current}=y", "--", former]
+            assert replace_former_options(words) == expected
+            assert any(current in parameter.opts for parameter in commands.commands[command or "show"].params)
+
+
+# Hints.
+
+
+def commands_in(hint: str) -> list[list[str]]:
+    """The arguments of each `celebctl ...` command in a hint, with the values of an example."""
+    filled = re.sub(r"\{(\w+)\}", lambda found: {"count": "2", "most": "9", "last": "9"}.get(found[1], "value"), hint)
+    return [shlex.split(command)[1:] for command in re.findall(r"celebctl [^;,()]+", filled)]
+
+
+@pytest.mark.parametrize("reason", HINTS)
+def test_the_commands_in_hints_parse(reason: str) -> None:
+    for words in commands_in(HINTS[reason]):
+        assert_parses(words)
+
+
+def assert_parses(words: list[str]) -> None:
+    """Parse a command without running it. A verb may follow the command: `celebctl list shows ...`."""
+    commands: Any = typer.main.get_command(app)
+    group, name = commands, words[0]
+    rest = words[1:]
+    if name == "basis":
+        group, name, rest = commands.commands[name], rest[0], rest[1:]
+    command = group.commands[name]
+    if not any(word.startswith("-") for word in rest) and not any(
+        p.param_type_name == "argument" for p in command.params
+    ):
+        rest = []  # prose after the command
+    command.make_context(name, list(rest))
+
+
+@pytest.mark.parametrize("reason", ["name_taken", "no_bundle"])
+def test_the_hint_of_a_reason_has_the_quoted_values(reason: str) -> None:
+    hint = hint_for(UsageError("problem", "library hint", reason=reason, name="a b", model="my model"))
+    assert shlex.quote("a b" if reason == "name_taken" else "my model") in hint and "library hint" not in hint
+    assert hint_for(UsageError("problem", "library hint", reason=reason)) == "library hint"

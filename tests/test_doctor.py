@@ -1,4 +1,4 @@
-"""doctor: each line tells the truth about its part of the machine, and says what mends it."""
+"""doctor: each check reports the state of its part of the machine, and the command that fixes it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ GPU = Gpu("NVIDIA H100", "580.65.06", "81559 MiB")
 
 
 @pytest.fixture(autouse=True)
-def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine with nothing on it, and no GPU."""
     for name in ("CELEBCTL_MODEL", "CELEBCTL_FACE_MODELS"):
         monkeypatch.delenv(name, raising=False)
@@ -57,14 +57,14 @@ def only(lines: Any) -> Check:
 # The engine.
 
 
-def test_the_tiny_model_is_a_model() -> None:
+def test_the_tiny_model_is_valid() -> None:
     onnx = pytest.importorskip("onnx")
     model = onnx.load_from_string(doctor.TINY_ONNX)
     onnx.checker.check_model(model, full_check=True)
     assert model.graph.node[0].op_type == "Neg"
 
 
-def test_the_cpu_really_computes() -> None:
+def test_the_cpu_provider_computes() -> None:
     line = only(doctor.check_providers())
     assert (line.status, line.detail.split()[0]) == ("ok", "CPU")
 
@@ -78,7 +78,7 @@ class FakeEngine:
     def set_default_logger_severity(self, level: int) -> None: ...
 
     def preload_dlls(self) -> None:
-        print("warnings go where talk goes")
+        print("warnings go to stderr")
 
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -99,7 +99,7 @@ class FakeEngine:
     ("bound", "gpus", "status", "said"),
     [
         (("CUDAExecutionProvider", "CPUExecutionProvider"), [GPU], "ok", "CUDA, CPU"),
-        (("CPUExecutionProvider",), [GPU], "fail", "does not bind"),
+        (("CPUExecutionProvider",), [GPU], "fail", "no session can use it"),
         (("CPUExecutionProvider",), [], "ok", "CPU ("),
     ],
 )
@@ -120,7 +120,7 @@ def test_an_offered_provider_must_bind(
     assert not capsys.readouterr().out
 
 
-def test_why_a_provider_does_not_bind_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_why_a_provider_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "CUDA failure 35:\n CUDA driver version is insufficient"
     monkeypatch.setitem(sys.modules, "onnxruntime", FakeEngine("CPUExecutionProvider", complaint=said))
     monkeypatch.setattr(doctor, "find_gpus", lambda: [GPU])
@@ -128,7 +128,7 @@ def test_why_a_provider_does_not_bind_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert line.status == "fail" and line.detail.endswith("CUDA failure 35: CUDA driver version is insufficient")
 
 
-def test_a_gpu_beside_a_cpu_engine_is_worth_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_with_a_cpu_runtime_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_gpus", lambda: [GPU])
     line = only(doctor.check_providers())
     assert line.status == "warn" and "celebctl[cuda]" in line.fix
@@ -172,13 +172,13 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, installed: dict[str, str]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
-def test_a_driver_that_does_not_answer_is_told(tmp_path: Path) -> None:
+def test_a_failing_driver_is_reported(tmp_path: Path) -> None:
     write_nvidia_smi(tmp_path, "echo 'NVIDIA-SMI has failed'; exit 9")
     line = only(doctor.check_gpu())
     assert line.status == "warn" and "has failed" in line.detail and line.fix
 
 
-def test_cuda_libraries_are_looked_for_where_they_may_be(
+def test_cuda_libraries_are_searched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, installed: dict[str, str]
 ) -> None:
     assert not list(doctor.check_cuda()), "nobody needs them"
@@ -216,7 +216,7 @@ def test_extras_are_those_of_the_package() -> None:
         assert packages == tuple(re.split(r"[<>=\[ ]", need)[0] for need in extras[name])
 
 
-def test_extras_are_whole_half_or_absent(installed: dict[str, str]) -> None:
+def test_extras_are_installed_partly_installed_or_absent(installed: dict[str, str]) -> None:
     installed.update(dict.fromkeys(doctor.EXTRAS["learn"], "1"))
     lines = {line.name: line for line in doctor.check_extras()}
     assert [lines[name].status for name in ("learn", "export", "heif")] == ["ok", "warn", "skip"]
@@ -231,7 +231,7 @@ def test_versions_come_from_the_metadata() -> None:
 # What celebctl has.
 
 
-def test_little_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_free_space_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     left = [50e9, 1e9, 1e8]
 
     def disk_usage(place: Path) -> SimpleNamespace:
@@ -242,7 +242,7 @@ def test_little_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert next(iter(doctor.check_data())).status == status
 
 
-def test_a_place_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_writable_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise PermissionError
 
@@ -251,42 +251,42 @@ def test_a_place_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch)
     assert line.status == "fail" and "CELEBCTL_HOME" in line.fix
 
 
-def test_models_here_and_half_here(tmp_path: Path) -> None:
+def test_complete_and_incomplete_models(tmp_path: Path) -> None:
     assert only(doctor.check_models()).detail == "mini (bundled)"
     row = KNOWN["sd15"]
     folder = write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
     assert only(doctor.check_models()).detail == "mini (bundled), sd15"
     (folder / "vae" / "config.json").unlink()
-    assert [line.fix for line in doctor.check_models()] == ["", "celebctl setup sd15"]
+    assert [line.fix for line in doctor.check_models()] == ["", "celebctl download sd15"]
 
 
 @pytest.mark.parametrize(
-    ("model", "status", "mend"),
-    [("mini", "ok", ""), ("sd15", "warn", "celebctl setup sd15"), ("gone/for/good", "fail", "celebctl use mini")],
+    ("model", "status", "fix"),
+    [("mini", "ok", ""), ("sd15", "warn", "celebctl download sd15"), ("gone/for/good", "fail", "celebctl use mini")],
 )
-def test_the_default_model(monkeypatch: pytest.MonkeyPatch, model: str, status: str, mend: str) -> None:
+def test_the_default_model(monkeypatch: pytest.MonkeyPatch, model: str, status: str, fix: str) -> None:
     monkeypatch.setenv("CELEBCTL_MODEL", model)
     line = only(doctor.check_default_model())
-    assert (line.status, line.fix) == (status, mend) and "CELEBCTL_MODEL" in line.detail
+    assert (line.status, line.fix) == (status, fix) and "CELEBCTL_MODEL" in line.detail
 
 
 def test_face_models_come_with_the_model_or_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(doctor.check_face_models()).status == "ok"
     monkeypatch.setenv("CELEBCTL_MODEL", "sd15")
     line = only(doctor.check_face_models())
-    assert line.status == "warn" and line.fix.startswith("celebctl setup buffalo_l")
+    assert line.status == "warn" and line.fix.startswith("celebctl ")
 
 
-def test_people_are_opened(tmp_path: Path) -> None:
-    assert only(doctor.check_people()).detail.startswith("0 known")
+def test_identities_are_opened(tmp_path: Path) -> None:
+    assert only(doctor.check_people()).detail.startswith("0 learned")
     path = Library().save(make_identity("alice"))
-    assert only(doctor.check_people()).detail == "1 known, for 1 model"
+    assert only(doctor.check_people()).detail == "1 learned, for 1 model"
     path.write_bytes(b"damaged")
     broken = next(iter(doctor.check_people()))
-    assert broken.status == "fail" and broken.fix.startswith("celebctl forget alice --shelf ")
+    assert broken.status == "fail" and broken.fix.startswith("celebctl rm alice --for-model ")
 
 
-def test_bundles_are_looked_through() -> None:
+def test_bundles_are_checked() -> None:
     bundle = write_bundle(Library().bundle_path("toy", "0123456789abcdef"))
     assert only(doctor.check_bundles()).detail == "1 exported"
     next(iter(bundle.path.glob("*.onnx"))).unlink()
@@ -297,17 +297,26 @@ def test_bundles_are_looked_through() -> None:
     assert commands.commands[named].make_context(named, rest).params["model"] == "MODEL"
 
 
-def test_what_was_left_half_done() -> None:
+def test_interrupted_work_is_reported() -> None:
     root = Library().root
-    assert not list(doctor.check_unfinished())
-    for path in ("unfinished/toy-0/alice+bob.checkpoint", "cache/buffalo_l.zip.part", "locks/toy-0.carol.lock"):
+    assert not list(doctor.check_interrupted())
+    for path in ("checkpoints/toy-0/alice+bob.checkpoint", "cache/buffalo_l.zip.part", "locks/toy-0.carol.lock"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
-    learning, fetching = doctor.check_unfinished()
+    learning, fetching = doctor.check_interrupted()
     assert learning.fix == "celebctl learn PHOTO PHOTO --name alice --name bob --resume"
-    assert fetching.fix == "celebctl setup buffalo_l"
+    assert fetching.fix == "celebctl download buffalo_l"
     with FileLock(root / "locks" / "toy-0.carol.lock", is_singleton=False):
-        assert "toy-0.carol" in [line.detail for line in doctor.check_unfinished()][1]
+        assert "toy-0.carol" in [line.detail for line in doctor.check_interrupted()][1]
+
+
+def test_the_commands_of_all_fixes_parse() -> None:
+    commands: Any = typer.main.get_command(app)
+    found = re.findall(r'"(celebctl [^"]+)"', Path(str(doctor.__file__)).read_text(encoding="utf-8"))
+    assert len(found) >= 6
+    for command in found:
+        _, name, *rest = shlex.split(re.sub(r"\{[^}]*\}", "value", command))
+        commands.commands[name].make_context(name, rest)
 
 
 # All of it.
@@ -328,10 +337,13 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_lines_fit_eighty_columns() -> None:
-    lines = [Check("warn", "default model", "word " * 40, "celebctl setup sd15"), Check("ok", "gpu", "fine", "hidden")]
+    lines = [
+        Check("warn", "default model", "word " * 40, "celebctl download sd15"),
+        Check("ok", "gpu", "fine", "hidden"),
+    ]
     text = doctor.render(lines)
     assert all(len(row) <= 80 for row in text) and len(text) > 4
-    assert text[-2].strip() == "celebctl setup sd15" and text[-1] == "ok    gpu            fine"
+    assert text[-2].strip() == "celebctl download sd15" and text[-1] == "ok    gpu            fine"
     assert len({len(row) - len(row.lstrip()) for row in text[1:-2]}) == 1
 
 
@@ -339,10 +351,10 @@ def test_lines_fit_eighty_columns() -> None:
 def test_the_exit_code_and_the_document(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: Any, code: int
 ) -> None:
-    def examine(deep: bool) -> list[Check]:
-        return [Check(status, "gpu", "one", "mend it")]
+    def run_checks(deep: bool) -> list[Check]:
+        return [Check(status, "gpu", "one", "fix it")]
 
-    monkeypatch.setattr(doctor, "examine", examine)
+    monkeypatch.setattr(doctor, "run_checks", run_checks)
     app = typer.Typer()
     app.command()(command)
     assert (app([], standalone_mode=False, obj=CliConsole()) or 0) == code
@@ -350,4 +362,4 @@ def test_the_exit_code_and_the_document(
     app([], standalone_mode=False, obj=CliConsole(json=True))
     document = json.loads(capsys.readouterr().out)
     assert document["ok"] is (code == 0)
-    assert document["checks"] == [{"status": status, "what": "gpu", "detail": "one", "mend": "mend it"}]
+    assert document["checks"] == [{"status": status, "name": "gpu", "detail": "one", "fix": "fix it"}]

@@ -15,7 +15,7 @@ def test_learn_keeps_a_person_and_shows_them(console: Desk) -> None:
     file, sheet = said.lines
     assert Path(file) == console.library.find("alice").path and sheet == "alice-sheet.png"
     assert Path(sheet).is_file() and "next: celebctl export" in said.err
-    assert not list((console.library.root / "unfinished").rglob("*.checkpoint"))
+    assert not list((console.library.root / "checkpoints").rglob("*.checkpoint"))
 
 
 def test_learn_several_together_in_order(console: Desk) -> None:

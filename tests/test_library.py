@@ -1,4 +1,4 @@
-"""The library keeps people whole: unique names per model, locks, atomic changes, nothing lost."""
+"""The library: unique names per model, locks, atomic changes, nothing lost."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def library(tmp_path: Path) -> Library:
     return Library(tmp_path / "home")
 
 
-def test_saved_people_come_back(library: Library) -> None:
+def test_saved_identities_are_loaded(library: Library) -> None:
     alice = person("alice")
     path = library.save(alice)
     assert path == library.root / "identities" / MODEL_KEY / "alice.safetensors"
@@ -38,19 +38,19 @@ def test_saved_people_come_back(library: Library) -> None:
     assert library.names() == ["alice"]
 
 
-def test_empty_library_knows_nobody_and_makes_no_folder(library: Library) -> None:
+def test_an_empty_library_has_no_names_and_no_folder(library: Library) -> None:
     assert library.names() == [] and library.bundles() == []
     assert not library.root.exists()
     with pytest.raises(NotFoundError) as error:
         library.load("alice")
-    assert "celebctl learn" in error.value.hint
+    assert error.value.reason == "empty_library"
 
 
 def test_a_taken_name_is_refused_and_kept(library: Library) -> None:
     library.save(person("alice", 1))
     with pytest.raises(UsageError) as error:
         library.save(person("alice", 2))
-    assert "--force" in error.value.hint
+    assert (error.value.reason, error.value.values["name"]) == ("name_taken", "alice")
     assert library.load("alice") == person("alice", 1)
     library.save(person("alice", 2), overwrite=True)
     assert library.load("alice") == person("alice", 2)
@@ -60,30 +60,30 @@ def test_near_names_are_suggested(library: Library) -> None:
     library.save(person("alice"))
     with pytest.raises(NotFoundError, match="alcie") as error:
         library.find("alcie")
-    assert error.value.hint == "did you mean alice?"
+    assert "alice" in error.value.hint
 
 
-def test_one_name_may_live_in_two_models(library: Library) -> None:
+def test_one_name_may_exist_for_two_models(library: Library) -> None:
     other = "f" * 64
     library.save(person("alice", 1))
     library.save(person("alice", 2, other))
-    with pytest.raises(UsageError, match="several models") as error:
+    with pytest.raises(UsageError) as error:
         library.load("alice")
-    assert "--shelf" in error.value.hint
+    assert error.value.reason == "ambiguous_identity"
     assert library.load("alice", format_model_key("sd", other)) == person("alice", 2, other)
     assert library.names() == ["alice"]
 
 
-def test_forget_leaves_nothing_behind(library: Library) -> None:
+def test_remove_deletes_checkpoints_too(library: Library) -> None:
     library.save(person("alice"))
     library.save(person("bob"))
     for names in (["alice"], ["alice", "bob"], ["bob"]):
         checkpoint = library.checkpoint(names, MODEL_KEY)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_bytes(b"numbers")
-    library.forget("alice")
+    library.remove("alice")
     assert library.names() == ["bob"]
-    assert [path.stem for path in (library.root / "unfinished" / MODEL_KEY).iterdir()] == ["bob"]
+    assert [path.stem for path in (library.root / "checkpoints" / MODEL_KEY).iterdir()] == ["bob"]
 
 
 def test_rename_keeps_the_numbers(library: Library) -> None:
@@ -104,12 +104,12 @@ def test_a_file_renamed_by_hand_answers_to_its_new_name(library: Library) -> Non
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a\0b", "a\nb", "con", "x" * 300, "", "álice", "аlice", "nul"])
-def test_names_that_are_no_names_never_reach_the_disk(library: Library, name: str) -> None:
+def test_invalid_names_never_reach_the_disk(library: Library, name: str) -> None:
     library.save(person("alice"))
     with pytest.raises(UsageError):
         library.find(name)
     with pytest.raises(UsageError):
-        library.forget(name)
+        library.remove(name)
     with pytest.raises(UsageError):
         library.rename("alice", name)
     assert library.names() == ["alice"]
@@ -126,11 +126,11 @@ def test_a_name_held_elsewhere_is_busy(library: Library, tmp_path: Path) -> None
     """Another process learns alice: here she can be neither learned nor deleted; bob can."""
     library.save(person("alice"))
     with HeldElsewhere(library.root, "alice"):
-        for act in (lambda: library.save(person("alice", 2), overwrite=True), lambda: library.forget("alice")):
+        for act in (lambda: library.save(person("alice", 2), overwrite=True), lambda: library.remove("alice")):
             with pytest.raises(BusyError, match="alice"):
                 act()
         library.save(person("bob"))
-    library.forget("alice")  # the other process was killed, and its lock went with it
+    library.remove("alice")  # the other process was killed, and its lock went with it
 
 
 def test_reserving_may_nest(library: Library) -> None:
@@ -159,14 +159,14 @@ def test_a_disk_that_refuses_leaves_everything_as_it_was(
     assert [path.name for path in (library.root / "identities" / MODEL_KEY).iterdir()] == ["alice.safetensors"]
 
 
-def test_a_place_that_cannot_be_is_said_plainly(tmp_path: Path) -> None:
+def test_a_root_below_a_file_is_a_setup_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError):
         Library(tmp_path / "file" / "home").save(person("alice"))
 
 
 def test_bundles_are_found_last_exported_first(library: Library) -> None:
-    """A person who moves in renews only the manifest, and makes no old bundle new."""
+    """Adding a person renews only the manifest, which does not make an old bundle new."""
     for age, name in ((20, "old"), (10, "new"), (0, ".half-written")):
         folder = library.root / "bundles" / name
         folder.mkdir(parents=True)

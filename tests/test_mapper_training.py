@@ -355,7 +355,7 @@ def test_the_command_trains_what_learning_then_begins_with(
     assert met is not None and met.layers["code_root"].any(), "invent draws people like those in the folder"
     shown = shell("show")
     assert f"mapper: trained on {facts['people']} people in 6 steps, {facts['mapper']}" in shown.out
-    left = [name for name in shell.left() if "unfinished" in name or name.endswith(".png")]
+    left = [name for name in shell.left() if "checkpoints" in name or name.endswith(".png")]
     assert not left, "nothing of the photos is kept"
     refused(train(shell, photos), 2, "a mapper was trained for this model already")
     before = read_tensors(Path(facts["mapper"]))
@@ -393,7 +393,7 @@ def test_stopping_loses_nothing(
     monkeypatch.setattr(MapperTrainer, "advance", advance)
     assert train(shell, photos, "--resume").code == 0
     assert same(read_tensors(path), whole)
-    assert not any("unfinished" in name for name in shell.left())
+    assert not any("checkpoints" in name for name in shell.left())
 
 
 def test_a_mapper_of_no_use_is_not_kept_and_the_photos_need_not_be_read_again(

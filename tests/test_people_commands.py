@@ -1,4 +1,4 @@
-"""mix, strip, invent, nearest, and the dials of gen, as they are typed."""
+"""mix, interpolate, sample, nearest, and the likeness and layout of gen."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from celebctl.basis.basis import basis_from_tables
 from celebctl.basis.identity_vectors import Celebrities
 from celebctl.basis.names import token_pairs
 from celebctl.cli import sample
+from celebctl.grid import GAP
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 
 
-@pytest.mark.parametrize("command", ["mix", "strip", "invent", "nearest"])
+@pytest.mark.parametrize("command", ["mix", "interpolate", "sample", "nearest"])
 def test_every_command_explains_itself(console: Desk, command: str) -> None:
     said = console(command, "--help")
     assert said.code == 0 and f"celebctl {command}" in said.out and not said.err
@@ -34,9 +35,9 @@ def test_every_command_explains_itself(console: Desk, command: str) -> None:
 # mix
 
 
-def test_mix_keeps_somebody_in_between(console: Desk) -> None:
+def test_mix_saves_a_weighted_average(console: Desk) -> None:
     console.know("alice", "bob")
-    said = console("mix", "alice", "bob", "--t", "0.3", "--name", "carol")
+    said = console("mix", "alice", "bob", "--weight", "0.3", "--name", "carol")
     assert said.code == 0 and "carol is 70 % alice and 30 % bob" in said.err and "next: celebctl gen" in said.err
     carol, alice, bob = (console.library.load(name) for name in ("carol", "alice", "bob"))
     assert np.allclose(carol.embeddings[0], 0.7 * alice.embeddings[0] + 0.3 * bob.embeddings[0], atol=1e-6)
@@ -51,24 +52,24 @@ def test_mix_of_three_as_a_document(console: Desk) -> None:
     ]  # fmt: skip
 
 
-def test_mixes_that_cannot_be(console: Desk) -> None:
+def test_invalid_mixes_are_refused(console: Desk) -> None:
     console.know("alice", "bob")
     console.library.save(make_identity("zoe", table_hash="f" * 16))
     refused(console("mix", "alice", "--name", "carol"), 2, "at least two")
     refused(console("mix", "alice", "carol", "--name", "dora"), 4, "carol")
     refused(console("mix", "alice", "zoe", "--name", "dora"), 5, "one model")
-    refused(console("mix", "alice", "bob", "--t", "2", "--name", "dora"), 2, "--t 2")
+    refused(console("mix", "alice", "bob", "--weight", "2", "--name", "dora"), 2, "2")
     refused(console("mix", "alice", "bob", "--weights", "2,x", "--name", "dora"), 2, "'2,x'")
     refused(console("mix", "alice", "bob", "--name", "photo"), 2, "'photo'")
-    refused(console("mix", "alice", "bob", "--name", "bob"), 2, "already know bob")
+    refused(console("mix", "alice", "bob", "--name", "bob"), 2, "'bob' is taken")
     assert console.library.names() == ["alice", "bob", "zoe"]
     assert console("mix", "alice", "bob", "--name", "bob", "--force").code == 0
 
 
-def test_a_mix_without_a_name_takes_its_parents_and_nobody_elses_place(console: Desk) -> None:
+def test_a_mix_without_a_name_is_named_after_its_parents(console: Desk) -> None:
     console.know("alice", "bob", "b" * 30)
     for name in ("alice-bob", "alice-bob-2"):
-        said = console("mix", "alice", "bob", "--t", "0.3")
+        said = console("mix", "alice", "bob", "--weight", "0.3")
         assert said.code == 0 and f"{name} is 70 % alice and 30 % bob" in said.err, said.err
     assert console.library.load("alice-bob") == console.library.load("alice-bob-2").renamed("alice-bob")
     assert console("mix", "alice", "bob", "--json", "--force").document["name"] == "alice-bob-3"
@@ -76,13 +77,13 @@ def test_a_mix_without_a_name_takes_its_parents_and_nobody_elses_place(console: 
     assert long == [f"alice-{'b' * 26}", f"alice-{'b' * 24}-2"]
 
 
-# strip
+# interpolate
 
 
-def test_a_strip_moves_unless_it_is_to_stand_still(console: Desk) -> None:
+def test_interpolate_writes_an_animation_unless_disabled(console: Desk) -> None:
     console.know("alice", "bob")
     toy_bundle(console.library)
-    words = ("strip", "alice", "bob", "--frames", "3", "--seed", "3", "--prompt", "{} as an")
+    words = ("interpolate", "alice", "bob", "--frames", "3", "--seed", "3", "--prompt", "{} as an")
     said = console(*words, "--out", "way.png")
     assert said.code == 0 and said.lines == ["way.png", "way.gif"], said.err
     with Image.open("way.gif") as moving:
@@ -93,45 +94,59 @@ def test_a_strip_moves_unless_it_is_to_stand_still(console: Desk) -> None:
     refused(console(*words, "--out", "way.jpg"), 2, "way.gif exists")
 
 
-def test_a_strip_changes_nothing_and_ends_with_the_parents(console: Desk) -> None:
+def test_interpolate_leaves_the_bundle_alone_and_starts_with_the_first_person(console: Desk) -> None:
     console.know("alice", "bob")
     bundle = toy_bundle(console.library)
     before = {path.name: path.read_bytes() for path in bundle.path.iterdir() if path.is_file()}
-    words = ("strip", "alice", "bob", "--frames", "5", "--seed", "3", "--prompt", "{} as an", "--gif", "strip.gif")
+    words = (
+        "interpolate",
+        "alice",
+        "bob",
+        "--frames",
+        "5",
+        "--seed",
+        "3",
+        "--prompt",
+        "{} as an",
+        "--gif",
+        "strip.gif",
+    )
     said = console(*words)
     assert said.code == 0 and said.lines == ["strip.png", "strip.gif"], said.err
     assert {path.name: path.read_bytes() for path in bundle.path.iterdir() if path.is_file()} == before
     with Image.open("strip.png") as sheet:
-        left = np.asarray(sheet.convert("RGB").crop((6, 6, 6 + 128, 6 + 128)))
-    alone = generate(bundle, OrtBackend(bundle), Request("alice as an", seed=3), overrides=[console.library.load("alice")])[0]
+        left = np.asarray(sheet.convert("RGB").crop((GAP, GAP, GAP + 128, GAP + 128)))
+    alone = generate(
+        bundle, OrtBackend(bundle), Request("alice as an", seed=3), overrides=[console.library.load("alice")]
+    )[0]
     assert np.array_equal(left, np.asarray(alone.image.resize((128, 128), Image.Resampling.LANCZOS)))
     refused(console(*words), 2, "exists")
     assert console(*words, "--force", "--json").document["weights"][2] == [0.5, 0.5]
 
 
-def test_a_full_bundle_still_has_room_for_a_strip_when_one_place_is_left(console: Desk) -> None:
+def test_interpolate_needs_one_free_slot_of_the_bundle(console: Desk) -> None:
     console.know("alice", "bob", "carol")
     bundle = toy_bundle(console.library, *(make_identity(f"p{number}", number) for number in range(2)))
-    said = console("strip", "alice", "bob", "carol", "--frames", "5", "--seed", "1", "--prompt", "{} of carol")
+    said = console("interpolate", "alice", "bob", "carol", "--frames", "5", "--seed", "1", "--prompt", "{} of carol")
     assert said.code == 0, said.err
     bundle.add(make_identity("p2", 5))
     bundle.add(make_identity("p3", 6))
-    refused(console("strip", "alice", "bob", "--force"), 6, "0 more people", "--spare-rows")
+    refused(console("interpolate", "alice", "bob", "--force"), 6, "0 more people", "--spare-rows")
 
 
-def test_strips_that_cannot_be(console: Desk) -> None:
+def test_invalid_interpolations_are_refused(console: Desk) -> None:
     console.know("alice", "bob")
-    refused(console("strip", "alice"), 2, "from one person to another")
-    refused(console("strip", "alice", "bob", "--frames", "1"), 2, "--frames 1")
-    refused(console("strip", "alice", "bob", "--prompt", "a photo"), 2, "no place")
-    refused(console("strip", "alice", "bob", "--out", "x.gif"), 2, "x.gif")
-    refused(console("strip", "alice", "bob", "--gif", "x.png"), 2, "x.png")
+    refused(console("interpolate", "alice"), 2, "at least two")
+    refused(console("interpolate", "alice", "bob", "--frames", "1"), 2, "--frames 1")
+    refused(console("interpolate", "alice", "bob", "--prompt", "a photo"), 2, "{}")
+    refused(console("interpolate", "alice", "bob", "--out", "x.gif"), 2, "x.gif")
+    refused(console("interpolate", "alice", "bob", "--gif", "x.png"), 2, "x.png")
     toy_bundle(console.library)
-    refused(console("strip", "alice", "bert"), 4, "bert")
+    refused(console("interpolate", "alice", "bert"), 4, "bert")
     assert not list(Path().iterdir())
 
 
-# invent, nearest
+# sample, nearest
 
 
 @pytest.fixture
@@ -157,27 +172,27 @@ def celebrities(monkeypatch: pytest.MonkeyPatch) -> Celebrities:
 
 
 @pytest.mark.usefixtures("celebrities")
-def test_invent_keeps_somebody_who_can_be_told_again(console: Desk) -> None:
-    said = console("invent", "--seed", "5", "--name", "dana")
-    assert said.code == 0 and "dana is nobody (seed 5); nearest celebrity: First" in said.err
+def test_sample_is_reproducible(console: Desk) -> None:
+    said = console("sample", "--seed", "5", "--name", "dana")
+    assert said.code == 0 and "created dana from seed 5; nearest celebrity: First" in said.err
     dana = console.library.load("dana")
-    refused(console("invent", "--seed", "6", "--name", "dana"), 2, "already know dana")
-    document = console("invent", "--seed", "5", "--name", "dora", "--json").document
+    refused(console("sample", "--seed", "6", "--name", "dana"), 2, "'dana' is taken")
+    document = console("sample", "--seed", "5", "--name", "dora", "--json").document
     assert document["digest"] == dana.digest and document["nearest"]["cosine"] < 0.6
-    refused(console("invent", "--seed", "-1", "--name", "dina"), 2, "seed -1")
-    assert "nobody-1 is nobody (seed " in console("invent").err
-    assert console("invent", "--json").document["name"] == "nobody-2"
+    refused(console("sample", "--seed", "-1", "--name", "dina"), 2, "seed -1")
+    assert "created sample-1 from seed " in console("sample").err
+    assert console("sample", "--json").document["name"] == "sample-2"
     toy_bundle(console.library)
     assert console("gen", "dana and dora", "-s", "1").code == 0
 
 
 @pytest.mark.usefixtures("celebrities")
-def test_nearest_tells_celebrities_and_acquaintances(console: Desk) -> None:
+def test_nearest_lists_celebrities_and_learned_people(console: Desk) -> None:
     for name, seed in (("dana", "5"), ("dora", "5"), ("dina", "9")):
-        console("invent", "--seed", seed, "--name", name)
+        console("sample", "--seed", seed, "--name", name)
     said = console("nearest", "dana", "--top", "3")
     assert said.code == 0 and len(said.lines) == 3
-    assert said.lines[0].split("\t") == ["dora", "yours", "1.00", "1.00", "1.00", "0.00"]
+    assert said.lines[0].split("\t") == ["dora", "learned", "1.00", "1.00", "1.00", "0.00"]
     found = console("nearest", "dana", "--top", "100", "--json").document["nearest"]
     assert len(found) == 42 and {one["kind"] for one in found} == {"celebrity", "identity"}
     refused(console("nearest", "dana", "--top", "0"), 2, "--top 0")
@@ -186,10 +201,10 @@ def test_nearest_tells_celebrities_and_acquaintances(console: Desk) -> None:
     refused(console("nearest", "zoe"), 5, "another model")
 
 
-# The dials of gen.
+# Likeness and layout of gen.
 
 
-def test_gen_writes_dials_into_the_recipe_and_regen_follows_it(console: Desk) -> None:
+def test_likeness_and_layout_are_in_the_recipe_and_regen_uses_them(console: Desk) -> None:
     console.know("alice", "bob")
     toy_bundle(console.library)
     words = ("gen", "alice and bob", "-s", "4", "--likeness", "alice=0.5,bob=1", "--layout", "right:alice,left:bob")
@@ -199,7 +214,7 @@ def test_gen_writes_dials_into_the_recipe_and_regen_follows_it(console: Desk) ->
     request = recipe(path)
     assert request.likeness == (("alice", 0.5), ("bob", 1.0)) and request.layout == "right:alice,left:bob"
     said = console("regen", path)
-    assert said.code == 0 and "the same, to the last pixel" in said.err
+    assert said.code == 0 and "identical" in said.err
     with Image.open(path) as picture:
         assert "Layout" in picture.info["parameters"] and "Likeness" in picture.info["parameters"]
     plain = Path(console("gen", "alice and bob", "-s", "4", "-o", "plain.png").lines[0])
@@ -223,7 +238,7 @@ def test_gen_writes_dials_into_the_recipe_and_regen_follows_it(console: Desk) ->
         (("--layout", "alice@0,0,2,1"), "outside"),
     ],
 )
-def test_gen_refuses_dials_that_make_no_sense(
+def test_gen_refuses_invalid_likeness_and_layout(
     console: Desk, words: tuple[str, str], problem: str
 ) -> None:  # fmt: skip
     console.know("alice", "bob")
@@ -232,7 +247,7 @@ def test_gen_refuses_dials_that_make_no_sense(
     assert not list(Path().glob("*.png"))
 
 
-def test_export_tells_the_bundle_who_the_average_celebrity_is(console: Desk) -> None:
+def test_export_stores_the_average_celebrity(console: Desk) -> None:
     console.know("alice")
     assert console("export").code == 0
     bundle: Bundle = console.bundle()

@@ -1,4 +1,4 @@
-"""A photo is graded for what it shows: each fault put into a good photo lowers its own grade, and the words say so."""
+"""Photo checks: each fault added to a good photo lowers its own grade and is named in its finding."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from celebctl.cli.check import check
 from celebctl.cli.console import CliConsole
-from celebctl.cli.error_handling import report_error as report_problem
+from celebctl.cli.error_handling import report_error
 from celebctl.photo_quality import (
     COLOURS,
     Grade,
@@ -25,9 +25,9 @@ from celebctl.photo_quality import (
     Verdict,
     annotate,
     check_face,
-    grade_company,
     grade_detection,
     grade_eyes,
+    grade_face_count,
     grade_framing,
     grade_halves,
     grade_light,
@@ -47,7 +47,7 @@ from celebctl_models.faces.analysis import Face, InsightFaceAnalyser
 HEAD = np.array([[-17.6, -20.1, 0], [17.6, -20.1, 0], [0, 0, 15.1], [-14.6, 20.6, 0], [14.6, 20.6, 0]])
 
 
-def seen(roll: float = 0.0, yaw: float = 0.0, pitch: float = 0.0, scale: float = 3.0) -> NDArray[np.float32]:
+def landmarks_of(roll: float = 0.0, yaw: float = 0.0, pitch: float = 0.0, scale: float = 3.0) -> NDArray[np.float32]:
     """Landmarks (5, 2) of a head turned to the right, then up, then tilted clockwise; degrees."""
     r, y, p = np.radians((roll, yaw, pitch))
     nod = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
@@ -77,13 +77,13 @@ def portrait() -> Image.Image:
     return draw_portrait(seed=5, size=512)
 
 
-def looked_at(analyser: InsightFaceAnalyser, photo: Image.Image) -> Report:
+def checked(analyser: InsightFaceAnalyser, photo: Image.Image) -> Report:
     found = analyser.analyse(photo)
-    return check_face(photo, found, None, least=16, native=64, recognise=analyser.recognise)
+    return check_face(photo, found, None, min_face=16, native=64, recognise=analyser.recognise)
 
 
 def grade(report: Report, what: str) -> Grade:
-    (found,) = [one for one in report.grades if one.what == what]
+    (found,) = [one for one in report.grades if one.name == what]
     return found
 
 
@@ -93,14 +93,14 @@ def grade(report: Report, what: str) -> Grade:
 @given(st.floats(-80, 80), st.floats(-60, 60), st.floats(1, 20))
 @settings(max_examples=50, deadline=None)
 def test_roll_and_yaw_of_an_average_head_are_exact(roll: float, yaw: float, scale: float) -> None:
-    found = pose(seen(roll, yaw, scale=scale))
+    found = pose(landmarks_of(roll, yaw, scale=scale))
     assert abs(found[0] - roll) < 0.5 and abs(found[1] - yaw) < 1.0 and abs(found[2]) < 6.0
 
 
 @given(st.floats(-25, 25))
 @settings(max_examples=25, deadline=None)
 def test_pitch_is_roughly_right(pitch: float) -> None:
-    roll, yaw, found = pose(seen(pitch=pitch))
+    roll, yaw, found = pose(landmarks_of(pitch=pitch))
     assert abs(roll) < 0.1 and abs(yaw) < 0.5 and abs(found - pitch) < 6.0
 
 
@@ -114,9 +114,9 @@ def test_roll_comes_through_insightfaces_own_loader(tmp_path: Path, degrees: flo
     assert abs(pose(face.landmarks)[0] - degrees) < 3
 
 
-def test_a_turned_head_is_told_by_its_direction() -> None:
-    front = grade_pose(face_of(seen()))
-    assert front.verdict == "good" and front.says == "seen from the front"
+def test_the_direction_of_a_turned_head_is_named() -> None:
+    front = grade_pose(face_of(landmarks_of()))
+    assert front.verdict == "good" and front.finding == "seen from the front"
     for turn, words in (
         ({"yaw": 50}, "to the right"),
         ({"yaw": -50}, "to the left"),
@@ -124,27 +124,27 @@ def test_a_turned_head_is_told_by_its_direction() -> None:
         ({"pitch": 45}, "looking up"),
         ({"pitch": -45}, "looking down"),
     ):
-        found = grade_pose(face_of(seen(**turn)))
-        assert found.verdict == "poor" and words in found.says
-    assert grade_pose(face_of(seen(yaw=28))).verdict == "fair"
+        found = grade_pose(face_of(landmarks_of(**turn)))
+        assert found.verdict == "poor" and words in found.finding
+    assert grade_pose(face_of(landmarks_of(yaw=28))).verdict == "fair"
 
 
 # Faults put into a good portrait.
 
 
 def test_a_good_portrait_is_good(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
-    report = looked_at(analyser, portrait)
+    report = checked(analyser, portrait)
     assert report.verdict == "good" and report.usable, [one for one in report.grades if one.verdict != "good"]
-    assert [one.what for one in report.grades][:2] == ["size", "sharpness"]
+    assert [one.name for one in report.grades][:2] == ["size", "sharpness"]
 
 
 def test_the_more_blurred_the_less_sharp(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
     (face,) = analyser.analyse(portrait)
     values = [sharpness(portrait.filter(ImageFilter.GaussianBlur(sigma)), face.landmarks) for sigma in (0, 1, 2, 4)]
     assert values == sorted(values, reverse=True) and values[0] > 10 * values[3]
-    report = looked_at(analyser, portrait.filter(ImageFilter.GaussianBlur(4)))
+    report = checked(analyser, portrait.filter(ImageFilter.GaussianBlur(4)))
     assert grade(report, "sharpness").verdict == report.verdict == "poor"
-    assert "blurred" in grade(report, "sharpness").says
+    assert "blurred" in grade(report, "sharpness").finding
 
 
 def test_sharpness_depends_on_neither_contrast_nor_the_size_of_large_photos(
@@ -160,12 +160,12 @@ def test_sharpness_depends_on_neither_contrast_nor_the_size_of_large_photos(
 
 def test_an_enlarged_small_photo_counts_as_blurred(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
     enlarged = portrait.resize((64, 64), Image.Resampling.LANCZOS).resize((512, 512), Image.Resampling.BICUBIC)
-    assert grade(looked_at(analyser, enlarged), "sharpness").verdict == "poor"
+    assert grade(checked(analyser, enlarged), "sharpness").verdict == "poor"
 
 
 def test_a_landmark_outside_the_photo_does_no_harm(portrait: Image.Image) -> None:
     for centre in (-500.0, 0.0, 511.0, 5000.0):
-        assert sharpness(portrait, (seen() - 200 + centre).astype(np.float32)) >= 0.0
+        assert sharpness(portrait, (landmarks_of() - 200 + centre).astype(np.float32)) >= 0.0
 
 
 def shaded(photo: Image.Image) -> Image.Image:
@@ -183,16 +183,16 @@ BAD_LIGHT: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 @pytest.mark.parametrize("words", BAD_LIGHT)
-def test_bad_light_is_told(analyser: InsightFaceAnalyser, portrait: Image.Image, words: str) -> None:
+def test_bad_light_is_named(analyser: InsightFaceAnalyser, portrait: Image.Image, words: str) -> None:
     (face,) = analyser.analyse(portrait)
     assert grade_light(face.crop112).verdict == "good"
     found = grade_light(np.asarray(BAD_LIGHT[words](Image.fromarray(face.crop112)), np.uint8))
-    assert found.verdict != "good" and words in found.says
+    assert found.verdict != "good" and words in found.finding
 
 
-def test_a_darkened_photo_is_told_to_be_dark(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
-    found = grade(looked_at(analyser, ImageEnhance.Brightness(portrait).enhance(0.35)), "light")
-    assert found.verdict != "good" and "dark" in found.says
+def test_a_darkened_photo_is_dark(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
+    found = grade(checked(analyser, ImageEnhance.Brightness(portrait).enhance(0.35)), "light")
+    assert found.verdict != "good" and "dark" in found.finding
 
 
 def test_dark_skin_in_good_light_is_no_fault() -> None:
@@ -202,16 +202,14 @@ def test_dark_skin_in_good_light_is_no_fault() -> None:
     assert found.verdict == "good" and found.measured["mean"] < 110
 
 
-def test_a_covered_half_is_seen_and_a_mask_is_not_promised(
-    analyser: InsightFaceAnalyser, portrait: Image.Image
-) -> None:
+def test_a_covered_half_is_detected(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
     (face,) = analyser.analyse(portrait)
     whole = grade_halves(face.crop112, analyser.recognise)
-    assert whole.verdict == "good" and "mask" in whole.says
+    assert whole.verdict == "good" and "mask" in whole.finding
     covered = face.crop112.copy()
     covered[:, 56:] = (90, 60, 50)
     found = grade_halves(covered, analyser.recognise)
-    assert found.verdict == "poor" and "halves differ" in found.says
+    assert found.verdict == "poor" and "halves differ" in found.finding
     assert all(found.measured[name] < whole.measured[name] for name in whole.measured)
 
 
@@ -241,19 +239,19 @@ def test_the_tighter_the_crop_the_worse_the_framing(analyser: InsightFaceAnalyse
     assert inside == sorted(inside, reverse=True) and inside[0] > 0.75 > 0.6 > inside[1]
 
 
-def test_size_is_held_against_what_learning_wants() -> None:
+def test_size_is_compared_with_what_learning_needs() -> None:
     def at(size: float) -> Grade:
-        return grade_size(face_of(seen(), size), least=64, native=512)
+        return grade_size(face_of(landmarks_of(), size), min_face=64, native=512)
 
     assert [at(size).verdict for size in (300, 200, 100, 40)] == ["good", "fair", "poor", "poor"]
-    assert "256 or more" in at(200).says and "refuses less than 64" in at(40).says
-    assert grade_size(face_of(seen(), 120), least=16, native=64).verdict == "good"
+    assert "256 or more" in at(200).finding and "refuses less than 64" in at(40).finding
+    assert grade_size(face_of(landmarks_of(), 120), min_face=16, native=64).verdict == "good"
 
 
-def test_a_doubtful_detection_and_company_are_told() -> None:
+def test_doubtful_detections_and_several_faces_are_graded() -> None:
     assert [grade_detection(score).verdict for score in (0.9, 0.55, 0.3)] == ["good", "fair", "poor"]
-    assert grade_company(1, None).verdict == grade_company(3, 2).verdict == "good"
-    assert grade_company(3, None).verdict == "fair" and "--face N" in grade_company(3, None).says
+    assert grade_face_count(1, None).verdict == grade_face_count(3, 2).verdict == "good"
+    assert grade_face_count(3, None).verdict == "fair"
 
 
 def test_the_verdict_is_the_worst_grade() -> None:
@@ -261,12 +259,12 @@ def test_the_verdict_is_the_worst_grade() -> None:
     assert worst(verdicts) == "fair" and worst([*verdicts, "poor"]) == "poor" and worst(["good"]) == "good"
 
 
-def test_of_several_the_largest_is_graded_unless_one_is_meant(analyser: InsightFaceAnalyser) -> None:
-    faces = [face_of(seen(), size) for size in (100, 300, 200)]
+def test_of_several_faces_the_largest_is_graded_unless_one_is_chosen(analyser: InsightFaceAnalyser) -> None:
+    faces = [face_of(landmarks_of(), size) for size in (100, 300, 200)]
     photo = Image.new("RGB", (400, 400), "grey")
 
     def chosen(pick: int | None) -> Report:
-        return check_face(photo, faces, pick, least=150, native=512, recognise=analyser.recognise)
+        return check_face(photo, faces, pick, min_face=150, native=512, recognise=analyser.recognise)
 
     assert chosen(None).number == 2 and chosen(3).number == 3
     assert chosen(None).usable and not chosen(1).usable
@@ -279,7 +277,7 @@ def test_of_several_the_largest_is_graded_unless_one_is_meant(analyser: InsightF
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (3000, 4000), (4000, 300), (10, 300)])
 def test_annotating_works_at_every_size(size: tuple[int, int]) -> None:
     scale = min(size) / 400
-    face = face_of(seen(scale=3 * scale) * np.float32(1), 200 * scale)
+    face = face_of(landmarks_of(scale=3 * scale) * np.float32(1), 200 * scale)
     photo = Image.new("RGB", size, (10, 60, 200))
     report = Report([face, face], 2, [Grade("size", "poor", "much too small " * 9)], True)
     page = annotate(photo, report)
@@ -291,7 +289,7 @@ def test_annotating_works_at_every_size(size: tuple[int, int]) -> None:
 
 
 def test_the_box_and_the_landmarks_lie_where_the_face_is() -> None:
-    face = face_of(seen(scale=4), 260)
+    face = face_of(landmarks_of(scale=4), 260)
     page = annotate(Image.new("RGB", (768, 768), "white"), Report([face], 1, [Grade("pose", "fair", "so")], True))
     for x, y in (*face.landmarks, (face.box[0] + 1, 200.0), (face.box[2] - 1, 200.0)):
         assert page.getpixel((round(float(x)), round(float(y)))) == COLOURS["fair"]
@@ -319,7 +317,7 @@ class Shell:
         try:
             code = int(app(rest, standalone_mode=False, obj=console) or 0)
         except Exception as error:
-            code = report_problem(error, console)
+            code = report_error(error, console)
         out, err = self._capsys.readouterr()
         return code, out, err
 
@@ -337,7 +335,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return Shell(tmp_path, capsys)
 
 
-def test_one_line_a_grade_and_what_to_type_next(shell: Shell) -> None:
+def test_one_line_per_grade_and_the_next_command(shell: Shell) -> None:
     code, out, err = shell(shell.photo((1, 1), enlarge=4), "-o", "marked.png")
     assert code == 0
     words = [line.split()[:2] for line in out.splitlines()]
@@ -352,13 +350,13 @@ def test_the_document_holds_the_numbers(shell: Shell) -> None:
     found: Any = json.loads(out)
     assert code == 0 and found["usable"] and len(found["faces"]) == 2 and found["face"] in (1, 2)
     assert found["verdict"] in ("good", "fair", "poor") and found["annotated"] is None
-    roll = next(one for one in found["grades"] if one["what"] == "pose")["measured"]["roll"]
+    roll = next(one for one in found["grades"] if one["name"] == "pose")["measured"]["roll"]
     assert roll == 0.0 and len(found["faces"][0]["landmarks"]) == 5
 
 
-def test_the_face_that_is_meant_is_passed_on(shell: Shell) -> None:
+def test_the_chosen_face_is_passed_on(shell: Shell) -> None:
     code, out, err = shell(shell.photo((0, 0), (3, 3)), "--face", "2")
-    assert code == 0 and "2 faces, and number 2 is meant" in out
+    assert code == 0 and "2 faces; number 2 was chosen" in out
     assert "face 2:" in err and "--face 2 --name alice" in err
 
 
@@ -378,25 +376,25 @@ def test_a_face_that_learning_would_refuse_is_refused_here(shell: Shell) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "problem"),
     [
         (("--face", "5"), 2, "has no face number 5"),
-        (("-o", "marked.txt"), 2, "no picture file"),
-        (("-o", "a.png"), 2, "exists already"),
+        (("-o", "marked.txt"), 2, "marked.txt"),
+        (("-o", "a.png"), 2, "a.png"),
         (("--face-models", "nowhere"), 4, "nowhere"),
         (("--face-models", "antelopev2"), 4, "antelopev2 are not on this machine"),
         (("--model", "no such model"), 4, "no such model"),
     ],
 )
-def test_what_cannot_be_done_is_said(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, said: str
+def test_invalid_options_are_refused(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, problem: str
 ) -> None:
     monkeypatch.setenv("HOME", str(shell.folder))
     ended, out, err = shell(shell.photo((1, 1)), *words)
-    assert (ended, out) == (code, "") and said in err and "hint: " in err
+    assert (ended, out) == (code, "") and problem in err and "hint: " in err
 
 
-def test_sunglasses_are_seen_and_hats_are_not() -> None:
+def test_sunglasses_are_detected_and_hats_are_not() -> None:
     """On drawn people of all skins; nothing here is learned from."""
     torch: Any = pytest.importorskip("torch")
     from celebctl_models.mini.people import uniform_from_normal

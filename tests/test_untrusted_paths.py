@@ -1,4 +1,4 @@
-"""No file and no option leads a write out of the folder that is meant: identities, bundles, cards, ``--shelf``."""
+"""No file and no option leads a write out of the folder that is meant: identities, bundles, cards, ``--for-model``."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_library_composes_no_path_of_them(tmp_path: Path, value: str) -> Non
         lambda: library.require_free(["alice"], value),
         lambda: library.require_free([value], MODEL_KEY),
         lambda: library.load("alice", value),
-        lambda: library.forget("alice", value),
+        lambda: library.remove("alice", value),
         lambda: library.rename("alice", "bob", value),
         lambda: library.reserve(["alice"], value).__enter__(),
     ):
@@ -102,12 +102,12 @@ def test_a_bundle_of_any_model_lies_in_the_library(tmp_path: Path, model: str) -
 
 
 @pytest.mark.parametrize("command", ["list", "show", "rename", "forget", "export-embedding", "regen"])
-@pytest.mark.parametrize("shelf", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9])
-def test_a_shelf_is_a_name_and_no_pattern(console: Desk, tmp_path: Path, command: str, model_key: str) -> None:
+@pytest.mark.parametrize("model_key", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9])
+def test_a_model_key_is_a_name_and_not_a_pattern(console: Desk, tmp_path: Path, command: str, model_key: str) -> None:
     console.know("alice")
     before = tree(tmp_path)
     words = {"list": [], "rename": ["alice", "bob"]}.get(command, ["alice"])
-    refused(console(command, *words, "--shelf", model_key), 2, "")
+    refused(console(command, *words, "--for-model", model_key), 2, "")
     assert tree(tmp_path) == before
 
 
@@ -122,7 +122,7 @@ def test_a_linked_folder_of_people_is_not_followed(tmp_path: Path) -> None:
     for attempt in (
         lambda: library.save(make_identity("alice", seed=2), overwrite=True),
         lambda: library.load("alice"),
-        lambda: library.forget("alice"),
+        lambda: library.remove("alice"),
         lambda: library.rename("alice", "bob"),
     ):
         with pytest.raises(IntegrityError, match="out of the library"):

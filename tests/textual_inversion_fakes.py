@@ -1,4 +1,4 @@
-"""Somebody to travel, and files of torch to arrive in."""
+"""Identities, and torch files that hold them."""
 
 from __future__ import annotations
 

@@ -1,33 +1,53 @@
-"""The command line. This file starts it and holds its only catch; each command has a file of its own.
+"""The command line: `main` runs one command; each command has a file of its own.
 
-Nothing heavy is imported here or in the command files: numpy, torch and onnxruntime are imported by the function that
-needs them, so that `celebctl --help` answers at once.
+Nothing heavy is imported at the top of these files: numpy, torch and onnxruntime are imported by the function that
+needs them, so that `celebctl --help` is fast.
 """
 
 import sys
 from collections.abc import Sequence
 
+#: Former names of options, still valid, by command; "" holds for every command. As `app.FORMER_COMMANDS`.
+FORMER_OPTIONS: dict[str, dict[str, str]] = {
+    "": {"--shelf": "--for-model"},
+    "mix": {"--t": "--weight"},
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command (default: the process's own words) and return its exit code.
+    """Run one command (default: the process's arguments) and return its exit code.
 
-    0 ok, 1 bug, 2 usage, 3 input rejected, 4 not found, 5 integrity, 6 environment, 7 policy, 8 partial batch, 9 busy,
+    0 success, 1 bug, 2 usage, 3 invalid input, 4 not found, 5 integrity, 6 environment, 7 policy, 8 reserved, 9 busy,
     130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words == ["--version"]:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in (["--version"], ["-V"]):
         from celebctl import __version__
 
         sys.stdout.write(f"celebctl {__version__}\n")
         return 0
     from .console import CliConsole
 
-    console, words = CliConsole.from_argv(words)
-    try:
-        from .app import app
+    console, arguments = CliConsole.from_argv(arguments)
+    with console.show_log():
+        try:
+            from .app import app
 
-        return int(app(words or ["--help"], prog_name="celebctl", standalone_mode=False, obj=console) or 0)
-    except (Exception, KeyboardInterrupt) as error:
-        from .error_handling import report_error
+            arguments = replace_former_options(arguments) or ["--help"]
+            return int(app(arguments, prog_name="celebctl", standalone_mode=False, obj=console) or 0)
+        except (Exception, KeyboardInterrupt) as error:
+            from .error_handling import report_error
 
-        return report_error(error, console)
+            return report_error(error, console)
+
+
+def replace_former_options(arguments: Sequence[str]) -> list[str]:
+    """The arguments with former names of options replaced, up to a `--`."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    former = FORMER_OPTIONS[""] | FORMER_OPTIONS.get(command, {})
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    current: list[str] = []
+    for argument in arguments[:end]:
+        option, equals, value = argument.partition("=")
+        current.append(f"{former.get(option, option)}{equals}{value}")
+    return [*current, *arguments[end:]]

@@ -126,7 +126,7 @@ class TrainingRun:
     @property
     def work(self) -> Path:
         """The folder of unfinished work."""
-        return self.library.root / "unfinished" / self.model_key / "mapper"
+        return self.library.root / "checkpoints" / self.model_key / "mapper"
 
     @property
     def checkpoint(self) -> Path:

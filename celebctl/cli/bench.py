@@ -73,7 +73,7 @@ def bench(
     from celebctl_runtime.request import Request, resolve
 
     from .extras import check_installed
-    from .gen import open_bundle
+    from .gen import open_or_export
 
     console = ctx.ensure_object(CliConsole)
     check_counts(rounds, cold)
@@ -84,7 +84,7 @@ def bench(
     settings, library = Settings.read(), Library()
     chosen = str(settings.text("model", model))
     on_gpu = "cpu" not in devices
-    opened = open_bundle(console, library, chosen, bundle, [], "fp16" if on_gpu else "fp32")
+    opened = open_or_export(console, library, chosen, bundle, "fp16" if on_gpu else "fp32")
     if on_gpu and opened.manifest.dtype == "fp32":
         console.warn("the bundle is in fp32; celebctl export --dtype fp16 makes one that GPUs are faster with")
     width, height = options.parse_size(size)

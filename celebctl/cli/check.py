@@ -1,4 +1,4 @@
-"""check: is this a photo to learn somebody from?"""
+"""check: whether a photo is good to learn a person from."""
 
 import shlex
 from pathlib import Path
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 def check(
     ctx: typer.Context,
-    photo: Annotated[str, typer.Argument(help="The photo to look at.", metavar="PHOTO")],
+    photo: Annotated[str, typer.Argument(help="The photo to check.", metavar="PHOTO")],
     face: Annotated[
-        int | None, typer.Option("--face", help="Which face, from the left, where there are several.")
+        int | None, typer.Option("--face", help="The face to check, counted from the left, when there are several.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the photo with the findings on it.", metavar="FILE.png")
+        Path | None, typer.Option("--out", "-o", help="Write the annotated photo.", metavar="FILE.png")
     ] = None,
     force: options.Force = False,
     model: options.Model = None,
     face_models: options.FaceModels = None,
 ) -> None:
-    """Grade a photo for learning: size, sharpness, pose, light, framing, and what to do about each."""
+    """Check a photo before learning: size, sharpness, pose, light and framing, with advice."""
     from celebctl.consent import refuse_minor
     from celebctl.library import Library
     from celebctl.settings import Settings
@@ -37,20 +37,20 @@ def check(
     console = ctx.ensure_object(CliConsole)
     settings = Settings.read()
     if out is not None:
-        refuse_place(out, force)
+        check_output(out, force)
     chosen = str(settings.text("model", model))
     folder = choose_face_models(settings.text("face_models", face_models), chosen, Library().root)
     report = examine(console, photo, face, folder, native_size(chosen), out)
     refuse_minor(report.face, photo)
     if not report.usable:
-        turn_down(console, photo, report)
-    tell(console, photo, report, out)
+        raise_unusable(console, photo, report)
+    show_report(console, photo, report, out)
 
 
 def examine(console: CliConsole, photo: str, face: int | None, folder: Path, native: int, out: Path | None) -> "Report":
-    """Find, grade, and draw the findings to `out`. Raises InvalidInputError without a face, UsageError without that one.
+    """Find and grade a face, and draw the findings to `out`.
 
-    The picture is written even when no face is found: it shows what the detector was shown.
+    Raises InvalidInputError when there is no face, UsageError when `face` is not among them. The annotated photo is written even when no face is found.
     """
     from celebctl.photo_quality import check_face
     from celebctl_models.faces.analysis import InsightFaceAnalyser, select_face
@@ -63,14 +63,14 @@ def examine(console: CliConsole, photo: str, face: int | None, folder: Path, nat
         draw(console, picture, None, out)
     if not faces or face is not None:
         select_face(faces, photo, face)
-    least = analyser.settings.min_face
-    report = check_face(picture, faces, face, least=least, native=native, recognise=analyser.recognise)
+    min_face = analyser.settings.min_face
+    report = check_face(picture, faces, face, min_face=min_face, native=native, recognise=analyser.recognise)
     draw(console, picture, report, out)
     return report
 
 
 def draw(console: CliConsole, picture: "Image", report: "Report | None", out: Path | None) -> None:
-    """Write the annotated picture, if one was asked for."""
+    """Write the annotated photo to `out`, if given."""
     if out is None:
         return
     from celebctl.photo_quality import annotate
@@ -80,24 +80,24 @@ def draw(console: CliConsole, picture: "Image", report: "Report | None", out: Pa
     console.info(f"annotated: {out}")
 
 
-def turn_down(console: CliConsole, photo: str, report: "Report") -> NoReturn:
-    """Raise InvalidInputError for a face that learning would refuse, after saying what there is to say about it."""
+def raise_unusable(console: CliConsole, photo: str, report: "Report") -> NoReturn:
+    """Print the grades of a face that learning refuses, and raise InvalidInputError."""
     from celebctl_runtime.errors import InvalidInputError
 
     for grade in report.grades:
-        console.info(f"{grade.verdict}  {grade.what}: {grade.says}")
-    raise InvalidInputError(f"the face in {photo} is {report.summary}", "use a larger photo, or one taken from nearer")
+        console.info(f"{grade.verdict}  {grade.name}: {grade.finding}")
+    raise InvalidInputError(f"the face in {photo} is {report.summary}", "use a larger photo, or one taken from closer")
 
 
-def tell(console: CliConsole, photo: str, report: "Report", out: Path | None) -> None:
-    """The grades as lines, table or document."""
-    rows = [(grade.what, grade.verdict, grade.says) for grade in report.grades]
+def show_report(console: CliConsole, photo: str, report: "Report", out: Path | None) -> None:
+    """Print the grades as lines, table or document."""
+    rows = [(grade.name, grade.verdict, grade.finding) for grade in report.grades]
     for number, one in enumerate(report.faces if len(report.faces) > 1 else (), 1):
-        console.info(f"face {number}: {one}{', graded here' if number == report.number else ''}")
+        console.info(f"face {number}: {one}{', graded' if number == report.number else ''}")
     console.output_table(
-        [f"{verdict}  {what}: {says}" for what, verdict, says in rows],
+        [f"{verdict}  {name}: {finding}" for name, verdict, finding in rows],
         document(photo, report, out),
-        lambda: console.table(f"face {report.number} of {photo}", ("what", "verdict", "finding"), rows),
+        lambda: console.table(f"face {report.number} of {photo}", ("grade", "verdict", "finding"), rows),
     )
     console.info(f"{report.verdict}: {report.summary}")
     pick = ["--face", str(report.number)] if len(report.faces) > 1 else []
@@ -105,7 +105,7 @@ def tell(console: CliConsole, photo: str, report: "Report", out: Path | None) ->
 
 
 def document(photo: str, report: "Report", out: Path | None) -> dict[str, Any]:
-    """What --json gives."""
+    """The document of --json."""
     return {
         "photo": photo,
         "verdict": report.verdict,
@@ -122,27 +122,29 @@ def document(photo: str, report: "Report", out: Path | None) -> dict[str, Any]:
             for number, one in enumerate(report.faces, 1)
         ],
         "grades": [
-            {"what": grade.what, "verdict": grade.verdict, "says": grade.says, "measured": dict(grade.measured)}
+            {"name": grade.name, "verdict": grade.verdict, "finding": grade.finding, "measured": dict(grade.measured)}
             for grade in report.grades
         ],
         "annotated": None if out is None else str(out),
     }
 
 
-def refuse_place(path: Path, force: bool) -> None:
-    """Refuse, before the work, a place where the annotated picture cannot go. Raises UsageError."""
+def check_output(path: Path, force: bool) -> None:
+    """Raise UsageError when the annotated photo cannot be written to `path`."""
     from celebctl_runtime.errors import UsageError
     from celebctl_runtime.files import refuse_existing
 
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UsageError(f"-o {path} is no picture file", "end it in .png")
+        raise UsageError(f"{path} is not an image file name", "use a name that ends in .png")
     refuse_existing(path, force)
 
 
 def native_size(model: str) -> int:
-    """The side in px of the pictures a model draws; of most models, where nothing on this machine tells."""
+    """The side in pixels of the images a model draws; 512 when the model is not on this machine."""
     from celebctl.photo_quality import NATIVE
     from celebctl_models.checkpoints.registry import card_for, locate
 
-    place = locate(model)
-    return card_for(place.path, place.name, place.source).native_size if place.kind == "folder" else NATIVE
+    location = locate(model)
+    if location.kind != "folder":
+        return NATIVE
+    return card_for(location.path, location.name, location.source).native_size

@@ -1,10 +1,12 @@
-"""How the command line speaks: results on stdout, talk on stderr, colour and motion only on a terminal.
+"""Output of the command line: results on stdout; progress, messages and errors on stderr.
 
-A result is a few lines (paths, names), or with --json one document. Talk is short and never needed by a program.
+A result is a few lines (paths, names), or with --json one document. Colour and motion are for terminals only. The
+packages report progress as `Progress` events and messages through `logging`; both are shown here.
 """
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -12,16 +14,19 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from celebctl_runtime.progress import Progress, ProgressCallback
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
-_PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
+LOGGERS = ("celebctl", "celebctl_export", "celebctl_models", "celebctl_runtime")
+_PLAIN_INTERVAL = 10.0  # seconds between progress lines without a terminal
 
 
 @dataclass
 class CliConsole:
-    """One run's manners: where words go and how many of them. `words` is the command as typed."""
+    """Output settings and output of one invocation; `argv` are its arguments without the global options."""
 
     json: bool = False
     quiet: bool = False
@@ -30,40 +35,41 @@ class CliConsole:
     _console: "Console | None" = None
 
     @classmethod
-    def from_argv(cls, words: list[str]) -> "tuple[CliConsole, list[str]]":
-        """The desk, and the words without --json, --quiet and --debug, which may stand anywhere before a `--`."""
-        end = words.index("--") if "--" in words else len(words)
-        said = {FLAGS[word] for word in words[:end] if word in FLAGS}
-        rest = [word for word in words[:end] if word not in FLAGS] + words[end:]
-        return cls("json" in said, "quiet" in said, "debug" in said, rest), rest
+    def from_argv(cls, argv: list[str]) -> "tuple[CliConsole, list[str]]":
+        """The console, and `argv` without --json, --quiet and --debug, which may stand anywhere before a `--`."""
+        end = argv.index("--") if "--" in argv else len(argv)
+        flags = {FLAGS[word] for word in argv[:end] if word in FLAGS}
+        rest = [word for word in argv[:end] if word not in FLAGS] + argv[end:]
+        return cls("json" in flags, "quiet" in flags, "debug" in flags, rest), rest
 
-    # Talk: stderr.
+    # Messages: stderr.
 
     @property
     def interactive(self) -> bool:
-        """Whether somebody watches: stderr is a terminal, and quiet was not asked for."""
+        """Whether stderr is a terminal, without --quiet."""
         return not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def info(self, text: str, style: str = "") -> None:
-        """A line of talk; not said when quiet."""
+        """A message; suppressed by --quiet."""
         if not self.quiet:
-            self._say(text, style)
+            self._message(text, style)
 
     def warn(self, text: str) -> None:
-        """Something to know that is no error; said even when quiet."""
-        self._say(f"note: {text}", "yellow")
+        """A message that --quiet does not suppress."""
+        self._message(f"note: {text}", "yellow")
 
     def suggest(self, command: str, why: str = "next") -> None:
-        """The command to try now."""
+        """Suggest the next command."""
         self.info(f"{why}: {command}", "cyan")
 
     def error(self, code: str, problem: str, hint: str = "", reason: str = "") -> None:
         """An error: one line and its hint on stderr, and with --json the document on stdout."""
-        self._say(f"error: {problem}", "bold red")
+        self._message(f"error: {problem}", "bold red")
         if hint:
-            self._say(f"hint: {hint}", "cyan")
+            self._message(f"hint: {hint}", "cyan")
         if self.json:
-            self._write(json.dumps({"error": {"code": code, "reason": reason, "problem": problem, "hint": hint}}, ensure_ascii=False))
+            document = {"error": {"code": code, "reason": reason, "problem": problem, "hint": hint}}
+            self._write(json.dumps(document, ensure_ascii=False))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table, on a terminal only."""
@@ -82,7 +88,7 @@ class CliConsole:
 
     @contextlib.contextmanager
     def progress(self, title: str) -> "Generator[Callable[[int, int, str], None]]":
-        """Yield `report(step, steps, text)`: a live bar on a terminal, else a line now and then."""
+        """Yield `report(step, steps, text)`: a bar on a terminal, else a line every ten seconds."""
         if not self.interactive:
             yield self._plain_progress(title)
             return
@@ -94,13 +100,42 @@ class CliConsole:
             task = bar.add_task(title, total=None, text="")
 
             def report(step: int, steps: int, text: str) -> None:
-                bar.update(task, completed=step, total=steps, text=f"{step}/{steps}  {text}")
+                bar.update(
+                    task, completed=step, total=steps or None, text=f"{f'{step}/{steps}  ' if steps else ''}{text}"
+                )
 
             yield report
 
     @contextlib.contextmanager
+    def track(self, title: str) -> Generator[ProgressCallback]:
+        """Yield a progress callback: a bar on a terminal, else a line every ten seconds."""
+        with self.progress(title) as report:
+
+            def show(event: Progress) -> None:
+                metrics = "  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in event.metrics.items())
+                stage = "" if event.stage in title else event.stage
+                report(event.step, event.total, "  ".join(filter(None, (stage, metrics))))
+
+            yield show
+
+    @contextlib.contextmanager
+    def show_log(self) -> Generator[None]:
+        """Show what the packages log, for the length of a `with` block: information as `info`, warnings as `warn`."""
+        handler, loggers = _LogHandler(self), [logging.getLogger(name) for name in LOGGERS]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.setLevel(logging.DEBUG if self.debug else logging.INFO)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.removeHandler(handler)
+                logger.setLevel(level)
+
+    @contextlib.contextmanager
     def status(self, title: str) -> "Generator[Callable[[str], None]]":
-        """Yield `say(stage)` for work without countable steps: a spinner on a terminal, else a line a stage."""
+        """Yield `show(stage)` for work without countable steps: a spinner on a terminal, else a line per stage."""
         if not self.interactive:
             self.info(title)
             yield lambda stage: self.info(f"  {stage}")
@@ -120,7 +155,7 @@ class CliConsole:
             self._write("\n".join(lines))
 
     def output_table(self, lines: Sequence[str], document: Mapping[str, Any], table: Callable[[], None]) -> None:
-        """Like `give`, but somebody who looks at a terminal gets the table in place of the bare lines."""
+        """As `output`, but on a terminal `table` prints a table in place of the lines."""
         if self.json or not (self.interactive and sys.stdout.isatty()):
             self.output(lines, document)
         else:
@@ -128,19 +163,19 @@ class CliConsole:
 
     def output_bytes(self, data: bytes) -> None:
         """Raw bytes on stdout, for -o -."""
-        self._outward(lambda: (sys.stdout.flush(), sys.stdout.buffer.write(data), sys.stdout.buffer.flush()))
+        self._to_stdout(lambda: (sys.stdout.flush(), sys.stdout.buffer.write(data), sys.stdout.buffer.flush()))
 
     def _write(self, text: str) -> None:
-        self._outward(lambda: (sys.stdout.write(f"{text}\n"), sys.stdout.flush()))
+        self._to_stdout(lambda: (sys.stdout.write(f"{text}\n"), sys.stdout.flush()))
 
-    def _outward(self, write: Callable[[], object]) -> None:
+    def _to_stdout(self, write: Callable[[], object]) -> None:
         try:
             write()
         except BrokenPipeError:
-            # The reader has left (| head). Python would complain once more when it flushes at exit: give it a sink.
+            # The reader closed the pipe (| head). Python flushes once more at exit, which must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def _say(self, text: str, style: str = "") -> None:
+    def _message(self, text: str, style: str = "") -> None:
         if sys.stderr.isatty():
             from rich.text import Text
 
@@ -150,7 +185,7 @@ class CliConsole:
             sys.stderr.flush()
 
     def _rich(self) -> "Console":
-        if self._console is None:  # one for all, so that a line of talk goes above a moving bar and not through it
+        if self._console is None:  # shared, so that messages appear above a moving bar
             from rich.console import Console
 
             self._console = Console(stderr=True, highlight=False)
@@ -161,8 +196,21 @@ class CliConsole:
 
         def report(step: int, steps: int, text: str) -> None:
             nonlocal last
-            if time.monotonic() - last >= _PLAIN_EVERY:
+            if time.monotonic() - last >= _PLAIN_INTERVAL:
                 last = time.monotonic()
-                self.info(f"{title} {step}/{steps} {text}".rstrip())
+                self.info(" ".join(filter(None, (title, f"{step}/{steps}" if steps else "", text))))
 
         return report
+
+
+class _LogHandler(logging.Handler):
+    """Shows log records on a console."""
+
+    def __init__(self, console: CliConsole) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        show = self._console.warn if record.levelno >= logging.WARNING else self._console.info
+        show(record.getMessage())

@@ -1,14 +1,11 @@
-"""doctor: what this machine has and lacks, with the command that mends it."""
+"""doctor: checks of this installation, with the command that fixes each problem."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .console import CliConsole
 from .error_handling import ENVIRONMENT
-
-if TYPE_CHECKING:
-    from celebctl.doctor import Check
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
@@ -17,22 +14,20 @@ def doctor(
     ctx: typer.Context,
     deep: Annotated[bool, typer.Option("--deep", help="Also import torch and TensorRT (seconds).")] = False,
 ) -> None:
-    """Check this installation, one line each. Ends with 6 when something is broken."""
+    """Check this installation. The exit code is 6 when something is broken."""
     from celebctl.doctor import render, run_checks
 
     console = ctx.ensure_object(CliConsole)
-    lines = run_checks(deep)
-    broken = [line for line in lines if line.status == "fail"]
-    checks = [{"status": line.status, "what": line.name, "detail": line.detail, "mend": line.fix} for line in lines]
-    console.output_table(render(lines), {"ok": not broken, "checks": checks}, lambda: _show(console, lines))
-    console.info("something is broken: see above" if broken else "nothing is broken")
+    found = run_checks(deep)
+    broken = any(check.status == "fail" for check in found)
+
+    def show() -> None:
+        for check in found:
+            for row in render([check]):
+                console.info(row, STYLES[check.status])
+
+    checks = [{"status": one.status, "name": one.name, "detail": one.detail, "fix": one.fix} for one in found]
+    console.output_table(render(found), {"ok": not broken, "checks": checks}, show)
+    console.info("problems found: see above" if broken else "no problems found")
     if broken:
         raise typer.Exit(ENVIRONMENT)
-
-
-def _show(console: CliConsole, lines: "list[Check]") -> None:
-    from celebctl.doctor import render
-
-    for line in lines:
-        for row in render([line]):
-            console.info(row, STYLES[line.status])

@@ -93,7 +93,7 @@ def open_place(library: "Library", model: str, given: Path | None) -> "Bundle":
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.errors import NotFoundError
 
-    from .bundles import find_bundle
+    from celebctl.bundles import find_bundle
 
     place = given or find_bundle(library, model)
     if place is None:

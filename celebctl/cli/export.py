@@ -139,7 +139,7 @@ def change_people(
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.errors import NotFoundError
 
-    from .bundles import add_people, find_bundle, model_key_of
+    from celebctl.bundles import add_people, find_bundle, model_key_of
     from .naming import listed, prompt_idea
 
     place = given or find_bundle(library, model)

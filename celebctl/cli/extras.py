@@ -1,4 +1,4 @@
-"""What an install without an extra cannot do, said kindly."""
+"""Missing optional packages as errors that name the extra to install."""
 
 import contextlib
 from collections.abc import Generator
@@ -9,20 +9,23 @@ from celebctl_runtime.errors import SetupError
 
 @contextlib.contextmanager
 def requires_extra(extra: str, purpose: str) -> Generator[None]:
-    """Turn a missing third-party module into an SetupError that names the extra which brings it."""
+    """Turn a missing third-party module into a SetupError that names the extra which brings it."""
     try:
         yield
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if not module or module.startswith("celebctl"):
-            raise  # a module of ours that is missing is a bug, not a choice of extras
+            raise  # a missing module of celebctl is a bug
         raise SetupError(
-            f"{purpose} needs {module}, which is not installed", f'pip install "celebctl[{extra}]"'
+            f"{purpose} needs {module}, which is not installed",
+            f'pip install "celebctl[{extra}]"',
+            reason="missing_extra",
+            extra=extra,
         ) from error
 
 
 def check_installed(extra: str, purpose: str, *modules: str) -> None:
-    """Before long work: raise the SetupError of ``needs`` when a module of the extra is missing."""
+    """Before long work: raise the SetupError of `requires_extra` when a module of the extra is missing."""
     with requires_extra(extra, purpose):
         for module in modules:
             import_module(module)

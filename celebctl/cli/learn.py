@@ -319,7 +319,7 @@ class Session:
         """Put the people into the model's bundle when there is one, and say what was made."""
         from celebctl_runtime.errors import CelebctlError
 
-        from .bundles import add_people, bundles_of
+        from celebctl.bundles import add_people, bundles_of
         from .naming import prompt_idea
 
         bundles = bundles_of(self.library, self.model_key)

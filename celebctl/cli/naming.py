@@ -1,4 +1,4 @@
-"""Names for people, for pictures, and prompts to try: small rules with no state."""
+"""Names for people and for image files, and small rules of wording; no state."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -8,12 +8,12 @@ from pathlib import Path
 from celebctl_runtime.errors import CelebctlError, UsageError
 from celebctl_runtime.identity import check_name
 
-# A name that is also one of these would change the meaning of nearly every prompt.
-_WORDS = frozenset(
+# A person named like one of these words would change the meaning of nearly every prompt.
+_COMMON_WORDS = frozenset(
     "a an and the of in on at with by to for from is are as who person people man woman boy girl photo picture".split()
 )
-# File names that cameras, phones and hurried people give; they say nothing about who is on the photo.
-_NOBODY = re.compile(
+# File names that cameras, phones and programs give; they do not identify a person.
+_GENERIC_STEM = re.compile(
     r"(img|image|pic|picture|photo|pxl|dsc[nf]?|mvimg|face|portrait|selfie|me|person|screenshot|untitled|download)"
     r"([-_]?\d.*)?"
 )
@@ -22,28 +22,28 @@ _MAX_NAME = 32  # as check_name
 
 
 def name_person(name: str) -> str:
-    """The canonical form of a name somebody typed. Raises UsageError when it will not do in prompts or as a file."""
+    """The canonical form of a name. Raises UsageError when it cannot be used in prompts or as a file name."""
     checked = check_name(name)
-    if checked in _WORDS:
+    if checked in _COMMON_WORDS:
         raise UsageError(
-            f"{checked!r} stands in many prompts as a plain word", f"choose another name, for example {checked}_1"
+            f"{checked!r} is a common word in prompts", f"choose another name, such as {checked}_1", name=checked
         )
     return checked
 
 
 def name_from_file(photo: str) -> str:
-    """alice.jpg is alice. Raises UsageError when the file's name says nothing about who it is."""
+    """The name in a file name: alice.jpg is alice. Raises UsageError when the file name does not contain one."""
     slug = re.sub(r"[^a-z0-9_-]+", "_", Path(photo).stem.casefold()).strip("_-")
     try:
-        if slug and not _NOBODY.fullmatch(slug):
+        if slug and not _GENERIC_STEM.fullmatch(slug):
             return name_person(slug)
     except CelebctlError:
-        pass  # the hint below says it better than a complaint about a name nobody typed
-    raise UsageError(f"{photo} does not say who it is", f"name the person: celebctl learn {photo} --name alice")
+        pass  # the hint below is better than a complaint about a name that was not typed
+    raise UsageError(f"cannot derive a name from {photo}", "pass a name", reason="no_name_in_file", photo=photo)
 
 
 def suggested_name(photo: str, taken: Collection[str]) -> str:
-    """The name that the file suggests, or alice; numbered when it is taken."""
+    """The name in the file name, or alice; numbered when it is taken."""
     try:
         name = name_from_file(photo)
     except UsageError:
@@ -59,18 +59,18 @@ def name_of_mix(parents: Sequence[str], taken: Collection[str]) -> str:
 
 
 def next_sample_name(taken: Collection[str]) -> str:
-    """The first of nobody-1, nobody-2, ... that is not taken."""
-    return next(name for name in (f"nobody-{n}" for n in count(1)) if name not in taken)
+    """The first of sample-1, sample-2, ... that is not taken."""
+    return next(name for name in (f"sample-{n}" for n in count(1)) if name not in taken)
 
 
 def slug_of(prompt: str) -> str:
-    """A file name that tells the prompt: lower case, words joined by dashes."""
+    """A file name for a prompt: lower case, words joined by dashes."""
     slug = re.sub(r"[^\w]+", "-", prompt.casefold()).strip("-_")
-    return slug[:_MAX_SLUG].rstrip("-_") or "picture"
+    return slug[:_MAX_SLUG].rstrip("-_") or "image"
 
 
 def free_path(path: Path) -> Path:
-    """`path`, or its first numbered neighbour that does not exist: alice.png, alice-2.png, ..."""
+    """`path`, or its first numbered variant that does not exist: alice.png, alice-2.png, ..."""
     candidate, number = path, 2
     while candidate.exists():
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
@@ -79,7 +79,7 @@ def free_path(path: Path) -> Path:
 
 
 def prompt_idea(names: Sequence[str]) -> str:
-    """A prompt worth trying with these people."""
+    """An example prompt with these people."""
     if not names:
         return "a person on the beach"
     return f"{names[0]} and {names[1]} playing chess" if len(names) > 1 else f"{names[0]} on the beach"
@@ -88,3 +88,8 @@ def prompt_idea(names: Sequence[str]) -> str:
 def listed(names: Sequence[str]) -> str:
     """alice, bob and carol"""
     return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 step, 2 steps"""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

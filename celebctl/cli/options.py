@@ -1,31 +1,36 @@
-"""Options that several commands share, said once."""
+"""Options shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-# Kept as text: importing the runtime's own tuple would import numpy for every --help. A test holds them equal.
+# A copy of celebctl_runtime.request.SAMPLERS, whose import would load numpy for every --help; a test compares them.
 SAMPLERS = "ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm"
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Known name, diffusers folder, checkpoint file or hub id.", show_default="mini"),
+    typer.Option(
+        "--model", "-m", help="Model: a known name, diffusers folder, checkpoint file or Hub id.", show_default="mini"
+    ),
 ]
 BundleDir = Annotated[
-    Path | None, typer.Option("--bundle", help="Use this exported bundle instead of the model's own.", metavar="DIR")
+    Path | None, typer.Option("--bundle", help="Use this bundle instead of the one in the library.", metavar="DIR")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", "-s", help="Same seed, same result. Drawn when not given.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="How many steps. The model or preset knows a good number.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there already.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", "-s", help="Random seed; the same seed gives the same result. Default: random.")
+]
+Steps = Annotated[int | None, typer.Option("--steps", help="Number of steps. Default: the model's or preset's.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or trt.", show_default="auto")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="one per physical core")]
 Likeness = Annotated[
     str | None,
     typer.Option(
         "--likeness",
-        help="From 0, the average celebrity, to 1, as learned. For each: alice=0.8,bob=1.",
-        metavar="SHARE",
+        help="How much a person looks like themselves: 0 (the average celebrity) to 1 (as learned), or per person:"
+        " alice=0.8,bob=1.",
+        metavar="FRACTION",
         show_default="1",
     ),
 ]
@@ -33,19 +38,25 @@ Layout = Annotated[
     str | None,
     typer.Option(
         "--layout",
-        help="Who stands where: left:alice,right:bob (also top, bottom), or boxes from 0 to 1: alice@0,0,0.5,1"
-        " (left, top, right, bottom edge); auto: two people left and right as the prompt names them; none.",
-        metavar="PLACES",
+        help="Where each person is: left:alice,right:bob (also top, bottom); boxes as fractions of the image,"
+        " alice@0,0,0.5,1 (left, top, right, bottom edge); auto (two people: left and right in prompt order); none.",
+        metavar="LAYOUT",
         show_default="the model's: none for mini, else auto",
     ),
 ]
 FaceModels = Annotated[
-    str | None, typer.Option("--face-models", help="buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR")
+    str | None,
+    typer.Option("--face-models", help="Face models: buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR"),
 ]
-LowMemory = Annotated[bool, typer.Option("--low-memory", help="Slower, in a third of the memory: for large models.")]
-ForModel = Annotated[str | None, typer.Option("--shelf", help="Only people of this model, as `celebctl list` shows it.")]
-Person = Annotated[str, typer.Argument(help="Their name.", metavar="NAME")]
-People = Annotated[list[str], typer.Argument(help="One or more names.", metavar="NAME...")]
+LowMemory = Annotated[
+    bool, typer.Option("--low-memory", help="Use about a third of the memory, slower; for large models.")
+]
+ForModel = Annotated[
+    str | None,
+    typer.Option("--for-model", help="Only people of this model key, as shown by `celebctl list`.", metavar="KEY"),
+]
+Person = Annotated[str, typer.Argument(help="Name of the person.", metavar="NAME")]
+People = Annotated[list[str], typer.Argument(help="Names of people.", metavar="NAME...")]
 
 
 def parse_size(text: str | None) -> tuple[int, int]:
@@ -58,6 +69,15 @@ def parse_size(text: str | None) -> tuple[int, int]:
         from celebctl_runtime.errors import UsageError
 
         raise UsageError(
-            f"--size {text!r} is no size", "write width x height, as --size 512x768, or one side of a square"
+            f"invalid --size {text!r}", "use WIDTHxHEIGHT, such as --size 512x768, or one side of a square"
         )
     return int(width), int(height)
+
+
+def positive(number: int | None, option: str) -> int:
+    """`number`, or 0 for None. Raises UsageError for a number below 1: the runtime reads 0 as its default."""
+    if number is not None and number < 1:
+        from celebctl_runtime.errors import UsageError
+
+        raise UsageError(f"{option} {number} is out of range", "use 1 or more")
+    return number or 0

@@ -1,0 +1,98 @@
+"""The bundles of a library: finding the one of a model, and keeping the people in it up to date. Torch-free."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from celebctl.library import Library, format_model_key, origin_of
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.errors import CelebctlError
+from celebctl_runtime.prompting.prompt import Mention, split_prompt
+
+if TYPE_CHECKING:
+    from celebctl_runtime.identity import Identity
+
+
+def find_bundle(library: Library, model: str) -> Path | None:
+    """The newest bundle in the library exported from `model` (name, folder, file or hub id), or None.
+
+    A bundle copied into the library from elsewhere matches by the model name or source in its manifest.
+    """
+    wanted = origin_of(model)
+    for path in library.bundles():
+        origin = library.origin(path)
+        if origin == wanted or (origin is None and model in _manifest_origins(path)):
+            return path
+    return None
+
+
+def bundles_of(library: Library, model_key: str) -> list[Bundle]:
+    """The library's bundles of the model with this key; bundles that cannot be opened are skipped."""
+    bundles: list[Bundle] = []
+    for path in library.bundles():
+        try:
+            bundle = Bundle.open(path, verify="none")
+        except CelebctlError:
+            continue  # a damaged bundle must not prevent learning, renaming or removing
+        if model_key_of(bundle) == model_key:
+            bundles.append(bundle)
+    return bundles
+
+
+def model_key_of(bundle: Bundle) -> str:
+    """The model key of the identities that fit this bundle."""
+    return format_model_key(bundle.manifest.model.family, bundle.manifest.model.table_hash)
+
+
+def add_people(bundle: Bundle, people: Sequence["Identity"]) -> list[str]:
+    """Add identities to the bundle, or replace those stored with other embeddings; returns the names changed."""
+    changed: list[str] = []
+    for identity in people:
+        stored = bundle.manifest.identities.get(identity.name)
+        if stored is None:
+            bundle.add(identity)
+        elif stored.digest != identity.digest:
+            bundle.replace(identity)
+        else:
+            continue
+        changed.append(identity.name)
+    return changed
+
+
+def add_mentioned_people(bundle: Bundle, library: Library, prompts: Iterable[str]) -> list[str]:
+    """Add the library's identities that `prompts` mention to the bundle; returns the names added or updated.
+
+    Raises NotFoundError for a <name> that is in neither the bundle nor the library.
+    """
+    return add_people(bundle, mentioned_people(bundle, library, prompts))
+
+
+def mentioned_people(bundle: Bundle, library: Library, prompts: Iterable[str]) -> "list[Identity]":
+    """The library's identities for this bundle that `prompts` mention, sorted by name.
+
+    Raises NotFoundError for a <name> that is in neither the bundle nor the library.
+    """
+    entries = {entry.name: entry for entry in library.entries(model_key_of(bundle))}
+    mentioned = _mentions(prompts, {*bundle.names, *entries})
+    return [entry.load() for name, entry in entries.items() if name in mentioned]
+
+
+def people_of_other_models(bundle: Bundle, library: Library, prompts: Iterable[str]) -> list[tuple[str, str]]:
+    """(name, model key) of identities that `prompts` mention and that exist for other models only."""
+    usable = {*bundle.names, *library.names(model_key_of(bundle))}
+    others = {entry.name: entry.model_key for entry in library.entries() if entry.name not in usable}
+    return [(name, others[name]) for name in _mentions(prompts, {*usable, *others}) if name in others]
+
+
+def _mentions(prompts: Iterable[str], names: set[str]) -> dict[str, None]:
+    """Names in the order of their first mention."""
+    parts = (part for prompt in prompts for part in split_prompt(prompt, names))
+    return dict.fromkeys(part.name for part in parts if isinstance(part, Mention))
+
+
+def _manifest_origins(path: Path) -> set[str]:
+    try:
+        model = Bundle.open(path, verify="none").manifest.model
+    except CelebctlError:
+        return set()
+    return {model.name, model.source}
