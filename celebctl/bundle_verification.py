@@ -1,8 +1,8 @@
 """Verification of bundles, once per file, so that no image is drawn with damaged weights.
 
-Hashing a large bundle takes seconds, so a verified file is remembered by its size, time and inode, which a copy, an
-edit or a broken transfer changes, and is hashed again only when they do. Damage that changes none of them, such as a bad
-disk, is not noticed here.
+Hashing a large bundle takes seconds, so a verified file is remembered by its size, time and inode and is hashed again
+only when they change, as they do by a copy, an edit or a broken transfer. Damage that changes none of them, such as a
+bad disk, is not noticed here.
 """
 
 import contextlib

@@ -314,8 +314,8 @@ def test_the_commands_of_all_fixes_parse() -> None:
     commands: Any = typer.main.get_command(app)
     found = re.findall(r'"(celebctl [^"]+)"', Path(str(doctor.__file__)).read_text(encoding="utf-8"))
     assert len(found) >= 6
-    for command in found:
-        _, name, *rest = shlex.split(re.sub(r"\{[^}]*\}", "value", command))
+    for fix in found:
+        _, name, *rest = shlex.split(re.sub(r"\{[^}]*\}", "value", fix))
         commands.commands[name].make_context(name, rest)
 
 

@@ -50,7 +50,8 @@ def check(
 def examine(console: CliConsole, photo: str, face: int | None, folder: Path, native: int, out: Path | None) -> "Report":
     """Find and grade a face, and draw the findings to `out`.
 
-    Raises InvalidInputError when there is no face, UsageError when `face` is not among them. The annotated photo is written even when no face is found.
+    Raises InvalidInputError when there is no face, UsageError when `face` is not among them. The annotated photo is
+    written even when no face is found.
     """
     from celebctl.photo_quality import check_face
     from celebctl_models.faces.analysis import InsightFaceAnalyser, select_face
