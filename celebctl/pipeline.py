@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
@@ -29,9 +29,8 @@ from celebctl_runtime.bundle.manifest import FILE_NAME
 from celebctl_runtime.errors import NotFoundError, UsageError
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.picture import GeneratedImage, read_request, save_image
-from celebctl_runtime.pipeline import Progress as BatchProgress
 from celebctl_runtime.pipeline import generate
-from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
+from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
 from celebctl_runtime.request import MAX_SEED, Request, batch
@@ -40,6 +39,36 @@ from celebctl_runtime.sampling.init_image import InitImage
 DEFAULT_STRENGTH = 0.6
 MAX_IMAGES = 10_000  # of one call
 _log = logging.getLogger(__name__)
+
+
+class GenerationOptions(TypedDict, total=False):
+    """What a call of the pipeline may change; None, or leaving it out, is the default of the model.
+
+    Attributes:
+        negative_prompt: What not to draw.
+        seed: 0 to 2**63 - 1; None draws one at random.
+        steps: Sampling steps, 1 to 1000.
+        guidance_scale: Classifier-free guidance, 0 to 100; 1 and below turn it off.
+        sampler: A name in `celebctl_runtime.SAMPLERS`.
+        width: Pixels, a multiple of what the bundle's manifest states (64 for most Stable Diffusion models).
+        height: The same.
+        likeness: From 0 (the average celebrity) to 1 (as learned), for everyone or by name.
+        layout: Where each person is, as "left:alice,right:bob"; "auto" or "none".
+        init_image: Start from this image instead of noise (img2img): an RGB image, or its file.
+        strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6.
+    """
+
+    negative_prompt: str
+    seed: int | None
+    steps: int | None
+    guidance_scale: float | None
+    sampler: str | None
+    width: int | None
+    height: int | None
+    likeness: Likeness | Mapping[str, float] | None
+    layout: str | None
+    init_image: Image.Image | Path | str | None
+    strength: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,37 +174,17 @@ class Pipeline:
         self,
         prompt: str,
         *,
-        negative_prompt: str = "",
-        seed: int | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
-        width: int | None = None,
-        height: int | None = None,
         num_images: int = 1,
-        likeness: Likeness | Mapping[str, float] | None = None,
-        layout: str | None = None,
-        init_image: Image.Image | Path | str | None = None,
-        strength: float | None = None,
         progress: ProgressCallback = ignore_progress,
+        **options: Unpack[GenerationOptions],
     ) -> PipelineOutput:
         """Draw images.
 
         Args:
             prompt: Text with names of people, as `alice` or `<alice>`.
-            negative_prompt: What not to draw.
-            seed: 0 to 2**63 - 1; image k has seed + k. None draws one at random.
-            steps: Sampling steps, 1 to 1000. None: the model's default, as for the next four.
-            guidance_scale: Classifier-free guidance, 0 to 100; 1 and below turn it off.
-            sampler: A name in `celebctl_runtime.SAMPLERS`.
-            width: Pixels, a multiple of the model's (64 for Stable Diffusion's families, see the bundle's manifest).
-            height: The same.
-            num_images: 1 to 10000.
-            likeness: From 0 (the average celebrity) to 1 (as learned), for everyone or by name.
-            layout: Where each person is, as "left:alice,right:bob"; "auto" or "none".
-            init_image: Start from this image instead of noise (img2img): an RGB image, or its file.
-            strength: With `init_image`: how much may change, above 0 to 1. None is 0.6.
+            num_images: 1 to 10000; image k has seed + k.
             progress: Called after every step; `step` and `total` count steps of all images.
+            options: See `GenerationOptions`.
 
         Returns:
             The images with their requests and records.
@@ -185,23 +194,20 @@ class Pipeline:
             NotFoundError: A <name> is unknown, or the init image is missing.
             SetupError: The bundle has no free rows for another person.
         """
-        requests, init_images = make_requests(
-            Request(
-                prompt,
-                negative_prompt,
-                random_seed() if seed is None else seed,
-                _positive("steps", steps),
-                guidance_scale,
-                sampler or "",
-                _positive("width", width),
-                _positive("height", height),
-                likeness=as_likeness(likeness),
-                layout=normalize_layout(layout or ""),
-            ),
-            num_images,
-            init_image,
-            strength,
+        seed = options.get("seed")
+        request = Request(
+            prompt,
+            options.get("negative_prompt", ""),
+            random_seed() if seed is None else seed,
+            _positive("steps", options.get("steps")),
+            options.get("guidance_scale"),
+            options.get("sampler") or "",
+            _positive("width", options.get("width")),
+            _positive("height", options.get("height")),
+            likeness=as_likeness(options.get("likeness")),
+            layout=normalize_layout(options.get("layout") or ""),
         )
+        requests, init_images = make_requests(request, num_images, options.get("init_image"), options.get("strength"))
         return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
 
     def reproduce(
@@ -239,7 +245,7 @@ class Pipeline:
         if self.add_people and not overrides:
             self._add_mentioned(prompts)
         return generate(
-            self.bundle, self.backend, requests, _on_step(progress), init_images=init_images, overrides=overrides
+            self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides
         )
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
@@ -353,13 +359,3 @@ def _read_init_image(image: Image.Image | Path | str) -> InitImage:
         return InitImage.read(Path(image))
     rgb = image.convert("RGB")
     return InitImage(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())
-
-
-def _on_step(progress: ProgressCallback) -> "Any":
-    """The runtime's step callback as events over all images."""
-
-    def report(now: BatchProgress) -> None:
-        done = now.first * now.steps + now.step * now.count
-        progress(Progress("drawing", done, now.total * now.steps))
-
-    return report
