@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -51,7 +51,7 @@ class Model:
     def __init__(self, source: str, device: str, face_models: str | None, library: Library) -> None:
         self.source, self.device, self.library = source, device, library
         self._face_models = face_models
-        self.prepared = cache(self._prepare)
+        self._prepared: dict[bool, PreparedModel[TokenTables]] = {}
 
     @classmethod
     def load(
@@ -77,7 +77,7 @@ class Model:
 
         Example:
             >>> Model.load("mini").family
-            'sd1'
+            'sd'
         """
         return cls(str(model), device, None if face_models is None else str(face_models), library or Library())
 
@@ -88,7 +88,7 @@ class Model:
 
     @property
     def family(self) -> str:
-        """The family of text encoders, such as "sd1"."""
+        """The family of text encoders, such as "sd"."""
         return self.tables.family
 
     @property
@@ -152,15 +152,26 @@ class Model:
         from celebctl.learning.prepared import PreparedModel
 
         parts = self.parts
-        ready = self.prepared(release)
+        ready = self.prepared(release=release)
         return PreparedModel(parts, ready.basis, ready.assets)
 
-    def _prepare(self, release: bool = False) -> PreparedModel[TokenTables]:
-        """Basis and files of the model; ``release``: of the published release."""
+    def prepared(self, *, release: bool = False) -> PreparedModel[TokenTables]:
+        """Tables, basis and files of the model, prepared once; ``release``: with the published release's basis."""
         from celebctl.learning.prepared import prepare
 
-        names, folder = self.chosen_names, self.library.cache()
-        return prepare(self.tables, folder, names=names, face_models=self.face_models, release=release)
+        if release not in self._prepared:
+            cache, names = self.library.cache(), self.chosen_names
+            prepared = prepare(self.tables, cache, names=names, face_models=self._find_face_models, release=release)
+            self._prepared[release] = prepared
+        return self._prepared[release]
+
+    def refresh(self) -> None:
+        """Look up names, faces and mappers in the library again, after they changed."""
+        self._prepared.clear()
+        self.__dict__.pop("celebrities", None)
+
+    def _find_face_models(self) -> Path:
+        return self.face_models
 
     def analyse(self, photo: Photo, *, name: str = "", face: int | None = None) -> Subject:
         """Find the face to learn from in a photo.
@@ -292,7 +303,7 @@ class Model:
         if method == "instant":
             from celebctl.learning.instant import instant_people
 
-            learned = instant_people(self.prepared(release), subjects, settings)
+            learned = instant_people(self.prepared(release=release), subjects, settings)
         else:
             from celebctl.learning.device import choose_micro_batch
             from celebctl.learning.trainer import learn_people

@@ -98,9 +98,14 @@ def cached_faces_path(cache: Path, table_hash: str, face_models: Path) -> Path:
     return cache / f"faces-{key}.safetensors"
 
 
+def has_measured_faces(cache: Path) -> bool:
+    """Whether faces were measured for any model."""
+    return next(cache.glob("faces-*.safetensors"), None) is not None
+
+
 def measured_faces(parts: TokenTables, names: Path, cache: Path, face_models: Path) -> Path | None:
     """The cached file of faces measured for a model; None without one, or when it has too few of ``names``."""
-    if next(cache.glob("faces-*.safetensors"), None) is None:
+    if not has_measured_faces(cache):
         return None  # without hashing the face models, up to 190 MB
     path = cached_faces_path(cache, parts.table_hash, face_models)
     if not path.is_file():

@@ -141,6 +141,15 @@ def require_same_model(people: Sequence[Identity], *, bases: bool = True) -> Non
             )
 
 
+def require_model(person: Identity, family: str, table_hash: str) -> None:
+    """Raise IntegrityError for an identity of another model."""
+    if (person.family, person.table_hash) != (family, table_hash):
+        raise IntegrityError(
+            f"{person.name} was learned for another model ({person.family}, {person.table_hash[:8]})",
+            "load the model it was learned for", reason="identity_of_other_model", name=person.name,
+        )  # fmt: skip
+
+
 def _weighted_sum(given: Sequence[Sequence[Floats]], shares: Sequence[float]) -> tuple[Floats, ...]:
     """Weighted sums, array by array: P people of E arrays each."""
     if len(given) == 1:
@@ -244,7 +253,7 @@ def sampled_identity(
 
 def _sum_of_celebrities(noise: Floats, celebrities: Celebrities, basis: CelebBasis) -> tuple[Floats, ...]:
     """Coefficients of the celebrities' deviations summed with weights ``noise`` (n,) of variance 1."""
-    weights = noise.astype(np.float64) / max(len(drawn) - 1, 1) ** 0.5
+    weights = noise.astype(np.float64) / max(len(noise) - 1, 1) ** 0.5
     found: list[Floats] = []
     for rows, components in zip(celebrities.rows, basis.components, strict=True):
         moved = np.einsum("n,njd->jd", weights, rows - rows.mean(0, dtype=np.float64))

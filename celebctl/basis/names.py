@@ -209,8 +209,8 @@ class ChosenNames:
 
 def _report_from(values: Mapping[str, Any]) -> NameReport:
     dropped = {str(reason): tuple(str(name) for name in names) for reason, names in values["dropped"].items()}
-    counts = (int(values[name]) for name in ("read", "used", "first_only", "repeated"))
-    return NameReport(*counts, dropped)
+    read, used, first_only, repeated = (int(values[name]) for name in ("read", "used", "first_only", "repeated"))
+    return NameReport(read, used, first_only, repeated, dropped)
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -42,17 +42,21 @@ def mix(
     force: options.Force = False,
 ) -> None:
     """Make somebody who is between people you know."""
-    from celebctl.basis.identity_vectors import mixed, weights_of
+    from celebctl.basis.identity_vectors import mix as mix_identities
+    from celebctl.basis.identity_vectors import mixing_weights
+    from celebctl_runtime.errors import UsageError
     from celebctl.library import Library
 
     from .naming import listed, name_of_mix, name_person
 
     console = ctx.ensure_object(CliConsole)
     library, given = Library(), None if name is None else name_person(name)
-    shares = weights_of(len(people), weight, _numbers(weights))
+    if weight is not None and weights is not None:
+        raise UsageError("--weight and --weights contradict each other", "give one of them")
+    shares = mixing_weights(len(people), weight if weight is not None else _numbers(weights))
     parents = [library.load(one, model_key) for one in people]
     called = given or name_of_mix([parent.name for parent in parents], library.names())
-    person = mixed(parents, shares, called)
+    person = mix_identities(parents, shares, name=called)
     path = library.save(person, overwrite=force)
     both = list(zip(parents, shares, strict=True))
     console.info(f"{called} is {listed([f'{100 * share:.3g} % {parent.name}' for parent, share in both if share])}")
@@ -153,9 +157,9 @@ def _check(people: Sequence[str], frames: int, prompt: str, out: Path, gif: Path
 
 def _cast(ends: "Sequence[Identity]", weights: Sequence[Sequence[float]]) -> "list[Identity]":
     """The people of a strip, in order."""
-    from celebctl.basis.identity_vectors import mixed
+    from celebctl.basis.identity_vectors import mix as mix_identities
 
-    return [mixed(ends, shares, FRAME.format(number)) for number, shares in enumerate(weights, 1)]
+    return [mix_identities(ends, shares, name=FRAME.format(number)) for number, shares in enumerate(weights, 1)]
 
 
 def _others(library: "Library", bundle: "Bundle", prompt: str) -> "list[Identity]":

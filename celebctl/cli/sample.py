@@ -1,23 +1,16 @@
 """invent and nearest: somebody new out of the celebrities' distribution, and who is close to whom."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
 from .console import CliConsole
+from .loading import choose_model
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from celebctl.basis.basis import CelebBasis
-    from celebctl.basis.identity_vectors import Celebrities, Floats, Neighbour
-    from celebctl.library import Library
-    from celebctl.settings import Settings
-    from celebctl_models.checkpoints.token_tables import TokenTables
+    from celebctl.basis.identity_vectors import Neighbour
 
 COLUMNS = ("who", "known as", "alike", "first name", "last name", "distance")
 MOST = 1000  # people in one table
@@ -33,7 +26,7 @@ def sample(
     force: options.Force = False,
 ) -> None:
     """Make up somebody who does not exist, the same in every picture."""
-    from celebctl.library import Library, format_model_key
+    from celebctl.library import Library
     from celebctl.settings import Settings
 
     from .extras import requires_extra
@@ -46,24 +39,15 @@ def sample(
     chosen = random_seed() if seed is None else seed
     check_count(1, chosen)
     with requires_extra("learn", "the celeb basis"):
-        parts, basis, celebrities = open_basis(console, library, settings, model)
-        from celebctl.basis.identity_vectors import sampled_identity
-        from celebctl.learning.instant import identity_prior
-        from celebctl.mapper_training.store import with_latest
-
+        loaded = choose_model(settings, library, model)
         if not force:
-            library.require_free([called], format_model_key(parts.family, parts.table_hash))
-        hashes, strangers = (
-            (parts.family, parts.table_hash),
-            identity_prior(with_latest(parts, library.cache(), basis), basis),
-        )
-        person, nearest = sampled_identity(called, chosen, celebrities, basis, hashes, strangers)
+            library.require_free([called], loaded.key)
+        person = loaded.sample(called, chosen)
     path = library.save(person, overwrite=force)
-    console.info(
-        f"{called} is nobody (seed {chosen}); nearest celebrity: {nearest.name.title()}, alike {nearest.cosine:.2f}"
-    )
+    near, cosine = person.provenance["nearest_celebrity"], float(person.provenance["nearest_cosine"])
+    console.info(f"sampled {called} from seed {chosen}; nearest celebrity: {near.title()} (cosine {cosine:.2f})")
     facts = {"name": called, "path": str(path), "seed": chosen, "digest": person.digest}
-    console.output([str(path)], {**facts, "nearest": _document(nearest)})
+    console.output([str(path)], {**facts, "nearest": {"name": near, "cosine": cosine}})
     console.suggest(f'celebctl gen "{called} on the beach"')
 
 
@@ -77,7 +61,7 @@ def nearest(
     """Tell which celebrities and which people you know are most like somebody."""
     from celebctl.library import Library
     from celebctl.settings import Settings
-    from celebctl_runtime.errors import IntegrityError, UsageError
+    from celebctl_runtime.errors import UsageError
 
     from .extras import requires_extra
 
@@ -88,48 +72,17 @@ def nearest(
     entry = library.find(name, model_key)
     person = entry.load()
     with requires_extra("learn", "the celeb basis"):
-        parts, basis, celebrities = open_basis(console, library, settings, model)
-        from celebctl.basis.identity_vectors import neighbours
-
-        if (person.family, person.table_hash) != (parts.family, parts.table_hash):
-            raise IntegrityError(
-                f"{person.name} was learned for another model ({entry.model_key}) than {parts.name}",
-                "name that model: --model",
-            )
+        loaded = choose_model(settings, library, model)
         known = [other.load() for other in library.entries(entry.model_key) if other.name != entry.name]
-        with console.status("reading the names"):
-            found = neighbours(person, celebrities, known, basis, reader_of(parts))[:top]
-    document = {"name": person.name, "model": parts.name, "nearest": [_document(one) for one in found]}
+        with console.status("comparing the names"):
+            found = loaded.nearest(person, top, known=known)
+    document = {"name": person.name, "model": loaded.name, "nearest": [_document(one) for one in found]}
     rows = [_cells(one) for one in found]
     console.output_table(["\t".join(row) for row in rows], document, lambda: console.table(person.name, COLUMNS, rows))
     console.info(
         "alike: cosine of the directions from the average celebrity, as the model reads the names; distance: 1 is a"
         " celebrity's from the average"
     )
-
-
-def open_basis(
-    console: CliConsole, library: "Library", settings: "Settings", model: str | None
-) -> "tuple[TokenTables, CelebBasis, Celebrities]":
-    """What a model reads with the names chosen for it, its celeb basis, and the people the basis is made of."""
-    from celebctl.basis.basis import build_basis
-    from celebctl.basis.identity_vectors import celebrities_of
-    from celebctl.basis.names import with_names
-
-    from .basis import choice_for
-    from .loading import open_tables
-
-    opened = open_tables(console, settings, model)
-    parts = with_names(opened, choice_for(library, opened).file)
-    return parts, build_basis(parts, library.cache()), celebrities_of(parts)
-
-
-def reader_of(parts: "TokenTables") -> "Callable[[Sequence[Floats]], NDArray[np.float64]]":
-    """What a model makes of token rows; opens its text encoders."""
-    from celebctl.basis.text_features import readings
-    from celebctl_models.checkpoints.text_encoders import load_texts
-
-    return partial(readings, load_texts(parts.path))
 
 
 def _document(one: "Neighbour") -> dict[str, object]:

@@ -78,7 +78,7 @@ class Batch:
     def split(self, size: int) -> list[Batch]:
         """Micro batches of at most ``size`` views."""
         tensors = (self.x0, self.weight, self.person_index, self.t, self.noise, self.ids, self.positions)
-        return [Batch(*parts) for parts in zip(*(tensor.split(size) for tensor in tensors), strict=True)]
+        return [Batch(*parts) for parts in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)]
 
 
 class DenoisingLoss:

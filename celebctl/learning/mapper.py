@@ -98,7 +98,7 @@ class CoefficientMapper(nn.Module):
         """(..., S) to (..., 2, K) for every text encoder."""
         sizes = [2 * width for width in self.widths]
         parts = torch.split_with_sizes(flat, sizes, dim=-1)
-        return tuple(part.unflatten(-1, (2, width)) for part, width in zip(parts, self.widths, strict=True))
+        return tuple(part.reshape(*part.shape[:-1], 2, width) for part, width in zip(parts, self.widths, strict=True))
 
     def normalized(self, features: Tensor) -> Tensor:
         """Normalized coefficients (B, S): standard deviations, or with scale "unit" directions of any length."""

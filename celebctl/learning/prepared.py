@@ -6,15 +6,16 @@ Prepared once per model; everything in this package takes a `PreparedModel` and 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from celebctl.basis.basis import CelebBasis, build_basis
-from celebctl.basis.celebrities import CelebrityFaces, celebrity_coefficients, load_faces, measured_faces
+from celebctl.basis.celebrities import CelebrityFaces, celebrity_coefficients, has_measured_faces, load_faces, measured_faces
 from celebctl.basis.names import names_file
-from celebctl.mapper_training.mapper_store import trained_mapper
+from celebctl.mapper_training.mapper_store import trained_mapper, trained_mappers
 from celebctl_models.faces.framing import PHOTOGRAPHS, Framing
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def prepare(
     cache: Path | None = None,
     *,
     names: Path | None = None,
-    face_models: Path | None = None,
+    face_models: Callable[[], Path] | Path | None = None,
     release: bool = False,
 ) -> PreparedModel[Parts]:
     """Build the basis of a loaded model, or read it from ``cache``, and find the files that go with it.
@@ -97,7 +98,8 @@ def prepare(
         parts: The model, or its token tables.
         cache: Folder of cached bases, measured faces and trained mappers; None uses what came with the model.
         names: The names chosen for the model; None uses its own.
-        face_models: The recogniser's folder; faces and mappers belong to one recogniser.
+        face_models: The recogniser's folder, or a function that finds it and is called only when the cache has faces
+            or mappers, which belong to one recogniser.
         release: The basis of the published release, for ``LearnConfig.names == "release"``.
 
     Raises:
@@ -108,9 +110,10 @@ def prepare(
     # a mapper is fitted to one basis: the one that came with the model does not fit other names
     chosen, faces, mapper = names or own.names, own.faces, own.mapper if names is None else None
     basis = build_basis(parts, cache, names=chosen, release=release)
-    if cache is not None and face_models is not None:
-        faces = faces or measured_faces(parts, chosen, cache, face_models)
-        mapper = trained_mapper(basis, cache, face_models) or mapper
+    if cache is not None and face_models is not None and (has_measured_faces(cache) or trained_mappers(cache, basis)):
+        folder = face_models() if callable(face_models) else face_models
+        faces = faces or measured_faces(parts, chosen, cache, folder)
+        mapper = trained_mapper(basis, cache, folder) or mapper
     return PreparedModel(parts, basis, ModelAssets(chosen, faces, mapper))
 
 

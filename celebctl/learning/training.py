@@ -96,7 +96,7 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
 
 
 def optimizer_step(
-    optimizer: Optimizer, parameters: Iterable[nn.Parameter], loss_scale: float, max_norm: float | None = None
+    optimizer: Optimizer, parameters: Iterable[nn.Parameter], loss_scale: float = 1.0, max_norm: float | None = None
 ) -> None:
     """One step on gradients of the loss times ``loss_scale``, clipped to ``max_norm`` after unscaling."""
     parameters = list(parameters)

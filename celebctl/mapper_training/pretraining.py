@@ -31,7 +31,7 @@ from celebctl.learning.captions import place_people
 from celebctl.learning.config import CLEAN
 from celebctl.learning.denoising import IdentityEmbeddings
 from celebctl.learning.mapper import CODE_DIM, HIDDEN_DIM, CoefficientMapper, PretrainedMapper
-from celebctl.learning.training import cosine_decay, set_learning_rate, warmup_steps
+from celebctl.learning.training import cosine_decay, optimizer_step, set_learning_rate, warmup_steps
 from celebctl_models.checkpoints.diffusion import read_texts
 from celebctl_models.faces.analysis import FEATURE_DIM
 from celebctl_runtime.errors import IntegrityError, InvalidInputError
@@ -114,7 +114,7 @@ def train_classifier(dataset: AttributeDataset, hidden: int, steps: int, seed: i
         predicted = classifier(add_feature_noise(features[person], generator))
         optimizer.zero_grad()
         torch.autograd.backward(((predicted - attributes[person]) ** 2).mean())
-        optimizer.step()
+        optimizer_step(optimizer, classifier.parameters())
     return classifier.eval().requires_grad_(False)
 
 
@@ -214,8 +214,7 @@ class PretrainTrainer:
             loss = error.mean() + _COEFFICIENT_L2 * (normalized**2).mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(mapper.parameters(), 1.0)
-            optimizer.step()
+            optimizer_step(optimizer, mapper.parameters(), max_norm=1.0)
             progress(Progress("pretraining the mapper", step + 1, steps, {"loss": float(loss.detach())}))
         mapper.fit_code_statistics(torch.as_tensor(self.dataset.features[VALIDATION_SIZE:]))
         return mapper.eval().requires_grad_(False)

@@ -186,6 +186,7 @@ class _Run:
         metadata = {name: str(value) for name, value in facts.items()}
         path = save_trained(mapper, self.model.basis, self.model.library.cache(), self.model.face_models, metadata)
         self.clear()
+        self.model.refresh()
         _log.info("loss on held-out people: %s", trainer.best)
         return MapperResult(path, facts, skipped)
 

@@ -306,5 +306,5 @@ def distill_initialization(
         chosen = torch.randint(len(inputs), (256,), generator=generator)
         optimizer.zero_grad()
         torch.autograd.backward(((mapper(inputs[chosen]) - targets[chosen]) ** 2).mean())
-        optimizer.step()
+        optimizer_step(optimizer, mapper.parameters())
     return "celebrities"

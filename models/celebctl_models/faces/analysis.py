@@ -258,27 +258,6 @@ def _outgrown(found: list[Found], again: list[Found]) -> list[Found]:
     return kept + [again[number] for number in sorted(taken)]
 
 
-class FaceOverrides:
-    """An analyser that knows, for photos somebody has looked through, the one face that was meant.
-
-    Learning asks its analyser about the photo again; this one then answers with the choice, without a second look.
-    Other pictures go to the analyser behind it.
-    """
-
-    def __init__(self, analyser: FaceAnalyser) -> None:
-        self._analyser = analyser
-        self._chosen: list[tuple[Image.Image, Face]] = []
-
-    def choose(self, photo: Image.Image, face: Face) -> None:
-        """From now on `photo` (this very object) shows only `face`."""
-        self._chosen.append((photo, face))
-
-    def analyse(self, photo: Image.Image) -> list[Face]:
-        """The chosen face, or what the analyser behind finds."""
-        chosen = [face for known, face in self._chosen if known is photo]
-        return chosen or self._analyser.analyse(photo)
-
-
 def _reduced(photo: Image.Image) -> Image.Image:
     """The photo, or a copy of it whose longer side is LONGEST."""
     scale = LONGEST / max(photo.size)
