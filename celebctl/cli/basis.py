@@ -97,14 +97,18 @@ def build(
         if check or faces:
             with console.status(f"loading {chosen.source}"):
                 chosen.prepare()
-        with library.reserve([LOCK], chosen.key), progress_bar(console, "drawing the names") as progress:
-            if faces:
-                require_faces_useful(chosen, names, overwrite=force)
-            if names is not None or check or not faces:
-                choose_names(chosen, names, check=check, overwrite=force, progress=progress)
-            report = basis_report(chosen.tables, library)
-            if faces:
-                measured = measure_faces(chosen, progress=progress)
+        try:
+            with library.reserve([LOCK], chosen.key), progress_bar(console, "drawing the names") as progress:
+                if faces:
+                    require_faces_useful(chosen, names, overwrite=force)
+                if names is not None or check or not faces:
+                    choose_names(chosen, names, check=check, overwrite=force, progress=progress)
+                report = basis_report(chosen.tables, library)
+                if faces:
+                    measured = measure_faces(chosen, progress=progress)
+        except KeyboardInterrupt:
+            console.info("stopped; finished names are kept, and the same command continues")
+            raise
     for line in report.name_lines():
         console.info(line)
     files = [report.file, *([str(measured)] if measured else [])]
