@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from celebctl.library import Library, format_model_key
 from celebctl.learning.subject import Subject, analyse_photo, warn_about_similar
 from celebctl_runtime.errors import UsageError
-from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
+from celebctl_runtime.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -399,7 +399,7 @@ class Model:
             path: Folder of the bundle.
             people: Identities to include; more can be added later.
             dtype: Of UNet and autoencoder.
-            spare_rows: Token rows reserved for people, two each; None reserves at least 256.
+            spare_rows: Token rows reserved for people, two each; None: 256, or twice as many as the people need.
             overwrite: Replace a bundle at ``path``.
             progress: Receives the stage.
 
@@ -407,24 +407,17 @@ class Model:
             UsageError: ``path`` exists, or options that do not fit.
             IntegrityError: People of another model, or graphs that do not reproduce torch's output.
         """
-        from celebctl_export import SPARE_ROWS, export_bundle
+        import torch
+
+        from celebctl_export import ExportOptions, export_bundle
         from celebctl_models.checkpoints.diffusion import load_parts
         from celebctl_runtime.files import refuse_existing
-
-        import torch
 
         refuse_existing(Path(path), overwrite)
         # in the dtype that is written: an XL model leaves no room for a second copy of itself
         parts = load_parts(self.source, dtype=torch.float16 if dtype == "fp16" else None)
-        return export_bundle(
-            parts,
-            people,
-            Path(path),
-            spare_rows=spare_rows if spare_rows is not None else max(SPARE_ROWS, 4 * len(people)),
-            dtype=dtype,
-            average=self.basis.mean,
-            on_stage=lambda stage: progress(Progress(stage)),
-        )
+        options = ExportOptions(spare_rows=spare_rows, dtype=dtype, average=self.basis.mean)
+        return export_bundle(parts, people, Path(path), options, progress)
 
     def contact_sheet(self, people: Sequence[Identity], photos: Sequence[Image]) -> Image:
         """Each person's photo and six generated images, and pairs of people, as one image."""
