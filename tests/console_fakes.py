@@ -1,6 +1,6 @@
-"""Stand-ins for the slow rooms behind the desk: a model without weights, a method that learns in no time, an exporter.
+"""Fakes for the command line: a model without weights that learns in no time, and an exporter.
 
-They keep the real names and signatures (a test compares them), so that the command line is tested as it runs.
+`Model` is patched, not the modules behind it; a test compares the fakes' signatures with the real ones.
 """
 
 import json
@@ -16,65 +16,63 @@ from bundle_fakes import AVERAGE, FAMILY, TABLE_HASH, make_identity, write_bundl
 from face_fakes import photo_of, write_face_models
 from PIL import Image
 
-from celebctl.basis.names import ChosenNames
 from celebctl.cli import main
-from celebctl.learning import config
-from celebctl.learning.config import PRESETS, LearnConfig
+from celebctl.consent import consent_record
+from celebctl.learning.config import CLEAN, LearnConfig
+from celebctl.learning.subject import Subject, warn_about_similar
 from celebctl.library import Library, format_model_key
+from celebctl.model import Model
 from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.errors import NotFoundError
 from celebctl_runtime.identity import Identity
+from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 from celebctl_runtime.request import Request
 
 MODEL = "toy"
 MODEL_KEY = format_model_key(FAMILY, TABLE_HASH)
 
 
-@dataclass(frozen=True)
-class LearnStep:
-    """As the method reports."""
-
-    step: int
-    steps: int
-    loss: float
-    likeness: float | None
-    seconds: float
-    eta: float | None
-
-
 @dataclass
 class Stage:
-    """What the stand-ins were asked for, and how they are to behave."""
+    """What the fakes were called with, and how they behave."""
 
     calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     interrupt_at: int | None = None
     keep_checkpoint: bool = True
 
-    def learn_people(
+    def learn(
         self,
-        parts: Any,
-        analyser: Any,
-        photos: Sequence[Image.Image],
-        names: Sequence[str],
-        config: LearnConfig,
+        photo: Sequence[Subject],
         *,
-        basis: Any,
-        micro_batch_size: int = 64,
-        tell: Callable[[str], None] = lambda line: None,
-        on_step: Callable[[LearnStep], None] = lambda step: None,
-        resume_from: Path | None = None,
+        name: str | None = None,
+        names: Sequence[str] | None = None,
+        preset: str = "clean",
+        steps: int | None = None,
+        seed: int | None = None,
+        method: str = "train",
+        config: LearnConfig = CLEAN,
+        consent: str | None = None,
+        progress: ProgressCallback = ignore_progress,
         checkpoint: Path | None = None,
+        resume: bool = False,
+        low_memory: bool = False,
     ) -> list[Identity]:
-        """Learn by making numbers up; the same name and seed give the same numbers."""
-        faces = [analyser.analyse(photo) for photo in photos]
-        asked = {"config": config, "resume_from": resume_from}
-        self.calls.append({"names": list(names), "faces": faces, **asked})
+        """Make numbers up; the same name and seed give the same numbers."""
+        warn_about_similar(photo)
+        names = [subject.name for subject in photo]
+        self.calls.append({"names": names, "faces": [subject.face for subject in photo], "config": config, "resume": resume})
+        if resume and not (checkpoint and checkpoint.exists()):
+            raise NotFoundError("nothing to resume", "", reason="no_checkpoint")
         for step in range(1, 4):
             if step == self.interrupt_at:
                 if checkpoint is not None and self.keep_checkpoint:
+                    checkpoint.parent.mkdir(parents=True, exist_ok=True)
                     checkpoint.write_text("half")
                 raise KeyboardInterrupt
-            on_step(LearnStep(step, 3, 1.0 / step, None if step == 1 else 0.5, float(step), float(3 - step)))
-        return [make_identity(name, seed=sum(name.encode()) + config.seed) for name in names]
+            progress(Progress("learning", step, 3, {"loss": 1.0 / step, "eta_seconds": 3.0 - step}))
+        made = [make_identity(called, seed=sum(called.encode()) + config.seed) for called in names]
+        record = {"consent": consent_record(consent)}
+        return [replace(one, provenance={**one.provenance, **record}) for one in made]
 
     def export_bundle(
         self,
@@ -96,76 +94,51 @@ class Stage:
         return bundle
 
 
-def contact_sheet(parts: Any, identities: Sequence[Identity], photos: Sequence[Image.Image]) -> Image.Image:
+def contact_sheet(self: Model, people: Sequence[Identity], photos: Sequence[Image.Image]) -> Image.Image:
     """A small page."""
     return Image.new("RGB", (32 * len(photos), 32), "white")
 
 
-def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False) -> Any:
-    """Only its middle is looked at here."""
+def build_basis(
+    parts: Any, cache: Path | None = None, *, names: Path | None = None, release: bool = False
+) -> SimpleNamespace:
+    """Only the mean is used here."""
     return SimpleNamespace(mean=AVERAGE)
 
 
-def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:
+def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu") -> SimpleNamespace:
     """A model that is only its name."""
-    return SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH, unet=SimpleNamespace(parameters=list))
+    return TABLES
 
 
-def select_device(wanted: str = "auto") -> Any:
-    """A machine without a GPU."""
-    return SimpleNamespace(device="cpu", dtype=None)
-
-
-def with_names(parts: Any, chosen: Path | None = None) -> Any:
-    """A model that knows nobody."""
-    return parts
-
-
-def with_faces(parts: Any, cache: Path, face_models: Path) -> Any:
-    """A model whose celebrities nobody has looked at."""
-    return parts
-
-
-def with_mapper(parts: Any, cache: Path, face_models: Path) -> Any:
-    """A model that nobody trained a mapper for."""
-    return parts
-
-
-def with_latest(parts: Any, cache: Path, basis: Any) -> Any:
-    """The same, for whoever asks about no face."""
-    return parts
+TABLES = SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH)
 
 
 def draw_portrait(seed: int, size: int) -> Image.Image:
-    """Somebody in one colour."""
+    """An image of one colour."""
     return Image.new("RGB", (size, size), (seed % 256, 128, 128))
 
 
 def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
-    """Put the stand-ins where the desk will import them from, with an empty library and face models in `folder`."""
+    """Install the fakes, with an empty library and face models in `folder`."""
     stage = Stage()
     monkeypatch.setenv("CELEBCTL_HOME", str(folder / "home"))
     monkeypatch.setenv("CELEBCTL_MODEL", MODEL)
     monkeypatch.setenv("CELEBCTL_FACE_MODELS", str(write_face_models(folder / "faces")))
-    monkeypatch.setattr(config, "PRESETS", {name: replace(preset, steps=3) for name, preset in PRESETS.items()})
-    rooms: dict[str, dict[str, Any]] = {
-        "celebctl.learning.trainer": {"LearnStep": LearnStep, "learn_people": stage.learn_people},
-        "celebctl.learning.contact_sheet": {"contact_sheet": contact_sheet},
-        "celebctl.basis.basis": {"build_basis": build_basis},
-        "celebctl.learning.device": {
-            "select_device": select_device,
-            "max_micro_batch": None,
-            "free_memory": None,
-            "weight_bytes": None,
-        },
-        "celebctl.basis.celebrities": {"with_faces": with_faces},
-        "celebctl.mapper_training.store": {"with_mapper": with_mapper, "with_latest": with_latest},
-        "celebctl.basis.names": {"ChosenNames": ChosenNames, "with_names": with_names},
+
+    def learn(_model: Model, photo: Sequence[Subject], **options: Any) -> list[Identity]:
+        return stage.learn(photo, **options)
+
+    monkeypatch.setattr(Model, "tables", TABLES)
+    monkeypatch.setattr(Model, "parts", TABLES)
+    monkeypatch.setattr(Model, "learn", learn)
+    monkeypatch.setattr(Model, "contact_sheet", contact_sheet)
+    monkeypatch.setattr("celebctl.basis.basis.build_basis", build_basis)
+    for name, contents in {
         "celebctl_models.checkpoints.diffusion": {"load_parts": load_parts},
         "celebctl_export": {"SPARE_ROWS": 256, "export_bundle": stage.export_bundle},
         "celebctl_models.mini.world": {"draw_portrait": draw_portrait},
-    }
-    for name, contents in rooms.items():
+    }.items():
         module = ModuleType(name)
         module.__dict__.update(contents)
         monkeypatch.setitem(sys.modules, name, module)
@@ -187,7 +160,7 @@ def recipe(path: Path) -> Request:
     return read_request(path)[0]
 
 
-# The desk itself.
+# The command line.
 
 
 @dataclass(frozen=True)
@@ -208,7 +181,7 @@ class Said:
 
 
 class Desk:
-    """A shell in an empty folder, with an empty library and stand-ins behind the desk."""
+    """The command line in an empty folder, with an empty library and the fakes."""
 
     def __init__(self, stage: Stage, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.stage, self.folder, self._capsys = stage, folder, capsys
@@ -233,7 +206,7 @@ class Desk:
 
 
 def refused(said: Said, code: int, problem: str, hint: str = "") -> None:
-    """An error is one line that says what, and one that says what to type; nothing is a result."""
+    """An error is one line for the problem and one for the hint, and prints no result."""
     assert said.code == code, said.err
     errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
     hints = [line for line in said.err.splitlines() if line.startswith("hint: ")]

@@ -1,4 +1,4 @@
-"""Somebody about to be learned on a tiny model: a portrait of mini's world, and names that the tiny tokenizer knows."""
+"""A person to learn on a tiny model: a drawn portrait, and names that the tiny tokenizer knows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from celebctl_models.checkpoints.registry import card_for, locate
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from celebctl.learning.trainer import PersonTrainer
 
     from celebctl_models.checkpoints.diffusion import DiffusionParts
 
@@ -25,19 +27,19 @@ def load_named(folder: Path, **options: Any) -> DiffusionParts:
     return replace(parts, card=replace(parts.card, names_file=names))
 
 
-def begin(parts: DiffusionParts, **dials: Any) -> Any:
-    """A Sitting at step 0, in exact arithmetic: nothing is cast to bfloat16 on the way."""
-    from celebctl.basis.basis import build_basis
+def new_trainer(parts: DiffusionParts, **settings: Any) -> PersonTrainer:
+    """A trainer at step 0, in float32 throughout."""
     from celebctl.learning.config import CLEAN
+    from celebctl.learning.prepared import prepare
+    from celebctl.learning.subject import analyse_photo
     from celebctl.learning.trainer import PersonTrainer
     from celebctl_models.faces.analysis import InsightFaceAnalyser
     from celebctl_models.mini.world import draw_portrait
 
     folder = card_for(locate("mini").path).faces_dir
     assert folder is not None
-    photo = draw_portrait(3, 128)
-    faces = InsightFaceAnalyser(folder).analyse(photo)
-    config = replace(CLEAN, **{"steps": 4, "views": 2, "seed": 5, **dials})
-    trainer = PersonTrainer.create(parts, build_basis(parts), [photo], faces, config, 64)
-    trainer.denoiser.fast = False
+    subject = analyse_photo(InsightFaceAnalyser(folder), draw_portrait(3, 128), "ann")
+    config = replace(CLEAN, **{"steps": 4, "views": 2, "seed": 5, **settings})
+    trainer = PersonTrainer(prepare(parts), [subject], config)
+    trainer.denoising_loss.autocast = False
     return trainer

@@ -1,4 +1,4 @@
-"""`celebctl basis`: the names that were chosen are the names that count, and a refusal leaves everything as it was."""
+"""`celebctl basis`: chosen names take effect, and an error leaves the library as it was."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from face_fakes import write_face_models
 from numpy.typing import NDArray
 from PIL import Image
 
-from celebctl.basis.basis import build_basis, load_basis
-from celebctl.basis.celebrities import load_faces, with_faces
-from celebctl.basis.names import with_names
+from celebctl.basis.basis import load_basis
+from celebctl.basis.celebrities import load_faces, measured_faces
+from celebctl.basis.report import chosen_names
 from celebctl.cli import basis
-from celebctl.cli.basis import choice_for
-from celebctl.cli.celebrity_renders import Clock, in_words
 from celebctl.cli.console import CliConsole
-from celebctl.cli.error_handling import report_error as report_problem
+from celebctl.cli.error_handling import report_error
+from celebctl.cli.loading import duration, progress_text
 from celebctl.learning.config import CLEAN
 from celebctl.learning.initialization import available_init, initialize
 from celebctl.learning.mapper import CoefficientMapper
+from celebctl.learning.prepared import ModelAssets, prepare
 from celebctl.library import Library
 from celebctl_models.faces.analysis import Face
 
@@ -58,7 +58,7 @@ class Shell:
         try:
             code = int(basis.app(rest, prog_name="celebctl basis", standalone_mode=False, obj=console) or 0)
         except (Exception, KeyboardInterrupt) as error:
-            code = report_problem(error, console)
+            code = report_error(error, console)
         out, err = self._capsys.readouterr()
         return Said(code, out, err)
 
@@ -101,14 +101,14 @@ def test_every_word_explains_itself(shell: Shell) -> None:
 def test_a_built_basis_is_the_one_that_is_shown_and_lies_where_it_says(shell: Shell) -> None:
     built = shell("build", "--names", shell.names)
     assert built.code == 0, built.err
-    assert "1 left out, stands in the list twice" in built.err and "cher" in built.err
+    assert "1 dropped, repeated in the list" in built.err and "cher" in built.err
     shown = shell("show", "--json").document
     assert built.lines == [shown["file"]]
     found = load_basis(Path(shown["file"]))
     assert found is not None and found.hash == shown["hash"] and found.size == shown["coefficients"]
     report = shown["names"][0]
     assert (report["read"], report["used"]) == (len(NAMES) + len(OTHERS) - 1, len(NAMES))
-    assert report["read"] == report["used"] + report["first_token_only"] + sum(report["left_out"].values())
+    assert report["read"] == report["used"] + report["first_token_only"] + sum(report["dropped"].values())
     assert shown["names_file"] == str(shell.names)
     for one in shown["positions"]:
         shares = list(one["explained"].values())
@@ -132,7 +132,7 @@ def test_the_spectrum_is_drawn_where_there_is_room_for_it(shell: Shell) -> None:
     with Image.open("s.png") as picture:
         assert picture.size == (1200, 558)
     refused(shell("show", "-o", "s.png"), 2, "s.png exists already")
-    refused(shell("show", "-o", "s.tiff"), 2, "s.tiff is no picture file")
+    refused(shell("show", "-o", "s.tiff"), 2, "s.tiff")
     assert shell("show", "-o", "s.png", "--force").code == 0
 
 
@@ -199,7 +199,7 @@ def test_a_check_by_rendering_leaves_out_whom_the_model_cannot_draw_and_says_so(
     assert report["used"] == len(NAMES) - 1 and report["examples"]["the model draws no single face for it"] == [
         FACELESS
     ]
-    assert report["read"] == report["used"] + sum(report["left_out"].values())
+    assert report["read"] == report["used"] + sum(report["dropped"].values())
     assert shell("show", "--json").document == built.document
     again = shell("build", "--names", shell.names, "--check-by-rendering", "--force", "--json")
     assert again.document == built.document and len(pictures) == 3 * len(NAMES), "what was drawn is not drawn again"
@@ -208,9 +208,9 @@ def test_a_check_by_rendering_leaves_out_whom_the_model_cannot_draw_and_says_so(
 def test_a_check_that_is_stopped_keeps_what_it_has_and_chooses_nothing(
     shell: Shell, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celebctl.basis.name_filtering.PIXELS_AT_ONCE", 1)  # one name after the other
+    monkeypatch.setattr("celebctl.basis.name_filtering.MAX_BATCH_PIXELS", 1)  # one name after the other
     stopped = _until(shell, pictures, 9)
-    assert stopped.code == 130 and "the same command goes on from here" in stopped.err
+    assert stopped.code == 130 and "the same command continues" in stopped.err
     assert [Path(name).suffix for name in shell.left()] == [".jsonl"]
     assert shell("build", "--names", shell.names, "--check-by-rendering").code == 0
     assert len(pictures) == 3 * len(NAMES)
@@ -244,19 +244,19 @@ def test_measured_faces_are_where_learning_starts(
 ) -> None:
     built = shell("build", "--names", shell.names, "--faces", "--json")
     assert built.code == 0, built.err
-    assert len(pictures) == 3 * len(NAMES) and f"{len(NAMES) - 1} of {len(NAMES)} names have a face" in built.err
+    assert len(pictures) == 3 * len(NAMES)
     cache, models = Library().cache(), shell.folder / "faces"
     assert faces_in(cache) == [Path(built.document["faces"])]
-    named = with_names(tiny_parts, choice_for(Library(), tiny_parts).file)
-    assert available_init(named, CLEAN) == "average"
-    measured = with_faces(named, cache, models)
-    assert available_init(measured, CLEAN) == "celebrities"
-    found, made = load_faces(measured), build_basis(measured)
+    names = chosen_names(Library(), tiny_parts).file
+    named, measured = prepare(tiny_parts, names=names), prepare(tiny_parts, cache, names=names, face_models=models)
+    assert available_init(named.assets, CLEAN) == "average"
+    assert available_init(measured.assets, CLEAN) == "celebrities"
+    found, made = load_faces(faces_in(cache)[0], tiny_parts.table_hash), measured.basis
     assert FACELESS not in found.names and len(found.names) == len(NAMES) - 1
     mapper, generator = CoefficientMapper(made, CLEAN, torch.Generator()), torch.Generator()
-    initialize(mapper, measured, made)
+    initialize(mapper, measured)
     average = CoefficientMapper(made, CLEAN, generator)
-    initialize(average, named, made)
+    initialize(average, named)
     seen = torch.as_tensor(found.features)
     assert float((mapper.normalized(seen) - average.normalized(seen)).detach().abs().max()) > 0.1
 
@@ -265,28 +265,26 @@ def test_measured_faces_belong_to_a_text_encoder_and_to_face_models(
     shell: Shell, pictures: list[str], tiny_parts: DiffusionParts
 ) -> None:
     shell("build", "--names", shell.names, "--faces")
-    cache, named = Library().cache(), with_names(tiny_parts, shell.names)
+    cache, own = Library().cache(), shell.folder / "faces"
+    assert measured_faces(tiny_parts, shell.names, cache, own) == faces_in(cache)[0]
     other = shell.folder / "others"
     shutil.copytree(shell.folder / "faces", other)
     (other / "recogniser.onnx").write_bytes(b"another one")
-    assert with_faces(named, cache, other) is named
-    retrained = replace(named)
+    assert measured_faces(tiny_parts, shell.names, cache, other) is None
+    retrained = replace(tiny_parts)
     retrained.__dict__["table_hash"] = "0" * 64
-    assert with_faces(retrained, cache, shell.folder / "faces") is retrained
-    strangers = shell.folder / "strangers.txt"
-    strangers.write_text("portrait chess\nchess beach\nbeach person\nann beach")
-    unknown = with_names(tiny_parts, strangers)
-    assert with_faces(unknown, cache, shell.folder / "faces") is unknown, "too few of its names have faces"
-    brings = replace(named, card=replace(named.card, features_file=faces_in(cache)[0]))
-    assert with_faces(brings, cache, shell.folder / "faces") is brings
+    assert measured_faces(retrained, shell.names, cache, own) is None
+    unknown = shell.folder / "unknown.txt"
+    unknown.write_text("portrait chess\nchess beach\nbeach person\nann beach")
+    assert measured_faces(tiny_parts, unknown, cache, own) is None, "too few of its names have faces"
 
 
 def test_measuring_goes_on_where_it_stopped_and_shares_the_pictures_of_a_check(
     shell: Shell, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celebctl.basis.name_filtering.PIXELS_AT_ONCE", 1)  # one name after the other
+    monkeypatch.setattr("celebctl.basis.name_filtering.MAX_BATCH_PIXELS", 1)  # one name after the other
     stopped = _until(shell, pictures, 9, "--faces")
-    assert stopped.code == 130 and "the same command goes on from here" in stopped.err
+    assert stopped.code == 130 and "the same command continues" in stopped.err
     assert not faces_in(Library().cache())
     assert shell("build", "--names", shell.names, "--faces", "--check-by-rendering", "--force").code == 0
     assert len(pictures) == 3 * len(NAMES) and len(faces_in(Library().cache())) == 1
@@ -307,27 +305,14 @@ def test_a_model_that_brings_a_start_is_measured_by_force_only(
         return brings
 
     monkeypatch.setattr("celebctl_models.checkpoints.diffusion.load_parts", load_parts)
-    refused(shell("build", "--faces"), 2, "measured faces would not be used")
+    refused(shell("build", "--faces"), 2, "does not use measured faces")
     assert not pictures and shell("build", "--faces", "--force").code == 0
-    assert with_names(brings).card.mapper_file == mapper
-    assert with_names(brings, shell.names).card.mapper_file is None, "it was fitted on the basis of other names"
+    assert ModelAssets.of(brings).mapper == mapper
+    assert prepare(brings, names=shell.names).assets.mapper is None, "it was fitted on the basis of other names"
 
 
-def test_how_long_drawing_takes_is_told_once_and_then_shown() -> None:
-    times = iter([0.0, 10.0, 30.0, 60.0])
-    shown: list[tuple[int, int, str]] = []
-    told: list[str] = []
-
-    class Listener(CliConsole):
-        def tell(self, text: str, style: str = "") -> None:
-            told.append(text)
-
-    def report(step: int, steps: int, text: str) -> None:
-        shown.append((step, steps, text))
-
-    clock = Clock(Listener(), report, lambda: next(times))
-    for done in (100, 110, 130, 160):
-        clock.tick(done, 1000, "ann beach")
-    assert told == ["this takes about 14 min more"], "870 names at a second each"
-    assert shown[0] == (100, 1000, "ann beach") and shown[-1] == (160, 1000, "14 min left, ann beach")
-    assert [in_words(seconds) for seconds in (45, 300, 11_100)] == ["45 s", "5 min", "3 h 5 min"]
+def test_remaining_time_is_shown_in_the_largest_fitting_unit() -> None:
+    assert [duration(seconds) for seconds in (45, 720, 11_100)] == ["45 s", "12 min", "3 h 5 min"]
+    assert progress_text({"loss": 0.2134, "likeness": 0.71, "seconds": 3.0, "eta_seconds": 12.0}) == (
+        "loss 0.213  likeness 0.71  12 s left"
+    )

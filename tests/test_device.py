@@ -1,4 +1,4 @@
-"""Laws of where learning computes: the memory it foretells is the memory it takes, and devices are not made up."""
+"""Devices and memory: the estimate is the memory that training takes, and a missing device is an error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ torch: Any = pytest.importorskip("torch")
 
 from diffusers.models.attention_processor import AttnProcessor2_0  # noqa: E402
 
-from celebctl.cli.console import CliConsole  # noqa: E402
-from celebctl.cli.loading import TOGETHER, make_room  # noqa: E402
-from celebctl.learning.device import estimate_memory, has_bfloat16_units, max_micro_batch, select_device  # noqa: E402
+from celebctl.learning.device import (  # noqa: E402
+    SMALL_BATCH,
+    choose_micro_batch,
+    estimate_memory,
+    has_bfloat16_units,
+    max_micro_batch,
+    select_device,
+)
 from celebctl.learning.memory_tracker import MemoryTracker  # noqa: E402
 from celebctl_models.checkpoints.diffusion import UNetConditioning, latents_from_pixels, network_output  # noqa: E402
 from celebctl_models.checkpoints.known_models import KNOWN  # noqa: E402
@@ -74,7 +79,7 @@ def test_the_step_that_runs_blocks_again_is_counted_there_and_back(tiny_parts: D
     assert plain.saved <= plain.step < 1.5 * plain.saved
     assert again.saved < again.step < plain.step, "a block that is run again keeps its own for a moment"
     pixels = 4 * 3 * 64 * 64
-    assert plain.picture == again.picture > pixels
+    assert plain.image == again.image > pixels
     limit = 2 * plain.step
     together, taken = max_micro_batch(tiny_parts, 16, limit)
     assert 4 < together < 10 and taken <= limit
@@ -96,42 +101,45 @@ def test_large_models_encode_picture_by_picture_with_the_same_result(
     tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = replace(tiny_parts, unet=copy.deepcopy(tiny_parts.unet), vae=copy.deepcopy(tiny_parts.vae))
-    assert make_room(CliConsole(quiet=True), own, 4, low_memory=False) == TOGETHER and not own.vae.use_slicing
+    assert choose_micro_batch(own, 4) == SMALL_BATCH and not own.vae.use_slicing
     pictures = torch.rand(3, 3, 64, 64) * 2 - 1
     whole = latents_from_pixels(own.vae, pictures, torch.Generator().manual_seed(1))
-    monkeypatch.setattr("celebctl.cli.loading.SMALL", 0)
-    assert make_room(CliConsole(quiet=True), own, 4, low_memory=False) == 4
+    monkeypatch.setattr("celebctl.learning.device.SMALL_UNET", 0)
+    assert choose_micro_batch(own, 4) == 4
     assert own.vae.use_slicing and not own.unet.is_gradient_checkpointing
-    assert make_room(CliConsole(quiet=True), own, 4, low_memory=True) == 1 and own.unet.is_gradient_checkpointing
+    assert choose_micro_batch(own, 4, low_memory=True) == 1 and own.unet.is_gradient_checkpointing
     sliced = latents_from_pixels(own.vae, pictures, torch.Generator().manual_seed(1))
     torch.testing.assert_close(sliced, whole)
 
 
 def test_what_a_large_model_takes_is_said_before_it_learns(
-    tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The total, of model and learning, and what is free: one line, for SD 1.5's weights."""
     own = replace(tiny_parts, unet=copy.deepcopy(tiny_parts.unet), vae=copy.deepcopy(tiny_parts.vae))
-    monkeypatch.setattr("celebctl.cli.loading.SMALL", 0)
+    monkeypatch.setattr("celebctl.learning.device.SMALL_UNET", 0)
     monkeypatch.setattr("celebctl.learning.device.free_memory", Mock(return_value=10_000_000_000))
     monkeypatch.setattr("celebctl.learning.device.weight_bytes", Mock(return_value=KNOWN["sd15"].size))
     free = "10.0 GB free beside the model"
-    said = {
-        0.2: f"memory: about 4.5 GB (4.3 GB the model, 0.2 GB learning, 2 of 8 views at once); {free}\n",
-        3: f"memory: about 7.3 GB (4.3 GB the model, 3.0 GB learning, 2 of 8 views at once); {free}\n",
-        9: f"2 of 8 views at once); {free}: this may not fit, try --low-memory\n",
+    caplog.set_level("INFO", "celebctl")
+    expected = {
+        0.2: ("INFO", f"memory: about 4.5 GB (4.3 GB the model, 0.2 GB training, 2 of 8 views at once); {free}"),
+        3: ("INFO", f"memory: about 7.3 GB (4.3 GB the model, 3.0 GB training, 2 of 8 views at once); {free}"),
+        9: ("WARNING", "low_memory"),
     }
-    for taken, words in said.items():
+    for taken, (level, words) in expected.items():
         monkeypatch.setattr("celebctl.learning.device.max_micro_batch", Mock(return_value=(2, int(taken * 1e9))))
-        assert make_room(CliConsole(), own, 8, low_memory=False) == 2
-        err = capsys.readouterr().err
-        assert err.endswith(words) and err.count("\n") == 1
+        caplog.clear()
+        assert choose_micro_batch(own, 8) == 2
+        (record,) = caplog.records
+        assert record.levelname == level and words in record.getMessage()
 
 
 def test_cuda_is_not_pretended() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     assert select_device().device == "cpu"
-    with pytest.raises(SetupError, match="no CUDA device"):
+    with pytest.raises(SetupError) as error:
         select_device("cuda")
+    assert error.value.reason == "torch_without_cuda"
     assert isinstance(has_bfloat16_units(torch.device("cpu")), bool)

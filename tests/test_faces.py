@@ -17,7 +17,6 @@ from celebctl_models.checkpoints.registry import card_for, locate
 from celebctl_models.faces.analysis import (
     SEEN_WHOLE,
     Face,
-    FaceOverrides,
     FaceSettings,
     InsightFaceAnalyser,
     select_face,
@@ -220,15 +219,6 @@ def test_no_face_and_several_faces_are_refused() -> None:
 def test_a_tiny_face_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="40 pixels small; at least 64"):
         select_face([face(40)], "a.jpg", smallest=64)
-
-
-def test_a_chosen_face_is_the_only_one_in_its_photo(analyser: InsightFaceAnalyser) -> None:
-    both, other = photo_of((0, 0), (3, 3)), photo_of((1, 1))
-    second = analyser.analyse(both)[1]
-    chosen = FaceOverrides(analyser)
-    chosen.choose(both, second)
-    assert chosen.analyse(both) == [second]
-    assert len(chosen.analyse(both.copy())) == 2 and len(chosen.analyse(other)) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from learn_fakes import NAMES as TINY_NAMES
 from numpy.typing import NDArray
 from PIL import Image
 
 torch: Any = pytest.importorskip("torch")
 
-from celebctl.basis.celebrities import CelebrityFaces, faces_of, load_faces, save_faces  # noqa: E402
+from celebctl.basis.celebrities import CelebrityFaces, faces_from_renders, save_faces  # noqa: E402
 from celebctl.basis.name_filtering import render_names  # noqa: E402
 from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config
-from celebctl.learning.initialization import describe_framing, framing_of, with_model_framing  # noqa: E402
+from celebctl.learning.initialization import describe_framing, with_model_framing  # noqa: E402
+from celebctl.learning.prepared import PreparedModel, prepare  # noqa: E402
 from celebctl.learning.views import make_views  # noqa: E402
 from celebctl_models.checkpoints.registry import card_for, locate  # noqa: E402
 from celebctl_models.faces.analysis import Face  # noqa: E402
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 
 NAMES = [f"name {number}" for number in range(24)]
 DRAWN = Framing(face_height_min=0.25, face_height_max=0.35, face_center_y=0.38, face_jitter=0.04)  # how the make-believe model draws
+
+
+def ready(parts: DiffusionParts, folder: Path) -> PreparedModel[DiffusionParts]:
+    """The model with names that its tiny tokenizer knows."""
+    names = folder / "names.txt"
+    names.write_text(TINY_NAMES)
+    return prepare(parts, names=names)
 
 
 def photo_of(box: tuple[int, int, int, int], side: int = 400) -> Image.Image:
@@ -63,21 +71,23 @@ def test_the_face_of_a_view_stands_where_the_framing_says(framing: Framing) -> N
 def test_what_the_config_says_goes_first_then_the_model_then_what_was_measured(
     tiny_parts: DiffusionParts, tmp_path: Path
 ) -> None:
-    assert framing_of(tiny_parts) == (PHOTOGRAPHS, "assumed")
+    assert ready(tiny_parts, tmp_path).framing == (PHOTOGRAPHS, "assumed")
     faces = CelebrityFaces(tuple(NAMES), np.eye(24, 512, dtype=np.float32), DRAWN)
     save_faces(faces, tiny_parts.table_hash, tmp_path / "faces.safetensors")
     measured = replace(tiny_parts, card=replace(tiny_parts.card, features_file=tmp_path / "faces.safetensors"))
-    assert framing_of(measured) == (DRAWN, "measured")
+    model = ready(measured, tmp_path)
+    assert model.framing == (DRAWN, "measured")
     own = Framing(0.7, 0.8, 0.5, 0.01)
-    declared = replace(measured, card=replace(measured.card, framing=own))
-    assert framing_of(declared) == (own, "declared")
+    declared = ready(replace(measured, card=replace(measured.card, framing=own)), tmp_path)
+    assert declared.framing == (own, "declared")
     assert framing_from_config(with_model_framing(CLEAN, declared)) == own
-    asked = with_model_framing(replace(CLEAN, face_center_y=0.6), measured)
-    assert framing_from_config(asked) == replace(DRAWN, face_center_y=0.6) and describe_framing(asked, measured).endswith("(asked for)")
-    assert describe_framing(with_model_framing(CLEAN, measured), measured) == f"{DRAWN} (measured)"
-    faithful = framing_from_config(with_model_framing(FAITHFUL, measured))
+    asked = with_model_framing(replace(CLEAN, face_center_y=0.6), model)
+    assert framing_from_config(asked) == replace(DRAWN, face_center_y=0.6)
+    assert describe_framing(asked, model).endswith("(configured)")
+    assert describe_framing(with_model_framing(CLEAN, model), model) == f"{DRAWN} (measured)"
+    faithful = framing_from_config(with_model_framing(FAITHFUL, model))
     assert (faithful.face_height_min, faithful.face_height_max) == (0.1, 1.0), "the release's own scales"
-    with pytest.raises(ValueError, match="placed"):
+    with pytest.raises(ValueError, match="framing"):
         make_views(photo_of((1, 1, 2, 2)), None, 8, 1, CLEAN, torch.Generator())
 
 
@@ -85,7 +95,7 @@ def test_faces_measured_without_a_framing_leave_it_assumed(tiny_parts: Diffusion
     faces = CelebrityFaces(tuple(NAMES), np.eye(24, 512, dtype=np.float32))
     save_faces(faces, tiny_parts.table_hash, tmp_path / "faces.safetensors")
     old = replace(tiny_parts, card=replace(tiny_parts.card, features_file=tmp_path / "faces.safetensors"))
-    assert load_faces(old).framing is None and framing_of(old) == (PHOTOGRAPHS, "assumed")
+    assert ready(old, tmp_path).framing == (PHOTOGRAPHS, "assumed")
 
 
 def test_mini_says_where_its_faces_stand() -> None:
@@ -134,27 +144,10 @@ class Finder:
 
 def test_measuring_the_celebrities_faces_measures_where_they_stand(tmp_path: Path, tiny_parts: DiffusionParts) -> None:
     log, file = tmp_path / "log.jsonl", tmp_path / "faces.safetensors"
-    found = faces_of(render_names(NAMES, draw, Finder(), log))
+    found = faces_from_renders(render_names(NAMES, draw, Finder(), log))
     assert found.framing is not None
     np.testing.assert_allclose(list(found.framing.as_dict().values()), list(DRAWN.as_dict().values()), atol=0.03)
-    assert faces_of(render_names(NAMES, draw, Finder(), log)).framing == found.framing
+    assert faces_from_renders(render_names(NAMES, draw, Finder(), log)).framing == found.framing
     save_faces(found, tiny_parts.table_hash, file)
     measured = replace(tiny_parts, card=replace(tiny_parts.card, features_file=file))
-    assert framing_of(measured) == (found.framing, "measured")
-
-
-def test_a_log_from_before_is_not_drawn_again_for_its_places(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    render_names(NAMES, draw, Finder(), log)
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    for line in lines:
-        del line["places"]
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    drawn: list[str] = []
-
-    def watched(prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        drawn.extend(prompts)
-        return draw(prompts, seeds)
-
-    found = faces_of(render_names(NAMES, watched, Finder(), log))
-    assert found.framing is None and len(found.names) == len(NAMES) and not drawn
+    assert ready(measured, tmp_path).framing == (found.framing, "measured")

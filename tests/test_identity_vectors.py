@@ -17,17 +17,17 @@ from test_basis import NAMES, Words, table
 
 from celebctl.basis.basis import CelebBasis, basis_from_tables
 from celebctl.basis.identity_vectors import (
-    TOO_NEAR,
+    MAX_COSINE,
     Celebrities,
     deviations,
-    mixed,
+    mix,
+    mixing_weights,
     neighbours,
     sampled_identity,
-    weights_of,
 )
 from celebctl.basis.names import token_pairs
 from celebctl.interpolation_strip import keyframes, labels, lay_out, save_animation
-from celebctl.learning.instant import STRETCH, IdentityPrior
+from celebctl.learning.instant import SAMPLE_SCALE, IdentityPrior
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, UsageError
 from celebctl_runtime.identity import Identity
 
@@ -55,33 +55,33 @@ def world() -> tuple[CelebBasis, Celebrities]:
 def test_the_ends_of_a_mix_are_the_parents_to_the_last_bit() -> None:
     flat = replace(ALICE, embeddings=(-np.zeros((2, 8), np.float32) + np.eye(2, 8, dtype=np.float32),))
     for parent, t in ((flat, 0.0), (BOB, 1.0)):
-        mix = mixed([flat, BOB], weights_of(2, t, None), "dora")
-        assert same_numbers(mix, parent) and mix.name == "dora"
-        assert mix.embeddings[0].tobytes() == parent.embeddings[0].tobytes()
+        made = mix([flat, BOB], t, name="dora")
+        assert same_numbers(made, parent) and made.name == "dora"
+        assert made.embeddings[0].tobytes() == parent.embeddings[0].tobytes()
 
 
 @settings(max_examples=60, deadline=None)
 @given(shares)
 def test_who_is_named_first_does_not_matter(t: float) -> None:
-    one = mixed([ALICE, BOB], weights_of(2, t, None), "dora")
-    other = mixed([BOB, ALICE], weights_of(2, round(1 - t, 12), None), "dora")
+    one = mix([ALICE, BOB], t, name="dora")
+    other = mix([BOB, ALICE], round(1 - t, 12), name="dora")
     assert same_numbers(one, other)
 
 
 def test_a_mix_of_many_is_their_weighted_sum_in_any_order() -> None:
-    people, weights = [ALICE, BOB, CAROL], weights_of(3, None, [2, 1, 1])
-    mix = mixed(people, weights, "dora")
+    people, weights = [ALICE, BOB, CAROL], [2.0, 1.0, 1.0]
+    made = mix(people, weights, name="dora")
     expected = 0.5 * ALICE.embeddings[0] + 0.25 * BOB.embeddings[0] + 0.25 * CAROL.embeddings[0]
-    assert np.allclose(mix.embeddings[0], expected, atol=1e-6)
-    assert same_numbers(mix, mixed(people[::-1], weights[::-1], "dora"))
-    assert same_numbers(mixed([ALICE, ALICE], (0.5, 0.5), "x"), ALICE)
+    assert np.allclose(made.embeddings[0], expected, atol=1e-6)
+    assert same_numbers(made, mix(people[::-1], weights[::-1], name="dora"))
+    assert same_numbers(mix([ALICE, ALICE], (0.5, 0.5), name="x"), ALICE)
 
 
 def test_a_mix_says_where_it_comes_from_and_survives_its_file(tmp_path: Path) -> None:
-    mix = mixed([ALICE, BOB], weights_of(2, 0.3, None), "dora")
-    mix.save(tmp_path / "dora.safetensors")
+    made = mix([ALICE, BOB], 0.3, name="dora")
+    made.save(tmp_path / "dora.safetensors")
     again = Identity.load(tmp_path / "dora.safetensors")
-    assert again == mix and mix.basis_hash == ALICE.basis_hash
+    assert again == made and made.basis_hash == ALICE.basis_hash
     assert again.provenance["mixed_from"] == f"alice 0.7 ({ALICE.digest[:12]}), bob 0.3 ({BOB.digest[:12]})"
 
 
@@ -95,27 +95,26 @@ def test_a_mix_says_where_it_comes_from_and_survives_its_file(tmp_path: Path) ->
 )
 def test_people_of_different_kinds_do_not_mix(other: Identity, words: str) -> None:
     with pytest.raises(IntegrityError, match=words) as caught:
-        mixed([ALICE, other], (0.5, 0.5), "dora")
+        mix([ALICE, other], (0.5, 0.5), name="dora")
     assert caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("count", "t", "weights"),
+    ("count", "weights"),
     [
-        (1, None, None),
-        (2, 1.5, None),
-        (2, float("nan"), None),
-        (3, 0.5, None),
-        (2, 0.5, [1.0, 1.0]),
-        (2, None, [1.0]),
-        (2, None, [0.0, 0.0]),
-        (2, None, [1.0, -1.0]),
-        (2, None, [1.0, float("inf")]),
+        (1, None),
+        (2, 1.5),
+        (2, float("nan")),
+        (3, 0.5),
+        (2, [1.0]),
+        (2, [0.0, 0.0]),
+        (2, [1.0, -1.0]),
+        (2, [1.0, float("inf")]),
     ],
 )
-def test_weights_that_make_no_mix_are_refused(count: int, t: float | None, weights: list[float] | None) -> None:
+def test_invalid_weights_are_refused(count: int, weights: float | list[float] | None) -> None:
     with pytest.raises(UsageError) as caught:
-        weights_of(count, t, weights)
+        mixing_weights(count, weights)
     assert caught.value.hint
 
 
@@ -126,7 +125,7 @@ def test_the_same_seed_is_the_same_person(world: tuple[CelebBasis, Celebrities])
     basis, celebrities = world
     one, again, other = (sampled_identity("dana", seed, celebrities, basis, MODEL)[0] for seed in (5, 5, 6))
     assert one == again and one.digest != other.digest
-    assert one.basis_hash == basis.hash and "seed 5" in one.provenance["invented"]
+    assert one.basis_hash == basis.hash and one.provenance["sample_seed"] == "5"
     for row, embedded in zip(one.embeddings, basis.embed(one.coefficients), strict=True):
         assert np.array_equal(row, embedded)
 
@@ -142,13 +141,13 @@ def test_invented_people_spread_as_celebrities_do(world: tuple[CelebBasis, Celeb
     assert np.abs(covariance - wanted).max() < 0.15 * np.abs(wanted).max()
 
 
-def test_strangers_are_drawn_where_the_model_was_taught_with_some(world: tuple[CelebBasis, Celebrities]) -> None:
+def test_prior_are_drawn_where_the_model_was_taught_with_some(world: tuple[CelebBasis, Celebrities]) -> None:
     """Mean and covariance of the codes are those that the mapper remembers, stretched; nothing else is drawn."""
     basis, celebrities = world
     rng = np.random.default_rng(0)
     root = np.tril(rng.standard_normal((3, 3))).astype(np.float32)
     layers = {
-        "code_mean": np.array([1.0, -2.0, 0.5], np.float32), "code_root": root,
+        "code_mean": np.array([1.0, -2.0, 0.5], np.float32), "code_cov_sqrt": root,
         "middle.weight": np.eye(3, dtype=np.float32), "middle.bias": np.full(3, 50.0, np.float32),  # GELU is 1 here
         "up.weight": 1e-3 * np.linalg.qr(rng.standard_normal((basis.size, 3)))[0].astype(np.float32),
         "up.bias": np.zeros(basis.size, np.float32),
@@ -160,7 +159,7 @@ def test_strangers_are_drawn_where_the_model_was_taught_with_some(world: tuple[C
     ])  # fmt: skip
     codes = units @ layers["up.weight"] * 1e6 - 50.0
     assert np.abs(codes.mean(0) - layers["code_mean"]).max() < 0.3
-    wanted = STRETCH**2 * root @ root.T
+    wanted = SAMPLE_SCALE**2 * root @ root.T
     assert np.abs(np.cov(codes.T) - wanted).max() < 0.15 * np.abs(wanted).max()
     again = sampled_identity("dana", 7, celebrities, basis, MODEL, met)[0]
     assert again == people[7] and again.digest != people[8].digest
@@ -170,7 +169,7 @@ def test_nobody_invented_is_a_celebrity(world: tuple[CelebBasis, Celebrities]) -
     basis, celebrities = world
     for seed in range(50):
         person, nearest = sampled_identity("dana", seed, celebrities, basis, MODEL)
-        assert nearest.cosine < TOO_NEAR and nearest == neighbours(person, celebrities, [], basis)[0]
+        assert nearest.cosine < MAX_COSINE and nearest == neighbours(person, celebrities, [], basis)[0]
     two = Celebrities(celebrities.names[:2], tuple(rows[:2] for rows in celebrities.rows))
     with pytest.raises(InvalidInputError):  # of two celebrities there is only the line through both
         sampled_identity("dana", 1, two, replace(basis, mean=tuple(rows[:2].mean(0) for rows in celebrities.rows)), MODEL)

@@ -1,4 +1,4 @@
-"""Laws of the mapper: the paper's scale, the bounded scale, the start from the celebrities."""
+"""The mapper: the paper's scale, the bounded scale, initialization from the celebrities."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from celebctl.basis.basis import CelebBasis
 from celebctl.basis.ridge import ridge
 from celebctl.learning.config import CLEAN, FAITHFUL
 from celebctl.learning.mapper import CoefficientMapper, PretrainedMapper
-from celebctl.mapper_training.pretraining import HELD, AttributeDataset, read_faces
+from celebctl.mapper_training.pretraining import VALIDATION_SIZE, AttributeDataset, train_classifier
 from celebctl_models.faces.analysis import FEATURE_DIM
 
 
@@ -78,12 +78,12 @@ def test_two_text_encoders_are_two_stretches_of_one_layer() -> None:
 
 def test_fresh_weights_come_from_their_seed_and_leave_the_callers_random_numbers_alone() -> None:
     def both(seed: int) -> list[torch.Tensor]:
-        reader = read_faces(people, 8, 2, seed)
+        reader = train_classifier(people, 8, 2, seed)
         return [*PretrainedMapper.fresh(24, seed).state_dict().values(), *reader.state_dict().values()]
 
     rng = np.random.default_rng(0)
-    looks, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((HELD + 9, 4), (4, 6), 4))
-    people = AttributeDataset(features(HELD + 9).numpy(), looks, weight, bias, ("{}",))
+    looks, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((VALIDATION_SIZE + 9, 4), (4, 6), 4))
+    people = AttributeDataset(features(VALIDATION_SIZE + 9).numpy(), looks, weight, bias, ("{}",))
     before = torch.get_rng_state()
     one = both(7)
     assert torch.equal(torch.get_rng_state(), before)

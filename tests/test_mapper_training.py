@@ -1,4 +1,4 @@
-"""Laws of a mapper trained on a folder of photos: what counts as a photo, what is learned, what is kept, and where."""
+"""A mapper trained on a folder of photos: which photos are used, what is learned, what is stored and where."""
 
 from __future__ import annotations
 
@@ -17,32 +17,29 @@ from PIL import Image
 from test_basis_command import NAMES, Shell, refused
 
 from celebctl.basis.basis import CelebBasis, build_basis, read_tensors
-from celebctl.basis.celebrities import CelebrityFaces, faces_file, save_faces
-from celebctl.basis.name_filtering import hash_of_faces
-from celebctl.basis.names import read_names, shared_pairs, with_names
-from celebctl.cli.loading import prepared
+from celebctl.basis.celebrities import CelebrityFaces, cached_faces_path, save_faces
+from celebctl.basis.names import read_names, shared_pairs
 from celebctl.learning.config import CLEAN
-from celebctl.learning.denoising import DenoisingLoss
-from celebctl.learning.initialization import available_init, framing_of, initialize, mapper_digest
+from celebctl.learning.initialization import available_init, initialize
 from celebctl.learning.instant import identity_prior
 from celebctl.learning.mapper import CoefficientMapper
-from celebctl.library import Library, format_model_key
-from celebctl.mapper_training import photo_dataset as crowds
-from celebctl.mapper_training.photo_dataset import Encode, FaceDatasetBuilder, encoder_of, list_photos
-from celebctl.mapper_training.pretraining import load_mapper
-from celebctl.mapper_training.store import save_trained, trained_for, with_latest, with_mapper
+from celebctl.learning.prepared import ModelAssets, PreparedModel, prepare
+from celebctl.library import Library
+from celebctl.mapper_training import photo_dataset
+from celebctl.mapper_training.photo_dataset import Encode, FaceDatasetBuilder, list_photos, view_encoder
+from celebctl.mapper_training.mapper_store import load_mapper, save_trained, trained_mapper, trained_mappers
 from celebctl.mapper_training.trainer import (
     MIN_PEOPLE,
     FaceDataset,
     MapperTrainer,
     MapperTrainingConfig,
-    TrainStep,
-    split,
+    split_people,
 )
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.faces.framing import Framing
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
+from celebctl_runtime.progress import Progress
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
@@ -61,12 +58,18 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def parts(tiny_folder: Path, names: Path) -> DiffusionParts:
     """The tiny model, a copy of our own: training changes how its attention is computed."""
-    return with_names(load_parts(tiny_folder), names)
+    parts = load_parts(tiny_folder)
+    return replace(parts, card=replace(parts.card, names_file=names))
 
 
 @pytest.fixture(scope="module")
-def basis(parts: DiffusionParts) -> CelebBasis:
-    return build_basis(parts)
+def model(parts: DiffusionParts) -> PreparedModel[DiffusionParts]:
+    return prepare(parts)
+
+
+@pytest.fixture(scope="module")
+def basis(model: PreparedModel[DiffusionParts]) -> CelebBasis:
+    return model.basis
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +88,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def crowd(parts: DiffusionParts) -> FaceDataset:
-    return some_crowd(parts)
+def dataset(parts: DiffusionParts) -> FaceDataset:
+    return some_dataset(parts)
 
 
 def somebody(number: int) -> Image.Image:
@@ -96,17 +99,13 @@ def somebody(number: int) -> Image.Image:
     return picture
 
 
-def some_crowd(parts: DiffusionParts, people: int = PEOPLE) -> FaceDataset:
+def some_dataset(parts: DiffusionParts, people: int = PEOPLE) -> FaceDataset:
     """Features and views drawn at random, two views of everybody."""
     generator = torch.Generator().manual_seed(1)
     features = torch.nn.functional.normalize(torch.randn(people, 512, generator=generator), dim=1)
     side = parts.card.native_size // parts.vae_factor
     latents = torch.randn(people, 2, parts.latent_channels, side, side, generator=generator)
     return FaceDataset(features, latents.half(), torch.ones(people, 2, 1, side, side).half())
-
-
-def school_of(parts: DiffusionParts, basis: CelebBasis, crowd: FaceDataset, config: MapperTrainingConfig, **more: Any) -> MapperTrainer:
-    return MapperTrainer(DenoisingLoss(parts, CLEAN.captions), basis, crowd, config, **more)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -117,11 +116,11 @@ def same(one: Any, other: Any) -> bool:
 # Who counts.
 
 
-def gathering(analyser: InsightFaceAnalyser, work: Path, encode: Encode | None = None, key: str = "key") -> FaceDatasetBuilder:
+def builder_for(analyser: InsightFaceAnalyser, work: Path, encode: Encode | None = None, key: str = "key") -> FaceDatasetBuilder:
     def by_size(photo: Image.Image, face: Any, digest: str) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.full((2, 4, 4, 4), float(face.size)), torch.ones(2, 1, 4, 4)
 
-    return FaceDatasetBuilder(analyser, encode or by_size, work, key, smallest=analyser.settings.min_face)
+    return FaceDatasetBuilder(analyser, encode or by_size, work, key, min_size=analyser.settings.min_face)
 
 
 def test_photos_that_do_not_count_are_counted_with_a_reason(analyser: InsightFaceAnalyser, tmp_path: Path) -> None:
@@ -140,28 +139,28 @@ def test_photos_that_do_not_count_are_counted_with_a_reason(analyser: InsightFac
     somebody(6).resize((40, 40)).resize((128, 128)).save(folder / ".hidden.png")
     (folder / "notes.txt").write_text("no photo")
     (folder / "cut.png").write_bytes((folder / "2.png").read_bytes()[:300])
-    found = gathering(analyser, tmp_path / "work")
+    found = builder_for(analyser, tmp_path / "work")
     files = list_photos(folder)
     looked = list[tuple[int, int]]()
-    people = found.build(files, on_photo=lambda n, of: looked.append((n, of)))
+    people = found.build(files, progress=lambda now: looked.append((now.step, now.total)))
     assert len(people) == 3 and looked[-1] == (10, 10)
-    assert {reason: len(names) for reason, names in found.left_out.items()} == {
-        crowds.UNREADABLE: 2, crowds.NO_FACE: 1, crowds.SEVERAL: 1, crowds.MINOR: 1, crowds.AGAIN: 2,
+    assert {reason: len(names) for reason, names in found.skipped.items()} == {
+        photo_dataset.UNREADABLE: 2, photo_dataset.NO_FACE: 1, photo_dataset.SEVERAL: 1, photo_dataset.MINOR: 1, photo_dataset.DUPLICATE: 2,
     }  # fmt: skip
-    assert "2 the same picture as another" in found.said()
-    small = FaceDatasetBuilder(analyser, found.encode, tmp_path / "small", "key", smallest=1000)
-    with pytest.raises(InvalidInputError, match=crowds.SMALL):
+    assert f"2 {photo_dataset.DUPLICATE}" in found.skipped_summary()
+    small = FaceDatasetBuilder(analyser, found.encode, tmp_path / "small", "key", min_size=1000)
+    with pytest.raises(InvalidInputError, match=photo_dataset.SMALL):
         small.build(files)
 
 
 def test_a_folder_has_to_be_one_and_its_order_does_not_depend_on_where_it_is(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="is not there"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         list_photos(tmp_path / "nothing")
     (tmp_path / "file").touch()
     with pytest.raises(NotFoundError, match="is a file"):
         list_photos(tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidInputError, match="holds no files"):
+    with pytest.raises(InvalidInputError, match="contains no files"):
         list_photos(tmp_path / "empty")
     shutil.copytree(photos, tmp_path / "copy")
     one, other = ([path.relative_to(place) for path in list_photos(place)] for place in (photos, tmp_path / "copy"))
@@ -169,21 +168,21 @@ def test_a_folder_has_to_be_one_and_its_order_does_not_depend_on_where_it_is(pho
 
 
 def test_gathering_goes_on_where_it_stopped(
-    analyser: InsightFaceAnalyser, parts: DiffusionParts, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    analyser: InsightFaceAnalyser, model: PreparedModel[DiffusionParts], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crowds, "PIECE", 8)
-    files, encode = list_photos(photos), encoder_of(parts, 3)
-    whole = gathering(analyser, tmp_path / "whole", encode).build(files)
+    monkeypatch.setattr(photo_dataset, "SHARD_SIZE", 8)
+    files, encode = list_photos(photos), view_encoder(model, 3)
+    whole = builder_for(analyser, tmp_path / "whole", encode).build(files)
 
-    def stop(number: int, of: int) -> None:
-        if number == 21:
+    def stop(now: Progress) -> None:
+        if now.step == 21:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gathering(analyser, tmp_path / "work", encode).build(files, on_photo=stop)
-    again, encoded = gathering(analyser, tmp_path / "work", encode), list[str]()
-    again.recall()
-    assert again.kept == 16, "two whole pieces"
+        builder_for(analyser, tmp_path / "work", encode).build(files, progress=stop)
+    again, encoded = builder_for(analyser, tmp_path / "work", encode), list[str]()
+    again.load_shards()
+    assert again.count == 16, "two whole pieces"
 
     def counted(photo: Image.Image, face: Any, digest: str) -> tuple[torch.Tensor, torch.Tensor]:
         encoded.append(digest)
@@ -194,76 +193,82 @@ def test_gathering_goes_on_where_it_stopped(
     assert len(encoded) == PEOPLE - 16
     for one, other in zip(vars(whole).values(), vars(resumed).values(), strict=True):
         assert torch.equal(one, other)
-    assert len(gathering(analyser, tmp_path / "few", encode).build(files, most=5)) == 5
-    with pytest.raises(IntegrityError, match="another model or other settings"):
-        gathering(analyser, tmp_path / "work", encode, key="other").recall()
+    assert len(builder_for(analyser, tmp_path / "few", encode).build(files, limit=5)) == 5
+    with pytest.raises(IntegrityError, match="another model"):
+        builder_for(analyser, tmp_path / "work", encode, key="other").load_shards()
     next((tmp_path / "work").iterdir()).write_bytes(b"cut")
     with pytest.raises(IntegrityError, match="cannot be read"):
-        gathering(analyser, tmp_path / "work", encode).recall()
+        builder_for(analyser, tmp_path / "work", encode).load_shards()
 
 
 # What is learned.
 
 
-def test_a_trained_mapper_serves_people_it_has_not_seen(parts: DiffusionParts, basis: CelebBasis, crowd: FaceDataset) -> None:
-    config, news = MapperTrainingConfig(steps=24, batch_size=16, learning_rate=3e-2, num_evals=4), list[TrainStep]()
-    shared = torch.randn(crowd.latents.shape[2:], generator=torch.Generator().manual_seed(9))
-    alike = replace(crowd, latents=(0.3 * crowd.latents.float() + shared).half())  # so that there is something to learn
-    denoiser = DenoisingLoss(parts, CLEAN.captions)
-    denoiser.fast = False  # a random model hardly listens to its text: less than a step of bfloat16
-    school = MapperTrainer(denoiser, basis, alike, config)
-    assert school.start == "average"
-    assert school.first.own == pytest.approx(school.first.average, rel=1e-5), "it begins with the average celebrity"
-    school.train(news.append)
-    assert school.reached.own < school.first.own
-    assert [now.step for now in news] == list(range(1, 25)) and news[-1].eta == 0
-    school.refuse_useless()
-    school.reached = school.first
-    with pytest.raises(InvalidInputError, match="does not help people it has not seen"):
-        school.refuse_useless()
+def test_a_trained_mapper_serves_people_it_has_not_seen(
+    model: PreparedModel[DiffusionParts], dataset: FaceDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, news = MapperTrainingConfig(steps=24, batch_size=16, learning_rate=3e-2, num_evals=4), list[Progress]()
+    shared = torch.randn(dataset.latents.shape[2:], generator=torch.Generator().manual_seed(9))
+    alike = replace(dataset, latents=(0.3 * dataset.latents.float() + shared).half())  # so that there is something to learn
+    # a random model hardly depends on its text: less than a step of bfloat16
+    monkeypatch.setattr("celebctl.learning.denoising.has_bfloat16_units", lambda _device: False)
+    trainer = MapperTrainer(model, alike, config)
+    assert trainer.init == "average"
+    assert trainer.first.own == pytest.approx(trainer.first.average, rel=1e-5), "it begins with the average celebrity"
+    trainer.train(progress=news.append)
+    assert trainer.best.own < trainer.first.own
+    assert [now.step for now in news] == list(range(1, 25)) and news[-1].metrics["eta_seconds"] == 0
+    trainer.require_improvement()
+    trainer.best = trainer.first
+    with pytest.raises(InvalidInputError) as error:
+        trainer.require_improvement()
+    assert error.value.reason == "mapper_not_better"
 
 
 def test_training_resumes_to_the_very_same_numbers(
-    parts: DiffusionParts, basis: CelebBasis, crowd: FaceDataset, tmp_path: Path
+    model: PreparedModel[DiffusionParts], dataset: FaceDataset, tmp_path: Path
 ) -> None:
-    whole = school_of(parts, basis, crowd, SHORT).train().state_dict()
-    kept = tmp_path / "school.checkpoint"
+    whole = MapperTrainer(model, dataset, SHORT).train().state_dict()
+    kept = tmp_path / "trainer.checkpoint"
 
-    def stop(now: TrainStep) -> None:
+    def stop(now: Progress) -> None:
         if now.step == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        school_of(parts, basis, crowd, SHORT).train(stop, kept)
-    resumed = school_of(parts, basis, crowd, SHORT)
+        MapperTrainer(model, dataset, SHORT).train(kept, stop)
+    resumed = MapperTrainer(model, dataset, SHORT)
     resumed.load(kept)
     assert resumed.step == 4
     again = resumed.train().state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
-    other = school_of(parts, basis, crowd, replace(SHORT, seed=1))
+    other = MapperTrainer(model, dataset, replace(SHORT, seed=1))
     assert any(not torch.equal(tensor, whole[name]) for name, tensor in other.train().state_dict().items())
-    with pytest.raises(IntegrityError, match="other photos, another model or other settings"):
+    with pytest.raises(IntegrityError) as error:
         other.load(kept)
+    assert error.value.reason == "checkpoint_mismatch"
     kept.write_bytes(kept.read_bytes()[:100])
-    with pytest.raises(IntegrityError, match="cannot be resumed"):
+    with pytest.raises(IntegrityError) as error:
         resumed.load(kept)
+    assert error.value.reason == "checkpoint_damaged"
 
 
-def test_a_step_is_the_same_however_the_batch_is_cut(parts: DiffusionParts, basis: CelebBasis, crowd: FaceDataset) -> None:
-    schools = [school_of(parts, basis, crowd, SHORT, together=together) for together in (64, 3)]
-    losses = [school.train_step() for school in schools]
+def test_a_step_is_the_same_however_the_batch_is_cut(model: PreparedModel[DiffusionParts], dataset: FaceDataset) -> None:
+    trainers = [MapperTrainer(model, dataset, SHORT, size) for size in (64, 3)]
+    losses = [trainer.train_step() for trainer in trainers]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    one, other = (school.fitted.up.weight.grad for school in schools)
+    one, other = (trainer.pretrained.up.weight.grad for trainer in trainers)
     assert one is not None and other is not None and float(one.abs().max()) > 0
     torch.testing.assert_close(one, other, rtol=2e-2, atol=float(one.abs().max()) * 2e-2)
 
 
 def test_two_text_encoders_are_trained_as_one(xl_folder: Path, names: Path) -> None:
-    parts = with_names(load_parts(xl_folder), names)
-    basis = build_basis(parts)
-    school = school_of(parts, basis, some_crowd(parts), replace(SHORT, steps=2))
-    assert school.train().up.out_features == basis.size == sum(2 * part.shape[1] for part in basis.components)
-    moved = school.mapper.split(school.fitted(some_crowd(parts).features))
+    parts = load_parts(xl_folder)
+    model = prepare(parts, names=names)
+    basis = model.basis
+    trainer = MapperTrainer(model, some_dataset(parts), replace(SHORT, steps=2))
+    assert trainer.train().up.out_features == basis.size == sum(2 * part.shape[1] for part in basis.components)
+    moved = trainer.mapper.split(trainer.pretrained(some_dataset(parts).features))
     assert len(moved) == 2 and all(bool(part.any()) for part in moved)
 
 
@@ -271,38 +276,42 @@ def test_nobody_is_taught_who_may_be_among_those_held_back() -> None:
     generator = torch.Generator().manual_seed(0)
     faces = torch.nn.functional.normalize(torch.randn(100, 512, generator=generator), dim=1)
     twice = torch.cat([faces, torch.nn.functional.normalize(faces + 0.01 * torch.randn(100, 512), dim=1)])
-    taught, held = split(twice, 0)
+    taught, held = split_people(twice, 0)
     assert len(held) == 25 and not np.intersect1d(taught.numpy() % 100, held.numpy() % 100).size
     with pytest.raises(InvalidInputError, match=f"at least {MIN_PEOPLE}"):
-        split(faces[: MIN_PEOPLE - 1], 0)
-    assert sum(map(len, split(faces[:MIN_PEOPLE], 0))) == MIN_PEOPLE
+        split_people(faces[: MIN_PEOPLE - 1], 0)
+    assert sum(map(len, split_people(faces[:MIN_PEOPLE], 0))) == MIN_PEOPLE
 
 
 # What is kept, and where.
 
 
 def test_a_trained_mapper_goes_before_one_that_came_along_and_belongs_to_basis_and_face_models(
-    parts: DiffusionParts, basis: CelebBasis, crowd: FaceDataset, analyser: InsightFaceAnalyser, tmp_path: Path
+    model: PreparedModel[DiffusionParts], dataset: FaceDataset, analyser: InsightFaceAnalyser, tmp_path: Path
 ) -> None:
-    own = replace(parts, card=replace(parts.card, mapper_file=tmp_path / "own.safetensors"))
-    assert with_mapper(own, tmp_path, analyser.folder) is own
-    fitted = school_of(parts, basis, crowd, SHORT).train()
+    parts, basis = model.parts, model.basis
+    assert trained_mapper(basis, tmp_path, analyser.folder) is None
+    fitted = MapperTrainer(model, dataset, SHORT).train()
     path = save_trained(fitted, basis, tmp_path, analyser.folder, {"people": "35", "steps": "6"})
-    ready = with_mapper(own, tmp_path, analyser.folder)
-    assert ready.card.mapper_file == path and available_init(ready, CLEAN) == "fitted"
-    assert mapper_digest(own) == "" and len(mapper_digest(ready)) == 16, "results of either are told apart"
+    (tmp_path / "own.safetensors").write_bytes(b"own")
+    own = replace(parts, card=replace(parts.card, mapper_file=tmp_path / "own.safetensors"))
+    ready = prepare(own, tmp_path, face_models=analyser.folder)
+    assert ready.assets.mapper == path and available_init(ready.assets, CLEAN) == "fitted"
+    digests = {assets.mapper_digest for assets in (ModelAssets.of(parts), ModelAssets.of(own), ready.assets)}
+    assert len(digests) == 3 and "" in digests, "results with either are told apart"
     mapper = CoefficientMapper(basis, CLEAN, torch.Generator())
-    initialize(mapper, ready, basis)
-    said, meant = (ask(crowd.features) for ask in (mapper.normalized, fitted))
+    initialize(mapper, ready)
+    said, meant = (ask(dataset.features) for ask in (mapper.normalized, fitted))
     torch.testing.assert_close(said, CLEAN.bound * torch.tanh(meant / CLEAN.bound), rtol=1e-2, atol=1e-3)
-    assert [str(one) for one in trained_for(tmp_path, basis)] == ["trained on 35 people in 6 steps"]
+    assert [str(one) for one in trained_mappers(tmp_path, basis)] == ["trained on 35 people in 6 steps"]
     others = shutil.copytree(analyser.folder, tmp_path / "others")
     (others / "recogniser.onnx").write_bytes(b"another one")
-    assert with_mapper(own, tmp_path, others) is own
+    assert trained_mapper(basis, tmp_path, others) is None
     changed = replace(basis, names=basis.names + 1)
-    assert not trained_for(tmp_path, changed)
-    with pytest.raises(IntegrityError, match="another celeb basis"):
+    assert not trained_mappers(tmp_path, changed)
+    with pytest.raises(IntegrityError) as error:
         load_mapper(path, changed)
+    assert error.value.reason == "mapper_of_other_basis"
 
 
 # The command.
@@ -326,10 +335,10 @@ def shell(
     monkeypatch.setattr("celebctl_models.checkpoints.diffusion.load_parts", opened)
     monkeypatch.setattr("celebctl_models.checkpoints.text_encoders.load_texts", opened)
 
-    def lenient(school: MapperTrainer) -> None:
+    def lenient(trainer: MapperTrainer) -> None:
         """So few steps need not help."""
 
-    monkeypatch.setattr(MapperTrainer, "refuse_useless", lenient)
+    monkeypatch.setattr(MapperTrainer, "require_improvement", lenient)
     shell = Shell(here, capsys)
     assert shell("build", "--names", shell.names).code == 0
     return shell
@@ -346,13 +355,12 @@ def test_the_command_trains_what_learning_then_begins_with(
     said = train(shell, photos, "--json")
     assert said.code == 0, said.err
     facts = said.document
-    assert (facts["people"] + facts["held_back"], facts["steps"], facts["left_out"]) == (PEOPLE, 6, {})
-    assert "people in the folder are not learned" in said.err and "--instant" in said.err
-    ready = with_mapper(parts, Library().cache(), analyser.folder)
-    assert str(ready.card.mapper_file) == facts["mapper"]
+    assert (facts["people"] + facts["validation_people"], facts["steps"], facts["skipped"]) == (PEOPLE, 6, {})
+    assert "--instant" in said.err
     basis = build_basis(parts)
-    met = identity_prior(with_latest(parts, Library().cache(), basis), basis)
-    assert met is not None and met.layers["code_root"].any(), "invent draws people like those in the folder"
+    assert str(trained_mapper(basis, Library().cache(), analyser.folder)) == facts["mapper"]
+    prior = identity_prior(Path(facts["mapper"]), basis)
+    assert prior is not None and prior.layers["code_cov_sqrt"].any(), "sampled identities are like those people"
     shown = shell("show")
     assert f"mapper: trained on {facts['people']} people in 6 steps, {facts['mapper']}" in shown.out
     left = [name for name in shell.left() if "checkpoints" in name or name.endswith(".png")]
@@ -365,32 +373,31 @@ def test_the_command_trains_what_learning_then_begins_with(
     assert same(read_tensors(Path(facts["mapper"])), before), "same seed, same mapper"
     names = shared_pairs(parts.tokenizers, read_names(parts))[0].names[:6]
     seen = CelebrityFaces(names, np.eye(6, 512, dtype=np.float32), Framing(0.4, 0.5, 0.45, 0.02))
-    save_faces(seen, parts.table_hash, faces_file(Library().cache(), parts.table_hash, hash_of_faces(analyser.folder)))
-    model_key = format_model_key(parts.family, parts.table_hash)
-    whole = prepared(parts, Library(), model_key, analyser.folder)
-    assert str(whole.card.mapper_file) == facts["mapper"] and framing_of(whole) == (seen.framing, "measured")
+    save_faces(seen, parts.table_hash, cached_faces_path(Library().cache(), parts.table_hash, analyser.folder))
+    whole = prepare(parts, Library().cache(), face_models=analyser.folder)
+    assert str(whole.assets.mapper) == facts["mapper"] and whole.framing == (seen.framing, "measured")
 
 
 def test_stopping_loses_nothing(
     shell: Shell, photos: Path, monkeypatch: pytest.MonkeyPatch, parts: DiffusionParts
 ) -> None:
-    refused(train(shell, photos, "--resume"), 4, "no training to resume")
+    refused(train(shell, photos, "--resume"), 4, "no unfinished training")
     assert train(shell, photos).code == 0
-    path = trained_for(Library().cache(), build_basis(parts))[0].path
+    path = trained_mappers(Library().cache(), build_basis(parts))[0].path
     whole = read_tensors(path)
     path.unlink()
     advance: Callable[[MapperTrainer], float] = MapperTrainer.train_step
 
-    def until_the_third(school: MapperTrainer) -> float:
-        if school.step == 3:
+    def until_the_third(trainer: MapperTrainer) -> float:
+        if trainer.step == 3:
             raise KeyboardInterrupt
-        return advance(school)
+        return advance(trainer)
 
-    monkeypatch.setattr(MapperTrainer, "advance", until_the_third)
+    monkeypatch.setattr(MapperTrainer, "train_step", until_the_third)
     stopped = train(shell, photos)
     assert stopped.code == 130 and "--resume" in stopped.err and not path.exists()
     refused(train(shell, photos), 2, "unfinished")
-    monkeypatch.setattr(MapperTrainer, "advance", advance)
+    monkeypatch.setattr(MapperTrainer, "train_step", advance)
     assert train(shell, photos, "--resume").code == 0
     assert same(read_tensors(path), whole)
     assert not any("checkpoints" in name for name in shell.left())
@@ -399,18 +406,18 @@ def test_stopping_loses_nothing(
 def test_a_mapper_of_no_use_is_not_kept_and_the_photos_need_not_be_read_again(
     shell: Shell, photos: Path, monkeypatch: pytest.MonkeyPatch, parts: DiffusionParts
 ) -> None:
-    refuse: Callable[[MapperTrainer], None] = MapperTrainer.refuse_useless
+    refuse: Callable[[MapperTrainer], None] = MapperTrainer.require_improvement
 
-    def useless(school: MapperTrainer) -> None:
-        raise InvalidInputError("no help", "more people")
+    def useless(trainer: MapperTrainer) -> None:
+        raise InvalidInputError("no help", "more people", reason="mapper_not_better")
 
-    monkeypatch.setattr(MapperTrainer, "refuse_useless", useless)
+    monkeypatch.setattr(MapperTrainer, "require_improvement", useless)
     refused(train(shell, photos), 3, "no help")
-    assert not trained_for(Library().cache(), build_basis(parts))
-    monkeypatch.setattr(MapperTrainer, "refuse_useless", refuse)
+    assert not trained_mappers(Library().cache(), build_basis(parts))
+    monkeypatch.setattr(MapperTrainer, "require_improvement", refuse)
     monkeypatch.setattr(InsightFaceAnalyser, "analyse", None)
     assert shell("train", photos, "--steps", "7", "--resume").code == 0
-    assert trained_for(Library().cache(), build_basis(parts))[0].about["steps"] == "7"
+    assert trained_mappers(Library().cache(), build_basis(parts))[0].metadata["steps"] == "7"
 
 
 def test_what_cannot_be_trained_is_refused_and_leaves_nothing(shell: Shell, photos: Path, tmp_path: Path) -> None:
@@ -419,9 +426,9 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing(shell: Shell, phot
     few.mkdir()
     for number in range(MIN_PEOPLE - 1):
         somebody(number).save(few / f"{number}.png")
-    refused(train(shell, tmp_path / "nowhere"), 4, "is not there")
-    refused(shell("train", photos, "--people", "5"), 2, "--people 5 is too few")
-    refused(shell("train", photos, "--steps", "0"), 2, "--steps 0 is out of range")
+    refused(train(shell, tmp_path / "nowhere"), 4, "does not exist")
+    refused(shell("train", photos, "--people", "5"), 2, "people 5 is too few")
+    refused(shell("train", photos, "--steps", "0"), 2, "steps 0 is out of range")
     refused(train(shell, few), 3, f"{MIN_PEOPLE - 1} people are too few")
     refused(train(shell, few), 3, f"{MIN_PEOPLE - 1} people are too few")
     assert shell.left() == before

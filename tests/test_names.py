@@ -21,9 +21,9 @@ from celebctl.basis.name_filtering import (
     FIRST_SEED,
     NO_FACE,
     NO_LIKENESS,
-    Rendered,
-    judge_names,
-    pictures_at_once,
+    RenderedName,
+    filter_names,
+    render_batch_size,
     render_names,
 )
 from celebctl.basis.names import (
@@ -36,9 +36,8 @@ from celebctl.basis.names import (
     read_names,
     shared_pairs,
     token_pairs,
-    with_names,
 )
-from celebctl.basis.spectrum import TOLD, Spectrum, spectrum_of
+from celebctl.basis.spectrum import REPORTED, Spectrum, spectrum_of
 from celebctl.basis.spectrum_chart import draw_spectrum
 from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_models.checkpoints.registry import ModelCard, cached_folder, installed_folder, locate
@@ -208,23 +207,22 @@ def test_a_chosen_list_wins_over_the_models_own_and_that_over_ours(tmp_path: Pat
     assert read_names(parts_with(own), chosen) == ["bob king"]
     assert read_names(parts_with(own)) == ["ann lee"]
     assert names_file(parts_with(None)) == WELL_KNOWN
-    assert with_names(parts_with(own), chosen).card.names_file == chosen
     with pytest.raises(IntegrityError, match="lacks its list"):
         names_file(parts_with(tmp_path / "gone.txt"))
 
 
-def test_a_choice_is_kept_with_its_story_and_can_be_taken_back(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_choice_is_stored_with_its_source_and_can_be_removed(tmp_path: Path, tokenizer: Any) -> None:
     choice = ChosenNames(tmp_path, "sd-12345678")
     assert choice.file is None
     names = ["Ann Lee", "Bob King", "cher"]
     report = name_report(names, token_pairs(tokenizer, names)).without({"bob king": NO_FACE})
     choice.save(["ann lee"], WELL_KNOWN, [report])
     assert choice.file is not None and read_name_list(choice.file) == ["ann lee"]
-    assert choice.story() == (WELL_KNOWN, [report])
+    assert choice.origin() == (WELL_KNOWN, [report])
     assert report.read == report.used + sum(report.counts().values()) == 3
     choice.path.with_suffix(".json").write_text("{")
     with pytest.raises(IntegrityError):
-        choice.story()
+        choice.origin()
     choice.remove()
     assert choice.file is None and not list(choice.path.parent.iterdir())
 
@@ -241,7 +239,7 @@ def test_the_cumulative_variance_never_falls_and_ends_at_one(seed: int, tokens: 
     assert 1 <= spectrum.rank <= min(spectrum.tokens - 1, width)
     assert (np.diff(spectrum.cumulative) >= 0).all() and spectrum.cumulative[-1] == 1.0
     assert (np.diff(spectrum.singular_values) <= 0).all()
-    shares = [spectrum.explained(count) for count in TOLD]
+    shares = [spectrum.explained(count) for count in REPORTED]
     assert shares == sorted(shares) and spectrum.explained(spectrum.rank) == spectrum.explained(10**6) == 1.0
     assert spectrum.explained(spectrum.needed(0.9)) >= 0.9 > spectrum.explained(spectrum.needed(0.9) - 1)
 
@@ -315,18 +313,18 @@ def test_a_name_stays_when_the_model_draws_one_and_the_same_face_for_it(
 ) -> None:
     """However alike all faces of a model are to its recogniser: the measure is how alike strangers are."""
     world = World(CAST, common, crowd)
-    verdict = judge_names(render_names(CAST, world.draw, world, tmp_path / "log.jsonl"))
+    verdict = filter_names(render_names(CAST, world.draw, world, tmp_path / "log.jsonl"))
     assert [name for name in verdict.kept if name.startswith(STEADY)] == CAST[:12]
     assert {name for name, why in verdict.dropped.items() if why == NO_FACE} == set(CAST[12:24])
     chance = [name for name in verdict.kept if name.startswith(FICKLE)]
     assert len(chance) <= 1, "hardly any without a face of their own"
     assert set(verdict.dropped) - set(CAST[12:24]) == set(CAST[24:]) - set(chance)
-    assert all(verdict.likeness[name] > verdict.needed[3] for name in verdict.kept)
+    assert all(verdict.likeness[name] > verdict.threshold[3] for name in verdict.kept)
     assert set(verdict.dropped.values()) == {NO_FACE, NO_LIKENESS}
 
 
 def test_a_stopped_check_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    run: Callable[[World, Path], list[Rendered]] = partial(_run, CAST)
+    run: Callable[[World, Path], list[RenderedName]] = partial(_run, CAST)
     straight = run(World(CAST), tmp_path / "straight.jsonl")
     world, log = World(CAST), tmp_path / "stopped.jsonl"
     world.stop_after = 20
@@ -342,10 +340,10 @@ def test_a_stopped_check_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) 
         assert (one.name, one.faces) == (other.name, other.faces)
         np.testing.assert_array_equal(one.features, other.features)
     read = run(World([]), log)  # which could not draw
-    assert judge_names(read).kept == judge_names(straight).kept
+    assert filter_names(read).kept == filter_names(straight).kept
 
 
-def _run(names: Sequence[str], world: World, log: Path) -> list[Rendered]:
+def _run(names: Sequence[str], world: World, log: Path) -> list[RenderedName]:
     return render_names(names, world.draw, world, log, batch=7)
 
 
@@ -353,13 +351,13 @@ def test_too_few_faces_to_compare_are_told(tmp_path: Path) -> None:
     cast = CAST[:2]
     world = World(cast)
     with pytest.raises(InvalidInputError, match="only 2 of 2 names"):
-        judge_names(render_names(cast, world.draw, world, tmp_path / "log.jsonl"))
+        filter_names(render_names(cast, world.draw, world, tmp_path / "log.jsonl"))
 
 
 def test_large_pictures_are_drawn_few_at_a_time() -> None:
-    assert pictures_at_once((64, 64)) == 64
-    assert pictures_at_once((512, 512)) == 8
-    assert pictures_at_once((1024, 1024)) == 3
+    assert render_batch_size((64, 64)) == 64
+    assert render_batch_size((512, 512)) == 8
+    assert render_batch_size((1024, 1024)) == 3
 
 
 def test_the_bundled_model_draws_its_own_names_more_alike_than_invented_ones(tmp_path: Path) -> None:
@@ -374,8 +372,8 @@ def test_the_bundled_model_draws_its_own_names_more_alike_than_invented_ones(tmp
     invented = ["smiling beach", "chess suit"]
     draw_some = partial(draw, parts, people={})
     rendered = render_names([*names, *invented], draw_some, InsightFaceAnalyser(faces), tmp_path / "log.jsonl")
-    verdict = judge_names(rendered)
-    print({one.name: (one.faces, round(verdict.likeness.get(one.name, 0), 3)) for one in rendered}, verdict.needed)
+    verdict = filter_names(rendered)
+    print({one.name: (one.faces, round(verdict.likeness.get(one.name, 0), 3)) for one in rendered}, verdict.threshold)
     assert len(set(names) & set(verdict.kept)) >= 0.7 * len(names)
     weakest = min(verdict.likeness[name] for name in set(names) & set(verdict.kept))
     assert all(verdict.likeness.get(name, 0.0) < weakest for name in invented)

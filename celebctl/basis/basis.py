@@ -1,7 +1,7 @@
-"""The celeb basis: a PCA over the token embeddings of celebrity names (paper, section 3.2 and equations 2 and 3).
+"""The celeb basis: a PCA over the token embeddings of celebrity names (paper, section 3.2, equations 2 and 3).
 
-For each token position j, first name and last name: the mean over the names' rows of the checkpoint's own token table,
-and the directions in which those rows differ. A person is ``embedding_j = mean_j + coefficients_j @ components_j``.
+For each token position j (first name, last name): the mean of the names' rows in the checkpoint's token table, and the
+principal components of those rows. A person is ``embedding_j = mean_j + coefficients_j @ components_j``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +19,29 @@ from numpy.typing import NDArray
 from celebctl_runtime.errors import InvalidInputError
 from celebctl_runtime.files import atomic_write
 
-from .names import TokenPairs, read_names, token_pairs
+from .names import TokenPairs, names_file, read_name_list, token_pairs
+
+if TYPE_CHECKING:
+    from celebctl_models.checkpoints.token_tables import TokenTables
 
 Floats = NDArray[np.float32]
 
 #: Components per token position in the paper; 2 x 512 = 1024 coefficients.
 COMPONENTS = 512
-_BEFORE_HASH = 8  # decimals that survive different LAPACKs in practice
+_HASH_DECIMALS = 8  # that agree between LAPACK builds in practice
 
 
 @dataclass(frozen=True, eq=False)
 class CelebBasis:
-    """Mean and components per text encoder (E of them), token position (2) and component (K).
+    """The basis of E text encoders (paper, equation 2): K components for each of 2 token positions.
 
-    mean: E arrays (2, D) float32. components: E arrays (2, K, D), rows orthonormal, sign fixed so that the entry of
-    largest magnitude is positive. spread: E arrays (2, K), standard deviation of the celebrities along each component,
-    zero for null-space directions. names: how many names went in. kind: "distinct" or "release".
+    Attributes:
+        mean: E arrays (2, D) float32, in units of the token table.
+        components: E arrays (2, K, D), orthonormal rows whose entry of largest magnitude is positive.
+        spread: E arrays (2, K), standard deviation of the celebrities along each component; 0 for the null-space
+            directions of the release.
+        names: Number of names behind it.
+        kind: "distinct" or "release".
     """
 
     mean: tuple[Floats, ...]
@@ -50,28 +57,28 @@ class CelebBasis:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the arrays; an identity is tied to it."""
+        """SHA-256 of the arrays; identities store it."""
         digest = hashlib.sha256(f"{self.kind}:{self.names}".encode())
         for arrays in (self.mean, self.components, self.spread):
             for array in arrays:
-                digest.update(f"{array.shape}".encode() + np.round(array, _BEFORE_HASH).astype("<f4").tobytes())
+                digest.update(f"{array.shape}".encode() + np.round(array, _HASH_DECIMALS).astype("<f4").tobytes())
         return digest.hexdigest()
 
     def embed(self, coefficients: tuple[Floats, ...]) -> tuple[Floats, ...]:
-        """Coefficients, E arrays (2, K), to token embeddings, E arrays (2, D) (paper, equation 3)."""
+        """embedding = mean + coefficients x components (equation 3): E arrays (2, K) to E arrays (2, D)."""
         return tuple(
-            (mean + np.einsum("jk,jkd->jd", given, components)).astype(np.float32)
-            for given, mean, components in zip(coefficients, self.mean, self.components, strict=True)
+            (mean + np.einsum("jk,jkd->jd", x, components)).astype(np.float32)
+            for x, mean, components in zip(coefficients, self.mean, self.components, strict=True)
         )
 
     def split(self, flat: NDArray[Any]) -> tuple[Floats, ...]:
-        """All coefficients (S,), those of one text encoder after the other's, as E arrays (2, K)."""
+        """The coefficients (S,) of all text encoders as E arrays (2, K)."""
         ends = np.cumsum([spread.size for spread in self.spread])[:-1]
         parts = zip(np.split(flat, ends), self.spread, strict=True)
         return tuple(part.reshape(spread.shape).astype(np.float32) for part, spread in parts)
 
     def project(self, embeddings: Floats, encoder: int = 0) -> Floats:
-        """Embeddings (n, 2, D) to the coefficients (n, 2, K) of their nearest points in the basis."""
+        """Orthogonal projection of embeddings (n, 2, D) to coefficients (n, 2, K)."""
         return np.einsum("njd,jkd->njk", embeddings - self.mean[encoder], self.components[encoder]).astype(np.float32)
 
     @cached_property
@@ -101,19 +108,22 @@ def principal_components(rows: Floats, components: int, *, fill: bool) -> tuple[
 
 
 def basis_from_tables(tables: Sequence[Floats], pairs: TokenPairs, *, release: bool = False) -> CelebBasis:
-    """The basis from the token table (V, D) of every text encoder. Raises InvalidInputError when too few names are left."""
+    """The basis from the token table (V, D) of every text encoder.
+
+    Raises InvalidInputError when fewer than three names remain.
+    """
     if len(pairs.names) < 3:
         raise InvalidInputError(
             f"only {len(pairs.names)} of {len(pairs.names) + len(pairs.dropped)} names can be used for the celeb basis",
             "give a list with more two-word names that the tokenizer keeps whole",
         )
-    mean, components, spread = zip(*(_of_one_table(table, pairs, release) for table in tables), strict=True)
+    mean, components, spread = zip(*(_basis_of_table(table, pairs, release) for table in tables), strict=True)
     count = len(pairs.names) + len(pairs.first_only)
     return CelebBasis(mean, components, spread, count, "release" if release else "distinct")
 
 
-def _of_one_table(table: Floats, pairs: TokenPairs, release: bool) -> tuple[Floats, Floats, Floats]:
-    """Mean (2, D), components (2, K, D) and spread (2, K); K is what both positions have."""
+def _basis_of_table(table: Floats, pairs: TokenPairs, release: bool) -> tuple[Floats, Floats, Floats]:
+    """Mean (2, D), components (2, K, D) and spread (2, K); K is the smaller rank of the two positions."""
     found: list[tuple[Floats, Floats, Floats]] = []
     for position in range(2):
         column = np.array(pairs.column(position)) if release else np.unique(pairs.column(position))
@@ -123,19 +133,34 @@ def _of_one_table(table: Floats, pairs: TokenPairs, release: bool) -> tuple[Floa
     return mean, components, spread
 
 
-def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False) -> CelebBasis:
-    """The celeb basis of a loaded model, from its token table and its names; cached on disk under ``cache``.
+def build_basis(
+    parts: TokenTables, cache: Path | None = None, *, names: Path | None = None, release: bool = False
+) -> CelebBasis:
+    """The celeb basis of a model.
 
-    The cache key holds table, names and kind, so a fine-tuned text encoder or an edited list never meets an old basis.
+    Args:
+        parts: The model, or its token tables.
+        cache: Folder where bases are kept, by token table, names and kind.
+        names: List of names (names.py); None for the model's own.
+        release: Keep repeated tokens and null-space directions, as the published release does.
+
+    Raises:
+        InvalidInputError: Fewer than three names remain.
+
+    Example:
+        >>> from celebctl_models.checkpoints.token_tables import load_tables
+        >>> basis = build_basis(load_tables("mini"))
+        >>> basis.size, basis.mean[0].shape[0]
+        (1024, 2)
     """
-    names = read_names(parts)
-    key = hashlib.sha256("\n".join([parts.table_hash, str(release), *names]).encode()).hexdigest()[:16]
+    listed = read_name_list(names_file(parts, names))
+    key = hashlib.sha256("\n".join([parts.table_hash, str(release), *listed]).encode()).hexdigest()[:16]
     path = None if cache is None else cache / f"basis-{key}.safetensors"
     if path is not None and path.is_file():
         found = load_basis(path)
         if found is not None:
             return found
-    pairs = token_pairs(parts.tokenizers[0], names, release=release)
+    pairs = token_pairs(parts.tokenizers[0], listed, release=release)
     tables = [parts.token_rows(encoder) for encoder in range(len(parts.tokenizers))]
     basis = basis_from_tables(tables, pairs, release=release)
     if path is not None:
@@ -144,6 +169,7 @@ def build_basis(parts: Any, cache: Path | None = None, *, release: bool = False)
 
 
 def save_basis(basis: CelebBasis, path: Path) -> None:
+    """Write a basis with its hash, atomically."""
     from safetensors.numpy import save
 
     tensors = {
@@ -156,7 +182,7 @@ def save_basis(basis: CelebBasis, path: Path) -> None:
 
 
 def load_basis(path: Path) -> CelebBasis | None:
-    """A cached basis, or None when the file is damaged: the caller builds it again."""
+    """A cached basis, or None when the file is damaged."""
     try:
         tensors, metadata = read_tensors(path)
         encoders = sum(key.startswith("mean.") for key in tensors)

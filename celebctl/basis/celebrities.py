@@ -1,9 +1,8 @@
-"""What the celebrities look like to the recogniser, and where they stand: what learning starts from.
+"""Features of the celebrities' faces, and the framing of faces in a model's images.
 
-The model draws every name of its basis and the recogniser looks at the pictures (rendered_names.py). The mean feature
-of a name and its coefficients on the basis are one pair of the fit; where the faces stand in the pictures is where
-training views will put them. A model may bring the features beside its weights; for any other `celebctl basis build
---faces` measures them once and keeps them in the library's cache, by text encoder and face models.
+The model draws every name of its basis and the recogniser measures the images (name_filtering.py). The mean feature of
+a name and its coefficients are one pair of the ridge fit that initializes a mapper; where the faces are in the images
+is where training views place them. Files come with the model or are measured once per text encoder and recogniser.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,129 +22,120 @@ from celebctl_runtime.errors import IntegrityError, InvalidInputError, SetupErro
 from celebctl_runtime.files import atomic_write
 
 from .basis import CelebBasis, read_tensors
-from .name_filtering import Rendered, hash_of_faces
-from .names import read_names, token_pairs
+from .name_filtering import RenderedName, face_models_hash
+from .names import read_name_list, token_pairs
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.token_tables import TokenTables
 
-Model = TypeVar("Model", bound="TokenTables")
-
-_MEASURE = "measure them once: celebctl basis build --faces"
-_FEWEST = 3  # pairs that a fit can be made of
+_HINT = "measure the celebrities' faces of this model"
+_REASON = "measure_faces"
+_MIN_PAIRS = 3  # pairs that a fit needs
 
 
 @dataclass(frozen=True, eq=False)
 class CelebrityFaces:
-    """names: (n,), lower case; features: (n, 512) float32 of unit length, what the recogniser sees in their
-    pictures; framing: where the faces stand in those pictures, None when it was not measured."""
+    """What the recogniser sees in images of celebrities.
+
+    Attributes:
+        names: (n,), lower case.
+        features: (n, 512) float32 of unit length, the mean over each name's images.
+        framing: Where faces are in the images, None when it was not measured.
+    """
 
     names: tuple[str, ...]
     features: NDArray[np.float32]
     framing: Framing | None = None
 
 
-def faces_of(rendered: Sequence[Rendered]) -> CelebrityFaces:
-    """The mean feature of each name that has a picture with exactly one face; names without one are left out.
+def faces_from_renders(rendered: Sequence[RenderedName]) -> CelebrityFaces:
+    """The mean feature of each name that has an image with exactly one face.
 
-    Raises InvalidInputError when fewer than three names have a face.
+    Raises InvalidInputError when fewer than three names have one.
     """
-    kept = [one for one in rendered if len(one.features)]
-    if len(kept) < _FEWEST:
+    kept = [name for name in rendered if len(name.features)]
+    if len(kept) < _MIN_PAIRS:
         raise InvalidInputError(
-            f"only {len(kept)} of {len(rendered)} names give a picture with one face",
+            f"only {len(kept)} of {len(rendered)} names give an image with one face",
             "check that the model draws faces and that the face models fit it",
         )
-    features = np.stack([one.features.sum(0) for one in kept])
+    features = np.stack([name.features.sum(0) for name in kept])
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    framing = measure_framing(np.concatenate([one.places for one in kept]))
-    return CelebrityFaces(tuple(one.name for one in kept), features.astype(np.float32), framing)
+    framing = measure_framing(np.concatenate([name.places for name in kept]))
+    return CelebrityFaces(tuple(name.name for name in kept), features.astype(np.float32), framing)
 
 
-def save_faces(found: CelebrityFaces, table_hash: str, path: Path) -> None:
+def save_faces(faces: CelebrityFaces, table_hash: str, path: Path) -> None:
+    """Write features (float16), names and framing. table_hash: of the text encoder they were drawn with."""
     from safetensors.numpy import save
 
-    metadata = {"names": "\n".join(found.names), "table_hash": table_hash}
-    if found.framing is not None:
-        metadata["framing"] = json.dumps(found.framing.as_dict())
-    atomic_write(path, save({"features": found.features.astype(np.float16)}, metadata=metadata))
+    metadata = {"names": "\n".join(faces.names), "table_hash": table_hash}
+    if faces.framing is not None:
+        metadata["framing"] = json.dumps(faces.framing.as_dict())
+    atomic_write(path, save({"features": faces.features.astype(np.float16)}, metadata=metadata))
 
 
-def faces_file(cache: Path, table_hash: str, face_models: str) -> Path:
-    """Where measured faces are kept: by text encoder and by face models (their ``hash_of_faces``).
+def load_faces(path: Path, table_hash: str) -> CelebrityFaces:
+    """Read what `save_faces` wrote.
 
-    Fine-tuned relatives that share the text encoder share the file: what a name means to it is the same, and pictures
-    are framed alike.
+    Raises IntegrityError: damaged, or measured with a text encoder of another table hash.
     """
-    key = hashlib.sha256(f"{table_hash}:{face_models}".encode()).hexdigest()[:16]
-    return cache / f"faces-{key}.safetensors"
-
-
-def with_faces(parts: Model, cache: Path, face_models: Path) -> Model:
-    """The same model with the faces measured for it under ``cache``, if it brings none itself.
-
-    Faces of too few of its names are none: another list may have been chosen since.
-    """
-    if has_faces(parts) or next(cache.glob("faces-*.safetensors"), None) is None:
-        return parts  # and the face models, 190 MB of them, are not read for nothing
-    file = faces_file(cache, parts.table_hash, hash_of_faces(face_models))
-    if not file.is_file():
-        return parts
-    measured = cast(Model, replace(cast(Any, parts), card=replace(parts.card, features_file=file)))
-    known = set(load_faces(measured).names).intersection(_named_pairs(parts)[0])
-    return measured if len(known) >= _FEWEST else parts
-
-
-def has_faces(parts: TokenTables) -> bool:
-    """Whether the model brings the celebrities' faces along."""
-    return parts.card.features_file is not None and parts.card.features_file.is_file()
-
-
-def load_faces(parts: TokenTables) -> CelebrityFaces:
-    """The pairs' faces that come with a model, or were measured for it.
-
-    Raises SetupError when it brings none, IntegrityError when they were measured on another text encoder.
-    """
-    path = parts.card.features_file
-    if path is None or not path.is_file():
-        raise SetupError(
-            f"the model {parts.name} brings no celebrity faces to start from",
-            _MEASURE,
-        )
     try:
         tensors, metadata = read_tensors(path)
         features = tensors["features"].astype(np.float32)
         names = tuple(metadata["names"].split("\n"))
         framing = Framing.from_dict(json.loads(metadata["framing"])) if "framing" in metadata else None
     except (OSError, KeyError, ValueError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}", _MEASURE) from error
-    if metadata.get("table_hash") != parts.table_hash:
-        raise IntegrityError(f"{path.name} was measured on another text encoder", _MEASURE)
+        raise IntegrityError(f"{path} cannot be read: {error}", _HINT, reason=_REASON) from error
+    if metadata.get("table_hash") != table_hash:
+        raise IntegrityError(f"{path.name} was measured with another text encoder", _HINT, reason=_REASON)
     return CelebrityFaces(names, features / np.linalg.norm(features, axis=1, keepdims=True), framing)
 
 
-def pairs_for_fit(
-    parts: TokenTables, basis: CelebBasis, found: CelebrityFaces
+def cached_faces_path(cache: Path, table_hash: str, face_models: Path) -> Path:
+    """Where measured faces are, or would be. Fine-tuned models with the same text encoder share the file."""
+    key = hashlib.sha256(f"{table_hash}:{face_models_hash(face_models)}".encode()).hexdigest()[:16]
+    return cache / f"faces-{key}.safetensors"
+
+
+def has_measured_faces(cache: Path) -> bool:
+    """Whether faces were measured for any model."""
+    return next(cache.glob("faces-*.safetensors"), None) is not None
+
+
+def measured_faces(parts: TokenTables, names: Path, cache: Path, face_models: Path) -> Path | None:
+    """The cached file of faces measured for a model; None without one, or when it has too few of ``names``."""
+    if not has_measured_faces(cache):
+        return None  # without hashing the face models, up to 190 MB
+    path = cached_faces_path(cache, parts.table_hash, face_models)
+    if not path.is_file():
+        return None
+    used = token_pairs(parts.tokenizers[0], read_name_list(names)).names
+    return path if len(set(load_faces(path, parts.table_hash).names).intersection(used)) >= _MIN_PAIRS else None
+
+
+def celebrity_coefficients(
+    parts: TokenTables, basis: CelebBasis, faces: CelebrityFaces | None, names: Path
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Features (n, 512) and coefficients (n, S) of all text encoders in standard deviations, name by name."""
-    pairs = dict(zip(*_named_pairs(parts), strict=True))
-    chosen = [i for i, name in enumerate(found.names) if name in pairs]
-    if len(chosen) < _FEWEST:
-        raise SetupError(f"only {len(chosen)} of the basis's names have measured faces", _MEASURE)
-    ids = np.array([pairs[found.names[i]] for i in chosen])
-    return found.features[chosen], units_of(parts, basis, ids)
+    """Features (n, 512) and normalized coefficients (n, S) of the celebrities in ``names`` with a measured face.
+
+    Raises SetupError when there are none or too few.
+    """
+    if faces is None:
+        raise SetupError(f"the model {parts.name} has no celebrity faces", _HINT, reason=_REASON)
+    pairs = token_pairs(parts.tokenizers[0], read_name_list(names))
+    ids_of = dict(zip(pairs.names, pairs.pairs, strict=True))
+    chosen = [index for index, name in enumerate(faces.names) if name in ids_of]
+    if len(chosen) < _MIN_PAIRS:
+        raise SetupError(f"only {len(chosen)} names of the basis have measured faces", _HINT, reason=_REASON)
+    ids = np.array([ids_of[faces.names[index]] for index in chosen])
+    return faces.features[chosen], normalized_coefficients(parts, basis, ids)
 
 
-def units_of(parts: TokenTables, basis: CelebBasis, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def normalized_coefficients(parts: TokenTables, basis: CelebBasis, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Coefficients (n, S) of token pairs (n, 2) over all text encoders, in celebrity standard deviations."""
-    units: list[NDArray[np.float32]] = []
+    found: list[NDArray[np.float32]] = []
     for encoder, spread in enumerate(basis.spread):
-        table = parts.token_rows(encoder)
-        apart = basis.project(table[ids], encoder) / np.maximum(spread, 1e-12)
-        units.append(apart.reshape(len(ids), -1).astype(np.float32))
-    return np.concatenate(units, axis=1)
-
-
-def _named_pairs(parts: TokenTables) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    kept = token_pairs(parts.tokenizers[0], read_names(parts))
-    return kept.names, kept.pairs
+        coefficients = basis.project(parts.token_rows(encoder)[ids], encoder) / np.maximum(spread, 1e-12)
+        found.append(coefficients.reshape(len(ids), -1).astype(np.float32))
+    return np.concatenate(found, axis=1)

@@ -1,16 +1,14 @@
-"""Which names the model can draw: the optional second filter of the names behind the celeb basis.
+"""Which names the model can draw: an optional second filter of the names behind the celeb basis.
 
-A name is a direction worth having only if the model draws somebody for it, the same somebody each time. Every name is
-drawn a few times and the recogniser looks at the pictures. A name stays when
+A name helps the basis only if the model draws one and the same person for it. Every name is drawn a few times and the
+recogniser measures the images. A name is kept when
 
-1. at least two thirds of its pictures show exactly one face, and
-2. the mean cosine between those faces is larger than in 95 of 100 groups of as many faces of *different* names, and
-   nearer to that of a typical name which passes this than to that of strangers: above the middle between the two.
+1. at least two thirds of its images show exactly one face, and
+2. the mean cosine between those faces exceeds the 95th percentile of groups of as many faces of *different* names,
+   and the midpoint between the mean of those groups and the median of the names that pass the percentile.
 
-The second rule takes its margin from the model and the recogniser themselves, so it needs no tuning: what counts is how
-alike strangers and how alike one person's faces look to this recogniser in this model's pictures, not the cosine as
-such. Its first half alone would keep one in twenty names without a face by chance, and words that are no names but
-always give the same sort of person.
+The threshold comes from the model's own images and the recogniser, so it needs no tuning. The percentile alone would
+keep one in twenty names by chance, and words that are no names but always give the same kind of person.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,30 +27,37 @@ from numpy.typing import NDArray
 
 from celebctl_runtime.errors import InvalidInputError
 from celebctl_runtime.files import atomic_write, flush, sha256_file, translate_os_errors
+from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_models.faces.analysis import FaceAnalyser
 
 Floats = NDArray[np.float32]
+#: Prompts (B) and seeds (B) to images (B, H, W, 3) uint8.
 Draw = Callable[[Sequence[str], Sequence[int]], NDArray[np.uint8]]
 
 PROMPT = "a photo of {}"
-PICTURES = 3  # of each name
-SHARE = 2 / 3  # of a name's pictures that must show exactly one face
-STRANGERS = 0.95  # of the groups of strangers that a name's own faces must be more alike than
+IMAGES_PER_NAME = 3
+MIN_FACE_RATE = 2 / 3  # of a name's images that must show exactly one face
+PERCENTILE = 0.95  # of groups of different names
 FIRST_SEED = 4711
-PIXELS_AT_ONCE = 2**21  # of all pictures drawn together: eight of 512 x 512
-_GROUPS = 4000  # of strangers, drawn at random
+MAX_BATCH_PIXELS = 2**21  # of the images drawn together: eight of 512 x 512
+_NUM_GROUPS = 4000  # random groups of different names
 
 NO_FACE = "the model draws no single face for it"
-NO_LIKENESS = "the model draws somebody else each time"
+NO_LIKENESS = "the model draws another person each time"
 
 
 @dataclass(frozen=True, eq=False)
-class Rendered:
-    """What the pictures of one name show. faces: how many in each; features: (n, 512) float32 unit rows, one for each
-    picture with exactly one face; places: (n, 3) float32, the box's height, middle across and middle down as shares of
-    the picture's height and width, (0, 3) where they were not written down."""
+class RenderedName:
+    """What the recogniser sees in the images of one name.
+
+    Attributes:
+        faces: Number of faces in each image.
+        features: (n, 512) float32 unit rows, one for each image with exactly one face.
+        places: (n, 3) float32, height, center x and center y of the face box as fractions of the image.
+    """
 
     name: str
     faces: tuple[int, ...]
@@ -59,108 +65,117 @@ class Rendered:
     places: Floats = field(default_factory=lambda: np.zeros((0, 3), np.float32))
 
     @property
-    def share(self) -> float:
-        """Of the pictures, those with exactly one face."""
+    def face_rate(self) -> float:
+        """Fraction of the images with exactly one face."""
         return len(self.features) / len(self.faces)
 
 
 @dataclass(frozen=True, eq=False)
 class FilteredNames:
-    """kept: names that stay, in their order. dropped: name -> why. likeness: name -> mean cosine between its faces,
-    where there are two or more. needed: number of its faces -> the likeness that a name must exceed."""
+    """Result of `filter_names`.
+
+    Attributes:
+        kept: Names in their order.
+        dropped: Name to reason.
+        likeness: Name to the mean cosine between its faces, where there are two or more.
+        threshold: Number of a name's faces to the likeness it must exceed.
+    """
 
     kept: tuple[str, ...]
     dropped: dict[str, str]
     likeness: dict[str, float]
-    needed: dict[int, float]
+    threshold: dict[int, float]
 
 
 def render_names(
-    names: Sequence[str], draw: Draw, analyser: FaceAnalyser, log: Path, *, pictures: int = PICTURES, batch: int = 8,
-    on_name: Callable[[int, int, str], None] = lambda done, of, name: None,
-) -> list[Rendered]:  # fmt: skip
-    """Draw every name and look at the pictures; goes on where an earlier run with the same ``log`` stopped.
+    names: Sequence[str], draw: Draw, analyser: FaceAnalyser, log: Path, *, batch_size: int = 8,
+    progress: ProgressCallback = ignore_progress,
+) -> list[RenderedName]:  # fmt: skip
+    """Draw every name and measure the images; continues an earlier run with the same ``log``.
 
     Args:
-        draw: pictures (B, H, W, 3) uint8 of B prompts and B seeds.
-        log: JSON lines, one for each finished name, written as the work goes on: stopping loses one batch at most.
-        pictures: of each name. Every name is drawn with the same seeds, so that what differs is the name.
-        batch: most pictures drawn together.
-        on_name: called with the number done, the number of all and the name last done.
+        names: What to draw, with the same seeds for every name.
+        draw: Generates the images.
+        analyser: Finds the faces.
+        log: JSON lines, one for each finished name, so that stopping loses one batch at most.
+        batch_size: Images drawn together.
+        progress: Receives the number of finished names and the metrics ``seconds`` and ``eta_seconds``.
     """
-    known = _read_log(log, pictures)
+    known = _read_log(log, IMAGES_PER_NAME)
     missing = [name for name in names if name not in known]
-    on_name(len(names) - len(missing), len(names), "")
-    together = max(1, batch // pictures)
+    cached, started = len(names) - len(missing), time.monotonic()
+    progress(Progress("drawing names", cached, len(names)))
+    at_once = max(1, batch_size // IMAGES_PER_NAME)
     with translate_os_errors(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            for start in range(0, len(missing), together):
-                for one in _render(missing[start : start + together], draw, analyser, pictures):
+            for start in range(0, len(missing), at_once):
+                for one in _render(missing[start : start + at_once], draw, analyser, IMAGES_PER_NAME):
                     line = _to_line(one)
                     file.write(line)
-                    known[one.name] = _from_line(line)  # rounded as they will be read, so that a resumed run agrees
+                    known[one.name] = _from_line(line)  # rounded as in the file, so that a resumed run agrees
                 flush(file)
-                done = min(start + together, len(missing))
-                on_name(len(names) - len(missing) + done, len(names), missing[done - 1])
+                done, seconds = min(start + at_once, len(missing)), time.monotonic() - started
+                metrics = {"seconds": seconds, "eta_seconds": seconds / done * (len(missing) - done)}
+                progress(Progress("drawing names", cached + done, len(names), metrics))
     return [known[name] for name in names]
 
 
-def judge_names(rendered: Sequence[Rendered], seed: int = 0) -> FilteredNames:
-    """Apply the two rules at the top of this file. Raises InvalidInputError when too few names have faces to compare."""
-    with_faces = [one for one in rendered if one.share >= SHARE and len(one.features) > 1]
+def filter_names(rendered: Sequence[RenderedName], seed: int = 0) -> FilteredNames:
+    """Apply the two rules of this module. Raises InvalidInputError when too few names have faces to compare."""
+    with_faces = [one for one in rendered if one.face_rate >= MIN_FACE_RATE and len(one.features) > 1]
     sizes = sorted({len(one.features) for one in with_faces})
     pool = [one.features for one in rendered if len(one.features)]
     if not sizes or len(pool) < max(3, sizes[-1]):
         raise InvalidInputError(
-            f"only {len(pool)} of {len(rendered)} names give a picture with one face, too few to compare",
-            "check that the model draws faces and that the face models fit it, or leave out --check-by-rendering",
+            f"only {len(pool)} of {len(rendered)} names give an image with one face, too few to compare",
+            "check that the model draws faces and that the face models fit it, or skip this check",
         )
     likeness = {one.name: _mean_cosine(one.features) for one in rendered if len(one.features) > 1}
-    needed = _needed([(len(one.features), likeness[one.name]) for one in with_faces], pool, seed)
+    threshold = _thresholds([(len(one.features), likeness[one.name]) for one in with_faces], pool, seed)
     seen = {one.name for one in with_faces}
     dropped = {one.name: NO_FACE for one in rendered if one.name not in seen}
-    dropped |= {one.name: NO_LIKENESS for one in with_faces if likeness[one.name] <= needed[len(one.features)]}
+    dropped |= {one.name: NO_LIKENESS for one in with_faces if likeness[one.name] <= threshold[len(one.features)]}
     kept = tuple(one.name for one in rendered if one.name not in dropped)
-    return FilteredNames(kept, dropped, likeness, needed)
+    return FilteredNames(kept, dropped, likeness, threshold)
 
 
-def log_of(cache: Path, parts: Any, faces: str, pictures: int = PICTURES) -> Path:
-    """Where the pictures' features of a loaded model are kept; ``faces`` is ``hash_of_faces`` of the models used.
+def render_log_path(cache: Path, parts: DiffusionParts, face_models: Path) -> Path:
+    """The log of a model's rendered names, by text encoders, UNet, sampling defaults, face models and seeds.
 
-    The name holds everything that decides them: text encoders, UNet, defaults of drawing, face models, seeds. Of the
-    UNet's tensors only the beginnings are hashed, which tells any two trainings apart and takes no time.
+    Only the first 64 numbers of each UNet tensor are hashed, which tells any two trainings apart.
     """
-    said = (parts.table_hash, faces, PROMPT, FIRST_SEED, pictures, parts.card.defaults, parts.scheduler_config)
-    digest = hashlib.sha256(repr(said).encode())
+    defaults = parts.card.defaults, parts.scheduler_config
+    key = (parts.table_hash, face_models_hash(face_models), PROMPT, FIRST_SEED, IMAGES_PER_NAME, *defaults)
+    digest = hashlib.sha256(repr(key).encode())
     for weights in parts.unet.state_dict().values():
         digest.update(weights.flatten()[:64].float().cpu().numpy().tobytes())
     return cache / f"rendered-{digest.hexdigest()[:16]}.jsonl"
 
 
-def hash_of_faces(folder: Path) -> str:
-    """What tells a folder of face models from another: SHA-256 of its networks, one after the other."""
+def face_models_hash(folder: Path) -> str:
+    """The SHA-256 digests of a folder's networks, concatenated."""
     return "".join(sha256_file(path) for path in sorted(folder.glob("*.onnx")))
 
 
-def pictures_at_once(size: tuple[int, int]) -> int:
-    """How many pictures of (height, width) pixels to draw together."""
-    return max(PICTURES, min(64, PIXELS_AT_ONCE // (size[0] * size[1])))
+def render_batch_size(size: tuple[int, int]) -> int:
+    """How many images of (height, width) pixels to draw together."""
+    return max(IMAGES_PER_NAME, min(64, MAX_BATCH_PIXELS // (size[0] * size[1])))
 
 
-def _render(names: Sequence[str], draw: Draw, analyser: FaceAnalyser, pictures: int) -> list[Rendered]:
+def _render(names: Sequence[str], draw: Draw, analyser: FaceAnalyser, per_name: int) -> list[RenderedName]:
     from PIL import Image
 
-    prompts = [PROMPT.format(name) for name in names for _ in range(pictures)]
-    drawn = draw(prompts, [FIRST_SEED + k for _ in names for k in range(pictures)])
+    prompts = [PROMPT.format(name) for name in names for _ in range(per_name)]
+    drawn = draw(prompts, [FIRST_SEED + k for _ in names for k in range(per_name)])
     found = [analyser.analyse(Image.fromarray(pixels)) for pixels in drawn]
-    rendered: list[Rendered] = []
+    rendered: list[RenderedName] = []
     for number, name in enumerate(names):
-        mine = found[number * pictures : (number + 1) * pictures]
+        mine = found[number * per_name : (number + 1) * per_name]
         alone = [faces[0] for faces in mine if len(faces) == 1]
         places = np.array([_place(face.box, *drawn.shape[1:3]) for face in alone], np.float32).reshape(-1, 3)
         features = _rows([face.feature for face in alone])
-        rendered.append(Rendered(name, tuple(len(faces) for faces in mine), features, places))
+        rendered.append(RenderedName(name, tuple(len(faces) for faces in mine), features, places))
     return rendered
 
 
@@ -180,49 +195,49 @@ def _mean_cosine(features: Floats) -> float:
     return float((total @ total - n) / (n * (n - 1)))
 
 
-def _needed(own: Sequence[tuple[int, float]], pool: Sequence[Floats], seed: int) -> dict[int, float]:
-    """The second rule: number of faces -> the likeness to exceed, from the names' ``own`` (number, likeness)."""
+def _thresholds(own: Sequence[tuple[int, float]], pool: Sequence[Floats], seed: int) -> dict[int, float]:
+    """Rule 2: number of faces to the likeness to exceed, from each name's (number of faces, likeness)."""
     random = np.random.default_rng(seed)
-    strangers = {size: _stranger_groups(pool, size, random) for size in sorted({size for size, _ in own})}
-    chance = {size: float(np.quantile(groups, STRANGERS)) for size, groups in strangers.items()}
-    passed = [cosine for size, cosine in own if cosine > chance[size]]
+    mixed = {size: _mixed_groups(pool, size, random) for size in sorted({size for size, _ in own})}
+    percentile = {size: float(np.quantile(groups, PERCENTILE)) for size, groups in mixed.items()}
+    passed = [cosine for size, cosine in own if cosine > percentile[size]]
     if not passed:
-        return chance
-    typical = float(np.median(passed))
-    return {size: max(least, (typical + float(strangers[size].mean())) / 2) for size, least in chance.items()}
+        return percentile
+    median = float(np.median(passed))
+    return {size: max(least, (median + float(mixed[size].mean())) / 2) for size, least in percentile.items()}
 
 
-def _stranger_groups(pool: Sequence[Floats], size: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Mean cosines (_GROUPS,) within groups of ``size`` faces, each of another name."""
+def _mixed_groups(pool: Sequence[Floats], size: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Mean cosines (_NUM_GROUPS,) within groups of ``size`` faces, each of another name."""
     groups: list[float] = []
-    for _ in range(_GROUPS):
+    for _ in range(_NUM_GROUPS):
         chosen: list[Floats] = [pool[int(i)] for i in random.choice(len(pool), size, replace=False)]
         groups.append(_mean_cosine(_rows([faces[int(random.integers(len(faces)))] for faces in chosen])))
     return np.array(groups)
 
 
-def _to_line(one: Rendered) -> bytes:
+def _to_line(one: RenderedName) -> bytes:
     packed = base64.b64encode(one.features.astype("<f2").tobytes()).decode()
     places = [[round(float(share), 4) for share in place] for place in one.places]
-    said = {"name": one.name, "faces": one.faces, "features": packed, "places": places}
-    return (json.dumps(said, ensure_ascii=False) + "\n").encode()
+    values = {"name": one.name, "faces": one.faces, "features": packed, "places": places}
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode()
 
 
-def _from_line(line: bytes) -> Rendered:
-    said = cast("dict[str, Any]", json.loads(line))
-    faces = tuple(int(count) for count in said["faces"])
-    packed = np.frombuffer(base64.b64decode(said["features"]), "<f2").astype(np.float32)
+def _from_line(line: bytes) -> RenderedName:
+    values = cast("dict[str, Any]", json.loads(line))
+    faces = tuple(int(count) for count in values["faces"])
+    packed = np.frombuffer(base64.b64decode(values["features"]), "<f2").astype(np.float32)
     features = packed.reshape(faces.count(1), -1) if faces.count(1) else _rows([])
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    places = np.array(said["places"], np.float32).reshape(-1, 3)
-    return Rendered(str(said["name"]), faces, features / np.maximum(lengths, 1e-6), places)
+    places = np.array(values["places"], np.float32).reshape(-1, 3)
+    return RenderedName(str(values["name"]), faces, features / np.maximum(lengths, 1e-6), places)
 
 
-def _read_log(log: Path, pictures: int) -> dict[str, Rendered]:
-    """The finished names of a log; a line that a crash cut off is removed, for the next is written behind it."""
+def _read_log(log: Path, per_name: int) -> dict[str, RenderedName]:
+    """The finished names of a log; an incomplete last line is removed, since the next is appended."""
     if not log.is_file():
         return {}
-    known: dict[str, Rendered] = {}
+    known: dict[str, RenderedName] = {}
     whole: list[bytes] = []
     lines = log.read_bytes().splitlines(keepends=True)
     for line in lines:
@@ -230,7 +245,7 @@ def _read_log(log: Path, pictures: int) -> dict[str, Rendered]:
             one = _from_line(line)
         except (ValueError, KeyError, TypeError):
             continue
-        if line.endswith(b"\n") and len(one.faces) == pictures:
+        if line.endswith(b"\n") and len(one.faces) == per_name:
             known[one.name] = one
             whole.append(line)
     if len(whole) < len(lines):

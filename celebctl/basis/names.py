@@ -1,8 +1,8 @@
-"""Which celebrity names make the basis: two words the model knows, one token each (paper, section 3.2).
+"""The celebrity names behind a basis: two words of one token each (paper, section 3.2).
 
 The release kept the first two *tokens* of every name, so that fragments of surnames and repeated tokens entered its
-basis; ``distinct`` drops those and says what it dropped. Names come from a file: one chosen for the model, else the
-one that the model brings, else our own list of well-known people.
+basis; ``distinct`` drops those and reports why. Names come from a file: the one chosen for the model, else the model's
+own, else celebctl's list of well-known people.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celebctl_models.names import WELL_KNOWN
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
 from celebctl_runtime.files import atomic_write, translate_os_errors
+
+if TYPE_CHECKING:
+    from celebctl_models.checkpoints.token_tables import TokenTables
 
 SAME_TOKENS = "the same tokens as another name"
 OTHER_TOKENIZER = "dropped for the other text encoder"
@@ -24,11 +27,13 @@ _FORMAT = 'give a text file (UTF-8) with one "first last" per line'
 
 @dataclass(frozen=True)
 class TokenPairs:
-    """What one tokenizer makes of a list of names.
+    """A tokenized list of names.
 
-    names: (n,) those kept, lower case, sorted; pairs: (n, 2) token ids of first and last name; dropped: name -> why.
-    first_only: names of a single token and their id. The release takes them for its first names and has no last name
-    for them; they are dropped otherwise.
+    Attributes:
+        names: (n,) kept names, lower case, sorted.
+        pairs: (n, 2) token ids of first and last name.
+        dropped: Name to the reason it was dropped.
+        first_only: Names of a single token with its id. The release uses them as first names; otherwise dropped.
     """
 
     names: tuple[str, ...]
@@ -82,10 +87,14 @@ def shared_pairs(tokenizers: Sequence[Any], names: Sequence[str], *, release: bo
 
 @dataclass(frozen=True)
 class NameReport:
-    """What became of every name of a list, for one tokenizer. read = used + first_only + repeated + all dropped.
+    """Counts over a list of names for one tokenizer: read = used + first_only + repeated + dropped.
 
-    read: names in the list. used: those with a first and a last token. first_only: see ``TokenPairs``. repeated: names
-    that stand in the list more than once. dropped: reason -> names, the most frequent reason first.
+    Attributes:
+        read: Names in the list.
+        used: Names with a first and a last token.
+        first_only: See `TokenPairs`.
+        repeated: Repetitions of earlier names.
+        dropped: Reason to names, the most frequent reason first.
     """
 
     read: int
@@ -97,10 +106,10 @@ class NameReport:
     def counts(self) -> dict[str, int]:
         """Reason -> how many names were left out for it; repeats are a reason too."""
         counts = {reason: len(names) for reason, names in self.dropped.items()}
-        return {**({"stands in the list twice": self.repeated} if self.repeated else {}), **counts}
+        return {**({"repeated in the list": self.repeated} if self.repeated else {}), **counts}
 
     def without(self, reasons: dict[str, str]) -> NameReport:
-        """The report after a further filter: ``reasons`` tells for each used name that goes why it goes."""
+        """The report after a further filter. reasons: dropped name to reason."""
         return replace(self, used=self.used - len(reasons), dropped={**self.dropped, **_by_reason(reasons)})
 
 
@@ -113,7 +122,7 @@ def name_report(names: Sequence[str], pairs: TokenPairs) -> NameReport:
 
 
 def read_name_list(path: Path) -> list[str]:
-    """The names in a text file: one a line, UTF-8 with or without a mark at its start, ``#`` begins a remark line.
+    """The names in a text file: one a line, UTF-8 with or without BOM; lines that begin with ``#`` are comments.
 
     Raises NotFoundError without the file, InvalidInputError when it cannot be read or holds no name.
     """
@@ -130,38 +139,29 @@ def read_name_list(path: Path) -> list[str]:
     return names
 
 
-def names_file(parts: Any, chosen: Path | None = None) -> Path:
-    """Where a loaded model's names are: ``chosen``, else its own list, else our well-known people.
+def names_file(parts: TokenTables, chosen: Path | None = None) -> Path:
+    """The list for a model: ``chosen``, else its own, else the well-known people.
 
-    Raises IntegrityError when the model says that it brings a list and does not.
+    Raises IntegrityError when the model declares a list that is missing.
     """
     if chosen is not None:
         return chosen
     own: Path | None = parts.card.names_file
     if own is not None and not own.is_file():
-        raise IntegrityError(f"the model {parts.name} lacks its list of names, {own.name}", "fetch the model again")
+        raise IntegrityError(f"the model {parts.name} lacks its list of names, {own.name}", "download the model again")
     return own or WELL_KNOWN
 
 
-def read_names(parts: Any, chosen: Path | None = None) -> list[str]:
+def read_names(parts: TokenTables, chosen: Path | None = None) -> list[str]:
     """The names for a loaded model, see ``names_file`` and ``read_name_list``."""
     return read_name_list(names_file(parts, chosen))
 
 
-def with_names(parts: Any, chosen: Path | None = None) -> Any:
-    """The same model with its names settled, so that basis and celebrities' faces are made from one list.
-
-    A mapper that came with the model was fitted on the basis of its own names and is left out with others.
-    """
-    mapper = parts.card.mapper_file if chosen is None else None
-    return replace(parts, card=replace(parts.card, names_file=names_file(parts, chosen), mapper_file=mapper))
-
-
 @dataclass(frozen=True)
 class ChosenNames:
-    """The list that ``celebctl basis build`` chose for the models of one shelf, in the library's folder.
+    """The list of names chosen for a model key, in the library's folder.
 
-    Names in a text file; beside it, as JSON, where they came from and what a check by rendering left out.
+    A text file of names, and beside it a JSON file with their source and the reports of a check by rendering.
     """
 
     library: Path
@@ -174,41 +174,43 @@ class ChosenNames:
 
     @property
     def file(self) -> Path | None:
-        """The list, or None when none was chosen: what ``with_names`` takes."""
+        """The list, or None when none was chosen."""
         return self.path if self.path.is_file() else None
 
     def save(self, names: Sequence[str], source: Path, reports: Sequence[NameReport] = ()) -> None:
         """Replace the list. Raises SetupError when the library cannot be written."""
-        story = {"source": str(source.resolve()), "reports": [asdict(report) for report in reports]}
-        atomic_write(self._story, (json.dumps(story, ensure_ascii=False, indent=1) + "\n").encode())
+        origin = {"source": str(source.resolve()), "reports": [asdict(report) for report in reports]}
+        atomic_write(self._origin, (json.dumps(origin, ensure_ascii=False, indent=1) + "\n").encode())
         atomic_write(self.path, "".join(f"{name}\n" for name in names).encode())
 
-    def story(self) -> tuple[Path, list[NameReport]]:
+    def origin(self) -> tuple[Path, list[NameReport]]:
         """The file that the list was made from, and the reports of a check by rendering, [] without one.
 
         Raises IntegrityError when it cannot be read.
         """
         try:
-            said = json.loads(self._story.read_text(encoding="utf-8"))
-            return Path(said["source"]), [_report_from(report) for report in said["reports"]]
+            values = json.loads(self._origin.read_text(encoding="utf-8"))
+            return Path(values["source"]), [_report_from(report) for report in values["reports"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            hint = "choose the names again: celebctl basis build --force"
-            raise IntegrityError(f"{self._story} cannot be read: {error}", hint) from error
+            raise IntegrityError(
+                f"{self._origin} cannot be read: {error}", "choose the names again", reason="choose_names"
+            ) from error
 
     def remove(self) -> None:
         """Go back to the model's own names. Raises SetupError when the library cannot be written."""
         with translate_os_errors(self.path):
             self.path.unlink(missing_ok=True)
-            self._story.unlink(missing_ok=True)
+            self._origin.unlink(missing_ok=True)
 
     @property
-    def _story(self) -> Path:
+    def _origin(self) -> Path:
         return self.path.with_suffix(".json")
 
 
-def _report_from(said: Mapping[str, Any]) -> NameReport:
-    dropped = {str(reason): tuple(str(name) for name in names) for reason, names in said["dropped"].items()}
-    return NameReport(int(said["read"]), int(said["used"]), int(said["first_only"]), int(said["repeated"]), dropped)
+def _report_from(values: Mapping[str, Any]) -> NameReport:
+    dropped = {str(reason): tuple(str(name) for name in names) for reason, names in values["dropped"].items()}
+    read, used, first_only, repeated = (int(values[name]) for name in ("read", "used", "first_only", "repeated"))
+    return NameReport(read, used, first_only, repeated, dropped)
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -217,7 +219,7 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 def _reason(name: str, ids: list[int], special: frozenset[int], release: bool) -> str:
     if special.intersection(ids):
-        return "holds a token with a meaning of its own"
+        return "contains a special token"
     if not ids or (len(ids) < 2 and not release):
         return "fewer than two tokens"
     if release:

@@ -1,4 +1,4 @@
-"""Linear regression from what a recogniser sees to where people stand, for few and noisy examples."""
+"""Ridge regression from recogniser features to coefficients, for few and noisy examples."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 def ridge(
     features: NDArray[np.float32], targets: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Linear regression, every target with the penalty that serves it best by leave-one-out error (closed form).
+    """Ridge regression with the penalty of each target chosen by leave-one-out error (closed form).
 
-    features (n, p), targets (n, q) -> weight (q, p), bias (q,), median penalty. Components that a face cannot tell
-    choose a heavy penalty and shrink to the mean, so noise in the token table is not copied into people.
+    features (n, p), targets (n, q) -> weight (q, p), bias (q,), median penalty. Components that a face does not
+    determine get a large penalty and shrink to the mean, so noise in the token table does not enter identities.
     """
     x, y = features.astype(np.float64), targets.astype(np.float64)
     x_mean, y_mean = x.mean(0), y.mean(0)

@@ -1,7 +1,6 @@
-"""How much of the celebrities each component of the basis carries: numbers for ``celebctl basis show``.
+"""Explained variance of the celeb basis, per text encoder and token position.
 
-Per text encoder and token position, from the same rows as the basis, but of the whole spectrum: the basis keeps 512
-components at most, and what lies behind them shows only here.
+From the same rows as the basis but over the whole spectrum, of which the basis keeps at most 512 components.
 """
 
 from __future__ import annotations
@@ -19,16 +18,17 @@ from .names import TokenPairs
 Floats = NDArray[np.float64]
 
 POSITIONS = ("first names", "last names")
-#: Components whose share of the variance is told.
-TOLD = (1, 8, 32, 128, 512)
+#: Numbers of components whose explained variance is reported.
+REPORTED = (1, 8, 32, 128, 512)
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """One token position of one text encoder.
 
-    singular_values: (rank,) float64, descending, of the centred rows, in units of the token table. tokens: how many
-    different tokens the rows come from; their rank is at most one less.
+    Attributes:
+        singular_values: (rank,) float64, descending, of the centered rows, in units of the token table.
+        tokens: Distinct tokens behind the rows; the rank is at most one less.
     """
 
     singular_values: Floats
@@ -36,26 +36,26 @@ class Spectrum:
 
     @property
     def rank(self) -> int:
-        """Directions in which the celebrities differ at all."""
+        """Number of nonzero singular values."""
         return len(self.singular_values)
 
     @cached_property
     def cumulative(self) -> Floats:
-        """(rank,) share of the variance in the first 1, 2, ... components; never falls, ends at 1."""
+        """(rank,) cumulative explained variance, nondecreasing up to 1."""
         total = np.cumsum(self.singular_values**2)
         return total / total[-1] if self.rank else total
 
     def explained(self, components: int) -> float:
-        """Share of the variance, 0 to 1, in the first ``components``."""
+        """Variance explained by the first ``components``, 0 to 1."""
         return float(self.cumulative[min(components, self.rank) - 1]) if self.rank and components > 0 else 0.0
 
     def needed(self, share: float) -> int:
-        """How many components it takes to explain ``share`` of the variance."""
+        """Components needed to explain ``share`` of the variance."""
         return min(int(np.searchsorted(self.cumulative, share)) + 1, self.rank)
 
 
 def spectrum_of(table: NDArray[np.float32], ids: Sequence[int], *, release: bool = False) -> Spectrum:
-    """The spectrum of one column of token ids in a token table (V, D); the release counts repeated tokens each time."""
+    """The spectrum of token ids in a token table (V, D); with ``release`` repeated tokens count repeatedly."""
     distinct = np.unique(np.array(ids))
     rows = table[np.array(ids) if release else distinct].astype(np.float64)
     singular: Floats = np.linalg.svd(rows - rows.mean(0), compute_uv=False).astype(np.float64)
@@ -63,7 +63,7 @@ def spectrum_of(table: NDArray[np.float32], ids: Sequence[int], *, release: bool
 
 
 def spectra_of(parts: Any, pairs: Sequence[TokenPairs], *, release: bool = False) -> tuple[tuple[Spectrum, ...], ...]:
-    """Spectra of first and last names for each text encoder of a loaded model; ``pairs`` are those of each encoder."""
+    """Spectra of first and last names for each text encoder; ``pairs``: the token pairs of each encoder."""
     found: list[tuple[Spectrum, ...]] = []
     for encoder, names in enumerate(pairs):
         table = parts.token_rows(encoder)

@@ -1,4 +1,4 @@
-"""The picture of ``celebctl basis show --picture``: explained variance and singular values, a row per text encoder."""
+"""A chart of the celeb basis: explained variance and singular values, one row per text encoder."""
 
 # matplotlib leaves the types of its keyword arguments open.
 # pyright: reportUnknownMemberType=false
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _WIDTH, _ROW, _HEAD = 12.0, 4.2, 1.0  # inches
-_LINE_WIDTHS = (4.2, 1.8)  # so that the first curve is seen behind the second where they meet
-_SHARE = 0.9  # of the variance that is marked on the curves
+_LINE_WIDTHS = (4.2, 1.8)  # the first curve shows behind the second where they coincide
+_MARKED = 0.9  # explained variance that is marked on the curves
 
 
 def draw_spectrum(spectra: Sequence[Sequence[Spectrum]], title: str, subtitle: str) -> Image.Image:
@@ -48,12 +48,12 @@ def _variance(axes: Axes, pair: Sequence[Spectrum], title: str) -> None:
     for position, spectrum, colour, width in zip(POSITIONS, pair, LIGHT, _LINE_WIDTHS, strict=False):
         label = f"{position}: {spectrum.tokens:,} tokens, rank {spectrum.rank:,}"
         if spectrum.rank:
-            needed = spectrum.needed(_SHARE)
-            label += f", {_SHARE:.0%} in {needed:,} components"
+            needed = spectrum.needed(_MARKED)
+            label += f", {_MARKED:.0%} in {needed:,} components"
             axes.plot([needed], [spectrum.cumulative[needed - 1]], "o", color=colour)
         axes.plot(_components(spectrum), spectrum.cumulative, color=colour, linewidth=width, label=label)
     axes.set_ylim(0, 1.03)
-    axes.set_ylabel("share of the variance")
+    axes.set_ylabel("explained variance")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.legend(loc="lower right", fontsize=9, frameon=True, framealpha=1, edgecolor="none")
     _finish(axes, pair, title)
@@ -72,7 +72,7 @@ def _components(spectrum: Spectrum) -> np.ndarray[tuple[int], np.dtype[np.int64]
 
 
 def _finish(axes: Axes, pair: Sequence[Spectrum], title: str) -> None:
-    """Title and axis of components, with a line where the basis ends if the spectrum goes on behind it."""
+    """Title and component axis, with a line where the basis is cut."""
     axes.set_title(title)
     axes.set_xlabel("component")
     if max(spectrum.rank for spectrum in pair) > COMPONENTS:

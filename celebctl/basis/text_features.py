@@ -1,4 +1,4 @@
-"""What a model's text encoders make of people: where they stand among the celebrities once the model has read them."""
+"""Text encoder features of embeddings, to compare identities as the model reads them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
-_AT_ONCE = 128
+_BATCH_SIZE = 128
 
 
 @torch.no_grad()
-def readings(parts: TextEncoderParts, rows: Sequence[Floats]) -> NDArray[np.float64]:
-    """The context at the last token of people's names in "a photo of", (n, W).
+def text_features(parts: TextEncoderParts, rows: Sequence[Floats]) -> NDArray[np.float64]:
+    """The context (n, W) at the last token of a name in "a photo of {}", for embeddings of E arrays (n, 2, D).
 
-    rows: token rows, E arrays (n, 2, D). W is the width of all text encoders together. Attention looks back only, so
-    nothing behind the name matters.
+    W is the sum of the encoders' widths. Attention is causal, so what follows the name does not matter.
     """
     ids, (place,) = place_people(parts.tokenizers[0], parts.max_length, ["a photo of ", ""])
     last = int(place[1])
     found: list[NDArray[np.float64]] = []
-    for start in range(0, len(rows[0]), _AT_ONCE):
-        given = [torch.as_tensor(np.array(array[start : start + _AT_ONCE])) for array in rows]
+    for start in range(0, len(rows[0]), _BATCH_SIZE):
+        given = [torch.as_tensor(np.array(array[start : start + _BATCH_SIZE])) for array in rows]
         count = len(given[0])
-        # an encoder with a pooled text looks for the end of the prompt, so that it must be there
+        # an encoder with pooled output needs the end token
         cut = ids[: max(last + 2, int((ids == parts.end_id).int().argmax()) + 1)]
         context, _ = read_texts(parts, cut.expand(count, -1), given, place.expand(count, -1))
         found.append(context[:, last].double().numpy())

@@ -42,9 +42,7 @@ class EvalContext:
         clip: Path | None,
     ) -> "EvalContext":
         """Open model and judges. said: --model, --face-models, --judge, --device."""
-        from celebctl.basis.names import ChosenNames, with_names
         from celebctl.learning.device import select_device
-        from celebctl.library import format_model_key
         from celebctl_models.checkpoints.diffusion import load_parts
         from celebctl_models.faces.analysis import InsightFaceAnalyser
         from celebctl_models.faces.packs import choose_face_models
@@ -57,7 +55,6 @@ class EvalContext:
         with console.status(f"opening {chosen}"):
             place = select_device(str(settings.text("device", device)))
             parts = load_parts(chosen, dtype=place.dtype, device=place.device)
-        parts = with_names(parts, ChosenNames(library.root, format_model_key(parts.family, parts.table_hash)).file)
         folder = None if judge is None else choose_face_models(judge, chosen, library.root)
         return cls(console, library, parts, finder, _panel(console, parts, finder, folder, clip), clip)
 
@@ -135,17 +132,19 @@ class WorldEvaluation:
 
     def open(self, out: Path, told: dict[str, Any], force: bool) -> None:
         """Make or find the folder. Raises NotFoundError when the model has no world of its own."""
+        from celebctl.basis.report import chosen_names
         from celebctl.evaluation.references import draws_mini
         from celebctl.evaluation.runner import ResultsStore
         from celebctl.evaluation.scorers import WorldImageScorer
-        from celebctl.learning.initialization import mapper_digest
+        from celebctl.learning.prepared import ModelAssets
         from celebctl_runtime.errors import NotFoundError
 
         if not isinstance(self.room.panel, WorldImageScorer) or not draws_mini(self.room.parts.card):
             hint = "name people of your library: celebctl eval alice --photos DIR"
             raise NotFoundError(f"{self.room.parts.name} has no world to draw strangers from", hint)
         told |= {"people": self.people, "learned together": self.together, "learning": self.config.to_dict()}
-        told |= {"mapper": mapper_digest(self.room.parts) or None}
+        own = chosen_names(self.room.library, self.room.parts).file is None
+        told |= {"mapper": (ModelAssets.of(self.room.parts).mapper_digest or None) if own else None}
         self.bench: ResultsStore = ResultsStore(out, told)
         self.bench.open(force)
 
@@ -172,14 +171,16 @@ class WorldEvaluation:
         return [FIRST_STRANGER + i for i in range(self.people)]
 
     def _learn(self) -> Any:
-        from celebctl.basis.basis import build_basis
+        from celebctl.basis.report import chosen_names
         from celebctl.evaluation.cohorts import learn_unseen_people
+        from celebctl.learning.prepared import prepare
 
-        basis = build_basis(self.room.parts, self.room.library.cache(), release=self.config.names == "release")
+        library, names = self.room.library, chosen_names(self.room.library, self.room.parts).file
+        model = prepare(self.room.parts, library.cache(), names=names, release=self.config.names == "release")
         with self.room.console.progress("learning strangers") as report:
             return learn_unseen_people(
-                self.room.parts, self.room.finder, self.config, basis, self._seeds(), self.together, self.bench.folder,
-                lambda n, calls, now: report(n * now.steps + now.step, calls * now.steps, f"call {n + 1} of {calls}"),
+                model, self.room.finder, self.config, self._seeds(), self.together, self.bench.folder,
+                lambda n, calls, now: report(n * now.total + now.step, calls * now.total, f"call {n + 1} of {calls}"),
             )  # fmt: skip
 
 
@@ -195,6 +196,7 @@ class LibraryEvaluation:
     def open(self, out: Path, told: dict[str, Any], force: bool) -> None:
         """Find everybody and their photos, and make or find the folder. Raises NotFoundError for whoever is missing."""
         from celebctl.basis.names import read_names
+        from celebctl.basis.report import chosen_names
         from celebctl.evaluation.cohorts import generator_for, library_cohort
         from celebctl.evaluation.runner import ResultsStore, SubjectGenerators
         from celebctl.library import format_model_key
@@ -206,7 +208,7 @@ class LibraryEvaluation:
         people = [entry.load() for entry in entries]
         files = [photo_of(self.photos, entry.name) for entry in entries]
         pictures = [open_photo(file) for file in files]
-        self.cast: Cohort = library_cohort(self.room.panel, people, pictures, read_names(parts))
+        self.cast: Cohort = library_cohort(self.room.panel, people, pictures, read_names(parts, chosen_names(self.room.library, parts).file))
         artist = generator_for(parts, people)
         both = zip(people, entries, strict=True)
         self.easels = [SubjectGenerators(artist, artist, seconds_of(one), entry.path.stat().st_size) for one, entry in both]

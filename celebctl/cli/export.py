@@ -163,10 +163,11 @@ def _average(console: CliConsole, library: "Library", parts: Any) -> Any:
     """The average celebrity's token rows, for `gen --likeness`; None, and a note, where there is no basis to be had."""
     from celebctl_runtime.errors import CelebctlError
 
-    from .basis import basis_of
+    from celebctl.basis.basis import build_basis
+    from celebctl.basis.report import chosen_names
 
     try:
-        return basis_of(library, parts).mean
+        return build_basis(parts, library.cache(), names=chosen_names(library, parts).file).mean
     except CelebctlError as problem:
         console.warn(f"{problem.problem}; gen --likeness will not work with this bundle")
         return None

@@ -43,17 +43,21 @@ def mix(
     force: options.Force = False,
 ) -> None:
     """Mix learned people into a new one."""
-    from celebctl.basis.identity_vectors import mixed, weights_of
+    from celebctl.basis.identity_vectors import mix as mix_identities
+    from celebctl.basis.identity_vectors import mixing_weights
+    from celebctl_runtime.errors import UsageError
     from celebctl.library import Library
 
     from .naming import listed, name_of_mix, name_person
 
     console = ctx.ensure_object(CliConsole)
     library, wanted = Library(), None if name is None else name_person(name)
-    fractions = weights_of(len(people), weight, _numbers(weights))
+    if weight is not None and weights is not None:
+        raise UsageError("--weight and --weights contradict each other", "give one of them")
+    fractions = mixing_weights(len(people), weight if weight is not None else _numbers(weights))
     parents = [library.load(parent, model_key) for parent in people]
     new_name = wanted or name_of_mix([parent.name for parent in parents], library.names())
-    identity = mixed(parents, fractions, new_name)
+    identity = mix_identities(parents, fractions, name=new_name)
     path = library.save(identity, overwrite=force)
     parts = list(zip(parents, fractions, strict=True))
     console.info(f"{new_name} is {listed([f'{100 * share:.3g} % {parent.name}' for parent, share in parts if share])}")
@@ -85,7 +89,7 @@ def interpolate(
     threads: options.Threads = None,
 ) -> None:
     """Draw one person turning into another: a strip of images, and an animation."""
-    from celebctl.basis.identity_vectors import mixed
+    from celebctl.basis.identity_vectors import mix as mix_identities
     from celebctl.bundles import model_key_of
     from celebctl.interpolation_strip import keyframes, labels
     from celebctl.library import Library
@@ -102,7 +106,7 @@ def interpolate(
     opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
     ends = [library.load(name, model_key_of(opened)) for name in people]
     weights = keyframes(len(ends), frames)
-    identities = [mixed(ends, fractions, FRAME_NAME.format(k)) for k, fractions in enumerate(weights, 1)]
+    identities = [mix_identities(ends, fractions, name=FRAME_NAME.format(k)) for k, fractions in enumerate(weights, 1)]
     seed, count = random_seed() if seed is None else seed, options.positive(steps, "--steps")
     requests = [Request(prompt.replace(PLACEHOLDER, f"<{one.name}>"), seed=seed, steps=count) for one in identities]
     pipe = open_pipeline(library, opened, device, threads)

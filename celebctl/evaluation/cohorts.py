@@ -26,11 +26,11 @@ from .scorers import Scorer
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from celebctl.basis.basis import CelebBasis
     from celebctl.learning.config import LearnConfig
-    from celebctl.learning.trainer import LearnStep
+    from celebctl.learning.prepared import PreparedModel
     from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_models.faces.analysis import FaceAnalyser
+    from celebctl_runtime.progress import Progress
 
 Floats = NDArray[np.float32]
 
@@ -82,8 +82,8 @@ def unseen_name(seed: int) -> str:
 
 
 def learn_unseen_people(
-    parts: DiffusionParts, analyser: FaceAnalyser, config: LearnConfig, basis: CelebBasis, seeds: Sequence[int],
-    together: int, folder: Path, on_step: Callable[[int, int, LearnStep], None],
+    model: PreparedModel[DiffusionParts], analyser: FaceAnalyser, config: LearnConfig, seeds: Sequence[int],
+    together: int, folder: Path, on_step: Callable[[int, int, Progress], None],
 ) -> list[Learned]:  # fmt: skip
     """Learn strangers from one portrait each, ``together`` in a call; whole calls that are in ``folder`` are not done
     again. ``on_step`` hears the number of the call, of all calls, and how it goes."""
@@ -93,24 +93,22 @@ def learn_unseen_people(
         kept = _kept(folder, group)
         if kept is None:
             kept = _learn(
-                parts, analyser, config, basis, group, folder, lambda now, n=number: on_step(n, len(calls), now)
+                model, analyser, config, group, folder, lambda now, n=number: on_step(n, len(calls), now)
             )
         learned += kept
     return learned
 
 
 def _learn(
-    parts: DiffusionParts, analyser: FaceAnalyser, config: LearnConfig, basis: CelebBasis, seeds: Sequence[int],
-    folder: Path, on_step: Callable[[LearnStep], None],
+    model: PreparedModel[DiffusionParts], analyser: FaceAnalyser, config: LearnConfig, seeds: Sequence[int],
+    folder: Path, on_step: Callable[[Progress], None],
 ) -> list[Learned]:  # fmt: skip
+    from celebctl.learning.subject import analyse_photo
     from celebctl.learning.trainer import learn_people
 
-    names = [unseen_name(seed) for seed in seeds]
     begun = time.monotonic()
-    people = learn_people(
-        parts, analyser, [draw_portrait(seed) for seed in seeds], names, config,
-        basis=basis, on_step=on_step,
-    )  # fmt: skip
+    subjects = [analyse_photo(analyser, draw_portrait(seed), unseen_name(seed)) for seed in seeds]
+    people = learn_people(model, subjects, config, analyser, progress=on_step)
     seconds = (time.monotonic() - begun) / len(seeds)
     for identity in people:
         identity.save(_file(folder, identity.name))

@@ -1,4 +1,4 @@
-"""What a training view is captioned with. ``{}`` is where the person stands."""
+"""Captions of training views; ``{}`` marks the person."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Photo-like phrases around the bare name, the way people will prompt.
+#: Photo captions around the bare name, as in prompts.
 PHOTO: tuple[str, ...] = (
     "a photo of {}", "a portrait of {}", "a close-up photo of {}", "a good photo of {}", "a picture of {}", "{}",
 )  # fmt: skip
@@ -18,7 +18,7 @@ _ADJECTIVES = (
     "a clean", "a dirty", "my", "the cool", "a nice", "the nice", "the small", "the weird", "the large",
     "a cool", "a small", "one", "the clean",
 )  # fmt: skip
-#: The release's list: the ImageNet templates of textual inversion around "face of {} person".
+#: The release's list: the ImageNet templates of textual inversion with "face of {} person".
 IMAGENET: tuple[str, ...] = (
     "a photo of a face of {} person", "a rendering of a face of {} person", "a cropped photo of the face of {} person",
     "the photo of a face of {} person", "a dark photo of the face of {} person",
@@ -35,7 +35,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {"photo": PHOTO, "imagenet": IMAGENET}
 
 @dataclass(frozen=True)
 class Captions:
-    """Templates as ids with two empty places each. ids: (T, L) int64; positions: (T, 2), where the two rows go."""
+    """T tokenized templates. ids: (T, L) int64; positions: (T, 2) of the person's two tokens."""
 
     ids: Tensor
     positions: Tensor
@@ -47,7 +47,7 @@ class Captions:
 
 
 def encode_templates(tokenizer: Any, length: int, kind: str) -> Captions:
-    """Tokenise the templates of one kind around two placeholder ids, which the person's rows will replace."""
+    """Tokenize the templates of one kind with two placeholders, whose embeddings will be replaced."""
     ids: list[Tensor] = []
     positions: list[Tensor] = []
     for template in TEMPLATES[kind]:
@@ -58,16 +58,16 @@ def encode_templates(tokenizer: Any, length: int, kind: str) -> Captions:
 
 
 def place_people(tokenizer: Any, length: int, texts: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
-    """Join texts with a person between each two: ids (length,) and, per person, the (2,) positions of their rows."""
+    """Tokenize texts with a person between each two: ids (length,) and each person's (2,) token positions."""
     start, end = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
-    # any id that is not the end will do: its row is replaced, but pooling looks for the first end
-    hole = start
+    # any id but the end token, which pooling looks for: its embedding is replaced
+    placeholder = start
     body: list[int] = [start]
     found: list[Tensor] = []
     for number, text in enumerate(texts):
         if number:
             found.append(torch.tensor([len(body), len(body) + 1]))
-            body += [hole, hole]
+            body += [placeholder, placeholder]
         if text.strip():
             body += tokenizer(text, add_special_tokens=False).input_ids
     body = [*body[: length - 1], end]

@@ -1,4 +1,4 @@
-"""The contact sheet: what `learn` shows when it is done. Photo first, then the person in a handful of scenes."""
+"""The contact sheet: each learned person's photo and a few generated images."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ PROMPTS = ("{}", "{} smiling", "{} on the beach", "{} wearing a suit", "{} in sp
 
 
 def contact_sheet(parts: DiffusionParts, identities: Sequence[Identity], photos: Sequence[Image.Image]) -> Image.Image:
-    """One row per person: the photo and six pictures, and a last row of neighbours together when there are several."""
+    """One row per person, the photo and six images; with several people a last row of pairs."""
     people = {person.name: rows_of(person) for person in identities}
     names = list(people)
     prompts = [p.format(f"<{name}>") for name in names for p in PROMPTS]
-    together = [
+    pairs = [
         f"<{a}> and <{b}> {act}" for a, b in itertools.pairwise(names) for act in ("playing chess", "shaking hands")
     ][: len(PROMPTS)]
     drawn = draw(
-        parts, [*prompts, *together], [11 + i % len(PROMPTS) for i in range(len(prompts) + len(together))], people
+        parts, [*prompts, *pairs], [11 + i % len(PROMPTS) for i in range(len(prompts) + len(pairs))], people
     )
     pictures = [Image.fromarray(pixels) for pixels in drawn]
     rows = [
         (name, [photo, *pictures[i * len(PROMPTS) : (i + 1) * len(PROMPTS)]])
         for i, (name, photo) in enumerate(zip(names, photos, strict=True))
     ]
-    said = [["the photo", *[p.format(name) for p in PROMPTS]] for name in names]
-    if together:
+    labels = [["the photo", *[p.format(name) for p in PROMPTS]] for name in names]
+    if pairs:
         rows.append(("together", pictures[len(prompts) :]))
-        said.append([text.replace("<", "").replace(">", "") for text in together])
-    return grid([pictures for _, pictures in rows], said)
+        labels.append([text.replace("<", "").replace(">", "") for text in pairs])
+    return grid([pictures for _, pictures in rows], labels)

@@ -1,7 +1,7 @@
-"""The frozen model as the judge of token rows: the denoising loss (paper, equation 1) on encoded views of people.
+"""The denoising loss of a frozen diffusion model (paper, equation 1) as a function of token embeddings.
 
-Who the people are and where their rows come from is not known here: learning a person and training a mapper on many
-people both ask this.
+Both trainers minimise it: `PersonTrainer` for the people in a few photos, `MapperTrainer` for many people at once. This
+module knows neither where the embeddings come from nor who the people are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from celebctl_models.checkpoints.diffusion import UNetConditioning, latents_from_pixels, network_output, read_texts
 from celebctl_runtime.sampling.schedule import ScheduleConfig
 
-from .captions import Captions, encode_templates
+from .captions import encode_templates
 from .device import has_bfloat16_units, select_attention
 from .timestep_sampling import TimestepSampler, max_timestep
 from .views import make_views
@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 
     from .config import LearnConfig
 
-#: Person index (b,) to their token rows, (b, 2, D) for every text encoder.
+#: Person index (b,) to token embeddings, (b, 2, D) for every text encoder.
 TokenEmbeddings = Callable[[Tensor], list[Tensor]]
 
 
 class IdentityEmbeddings:
-    """The basis as tensors on a device: coefficients to token rows.
+    """Coefficients to token embeddings, differentiably: `CelebBasis.embed` in torch (paper, equation 3).
 
-    mean, components: (2, D) and (2, K, D) per text encoder.
+    Attributes:
+        mean: (2, D) float32 for every text encoder.
+        components: (2, K, D) float32 for every text encoder.
     """
 
     def __init__(self, basis: CelebBasis, device: torch.device) -> None:
@@ -46,15 +48,24 @@ class IdentityEmbeddings:
         self.components = [torch.as_tensor(components).to(device) for components in basis.components]
 
     def __call__(self, coefficients: Sequence[Tensor]) -> list[Tensor]:
-        """(P, 2, K) to (P, 2, D) per text encoder: mean + coefficients x components (paper, equation 3)."""
+        """embedding = mean + coefficients x components: (P, 2, K) to (P, 2, D) for every text encoder."""
         parts = zip(coefficients, self.mean, self.components, strict=True)
-        return [mean + torch.einsum("pjk,jkd->pjd", given, components) for given, mean, components in parts]
+        return [mean + torch.einsum("pjk,jkd->pjd", x, components) for x, mean, components in parts]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B views to be denoised. x0: latents (B, 4, h, w); weight: of the loss, (B, 1, h, w); who: person index (B,);
-    t: timesteps (B,); noise: as x0; ids: captions (B, 77); positions: of the person's two rows in them (B, 2)."""
+    """B views to denoise.
+
+    Attributes:
+        x0: Latents (B, 4, h, w).
+        weight: Loss weights (B, 1, h, w).
+        person_index: (B,) int64.
+        t: Timesteps (B,) int64.
+        noise: (B, 4, h, w), standard normal.
+        ids: Token ids of the captions, (B, 77).
+        positions: Where the two tokens of the person are in the captions, (B, 2).
+    """
 
     x0: Tensor
     weight: Tensor
@@ -64,79 +75,84 @@ class Batch:
     ids: Tensor
     positions: Tensor
 
-    def select(self, at: Tensor) -> Batch:
-        """Some of the views."""
-        given = (self.x0, self.weight, self.person_index, self.t, self.noise, self.ids, self.positions)
-        return Batch(*(one[at] for one in given))
+    def split(self, size: int) -> list[Batch]:
+        """Micro batches of at most ``size`` views."""
+        tensors = (self.x0, self.weight, self.person_index, self.t, self.noise, self.ids, self.positions)
+        return [Batch(*parts) for parts in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)]
 
 
 class DenoisingLoss:
-    """A loaded model with captions, on the device where its UNet is.
+    """Equation 1 of the paper, weighted per latent pixel: E ||w (eps - eps_theta(z_t, t, c(embeddings)))||^2.
 
-    fast: the network computes in bfloat16, where the processor has units for it. loudness: what gradients are
-    multiplied by on their way through a float16 network, where they would vanish below 6e-8. levels: the noise.
+    Args:
+        parts: The frozen model, on its device.
+        captions: Kind of caption templates, "photo" or "imagenet".
+        max_noise_sigma: Highest noise-to-signal ratio that is sampled (LearnConfig); 0 samples all timesteps.
+
+    Attributes:
+        autocast: Whether the networks compute in bfloat16 (float32 weights on hardware with bfloat16 units).
+        loss_scale: Factor on gradients, which would underflow in a float16 network below 6e-8.
     """
 
-    def __init__(self, parts: DiffusionParts, captions: str, most_noise: float = 0.0) -> None:
+    def __init__(self, parts: DiffusionParts, captions: str, max_noise_sigma: float = 0.0) -> None:
         self.parts = parts
         self.device: torch.device = next(parts.unet.parameters()).device
-        self.captions: Captions = encode_templates(parts.tokenizers[0], parts.max_length, captions)
+        self.captions = encode_templates(parts.tokenizers[0], parts.max_length, captions)
         schedule = ScheduleConfig.from_dict(parts.scheduler_config)
-        self.alphas = torch.as_tensor(schedule.alphas_cumprod()).float().to(self.device)
-        reach = max_timestep(self.alphas, most_noise, parts.native_size[0] // parts.vae_factor)
-        self.levels = TimestepSampler(reach, self.device)
-        self.fast = parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
+        self.alphas_cumprod = torch.as_tensor(schedule.alphas_cumprod()).float().to(self.device)
+        latent_side = parts.native_size[0] // parts.vae_factor
+        end = max_timestep(self.alphas_cumprod, max_noise_sigma, latent_side)
+        self.timesteps = TimestepSampler(end, self.device)
+        self.autocast = parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
         self.loss_scale = 1024.0 if parts.unet.dtype == torch.float16 else 1.0
         select_attention(parts)
 
-    def batch(self, x0: Tensor, weight: Tensor, who: Tensor, generator: torch.Generator) -> Batch:
-        """Views with a timestep, noise and a caption each."""
-        t = self.levels.draw(len(who), generator)
+    def sample_batch(self, x0: Tensor, weight: Tensor, person_index: Tensor, generator: torch.Generator) -> Batch:
+        """Draw a timestep, noise and a caption for every view."""
+        t = self.timesteps.draw(len(person_index), generator)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-        ids, positions = self.captions.draw(len(who), generator)
-        return Batch(x0, weight, who, t, noise, ids.to(self.device), positions.to(self.device))
+        ids, positions = self.captions.draw(len(person_index), generator)
+        return Batch(x0, weight, person_index, t, noise, ids.to(self.device), positions.to(self.device))
 
-    def backward(self, batch: Batch, rows: TokenEmbeddings, together: int) -> float:
-        """Add the gradient of the weighted loss, times ``loudness``, to what ``rows`` are made of; returns the loss.
+    def backward(self, batch: Batch, embeddings: TokenEmbeddings, micro_batch_size: int) -> float:
+        """Accumulate the gradient of the loss times ``loss_scale``; returns the loss.
 
-        The network sees ``together`` views at once; the result is the same however the batch is cut.
+        The network sees ``micro_batch_size`` views at once; the result does not depend on it beyond rounding.
         """
-        mass = (batch.weight.sum() * batch.x0.shape[1]).clamp_min(1e-6)
+        norm = (batch.weight.sum() * batch.x0.shape[1]).clamp_min(1e-6)
         total = 0.0
-        for at in torch.split(torch.arange(len(batch.person_index), device=self.device), together):
-            part = batch.select(at)
-            loss = (self.error(part, rows(part.person_index)) * part.weight).sum() / mass
+        for part in batch.split(micro_batch_size):
+            loss = (self.squared_error(part, embeddings(part.person_index)) * part.weight).sum() / norm
             torch.autograd.backward(loss * self.loss_scale)
             total += float(loss.detach())
         return total
 
     @torch.no_grad()
-    def loss(self, batch: Batch, rows: TokenEmbeddings, together: int) -> Tensor:
-        """The weighted loss of every view on its own, (B,)."""
-        found: list[Tensor] = []
-        for at in torch.split(torch.arange(len(batch.person_index), device=self.device), together):
-            part = batch.select(at)
-            error = (self.error(part, rows(part.person_index)) * part.weight).mean(1).sum((1, 2))
-            found.append(error / part.weight.sum((1, 2, 3)).clamp_min(1e-6))
-        return torch.cat(found)
+    def evaluate(self, batch: Batch, embeddings: TokenEmbeddings, micro_batch_size: int) -> Tensor:
+        """The loss of every view, (B,)."""
+        losses: list[Tensor] = []
+        for part in batch.split(micro_batch_size):
+            error = (self.squared_error(part, embeddings(part.person_index)) * part.weight).mean(1).sum((1, 2))
+            losses.append(error / part.weight.sum((1, 2, 3)).clamp_min(1e-6))
+        return torch.cat(losses)
 
-    def error(self, batch: Batch, rows: list[Tensor]) -> Tensor:
-        """Squared error (B, 4, h, w) of what the UNet predicts with ``rows`` in the captions."""
-        unet, alpha, device = self.parts.unet, self.alphas[batch.t].view(-1, 1, 1, 1), self.device
-        noisy = alpha.sqrt() * batch.x0 + (1.0 - alpha).sqrt() * batch.noise
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.fast):
-            context, pooled = read_texts(self.parts, batch.ids, rows, batch.positions)
-        guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=device)
-        extras = UNetConditioning(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.fast):
-            predicted = network_output(unet, noisy.to(unet.dtype), batch.t, context.to(unet.dtype), extras)
+    def squared_error(self, batch: Batch, embeddings: list[Tensor]) -> Tensor:
+        """||target - unet(z_t, t, c)||^2 per latent pixel, (B, 4, h, w), with ``embeddings`` in the captions."""
+        alpha = self.alphas_cumprod[batch.t].view(-1, 1, 1, 1)
+        z_t = alpha.sqrt() * batch.x0 + (1.0 - alpha).sqrt() * batch.noise
+        guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            context, pooled = read_texts(self.parts, batch.ids, embeddings, batch.positions)
+            extras = UNetConditioning(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
+            unet = self.parts.unet
+            predicted = network_output(unet, z_t.to(unet.dtype), batch.t, context.to(unet.dtype), extras)
         return (predicted.float() - self._target(batch.x0, batch.noise, alpha)) ** 2
 
     def _target(self, x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-        kind = self.parts.prediction_type
-        if kind == "v_prediction":
+        """What the UNet is trained to predict."""
+        if self.parts.prediction_type == "v_prediction":
             return alpha.sqrt() * noise - (1.0 - alpha).sqrt() * x0
-        return noise if kind == "epsilon" else x0
+        return noise if self.parts.prediction_type == "epsilon" else x0
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""People without training: what the model's mapper makes of a face, in arithmetic that needs no torch.
+"""Learning without training: the mapper's output for a face, in NumPy.
 
-The same numbers as a `learn_people` of no steps, up to rounding, in a fraction of the time that opening a model takes.
+Up to rounding the numbers of `learn_people` with no steps, in a fraction of the time that loading a model takes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl.basis.basis import CelebBasis, read_tensors
-from celebctl.basis.celebrities import load_faces, pairs_for_fit
+from celebctl.basis.basis import CelebBasis
 from celebctl.basis.ridge import ridge
-from celebctl_models.faces.analysis import FEATURE_DIM
-from celebctl_runtime.errors import IntegrityError
+from celebctl.mapper_training.mapper_store import read_layers
+from celebctl_runtime.errors import IntegrityError, UsageError
 from celebctl_runtime.identity import Identity
 
 from .config import CLEAN, LearnConfig
@@ -27,120 +26,114 @@ from .initialization import available_init
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.token_tables import TokenTables
 
+    from .prepared import PreparedModel
+    from .subject import Subject
 
 Floats = NDArray[np.float32]
 
-#: How far invented people are moved from the average stranger, on top of what chance gives them: the farther, the more
-#: their pictures agree; beyond this no more (benchmarks/LOG.md).
-STRETCH = 1.75
+#: Factor on the code covariance of sampled identities: farther from the mean their images agree better, up to this
+#: value (benchmarks/LOG.md).
+SAMPLE_SCALE = 1.75
 
 
 def instant_people(
-    parts: TokenTables, basis: CelebBasis, features: Floats, names: Sequence[str], config: LearnConfig
+    model: PreparedModel[TokenTables], subjects: Sequence[Subject], config: LearnConfig
 ) -> list[Identity]:
-    """One person per feature (P, 512), unit rows: the start of learning is the result.
+    """One identity per subject: the initialization of training is the result.
 
-    Raises IntegrityError when what the model starts from is damaged or of another basis.
+    Raises:
+        UsageError: The model has neither a mapper nor celebrity faces, so every face would give the same identity.
+        IntegrityError: The mapper is damaged or belongs to another basis.
     """
-    units = _units(parts, basis, features, config)
-    units = config.bound * np.tanh(units / config.bound)
-    spread = np.concatenate([part.ravel() for part in basis.spread])
+    require_mapper(model, config)
+    features = np.stack([subject.face.feature for subject in subjects])
+    normalized = config.bound * np.tanh(_initial_coefficients(model, features, config) / config.bound)
+    spread = np.concatenate([part.ravel() for part in model.basis.spread])
     return [
-        identity_of(name, (row * spread).astype(np.float32), parts, basis, provenance_of(parts, config, len(names), row))
-        for name, row in zip(names, units, strict=True)
+        identity_from_coefficients(
+            subject.name, (x * spread).astype(np.float32), model, base_provenance(model, config, len(subjects), x)
+        )
+        for subject, x in zip(subjects, normalized, strict=True)
     ]
 
 
-def _units(parts: TokenTables, basis: CelebBasis, features: Floats, config: LearnConfig) -> Floats:
-    """Coefficients (P, S) in celebrity standard deviations, not yet bounded."""
-    if available_init(parts, config) == "fitted" and parts.card.mapper_file is not None:
-        return _answer(read_layers(parts.card.mapper_file, basis), features)
-    seen, units = pairs_for_fit(parts, basis, load_faces(parts))
-    weight, bias, _ = ridge(seen, units)
-    middle = units.mean(0)
-    return (config.init_gain * (features @ weight.T + bias - middle) + middle).astype(np.float32)
+def require_mapper(model: PreparedModel[TokenTables], config: LearnConfig) -> None:
+    """Raise UsageError when the initialization does not depend on the face."""
+    if available_init(model.assets, config) not in ("fitted", "celebrities"):
+        raise UsageError(
+            f"{model.parts.name} has no mapper, so the instant method would give every face the same identity",
+            "train a mapper on a folder of photos, or use method='train'",
+            reason="no_mapper", model=model.parts.name,
+        )  # fmt: skip
 
 
-def read_layers(path: Path, basis: CelebBasis) -> dict[str, Floats]:
-    """The layers of a fitted mapper's file. Raises IntegrityError: damaged, or of another basis."""
-    try:
-        tensors, metadata = read_tensors(path)
-        layers = {name: array.astype(np.float32) for name, array in tensors.items()}
-        code, hidden = len(layers["code_mean"]), len(layers["middle.bias"])
-        wanted = {"down.weight": (code, FEATURE_DIM), "code_root": (code, code), "up.weight": (basis.size, hidden)}
-        fits = all(layers[name].shape == shape for name, shape in wanted.items())
-    except (OSError, KeyError, ValueError) as error:
-        raise IntegrityError(f"{path.name} cannot be read: {error}", "fetch the model again") from error
-    if metadata.get("basis") != basis.hash:
-        raise IntegrityError(
-            f"{path.name} was made for another celeb basis",
-            "use the model's own names, or train one: celebctl basis train FOLDER --force",
-        )
-    if not fits:
-        raise IntegrityError(f"{path.name} holds layers of another shape", "fetch the model again")
-    return layers
+def _initial_coefficients(model: PreparedModel[TokenTables], features: Floats, config: LearnConfig) -> Floats:
+    """Normalized coefficients (P, S) of features (P, 512), not yet bounded."""
+    if available_init(model.assets, config) == "fitted" and model.assets.mapper is not None:
+        layers = read_layers(model.assets.mapper, model.basis)
+        return _coefficients_of_codes(layers, features @ layers["down.weight"].T + layers["down.bias"])
+    known, coefficients = model.celebrity_pairs()
+    weight, bias, _ = ridge(known, coefficients)
+    mean = coefficients.mean(0)
+    return (config.init_gain * (features @ weight.T + bias - mean) + mean).astype(np.float32)
 
 
-def _answer(layers: Mapping[str, Floats], features: Floats) -> Floats:
-    """`PretrainedMapper` on features (P, 512)."""
-    return _told(layers, features @ layers["down.weight"].T + layers["down.bias"])
-
-
-def _told(layers: Mapping[str, Floats], code: Floats) -> Floats:
-    """What the mapper makes of codes (P, code)."""
-    hidden = code @ layers["middle.weight"].T + layers["middle.bias"]
-    bent = hidden * 0.5 * (1.0 + np.vectorize(math.erf)(hidden / math.sqrt(2.0)))  # GELU
-    return (bent @ layers["up.weight"].T + layers["up.bias"]).astype(np.float32)
+def _coefficients_of_codes(layers: Mapping[str, Floats], codes: Floats) -> Floats:
+    """The upper layers of `PretrainedMapper`: codes (P, code) to normalized coefficients (P, S)."""
+    x = codes @ layers["middle.weight"].T + layers["middle.bias"]
+    x = x * 0.5 * (1.0 + np.vectorize(math.erf)(x / math.sqrt(2.0)))  # GELU
+    return (x @ layers["up.weight"].T + layers["up.bias"]).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class IdentityPrior:
-    """People as a model's mapper met them, to draw new ones like them. layers: see `read_layers`."""
+    """The Gaussian of the training people's codes, to sample new identities from. layers: see `read_layers`."""
 
     layers: Mapping[str, Floats]
     bound: float
 
     @property
     def size(self) -> int:
-        """How many numbers a draw takes."""
+        """Standard normal numbers per sample."""
         return len(self.layers["code_mean"])
 
-    def units(self, drawn: Floats) -> Floats:
-        """Coefficients (S,) in celebrity standard deviations, out of normal numbers (size,)."""
-        code = self.layers["code_mean"] + STRETCH * (self.layers["code_root"] @ drawn)
-        return self.bound * np.tanh(_told(self.layers, code[None].astype(np.float32))[0] / self.bound)
+    def normalized(self, noise: Floats) -> Floats:
+        """Normalized coefficients (S,) from standard normal ``noise`` (size,)."""
+        code = self.layers["code_mean"] + SAMPLE_SCALE * (self.layers["code_cov_sqrt"] @ noise)
+        return self.bound * np.tanh(_coefficients_of_codes(self.layers, code[None].astype(np.float32))[0] / self.bound)
 
 
-def identity_prior(parts: TokenTables, basis: CelebBasis) -> IdentityPrior | None:
-    """The people whom the model's mapper was taught with, as a distribution; None without a mapper for this basis."""
-    file = parts.card.mapper_file
-    if file is None or not file.is_file():
+def identity_prior(mapper: Path | None, basis: CelebBasis) -> IdentityPrior | None:
+    """The prior stored in a mapper file; None without a mapper for this basis."""
+    if mapper is None:
         return None
     try:
-        layers = read_layers(file, basis)
+        layers = read_layers(mapper, basis)
     except IntegrityError:
-        return None  # it goes with the model's own names, and others were chosen
-    return IdentityPrior(layers, CLEAN.bound) if layers["code_root"].any() else None
+        return None  # it belongs to the model's own names, and others were chosen
+    return IdentityPrior(layers, CLEAN.bound) if layers["code_cov_sqrt"].any() else None
 
 
-def provenance_of(parts: TokenTables, config: LearnConfig, together: int, units: Floats) -> dict[str, str]:
-    """What is kept of how a person was learned, as far as it is the same with and without training.
-
-    units: coefficients (S,) in celebrity standard deviations.
-    """
+def base_provenance(
+    model: PreparedModel[TokenTables], config: LearnConfig, people: int, normalized: Floats
+) -> dict[str, str]:
+    """Provenance with and without training. normalized: coefficients (S,) in celebrity standard deviations."""
     from celebctl import __version__
 
     return {
-        "celebctl": __version__, "model": parts.name, "preset": config.preset, "steps": str(config.steps),
-        "views": str(config.views), "seed": str(config.seed), "learned_together": str(together),
-        "coefficients": str(units.size), "start": available_init(parts, config), "likeness": "not measured",
-        "distance": f"{float(np.sqrt(np.square(units).mean())):.3f} celebrity standard deviations (rms)",
+        "celebctl": __version__, "model": model.parts.name, "preset": config.preset, "steps": str(config.steps),
+        "views": str(config.views), "seed": str(config.seed), "learned_together": str(people),
+        "coefficients": str(normalized.size), "init": available_init(model.assets, config),
+        "rms_deviation": f"{float(np.sqrt(np.square(normalized).mean())):.3f}",
     }  # fmt: skip
 
 
-def identity_of(
-    name: str, flat: Floats, parts: TokenTables, basis: CelebBasis, provenance: Mapping[str, str]
+def identity_from_coefficients(
+    name: str, flat: Floats, model: PreparedModel[TokenTables], provenance: Mapping[str, str]
 ) -> Identity:
-    """A person of all coefficients (S,), those of one text encoder after the other's."""
-    rows = basis.split(flat)
-    return Identity(name, rows, basis.embed(rows), basis.hash, parts.family, parts.table_hash, dict(provenance))
+    """An identity from the coefficients (S,) of all text encoders."""
+    basis, parts = model.basis, model.parts
+    coefficients = basis.split(flat)
+    return Identity(
+        name, coefficients, basis.embed(coefficients), basis.hash, parts.family, parts.table_hash, dict(provenance)
+    )

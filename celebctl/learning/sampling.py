@@ -1,7 +1,6 @@
-"""Drawing pictures with the torch networks, while they are open anyway: previews, contact sheets, measurements.
+"""Generating images with the torch networks: likeness during training, contact sheets, evaluation.
 
-The same tables, seeds and guidance as the exported runtime, so a picture drawn here is the one `celebctl gen` draws up
-to rounding.
+With the sampler tables, seeds and guidance of the exported runtime, so images agree with it up to rounding.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from .captions import place_people
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
 
-#: People in a prompt of this module are written <alice>; it is ours alone, so no word can be taken for a name.
+#: People in a prompt of this module are written <alice>, so that no word is taken for a name.
 _PERSON = re.compile(r"<([a-z][a-z0-9_-]*)>")
 
 
-#: Name -> token rows (2, D) for every text encoder.
+#: Name to embeddings (2, D) for every text encoder.
 People = Mapping[str, tuple[Tensor, ...]]
 
 
@@ -64,7 +63,7 @@ def _encoders(parts: DiffusionParts) -> range:
 
 
 def _guided(parts: DiffusionParts, prompts: Sequence[str], people: People) -> tuple[Tensor, Tensor | None]:
-    """Texts of empty negative prompts before those of the prompts, as one batch (2 B, ...)."""
+    """Unconditional and conditional contexts as one batch (2 B, ...)."""
     context, pooled = prompt_texts(parts, prompts, people)
     empty, empty_pooled = prompt_texts(parts, [""], {})
     strength = 0.0 if parts.zero_empty_prompt else 1.0
@@ -79,9 +78,9 @@ def draw(
     parts: DiffusionParts, prompts: Sequence[str], seeds: Sequence[int], people: People, *,
     steps: int | None = None, guidance: float | None = None, sampler: str | None = None, fast: bool = True,
 ) -> NDArray[np.uint8]:  # fmt: skip
-    """Pictures (B, H, W, 3) uint8 at the model's native size, one per prompt and seed.
+    """Images (B, H, W, 3) uint8 at the model's native size, one per prompt and seed.
 
-    ``fast`` lets the UNet run in bfloat16, good enough to look at and to measure faces on.
+    ``fast`` runs the UNet in bfloat16, precise enough to measure faces.
     """
     device = next(parts.unet.parameters()).device
     defaults = parts.card.defaults
@@ -106,8 +105,8 @@ def draw(
                 context,
                 UNetConditioning(pooled, size_ids, torch.tensor([strength], device=device)),
             )
-        plain, told = outputs.float().chunk(2) if guides == 2 else (outputs.float(),) * 2
-        output = plain + strength * (told - plain)
+        uncond, cond = outputs.float().chunk(2) if guides == 2 else (outputs.float(),) * 2
+        output = uncond + strength * (cond - uncond)
         noise = torch.zeros_like(x)
         if table.uses_noise:
             noise = torch.as_tensor(np.stack([step_noise(s, i, shape) for s in seeds])).to(device)
@@ -119,5 +118,5 @@ def draw(
 
 
 def rows_of(identity: Any) -> tuple[Tensor, ...]:
-    """The two token rows (2, D) of an identity for every text encoder, for ``people`` above."""
+    """The embeddings (2, D) of an identity for every text encoder, for ``people`` of this module."""
     return tuple(torch.as_tensor(np.array(rows)) for rows in identity.embeddings)

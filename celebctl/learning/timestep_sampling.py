@@ -1,33 +1,33 @@
-"""At which noise levels learning asks the model."""
+"""Which timesteps the denoising loss samples."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-SIDE = 16  # latent pixels along a side of the model that `most_noise` is told for
+REFERENCE_SIDE = 16  # latent side that `LearnConfig.max_noise_sigma` refers to
 
 
 class TimestepSampler:
-    """Draws timesteps in [0, reach) as tensors on ``device``."""
+    """Stratified timesteps in [0, end) as tensors on ``device``."""
 
-    def __init__(self, reach: int, device: torch.device) -> None:
-        self.reach, self.device = reach, device
+    def __init__(self, end: int, device: torch.device) -> None:
+        self.end, self.device = end, device
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Timesteps (count,) int64, stratified over the batch so that every batch sees all levels."""
-        spot = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        spot = spot[torch.randperm(count, generator=generator)]
-        return (spot * self.reach).long().clamp(max=self.reach - 1).to(self.device)
+        """Timesteps (count,) int64, one from each of ``count`` equal intervals, in random order."""
+        u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        u = u[torch.randperm(count, generator=generator)]
+        return (u * self.end).long().clamp(max=self.end - 1).to(self.device)
 
 
-def max_timestep(alphas: Tensor, most_noise: float, side: int) -> int:
-    """How many timesteps have no more noise than ``most_noise`` (config.py) for latents of ``side`` pixels a side.
+def max_timestep(alphas_cumprod: Tensor, max_noise_sigma: float, side: int) -> int:
+    """How many timesteps have a noise-to-signal ratio of at most ``max_noise_sigma`` x side / 16; at least one.
 
-    A part of a picture has more latent pixels where the latents are larger, and its mean drowns in so much more noise:
-    deviations count in proportion to the side (Hoogeboom et al., 2301.11093). At least one; 0 asks for all.
+    A larger latent averages over more pixels, so the same detail survives proportionally more noise (Hoogeboom et al.
+    2023, arXiv 2301.11093, section 3.1). 0 means all timesteps.
     """
-    if not most_noise:
-        return len(alphas)
-    noise = ((1.0 - alphas) / alphas).sqrt()
-    return max(1, int((noise <= most_noise * side / SIDE).sum()))
+    if not max_noise_sigma:
+        return len(alphas_cumprod)
+    sigma = ((1.0 - alphas_cumprod) / alphas_cumprod).sqrt()
+    return max(1, int((sigma <= max_noise_sigma * side / REFERENCE_SIDE).sum()))

@@ -1,344 +1,275 @@
-"""Learning people: the paper's method, from one photo each to 1024 coefficients each.
+"""Learning people from one photo each (paper, section 3.3): the training step and its loop.
 
-Every network is frozen. A small mapper reads the recogniser's feature v of the photo and writes coefficients of the
-celeb basis; basis and coefficients give two token embeddings; those stand for the person in captions of the photo; the
-denoising loss of the diffusion model (paper, equation 1) says how the mapper must change. Several people share the
-mapper and every batch.
+Everything pretrained is frozen: recogniser, text encoders, UNet, autoencoder. A small mapper M turns the recogniser's
+feature v of a photo into coefficients of the celeb basis, the basis turns those into the embeddings of two tokens, and
+the tokens stand for the person in captions of views of the photo:
+
+    coefficients = M(v)                                  mapper.py
+    embedding    = mean + coefficients x components      equation 3, denoising.IdentityEmbeddings
+    loss         = E ||eps - eps_theta(z_t, t, c)||^2    equation 1, denoising.DenoisingLoss
+
+Only M is trained, for all people of a call together. What is kept of a person are the coefficients.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from celebctl.basis.basis import CelebBasis
-from celebctl_runtime.errors import IntegrityError, InvalidInputError
-from celebctl_runtime.files import atomic_write
+from celebctl_runtime.errors import NotFoundError
 from celebctl_runtime.identity import Identity, check_name
+from celebctl_runtime.progress import ProgressCallback, ignore_progress
 
 from .config import LearnConfig
 from .denoising import Batch, DenoisingLoss, IdentityEmbeddings, encode_views
-from .initialization import describe_framing, framing_of, initialize, with_model_framing
-from .instant import identity_of, provenance_of
+from .initialization import describe_framing, initialize, with_model_framing
+from .instant import base_provenance, identity_from_coefficients
 from .mapper import CoefficientMapper
 from .sampling import draw
+from .training import (
+    TrainerOptions,
+    cosine_decay,
+    load_checkpoint,
+    optimizer_step,
+    run_training,
+    save_checkpoint,
+    set_learning_rate,
+)
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from celebctl_models.checkpoints.diffusion import DiffusionParts
-    from celebctl_models.faces.analysis import Face, FaceAnalyser
+    from celebctl_models.faces.analysis import FaceAnalyser
+
+    from .prepared import PreparedModel
+    from .subject import Subject
 
 CACHED_VIEWS = 48  # augmented views per person, encoded once
-LIKENESS_EVALS = 4  # how often likeness is measured on the way
-_CHECKPOINT_EVERY = 50  # steps between checkpoints
+NUM_EVALS = 4  # likeness measurements in a run
+EMA_DECAY = 0.99  # per sample, as the release
 
-
-@dataclass(frozen=True)
-class LearnStep:
-    """News after an optimiser step. loss: weighted denoising loss of this batch. likeness: mean cosine between the
-    photos' features and those of freshly drawn pictures, when it was measured last (None before). seconds, eta: of
-    wall time."""
-
-    step: int
-    steps: int
-    loss: float
-    likeness: float | None
-    seconds: float
-    eta: float | None
+_log = logging.getLogger(__name__)
 
 
 def learn_people(
-    parts: DiffusionParts,
-    analyser: FaceAnalyser,
-    photos: Sequence[Image],
-    names: Sequence[str],
+    model: PreparedModel[DiffusionParts],
+    subjects: Sequence[Subject],
     config: LearnConfig,
-    *,
-    basis: CelebBasis,
-    micro_batch_size: int = 64,
-    tell: Callable[[str], None] = lambda line: None,
-    on_step: Callable[[LearnStep], None] = lambda step: None,
-    resume_from: Path | None = None,
-    checkpoint: Path | None = None,
+    analyser: FaceAnalyser | None = None,
+    options: TrainerOptions | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> list[Identity]:
-    """Learn one person from each photo, all of them together.
+    """Learn one identity per subject, all of them together.
 
     Args:
-        photos: RGB, any size; each shows one face (or the analyser knows which one is meant).
-        names: what the people will be called in prompts, one per photo.
-        together: most views the network sees at once, for machines with little memory; the result is the same up to
-            rounding.
-        tell: hears, in one line, that nobody measured where the model draws faces.
-        checkpoint: where progress is kept every few steps and on Ctrl-C; ``resume_from`` goes on from such a file and
-            arrives at the very numbers an uninterrupted run would have reached.
+        model: The prepared model; its basis must be of the kind ``config.names`` asks for.
+        subjects: Analysed photos, with the names of the people.
+        config: Settings of the method.
+        analyser: Measures the likeness of generated images during training; None measures none.
+        options: Memory use and checkpoint.
+        progress: Receives the metrics ``loss``, ``likeness`` (mean cosine between the features of the photos and of
+            generated images, once measured), ``seconds`` and ``eta_seconds``.
+
+    Returns:
+        Identities in the order of ``subjects``.
 
     Raises:
-        InvalidInputError: a photo without a face.
-        IntegrityError: ``resume_from`` belongs to other people, another model or other settings.
+        NotFoundError: ``options.resume`` without a checkpoint.
+        IntegrityError: The checkpoint belongs to other people, another model or other settings.
     """
-    names = [check_name(name) for name in names]
-    faces = [_one_face(analyser, photo, name) for photo, name in zip(photos, names, strict=True)]
-    trainer = PersonTrainer.create(parts, basis, photos, faces, config, micro_batch_size)
-    if resume_from is not None:
-        trainer.load(resume_from, names)
-    if config.canvas == "photo" and config.face_height_min is None and framing_of(parts)[1] == "assumed":
-        tell("faces stand as on photographs in general; celebctl basis build --faces finds this model's own places")
-    try:
-        _training_loop(trainer, analyser, on_step, None if checkpoint is None else lambda: trainer.save(checkpoint, names))
-    except KeyboardInterrupt:
-        if checkpoint is not None:
-            trainer.save(checkpoint, names)
-        raise
-    return trainer.identities(names)
-
-
-def _training_loop(
-    trainer: PersonTrainer,
-    analyser: FaceAnalyser,
-    on_step: Callable[[LearnStep], None],
-    save: Callable[[], None] | None,
-) -> None:
-    """All steps that are left."""
-    steps, first, before = trainer.config.steps, trainer.step, trainer.seconds
-    started, likeness = time.monotonic(), trainer.likeness
-    while not trainer.finished:
-        loss = trainer.train_step()
-        if trainer.step % max(1, steps // LIKENESS_EVALS) == 0:
-            likeness = trainer.measure_likeness(analyser)
-        trainer.seconds = before + time.monotonic() - started
-        if save is not None and trainer.step % _CHECKPOINT_EVERY == 0 and trainer.step < steps:
-            save()
-        spent = time.monotonic() - started
-        left = spent / (trainer.step - first) * (steps - trainer.step)
-        on_step(LearnStep(trainer.step, steps, loss, likeness, spent, left))
-
-
-def _one_face(analyser: FaceAnalyser, photo: Image, name: str) -> Face:
-    faces = analyser.analyse(photo)
-    if len(faces) != 1:
-        found = f"{len(faces)} faces" if faces else "no face"
-        raise InvalidInputError(
-            f"{found} in the photo of {name}", "use a photo that shows one face, or say which: --face N"
+    options = options or TrainerOptions()
+    if options.resume and (options.checkpoint is None or not options.checkpoint.is_file()):
+        raise NotFoundError(
+            "there is no checkpoint to resume from", "start again without resuming", reason="no_checkpoint"
         )
-    return faces[0]
+    if config.canvas == "photo" and config.face_height_min is None and model.framing[1] == "assumed":
+        _log.info("faces are placed as in photographs; measuring the celebrities' faces finds this model's framing")
+    trainer = PersonTrainer(model, subjects, config, analyser, options.micro_batch_size)
+    if options.resume and options.checkpoint is not None:
+        trainer.load(options.checkpoint)
+    run_training(trainer, "learning", options.checkpoint, progress)
+    return trainer.identities()
 
 
-@dataclass
 class PersonTrainer:
-    """People being learned: what is fixed, what is trained, and where the training stands.
+    """Trains a mapper for P people on V cached views each.
 
-    P people, V encoded views each, S coefficients over all text encoders. features: (P, 512); latents: (P, V, 4, h, w);
-    weights: (P, V, 1, h, w); start: (P, S) units the prior pulls to; total, mass: running average of coefficients;
-    together: how many views the network sees at once; a step is the same however it is cut. seconds: of wall time so
-    far.
+    S is the number of coefficients of all text encoders together.
+
+    Attributes:
+        mapper: Features to coefficients; its trainable part is what the optimizer updates.
+        features: (P, 512), the recogniser's unit features of the photos.
+        latents: (P, V, 4, h, w), encoded views.
+        weights: (P, V, 1, h, w), loss weights of the views.
+        initial: (P, S), normalized coefficients at initialization.
+        ema_sum: (P, S), weighted sum of the coefficients of past steps.
+        ema_weight: Sum of those weights.
+        likeness: Mean cosine to the photos as last measured, None before.
+        step: Optimizer steps taken.
+        seconds: Wall time so far, over all runs.
     """
 
-    parts: DiffusionParts
-    basis: CelebBasis
-    config: LearnConfig
-    mapper: CoefficientMapper
-    optimiser: torch.optim.Optimizer
-    generator: torch.Generator
-    denoiser: DenoisingLoss
-    features: Tensor
-    latents: Tensor
-    weights: Tensor
-    start: Tensor
-    ema_sum: Tensor
-    micro_batch_size: int
-    ema_weight: float = 0.0
-    step: int = 0
-    likeness: float | None = None
-    seconds: float = 0.0
-    embed: IdentityEmbeddings = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.embed = IdentityEmbeddings(self.basis, self.features.device)
-
-    @classmethod
-    def create(
-        cls,
-        parts: DiffusionParts,
-        basis: CelebBasis,
-        photos: Sequence[Image],
-        faces: Sequence[Face],
+    def __init__(
+        self,
+        model: PreparedModel[DiffusionParts],
+        subjects: Sequence[Subject],
         config: LearnConfig,
-        together: int,
-    ) -> PersonTrainer:
-        """Encode the views, set the mapper to its start, and stand at step 0."""
-        begun = time.monotonic()
-        device, config = next(parts.unet.parameters()).device, with_model_framing(config, parts)
-        generator = torch.Generator().manual_seed(config.seed)
-        mapper = CoefficientMapper(basis, config, generator)
-        initialize(mapper, parts, basis)
-        mapper = mapper.to(device)
-        features = torch.as_tensor(np.stack([face.feature for face in faces])).to(device)
-        latents, weights = _encoded_views(parts, photos, faces, config, generator)
-        with torch.no_grad():
-            start = mapper.normalized(features)
-        trainer = cls(
-            parts=parts, basis=basis, config=config, mapper=mapper,
-            optimiser=torch.optim.AdamW(
-                [p for p in mapper.parameters() if p.requires_grad],
-                lr=config.learning_rate, weight_decay=config.weight_decay,
-            ),
-            generator=generator,
-            denoiser=DenoisingLoss(parts, config.captions, config.max_noise_sigma),
-            features=features, latents=latents, weights=weights, start=start,
-            ema_sum=torch.zeros_like(mapper.scaled(start)), micro_batch_size=together,
+        analyser: FaceAnalyser | None = None,
+        micro_batch_size: int = 64,
+    ) -> None:
+        started = time.monotonic()
+        self.model, self.analyser, self.micro_batch_size = model, analyser, micro_batch_size
+        self.names = [check_name(subject.name) for subject in subjects]
+        self.config = config = with_model_framing(config, model)
+        self.denoising_loss = DenoisingLoss(model.parts, config.captions, config.max_noise_sigma)
+        device = self.denoising_loss.device
+        self.embed = IdentityEmbeddings(model.basis, device)
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+        mapper = CoefficientMapper(model.basis, config, self.generator)
+        initialize(mapper, model)
+        self.mapper = mapper.to(device)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            [parameter for parameter in mapper.parameters() if parameter.requires_grad],
+            lr=config.learning_rate, weight_decay=config.weight_decay,
         )  # fmt: skip
-        trainer.seconds = time.monotonic() - begun
-        return trainer
+
+        self.features = torch.as_tensor(np.stack([subject.face.feature for subject in subjects])).to(device)
+        self.latents, self.weights = _encode_subjects(model.parts, subjects, config, self.generator)
+        with torch.no_grad():
+            self.initial = self.mapper.normalized(self.features)
+            self.ema_sum, self.ema_weight = torch.zeros_like(self.mapper.scaled(self.initial)), 0.0
+        self.likeness: float | None = None
+        self.step, self.seconds = 0, time.monotonic() - started
 
     @property
-    def finished(self) -> bool:
-        """Whether all steps are taken."""
-        return self.step >= self.config.steps
+    def steps(self) -> int:
+        return self.config.steps
 
     def train_step(self) -> float:
-        """One optimiser step over ``views`` views of everybody; returns the denoising loss."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate()
-        batch = self._batch()
-        self.optimiser.zero_grad(set_to_none=True)
-        loudness = self.denoiser.loss_scale
-        total = self.denoiser.backward(batch, self._rows, self.micro_batch_size)
-        pull = ((self.mapper.normalized(self.features) - self.start) ** 2).mean()
-        torch.autograd.backward(self.config.init_l2 * pull * loudness)
-        for parameter in self.mapper.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(loudness)
-        self.optimiser.step()
+        """One optimizer step on ``config.views`` views of every person; returns the denoising loss."""
+        scale = self.denoising_loss.loss_scale
+        decay = cosine_decay(self.step, self.steps) if self.config.anneal else 1.0
+        set_learning_rate(self.optimizer, self.config.learning_rate * decay)
+        batch = self.sample_batch()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.denoising_loss.backward(batch, self.token_embeddings, self.micro_batch_size)
+        init_l2 = ((self.mapper.normalized(self.features) - self.initial) ** 2).mean()
+        torch.autograd.backward(self.config.init_l2 * init_l2 * scale)
+        optimizer_step(self.optimizer, self.mapper.parameters(), scale)
         self.step += 1
-        self._average()
-        return total
+        self._average_coefficients()
+        return loss
 
-    def _rows(self, who: Tensor) -> list[Tensor]:
-        """Token rows (b, 2, D) per text encoder of the people ``who`` (b,)."""
-        return [rows[who] for rows in self.embed(self.mapper.split(self.mapper(self.features)))]
+    def token_embeddings(self, person_index: Tensor) -> list[Tensor]:
+        """Embeddings (b, 2, D) per text encoder of the people ``person_index`` (b,) (equation 3)."""
+        coefficients = self.mapper.split(self.mapper(self.features))
+        return [embeddings[person_index] for embeddings in self.embed(coefficients)]
 
-    def _learning_rate(self) -> float:
-        share = self.step / self.config.steps
-        return self.config.learning_rate * (0.5 + 0.5 * math.cos(math.pi * share) if self.config.anneal else 1.0)
-
-    def _batch(self) -> Batch:
-        """``views`` views of everybody."""
-        people, kept = self.latents.shape[:2]
-        who = torch.arange(people).repeat_interleave(self.config.views)
-        view = torch.randint(kept, (len(who),), generator=self.generator)
-        at = who.to(self.latents.device)
-        return self.denoiser.batch(self.latents[who, view], self.weights[who, view], at, self.generator)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Keep the running average that becomes the result. Both kinds divide by their true mass, so neither remembers
-        where it was started (the release's average starts from noise of norm 22.6 and never quite forgets it)."""
-        coefficients = self.mapper(self.features)
-        if self.config.average == "momentum":
-            keep = 0.99**self.config.views
-            self.ema_sum, self.ema_weight = keep * self.ema_sum + (1.0 - keep) * coefficients, keep * self.ema_weight + (1.0 - keep)
-        elif self.step > self.config.steps // 2:
-            self.ema_sum, self.ema_weight = self.ema_sum + coefficients, self.ema_weight + 1.0
+    def sample_batch(self) -> Batch:
+        """Random cached views, each with a random timestep, noise and caption."""
+        people, cached = self.latents.shape[:2]
+        person = torch.arange(people).repeat_interleave(self.config.views)
+        view = torch.randint(cached, (len(person),), generator=self.generator)
+        x0, weight = self.latents[person, view], self.weights[person, view]
+        return self.denoising_loss.sample_batch(x0, weight, person.to(x0.device), self.generator)
 
     @torch.no_grad()
     def coefficients(self) -> Tensor:
-        """The people as they stand, (P, S)."""
+        """Averaged coefficients (P, S), in units of the token table."""
         return self.ema_sum / self.ema_weight if self.ema_weight else self.mapper(self.features)
 
     @torch.no_grad()
-    def measure_likeness(self, analyser: FaceAnalyser) -> float | None:
-        """Draw everybody once and compare with the photos: the mean cosine of those whose face is found."""
+    def _average_coefficients(self) -> None:
+        """Update the average; dividing by ``ema_weight`` debiases it (the release's starts from noise instead)."""
+        if self.config.average == "momentum":
+            keep, new = EMA_DECAY**self.config.views, 1.0 - EMA_DECAY**self.config.views
+        elif self.step > self.steps // 2:
+            keep, new = 1.0, 1.0
+        else:
+            return
+        self.ema_sum = keep * self.ema_sum + new * self.mapper(self.features)
+        self.ema_weight = keep * self.ema_weight + new
+
+    def evaluate(self) -> dict[str, float]:
+        """The likeness, measured every quarter of the run."""
+        if self.step % max(1, self.steps // NUM_EVALS) == 0:
+            self.measure_likeness()
+        return {} if self.likeness is None else {"likeness": self.likeness}
+
+    @torch.no_grad()
+    def measure_likeness(self) -> float | None:
+        """Mean cosine between the photos' features and those of one generated image each; None without a face."""
         from PIL import Image
 
-        rows = zip(*self.embed(self.mapper.split(self.coefficients())), strict=True)
-        people = {f"p{i}": row for i, row in enumerate(rows)}
-        steps = max(4, int(self.parts.card.defaults["steps"]) // 2)
-        drawn = draw(
-            self.parts,
-            [f"a photo of <{name}>" for name in people],
-            [self.config.seed] * len(people),
-            people,
-            steps=steps,
-        )
+        if self.analyser is None:
+            return None
+        embeddings = zip(*self.embed(self.mapper.split(self.coefficients())), strict=True)
+        people = {f"p{index}": rows for index, rows in enumerate(embeddings)}
+        steps = max(4, int(self.model.parts.card.defaults["steps"]) // 2)
+        prompts, seeds = [f"a photo of <{name}>" for name in people], [self.config.seed] * len(people)
         cosines: list[float] = []
+        drawn = draw(self.model.parts, prompts, seeds, people, steps=steps)
         for pixels, feature in zip(drawn, self.features.cpu().numpy(), strict=True):
-            found = analyser.analyse(Image.fromarray(pixels))
-            if found:
-                cosines.append(float(max(found, key=lambda face: face.size).feature @ feature))
+            faces = self.analyser.analyse(Image.fromarray(pixels))
+            if faces:
+                cosines.append(float(max(faces, key=lambda face: face.size).feature @ feature))
         self.likeness = sum(cosines) / len(cosines) if cosines else None
         return self.likeness
 
-    def identities(self, names: Sequence[str]) -> list[Identity]:
-        """What goes into the library."""
-        made: list[Identity] = []
+    def identities(self) -> list[Identity]:
+        """The people as identities, with the provenance of this run."""
         spread = self.mapper.spread.cpu().numpy()
-        for name, flat in zip(names, self.coefficients().float().cpu().numpy(), strict=True):
-            units = np.divide(flat, spread, out=np.zeros_like(flat), where=spread > 0)[spread > 0]
-            told = provenance_of(self.parts, self.config, len(names), units)
-            told |= {"torch": str(torch.__version__), "steps": str(self.step), "coefficients": str(flat.size)}
+        made: list[Identity] = []
+        for name, flat in zip(self.names, self.coefficients().float().cpu().numpy(), strict=True):
+            normalized = np.divide(flat, spread, out=np.zeros_like(flat), where=spread > 0)[spread > 0]
+            provenance = base_provenance(self.model, self.config, len(self.names), normalized) | {
+                "torch": str(torch.__version__), "steps": str(self.step), "coefficients": str(flat.size),
+                "framing": describe_framing(self.config, self.model),
+                "seconds": f"{self.seconds / len(self.names):.2f}",  # of the call, divided among its people
+            }  # fmt: skip
             if self.likeness is not None:
-                told |= {"likeness": f"{self.likeness:.3f}", "likeness_measure": "mean cosine, recogniser of learning"}
-            told["seconds"] = f"{self.seconds / len(names):.2f}"  # of the call, divided among its people
-            told["framing"] = describe_framing(self.config, self.parts)
-            made.append(identity_of(name, flat, self.parts, self.basis, told))
+                provenance["likeness"] = f"{self.likeness:.3f}"
+            made.append(identity_from_coefficients(name, flat, self.model, provenance))
         return made
 
-    def save(self, path: Path, names: Sequence[str]) -> None:
-        """Everything needed to go on, atomically."""
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, atomically."""
         state = {
-            "key": self._key(names), "step": self.step, "mapper": self.mapper.state_dict(),
-            "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state(),
-            "total": self.ema_sum, "mass": self.ema_weight, "likeness": self.likeness,
-            "seconds": self.seconds,
+            "step": self.step, "mapper": self.mapper.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(), "ema_sum": self.ema_sum, "ema_weight": self.ema_weight,
+            "likeness": self.likeness, "seconds": self.seconds,
         }  # fmt: skip
-        atomic_write(path, lambda partial: torch.save(state, partial))
+        save_checkpoint(path, self._key(), state)
 
-    def load(self, path: Path, names: Sequence[str]) -> None:
-        """Go on from ``save``. Raises IntegrityError when it belongs to something else."""
-        try:
-            state: dict[str, Any] = torch.load(path, map_location=self.features.device, weights_only=True)
-            same = state["key"] == self._key(names)
-        except Exception as error:  # torch raises anything from EOFError to UnpicklingError
-            raise IntegrityError(
-                f"{path.name} cannot be resumed: {error}", "run the same command without --resume"
-            ) from error
-        if not same:
-            raise IntegrityError(
-                "what was interrupted had other photos, names or settings", "run the same command without --resume"
-            )
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint. Raises IntegrityError when it is damaged or another run's."""
+        state = load_checkpoint(path, self._key(), self.features.device)
         self.mapper.load_state_dict(state["mapper"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
-        self.seconds += state["seconds"]
-        self.ema_sum, self.ema_weight = state["total"], state["mass"]
         self.step, self.likeness = state["step"], state["likeness"]
+        self.ema_sum, self.ema_weight = state["ema_sum"], state["ema_weight"]
+        self.seconds += state["seconds"]
 
-    def _key(self, names: Sequence[str]) -> str:
-        seen = np.round(self.features.cpu().numpy(), 3).tobytes().hex()[:64]
-        return "|".join([*names, repr(self.config), self.basis.hash, self.parts.table_hash, seen])
+    def _key(self) -> str:
+        """Identifies the run: people, settings, basis and model."""
+        photos = np.round(self.features.cpu().numpy(), 3).tobytes().hex()[:64]
+        return "|".join([*self.names, repr(self.config), self.model.basis.hash, self.model.parts.table_hash, photos])
 
 
 @torch.no_grad()
-def _encoded_views(
-    parts: DiffusionParts,
-    photos: Sequence[Image],
-    faces: Sequence[Face],
-    config: LearnConfig,
-    generator: torch.Generator,
+def _encode_subjects(
+    parts: DiffusionParts, subjects: Sequence[Subject], config: LearnConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Latents (P, V, 4, h, w) and weights (P, V, 1, h, w) of everybody's views; the photo is never needed again."""
+    """Latents (P, V, 4, h, w) and weights (P, V, 1, h, w) of everybody's views; the photos are not needed again."""
     count = CACHED_VIEWS if config.steps else 1
-    encoded = [
-        encode_views(parts, photo, face, count, config, generator) for photo, face in zip(photos, faces, strict=True)
-    ]
+    encoded = [encode_views(parts, one.image, one.face, count, config, generator) for one in subjects]
     latents, weights = zip(*encoded, strict=True)
     return torch.stack(latents), torch.stack(weights)

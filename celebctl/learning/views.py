@@ -1,8 +1,8 @@
-"""Training views: what the denoiser is shown of the one photo there is.
+"""Training views: augmented crops of the one photo, with a loss weight per pixel (paper, section 4, "implementation").
 
-Clean views are cut straight from the photo's own pixels, at the scales at which the model draws faces, with a soft mask
-over face and hair. Faithful views repeat the release: an aligned face warped at half size and enlarged, mirrored,
-jittered, shrunk without antialiasing and pasted on black; there the whole canvas counts.
+With ``canvas="photo"`` views are resampled once from the photo, at the scale at which the model draws faces, with a soft
+mask over face and hair. With ``canvas="black"`` they repeat the release: an aligned face warped at half size and
+enlarged, flipped, jittered, shrunk without antialiasing and pasted on black, with weight 1 everywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make_views(
 ) -> Views:
     """``count`` views of ``size`` px of the face in an RGB photo. Deterministic in the generator.
 
-    ``config`` says where the face is to stand; what it leaves open ``placed`` (starts.py) takes from the model.
+    ``config`` must be complete: see `with_model_framing`.
     """
     draw = _black_canvas if config.canvas == "black" else _from_photo
     framing = framing_from_config(config)
@@ -59,7 +59,7 @@ def _from_photo(
     x0, y0, x1, y1 = (float(edge) for edge in face.box)
     width, height = x1 - x0, y1 - y0
     side = height / _uniform(generator, framing.face_height_min, framing.face_height_max)
-    # where the model itself draws faces: at any other place the network is busy with the place, not with the person
+    # where the model draws faces: elsewhere the loss would be about the position
     across, down = (_uniform(generator, -framing.face_jitter, framing.face_jitter) * side for _ in range(2))
     cx, cy = (x0 + x1) / 2 + across, (y0 + y1) / 2 + (0.5 - framing.face_center_y) * side + down
     window = (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)
@@ -79,12 +79,12 @@ def _cut(photo: Image.Image, window: tuple[float, float, float, float], size: in
     left, top, right, bottom = window
     side = right - left
     border = int(np.ceil(max(0.0, -left, -top, right - photo.width, bottom - photo.height))) + 1
-    # the bicubic filter sees two of its own pixels on either side; a photo of 12 megapixels is not copied per view
+    # the bicubic filter reaches two output pixels beyond; cropping first avoids copying a large photo for every view
     reach = int(np.ceil(2.0 * max(1.0, side / size))) + 1
     columns = _span(left, right, reach, photo.width, border)
     rows = _span(top, bottom, reach, photo.height, border)
     part = np.asarray(photo.crop((columns.start, rows.start, columns.stop, rows.stop)))
-    # the edge goes on outside the photo: a frame of another colour would be seen as part of the person
+    # edge padding: a border of another colour would be learned as part of the person
     canvas = Image.fromarray(np.pad(part, (rows.outside, columns.outside, (0, 0)), mode="edge"))
     x, y = left - columns.start + columns.outside[0], top - rows.start + rows.outside[0]
     return canvas.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
@@ -99,9 +99,9 @@ class _Span(NamedTuple):
 
 
 def _span(low: float, high: float, reach: int, length: int, border: int) -> _Span:
-    """What a filter needs that looks ``reach`` px beyond [low, high] on a photo of ``length`` px, padded by ``border``.
+    """The pixels a filter of ``reach`` px needs for [low, high] of a photo of ``length`` px, padded by ``border``.
 
-    At least one pixel of the photo is in it, for there has to be an edge to go on from.
+    At least one pixel of the photo, whose edge the padding repeats.
     """
     first = max(int(np.floor(low)) - reach, -border)
     last = min(int(np.ceil(high)) + reach, length + border)
@@ -154,12 +154,12 @@ def align_ffhq(photo: Image.Image, landmarks: np.ndarray, size: int) -> Image.Im
     """Warp a photo so that its five landmarks (5, 2) meet the 512 px template scaled to ``size``; black outside."""
     target = FFHQ * (size / 512.0)
     a, b, tx, ty = similarity(target, np.asarray(landmarks, np.float64))
-    # PIL asks where each output pixel comes from: template coordinates to photo coordinates
+    # PIL maps output coordinates to input coordinates
     return photo.transform((size, size), Image.Transform.AFFINE, (a, -b, tx, b, a, ty), Image.Resampling.BILINEAR)
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, float, float, float]:
-    """Least squares (a, b, tx, ty) with target ~ [[a, -b], [b, a]] source + t, for (n, 2) points."""
+    """Least-squares similarity (a, b, tx, ty): target ~ [[a, -b], [b, a]] source + t, for (n, 2) points."""
     s, t = source - source.mean(0), target - target.mean(0)
     norm = float((s**2).sum())
     a = float((s * t).sum()) / norm

@@ -1,66 +1,78 @@
-"""A mapper for any checkpoint, trained on nothing but photos of many people (the paper's joint learning, at large).
+"""Training a mapper for any model on photos of many people (the paper's joint training, on many more people).
 
-Feature -> mapper -> coefficients -> token rows -> frozen text encoder -> frozen UNet -> denoising loss on that person's
-views, averaged over many people; only the mapper is trained. What is right for people it was not shown is measured on
-people held back: the loss at fixed views, noises and timesteps with the rows of the average celebrity, with those of
-somebody else and with their own. The state that did best for them is the one that is kept.
-
-What this module does not know: photos, files in folders, where a mapper is kept.
+feature -> mapper -> coefficients -> embeddings -> frozen text encoder -> frozen UNet -> denoising loss on that person's
+views; only the mapper is trained. Generalisation is measured on a held-out validation split: the loss at fixed views,
+noise and timesteps with each person's own embeddings, with another's, and with the average celebrity's. The mapper with
+the lowest validation loss is the result. This module does not know where photos and mappers are stored.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from celebctl.basis.basis import CelebBasis
-from celebctl.basis.celebrities import has_faces, load_faces, pairs_for_fit
 from celebctl.learning.config import CLEAN
 from celebctl.learning.denoising import Batch, DenoisingLoss, IdentityEmbeddings, TokenEmbeddings
 from celebctl.learning.mapper import CoefficientMapper, PretrainedMapper
-from celebctl_runtime.errors import IntegrityError, InvalidInputError
-from celebctl_runtime.files import atomic_write
+from celebctl.learning.training import (
+    cosine_decay,
+    frozen_copy,
+    load_checkpoint,
+    optimizer_step,
+    run_training,
+    save_checkpoint,
+    set_learning_rate,
+    warmup_steps,
+)
+from celebctl_runtime.errors import InvalidInputError
+from celebctl_runtime.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
+    from celebctl.learning.prepared import PreparedModel
     from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 MIN_PEOPLE = 32  # photos of people that a mapper can be trained on
-VALIDATION_SIZE = 64  # most people that are held back
-_SHARE = 8  # of the people, one in so many is held back
-_SAME = 0.6  # cosine of features above which two photos may show one person, who must not be on both sides
-INIT_STEPS = 400  # steps in which a fresh mapper is told the start
-_KEEP_EVERY = 50  # steps between checkpoints
+MAX_VALIDATION = 64  # people in the validation split
+_VALIDATION_DIVISOR = 8  # one in so many people is held out
+_SAME_PERSON = 0.6  # cosine of features above which two photos may show one person, who must not be in both splits
+INIT_STEPS = 400  # steps of `distill_initialization`
 
 
 @dataclass(frozen=True)
 class MapperTrainingConfig:
-    """steps, people: optimiser steps, and views in each, all of different people while there are enough. rate: of
-    AdamW, after a short warm-up with cosine decay to zero. decay: AdamW's weight decay. pull: weight of the mean square
-    of the coefficients in celebrity deviations, which keeps answers among the celebrities. looks: how often people held
-    back are measured. seed: of everything random."""
+    """Settings of a mapper's training."""
 
+    #: Optimizer steps.
     steps: int = 2400
+    #: Views per step, each of another person while there are enough.
     batch_size: int = 16
+    #: Peak learning rate of AdamW, after a linear warm-up and before cosine decay to zero.
     learning_rate: float = 2e-3
+    #: Weight decay of AdamW.
     weight_decay: float = 0.02
+    #: Weight of the mean squared normalized coefficient, which keeps outputs among the celebrities.
     coefficient_l2: float = 3e-4
+    #: Validations in a run.
     num_evals: int = 10
+    #: Seed of everything random.
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class FaceDataset:
-    """Many people as the model sees them. features: (n, 512) unit rows; latents: (n, V, 4, h, w) and weights:
-    (n, V, 1, h, w), in any floating type, on any device."""
+    """Photos of many people, encoded.
+
+    Attributes:
+        features: (n, 512) unit rows of the recogniser.
+        latents: (n, V, 4, h, w), views of each photo, any float dtype and device.
+        weights: (n, V, 1, h, w), their loss weights.
+    """
 
     features: Tensor
     latents: Tensor
@@ -72,7 +84,7 @@ class FaceDataset:
 
 @dataclass(frozen=True)
 class ValidationLoss:
-    """Mean denoising loss on the people held back: with the rows of the average celebrity, of another of them, and with
+    """Mean denoising loss on held-out people with the embeddings of the average celebrity, of another person, and
     their own."""
 
     average: float
@@ -80,243 +92,219 @@ class ValidationLoss:
     own: float
 
     def __str__(self) -> str:
-        return f"{self.own:.4f} as themselves, {self.other:.4f} as another, {self.average:.4f} as the average"
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """News after an optimiser step. loss: of this batch. held: as measured last. seconds, eta: of wall time."""
-
-    step: int
-    steps: int
-    loss: float
-    validation: ValidationLoss
-    seconds: float
-    eta: float
+        return f"{self.own:.4f} own, {self.other:.4f} another person, {self.average:.4f} average celebrity"
 
 
 class MapperTrainer:
-    """A mapper in training.
+    """Trains a `PretrainedMapper`.
 
-    taught, held: indices into the crowd. start: what it began with, "celebrities" or "average". first, reached: how the
-    people held back fared at the start and at best; best: the mapper of that moment.
+    Attributes:
+        train_idx: Indices into the dataset of the people trained on.
+        val_idx: Indices of the held-out people.
+        init: Initialization of the mapper, "celebrities" or "average".
+        first: Validation loss at initialization.
+        current: Validation loss last measured.
+        best: Lowest validation loss so far, by own embeddings.
+        best_state: The mapper's state at ``best``.
     """
 
     def __init__(
-        self, denoiser: DenoisingLoss, basis: CelebBasis, crowd: FaceDataset, config: MapperTrainingConfig, together: int = 64
+        self,
+        model: PreparedModel[DiffusionParts],
+        dataset: FaceDataset,
+        config: MapperTrainingConfig,
+        micro_batch_size: int = 64,
     ) -> None:
-        """Split the people, set the mapper to its start, measure it. ``together``: views the network sees at once.
-
-        Raises InvalidInputError when the people are too few.
-        """
-        self.denoiser, self.basis, self.crowd, self.config, self.together = denoiser, basis, crowd, config, together
-        self.step, device = 0, denoiser.device
-        self.taught, self.held = split(crowd.features.float().cpu(), config.seed)
-        self.fitted = PretrainedMapper.fresh(basis.size, config.seed)
-        self.start = distill_initialization(self.fitted, denoiser.parts, basis, crowd.features.float().cpu())
-        self.mapper = CoefficientMapper(basis, CLEAN, torch.Generator())
+        """Split the people, initialize the mapper and validate it. Raises InvalidInputError for too few people."""
+        self.model, self.dataset, self.config, self.micro_batch_size = model, dataset, config, micro_batch_size
+        self.denoising_loss = DenoisingLoss(model.parts, CLEAN.captions)
+        device, features = self.denoising_loss.device, dataset.features.float().cpu()
+        self.train_idx, self.val_idx = split_people(features, config.seed)
+        self.pretrained = PretrainedMapper.fresh(model.basis.size, config.seed)
+        self.init = distill_initialization(self.pretrained, model, features)
+        self.mapper = CoefficientMapper(model.basis, CLEAN, torch.Generator())
         self.mapper.init_from_average()
         self.mapper.linear.requires_grad_(False)
-        self.mapper.fitted = self.fitted
+        self.mapper.pretrained = self.pretrained
         self.mapper.to(device)
-        self.token_rows = IdentityEmbeddings(basis, device)
-        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
-            self.fitted.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        self.embed = IdentityEmbeddings(model.basis, device)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            self.pretrained.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.generator = torch.Generator().manual_seed(config.seed + 1)
-        self._exam = self._set_exam()
-        nobody = torch.zeros(1, basis.size, device=device)
-        self._average = self._examined(lambda who: self._embed(nobody.expand(len(who), -1)))
-        self.first = self.reached = self.now = self.validate()
-        self.best = self._state()
+        self.step, self.seconds = 0, 0.0
+
+        self._val_batch = self._make_val_batch()
+        average = torch.zeros(1, model.basis.size, device=device)
+        self._average_loss = self._val_loss(lambda person: self._embeddings(average.expand(len(person), -1)))
+        self.first = self.best = self.current = self.validate()
+        self.best_state = frozen_copy(self.pretrained)
+
+    @property
+    def steps(self) -> int:
+        return self.config.steps
 
     def train(
-        self, on_step: Callable[[TrainStep], None] = lambda step: None, checkpoint: Path | None = None
+        self, checkpoint: Path | None = None, progress: ProgressCallback = ignore_progress
     ) -> PretrainedMapper:
-        """Go on to the last step; progress is kept in ``checkpoint`` every few steps and on Ctrl-C.
+        """Take the remaining steps; returns the mapper with the lowest validation loss, frozen, on the CPU.
 
-        Returns the mapper of the moment that was best for the people held back, frozen, on the CPU.
+        The metrics of ``progress`` are ``loss``, ``validation_loss``, ``average_loss``, ``seconds``, ``eta_seconds``.
         """
-        started, first, steps = time.monotonic(), self.step, self.config.steps
-        try:
-            while self.step < steps:
-                loss = self.train_step()
-                if self.step % max(1, steps // self.config.num_evals) == 0 or self.step == steps:
-                    self._remember()
-                if checkpoint is not None and self.step % _KEEP_EVERY == 0:
-                    self.save(checkpoint)
-                spent = time.monotonic() - started
-                on_step(
-                    TrainStep(
-                        self.step, steps, loss, self.now, spent, spent / (self.step - first) * (steps - self.step)
-                    )
-                )
-        except KeyboardInterrupt:
-            if checkpoint is not None:
-                self.save(checkpoint)
-            raise
-        best = PretrainedMapper(self.basis.size)
-        best.load_state_dict(self.best)
-        best.fit_code_statistics(self.crowd.features[self.taught.to(self.crowd.features.device)].float().cpu())
+        run_training(self, "training the mapper", checkpoint, progress)
+        best = PretrainedMapper(self.model.basis.size)
+        best.load_state_dict(self.best_state)
+        best.fit_code_statistics(self.dataset.features[self.train_idx.to(self.dataset.features.device)].float().cpu())
         return best.eval().requires_grad_(False)
 
     def train_step(self) -> float:
-        """One optimiser step on a view each of ``people`` people; returns the denoising loss."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._rate()
-        chosen = self._choose()
-        view = torch.randint(self.crowd.latents.shape[1], (len(chosen),), generator=self.generator)
-        batch = self._batch(chosen, view, self.generator)
-        loudness = self.denoiser.loss_scale
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = self.denoiser.backward(batch, self._rows, self.together)
-        pull = (self.mapper.normalized(self._features(batch.person_index)) ** 2).mean()
-        torch.autograd.backward(self.config.coefficient_l2 * pull * loudness)
-        for parameter in self.fitted.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(loudness)
-        torch.nn.utils.clip_grad_norm_(self.fitted.parameters(), 1.0)
-        self.optimiser.step()
+        """One optimizer step on one view each of ``batch_size`` people; returns the denoising loss."""
+        decay = cosine_decay(self.step, self.steps, warmup=warmup_steps(self.steps))
+        set_learning_rate(self.optimizer, self.config.learning_rate * decay)
+        person = self._sample_people()
+        view = torch.randint(self.dataset.latents.shape[1], (len(person),), generator=self.generator)
+        batch = self._batch(person, view, self.generator)
+        scale = self.denoising_loss.loss_scale
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.denoising_loss.backward(batch, self.token_embeddings, self.micro_batch_size)
+        coefficient_l2 = (self.mapper.normalized(self._features(batch.person_index)) ** 2).mean()
+        torch.autograd.backward(self.config.coefficient_l2 * coefficient_l2 * scale)
+        optimizer_step(self.optimizer, self.pretrained.parameters(), scale, max_norm=1.0)
         self.step += 1
         return loss
 
+    def token_embeddings(self, person_index: Tensor) -> list[Tensor]:
+        """Embeddings (b, 2, D) per text encoder of the people ``person_index`` (b,)."""
+        return self._embeddings(self.mapper(self._features(person_index)))
+
+    def evaluate(self) -> dict[str, float]:
+        """Validate when it is due, and keep the best mapper."""
+        if self.step % max(1, self.steps // self.config.num_evals) == 0 or self.step == self.steps:
+            self.current = self.validate()
+            if self.current.own < self.best.own:
+                self.best, self.best_state = self.current, frozen_copy(self.pretrained)
+        return {"validation_loss": self.current.own, "average_loss": self.current.average}
+
     @torch.no_grad()
     def validate(self) -> ValidationLoss:
-        """How the people held back fare with what the mapper says now."""
-        own = self._examined(self._rows)
-        after = torch.zeros(len(self.crowd), dtype=torch.long)
-        after[self.held] = self.held.roll(1)
-        after = after.to(self.denoiser.device)
-        other = self._examined(lambda who: self._rows(after[who]))
-        return ValidationLoss(self._average, other, own)
+        """The loss of held-out people with the present mapper."""
+        other = torch.zeros(len(self.dataset), dtype=torch.long)
+        other[self.val_idx] = self.val_idx.roll(1)
+        other = other.to(self.denoising_loss.device)
+        own_loss = self._val_loss(self.token_embeddings)
+        other_loss = self._val_loss(lambda person: self.token_embeddings(other[person]))
+        return ValidationLoss(self._average_loss, other_loss, own_loss)
 
-    def refuse_useless(self) -> None:
-        """Raise InvalidInputError when the best mapper is no better for people held back than the average celebrity."""
-        if self.reached.own >= self.reached.average:
+    def require_improvement(self) -> None:
+        """Raise InvalidInputError when the best mapper is no better on held-out people than the average celebrity."""
+        if self.best.own >= self.best.average:
             raise InvalidInputError(
-                f"the mapper does not help people it has not seen ({self.reached}); it is not kept",
-                "add photos of more people, or train for more --steps; with --resume the photos are not read again",
-            )
+                f"the mapper does not help people it has not seen ({self.best}); it is not kept",
+                "add photos of more people, or train for more steps", reason="mapper_not_better",
+            )  # fmt: skip
+
+    def facts(self) -> dict[str, str | int | float]:
+        """Figures of the training, for the mapper file and for display."""
+        return {
+            "people": len(self.train_idx), "validation_people": len(self.val_idx), "steps": self.step,
+            "seed": self.config.seed, "init": self.init, "loss_average": round(self.best.average, 6),
+            "loss_other": round(self.best.other, 6), "loss_own": round(self.best.own, 6),
+            "model": self.model.parts.name,
+        }  # fmt: skip
 
     def save(self, path: Path) -> None:
-        """Everything needed to go on, atomically."""
+        """Write a checkpoint, atomically."""
         state = {
-            "key": self._key(), "step": self.step, "mapper": self.fitted.state_dict(),
-            "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state(),
-            "best": self.best, "reached": asdict(self.reached), "now": asdict(self.now),
+            "step": self.step, "mapper": self.pretrained.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(), "best_state": self.best_state, "best": asdict(self.best),
+            "current": asdict(self.current), "seconds": self.seconds,
         }  # fmt: skip
-        atomic_write(path, lambda partial: torch.save(state, partial))
+        save_checkpoint(path, self._key(), state)
 
     def load(self, path: Path) -> None:
-        """Go on from ``save``. Raises IntegrityError when it belongs to something else."""
-        again = "run the same command without --resume"
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            same = state["key"] == self._key()
-        except Exception as error:  # torch raises anything from EOFError to UnpicklingError
-            raise IntegrityError(f"{path.name} cannot be resumed: {error}", again) from error
-        if not same:
-            raise IntegrityError("what was interrupted had other photos, another model or other settings", again)
-        self.fitted.load_state_dict(state["mapper"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        """Continue from a checkpoint. Raises IntegrityError when it is damaged or another run's."""
+        state = load_checkpoint(path, self._key())
+        self.pretrained.load_state_dict(state["mapper"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        self.best, self.step = state["best"], state["step"]
-        self.reached, self.now = ValidationLoss(**state["reached"]), ValidationLoss(**state["now"])
+        self.best_state, self.step, self.seconds = state["best_state"], state["step"], state["seconds"]
+        self.best, self.current = ValidationLoss(**state["best"]), ValidationLoss(**state["current"])
 
-    def _remember(self) -> None:
-        self.now = self.validate()
-        if self.now.own < self.reached.own:
-            self.reached, self.best = self.now, self._state()
+    def _sample_people(self) -> Tensor:
+        """Indices (B,) of people to train on, without repetition while there are enough."""
+        count, people = self.config.batch_size, len(self.train_idx)
+        orders = [torch.randperm(people, generator=self.generator) for _ in range(-(-count // people))]
+        return self.train_idx[torch.cat(orders)[:count]]
 
-    def _state(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.fitted.state_dict().items()}
+    def _batch(self, person: Tensor, view: Tensor, generator: torch.Generator) -> Batch:
+        device = self.denoising_loss.device
+        x0, weight = (kept[person, view].to(device).float() for kept in (self.dataset.latents, self.dataset.weights))
+        return self.denoising_loss.sample_batch(x0, weight, person.to(device), generator)
 
-    def _rate(self) -> float:
-        steps = self.config.steps
-        warm = min(1.0, (self.step + 1) / min(100, 1 + steps // 10))
-        return self.config.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * self.step / steps))
-
-    def _choose(self) -> Tensor:
-        """Indices (B,) of people to learn from, each once while there are enough."""
-        count = self.config.batch_size
-        order = [
-            torch.randperm(len(self.taught), generator=self.generator) for _ in range(-(-count // len(self.taught)))
-        ]
-        return self.taught[torch.cat(order)[:count]]
-
-    def _batch(self, who: Tensor, view: Tensor, generator: torch.Generator) -> Batch:
-        device = self.denoiser.device
-        x0, weight = (kept[who, view].to(device).float() for kept in (self.crowd.latents, self.crowd.weights))
-        return self.denoiser.batch(x0, weight, who.to(device), generator)
-
-    def _set_exam(self) -> Batch:
-        """Everybody held back in two views, the same each time."""
+    def _make_val_batch(self) -> Batch:
+        """Two views of every held-out person, always the same."""
         generator = torch.Generator().manual_seed(self.config.seed + 2)
-        who = self.held.repeat(2)
-        view = torch.randint(self.crowd.latents.shape[1], (len(who),), generator=generator)
-        return self._batch(who, view, generator)
+        person = self.val_idx.repeat(2)
+        view = torch.randint(self.dataset.latents.shape[1], (len(person),), generator=generator)
+        return self._batch(person, view, generator)
 
-    def _examined(self, rows: TokenEmbeddings) -> float:
-        return float(self.denoiser.loss(self._exam, rows, self.together).mean())
+    def _val_loss(self, embeddings: TokenEmbeddings) -> float:
+        return float(self.denoising_loss.evaluate(self._val_batch, embeddings, self.micro_batch_size).mean())
 
-    def _features(self, who: Tensor) -> Tensor:
-        return self.crowd.features[who.to(self.crowd.features.device)].to(who.device).float()
+    def _features(self, person: Tensor) -> Tensor:
+        return self.dataset.features[person.to(self.dataset.features.device)].to(person.device).float()
 
-    def _rows(self, who: Tensor) -> list[Tensor]:
-        return self._embed(self.mapper(self._features(who)))
-
-    def _embed(self, coefficients: Tensor) -> list[Tensor]:
-        return self.token_rows(self.mapper.split(coefficients))
+    def _embeddings(self, coefficients: Tensor) -> list[Tensor]:
+        return self.embed(self.mapper.split(coefficients))
 
     def _key(self) -> str:
-        parts = self.denoiser.parts
-        seen = hashlib.sha256(np.round(self.crowd.features.float().cpu().numpy(), 3).tobytes()).hexdigest()
-        return "|".join([repr(self.config), self.basis.hash, parts.table_hash, self.start, seen])
+        """Identifies the run: settings, basis, model, initialization and photos."""
+        photos = hashlib.sha256(np.round(self.dataset.features.float().cpu().numpy(), 3).tobytes()).hexdigest()
+        return "|".join([repr(self.config), self.model.basis.hash, self.model.parts.table_hash, self.init, photos])
 
 
-def split(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of people to learn from, and of people held back, of features (n, 512).
+def split_people(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training and of the validation split of features (n, 512).
 
-    Nobody is on both sides: what may be another photo of somebody held back is left out. Raises InvalidInputError when
-    too few are left.
+    What may be another photo of a held-out person is in neither. Raises InvalidInputError when too few remain.
     """
     count = len(features)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    held = order[: min(VALIDATION_SIZE, count // _SHARE)]
-    known = order[len(held) :]
-    alike = (features[known] @ features[held].T).amax(1) if len(held) else torch.zeros(len(known))
-    taught = known[alike < _SAME]
-    if len(taught) + len(held) < MIN_PEOPLE:
+    val_idx = order[: min(MAX_VALIDATION, count // _VALIDATION_DIVISOR)]
+    rest = order[len(val_idx) :]
+    nearest = (features[rest] @ features[val_idx].T).amax(1) if len(val_idx) else torch.zeros(len(rest))
+    train_idx = rest[nearest < _SAME_PERSON]
+    if len(train_idx) + len(val_idx) < MIN_PEOPLE:
         raise InvalidInputError(
-            f"{len(taught) + len(held)} people are too few to train a mapper on; at least {MIN_PEOPLE} are needed",
+            f"{len(train_idx) + len(val_idx)} people are too few to train a mapper; at least {MIN_PEOPLE} are needed",
             "give a folder with photos of more people; several hundred are a good start",
         )
-    return taught, held
+    return train_idx, val_idx
 
 
-def distill_initialization(fitted: PretrainedMapper, parts: DiffusionParts, basis: CelebBasis, features: Tensor) -> str:
-    """Let a fresh mapper answer what the ridge fit to the celebrities' faces does, else the average for everybody.
+def distill_initialization(
+    mapper: PretrainedMapper, model: PreparedModel[DiffusionParts], features: Tensor
+) -> str:
+    """Initialize a new mapper to the ridge fit to the celebrities' faces, else to the average celebrity.
 
-    features: (n, 512), faces it will be asked about. Returns "celebrities" or "average".
+    features: (n, 512), faces it will see. Returns "celebrities" or "average".
     """
-    if not has_faces(parts):
+    if model.assets.faces is None:
         with torch.no_grad():
-            fitted.up.weight.zero_()
+            mapper.up.weight.zero_()
         return "average"
-    known, units = pairs_for_fit(parts, basis, load_faces(parts))
-    ridge = CoefficientMapper(basis, CLEAN, torch.Generator())
-    ridge.fit_linear(known, units)
-    asked = torch.cat([torch.as_tensor(known), features])
+    known, coefficients = model.celebrity_pairs()
+    fit = CoefficientMapper(model.basis, CLEAN, torch.Generator())
+    fit.fit_linear(known, coefficients)
+    inputs = torch.cat([torch.as_tensor(known), features])
     with torch.no_grad():
-        wanted = ridge.linear(asked)
+        targets = fit.linear(inputs)
     generator = torch.Generator().manual_seed(0)
-    optimiser: Any = torch.optim.AdamW(fitted.parameters(), lr=3e-3)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(mapper.parameters(), lr=3e-3)
     for step in range(INIT_STEPS):
-        for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * (0.5 + 0.5 * math.cos(math.pi * step / INIT_STEPS))
-        chosen = torch.randint(len(asked), (256,), generator=generator)
-        loss = ((fitted(asked[chosen]) - wanted[chosen]) ** 2).mean()
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
+        set_learning_rate(optimizer, 3e-3 * cosine_decay(step, INIT_STEPS))
+        chosen = torch.randint(len(inputs), (256,), generator=generator)
+        optimizer.zero_grad()
+        torch.autograd.backward(((mapper(inputs[chosen]) - targets[chosen]) ** 2).mean())
+        optimizer_step(optimizer, mapper.parameters())
     return "celebrities"

@@ -287,23 +287,6 @@ def _replace_nested(first: list[Detection], second: list[Detection]) -> list[Det
     return kept + [second[index] for index in sorted(replacements)]
 
 
-class FaceOverrides:
-    """An analyser that returns the chosen face of a photo, and analyses other images with the analyser it wraps."""
-
-    def __init__(self, analyser: FaceAnalyser) -> None:
-        self._analyser = analyser
-        self._chosen: list[tuple[Image.Image, Face]] = []
-
-    def choose(self, photo: Image.Image, face: Face) -> None:
-        """From now on `photo` (this very object) shows only `face`."""
-        self._chosen.append((photo, face))
-
-    def analyse(self, photo: Image.Image) -> list[Face]:
-        """The chosen face, or what the analyser behind finds."""
-        chosen = [face for known, face in self._chosen if known is photo]
-        return chosen or self._analyser.analyse(photo)
-
-
 def _reduced(photo: Image.Image) -> Image.Image:
     """The photo, or a copy whose longer side is MAX_SIDE."""
     scale = MAX_SIDE / max(photo.size)

@@ -1,0 +1,141 @@
+"""Choosing the names behind a model's celeb basis, and measuring how the model draws them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from celebctl_runtime.errors import UsageError
+from celebctl_runtime.progress import ProgressCallback, ignore_progress
+
+from .basis import build_basis
+from .celebrities import cached_faces_path, faces_from_renders, save_faces
+from .name_filtering import (
+    IMAGES_PER_NAME,
+    RenderedName,
+    filter_names,
+    render_batch_size,
+    render_log_path,
+    render_names,
+)
+from .names import NameReport, name_report, names_file, read_name_list, read_names, shared_pairs
+from .report import chosen_names
+
+if TYPE_CHECKING:
+    from celebctl.model import Model
+
+LOCK = "celeb-basis"  # held while names are chosen and measured
+
+_log = logging.getLogger(__name__)
+
+
+def choose_names(
+    model: Model,
+    names: Path | None,
+    *,
+    check: bool = False,
+    overwrite: bool = False,
+    progress: ProgressCallback = ignore_progress,
+) -> None:
+    """Choose the names behind a model's basis and build the basis; stored only if that succeeds.
+
+    Args:
+        model: The model, whose library stores the choice.
+        names: A text file with one "first last" a line; None returns to the model's own list, or with ``check``
+            filters it.
+        check: Draw every name and keep those the model has a face for (name_filtering.py).
+        overwrite: Replace names chosen earlier.
+        progress: Of drawing.
+
+    Raises:
+        UsageError: Other names were chosen already and ``overwrite`` is not given.
+        InvalidInputError: Too few names remain.
+    """
+    choice = chosen_names(model.library, model.tables)
+    source = names_file(model.tables, names)
+    listed = read_name_list(source)
+    same = names is not None and not check and choice.file is not None and read_name_list(choice.file) == listed
+    if choice.file is not None and not same and not overwrite:
+        raise UsageError(
+            f"other names were chosen for this model already: {choice.path}",
+            "pass overwrite=True to replace them; identities keep the basis they were learned with",
+            reason="names_chosen", path=choice.path,
+        )  # fmt: skip
+    if names is None and not check:
+        choice.remove()
+    else:
+        reports: list[NameReport] = []
+        if check:
+            pairs = shared_pairs(model.tables.tokenizers, listed)
+            result = filter_names(draw_names(model, pairs[0].names, progress))
+            reports = [name_report(listed, one).without(result.dropped) for one in pairs]
+            listed = list(result.kept)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "names.txt"
+            path.write_text("\n".join(listed), encoding="utf-8")
+            build_basis(model.tables, model.library.cache(), names=path)
+        choice.save(listed, source, reports)
+    model.refresh()
+
+
+def require_faces_useful(model: Model, names: Path | None, *, overwrite: bool = False) -> None:
+    """Raise UsageError when learning with these names would not use measured faces, unless ``overwrite``."""
+    card = model.tables.card
+    own_names = names is None and model.chosen_names is None
+    if not overwrite and ((card.mapper_file is not None and own_names) or card.features_file is not None):
+        raise UsageError(
+            f"learning does not use measured faces with {model.name}, which has better files of its own",
+            "pass overwrite=True to measure them nevertheless", reason="faces_not_needed",
+        )  # fmt: skip
+
+
+def measure_faces(
+    model: Model,
+    names: Path | None = None,
+    *,
+    progress: ProgressCallback = ignore_progress,
+) -> Path:
+    """Draw the celebrities and store their features and framing in the cache, where learning finds them.
+
+    Args:
+        model: The model.
+        names: The list to draw; None takes the names chosen for the model.
+        progress: Of drawing.
+
+    Returns:
+        The file in the cache.
+
+    Raises:
+        InvalidInputError: The model draws hardly any face.
+    """
+    names = names or model.chosen_names
+    drawn = shared_pairs(model.tables.tokenizers, read_names(model.tables, names))[0].names
+    faces = faces_from_renders(draw_names(model, drawn, progress))
+    path = cached_faces_path(model.library.cache(), model.tables.table_hash, model.face_models)
+    save_faces(faces, model.tables.table_hash, path)
+    _log.info("%d of %d names have a face", len(faces.names), len(drawn))
+    if faces.framing is not None:
+        _log.info("faces are drawn at %s", faces.framing)
+    model.refresh()
+    return path
+
+
+def draw_names(model: Model, names: Sequence[str], progress: ProgressCallback = ignore_progress) -> list[RenderedName]:
+    """Draw every name and measure the faces; continues an interrupted run. Hours for a large model."""
+    from celebctl.learning.sampling import draw
+
+    parts = model.parts
+    height, width = parts.native_size
+    steps = parts.card.defaults["steps"]
+    _log.info(
+        "%d names, %d images of %d x %d each, %s steps; an interrupted run continues where it stopped",
+        len(names), IMAGES_PER_NAME, width, height, steps,
+    )  # fmt: skip
+    log = render_log_path(model.library.cache(), parts, model.face_models)
+    images = partial(draw, parts, people={})
+    size = render_batch_size(parts.native_size)
+    return render_names(names, images, model.analyser, log, batch_size=size, progress=progress)

@@ -1,0 +1,426 @@
+"""The Python API of learning: a model, and the people it learns.
+
+Example:
+    >>> from celebctl import Model
+    >>> from celebctl_models.mini.world import draw_portrait
+    >>> model = Model.load("mini")
+    >>> alice = model.learn(draw_portrait(7, 256), name="alice", method="instant")
+    >>> alice.name, sum(part.size for part in alice.coefficients)
+    ('alice', 1024)
+
+Importing this module does not import torch; only training, drawing and export do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from celebctl.library import Library, format_model_key
+from celebctl.learning.subject import Subject, analyse_photo, warn_about_similar
+from celebctl_runtime.errors import UsageError
+from celebctl_runtime.progress import ProgressCallback, ignore_progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from celebctl.basis.basis import CelebBasis
+    from celebctl.basis.identity_vectors import Celebrities, Neighbour
+    from celebctl.learning.config import LearnConfig
+    from celebctl.learning.prepared import PreparedModel
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.token_tables import TokenTables
+    from celebctl_models.faces.analysis import InsightFaceAnalyser
+    from celebctl_runtime.bundle.bundle import Bundle
+    from celebctl_runtime.identity import Identity
+
+    Photo = str | Path | Image | Subject
+
+__all__ = ["Model", "Subject"]
+
+
+class Model:
+    """A Stable Diffusion model and what belongs to it in a library: names, basis, mapper, face models.
+
+    Create it with `Model.load`. Networks and tables are loaded when they are first used.
+    """
+
+    def __init__(self, source: str, device: str, face_models: str | None, library: Library) -> None:
+        self.source, self.device, self.library = source, device, library
+        self._face_models = face_models
+        self._prepared: dict[bool, PreparedModel[TokenTables]] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "mini",
+        *,
+        device: str = "auto",
+        face_models: str | Path | None = None,
+        library: Library | None = None,
+    ) -> Model:
+        """Choose a model.
+
+        Args:
+            model: A known name ("mini", "sd15", ...), a diffusers folder, a checkpoint file or a Hugging Face id.
+            device: Where networks run: "auto", "cpu" or "cuda".
+            face_models: A pack ("buffalo_l", "antelopev2") or folder of face detector and recogniser. None uses the
+                model's own, or the default pack.
+            library: Where chosen names, caches and identities are; None is the user's library.
+
+        Returns:
+            The model. Its files are read on first use, which raises NotFoundError, InvalidInputError (a kind of model
+            that is not supported) or IntegrityError (damaged files).
+
+        Example:
+            >>> Model.load("mini").family
+            'sd'
+        """
+        return cls(str(model), device, None if face_models is None else str(face_models), library or Library())
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.tables.name
+
+    @property
+    def family(self) -> str:
+        """The family of text encoders, such as "sd"."""
+        return self.tables.family
+
+    @property
+    def key(self) -> str:
+        """The model key: the library's folder of people for this model, "<family>-<hash>"."""
+        return format_model_key(self.tables.family, self.tables.table_hash)
+
+    @property
+    def basis(self) -> CelebBasis:
+        """The celeb basis of the names chosen for the model, built once."""
+        return self.prepared().basis
+
+    @cached_property
+    def parts(self) -> DiffusionParts:
+        """The networks, on their device."""
+        from celebctl.learning.device import select_device
+        from celebctl_models.checkpoints.diffusion import load_parts
+
+        device = select_device(self.device)
+        return load_parts(self.source, dtype=device.dtype, device=device.device)
+
+    @cached_property
+    def tables(self) -> TokenTables:
+        """The token tables: all that basis and instant learning need."""
+        if "parts" in self.__dict__:
+            return self.parts
+        from celebctl_models.checkpoints.token_tables import load_tables
+
+        return load_tables(self.source)
+
+    @cached_property
+    def face_models(self) -> Path:
+        """The folder of face detector and recogniser."""
+        from celebctl_models.faces.packs import choose_face_models
+
+        return choose_face_models(self._face_models, self.source, self.library.root)
+
+    @cached_property
+    def analyser(self) -> InsightFaceAnalyser:
+        """The face detector and recogniser."""
+        from celebctl_models.faces.analysis import InsightFaceAnalyser
+
+        return InsightFaceAnalyser(self.face_models)
+
+    @property
+    def chosen_names(self) -> Path | None:
+        """The list of names chosen for this model in the library, None for the model's own."""
+        from celebctl.basis.names import ChosenNames
+
+        return ChosenNames(self.library.root, self.key).file
+
+    def prepare(self, method: Literal["train", "instant"] = "train") -> Model:
+        """Load now what ``method`` needs: networks, or token tables alone. Returns the model."""
+        if method == "train":
+            _ = self.parts
+        _ = self.tables
+        return self
+
+    def trainable(self, *, release: bool = False) -> PreparedModel[DiffusionParts]:
+        """The prepared model with its networks, for trainers."""
+        from celebctl.learning.prepared import PreparedModel
+
+        parts = self.parts
+        ready = self.prepared(release=release)
+        return PreparedModel(parts, ready.basis, ready.assets)
+
+    def prepared(self, *, release: bool = False) -> PreparedModel[TokenTables]:
+        """Tables, basis and files of the model, prepared once; ``release``: with the published release's basis."""
+        from celebctl.learning.prepared import prepare
+
+        if release not in self._prepared:
+            cache, names = self.library.cache(), self.chosen_names
+            prepared = prepare(self.tables, cache, names=names, face_models=self._find_face_models, release=release)
+            self._prepared[release] = prepared
+        return self._prepared[release]
+
+    def refresh(self) -> None:
+        """Look up names, faces and mappers in the library again, after they changed."""
+        self._prepared.clear()
+        self.__dict__.pop("celebrities", None)
+
+    def _find_face_models(self) -> Path:
+        return self.face_models
+
+    def analyse(self, photo: Photo, *, name: str = "", face: int | None = None) -> Subject:
+        """Find the face to learn from in a photo.
+
+        Args:
+            photo: A file, or an RGB image of any size.
+            name: The person's name; `learn` can set it later. Empty: the file's name without its ending.
+            face: Which face, counted from 1 at the left, where the photo shows several.
+
+        Returns:
+            The photo with its face, to pass to `learn`.
+
+        Raises:
+            NotFoundError: No such file.
+            InvalidInputError: Not a photo; no face, several faces without ``face``, or a face that is too small.
+            PolicyError: The face is likely a minor's.
+
+        Example:
+            >>> from celebctl_models.mini.world import draw_portrait
+            >>> Model.load("mini").analyse(draw_portrait(7, 256), name="alice").face.feature.shape
+            (512,)
+        """
+        from celebctl_models.faces.photos import open_photo
+
+        if isinstance(photo, Subject):
+            return replace(photo, name=name) if name else photo
+        is_file = isinstance(photo, (str, Path))
+        image = open_photo(photo) if is_file else photo.convert("RGB")
+        name = name or (Path(photo).stem if is_file else "")
+        source = str(photo) if is_file else ""
+        size = self.analyser.settings.min_face
+        return analyse_photo(self.analyser, image, name, face=face, source=source, min_size=size)
+
+    @overload
+    def learn(
+        self,
+        photo: Photo,
+        *,
+        name: str | None = None,
+        preset: str = "clean",
+        steps: int | None = None,
+        seed: int | None = None,
+        method: Literal["train", "instant"] = "train",
+        config: LearnConfig | None = None,
+        consent: str | None = None,
+        progress: ProgressCallback = ignore_progress,
+        checkpoint: Path | None = None,
+        resume: bool = False,
+        low_memory: bool = False,
+    ) -> Identity: ...
+
+    @overload
+    def learn(
+        self,
+        photo: list[Photo] | list[Subject] | tuple[Photo, ...],
+        *,
+        names: Sequence[str] | None = None,
+        preset: str = "clean",
+        steps: int | None = None,
+        seed: int | None = None,
+        method: Literal["train", "instant"] = "train",
+        config: LearnConfig | None = None,
+        consent: str | None = None,
+        progress: ProgressCallback = ignore_progress,
+        checkpoint: Path | None = None,
+        resume: bool = False,
+        low_memory: bool = False,
+    ) -> list[Identity]: ...
+
+    def learn(
+        self,
+        photo: Photo | list[Photo] | list[Subject] | tuple[Photo, ...],
+        *,
+        name: str | None = None,
+        names: Sequence[str] | None = None,
+        preset: str = "clean",
+        steps: int | None = None,
+        seed: int | None = None,
+        method: Literal["train", "instant"] = "train",
+        config: LearnConfig | None = None,
+        consent: str | None = None,
+        progress: ProgressCallback = ignore_progress,
+        checkpoint: Path | None = None,
+        resume: bool = False,
+        low_memory: bool = False,
+    ) -> Identity | list[Identity]:
+        """Learn a person from one photo, or several people together from one photo each.
+
+        Args:
+            photo: A file, an image or an analysed photo; a list of them for several people.
+            name: The person's name in prompts; by default that of the file.
+            names: The names for a list of photos.
+            preset: "clean", or "faithful" to the published release.
+            steps: Optimizer steps; None takes the preset's.
+            seed: The same seed gives the same numbers; None takes the preset's.
+            method: "train", or "instant": the output of the model's mapper, without training and without torch.
+            config: All settings at once, instead of ``preset``, ``steps`` and ``seed``.
+            consent: Recorded with the identity: "self", "synthetic" or "signed:FILE".
+            progress: Receives ``loss``, ``likeness``, ``seconds`` and ``eta_seconds`` at every step.
+            checkpoint: File that receives the state every 50 steps and on Ctrl-C; delete it when it has served.
+            resume: Continue from ``checkpoint``.
+            low_memory: A third of the memory, slower.
+
+        Returns:
+            The identity, or a list of them in the order of the photos. They are not saved.
+
+        Raises:
+            UsageError: An invalid name or setting.
+            InvalidInputError: A photo that cannot be used.
+            PolicyError: A likely minor.
+            IntegrityError: The checkpoint belongs to something else.
+
+        Example:
+            >>> from celebctl_models.mini.world import draw_portrait
+            >>> model = Model.load("mini")
+            >>> model.learn(draw_portrait(7, 256), name="alice", method="instant").provenance["init"]
+            'fitted'
+        """
+        from celebctl.consent import consent_record
+        from celebctl.learning.config import config_for
+
+        several = isinstance(photo, (list, tuple))
+        photos: Sequence[Photo] = photo if several else [photo]
+        subjects = self._subjects(photos, names if names is not None else [name] if name else None)
+        settings = config or config_for(preset, steps=steps, seed=seed, method=method)
+        if method == "instant" and resume:
+            raise UsageError("the instant method cannot be resumed", "leave one of them out", reason="instant_resume")
+        record, release = {"consent": consent_record(consent)}, settings.names == "release"
+        if method == "instant":
+            from celebctl.learning.instant import instant_people
+
+            learned = instant_people(self.prepared(release=release), subjects, settings)
+        else:
+            from celebctl.learning.device import choose_micro_batch
+            from celebctl.learning.trainer import learn_people
+            from celebctl.learning.training import TrainerOptions
+
+            size = choose_micro_batch(self.parts, settings.views * len(subjects), low_memory=low_memory)
+            options = TrainerOptions(size, checkpoint, resume)
+            model = self.trainable(release=release)
+            learned = learn_people(model, subjects, settings, self.analyser, options, progress)
+        learned = [replace(one, provenance={**one.provenance, **record}) for one in learned]
+        return learned if several else learned[0]
+
+    def _subjects(self, photos: Sequence[Photo], names: Sequence[str] | None) -> list[Subject]:
+        """The analysed photos with their names. Raises UsageError when names and photos do not match."""
+        if names is not None and len(names) != len(photos):
+            raise UsageError(f"{len(photos)} photos and {len(names)} names do not match", "give one name per photo")
+        subjects = [self.analyse(one, name=names[i] if names else "") for i, one in enumerate(photos)]
+        called = [subject.name for subject in subjects]
+        for one in called:
+            if not one or called.count(one) > 1:
+                problem = f"two people are named {one}" if one else "a person has no name"
+                raise UsageError(problem, "give every person a name of their own", reason="names_not_unique")
+        warn_about_similar(subjects)
+        return subjects
+
+    @cached_property
+    def celebrities(self) -> Celebrities:
+        """The names behind the basis and their embeddings."""
+        from celebctl.basis.identity_vectors import celebrities_of
+
+        return celebrities_of(self.tables, self.prepared().assets.names)
+
+    def sample(self, name: str, seed: int) -> Identity:
+        """A new identity of nobody real. The same seed gives the same identity.
+
+        Args:
+            name: Its name in prompts.
+            seed: 0 or more.
+
+        Raises:
+            InvalidInputError: Every draw is too near to a celebrity.
+
+        Example:
+            >>> Model.load("mini").sample("carol", seed=5).provenance["sample_seed"]
+            '5'
+        """
+        from celebctl.basis.identity_vectors import sampled_identity
+        from celebctl.learning.instant import identity_prior
+        from celebctl.mapper_training.mapper_store import trained_mappers
+
+        trained = trained_mappers(self.library.cache(), self.basis)  # of any recogniser: no face is read
+        prior = identity_prior(trained[-1].path if trained else self.prepared().assets.mapper, self.basis)
+        hashes = self.family, self.tables.table_hash
+        return sampled_identity(name, seed, self.celebrities, self.basis, hashes, prior)[0]
+
+    def nearest(self, identity: Identity, top: int = 5, *, known: Sequence[Identity] = ()) -> list[Neighbour]:
+        """The celebrities and ``known`` identities most similar to an identity, as the text encoder reads them.
+
+        Args:
+            identity: Learned for this model.
+            top: How many.
+            known: Identities to compare with besides the celebrities.
+
+        Raises:
+            IntegrityError: An identity of another model.
+
+        Example:
+            >>> model = Model.load("mini")
+            >>> len(model.nearest(model.sample("carol", seed=5), top=3))
+            3
+        """
+        from celebctl.basis.identity_vectors import neighbours, require_model
+        from celebctl.basis.text_features import text_features
+        from celebctl_models.checkpoints.text_encoders import load_texts
+
+        require_model(identity, self.tables.family, self.tables.table_hash)
+        read = partial(text_features, load_texts(self.tables.path))
+        return neighbours(identity, self.celebrities, known, self.basis, read)[:top]
+
+    def export(
+        self,
+        path: str | Path,
+        people: Sequence[Identity] = (),
+        *,
+        dtype: Literal["fp32", "fp16"] = "fp32",
+        spare_rows: int | None = None,
+        overwrite: bool = False,
+        progress: ProgressCallback = ignore_progress,
+    ) -> Bundle:
+        """Write the model and people as a bundle that runs without torch.
+
+        Args:
+            path: Folder of the bundle.
+            people: Identities to include; more can be added later.
+            dtype: Of UNet and autoencoder.
+            spare_rows: Token rows reserved for people, two each; None: 256, or twice as many as the people need.
+            overwrite: Replace a bundle at ``path``.
+            progress: Receives the stage.
+
+        Raises:
+            UsageError: ``path`` exists, or options that do not fit.
+            IntegrityError: People of another model, or graphs that do not reproduce torch's output.
+        """
+        import torch
+
+        from celebctl_export import ExportOptions, export_bundle
+        from celebctl_models.checkpoints.diffusion import load_parts
+        from celebctl_runtime.files import refuse_existing
+
+        refuse_existing(Path(path), overwrite)
+        # in the dtype that is written: an XL model leaves no room for a second copy of itself
+        parts = load_parts(self.source, dtype=torch.float16 if dtype == "fp16" else None)
+        options = ExportOptions(spare_rows=spare_rows, dtype=dtype, average=self.basis.mean)
+        return export_bundle(parts, people, Path(path), options, progress)
+
+    def contact_sheet(self, people: Sequence[Identity], photos: Sequence[Image]) -> Image:
+        """Each person's photo and six generated images, and pairs of people, as one image."""
+        from celebctl.learning.contact_sheet import contact_sheet
+
+        return contact_sheet(self.parts, people, photos)
