@@ -1,0 +1,205 @@
+"""README and docs: every command parses, quick start and tutorial run, and generated and listed facts are current."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from celebctl.cli.app import app
+from celebctl.settings import KNOWN
+from celebctl_runtime import errors
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+from blocks import Block, read_blocks, read_images  # noqa: E402
+from generate_cli import reference  # noqa: E402
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+RUN_PAGES = [ROOT / "README.md", DOCS / "tutorial.md"]
+LANGUAGES = {"console", "python", "text", "toml", "mermaid", "bibtex"}
+BLOCKS = [block for page in PAGES for block in read_blocks(page)]
+#: docs/index.md says that learning takes this many steps in the tests.
+STEPS = 4
+
+
+def where(block: Block) -> str:
+    return f"{block.page.relative_to(ROOT).as_posix()}:{block.line}"
+
+
+def console(*starts: str) -> Iterator[Any]:
+    """The commands of all console blocks that begin with one of these words, as pytest parameters."""
+    for block in BLOCKS:
+        for command in block.commands if block.language == "console" else []:
+            if Path(command.split()[0]).name in starts:
+                yield pytest.param(command, id=f"{where(block)} {command}")
+
+
+def inline(*starts: str) -> Iterator[Any]:
+    """Complete commands in inline code."""
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        if page.name in ("CHANGELOG.md", "cli.md"):
+            continue  # former names; synopses
+        for command in dict.fromkeys(re.findall(r"(?<!`)`([a-z][^`\n]*)`(?!`)", text)):
+            if command.split()[0] in starts and " " in command and "..." not in command and "COMMAND" not in command:
+                yield pytest.param(command, id=f"{page.relative_to(ROOT).as_posix()} {command}")
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command line with the application, without running it; no former names."""
+    command: Any = typer.main.get_command(app)
+    words, path = [word for word in words if word not in ("--json", "--quiet", "--debug")], "celebctl"
+    while hasattr(command, "commands"):
+        name, *words = words
+        assert name in command.commands, f"{path} has no command {name}"
+        command, path = command.commands[name], f"{path} {name}"
+        assert not command.hidden, f"{path} is a former name"
+    current = {name for p in command.params if not getattr(p, "hidden", False) for name in (*p.opts, *p.secondary_opts)}
+    for word in words:
+        if re.match(r"--?[a-z]", word):
+            assert word in current, f"{path} has no option {word}, or it is a former name"
+    command.make_context(path, words)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=where)
+def test_blocks_have_a_known_language(block: Block) -> None:
+    assert block.language in LANGUAGES
+    if block.language == "console":
+        assert all(command.split()[0].lstrip(".") for command in block.commands)
+        starts = {Path(command.split()[0]).name for command in block.commands}
+        assert starts <= {"celebctl", "make", "python", "pip"}
+        assert starts == {"celebctl"} or not block.runs
+    if block.language == "python":
+        compile(block.code, where(block), "exec")
+
+
+@pytest.mark.parametrize("command", [*console("celebctl"), *inline("celebctl")])
+def test_commands_parse(command: str) -> None:
+    parse(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", ["celebctl learm a.png", "celebctl learn a.png --nam x", "celebctl setup sd15"])
+def test_wrong_commands_do_not_parse(command: str) -> None:
+    with pytest.raises((AssertionError, Exception), match=r"no command|no option|former name"):
+        parse(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", [*console("make"), *inline("make")])
+def test_make_targets_exist(command: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in shlex.split(command)[1:]:
+        if "=" not in word:
+            assert re.search(rf"^{re.escape(word)}:", makefile, re.MULTILINE), word
+
+
+@pytest.mark.parametrize("command", list(console("pip")))
+def test_extras_exist(command: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extras in re.findall(r"\.\[([\w,]+)\]", command):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    assert "celebctl" not in shlex.split(command), "the package is not on PyPI"
+
+
+def test_extras_of_the_install_table_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {e for text in re.findall(r"\.\[([\w,]+)\]", PAGES[0].read_text(encoding="utf-8")) for e in text.split(",")}
+    assert named >= {"cpu", "cuda", "trt", "learn", "export"}
+    assert named <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("command", [*console("python"), *inline("python")])
+def test_python_commands_name_existing_files_and_options(command: str) -> None:
+    script, *arguments = shlex.split(command)[1:]
+    if script == "-m":
+        assert arguments[0] in ("venv", "pip", "celebctl") or (ROOT / "models" / arguments[0].replace(".", "/")).parent
+        return
+    source = (ROOT / script).read_text(encoding="utf-8")
+    for word in arguments:
+        if word.startswith("--"):
+            assert f'"{word}"' in source, f"{script} has no option {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?:|#", target):
+            assert (page.parent / target.partition("#")[0]).is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_tables_are_narrow(page: Path) -> None:
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("|---"):
+            assert line.strip().strip("|").count("|") < 6, line
+
+
+def test_readme_is_short() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_command_reference_is_current() -> None:
+    page = DOCS / "reference" / "cli.md"
+    assert page.read_text(encoding="utf-8") == reference(), "run: python docs/generate_cli.py"
+
+
+def test_settings_page_lists_every_setting_and_exit_code() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    rows = [tuple(cell.strip(" `") for cell in line.strip("|").split("|")) for line in page.splitlines()]
+    assert {row[:2] for row in rows if row[0] in KNOWN} == {(s.name, s.variable) for s in KNOWN.values()}
+    classes = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.CelebctlError)]
+    expected = {(str(c.exit_code), c.__name__, c.code) for c in classes if c is not errors.CelebctlError}
+    assert expected <= {row[:3] for row in rows}
+
+
+def test_tutorial_images_come_from_its_commands() -> None:
+    page = DOCS / "tutorial.md"
+    commands = " ".join(command for block in read_blocks(page) for command in block.commands)
+    images = read_images(page)
+    assert len(images) >= 8
+    assert [name for name in images if name not in commands] == []
+    assert {path.name for path in (DOCS / "images").iterdir()} == set(images)
+    assert sum(path.stat().st_size for path in (DOCS / "images").iterdir()) < 1_500_000
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """One library for both pages, so that the bundle is exported once."""
+    paths = os.pathsep.join(str(ROOT / name) for name in (".", "models", "export", "runtime"))
+    home = tmp_path_factory.mktemp("home")
+    return {**os.environ, "CELEBCTL_HOME": str(home), "CELEBCTL_MODEL": "mini", "PYTHONPATH": paths}
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
+def test_quick_start_and_tutorial_run(page: Path, tmp_path: Path, environment: Mapping[str, str]) -> None:
+    for block in read_blocks(page):
+        if not block.runs or block.language not in ("console", "python"):
+            continue
+        for arguments in shortened(block):
+            done = subprocess.run(
+                [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{where(block)}: {arguments}\n{done.stdout}{done.stderr}"
+    if page.name == "tutorial.md":
+        assert [name for name in read_images(page) if not (tmp_path / name).is_file()] == []
+    else:
+        assert (tmp_path / "alice.png").is_file()
+
+
+def shortened(block: Block) -> list[list[str]]:
+    """The block as Python processes, with STEPS learning steps."""
+    if block.language == "python":
+        return [["-c", re.sub(r"(\.learn\(.*)\)$", rf"\1, steps={STEPS})", block.code, flags=re.MULTILINE)]]
+    commands = [shlex.split(command) for command in block.commands]
+    return [["-m", *words, *(["--steps", str(STEPS)] if words[1] == "learn" else [])] for words in commands]
