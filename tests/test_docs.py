@@ -6,10 +6,12 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from generate_cli import reference  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 RUN_PAGES = [ROOT / "README.md", DOCS / "tutorial.md"]
+IMAGES = {"README.md": ["alice.png", "chess.png"], "tutorial.md": read_images(DOCS / "tutorial.md")}
+EXPORT = ["-m", "celebctl", "export"]
 LANGUAGES = {"console", "python", "text", "toml", "mermaid", "bibtex"}
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 COMMANDS = [name for name, command in vars(typer.main.get_command(app))["commands"].items() if not command.hidden]
@@ -182,34 +186,41 @@ def test_tutorial_images_come_from_its_commands() -> None:
     assert sum(path.stat().st_size for path in (DOCS / "images").iterdir()) < 1_500_000
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """One library for both pages, so that the bundle is exported once."""
-    paths = os.pathsep.join(str(ROOT / name) for name in (".", "models", "export", "runtime"))
-    home = tmp_path_factory.mktemp("home")
-    return {**os.environ, "CELEBCTL_HOME": str(home), "CELEBCTL_MODEL": "mini", "PYTHONPATH": paths}
+def test_quick_start_and_tutorial_run(tmp_path: Path) -> None:
+    library, exported = Library(tmp_path), False
+    for page in RUN_PAGES:
+        folder = tmp_path / page.stem
+        shutil.copytree(ROOT / "examples", folder / "examples")
+        for block in read_blocks(page):
+            for arguments in shortened(block) if block.runs else []:
+                if arguments == EXPORT and exported:
+                    continue  # the same model once more
+                library.run(arguments, folder, where(block))
+                exported |= arguments == EXPORT
+        assert [name for name in IMAGES[page.name] if not (folder / name).is_file()] == []
+        if page.name == "README.md":
+            library.run(["-m", "celebctl", "rm", "alice", "bob"], folder, "between the pages")
 
 
-@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
-def test_quick_start_and_tutorial_run(page: Path, tmp_path: Path, environment: Mapping[str, str]) -> None:
-    for block in read_blocks(page):
-        if not block.runs or block.language not in ("console", "python"):
-            continue
-        for arguments in shortened(block):
-            words = [sys.executable, *arguments]
-            done = subprocess.run(
-                words, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False
-            )
-            assert done.returncode == 0, f"{where(block)}: {arguments}\n{done.stdout}{done.stderr}"
-    if page.name == "tutorial.md":
-        assert [name for name in read_images(page) if not (tmp_path / name).is_file()] == []
-    else:
-        assert (tmp_path / "alice.png").is_file()
+@dataclass(frozen=True)
+class Library:
+    """Python processes with a library of their own."""
+
+    home: Path
+
+    def run(self, arguments: list[str], folder: Path, place: str) -> None:
+        paths = os.pathsep.join(str(ROOT / name) for name in (".", "models", "export", "runtime"))
+        own = {"CELEBCTL_HOME": str(self.home / "home"), "CELEBCTL_MODEL": "mini", "PYTHONPATH": paths}
+        words = [sys.executable, *arguments]
+        done = subprocess.run(
+            words, cwd=folder, env={**os.environ, **own}, capture_output=True, encoding="utf-8", check=False
+        )
+        assert done.returncode == 0, f"{place}: {arguments}\n{done.stdout}{done.stderr}"
 
 
 def shortened(block: Block) -> list[list[str]]:
-    """The block as Python processes, with STEPS learning steps."""
+    """The arguments of the Python processes that run a block, with STEPS learning steps."""
     if block.language == "python":
         return [["-c", re.sub(r"(\.learn\(.*)\)$", rf"\1, steps={STEPS})", block.code, flags=re.MULTILINE)]]
-    commands = [shlex.split(command) for command in block.commands]
+    commands = [shlex.split(command) for command in block.commands] if block.language == "console" else []
     return [["-m", *words, *(["--steps", str(STEPS)] if words[1] == "learn" else [])] for words in commands]
