@@ -1,4 +1,4 @@
-"""griffe extension: reads the section ``Example:`` of Google-style docstrings as ``Examples:``, the name griffe knows."""
+"""griffe extension: reads the docstring section ``Example:`` as ``Examples:``, the name that griffe knows."""
 
 import re
 from typing import Any
