@@ -6,6 +6,7 @@
 #   make test-wheel      build the wheel, install it in a clean environment, run the three lines there
 #   make test-elsewhere  test-fast once more from "with space é/celebctl", a path with a space and a non-ASCII letter
 #   make check    ruff and pyright (strict)
+#   make docs     run the tutorial, write its images and the command reference, build the site in build/site
 #   make bench-likeness   24 unseen people, 3 seeds, ours and the published settings (ten minutes or more)
 #   make bench-speed   cold start, pictures, steps and memory beside diffusers in turns, with a chart (minutes)
 #   make bench-gpu   the same on an NVIDIA GPU, with TensorRT and torch.compile, in .venv-gpu; MODEL=folder, or weights
@@ -23,7 +24,7 @@ READY  := $(VENV)/.ready
 # Another seed, another game: make demo SEED=9
 SEED   ?= 8
 
-# `cpu` and `cuda` exclude one another, and so do `cuda` and insightface: what runs on the GPU has a house of its own.
+# `cpu` and `cuda` exclude one another, and so do `cuda` and insightface: the GPU has an environment of its own.
 GPU_VENV  ?= .venv-gpu
 GPU_BIN   := $(abspath $(GPU_VENV))/bin
 GPU_READY := $(GPU_VENV)/.ready
@@ -32,7 +33,7 @@ MODEL     ?=
 BUILD     := $(abspath build)
 comma     := ,
 
-.PHONY: help demo test test-fast test-wheel test-elsewhere check bench-likeness bench-speed bench-gpu clean
+.PHONY: help demo test test-fast test-wheel test-elsewhere check docs bench-likeness bench-speed bench-gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,8 +44,8 @@ demo: $(READY)
 	export CELEBCTL_HOME="$$home"; unset CELEBCTL_MODEL; cd demo || exit 6; \
 	run() { said=; for word; do case $$word in *' '*) word="\"$$word\"";; esac; said="$$said $$word"; done; \
 	  printf '\n$$ celebctl%s\n' "$$said" >&2; "$(BIN)/celebctl" "$$@"; }; \
-	run portrait alice.png --seed 7 --force && \
-	run portrait bob.png --seed 11 --force && \
+	run sample-photo alice.png --seed 7 --force && \
+	run sample-photo bob.png --seed 11 --force && \
 	run learn alice.png bob.png --name alice --name bob --sheet sheet.png --force && \
 	run export && \
 	run gen "alice and bob playing chess" --seed $(SEED) --out alice-and-bob-playing-chess.png --force && \
@@ -88,13 +89,19 @@ check: $(READY)
 	"$(BIN)/ruff" check .
 	"$(BIN)/pyright" --pythonpath "$(BIN)/python"
 
+docs: $(READY)
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	"$(BIN)/python" docs/generate_cli.py
+	"$(BIN)/python" docs/build_tutorial.py
+	"$(BIN)/python" -m mkdocs build --strict
+
 bench-likeness: $(READY)
 	"$(BIN)/python" benchmarks/likeness.py --out benchmarks/results/likeness.json
 
 bench-speed: $(READY)
 	@home=$$(mktemp -d) || exit 6; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT TERM; \
 	export CELEBCTL_HOME="$$home"; unset CELEBCTL_MODEL; \
-	"$(BIN)/celebctl" bench --rounds 30 --cold 7 --force \
+	"$(BIN)/celebctl" bench --rounds 30 --cold-starts 7 --force \
 	  --out benchmarks/results/speed.json --chart benchmarks/results/speed.png
 
 # Engines and bundles stay in build/, so that a second run times at once. The card is the last file of a model.
@@ -104,7 +111,7 @@ bench-gpu: $(GPU_READY)
 	if [ -z "$$model" ]; then model="$(BUILD)/true-size-sd15"; \
 	  [ -f "$$model/celebctl.json" ] || "$(GPU_BIN)/python" benchmarks/true_size_model.py "$$model" || exit; fi; \
 	"$(GPU_BIN)/celebctl" bench --model "$$model" $(DEVICES:%=--device %) --compile --variants \
-	  --size 512x512 --steps 20 --guidance 7.5 --sampler ddim --rounds 30 --cold 5 --force \
+	  --size 512x512 --steps 20 --guidance 7.5 --sampler ddim --rounds 30 --cold-starts 5 --force \
 	  --out benchmarks/results/speed_gpu.json --chart benchmarks/results/speed_gpu.png
 
 clean:

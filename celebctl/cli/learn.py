@@ -162,7 +162,7 @@ def add_to_bundles(console: CliConsole, library: "Library", model_key: str, peop
     """Add people to the model's bundles in the library; returns whether there are any."""
     from celebctl_runtime.errors import CelebctlError
 
-    from .bundles import add_people, bundles_of
+    from celebctl.bundles import add_people, bundles_of
 
     bundles = bundles_of(library, model_key)
     for bundle in bundles:

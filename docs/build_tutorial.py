@@ -1,0 +1,52 @@
+"""Run the tutorial and keep its images: python docs/build_tutorial.py (minutes on two cores)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from blocks import read_blocks, read_images
+from PIL import Image
+
+DOCS = Path(__file__).parent
+MAX_WIDTH = 1408  # pixels
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Run the blocks of a page in a folder, with a library of their own."""
+    environment = {**os.environ, "CELEBCTL_HOME": str(folder / "home"), "CELEBCTL_MODEL": "mini"}
+    for block in read_blocks(page):
+        if not block.runs or block.language not in ("console", "python"):
+            continue
+        for arguments in command_lines(block.language, block.code, block.commands):
+            subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True)
+
+
+def command_lines(language: str, code: str, commands: list[str]) -> list[list[str]]:
+    """The arguments of the Python processes that run a block."""
+    if language == "python":
+        return [["-c", code]]
+    return [["-m", *shlex.split(command)] for command in commands]
+
+
+def keep_image(source: Path, target: Path) -> None:
+    """Write an image with at most 256 colours and MAX_WIDTH pixels."""
+    image = Image.open(source).convert("RGB")
+    image.thumbnail((MAX_WIDTH, MAX_WIDTH), Image.Resampling.LANCZOS)
+    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
+
+
+def main() -> None:
+    page = DOCS / "tutorial.md"
+    with tempfile.TemporaryDirectory() as folder:
+        run_page(page, Path(folder))
+        for name in read_images(page):
+            keep_image(Path(folder) / name, DOCS / "images" / name)
+
+
+if __name__ == "__main__":
+    main()
