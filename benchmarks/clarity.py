@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from baselines.comparing import partners, verdict
 from baselines.methods import METHODS
+from celebctl.evaluation.world_scorer import Jury
 
 from celebctl.evaluation.cohorts import stranger_cast
 from celebctl.evaluation.intervals import Estimate, by_couples, estimate
@@ -38,7 +39,6 @@ from celebctl.evaluation.report import markdown
 from celebctl.evaluation.results import Record, Shot
 from celebctl.evaluation.runner import SETTINGS_FILE, thumbnail
 from celebctl.evaluation.scorers import Seen, WorldImageScorer
-from celebctl.evaluation.world_scorer import Jury
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_runtime.files import atomic_write

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from celebctl.evaluation.world_scorer import Jury
 from likeness import folder, learned, singles
 
 from celebctl.basis.basis import CelebBasis, build_basis
-from celebctl.evaluation.world_scorer import Jury
 from celebctl.learning.config import PRESETS, LearnConfig
 from celebctl.learning.denoising import DenoisingLoss
 from celebctl.mapper_training.photo_dataset import Gathering, encoder_of, list_photos

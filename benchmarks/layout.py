@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from celebctl.evaluation.world_scorer import Judged, Jury
 from likeness import PAIRS, folder, stated, true_looks
 from numpy.typing import NDArray
 
 from celebctl.basis.basis import CelebBasis, build_basis
 from celebctl.evaluation.image_metrics import matching
-from celebctl.evaluation.world_scorer import Judged, Jury
 from celebctl.learning.config import PRESETS
 from celebctl.learning.trainer import learn_people
 from celebctl_export import export_bundle

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from celebctl.evaluation.world_scorer import Judged, Jury
 from numpy.typing import NDArray
 
 from celebctl.basis.basis import build_basis
@@ -28,7 +29,6 @@ from celebctl.evaluation.image_metrics import confirmed
 from celebctl.evaluation.prompts import WORLD
 from celebctl.evaluation.references import pixels_of, wanted_of
 from celebctl.evaluation.runner import ModelGenerator
-from celebctl.evaluation.world_scorer import Judged, Jury
 from celebctl.learning.config import PRESETS, LearnConfig
 from celebctl.learning.sampling import People, rows_of
 from celebctl.learning.trainer import learn_people

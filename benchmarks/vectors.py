@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from celebctl.evaluation.world_scorer import Jury
 from layout import jury_of, strangers
 from likeness import in_batches, true_looks
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ from numpy.typing import NDArray
 from celebctl.basis.basis import CelebBasis, build_basis
 from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, invented, mixed
 from celebctl.basis.text_features import readings
-from celebctl.evaluation.world_scorer import Jury
 from celebctl.learning.instant import strangers_of
 from celebctl.learning.sampling import rows_of
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts

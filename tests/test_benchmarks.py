@@ -206,13 +206,14 @@ def test_methods_are_shown_side_by_side(bench: Any) -> None:
 
 def test_the_harness_means_by_likeness_what_the_likeness_benchmark_means(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random judgements, some faces missing, through both."""
+    from celebctl.evaluation.world_scorer import Scores
+
     from celebctl.evaluation.metrics import figures
     from celebctl.evaluation.prompts import WORLD
     from celebctl.evaluation.references import render_seed
     from celebctl.evaluation.results import Sample, SubjectRecord
     from celebctl.evaluation.runner import noise_seed
     from celebctl.evaluation.scorers import ImageScores
-    from celebctl.evaluation.world_scorer import Scores
 
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     likeness: Any = import_module("likeness")

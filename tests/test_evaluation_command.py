@@ -13,9 +13,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from celebctl.cli.evaluation_session import photo_of
+
 from celebctl.cli import main
 from celebctl.cli.evaluate import changed
-from celebctl.cli.evaluation_session import photo_of
 from celebctl.evaluation.prompts import Prompt, check_states, read_prompts
 from celebctl.learning.config import PRESETS
 from celebctl_runtime.errors import NotFoundError, UsageError
