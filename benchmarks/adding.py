@@ -1,6 +1,6 @@
 """What a new person costs an exported bundle of true size: the token table, the manifest, and nothing of the networks.
 
-    python benchmarks/adding.py            # SD 1.5 and SDXL; 0.6 GB of disk, one or two minutes (mostly hashing)
+    python -m benchmarks.adding            # SD 1.5 and SDXL; 0.6 GB of disk, one or two minutes (mostly hashing)
 
 The bundles have the true sizes: token tables of 49,408 rows and 256 spare ones, weight files as long as the published
 networks' (files of zeros that take no room on disk), a manifest with every graph, and 100 people who live there
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from processes import machine, run
+from benchmarks.processes import machine, run
 
 from celebctl.bench.add_person import measure_moving, stranger
 from celebctl.library import Library
@@ -96,7 +96,7 @@ def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], 
     )
     step = manifest.graphs["step"]
     memory = {f"memory_{number}": TensorInfo("float32", ("rows", 8, 77, 160)) for number in range(MEMORY)}
-    own = {"step": replace(step, inputs={**step.inputs, **memory})}
+    own = {"step": replace(step, inputs={**step.subjects, **memory})}
     bundle = Bundle.seal(path, replace(manifest, ort_graphs=own))
     for number in range(RESIDENTS):
         bundle.add(stranger(bundle, f"resident-{number}", 1000 + number))

@@ -1,7 +1,7 @@
 """What a mapper is worth that was trained on nothing but a folder of photos, beside the one mini was shipped with.
 
-    python benchmarks/folder_mapper.py --work out/folder-mapper    # 1,200 strangers, about half an hour
-    python benchmarks/folder_mapper.py --work out/quick --photos 64 --steps 30 --people 4 --instant-only
+    python -m benchmarks.folder_mapper --work out/folder-mapper    # 1,200 strangers, about half an hour
+    python -m benchmarks.folder_mapper --work out/quick --photos 64 --steps 30 --people 4 --instant-only
 
 Portraits of strangers of mini's world are put into a folder; from there on nothing of the world is used: it is what
 `celebctl basis train FOLDER` does for any checkpoint. Then people that nobody has seen are learned from one portrait
@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from celebctl.evaluation.world_scorer import Jury
-from likeness import folder, learned, singles
+from celebctl.evaluation.scorers import WorldScorer
+from benchmarks.likeness import folder, learned, singles
 
 from celebctl.basis.basis import CelebBasis, build_basis
 from celebctl.learning.config import PRESETS, LearnConfig
 from celebctl.learning.denoising import DenoisingLoss
-from celebctl.mapper_training.photo_dataset import Gathering, encoder_of, list_photos
+from celebctl.mapper_training.photo_dataset import FaceDatasetBuilder, encoder_of, list_photos
 from celebctl.mapper_training.pretraining import save_mapper
-from celebctl.mapper_training.trainer import MapperTrainingConfig, School, TrainStep
+from celebctl.mapper_training.trainer import MapperTrainingConfig, MapperTrainer, TrainStep
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
@@ -73,14 +73,14 @@ def trained(
     """Train on the folder, without the model's own mapper; returns the file and what there is to say."""
     faces = folder(parts.card.faces_dir, "face models")
     finder = InsightFaceAnalyser(faces)
-    gathering = Gathering(
+    gathering = FaceDatasetBuilder(
         finder, encoder_of(parts, config.seed), work / "views", parts.table_hash, smallest=finder.settings.min_face
     )
     begun = time.monotonic()
     gathering.recall()
     crowd = gathering.gather(list_photos(photos), on_photo=lambda n, of: tell(f"looking at photos {n}/{of}"))
     looked = time.monotonic() - begun
-    school = School(DenoisingLoss(parts, PRESETS["clean"].captions), basis, crowd, config)
+    school = MapperTrainer(DenoisingLoss(parts, PRESETS["clean"].captions), basis, crowd, config)
     checkpoint, losses = work / "school.checkpoint", list[tuple[int, float, float]]()
     if checkpoint.is_file():
         school.load(checkpoint)
@@ -103,11 +103,11 @@ def trained(
     return file, about
 
 
-def score(parts: DiffusionParts, jury: Jury, begins_with: str, config: LearnConfig, people: int, seeds: int) -> Row:
+def score(parts: DiffusionParts, scorer: WorldScorer, begins_with: str, config: LearnConfig, people: int, seeds: int) -> Row:
     """Learn people and judge them."""
     tell(f"{begins_with}, {config.steps} steps")
-    cast, seconds = learned(parts, config, people, 8)
-    ratios, _, caption, _ = singles(parts, jury, cast, seeds)
+    cohort, seconds = learned(parts, config, people, 8)
+    ratios, _, caption, _ = singles(parts, scorer, cohort, seeds)
     each = ratios.mean(1)
     interval = 1.96 * float(each.std(ddof=1)) / len(each) ** 0.5 if len(each) > 1 else 0.0
     return Row(begins_with, config.steps, float(each.mean()), interval, caption, round(seconds, 2))
@@ -137,7 +137,7 @@ def main() -> None:
     bare = replace(parts, card=replace(parts.card, mapper_file=None))
     photos = render(args.work / "photos", args.photos)
     file, about = trained(bare, build_basis(parts), photos, MapperTrainingConfig(steps=args.steps), args.work)
-    jury = Jury(
+    scorer = WorldScorer(
         folder(parts.card.scoring_dir, "judges"), InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
     )
     begins = {"the average celebrity": bare, "the folder's mapper": None, "the shipped mapper": parts}
@@ -146,7 +146,7 @@ def main() -> None:
         model = model or replace(parts, card=replace(parts.card, mapper_file=file))
         for steps in (0,) if args.instant_only else (0, PRESETS["clean"].steps):
             config = replace(PRESETS["clean"], steps=steps)
-            rows.append(score(model, jury, begins_with, config, args.people, args.seeds))
+            rows.append(score(model, scorer, begins_with, config, args.people, args.seeds))
             print(rows[-1], flush=True)
     report(rows)
     machine = {"threads": torch.get_num_threads(), "people": args.people, "seeds": args.seeds}

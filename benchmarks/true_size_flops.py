@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from true_size_model import text_encoder, unet, vae
-from true_size_shapes import text_encoders
-from true_size_shapes import unet as unet_of
+from benchmarks.true_size_model import text_encoder, unet, vae
+from benchmarks.true_size_shapes import text_encoders
+from benchmarks.true_size_shapes import unet as unet_of
 
 VIEWS = 800  # of the published setting: 400 steps of 2
 KEPT, LOOKS, LOOK_STEPS = 48, 4, 15  # views encoded once; drawn looks at the person on the way, and their steps
@@ -105,7 +105,7 @@ def predict_memory() -> dict[str, Any]:
             continue
         parts = _parts_of(SHAPES[row.family], row.native_size)
         told = {way: estimate_memory(parts, count, checkpointing=low) for way, (count, low) in views.items()}
-        sizes = {"weights_bytes": told["low_memory"].weights, "picture_bytes": told["low_memory"].picture}
+        sizes = {"weights_bytes": told["low_memory"].weights, "picture_bytes": told["low_memory"].thumbnail}
         found[name] = {**sizes, **{f"{way}_bytes": one.total for way, one in told.items()}}
     return found
 

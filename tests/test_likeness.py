@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from celebctl.evaluation.world_scorer import WorldScorer
+from celebctl.evaluation.scorers import WorldScorer
 
 from celebctl.learning.config import PRESETS
 from celebctl_models.checkpoints.diffusion import load_parts

@@ -1,7 +1,7 @@
 """The first people of a comparison side by side, as every method drew them; nobody is picked.
 
-    python benchmarks/baselines.py --people 40 --seeds 3 --work DIR
-    python benchmarks/baselines_picture.py --work DIR
+    python -m benchmarks.baselines --people 40 --seeds 3 --work DIR
+    python -m benchmarks.baselines.picture --work DIR
 
 For each of the first couples a row with the first person alone and a row with both, under the first seed, beside the
 photos that they were learned from. Writes results/baselines.png.
@@ -16,12 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
+from benchmarks.baselines.methods import METHODS
 
-from baselines.methods import METHODS
-
-from celebctl.evaluation.prompts import WORLD
-from celebctl.evaluation.results import Record
+from celebctl.evaluation.prompts import WORLD_PROMPTS
+from celebctl.evaluation.results import SubjectRecord
 from celebctl.grid import grid
 from celebctl_runtime.files import atomic_write
 
@@ -29,20 +27,20 @@ RESULT = Path(__file__).parent / "results" / "baselines.png"
 PROMPTS = ("a photo of {} smiling", "{} and {} playing chess")
 
 
-def records_of(folder: Path, most: int) -> list[Record]:
+def records_of(folder: Path, most: int) -> list[SubjectRecord]:
     """The first people of a method, in the order in which they were drawn."""
-    found = (Record.load(path) for path in sorted(folder.rglob("*.record"))[:most])
+    found = (SubjectRecord.load(path) for path in sorted(folder.rglob("*.record"))[:most])
     return [record for record in found if record is not None]
 
 
-def picture_of(record: Record, text: str) -> Image.Image:
+def picture_of(record: SubjectRecord, text: str) -> Image.Image:
     """What a person's prompt gave under the first seed."""
-    number = next(i for i, prompt in enumerate(WORLD) if prompt.text == text)
-    shot = next(shot for shot in record.made if (shot.prompt, shot.draw) == (number, 0))
-    return Image.open(io.BytesIO(shot.picture)).convert("RGB")
+    number = next(i for i, prompt in enumerate(WORLD_PROMPTS) if prompt.text == text)
+    shot = next(shot for shot in record.samples if (shot.prompt, shot.draw) == (number, 0))
+    return Image.open(io.BytesIO(shot.thumbnail)).convert("RGB")
 
 
-def side_by_side(people: dict[str, list[Record]], couples: int) -> Image.Image:
+def side_by_side(people: dict[str, list[SubjectRecord]], couples: int) -> Image.Image:
     """people: of each method, by its title."""
     rows: list[list[Image.Image]] = []
     said: list[list[str]] = []
