@@ -29,17 +29,16 @@ from torch import Tensor, nn
 
 from benchmarks.baselines.comparing import COMPARED, lead, verdict
 from benchmarks.clarity import clarity
-
 from celebctl.basis.basis import CelebBasis, basis_from_tables, build_basis, principal_components
 from celebctl.basis.names import read_names, token_pairs
 from celebctl.evaluation.charts import Chart, Series, bar_chart, line_chart
-from celebctl.evaluation.cohorts import FIRST_UNSEEN_SEED, generator_for, PeopleLearner, unseen_people_cohort
+from celebctl.evaluation.cohorts import FIRST_UNSEEN_SEED, PeopleLearner, generator_for, unseen_people_cohort
 from celebctl.evaluation.html_report import render_chart_page
 from celebctl.evaluation.intervals import estimate
 from celebctl.evaluation.metrics import CohortMetrics, compute_metrics
 from celebctl.evaluation.prompts import WORLD_PROMPTS
 from celebctl.evaluation.report import markdown, summary_table
-from celebctl.evaluation.runner import ResultsStore, SubjectGenerators, EvalConfig, ring_partners, file_stem
+from celebctl.evaluation.runner import EvalConfig, ResultsStore, SubjectGenerators, file_stem, ring_partners
 from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.config import PRESETS, LearnConfig
 from celebctl.learning.initialization import mapper_digest
@@ -48,6 +47,7 @@ from celebctl.mapper_training.pretraining import load_mapper, save_mapper
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_runtime.files import atomic_write
+from celebctl_runtime.progress import Progress, ProgressCallback
 
 RESULTS = Path(__file__).parent / "results"
 NO_BOUND = 1e3  # in celebrity standard deviations: the bound never acts
@@ -73,7 +73,7 @@ class Variant:
     label: str
     changes: dict[str, Any] = field(default_factory=dict[str, Any])
     basis: Callable[[DiffusionParts, CelebBasis], CelebBasis] | None = None
-    together: int = 8
+    people_per_call: int = 8
     direct: bool = False
 
 
@@ -226,7 +226,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         Ablation(
             "joint", "people learned together in one call", "people in a call",
-            tuple(Variant(str(n), together=n) for n in (1, 2, 4, 8)),
+            tuple(Variant(str(n), people_per_call=n) for n in (1, 2, 4, 8)),
         ),
     )
 }  # fmt: skip
@@ -252,60 +252,59 @@ class AblationRunner:
 
     def run(self, ablation: Ablation, variant: Variant) -> CohortMetrics:
         """Learn and measure one variant."""
-        config = self._configured(variant)
+        learning = self._configured(variant)
         numbers = [self.first + i for i in range(self.people)]
-        bench = ResultsStore(
+        store = ResultsStore(
             self.work / ablation.name / file_stem(variant.label),
-            {"model": self.parts.table_hash, "weights": self.parts.weights_digest, "config": config.to_dict(),
-             "people": numbers, "seeds": self.seeds, "together": variant.together, "direct": variant.direct,
+            {"model": self.parts.table_hash, "weights": self.parts.weights_digest, "learning": learning.to_dict(),
+             "people": numbers, "seeds": self.seeds, "people_per_call": variant.people_per_call, "direct": variant.direct,
              "prompts": [p.text for p in WORLD_PROMPTS], "mapper": mapper_digest(self.parts)},
         )  # fmt: skip
-        bench.open(self.force)
-        own = build_basis(self.parts, release=config.names == "release")
+        store.open(self.force)
+        own = build_basis(self.parts, release=learning.names == "release")
         basis, parts = own, self.parts
         if variant.basis is not None:
             basis = variant.basis(self.parts, own)
-            parts = rebase(self.parts, own, basis, bench.folder / "mapper.safetensors")
-        with patch("celebctl.learning.trainer.CoefficientMapper", DirectMapper if variant.direct else CoefficientMapper):
-            learned = PeopleLearner(
-                parts, self.finder, config, basis, numbers, variant.together, bench.folder,
-                lambda n, calls, now: self._tell(variant, f"learning, call {n + 1} of {calls}, {now.step}/{now.steps}"),
-            )  # fmt: skip
-        generator = generator_for(self.parts, [one.identity for one in learned])
-        generators = [SubjectGenerators(generator, generator, one.seconds, one.bytes) for one in learned]
+            parts = rebase(self.parts, own, basis, store.folder / "mapper.safetensors")
+        with patch(
+            "celebctl.learning.trainer.CoefficientMapper", DirectMapper if variant.direct else CoefficientMapper
+        ):
+            learner = PeopleLearner(parts, self.finder, learning, basis, variant.people_per_call)
+            learned = learner.learn(numbers, store.folder, _printer(variant.label))
+        model = generator_for(self.parts, [one.identity for one in learned])
+        generators = [SubjectGenerators(model, model, one.learn_seconds, one.size_bytes) for one in learned]
         cohort = unseen_people_cohort(self.scorer, numbers, ring_partners(self.people), variant.label)
-        plan = EvalConfig(WORLD_PROMPTS, self.seeds, self.scorer)
-        records = bench.run(
-            plan,
-            cohort,
-            lambda person: generators[person],
-            lambda n, of, _: self._tell(variant, f"drawing {n}/{of}"),
-            "people",
-        )
-        found = compute_metrics(variant.label, records, WORLD_PROMPTS)
+        config = EvalConfig(WORLD_PROMPTS, self.seeds, self.scorer)
+        progress = _printer(variant.label)
+        records = store.run(config, cohort, generators.__getitem__, group="people", progress=progress)
+        metrics = compute_metrics(variant.label, records, WORLD_PROMPTS)
         for record in records:
-            found.people[record.name]["clarity"] = clarity(self.scorer, record, WORLD_PROMPTS)
-        found.summary["clarity"] = estimate(row["clarity"] for row in found.people.values())
-        return found
+            metrics.people[record.name]["clarity"] = clarity(self.scorer, record, WORLD_PROMPTS)
+        metrics.summary["clarity"] = estimate(row["clarity"] for row in metrics.people.values())
+        return metrics
 
     def _configured(self, variant: Variant) -> LearnConfig:
         changes = dict(variant.changes)
-        if "learning_rate" in changes:  # told as a factor
+        if "learning_rate" in changes:  # given as a factor
             changes["learning_rate"] = self.config.learning_rate * changes["learning_rate"]
         return replace(self.config, **changes)
 
-    def _tell(self, variant: Variant, said: str) -> None:
-        sys.stderr.write(f"\r{variant.label}: {said}    ")
+
+def _printer(label: str) -> ProgressCallback:
+    def show(event: Progress) -> None:
+        sys.stderr.write(f"\r{label}: {event.stage} {event.step}/{event.total}    ")
         sys.stderr.flush()
+
+    return show
 
 
 def plot(ablation: Ablation, found: Sequence[CohortMetrics]) -> Chart:
-    """Likeness alone and in pairs and prompt fidelity over the dial."""
+    """Likeness alone and in pairs and prompt fidelity over the settings."""
     names = {"likeness": "likeness", "pair_likeness": "likeness in pairs", "prompt_fidelity": "prompt"}
-    series = [Series(said, [one.summary[key] for one in found]) for key, said in names.items()]
+    series = [Series(label, [one.summary[key] for one in found]) for key, label in names.items()]
     labels = [one.title for one in found]
     if ablation.axis:
-        return line_chart(labels, series, title=ablation.about, axis=ablation.axis)
+        return line_chart(labels, series, title=ablation.about, x_label=ablation.axis)
     return bar_chart(labels, series, title=ablation.about)
 
 
@@ -317,10 +316,17 @@ def report(ablation: Ablation, found: Sequence[CohortMetrics], runner: AblationR
     leads = [[one.title, *(verdict(lead(one, found[0], key)) for key in keys)] for one in found[1:]]
     print("\n" + "\n".join(markdown([f"beside {found[0].title}", *keys.values()], leads)))
     file = runner.results / f"ablation-{ablation.name}.json"
-    settings = {"people": runner.people, "first": runner.first, "seeds": runner.seeds, "learning": runner.config.to_dict()}
+    settings = {
+        "people": runner.people,
+        "first": runner.first,
+        "seeds": runner.seeds,
+        "learning": runner.config.to_dict(),
+    }
     document = {"about": ablation.about, "settings": settings, "variants": [one.to_json() for one in found]}
     atomic_write(file, (json.dumps(document, indent=1) + "\n").encode())
-    about = f"{runner.people} people, {runner.seeds} of each of {len(WORLD_PROMPTS)} prompts, preset {runner.config.preset}"
+    about = (
+        f"{runner.people} people, {runner.seeds} of each of {len(WORLD_PROMPTS)} prompts, preset {runner.config.preset}"
+    )
     page = render_chart_page(f"{ablation.name}: {ablation.about}", about, plot(ablation, found), found)
     atomic_write(file.with_suffix(".html"), page.encode())
     print(f"{file}, {file.with_suffix('.html')}")
@@ -329,7 +335,7 @@ def report(ablation: Ablation, found: Sequence[CohortMetrics], runner: AblationR
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", choices=[*ABLATIONS], metavar="NAME")
-    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--list", action="store_true", help="list the ablations")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--preset", default="clean", choices=[*PRESETS])
     parser.add_argument("--steps", type=int, help="other than the preset's")
@@ -347,11 +353,13 @@ def main() -> None:
         return
     parts = load_parts(args.model)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None or len(parts.text_encoders) != 1:
-        parser.error(f"{args.model} brings no judges and no world; ablations run on mini")
+        parser.error(f"{args.model} has no scoring networks and no world; ablations run on mini")
     finder = InsightFaceAnalyser(parts.card.faces_dir)
     config = PRESETS[args.preset] if args.steps is None else replace(PRESETS[args.preset], steps=args.steps)
     scorer = WorldScorer(parts.card.scoring_dir, finder)
-    runner = AblationRunner(parts, scorer, finder, config, args.people, args.first, args.seeds, args.work, args.out, args.force)
+    runner = AblationRunner(
+        parts, scorer, finder, config, args.people, args.first, args.seeds, args.work, args.out, args.force
+    )
     ablation = ABLATIONS[args.name]
     wanted = [v for v in ablation.variants if not args.variants or v.label in args.variants]
     if not wanted:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.processes import machine, run
 
+from benchmarks.processes import machine, run
 from celebctl.bench.add_person import measure_moving, stranger
 from celebctl.library import Library
 from celebctl_runtime.bundle.bundle import Bundle

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from celebctl.evaluation.scorers import ImageScores, WorldScorer
-from benchmarks.likeness import PAIRS, folder, stated, true_looks
 from numpy.typing import NDArray
 
+from benchmarks.likeness import PAIRS, folder, reference_scores, stated
 from celebctl.basis.basis import CelebBasis, build_basis
 from celebctl.evaluation.image_metrics import match_faces
+from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from celebctl.learning.config import PRESETS
 from celebctl.learning.trainer import learn_people
 from celebctl_export import export_bundle
@@ -60,7 +60,7 @@ FAILED = "where the prompt alone failed"
 
 
 @dataclass(frozen=True)
-class Sample:
+class Shot:
     """One picture, judged. assigned: both people are in it; right: each on their side. made, ceiling, floor: cosines;
     captions: share of what is stated."""
 
@@ -74,7 +74,7 @@ class Sample:
 
 
 #: (first-named, prompt, seed) -> the picture.
-Shots = dict[tuple[int, int, int], Sample]
+Shots = dict[tuple[int, int, int], Shot]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Studio:
     def pair(self, first: int) -> tuple[Identity, Identity]:
         return self.people[first], self.people[(first + 1) % len(self.people)]
 
-    def shot(self, kind: str, p: int, first: int, seed: int) -> Sample | None:
+    def shot(self, kind: str, p: int, first: int, seed: int) -> Shot | None:
         """Draw and judge one picture, or take it from the log; None when the true pictures do not show two faces."""
         (text, ahead), (prompt, wanted), pair = KINDS[kind], PAIRS[p], self.pair(first)
         truth = [look[first].features for look in self.looks[p, ahead]]
@@ -145,12 +145,12 @@ class Studio:
             names = [who.name for who in pair]
             request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
             begun = time.monotonic()
-            picture = generate(self.bundle, self.backend, request, guests=pair)[0]
+            picture = generate(self.bundle, self.backend, request, overrides=pair)[0]
             seconds = time.monotonic() - begun
-            judged = self.scorer.score([np.asarray(picture.image)], 2)[0]
+            judged = self.scorer.score([np.asarray(picture.image)], faces=2)[0]
             self.known[key] = asdict(judge(judged, np.stack(truth), wanted, seconds))
             atomic_write(self.log, json.dumps(self.known).encode())
-        return Sample(**self.known[key])
+        return Shot(**self.known[key])
 
     def shots(self, kind: str, seeds: int) -> Shots:
         """All pictures of one kind."""
@@ -158,37 +158,37 @@ class Studio:
         for first in range(len(self.people)):
             noise = [(p, 900 + 89 * s + 17 * p + 1013 * first) for p in range(len(PAIRS)) for s in range(seeds)]
             for p, seed in noise:
-                shot = self.sample(kind, p, first, seed)
+                shot = self.shot(kind, p, first, seed)
                 if shot is not None:
                     found[first, p, seed] = shot
         return found
 
 
-def couples(shots: Shots, plain: Shots | None = None) -> list[list[Sample]]:
+def couples(shots: Shots, plain: Shots | None = None) -> list[list[Shot]]:
     """Shots by pair of people; with ``plain``, those whose picture of the plain prompt does not show both."""
     chosen = [at for at in shots if plain is None or (at in plain and not plain[at].assigned)]
     return [[shots[at] for at in chosen if at[0] == first] for first in sorted({at[0] for at in chosen})]
 
 
-def judge(seen: ImageScores, truth: Floats, wanted: PromptFacts, seconds: float) -> Sample:
+def judge(seen: ImageScores, truth: Floats, wanted: PromptFacts, seconds: float) -> Shot:
     """truth: (2 renders, 2 places, F) features of true pictures, as it is wanted."""
     ceiling = float((truth[0] * truth[1]).sum(1).mean())
     floor = float((truth[0, 0] @ truth[1, 1] + truth[0, 1] @ truth[1, 0]) / 2)
     caption = float(np.mean(stated(wanted, True, seen.attributes)))
     if len(seen.features) < 2:
-        return Sample(False, False, floor, ceiling, floor, caption, seconds)
+        return Shot(False, False, floor, ceiling, floor, caption, seconds)
     cosine = seen.features @ truth.mean(0).T  # (made, true)
     right = bool(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0])
     order = list(match_faces(cosine))
     assigned = bool((cosine[[0, 1], order] > cosine[[0, 1], order[::-1]]).all())
-    return Sample(assigned, right, float(np.trace(cosine) / 2), ceiling, floor, caption, seconds)
+    return Shot(assigned, right, float(np.trace(cosine) / 2), ceiling, floor, caption, seconds)
 
 
-def row_of(shots: Sequence[Sequence[Sample]]) -> Row:
+def row_of(shots: Sequence[Sequence[Shot]]) -> Row:
     """shots: per pair of people. Likeness is a ratio of sums, as in likeness.py."""
     assigned = np.array([np.mean([shot.assigned for shot in pair]) for pair in shots])
     right = np.array([np.mean([shot.right for shot in pair]) for pair in shots])
-    gained = np.array([np.mean([shot.samples - shot.floor for shot in pair]) for pair in shots])
+    gained = np.array([np.mean([shot.made - shot.floor for shot in pair]) for pair in shots])
     possible = float(np.mean([shot.ceiling - shot.floor for pair in shots for shot in pair]))
     every = [shot for pair in shots for shot in pair]
 
@@ -209,14 +209,16 @@ def line_of(row: Row) -> str:
         (row.right, row.right_interval),
         (row.likeness, row.likeness_interval),
     )
-    told = " | ".join(f"{value:.3f} ± {half:.3f}" for value, half in pairs)
-    return f"{row.pictures} | {told} | {row.caption:.3f} | {row.seconds:.2f}"
+    shares = " | ".join(f"{value:.3f} ± {half:.3f}" for value, half in pairs)
+    return f"{row.pictures} | {shares} | {row.caption:.3f} | {row.seconds:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--people", type=int, default=16, help="ring_partners are the pairs, so there are as many of them")
+    parser.add_argument(
+        "--people", type=int, default=16, help="ring_partners are the pairs, so there are as many of them"
+    )
     parser.add_argument("--first", type=int, default=1000, help="seed of the first person")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair and prompt")
     parser.add_argument("--together", type=int, default=8, help="people per learn call")
@@ -234,7 +236,7 @@ def main() -> None:
     bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, average=basis.mean)
     z = np.stack([person(seed) for seed in seeds])
     looks = {
-        (p, ahead): [true_looks(scorer, left, wanted, 77 * 10**6 * r + 1000 * p, right) for r in (1, 2)]
+        (p, ahead): [reference_scores(scorer, left, wanted, 77 * 10**6 * r + 1000 * p, right) for r in (1, 2)]
         for p, (_, wanted) in enumerate(PAIRS)
         for ahead, left, right in ((True, z, np.roll(z, -1, 0)), (False, np.roll(z, -1, 0), z))
     }

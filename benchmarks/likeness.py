@@ -14,21 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from numpy.typing import NDArray
 
 from celebctl.basis.basis import build_basis
 from celebctl.evaluation.image_metrics import statements_met
 from celebctl.evaluation.prompts import WORLD_PROMPTS
-from celebctl.evaluation.references import to_images, stated_scene
+from celebctl.evaluation.references import stated_scene, to_images
 from celebctl.evaluation.runner import ModelGenerator
+from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from celebctl.learning.config import PRESETS, LearnConfig
 from celebctl.learning.sampling import People, rows_of
 from celebctl.learning.trainer import learn_people
@@ -86,15 +86,17 @@ def folder(found: Path | None, what: str) -> Path:
     return found
 
 
-def true_looks(scorer: WorldScorer, z: Floats, wanted: PromptFacts, first_seed: int, partner: Floats | None = None) -> list[ImageScores]:
-    """What the scorer says of fresh renders of people ``z`` (n, F), alone or with ``partner`` (n, F) on the right."""
+def reference_scores(
+    scorer: WorldScorer, z: Floats, wanted: PromptFacts, first_seed: int, partner: Floats | None = None
+) -> list[ImageScores]:
+    """Scores of fresh renders of people ``z`` (n, F), alone or with ``partner`` (n, F) on the right."""
     seeds = [first_seed + i for i in range(len(z))]
     rendered = fresh_renders(z, partner=partner, wanted=[wanted] * len(z), seeds=seeds)
-    return scorer.score(to_images(rendered), 1 if partner is None else 2)
+    return scorer.score(to_images(rendered), faces=1 if partner is None else 2)
 
 
 def in_batches(parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: People) -> list[Pixels]:
-    return ModelGenerator(parts, rows).draw(prompts, seeds)
+    return ModelGenerator(parts, rows).generate(prompts, seeds)
 
 
 def one(judged: ImageScores) -> Floats | None:
@@ -105,9 +107,9 @@ def mean_cosine(a: Sequence[Floats | None], b: Sequence[Floats | None], missing:
     return np.array([missing if x is None or y is None else float(x @ y) for x, y in zip(a, b, strict=True)])
 
 
-def stated(wanted: PromptFacts, two: bool, said: dict[str, str]) -> list[bool]:
+def stated(wanted: PromptFacts, two: bool, attributes: Mapping[str, str]) -> list[bool]:
     """For everything the prompt states (and how many people): is it what the picture shows?"""
-    return statements_met({k: v for k, v in asdict(wanted).items() if v != ORDINARY[k]}, 2 if two else 1, said)
+    return statements_met({k: v for k, v in asdict(wanted).items() if v != ORDINARY[k]}, 2 if two else 1, attributes)
 
 
 def singles(
@@ -120,7 +122,7 @@ def singles(
     captions: list[bool] = []
     found: list[bool] = []
     for p, (text, wanted) in enumerate(SINGLE):
-        truth = [true_looks(scorer, cohort.z, wanted, 10**6 * (r + 1) + 1000 * p) for r in range(2)]
+        truth = [reference_scores(scorer, cohort.z, wanted, 10**6 * (r + 1) + 1000 * p) for r in range(2)]
         a, b = ([one(j) for j in side] for side in truth)
         floor = float(np.mean([mean_cosine(a, b[k:] + b[:k], 0.0).mean() for k in range(1, min(n, 8))]))
         ceiling = mean_cosine(a, b, floor)
@@ -149,13 +151,14 @@ def pairs(parts: DiffusionParts, scorer: WorldScorer, cohort: Cohort, seeds: int
     captions: list[bool] = []
     for p, (text, wanted) in enumerate(PAIRS):
         truth = [
-            true_looks(scorer, cohort.z, wanted, 77 * 10**6 * (r + 1) + 1000 * p, partner=cohort.z[other]) for r in range(2)
+            reference_scores(scorer, cohort.z, wanted, 77 * 10**6 * (r + 1) + 1000 * p, partner=cohort.z[other])
+            for r in range(2)
         ]
         whole = [all(len(t[i].features) == 2 for t in truth) for i in range(n)]
         prompts = [text.format(cohort.names[i], cohort.names[other[i]]) for i in range(n)]
         for s in range(seeds):
             noise = [900 + 89 * s + 17 * p + 1013 * i for i in range(n)]
-            for i, judged in enumerate(scorer.score(in_batches(parts, prompts, noise, cohort.rows), 2)):
+            for i, judged in enumerate(scorer.score(in_batches(parts, prompts, noise, cohort.rows), faces=2)):
                 captions += stated(wanted, True, judged.attributes)
                 if not whole[i]:
                     continue

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+
 from benchmarks.true_size_model import text_encoder, unet, vae
 from benchmarks.true_size_shapes import text_encoders
 from benchmarks.true_size_shapes import unet as unet_of
@@ -105,7 +106,7 @@ def predict_memory() -> dict[str, Any]:
             continue
         parts = _parts_of(SHAPES[row.family], row.native_size)
         told = {way: estimate_memory(parts, count, checkpointing=low) for way, (count, low) in views.items()}
-        sizes = {"weights_bytes": told["low_memory"].weights, "picture_bytes": told["low_memory"].thumbnail}
+        sizes = {"weights_bytes": told["low_memory"].weights, "picture_bytes": told["low_memory"].picture}
         found[name] = {**sizes, **{f"{way}_bytes": one.total for way, one in told.items()}}
     return found
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+
 from benchmarks.true_size_shapes import UNET_PARAMETERS, text_encoders
 from benchmarks.true_size_shapes import unet as later_unet
-
 from celebctl_models.names import WELL_KNOWN
 
 #: Parameters of the published checkpoints, by folder.

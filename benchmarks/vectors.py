@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from celebctl.evaluation.scorers import WorldScorer
-from benchmarks.layout import jury_of, strangers
-from benchmarks.likeness import in_batches, true_looks
 from numpy.typing import NDArray
 
+from benchmarks.layout import jury_of, strangers
+from benchmarks.likeness import in_batches, reference_scores
 from celebctl.basis.basis import CelebBasis, build_basis
-from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, sampled_identity, mixed
+from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, mixed, sampled_identity
 from celebctl.basis.text_features import readings
+from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.instant import identity_prior
 from celebctl.learning.sampling import rows_of
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
@@ -58,7 +58,7 @@ class ImageScores:
     found: float
     caption: float
 
-    def told(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         interval = 1.96 * float(self.agreement.std(ddof=1)) / len(self.agreement) ** 0.5
         return {
             "agreement": float(self.agreement.mean()), "interval": interval, "others": self.others,
@@ -76,12 +76,14 @@ def see(parts: DiffusionParts, scorer: WorldScorer, people: Sequence[Identity | 
     width = max(one.features.shape[1] for one in judged)
     features = np.stack([one.features[0] if len(one.features) else np.zeros(width) for one in judged])
     features = features.astype(np.float64).reshape(len(people), len(PROMPTS), width)
-    right = [said.said[k] == v for said, i in zip(judged, range(len(judged)), strict=True)
+    right = [said.attributes[k] == v for said, i in zip(judged, range(len(judged)), strict=True)
              for k, v in PROMPTS[i % len(PROMPTS)][1].items()]  # fmt: skip
     cosines = np.einsum("npf,nqf->npq", features, features)[:, *np.triu_indices(len(PROMPTS), 1)]
     means = features.mean(1) / np.maximum(np.linalg.norm(features.mean(1), axis=1, keepdims=True), 1e-9)
     others = (means @ means.T)[np.triu_indices(len(people), 1)]
-    return ImageScores(means, cosines.mean(1), float(others.mean()), float(features.any(-1).mean()), float(np.mean(right)))
+    return ImageScores(
+        means, cosines.mean(1), float(others.mean()), float(features.any(-1).mean()), float(np.mean(right))
+    )
 
 
 def kept_distance(mix: Identity, one: Identity, other: Identity, basis: CelebBasis) -> Identity:
@@ -102,11 +104,11 @@ def measure_mixes(
     parents = see(parts, scorer, people[: 2 * half])
     straight = [mixed(pair, (0.5, 0.5), f"m{i}") for i, pair in enumerate(pairs)]
     kept = [kept_distance(mix, *pair, basis) for mix, pair in zip(straight, pairs, strict=True)]
-    figures: dict[str, object] = {"parents": parents.told()}
+    figures: dict[str, object] = {"parents": parents.to_dict()}
     for name, mixes in (("straight line", straight), ("distance kept", kept)):
         seen = see(parts, scorer, mixes)
         near = np.stack([(seen.means * parents.means[k : k + half]).sum(1) for k in (0, half)])
-        figures[name] = {**seen.told(), "to both": float(near.mean()), "to the farther": float(near.min(0).mean())}
+        figures[name] = {**seen.to_dict(), "to both": float(near.mean()), "to the farther": float(near.min(0).mean())}
     return figures
 
 
@@ -114,14 +116,14 @@ def measure_dial(
     parts: DiffusionParts, scorer: WorldScorer, people: Sequence[Identity], z: Doubles, basis: CelebBasis
 ) -> dict[str, object]:
     """Share of likeness -> how like the true person pictures are (mean cosine), and what ``Seen`` tells."""
-    true = [true_looks(scorer, z.astype(np.float32), PromptFacts(), 10**6 * r) for r in (1, 2)]
+    true = [reference_scores(scorer, z.astype(np.float32), PromptFacts(), 10**6 * r) for r in (1, 2)]
     looks = np.stack([np.mean([look[i].features[0] for look in true], 0) for i in range(len(people))])
     figures: dict[str, object] = {}
     for share in SHARES:
         moved = [replace(one, embeddings=scale_identity(one.embeddings, basis.mean, share)) for one in people]
         seen = see(parts, scorer, moved)
         likeness = (seen.means * looks).sum(1) / np.linalg.norm(looks, axis=1)
-        figures[f"{share:g}"] = {"likeness": float(likeness.mean()), **seen.told()}
+        figures[f"{share:g}"] = {"likeness": float(likeness.mean()), **seen.to_dict()}
     return figures
 
 
@@ -180,8 +182,8 @@ def main() -> None:
     figures = {
         "likeness": measure_dial(parts, scorer, people, z, basis),
         "mix": measure_mixes(parts, scorer, people, basis),
-        "celebrities": see(parts, scorer, chosen).told(),
-        "invent": see(parts, scorer, nobody).told(),
+        "celebrities": see(parts, scorer, chosen).to_dict(),
+        "invent": see(parts, scorer, nobody).to_dict(),
         "nearest": measure_nearest(parts, people, z, celebrities, basis),
     }
     text = json.dumps(figures, indent=1)

@@ -25,7 +25,7 @@ pytest.importorskip("matplotlib")
 from celebctl.evaluation.charts import Series, bar_chart, line_chart
 from celebctl.evaluation.html_report import render_report
 from celebctl.evaluation.image_metrics import match_faces
-from celebctl.evaluation.intervals import pair_means, estimate
+from celebctl.evaluation.intervals import estimate, pair_means
 from celebctl.evaluation.metrics import CohortMetrics, CohortResult, compute_metrics, pose_spread
 from celebctl.evaluation.prompts import CATEGORIES, PHOTO_PROMPTS, WORLD_PROMPTS, Prompt
 from celebctl.evaluation.references import PhotoReference
@@ -54,7 +54,11 @@ def unit(seed: int) -> Floats:
 
 def scores_of(prompt: Prompt, *faces: Floats, states_shown: bool = True) -> ImageScores:
     """Scores of an image with these faces."""
-    attributes = {"two": "two" if prompt.people == 2 else "one", "expression": "neutral", **(prompt.states if states_shown else {})}
+    attributes = {
+        "two": "two" if prompt.people == 2 else "one",
+        "expression": "neutral",
+        **(prompt.states if states_shown else {}),
+    }
     rows = np.array(faces, np.float32).reshape(len(faces), WIDTH)
     return ImageScores(rows, np.zeros((len(faces), 3), np.float32), attributes)
 
@@ -65,7 +69,9 @@ def faces_of(person: int, prompt: Prompt, people: int) -> tuple[Floats, ...]:
     return unit(person), unit((person + 1) % people if prompt.category == "pair" else 900 + person)
 
 
-def record_of(person: int, people: int = 3, *, made: dict[Prompt, ImageScores] | None = None, seeds: int = 2) -> SubjectRecord:
+def record_of(
+    person: int, people: int = 3, *, made: dict[Prompt, ImageScores] | None = None, seeds: int = 2
+) -> SubjectRecord:
     """A record whose references all show the same face; samples equal the references unless ``made`` says otherwise."""
     truth = [Sample(p, r, scores_of(x, *faces_of(person, x, people))) for p, x in enumerate(PROMPTS) for r in range(2)]
     drawn = [
@@ -94,7 +100,12 @@ def test_reference_images_score_one() -> None:
         assert row["likeness"] == pytest.approx(1.0, abs=1e-5)
         assert row["identity_similarity"] == pytest.approx(1.0, abs=1e-5)
         assert row["pair_likeness"] == pytest.approx(1.0, abs=0.5)  # each couple has a floor of its own
-        assert (row["detection_rate"], row["prompt_fidelity"], row["identity_assignment"], row["left_right_accuracy"]) == (1.0, 1.0, 1.0, 1.0)
+        assert (
+            row["detection_rate"],
+            row["prompt_fidelity"],
+            row["identity_assignment"],
+            row["left_right_accuracy"],
+        ) == (1.0, 1.0, 1.0, 1.0)
         assert row["identity_leakage"] == pytest.approx(0.0, abs=1e-5)
         assert (row["learn_seconds"], row["size_bytes"]) == (1.5, 2048)
     assert found.summary["likeness"] is not None and found.summary["likeness"].count == 3
@@ -127,7 +138,9 @@ def test_one_face_twice_is_not_assigned_and_leaks() -> None:
 def test_beside_a_celebrity_only_the_learned_face_is_counted() -> None:
     own, _ = faces_of(0, FAMOUS, 3)
     right = measured(_4=scores_of(FAMOUS, own, unit(77))).by_category["celebrity"]["identity_similarity"]
-    wrong = measured(_4=scores_of(FAMOUS, unit(77), faces_of(0, FAMOUS, 3)[1])).by_category["celebrity"]["identity_similarity"]
+    wrong = measured(_4=scores_of(FAMOUS, unit(77), faces_of(0, FAMOUS, 3)[1])).by_category["celebrity"][
+        "identity_similarity"
+    ]
     assert right is not None and wrong is not None
     assert right.mean == pytest.approx(1.0, abs=1e-5) and wrong.mean < 0.9
 
@@ -205,7 +218,9 @@ def test_paired_metrics_have_the_same_means_and_other_intervals() -> None:
 
 def test_pose_spread_is_in_degrees() -> None:
     def shot(prompt: int, *poses: tuple[float, float, float]) -> Sample:
-        return Sample(prompt, 0, ImageScores(np.zeros((len(poses), 4), np.float32), np.array(poses, np.float32).reshape(-1, 3)))
+        return Sample(
+            prompt, 0, ImageScores(np.zeros((len(poses), 4), np.float32), np.array(poses, np.float32).reshape(-1, 3))
+        )
 
     turned = [shot(0, (0.0, -10.0, 0.0)), shot(1, (0.0, 10.0, 80.0))]
     assert pose_spread(turned, PROMPTS) == pytest.approx(10.0), "pitch is not counted"
@@ -224,7 +239,9 @@ def test_a_record_round_trips(tmp_path: Path) -> None:
     assert (again.name, again.photo, again.learn_seconds, again.size_bytes) == ("p0", b"photo", 1.5, 2048)
     for old, new in zip([*record.samples, *record.references], [*again.samples, *again.references], strict=True):
         assert (old.prompt, old.index, old.thumbnail) == (new.prompt, new.index, new.thumbnail)
-        assert np.array_equal(old.scores.features, new.scores.features) and dict(old.scores.attributes) == dict(new.scores.attributes)
+        assert np.array_equal(old.scores.features, new.scores.features) and dict(old.scores.attributes) == dict(
+            new.scores.attributes
+        )
     (tmp_path / "one.record").write_bytes(b"cut short")
     assert SubjectRecord.load(tmp_path / "one.record") is None
 
@@ -236,7 +253,9 @@ class FakeScorer:
 
     def score(self, pictures: Sequence[NDArray[np.uint8]], texts: Sequence[str], faces: int) -> list[ImageScores]:
         assert len(texts) == len(pictures)
-        return [scores_of(PAIR if faces == 2 else SINGLE, *(unit(int(p[0, k, 0])) for k in range(faces))) for p in pictures]
+        return [
+            scores_of(PAIR if faces == 2 else SINGLE, *(unit(int(p[0, k, 0])) for k in range(faces))) for p in pictures
+        ]
 
     def embed_face(self, photo: NDArray[np.uint8]) -> Floats | None:
         return unit(int(photo[0, 0, 0]))

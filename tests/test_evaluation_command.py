@@ -211,7 +211,9 @@ def test_library_people_are_evaluated_by_their_photos(
     assert 0 < found["people"]["ann"]["learn_seconds"] < 600 and "learn_seconds" not in found["people"]["tom"]
     assert main([*words, "-o", str(tmp_path / "own")]) == 0
     own = json.loads(capsys.readouterr().out)["cohorts"][0]["summary"]
-    assert "likeness" not in own and own["identity_similarity"]["mean"] > 0.3, "mini's own scorer, and photos as references"
+    assert "likeness" not in own and own["identity_similarity"]["mean"] > 0.3, (
+        "mini's own scorer, and photos as references"
+    )
     (photos / "tom.png").unlink()
     assert main([*words, "-o", str(tmp_path / "third")]) == 4
     assert json.loads(capsys.readouterr().out)["error"]["reason"] == "photo_missing"

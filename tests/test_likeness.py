@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from celebctl.evaluation.scorers import WorldScorer
 
+from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.config import PRESETS
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser

@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from celebctl.evaluation.scorers import WorldScorer
 
+from celebctl.evaluation.scorers import WorldScorer
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.captions import OPENINGS, caption, vocabulary

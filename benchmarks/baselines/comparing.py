@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from celebctl.evaluation.intervals import Estimate, pair_means, estimate
+from celebctl.evaluation.intervals import Estimate, estimate, pair_means
 from celebctl.evaluation.metrics import CohortMetrics
 
 COMPARED = {"likeness": "likeness", "prompt_fidelity": "prompt", "pair_likeness": "likeness in pairs"}

@@ -21,7 +21,7 @@ from celebctl.learning.sampling import rows_of
 from celebctl.learning.trainer import learn_people
 from celebctl_models.checkpoints.diffusion import DiffusionParts, context_from_ids
 
-from .training import OBJECT_TEMPLATES, Hyperparameters, Setup, Person, Subject, captions_of, tokenise, train
+from .training import OBJECT_TEMPLATES, Hyperparameters, Person, Setup, Subject, captions_of, tokenise, train
 
 Pixels = NDArray[np.uint8]
 FP16 = 2  # bytes per number
@@ -97,7 +97,9 @@ def _token_rows(
     return rows.detach(), steps
 
 
-def _apart(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int, start: Tensor, pull: float) -> Learned:
+def _apart(
+    setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int, start: Tensor, pull: float
+) -> Learned:
     begun = time.monotonic()
     rows = {s.name: (_token_rows(setup, s, hyper, seed, start, pull)[0],) for s in subjects}
     seconds = (time.monotonic() - begun) / len(subjects)
@@ -152,7 +154,9 @@ def _word_id(parts: DiffusionParts, word: str) -> int:
     return int(ids[0])
 
 
-def _with_word(setup: Setup, subject: Subject, hyper: Hyperparameters, texts: Sequence[str], word: str, row: Tensor) -> Person:
+def _with_word(
+    setup: Setup, subject: Subject, hyper: Hyperparameters, texts: Sequence[str], word: str, row: Tensor
+) -> Person:
     """A person whose word has a row of its own during training."""
     ids = tokenise(setup.parts, texts)
     positions = (ids == _word_id(setup.parts, word)).int().argmax(1, keepdim=True)
@@ -189,7 +193,9 @@ def dreambooth_lora(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparam
     return _dreambooth(setup, subjects, hyper, seed, unet, [p for p in unet.parameters() if p.requires_grad])
 
 
-def _dreambooth(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int, unet: Any, parameters: Any) -> Learned:
+def _dreambooth(
+    setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int, unet: Any, parameters: Any
+) -> Learned:
     begun = time.monotonic()
     trained = [p for p in parameters if p.requires_grad]
     phrases = {name: f"{word} {setup.parts.card.class_noun}" for name, word in _words(subjects).items()}

@@ -78,7 +78,9 @@ def evaluate(
 
         learning = configure(settings, preset, changes or [])
         chosen = {"model": model, "face_models": face_models, "device": device}
-        context = _open(console, library, {key: settings.text(key, value) for key, value in chosen.items()}, judge, clip)
+        context = _open(
+            console, library, {key: settings.text(key, value) for key, value in chosen.items()}, judge, clip
+        )
         config = context.configure(prompts, seeds, with_pairs=len(names or []) != 1)
         if names:
             session: LibraryEvaluation | WorldEvaluation = _library_evaluation(

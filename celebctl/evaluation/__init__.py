@@ -118,6 +118,8 @@ def _photos_of(people: Sequence[Identity], photos: Mapping[str, Image] | Path | 
     if isinstance(photos, Mapping):
         missing = [one.name for one in people if one.name not in photos]
         if missing:
-            raise NotFoundError(f"there is no photo of {', '.join(missing)}", "add it to photos", reason="photo_missing")
+            raise NotFoundError(
+                f"there is no photo of {', '.join(missing)}", "add it to photos", reason="photo_missing"
+            )
         return [photos[one.name] for one in people]
     return [open_photo(find_photo(Path(photos or "."), one.name)) for one in people]

@@ -149,9 +149,7 @@ class PeopleLearner:
 
         names, photos = [unseen_name(seed) for seed in seeds], [draw_portrait(seed) for seed in seeds]
         start = time.monotonic()
-        people = learn_people(
-            self.parts, self.analyser, photos, names, self.config, basis=self.basis, on_step=on_step
-        )
+        people = learn_people(self.parts, self.analyser, photos, names, self.config, basis=self.basis, on_step=on_step)
         seconds = (time.monotonic() - start) / len(seeds)
         for identity in people:
             identity.save(_identity_file(folder, identity.name))

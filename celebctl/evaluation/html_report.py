@@ -107,7 +107,9 @@ def _category_charts(rows: Sequence[CohortMetrics]) -> list[Chart]:
 
 def _worst_cases(result: CohortResult) -> _WorstCases:
     """The images least like the person, and those that miss most of the prompt."""
-    cases = [(record, image) for record, row in zip(result.records, result.metrics.images, strict=True) for image in row]
+    cases = [
+        (record, image) for record, row in zip(result.records, result.metrics.images, strict=True) for image in row
+    ]
     scored = [case for case in cases if case[1].prompt_fidelity is not None]
     missing = sorted(scored, key=lambda case: (case[1].prompt_fidelity or 0.0, _similarity(case[1])))
     if any("two" in image.sample.scores.attributes for _, image in scored):

@@ -35,7 +35,12 @@ COLUMNS = (
     Column("identity_detected", "where found", 3, "the same over images in which a face is found"),
     Column("detection_rate", "face found", 3, "share of images with the expected faces"),
     Column("prompt_fidelity", "prompt", 3, "share of what the prompt states, or the CLIP score"),
-    Column("identity_assignment", "assigned", 3, "two people: share of images in which each face is nearest to its own name"),
+    Column(
+        "identity_assignment",
+        "assigned",
+        3,
+        "two people: share of images in which each face is nearest to its own name",
+    ),
     Column("left_right_accuracy", "left/right", 3, "two people: the same, and the first name on the left"),
     Column("identity_leakage", "leakage", 3, "two people: how far a face moves towards the other one; 0 is none"),
     Column("pose_spread", "pose °", 1, "spread of roll and yaw"),

@@ -136,9 +136,7 @@ def noise_seed(people: int, prompt: int, index: int, subject: int) -> int:
     return 900 + 89 * index + 17 * prompt + 1013 * subject
 
 
-def evaluate_subject(
-    config: EvalConfig, cohort: Cohort, index: int, generators: SubjectGenerators
-) -> SubjectRecord:
+def evaluate_subject(config: EvalConfig, cohort: Cohort, index: int, generators: SubjectGenerators) -> SubjectRecord:
     """Generate and score the images of one subject."""
     subject = cohort.subjects[index]
     samples = [
@@ -183,7 +181,9 @@ def _prompt_text(prompt: Prompt, cohort: Cohort, index: int) -> str:
 
 def _plain_text(prompt: Prompt, cohort: Cohort, index: int, noun: str) -> str:
     """The prompt in words that CLIP knows."""
-    return prompt.format(f"a {noun}", f"another {noun}" if prompt.category == "pair" else cohort.subjects[index].celebrity)
+    return prompt.format(
+        f"a {noun}", f"another {noun}" if prompt.category == "pair" else cohort.subjects[index].celebrity
+    )
 
 
 def thumbnail(image: Pixels | Image.Image, side: int = _THUMBNAIL) -> bytes:

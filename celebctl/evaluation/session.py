@@ -133,7 +133,9 @@ class WorldEvaluation:
         parts = self.context.parts
         if not isinstance(self.context.scorer, WorldScorer) or not has_rendered_references(parts.card):
             hint = "evaluate people of your library with their photos"
-            raise NotFoundError(f"{parts.name} has no world of unseen people", hint, reason="no_world", model=parts.name)
+            raise NotFoundError(
+                f"{parts.name} has no world of unseen people", hint, reason="no_world", model=parts.name
+            )
 
     def settings(self) -> dict[str, Any]:
         """What decides the numbers."""
@@ -184,7 +186,9 @@ class LibraryEvaluation:
 
     def settings(self) -> dict[str, Any]:
         """What decides the numbers."""
-        return self.context.settings(self.config) | {"people": ", ".join(f"{p.name} {p.digest[:12]}" for p in self.people)}
+        return self.context.settings(self.config) | {
+            "people": ", ".join(f"{p.name} {p.digest[:12]}" for p in self.people)
+        }
 
     def run(
         self, folder: Path, *, overwrite: bool = False, progress: ProgressCallback = ignore_progress
