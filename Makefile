@@ -61,7 +61,7 @@ bench-likeness: $(READY)
 bench-speed: $(READY)
 	@home=$$(mktemp -d) || exit 6; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT TERM; \
 	export CELEBCTL_HOME="$$home"; unset CELEBCTL_MODEL; \
-	"$(BIN)/celebctl" bench --rounds 30 --cold 7 --force \
+	"$(BIN)/celebctl" bench --rounds 30 --cold-starts 7 --force \
 	  --out benchmarks/results/speed.json --chart benchmarks/results/speed.png
 
 # Engines and bundles stay in build/, so that a second run times at once. The card is the last file of a model.
@@ -71,7 +71,7 @@ bench-gpu: $(GPU_READY)
 	if [ -z "$$model" ]; then model="$(BUILD)/true-size-sd15"; \
 	  [ -f "$$model/celebctl.json" ] || "$(GPU_BIN)/python" -m benchmarks.true_size_model "$$model" || exit; fi; \
 	"$(GPU_BIN)/celebctl" bench --model "$$model" $(DEVICES:%=--device %) --compile --variants \
-	  --size 512x512 --steps 20 --guidance 7.5 --sampler ddim --rounds 30 --cold 5 --force \
+	  --size 512x512 --steps 20 --guidance 7.5 --sampler ddim --rounds 30 --cold-starts 5 --force \
 	  --out benchmarks/results/speed_gpu.json --chart benchmarks/results/speed_gpu.png
 
 clean:

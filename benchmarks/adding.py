@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.processes import machine, run
-from celebctl.bench.add_person import measure_moving, stranger
+from celebctl.bench.add_person import measure_adding, random_identity
 from celebctl.library import Library
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import (
@@ -99,7 +99,7 @@ def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], 
     own = {"step": replace(step, inputs={**step.subjects, **memory})}
     bundle = Bundle.seal(path, replace(manifest, ort_graphs=own))
     for number in range(RESIDENTS):
-        bundle.add(stranger(bundle, f"resident-{number}", 1000 + number))
+        bundle.add(random_identity(bundle, f"resident-{number}", 1000 + number))
     return bundle
 
 
@@ -142,9 +142,9 @@ def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
         "token_table_bytes": sum(4 * (VOCABULARY + SPARE) * width for width in widths),
         "people_there_before": RESIDENTS,
         "manifest_bytes": (bundle.path / "manifest.json").stat().st_size,
-        **measure_moving(bundle, folder / "moving", rounds),
+        **measure_adding(bundle, folder / "moving", rounds),
     }
-    person = stranger(bundle, "watched", 7)
+    person = random_identity(bundle, "watched", 7)
     before = {path: path.stat().st_mtime_ns for path in map(bundle.file, weights)}
     was = system_bytes()
     bundle.add(person)
