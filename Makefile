@@ -96,7 +96,7 @@ docs: $(READY)
 	"$(BIN)/python" -m mkdocs build --strict
 
 bench-likeness: $(READY)
-	"$(BIN)/python" benchmarks/likeness.py --out benchmarks/results/likeness.json
+	"$(BIN)/python" -m benchmarks.likeness --out benchmarks/results/likeness.json
 
 bench-speed: $(READY)
 	@home=$$(mktemp -d) || exit 6; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT TERM; \
@@ -109,7 +109,7 @@ bench-gpu: $(GPU_READY)
 	@mkdir -p "$(BUILD)" || exit 6; model="$(MODEL)"; \
 	export CELEBCTL_HOME="$(BUILD)/bench-gpu"; unset CELEBCTL_MODEL; \
 	if [ -z "$$model" ]; then model="$(BUILD)/true-size-sd15"; \
-	  [ -f "$$model/celebctl.json" ] || "$(GPU_BIN)/python" benchmarks/true_size_model.py "$$model" || exit; fi; \
+	  [ -f "$$model/celebctl.json" ] || "$(GPU_BIN)/python" -m benchmarks.true_size_model "$$model" || exit; fi; \
 	"$(GPU_BIN)/celebctl" bench --model "$$model" $(DEVICES:%=--device %) --compile --variants \
 	  --size 512x512 --steps 20 --guidance 7.5 --sampler ddim --rounds 30 --cold-starts 5 --force \
 	  --out benchmarks/results/speed_gpu.json --chart benchmarks/results/speed_gpu.png

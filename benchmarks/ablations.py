@@ -1,9 +1,9 @@
 """What each part of the method is worth: one dial at a time, everything else as in the preset.
 
-    python benchmarks/ablations.py names                     # how many celebrity names the basis is made of
-    python benchmarks/ablations.py components --people 24    # how many components are kept
-    python benchmarks/ablations.py noise --first 9100        # on other people, for choosing
-    python benchmarks/ablations.py --list
+    python -m benchmarks.ablations names                     # how many celebrity names the basis is made of
+    python -m benchmarks.ablations components --people 24    # how many components are kept
+    python -m benchmarks.ablations noise --first 9100        # on other people, for choosing
+    python -m benchmarks.ablations --list
 
 Strangers of mini's world, judged as in `celebctl eval`. Dials that LearnConfig has are set there; the others change the
 celeb basis, which is plain data, or the mapper's class, here and not in the product. A changed basis keeps the fitted
@@ -27,22 +27,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from baselines.comparing import COMPARED, lead, verdict
-from clarity import clarity
-
+from benchmarks.baselines.comparing import COMPARED, lead, verdict
+from benchmarks.clarity import clarity
 from celebctl.basis.basis import CelebBasis, basis_from_tables, build_basis, principal_components
 from celebctl.basis.names import read_names, token_pairs
-from celebctl.evaluation.charts import Chart, Series, bars, curve
-from celebctl.evaluation.cohorts import FIRST_STRANGER, artist_of, learn_strangers, stranger_cast
-from celebctl.evaluation.html_report import write_plot_page
+from celebctl.evaluation.charts import Chart, Series, bar_chart, line_chart
+from celebctl.evaluation.cohorts import FIRST_UNSEEN_SEED, PeopleLearner, generator_for, unseen_people_cohort
+from celebctl.evaluation.html_report import render_chart_page
 from celebctl.evaluation.intervals import estimate
-from celebctl.evaluation.metrics import Figures, figures
-from celebctl.evaluation.prompts import WORLD
-from celebctl.evaluation.report import markdown, rows_of
-from celebctl.evaluation.runner import Bench, Easel, Plan, neighbours, slug
-from celebctl.evaluation.scorers import WorldImageScorer
+from celebctl.evaluation.metrics import CohortMetrics, compute_metrics
+from celebctl.evaluation.prompts import WORLD_PROMPTS
+from celebctl.evaluation.report import markdown, summary_table
+from celebctl.evaluation.runner import EvalConfig, ResultsStore, SubjectGenerators, file_stem, ring_partners
+from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.config import PRESETS, LearnConfig
 from celebctl.learning.initialization import mapper_digest
 from celebctl.learning.mapper import CoefficientMapper, PretrainedMapper
@@ -50,6 +47,7 @@ from celebctl.mapper_training.pretraining import load_mapper, save_mapper
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_runtime.files import atomic_write
+from celebctl_runtime.progress import Progress, ProgressCallback
 
 RESULTS = Path(__file__).parent / "results"
 NO_BOUND = 1e3  # in celebrity standard deviations: the bound never acts
@@ -58,7 +56,7 @@ NO_BOUND = 1e3  # in celebrity standard deviations: the bound never acts
 class DirectMapper(CoefficientMapper):
     """Coefficients as parameters of their own, from where the mapper would start; the face only sets the start."""
 
-    def units(self, features: Tensor) -> Tensor:
+    def normalized(self, features: Tensor) -> Tensor:
         if not hasattr(self, "written"):
             with torch.no_grad():
                 answer = self.linear(features)
@@ -75,13 +73,13 @@ class Variant:
     label: str
     changes: dict[str, Any] = field(default_factory=dict[str, Any])
     basis: Callable[[DiffusionParts, CelebBasis], CelebBasis] | None = None
-    together: int = 8
+    people_per_call: int = 8
     direct: bool = False
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A dial. axis: its name under a curve, or "" where its settings have no order."""
+    """A dial. axis: its name under a line_chart, or "" where its settings have no order."""
 
     name: str
     about: str
@@ -199,7 +197,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         Ablation(
             "mask", "weight of the loss outside the face", "weight of the background",
-            tuple(Variant(f"{w:g}", {"background": w}) for w in (0.0, 0.05, 0.2, 0.5, 1.0)),
+            tuple(Variant(f"{w:g}", {"background_weight": w}) for w in (0.0, 0.05, 0.2, 0.5, 1.0)),
         ),
         Ablation(
             "scale", "height of the face in a training view", "smallest and largest share of the view",
@@ -210,7 +208,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         Ablation(
             "middle", "where the face's middle stands in a training view", "share of the view's height, from its top",
-            tuple(Variant(f"{m:g}", {"middle": m}) for m in (0.42, 0.45, 0.485, 0.52, 0.55)),
+            tuple(Variant(f"{m:g}", {"face_center_y": m}) for m in (0.42, 0.45, 0.485, 0.52, 0.55)),
         ),
         Ablation(
             "captions", "templates around the person in training", "",
@@ -228,7 +226,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         Ablation(
             "joint", "people learned together in one call", "people in a call",
-            tuple(Variant(str(n), together=n) for n in (1, 2, 4, 8)),
+            tuple(Variant(str(n), people_per_call=n) for n in (1, 2, 4, 8)),
         ),
     )
 }  # fmt: skip
@@ -238,11 +236,11 @@ ABLATIONS: dict[str, Ablation] = {
 
 
 @dataclass
-class Laboratory:
+class AblationRunner:
     """The open model and what all variants share. first: seed of the first person."""
 
     parts: DiffusionParts
-    panel: WorldImageScorer
+    scorer: WorldScorer
     finder: InsightFaceAnalyser
     config: LearnConfig
     people: int
@@ -252,78 +250,84 @@ class Laboratory:
     results: Path
     force: bool
 
-    def run(self, ablation: Ablation, variant: Variant) -> Figures:
+    def run(self, ablation: Ablation, variant: Variant) -> CohortMetrics:
         """Learn and measure one variant."""
-        config = self._configured(variant)
+        learning = self._configured(variant)
         numbers = [self.first + i for i in range(self.people)]
-        bench = Bench(
-            self.work / ablation.name / slug(variant.label),
-            {"model": self.parts.table_hash, "weights": self.parts.weights_digest, "config": config.told(),
-             "people": numbers, "seeds": self.seeds, "together": variant.together, "direct": variant.direct,
-             "prompts": [p.text for p in WORLD], "mapper": mapper_digest(self.parts)},
+        store = ResultsStore(
+            self.work / ablation.name / file_stem(variant.label),
+            {"model": self.parts.table_hash, "weights": self.parts.weights_digest, "learning": learning.to_dict(),
+             "people": numbers, "seeds": self.seeds, "people_per_call": variant.people_per_call, "direct": variant.direct,
+             "prompts": [p.text for p in WORLD_PROMPTS], "mapper": mapper_digest(self.parts)},
         )  # fmt: skip
-        bench.open(self.force)
-        own = build_basis(self.parts, release=config.names == "release")
+        store.open(self.force)
+        own = build_basis(self.parts, release=learning.names == "release")
         basis, parts = own, self.parts
         if variant.basis is not None:
             basis = variant.basis(self.parts, own)
-            parts = rebase(self.parts, own, basis, bench.folder / "mapper.safetensors")
-        with patch("celebctl.learning.trainer.CoefficientMapper", DirectMapper if variant.direct else CoefficientMapper):
-            learned = learn_strangers(
-                parts, self.finder, config, basis, numbers, variant.together, bench.folder,
-                lambda n, calls, now: self._tell(variant, f"learning, call {n + 1} of {calls}, {now.step}/{now.steps}"),
-            )  # fmt: skip
-        artist = artist_of(self.parts, [one.identity for one in learned])
-        easels = [Easel(artist, artist, one.seconds, one.bytes) for one in learned]
-        cast = stranger_cast(self.panel, numbers, neighbours(self.people), variant.label)
-        plan = Plan(WORLD, self.seeds, self.panel)
-        records = bench.run(
-            plan,
-            cast,
-            lambda person: easels[person],
-            lambda n, of, _: self._tell(variant, f"drawing {n}/{of}"),
-            "people",
-        )
-        found = figures(variant.label, records, WORLD)
+            parts = rebase(self.parts, own, basis, store.folder / "mapper.safetensors")
+        with patch(
+            "celebctl.learning.trainer.CoefficientMapper", DirectMapper if variant.direct else CoefficientMapper
+        ):
+            learner = PeopleLearner(parts, self.finder, learning, basis, variant.people_per_call)
+            learned = learner.learn(numbers, store.folder, _printer(variant.label))
+        model = generator_for(self.parts, [one.identity for one in learned])
+        generators = [SubjectGenerators(model, model, one.learn_seconds, one.size_bytes) for one in learned]
+        cohort = unseen_people_cohort(self.scorer, numbers, ring_partners(self.people), variant.label)
+        config = EvalConfig(WORLD_PROMPTS, self.seeds, self.scorer)
+        progress = _printer(variant.label)
+        records = store.run(config, cohort, generators.__getitem__, group="people", progress=progress)
+        metrics = compute_metrics(variant.label, records, WORLD_PROMPTS)
         for record in records:
-            found.people[record.name]["clarity"] = clarity(self.panel, record, WORLD)
-        found.summary["clarity"] = estimate(row["clarity"] for row in found.people.values())
-        return found
+            metrics.people[record.name]["clarity"] = clarity(self.scorer, record, WORLD_PROMPTS)
+        metrics.summary["clarity"] = estimate(row["clarity"] for row in metrics.people.values())
+        return metrics
 
     def _configured(self, variant: Variant) -> LearnConfig:
         changes = dict(variant.changes)
-        if "learning_rate" in changes:  # told as a factor
+        if "learning_rate" in changes:  # given as a factor
             changes["learning_rate"] = self.config.learning_rate * changes["learning_rate"]
         return replace(self.config, **changes)
 
-    def _tell(self, variant: Variant, said: str) -> None:
-        sys.stderr.write(f"\r{variant.label}: {said}    ")
+
+def _printer(label: str) -> ProgressCallback:
+    def show(event: Progress) -> None:
+        sys.stderr.write(f"\r{label}: {event.stage} {event.step}/{event.total}    ")
         sys.stderr.flush()
 
+    return show
 
-def plot(ablation: Ablation, found: Sequence[Figures]) -> Chart:
-    """Likeness alone and in pairs and prompt fidelity over the dial."""
+
+def plot(ablation: Ablation, found: Sequence[CohortMetrics]) -> Chart:
+    """Likeness alone and in pairs and prompt fidelity over the settings."""
     names = {"likeness": "likeness", "pair_likeness": "likeness in pairs", "prompt_fidelity": "prompt"}
-    series = [Series(said, [one.summary[key] for one in found]) for key, said in names.items()]
+    series = [Series(label, [one.summary[key] for one in found]) for key, label in names.items()]
     labels = [one.title for one in found]
     if ablation.axis:
-        return curve(labels, series, title=ablation.about, axis=ablation.axis)
-    return bars(labels, series, title=ablation.about)
+        return line_chart(labels, series, title=ablation.about, x_label=ablation.axis)
+    return bar_chart(labels, series, title=ablation.about)
 
 
-def report(ablation: Ablation, found: Sequence[Figures], lab: Laboratory) -> None:
+def report(ablation: Ablation, found: Sequence[CohortMetrics], runner: AblationRunner) -> None:
     """Table on stdout; JSON and a page with the plot."""
-    head, cells = rows_of(found)
+    head, cells = summary_table(found)
     print("\n" + "\n".join(markdown(head, cells)))
     keys = {**COMPARED, "clarity": "clarity"}
     leads = [[one.title, *(verdict(lead(one, found[0], key)) for key in keys)] for one in found[1:]]
     print("\n" + "\n".join(markdown([f"beside {found[0].title}", *keys.values()], leads)))
-    file = lab.results / f"ablation-{ablation.name}.json"
-    settings = {"people": lab.people, "first": lab.first, "seeds": lab.seeds, "learning": lab.config.told()}
+    file = runner.results / f"ablation-{ablation.name}.json"
+    settings = {
+        "people": runner.people,
+        "first": runner.first,
+        "seeds": runner.seeds,
+        "learning": runner.config.to_dict(),
+    }
     document = {"about": ablation.about, "settings": settings, "variants": [one.to_json() for one in found]}
     atomic_write(file, (json.dumps(document, indent=1) + "\n").encode())
-    about = f"{lab.people} people, {lab.seeds} of each of {len(WORLD)} prompts, preset {lab.config.preset}"
-    page = write_plot_page(f"{ablation.name}: {ablation.about}", about, plot(ablation, found), found)
+    about = (
+        f"{runner.people} people, {runner.seeds} of each of {len(WORLD_PROMPTS)} prompts, preset {runner.config.preset}"
+    )
+    page = render_chart_page(f"{ablation.name}: {ablation.about}", about, plot(ablation, found), found)
     atomic_write(file.with_suffix(".html"), page.encode())
     print(f"{file}, {file.with_suffix('.html')}")
 
@@ -331,12 +335,12 @@ def report(ablation: Ablation, found: Sequence[Figures], lab: Laboratory) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", choices=[*ABLATIONS], metavar="NAME")
-    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--list", action="store_true", help="list the ablations")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--preset", default="clean", choices=[*PRESETS])
     parser.add_argument("--steps", type=int, help="other than the preset's")
     parser.add_argument("--people", type=int, default=16)
-    parser.add_argument("--first", type=int, default=FIRST_STRANGER, help="seed of the first person")
+    parser.add_argument("--first", type=int, default=FIRST_UNSEEN_SEED, help="seed of the first person")
     parser.add_argument("--seeds", type=int, default=1, help="pictures per prompt")
     parser.add_argument("--variants", nargs="+", help="only those with these labels")
     parser.add_argument("--work", type=Path, default=Path("out/ablations"), help="results per variant and person")
@@ -349,16 +353,18 @@ def main() -> None:
         return
     parts = load_parts(args.model)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None or len(parts.text_encoders) != 1:
-        parser.error(f"{args.model} brings no judges and no world; ablations run on mini")
+        parser.error(f"{args.model} has no scoring networks and no world; ablations run on mini")
     finder = InsightFaceAnalyser(parts.card.faces_dir)
     config = PRESETS[args.preset] if args.steps is None else replace(PRESETS[args.preset], steps=args.steps)
-    panel = WorldImageScorer(parts.card.scoring_dir, finder)
-    lab = Laboratory(parts, panel, finder, config, args.people, args.first, args.seeds, args.work, args.out, args.force)
+    scorer = WorldScorer(parts.card.scoring_dir, finder)
+    runner = AblationRunner(
+        parts, scorer, finder, config, args.people, args.first, args.seeds, args.work, args.out, args.force
+    )
     ablation = ABLATIONS[args.name]
     wanted = [v for v in ablation.variants if not args.variants or v.label in args.variants]
     if not wanted:
         parser.error(f"{args.name} has the variants {', '.join(v.label for v in ablation.variants)}")
-    report(ablation, [lab.run(ablation, variant) for variant in wanted], lab)
+    report(ablation, [runner.run(ablation, variant) for variant in wanted], runner)
 
 
 if __name__ == "__main__":

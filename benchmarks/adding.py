@@ -1,6 +1,6 @@
 """What a new person costs an exported bundle of true size: the token table, the manifest, and nothing of the networks.
 
-    python benchmarks/adding.py            # SD 1.5 and SDXL; 0.6 GB of disk, one or two minutes (mostly hashing)
+    python -m benchmarks.adding            # SD 1.5 and SDXL; 0.6 GB of disk, one or two minutes (mostly hashing)
 
 The bundles have the true sizes: token tables of 49,408 rows and 256 spare ones, weight files as long as the published
 networks' (files of zeros that take no room on disk), a manifest with every graph, and 100 people who live there
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from processes import machine, run
 
-from celebctl.bench.add_person import measure_moving, stranger
+from benchmarks.processes import machine, run
+from celebctl.bench.add_person import measure_adding, random_identity
 from celebctl.library import Library
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import (
@@ -96,10 +96,10 @@ def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], 
     )
     step = manifest.graphs["step"]
     memory = {f"memory_{number}": TensorInfo("float32", ("rows", 8, 77, 160)) for number in range(MEMORY)}
-    own = {"step": replace(step, inputs={**step.inputs, **memory})}
+    own = {"step": replace(step, inputs={**step.subjects, **memory})}
     bundle = Bundle.seal(path, replace(manifest, ort_graphs=own))
     for number in range(RESIDENTS):
-        bundle.add(stranger(bundle, f"resident-{number}", 1000 + number))
+        bundle.add(random_identity(bundle, f"resident-{number}", 1000 + number))
     return bundle
 
 
@@ -142,9 +142,9 @@ def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
         "token_table_bytes": sum(4 * (VOCABULARY + SPARE) * width for width in widths),
         "people_there_before": RESIDENTS,
         "manifest_bytes": (bundle.path / "manifest.json").stat().st_size,
-        **measure_moving(bundle, folder / "moving", rounds),
+        **measure_adding(bundle, folder / "moving", rounds),
     }
-    person = stranger(bundle, "watched", 7)
+    person = random_identity(bundle, "watched", 7)
     before = {path: path.stat().st_mtime_ns for path in map(bundle.file, weights)}
     was = system_bytes()
     bundle.add(person)

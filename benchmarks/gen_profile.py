@@ -1,8 +1,8 @@
 """Where the time of one `celebctl gen` goes on the CPU, part by part, at any size: seconds, page faults and memory.
 
-    python benchmarks/gen_profile.py mini                                  # a model: it is exported first
-    python benchmarks/gen_profile.py BUNDLE --steps 2 --out result.json    # a bundle, as `celebctl export` makes them
-    python benchmarks/true_size_model.py FOLDER && python benchmarks/gen_profile.py FOLDER --steps 2 --size 512x512
+    python -m benchmarks.gen_profile mini                                  # a model: it is exported first
+    python -m benchmarks.gen_profile BUNDLE --steps 2 --out result.json    # a bundle, as `celebctl export` makes them
+    python -m benchmarks.true_size_model FOLDER && python -m benchmarks.gen_profile FOLDER --steps 2 --size 512x512
 
 The last line is Stable Diffusion 1.5 at its true size: minutes, and 7 GB of disk.
 
@@ -108,7 +108,7 @@ def draw(path: Path, wanted: dict[str, Any], threads: int | None, out: Path, sta
     with watch.part("importing the runtime"):
         from celebctl_runtime.backends import ort
         from celebctl_runtime.bundle.bundle import Bundle
-        from celebctl_runtime.picture import save_picture
+        from celebctl_runtime.picture import save_image
         from celebctl_runtime.pipeline import generate
         from celebctl_runtime.request import Request
     with watch.part("importing ONNX Runtime"):
@@ -150,7 +150,7 @@ def draw(path: Path, wanted: dict[str, Any], threads: int | None, out: Path, sta
         with watch.part(f"picture {seed}: the rest"):
             (picture,) = generate(bundle, backend, Request(seed=seed, **wanted), steps)
         with watch.part("writing the PNG"):
-            save_picture(picture, out / f"{seed}.png", overwrite=True)
+            save_image(picture, out / f"{seed}.png", overwrite=True)
         if seed == 1:
             first, seconds = len(watch.parts), time.monotonic() - started
     parts = [asdict(part) for part in watch.parts]
@@ -164,7 +164,7 @@ def draw(path: Path, wanted: dict[str, Any], threads: int | None, out: Path, sta
 
 def exported(given: str, folder: Path) -> Path:
     """The bundle that was given, or a fresh one of the model that was."""
-    from processes import run
+    from benchmarks.processes import run
 
     if (Path(given) / "manifest.json").is_file():
         return Path(given).resolve()
@@ -174,7 +174,7 @@ def exported(given: str, folder: Path) -> Path:
 
 def as_command(bundle: Path, wanted: dict[str, Any], threads: int | None, folder: Path) -> list[dict[str, Any]]:
     """`celebctl gen` itself: the first time, when every file is hashed, and again."""
-    from processes import run
+    from benchmarks.processes import run
 
     words = [sys.executable, "-m", "celebctl", "--json", "gen", wanted["prompt"], "--seed", "1", "--device", "cpu"]
     words += ["--steps", str(wanted["steps"]), "--bundle", str(bundle), "-o", "drawn.png", "--force"]
@@ -221,7 +221,7 @@ def main() -> int:
         said = draw(Path(args.model), given["wanted"], args.threads, Path(given["out"]), given["started"])
         print(json.dumps(said))
         return 0
-    from processes import machine, run
+    from benchmarks.processes import machine, run
 
     wanted: dict[str, Any] = {"prompt": args.prompt, "steps": args.steps}
     if args.size:

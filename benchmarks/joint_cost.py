@@ -1,8 +1,8 @@
 """What a person costs when several are learned together: seconds for 1, 2, 4, 8 and 16 people in one call.
 
-    python benchmarks/joint_cost.py                                  # the curve, ten to fifteen minutes
-    python benchmarks/joint_cost.py --people 1 2 --steps 5 --repeat 1 --out /tmp/a.json --chart /tmp/a.png
-    python benchmarks/joint_cost.py --ways inside                    # the other way's figures stay in the file
+    python -m benchmarks.joint_cost                                  # the curve, ten to fifteen minutes
+    python -m benchmarks.joint_cost --people 1 2 --steps 5 --repeat 1 --out /tmp/a.json --chart /tmp/a.png
+    python -m benchmarks.joint_cost --ways inside                    # the other way's figures stay in the file
 
 Measured in two ways: `learn_people` within a process that has the model open, and `celebctl learn` as a process from
 start to finish. Of several repeats the fastest counts, for whatever else a machine does only ever adds to the time.
@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from processes import cores, machine, run
+from benchmarks.processes import cores, machine, run
 
 HERE = Path(__file__).resolve().parent
 FIRST = 3000  # seed of the first portrait

@@ -1,13 +1,13 @@
 """Two people in one picture: who stands where, how like themselves, with and without ``gen --layout``.
 
-    python benchmarks/layout.py                             # 16 pairs of unseen people, 4 prompts, 2 seeds
-    python benchmarks/layout.py --people 4 --seeds 1        # a quick look
+    python -m benchmarks.layout                             # 16 pairs of unseen people, 4 prompts, 2 seeds
+    python -m benchmarks.layout --people 4 --seeds 1        # a quick look
 
 Drawn by the exported runtime on one and the same bundle, from the same noise; the judge is the one of likeness.py,
 which neither learning nor drawing ever used. Rows: the plain prompt; the layout that says what the prompt says
 (first-named on the left); and the layout against the prompt, first-named on the right, which no prompt can have; and,
 of all three, the pictures of couples, prompts and seeds in which the plain prompt did not draw both. Per picture:
-whether both people are in it, on whichever side (the best matching of faces to names, as in `celebctl eval`), whether
+whether both people are in it, on whichever side (the best match_faces of faces to names, as in `celebctl eval`), whether
 each is on their side, likeness as a share of what true
 pictures of the same scene reach, whether the caption holds. What is drawn is kept in ``--work``: the same command goes
 on from there.
@@ -24,18 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from likeness import PAIRS, folder, stated, true_looks
 from numpy.typing import NDArray
 
+from benchmarks.likeness import PAIRS, folder, reference_scores, stated
 from celebctl.basis.basis import CelebBasis, build_basis
-from celebctl.evaluation.image_metrics import matching
-from celebctl.evaluation.world_scorer import Judged, Jury
+from celebctl.evaluation.image_metrics import match_faces
+from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from celebctl.learning.config import PRESETS
 from celebctl.learning.trainer import learn_people
 from celebctl_export import export_bundle
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
-from celebctl_models.mini.world import Wanted, draw_portrait, person
+from celebctl_models.mini.world import PromptFacts, draw_portrait, person
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.files import atomic_write
@@ -108,10 +108,10 @@ def strangers(
     return [Identity.load(_file(work, seed)) for seed in seeds]
 
 
-def jury_of(parts: DiffusionParts) -> Jury:
+def jury_of(parts: DiffusionParts) -> WorldScorer:
     """The judges that a model brings."""
     finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
-    return Jury(folder(parts.card.scoring_dir, "judges"), finder)
+    return WorldScorer(folder(parts.card.scoring_dir, "judges"), finder)
 
 
 def _file(work: Path, seed: int) -> Path:
@@ -120,14 +120,14 @@ def _file(work: Path, seed: int) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """What pictures are made and judged with. people: n, neighbours are the pairs; looks: (prompt, first-named on the
+    """What pictures are made and judged with. people: n, ring_partners are the pairs; looks: (prompt, first-named on the
     left) -> two true pictures of every pair, judged. log: where judged pictures are kept, ``known`` what is there."""
 
     bundle: Bundle
     backend: OrtBackend
-    jury: Jury
+    scorer: WorldScorer
     people: Sequence[Identity]
-    looks: Mapping[tuple[int, bool], Sequence[Sequence[Judged]]]
+    looks: Mapping[tuple[int, bool], Sequence[Sequence[ImageScores]]]
     log: Path
     known: dict[str, dict[str, Any]]
 
@@ -145,9 +145,9 @@ class Studio:
             names = [who.name for who in pair]
             request = Request(prompt.format(*names), seed=seed, layout=text.format(*names))
             begun = time.monotonic()
-            picture = generate(self.bundle, self.backend, request, guests=pair)[0]
+            picture = generate(self.bundle, self.backend, request, overrides=pair)[0]
             seconds = time.monotonic() - begun
-            judged = self.jury.look([np.asarray(picture.image)], 2)[0]
+            judged = self.scorer.score([np.asarray(picture.image)], faces=2)[0]
             self.known[key] = asdict(judge(judged, np.stack(truth), wanted, seconds))
             atomic_write(self.log, json.dumps(self.known).encode())
         return Shot(**self.known[key])
@@ -170,16 +170,16 @@ def couples(shots: Shots, plain: Shots | None = None) -> list[list[Shot]]:
     return [[shots[at] for at in chosen if at[0] == first] for first in sorted({at[0] for at in chosen})]
 
 
-def judge(seen: Judged, truth: Floats, wanted: Wanted, seconds: float) -> Shot:
+def judge(seen: ImageScores, truth: Floats, wanted: PromptFacts, seconds: float) -> Shot:
     """truth: (2 renders, 2 places, F) features of true pictures, as it is wanted."""
     ceiling = float((truth[0] * truth[1]).sum(1).mean())
     floor = float((truth[0, 0] @ truth[1, 1] + truth[0, 1] @ truth[1, 0]) / 2)
-    caption = float(np.mean(stated(wanted, True, seen.said)))
+    caption = float(np.mean(stated(wanted, True, seen.attributes)))
     if len(seen.features) < 2:
         return Shot(False, False, floor, ceiling, floor, caption, seconds)
     cosine = seen.features @ truth.mean(0).T  # (made, true)
     right = bool(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0])
-    order = list(matching(cosine))
+    order = list(match_faces(cosine))
     assigned = bool((cosine[[0, 1], order] > cosine[[0, 1], order[::-1]]).all())
     return Shot(assigned, right, float(np.trace(cosine) / 2), ceiling, floor, caption, seconds)
 
@@ -209,14 +209,16 @@ def line_of(row: Row) -> str:
         (row.right, row.right_interval),
         (row.likeness, row.likeness_interval),
     )
-    told = " | ".join(f"{value:.3f} ± {half:.3f}" for value, half in pairs)
-    return f"{row.pictures} | {told} | {row.caption:.3f} | {row.seconds:.2f}"
+    shares = " | ".join(f"{value:.3f} ± {half:.3f}" for value, half in pairs)
+    return f"{row.pictures} | {shares} | {row.caption:.3f} | {row.seconds:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--people", type=int, default=16, help="neighbours are the pairs, so there are as many of them")
+    parser.add_argument(
+        "--people", type=int, default=16, help="ring_partners are the pairs, so there are as many of them"
+    )
     parser.add_argument("--first", type=int, default=1000, help="seed of the first person")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair and prompt")
     parser.add_argument("--together", type=int, default=8, help="people per learn call")
@@ -227,20 +229,20 @@ def main() -> None:
     args = parser.parse_args()
     seeds = [args.first + i for i in range(args.people)]
     parts = load_parts(args.model)
-    basis, jury = build_basis(parts), jury_of(parts)
+    basis, scorer = build_basis(parts), jury_of(parts)
     work = args.work / parts.weights_digest  # what other weights learned and drew is not gone on from
     people = strangers(parts, basis, seeds, work, args.together)
     place = work / "bundle"
     bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, average=basis.mean)
     z = np.stack([person(seed) for seed in seeds])
     looks = {
-        (p, ahead): [true_looks(jury, left, wanted, 77 * 10**6 * r + 1000 * p, right) for r in (1, 2)]
+        (p, ahead): [reference_scores(scorer, left, wanted, 77 * 10**6 * r + 1000 * p, right) for r in (1, 2)]
         for p, (_, wanted) in enumerate(PAIRS)
         for ahead, left, right in ((True, z, np.roll(z, -1, 0)), (False, np.roll(z, -1, 0), z))
     }
     log = work / "shots.json"
     known: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.exists() else {}
-    studio = Studio(bundle, OrtBackend(bundle, "cpu", args.threads), jury, people, looks, log, known)
+    studio = Studio(bundle, OrtBackend(bundle, "cpu", args.threads), scorer, people, looks, log, known)
     figures: dict[str, object] = {}
     plain: Shots = {}
     print(HEAD, flush=True)

@@ -1,7 +1,7 @@
 """How good mini is, and how well people are learned on it, judged by networks that neither training nor learning used.
 
-    python benchmarks/likeness.py                          # the full table: 24 unseen people, 3 seeds
-    python benchmarks/likeness.py --people 6 --seeds 1     # a quick look
+    python -m benchmarks.likeness                          # the full table: 24 unseen people, 3 seeds
+    python -m benchmarks.likeness --people 6 --seeds 1     # a quick look
 
 Everything is a ratio (gen - floor) / (ceiling - floor) of the judge's cosines: ``gen`` between a generated face and
 fresh renders of the same person under the same prompt, ``ceiling`` between two fresh renders of the same person,
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,18 @@ import torch
 from numpy.typing import NDArray
 
 from celebctl.basis.basis import build_basis
-from celebctl.evaluation.image_metrics import confirmed
-from celebctl.evaluation.prompts import WORLD
-from celebctl.evaluation.references import pixels_of, wanted_of
+from celebctl.evaluation.image_metrics import statements_met
+from celebctl.evaluation.prompts import WORLD_PROMPTS
+from celebctl.evaluation.references import stated_scene, to_images
 from celebctl.evaluation.runner import ModelGenerator
-from celebctl.evaluation.world_scorer import Judged, Jury
+from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from celebctl.learning.config import PRESETS, LearnConfig
 from celebctl.learning.sampling import People, rows_of
 from celebctl.learning.trainer import learn_people
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.names import name_book
-from celebctl_models.mini.world import Wanted, draw_portrait, fresh_renders, person
+from celebctl_models.mini.world import PromptFacts, draw_portrait, fresh_renders, person
 from celebctl_runtime.errors import NotFoundError
 
 Floats = NDArray[np.float32]
@@ -43,20 +43,20 @@ Doubles = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
 #: The prompts of `celebctl eval` for one person, style apart, and for two learned people; seeds follow their order.
-SINGLE: tuple[tuple[str, Wanted], ...] = tuple(
-    (prompt.text, wanted_of(prompt)) for prompt in WORLD if prompt.people == 1 and prompt.category != "style"
+SINGLE: tuple[tuple[str, PromptFacts], ...] = tuple(
+    (prompt.text, stated_scene(prompt)) for prompt in WORLD_PROMPTS if prompt.people == 1 and prompt.category != "style"
 )
-PAIRS: tuple[tuple[str, Wanted], ...] = tuple(
-    (prompt.text, wanted_of(prompt)) for prompt in WORLD if prompt.category == "pair"
+PAIRS: tuple[tuple[str, PromptFacts], ...] = tuple(
+    (prompt.text, stated_scene(prompt)) for prompt in WORLD_PROMPTS if prompt.category == "pair"
 )
-ORDINARY = asdict(Wanted())
+ORDINARY = asdict(PromptFacts())
 HEAD = """\
 | who | likeness (of ceiling) | of celebrities' | caption | both sides right | likeness in pairs | face found |
 |---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cohort:
     """The people of one measurement: prompt names (or ``<x>`` placeholders), their true looks, their learned rows."""
 
     names: list[str]
@@ -86,18 +86,20 @@ def folder(found: Path | None, what: str) -> Path:
     return found
 
 
-def true_looks(jury: Jury, z: Floats, wanted: Wanted, first_seed: int, partner: Floats | None = None) -> list[Judged]:
-    """What the jury says of fresh renders of people ``z`` (n, F), alone or with ``partner`` (n, F) on the right."""
+def reference_scores(
+    scorer: WorldScorer, z: Floats, wanted: PromptFacts, first_seed: int, partner: Floats | None = None
+) -> list[ImageScores]:
+    """Scores of fresh renders of people ``z`` (n, F), alone or with ``partner`` (n, F) on the right."""
     seeds = [first_seed + i for i in range(len(z))]
     rendered = fresh_renders(z, partner=partner, wanted=[wanted] * len(z), seeds=seeds)
-    return jury.look(pixels_of(rendered), 1 if partner is None else 2)
+    return scorer.score(to_images(rendered), faces=1 if partner is None else 2)
 
 
 def in_batches(parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: People) -> list[Pixels]:
-    return ModelGenerator(parts, rows).draw(prompts, seeds)
+    return ModelGenerator(parts, rows).generate(prompts, seeds)
 
 
-def one(judged: Judged) -> Floats | None:
+def one(judged: ImageScores) -> Floats | None:
     return judged.features[0] if len(judged.features) else None
 
 
@@ -105,34 +107,34 @@ def mean_cosine(a: Sequence[Floats | None], b: Sequence[Floats | None], missing:
     return np.array([missing if x is None or y is None else float(x @ y) for x, y in zip(a, b, strict=True)])
 
 
-def stated(wanted: Wanted, two: bool, said: dict[str, str]) -> list[bool]:
+def stated(wanted: PromptFacts, two: bool, attributes: Mapping[str, str]) -> list[bool]:
     """For everything the prompt states (and how many people): is it what the picture shows?"""
-    return confirmed({k: v for k, v in asdict(wanted).items() if v != ORDINARY[k]}, 2 if two else 1, said)
+    return statements_met({k: v for k, v in asdict(wanted).items() if v != ORDINARY[k]}, 2 if two else 1, attributes)
 
 
 def singles(
-    parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int
+    parts: DiffusionParts, scorer: WorldScorer, cohort: Cohort, seeds: int
 ) -> tuple[Doubles, dict[str, tuple[float, float]], float, float]:
     """Ratios (people, prompts), per-prompt (likeness, caption), caption accuracy and detection over all pictures."""
-    n = len(cast.names)
+    n = len(cohort.names)
     ratios = np.zeros((n, len(SINGLE)))
     by_prompt: dict[str, tuple[float, float]] = {}
     captions: list[bool] = []
     found: list[bool] = []
     for p, (text, wanted) in enumerate(SINGLE):
-        truth = [true_looks(jury, cast.z, wanted, 10**6 * (r + 1) + 1000 * p) for r in range(2)]
+        truth = [reference_scores(scorer, cohort.z, wanted, 10**6 * (r + 1) + 1000 * p) for r in range(2)]
         a, b = ([one(j) for j in side] for side in truth)
         floor = float(np.mean([mean_cosine(a, b[k:] + b[:k], 0.0).mean() for k in range(1, min(n, 8))]))
         ceiling = mean_cosine(a, b, floor)
         scores: list[Doubles] = []
         right: list[bool] = []
-        prompts = [text.format(name) for name in cast.names]
+        prompts = [text.format(name) for name in cohort.names]
         for s in range(seeds):
             noise = [500 + 97 * s + 13 * p + 1009 * i for i in range(n)]
-            judged = jury.look(in_batches(parts, prompts, noise, cast.rows))
+            judged = scorer.score(in_batches(parts, prompts, noise, cohort.rows))
             made = [one(j) for j in judged]
             scores.append((mean_cosine(made, a, floor) + mean_cosine(made, b, floor)) / 2)
-            right += [ok for j in judged for ok in stated(wanted, False, j.said)]
+            right += [ok for j in judged for ok in stated(wanted, False, j.attributes)]
             found += [m is not None for m in made]
         ratios[:, p] = (np.mean(scores, 0) - floor) / (ceiling.mean() - floor)
         by_prompt[text.format("X")] = (float(ratios[:, p].mean()), float(np.mean(right)))
@@ -140,23 +142,24 @@ def singles(
     return ratios, by_prompt, float(np.mean(captions)), float(np.mean(found))
 
 
-def pairs(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> tuple[float, float, float]:
-    """(both on the right side, likeness ratio, caption accuracy) over neighbours of the cast."""
-    n = len(cast.names)
+def pairs(parts: DiffusionParts, scorer: WorldScorer, cohort: Cohort, seeds: int) -> tuple[float, float, float]:
+    """(both on the right side, likeness ratio, caption accuracy) over ring_partners of the cohort."""
+    n = len(cohort.names)
     other = [(i + 1) % n for i in range(n)]
     right_side: list[bool] = []
     likeness: list[tuple[float, float, float]] = []  # (made, ceiling, floor)
     captions: list[bool] = []
     for p, (text, wanted) in enumerate(PAIRS):
         truth = [
-            true_looks(jury, cast.z, wanted, 77 * 10**6 * (r + 1) + 1000 * p, partner=cast.z[other]) for r in range(2)
+            reference_scores(scorer, cohort.z, wanted, 77 * 10**6 * (r + 1) + 1000 * p, partner=cohort.z[other])
+            for r in range(2)
         ]
         whole = [all(len(t[i].features) == 2 for t in truth) for i in range(n)]
-        prompts = [text.format(cast.names[i], cast.names[other[i]]) for i in range(n)]
+        prompts = [text.format(cohort.names[i], cohort.names[other[i]]) for i in range(n)]
         for s in range(seeds):
             noise = [900 + 89 * s + 17 * p + 1013 * i for i in range(n)]
-            for i, judged in enumerate(jury.look(in_batches(parts, prompts, noise, cast.rows), 2)):
-                captions += stated(wanted, True, judged.said)
+            for i, judged in enumerate(scorer.score(in_batches(parts, prompts, noise, cohort.rows), faces=2)):
+                captions += stated(wanted, True, judged.attributes)
                 if not whole[i]:
                     continue
                 true_a, true_b = truth[0][i].features, truth[1][i].features
@@ -172,9 +175,9 @@ def pairs(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> tuple[fl
     return float(np.mean(right_side)), float((made - floor) / (ceiling - floor)), float(np.mean(captions))
 
 
-def measure(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> Score:
-    ratios, by_prompt, caption, detected = singles(parts, jury, cast, seeds)
-    sides, pair_likeness, pair_caption = pairs(parts, jury, cast, seeds)
+def measure(parts: DiffusionParts, scorer: WorldScorer, cohort: Cohort, seeds: int) -> Score:
+    ratios, by_prompt, caption, detected = singles(parts, scorer, cohort, seeds)
+    sides, pair_likeness, pair_caption = pairs(parts, scorer, cohort, seeds)
     per_person = ratios.mean(1)
     interval = 1.96 * float(per_person.std(ddof=1)) / len(per_person) ** 0.5 if len(per_person) > 1 else 0.0
     share = len(PAIRS) / (len(SINGLE) + len(PAIRS))
@@ -189,15 +192,15 @@ def measure(parts: DiffusionParts, jury: Jury, cast: Cast, seeds: int) -> Score:
     )
 
 
-def celebrities(count: int, seed: int = 5) -> Cast:
+def celebrities(count: int, seed: int = 5) -> Cohort:
     book = name_book()
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(book.names))[:count]
-    return Cast([book.names[i] for i in chosen], book.celebrities()[chosen], {})
+    return Cohort([book.names[i] for i in chosen], book.celebrities()[chosen], {})
 
 
 def learned(
     parts: DiffusionParts, config: LearnConfig, count: int, together: int, first: int = 1000
-) -> tuple[Cast, float]:
+) -> tuple[Cohort, float]:
     """Learn ``count`` strangers from one portrait each, ``together`` at a time; returns them and seconds per call."""
     analyser = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
     basis = build_basis(parts, release=config.names == "release")
@@ -212,7 +215,7 @@ def learned(
         )
         spent.append(time.monotonic() - begun)
         rows |= {p.name: rows_of(p) for p in people}
-    return Cast([f"<p{s}>" for s in seeds], np.stack([person(s) for s in seeds]), rows), float(np.mean(spent))
+    return Cohort([f"<p{s}>" for s in seeds], np.stack([person(s) for s in seeds]), rows), float(np.mean(spent))
 
 
 def row(name: str, score: Score, against: Score | None) -> str:
@@ -236,9 +239,9 @@ def main() -> None:
     args = parser.parse_args()
     parts = load_parts(args.model)
     finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
-    jury = Jury(folder(parts.card.scoring_dir, "judges"), finder)
+    scorer = WorldScorer(folder(parts.card.scoring_dir, "judges"), finder)
     print(HEAD, flush=True)
-    base = measure(parts, jury, celebrities(args.people), args.seeds)
+    base = measure(parts, scorer, celebrities(args.people), args.seeds)
     print(row("the model's own celebrities", base, None), flush=True)
     figures: dict[str, Any] = {"celebrities": asdict(base)}
     for preset in args.presets:
@@ -246,8 +249,8 @@ def main() -> None:
         for change in args.set:
             field, value = change.split("=", 1)
             config = replace(config, **{field: type(getattr(config, field))(value)})
-        cast, seconds = learned(parts, config, args.people, args.together)
-        score = measure(parts, jury, cast, args.seeds)
+        cohort, seconds = learned(parts, config, args.people, args.together)
+        score = measure(parts, scorer, cohort, args.seeds)
         print(
             row(f"unseen people, {preset}", score, base) + f" learn {args.together} together: {seconds:.1f} s",
             flush=True,

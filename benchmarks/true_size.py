@@ -1,8 +1,8 @@
 """Does celebctl hold at the true size of Stable Diffusion 1.5, and what does it cost? Random weights, real commands.
 
-    python benchmarks/true_size.py                     # everything: about 15 minutes and 7 GB of disk on two cores
-    python benchmarks/true_size.py --reduced           # 256 px and one step of learning
-    python benchmarks/true_size.py --stages export gen --folder DIR --keep      # some stages, over what DIR holds
+    python -m benchmarks.true_size                     # everything: about 15 minutes and 7 GB of disk on two cores
+    python -m benchmarks.true_size --reduced           # 256 px and one step of learning
+    python -m benchmarks.true_size --stages export gen --folder DIR --keep      # some stages, over what DIR holds
 
 Stages: `build` writes the model; `learn`, `export` and `gen` are celebctl's own commands, each in a process of its own;
 `predict` counts operations. Of every process the peak of its resident memory and its wall time are written down.
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from processes import cores, machine, run
+from benchmarks.processes import cores, machine, run
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("build", "learn", "export", "gen", "predict")
@@ -91,7 +91,7 @@ def size_of(folder: Path) -> int:
 
 
 def predict() -> dict[str, Any]:
-    from true_size_flops import count_operations, predict_memory, predict_times
+    from benchmarks.true_size_flops import count_operations, predict_memory, predict_times
 
     counted = count_operations()
     return {

@@ -1,8 +1,8 @@
 """Does the export hold for Stable Diffusion 1.5, 2.1 and XL at their true size, and what does it cost?
 
-    python benchmarks/true_size_export.py                          # all three in half precision
-    python benchmarks/true_size_export.py --families sdxl          # one; figures of the others stay in the file
-    python benchmarks/true_size_export.py --families sd15 --dtype fp32
+    python -m benchmarks.true_size_export                          # all three in half precision
+    python -m benchmarks.true_size_export --families sdxl          # one; figures of the others stay in the file
+    python -m benchmarks.true_size_export --families sd15 --dtype fp32
 
 Random weights, celebctl's own commands, each in a process of its own: `export` (which measures every graph against
 torch) and one step of `gen` through the bundle at 512 px. Peak of resident memory and wall time of each are written
@@ -20,9 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from processes import cores, machine, run
-from true_size import size_of, worst
-from true_size_model import PARAMETERS
+from benchmarks.processes import cores, machine, run
+from benchmarks.true_size import size_of, worst
+from benchmarks.true_size_model import PARAMETERS
 
 HERE = Path(__file__).resolve().parent
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from true_size_model import text_encoder, unet, vae
-from true_size_shapes import text_encoders
-from true_size_shapes import unet as unet_of
+
+from benchmarks.true_size_model import text_encoder, unet, vae
+from benchmarks.true_size_shapes import text_encoders
+from benchmarks.true_size_shapes import unet as unet_of
 
 VIEWS = 800  # of the published setting: 400 steps of 2
 KEPT, LOOKS, LOOK_STEPS = 48, 4, 15  # views encoded once; drawn looks at the person on the way, and their steps

@@ -1,7 +1,7 @@
 """Stable Diffusion at its true size with random weights: the shapes, the vocabulary and the bytes, and no meaning.
 
-    python benchmarks/true_size_model.py FOLDER                      # 1.5
-    python benchmarks/true_size_model.py FOLDER --family sdxl        # or sd21
+    python -m benchmarks.true_size_model FOLDER                      # 1.5
+    python -m benchmarks.true_size_model FOLDER --family sdxl        # or sd21
 
 The networks have the published configurations and so the published numbers of parameters, which is checked. Weights are
 written in float16: 2.1, 2.6 and 6.9 GB. The tokenizer is a byte-pair encoding of CLIP's own layout and size; its merges
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from true_size_shapes import UNET_PARAMETERS, text_encoders
-from true_size_shapes import unet as later_unet
 
+from benchmarks.true_size_shapes import UNET_PARAMETERS, text_encoders
+from benchmarks.true_size_shapes import unet as later_unet
 from celebctl_models.names import WELL_KNOWN
 
 #: Parameters of the published checkpoints, by folder.

@@ -1,7 +1,7 @@
 """People as vectors: what the likeness dial, mixing, inventing and `nearest` are worth, judged on mini.
 
-    python benchmarks/vectors.py --work DIR                 # 16 unseen people, 24 invented, 3 pictures each
-    python benchmarks/vectors.py --work DIR --people 4 --invented 4
+    python -m benchmarks.vectors --work DIR                 # 16 unseen people, 24 sampled_identity, 3 pictures each
+    python -m benchmarks.vectors --work DIR --people 4 --sampled_identity 4
 
 Agreement is the mean cosine of the judge's features between pictures of the same person under different prompts; the
 judge is the one of likeness.py. ``celebctl mix`` goes in a straight line, which brings two unlike people nearer to the
@@ -20,21 +20,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from layout import jury_of, strangers
-from likeness import in_batches, true_looks
 from numpy.typing import NDArray
 
+from benchmarks.layout import jury_of, strangers
+from benchmarks.likeness import in_batches, reference_scores
 from celebctl.basis.basis import CelebBasis, build_basis
-from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, invented, mixed
+from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, mixed, sampled_identity
 from celebctl.basis.text_features import readings
-from celebctl.evaluation.world_scorer import Jury
-from celebctl.learning.instant import strangers_of
+from celebctl.evaluation.scorers import WorldScorer
+from celebctl.learning.instant import identity_prior
 from celebctl.learning.sampling import rows_of
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.mini.names import name_book
-from celebctl_models.mini.world import Wanted, person
+from celebctl_models.mini.world import PromptFacts, person
 from celebctl_runtime.identity import Identity
-from celebctl_runtime.prompting.likeness import dialled
+from celebctl_runtime.prompting.likeness import scale_identity
 
 Doubles = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ImageScores:
     """Pictures of n people. means: (n, F) unit rows; agreement: (n,), of a person's own pictures; others: mean cosine
     between different people; found: share of pictures with a face; caption: share of what is stated that is seen."""
 
@@ -58,7 +58,7 @@ class Seen:
     found: float
     caption: float
 
-    def told(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         interval = 1.96 * float(self.agreement.std(ddof=1)) / len(self.agreement) ** 0.5
         return {
             "agreement": float(self.agreement.mean()), "interval": interval, "others": self.others,
@@ -66,22 +66,24 @@ class Seen:
         }  # fmt: skip
 
 
-def see(parts: DiffusionParts, jury: Jury, people: Sequence[Identity | str]) -> Seen:
+def see(parts: DiffusionParts, scorer: WorldScorer, people: Sequence[Identity | str]) -> ImageScores:
     """Draw everybody under every prompt; a name is drawn as it is, an identity by its rows."""
     rows = {who.name: rows_of(who) for who in people if isinstance(who, Identity)}
     called = [f"<{who.name}>" if isinstance(who, Identity) else who for who in people]
     prompts = [text.format(name) for name in called for text, _ in PROMPTS]
     seeds = [70 + 1009 * i + 31 * p for i in range(len(people)) for p in range(len(PROMPTS))]
-    judged = jury.look(in_batches(parts, prompts, seeds, rows))
+    judged = scorer.score(in_batches(parts, prompts, seeds, rows))
     width = max(one.features.shape[1] for one in judged)
     features = np.stack([one.features[0] if len(one.features) else np.zeros(width) for one in judged])
     features = features.astype(np.float64).reshape(len(people), len(PROMPTS), width)
-    right = [said.said[k] == v for said, i in zip(judged, range(len(judged)), strict=True)
+    right = [said.attributes[k] == v for said, i in zip(judged, range(len(judged)), strict=True)
              for k, v in PROMPTS[i % len(PROMPTS)][1].items()]  # fmt: skip
     cosines = np.einsum("npf,nqf->npq", features, features)[:, *np.triu_indices(len(PROMPTS), 1)]
     means = features.mean(1) / np.maximum(np.linalg.norm(features.mean(1), axis=1, keepdims=True), 1e-9)
     others = (means @ means.T)[np.triu_indices(len(people), 1)]
-    return Seen(means, cosines.mean(1), float(others.mean()), float(features.any(-1).mean()), float(np.mean(right)))
+    return ImageScores(
+        means, cosines.mean(1), float(others.mean()), float(features.any(-1).mean()), float(np.mean(right))
+    )
 
 
 def kept_distance(mix: Identity, one: Identity, other: Identity, basis: CelebBasis) -> Identity:
@@ -95,33 +97,33 @@ def kept_distance(mix: Identity, one: Identity, other: Identity, basis: CelebBas
 
 
 def measure_mixes(
-    parts: DiffusionParts, jury: Jury, people: Sequence[Identity], basis: CelebBasis
+    parts: DiffusionParts, scorer: WorldScorer, people: Sequence[Identity], basis: CelebBasis
 ) -> dict[str, object]:
     half = len(people) // 2
     pairs = list(zip(people[:half], people[half : 2 * half], strict=True))
-    parents = see(parts, jury, people[: 2 * half])
+    parents = see(parts, scorer, people[: 2 * half])
     straight = [mixed(pair, (0.5, 0.5), f"m{i}") for i, pair in enumerate(pairs)]
     kept = [kept_distance(mix, *pair, basis) for mix, pair in zip(straight, pairs, strict=True)]
-    figures: dict[str, object] = {"parents": parents.told()}
+    figures: dict[str, object] = {"parents": parents.to_dict()}
     for name, mixes in (("straight line", straight), ("distance kept", kept)):
-        seen = see(parts, jury, mixes)
+        seen = see(parts, scorer, mixes)
         near = np.stack([(seen.means * parents.means[k : k + half]).sum(1) for k in (0, half)])
-        figures[name] = {**seen.told(), "to both": float(near.mean()), "to the farther": float(near.min(0).mean())}
+        figures[name] = {**seen.to_dict(), "to both": float(near.mean()), "to the farther": float(near.min(0).mean())}
     return figures
 
 
 def measure_dial(
-    parts: DiffusionParts, jury: Jury, people: Sequence[Identity], z: Doubles, basis: CelebBasis
+    parts: DiffusionParts, scorer: WorldScorer, people: Sequence[Identity], z: Doubles, basis: CelebBasis
 ) -> dict[str, object]:
     """Share of likeness -> how like the true person pictures are (mean cosine), and what ``Seen`` tells."""
-    true = [true_looks(jury, z.astype(np.float32), Wanted(), 10**6 * r) for r in (1, 2)]
+    true = [reference_scores(scorer, z.astype(np.float32), PromptFacts(), 10**6 * r) for r in (1, 2)]
     looks = np.stack([np.mean([look[i].features[0] for look in true], 0) for i in range(len(people))])
     figures: dict[str, object] = {}
     for share in SHARES:
-        moved = [replace(one, embeddings=dialled(one.embeddings, basis.mean, share)) for one in people]
-        seen = see(parts, jury, moved)
+        moved = [replace(one, embeddings=scale_identity(one.embeddings, basis.mean, share)) for one in people]
+        seen = see(parts, scorer, moved)
         likeness = (seen.means * looks).sum(1) / np.linalg.norm(looks, axis=1)
-        figures[f"{share:g}"] = {"likeness": float(likeness.mean()), **seen.told()}
+        figures[f"{share:g}"] = {"likeness": float(likeness.mean()), **seen.to_dict()}
     return figures
 
 
@@ -162,26 +164,26 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--people", type=int, default=16)
     parser.add_argument("--first", type=int, default=1000, help="seed of the first person")
-    parser.add_argument("--invented", type=int, default=24)
+    parser.add_argument("--sampled_identity", type=int, default=24)
     parser.add_argument("--together", type=int, default=8, help="people per learn call")
     parser.add_argument("--work", type=Path, required=True, help="where learned people are kept")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     parts = load_parts(args.model)
-    basis, jury = build_basis(parts), jury_of(parts)
+    basis, scorer = build_basis(parts), jury_of(parts)
     seeds = [args.first + i for i in range(args.people)]
     people = strangers(parts, basis, seeds, args.work / parts.weights_digest, args.together)
     celebrities = celebrities_of(parts)
     shuffled: list[int] = np.random.Generator(np.random.PCG64(5)).permutation(len(celebrities.names)).tolist()
-    chosen = [celebrities.names[i] for i in shuffled[: args.invented]]
-    model, met = (parts.family, parts.table_hash), strangers_of(parts, basis)
-    nobody = [invented(f"n{k}", k, celebrities, basis, model, met)[0] for k in range(args.invented)]
+    chosen = [celebrities.names[i] for i in shuffled[: args.sampled_identity]]
+    model, met = (parts.family, parts.table_hash), identity_prior(parts, basis)
+    nobody = [sampled_identity(f"n{k}", k, celebrities, basis, model, met)[0] for k in range(args.sampled_identity)]
     z = np.stack([person(seed) for seed in seeds]).astype(np.float64)
     figures = {
-        "likeness": measure_dial(parts, jury, people, z, basis),
-        "mix": measure_mixes(parts, jury, people, basis),
-        "celebrities": see(parts, jury, chosen).told(),
-        "invent": see(parts, jury, nobody).told(),
+        "likeness": measure_dial(parts, scorer, people, z, basis),
+        "mix": measure_mixes(parts, scorer, people, basis),
+        "celebrities": see(parts, scorer, chosen).to_dict(),
+        "invent": see(parts, scorer, nobody).to_dict(),
         "nearest": measure_nearest(parts, people, z, celebrities, basis),
     }
     text = json.dumps(figures, indent=1)

@@ -1,14 +1,11 @@
-"""What tests of benchmarks/ share: where its modules lie, and a basis that stands for a model's own."""
+"""A random celeb basis for tests of benchmarks/."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 
 from celebctl.basis.basis import CelebBasis
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 D, K = 32, 6
 
 

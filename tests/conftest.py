@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -368,23 +367,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Any]:
-    """The modules of benchmarks/, found as the commands find them."""
-    from benchmark_fakes import BENCHMARKS
-
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield {
-            name: import_module(name)
-            for name in (
-                "baselines.comparing",
-                "baselines.methods",
-                "baselines.training",
-                "baselines.tuning",
-                "ablations",
-                "clarity",
-                "baselines_picture",
-            )
-        }
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def bench() -> dict[str, Any]:
+    """Modules of benchmarks/ by name."""
+    names = ("comparing", "methods", "training", "tuning", "picture")
+    modules = {f"baselines.{name}": import_module(f"benchmarks.baselines.{name}") for name in names}
+    return modules | {name: import_module(f"benchmarks.{name}") for name in ("ablations", "clarity")}

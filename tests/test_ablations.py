@@ -1,4 +1,4 @@
-"""Ablations change one thing: a changed basis starts from the same people, and the command tells what it measured."""
+"""Ablations change one thing: a changed basis starts from the same people, and the command reports its metrics."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_a_changed_basis_starts_from_the_same_people(
         assert after == pytest.approx(kept, abs=2e-2)
 
 
-def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> None:
+def test_direct_coefficients_start_where_the_mapper_does(bench: Any) -> None:
     direct = bench["ablations"].DirectMapper(random_basis(), LearnConfig(), torch.Generator().manual_seed(0))
     plain = bench["ablations"].CoefficientMapper(random_basis(), LearnConfig(), torch.Generator().manual_seed(0))
     features = torch.nn.functional.normalize(torch.randn(3, 512), dim=1)
-    assert torch.equal(direct.units(features), plain.units(features))
+    assert torch.equal(direct.normalized(features), plain.normalized(features))
     learned = [name for name, p in direct.named_parameters() if p.requires_grad]
     assert learned == ["written"] and direct.written.shape == (3, 2 * 2 * K // 2)
     from celebctl.learning.mapper import PretrainedMapper
@@ -68,34 +68,37 @@ def test_coefficients_of_their_own_begin_where_the_mapper_does(bench: Any) -> No
     kinds: list[Any] = [bench["ablations"].DirectMapper, type(plain)]
     begun = [kind(random_basis(), LearnConfig(), torch.Generator()) for kind in kinds]
     for mapper in begun:
-        mapper.start_from_fitted(fitted)
-    assert torch.equal(begun[0].units(features), begun[1].units(features)) and bool(begun[1].units(features).any())
+        mapper.init_from_pretrained(fitted)
+    assert torch.equal(begun[0].normalized(features), begun[1].normalized(features)) and bool(
+        begun[1].normalized(features).any()
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "variants"), [("pooled", ["apart", "pooled"]), ("names", ["25", "50"]), ("mask", ["0", "0.05"])]
 )
-def test_an_ablation_learns_with_what_it_changes_and_tells(
+def test_an_ablation_learns_with_its_changes_and_reports(
     name: str, variants: list[str], bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """The command itself on mini: two people, one step, one prompt."""
+    from celebctl.evaluation.cohorts import PeopleLearner
     from celebctl.evaluation.prompts import Prompt
 
     ablations = bench["ablations"]
-    learn, asked = ablations.learn_strangers, list[Any]()
+    asked: list[Any] = []
 
-    def learned(parts: Any, finder: Any, config: Any, basis: Any, *rest: Any) -> Any:
-        asked.append((basis.hash, basis.names, config.background))
-        return learn(parts, finder, config, basis, *rest)
+    def learner(parts: Any, finder: Any, config: Any, basis: Any, *rest: Any) -> Any:
+        asked.append((basis.hash, basis.names, config.background_weight))
+        return PeopleLearner(parts, finder, config, basis, *rest)
 
-    monkeypatch.setattr(ablations, "WORLD", (Prompt("reconstruction", "a photo of {}", {}),))
-    monkeypatch.setattr(ablations, "learn_strangers", learned)
+    monkeypatch.setattr(ablations, "WORLD_PROMPTS", (Prompt("reconstruction", "a photo of {}", {}),))
+    monkeypatch.setattr(ablations, "PeopleLearner", learner)
     words = ["--people", "2", "--steps", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["ablations.py", name, *words, "--variants", *variants])
     ablations.main()
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in table] == [
-        "who", "---", *variants, f"beside {variants[0]}", "---", variants[1],
+        "cohort", "---", *variants, f"beside {variants[0]}", "---", variants[1],
     ]  # fmt: skip
     document = json.loads((tmp_path / f"ablation-{name}.json").read_text())
     assert [one["title"] for one in document["variants"]] == variants and document["settings"]["people"] == 2
@@ -105,7 +108,7 @@ def test_an_ablation_learns_with_what_it_changes_and_tells(
     page = (tmp_path / f"ablation-{name}.html").read_text()
     assert "data:image/svg+xml" in page and all(f"{value:.3f}" in page for value in likeness)
     (one, other), work = asked, tmp_path / "work" / name
-    people = [work / ablations.slug(variant) / "learned" / "p1000.safetensors" for variant in variants]
+    people = [work / ablations.file_stem(variant) / "learned" / "p1000.safetensors" for variant in variants]
     if name == "mask":
         assert one[0] == other[0] and (one[2], other[2]) == (0.0, 0.05)
     else:

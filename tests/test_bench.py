@@ -1,4 +1,4 @@
-"""The speed report: what its numbers mean, who may take part, and that a missing rival is said and harms nothing."""
+"""The speed report: ratios, limits, contenders, and a missing baseline."""
 
 from __future__ import annotations
 
@@ -22,22 +22,16 @@ from PIL import Image
 
 from celebctl.bench import worker
 from celebctl.bench.chart import draw_report
+from celebctl.bench.contenders import Contender
+from celebctl.bench.report import ratios, report
 from celebctl.bench.roofline import gpu_peak, machine
-from celebctl.bench.runner import (
-    Contender,
-    Score,
-    WorkerProcess,
-    hold,
-    largest_difference,
-    ratios,
-    report,
-    step_seconds,
-)
+from celebctl.bench.runner import Measurements, Timings, WorkerProcess, largest_difference, run_benchmark, step_seconds
 from celebctl.bench.worker import SCHEDULERS
 from celebctl.cli import main
 from celebctl.cli.app import app
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import NotFoundError, SetupError
+from celebctl_runtime.progress import Progress
 from celebctl_runtime.request import SAMPLERS, Request
 
 SETTINGS = {
@@ -53,19 +47,19 @@ SETTINGS = {
     "cold_rounds": 2,
     "threads": 1,
 }
-NOTHING: dict[str, Any] = {"count": None, "peak": None, "differences": {}}
+NOTHING = Measurements()
 
 
-def scores() -> list[Score]:
-    ours = Score("celebctl cpu", False, "cpu", {"device": "cpu"})
+def some_timings() -> list[Timings]:
+    ours = Timings("celebctl cpu", False, "cpu", {"device": "cpu"})
     ours.cold, ours.first, ours.picture, ours.step = [1.0, 2.0], [0.5], [0.1, 0.2, 0.1], [0.01, 0.02, 0.01]
-    theirs = Score("diffusers cpu", True, "cpu", {"device": "cpu"})
+    theirs = Timings("diffusers cpu", True, "cpu", {"device": "cpu"})
     theirs.cold, theirs.first, theirs.picture, theirs.step = [5.0, 8.0], [4.0], [0.2, 0.4, 0.3], [0.02, 0.04, 0.02]
     ours.memory, theirs.memory = 100 << 20, 250 << 20
     return [ours, theirs]
 
 
-def entrant(bundle: Path, **changes: Any) -> Contender:
+def contender(bundle: Path, **changes: Any) -> Contender:
     request = {"prompt": "a", "steps": 3, "guidance": 2.5, "sampler": "ddim", "width": 32, "height": 32}
     spec = {"kind": "celebctl", "bundle": str(bundle), "engines": "none", "device": "cpu", "threads": 1}
     spec |= {"request": {**request, "seed": 0, "identities": []}}
@@ -74,29 +68,29 @@ def entrant(bundle: Path, **changes: Any) -> Contender:
 
 def test_ratios_are_medians_of_pairs_within_a_round() -> None:
     """A machine that slows down for a whole round slows down both, so pairs are compared and not medians."""
-    (ratio,) = ratios(scores())
+    (ratio,) = ratios(some_timings())
     assert ratio.values == {"cold": 4.5, "first": 8.0, "picture": 2.0, "step": 2.0, "memory": 2.5}
 
 
-def test_contestants_on_other_chips_are_not_compared() -> None:
-    ours, theirs = scores()
-    theirs.chip = "cuda"
+def test_contenders_on_other_hardware_are_not_compared() -> None:
+    ours, theirs = some_timings()
+    theirs.device_type = "cuda"
     assert ratios([ours, theirs]) == []
 
 
 def test_a_loop_that_ends_all_steps_at_once_has_no_time_per_step() -> None:
     assert step_seconds([0.1, 0.3, 0.5, 0.8]) == pytest.approx(0.2)
     assert math.isnan(step_seconds([0.8])) and step_seconds([0.8], 0.6, 4) == pytest.approx(0.15)
-    ours, theirs = scores()
+    ours, theirs = some_timings()
     ours.step = [math.nan] * 3
     document = report([ours, theirs], NOTHING, SETTINGS, machine())
-    assert document["contestants"][0]["step_ms"] is None and "step" not in document["ratios"][0]["values"]
+    assert document["contenders"][0]["step_ms"] is None and "step" not in document["ratios"][0]["values"]
     assert "NaN" not in json.dumps(document)
 
 
 def test_the_limit_is_operations_over_peak() -> None:
-    extras = {"count": {"step": 2e9}, "peak": {"flops": 400e9, "source": "measured"}, "differences": {}}
-    document = report(scores(), extras, SETTINGS, machine())
+    extras = Measurements({"step": 2e9}, {"flops": 400e9, "source": "measured"})
+    document = report(some_timings(), extras, SETTINGS, machine())
     row = document["roofline"][0]
     assert row["floor_ms_per_step"] == 5.0 and row["share_of_limit"] == 0.5 and row["source"] == "measured"
 
@@ -108,13 +102,13 @@ def test_peaks_of_gpus_are_found_by_name() -> None:
     }
     flops = [None if peak is None else peak["flops"] for peak in found.values()]
     assert flops == [989.4e12, 756e12, 989.5e12, None]
-    assert gpu_peak("NVIDIA H200", "fp32") is None, "no peak of one dtype is told for another"
+    assert gpu_peak("NVIDIA H200", "fp32") is None, "peaks are per dtype"
 
 
-def on_gpu() -> tuple[list[Score], dict[str, Any]]:
-    found = scores()
+def on_gpu() -> tuple[list[Timings], dict[str, Any]]:
+    found = some_timings()
     for score, device in zip(found, ("cuda", "NVIDIA H200"), strict=True):
-        score.chip, score.facts = "cuda", {"device": device}
+        score.device_type, score.facts = "cuda", {"device": device}
     found[0].gpu_memory, found[1].gpu_memory = 2 << 30, 5 << 30
     return found, {"gpus": ["NVIDIA H200, driver 580.1"], "cpu": "one", "cores": 1, "packages": {}}
 
@@ -122,10 +116,10 @@ def on_gpu() -> tuple[list[Score], dict[str, Any]]:
 @pytest.mark.parametrize(("dtype", "names"), [("fp16", ["celebctl cpu", "diffusers cpu"]), ("fp32", [])])
 def test_the_limit_is_that_of_the_dtype_and_the_gpu(dtype: str, names: list[str]) -> None:
     found, gpu = on_gpu()
-    extras = {"count": {"step": 1e12}, "peak": {"flops": 4e11, "source": "measured"}, "differences": {}}
+    extras = Measurements({"step": 1e12}, {"flops": 4e11, "source": "measured"})
     document = report(found, extras, {**SETTINGS, "dtype": dtype}, gpu)
     assert [row["name"] for row in document["roofline"]] == names
-    half = report(scores(), extras, {**SETTINGS, "dtype": "fp16"}, machine())
+    half = report(some_timings(), extras, {**SETTINGS, "dtype": "fp16"}, machine())
     assert half["roofline"] == [], "the CPU's peak is measured in float32"
 
 
@@ -133,8 +127,8 @@ def test_memory_of_the_gpu_is_compared_and_drawn() -> None:
     found, gpu = on_gpu()
     document = report(found, NOTHING, SETTINGS, gpu)
     assert document["ratios"][0]["values"]["gpu_memory"] == 2.5
-    assert [row["gpu_memory_mib"] for row in document["contestants"]] == [2048, 5120]
-    assert draw_report(document).height > draw_report(report(scores(), NOTHING, SETTINGS, gpu)).height
+    assert [row["gpu_memory_mib"] for row in document["contenders"]] == [2048, 5120]
+    assert draw_report(document).height > draw_report(report(some_timings(), NOTHING, SETTINGS, gpu)).height
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
@@ -149,11 +143,11 @@ def test_memory_of_the_gpu_is_known_where_processes_are_not(tmp_path: Path, monk
     assert (worker.gpu_memory(), worker.used_on_gpus()) == (0, 0)
 
 
-def test_our_variants_are_compared_with_us() -> None:
-    ours, theirs = scores()
-    plain = replace(theirs, name="celebctl cpu, plain graphs", rival=False)
+def test_variants_are_compared_with_the_default() -> None:
+    ours, theirs = some_timings()
+    plain = replace(theirs, name="celebctl cpu, plain graphs", baseline=False)
     assert [(ratio.ours, ratio.theirs) for ratio in ratios([ours, plain])] == [("celebctl cpu", plain.name)]
-    assert "missing" in report([ours, plain], NOTHING, SETTINGS, machine()), "we are no rival of ourselves"
+    assert "no_baseline" in report([ours, plain], NOTHING, SETTINGS, machine()), "variants are not a baseline"
 
 
 @pytest.mark.parametrize("target", ["bench-speed", "bench-gpu"])
@@ -182,12 +176,12 @@ def test_what_make_times_is_a_command_line(target: str) -> None:
         assert given["device"] == ["cuda", "trt"] and given["compiled"] and given["variants"]
 
 
-def test_a_report_without_a_rival_says_so_and_can_be_drawn() -> None:
-    document = report(scores()[:1], NOTHING, SETTINGS, machine())
-    assert "no comparison" in document["missing"]
-    alone, both = draw_report(document), draw_report(report(scores(), NOTHING, SETTINGS, machine()))
+def test_a_report_without_a_baseline_says_so_and_has_a_chart() -> None:
+    document = report(some_timings()[:1], NOTHING, SETTINGS, machine())
+    assert "no comparison" in document["no_baseline"]
+    alone, both = draw_report(document), draw_report(report(some_timings(), NOTHING, SETTINGS, machine()))
     assert alone.width == both.width and alone.height < both.height
-    blue, orange = (31, 98, 158), (208, 100, 26)
+    blue, orange = (0, 114, 178), (213, 94, 0)
     colours = [{colour for _, colour in image.getcolors(1 << 20) or []} for image in (alone, both)]
     assert blue in colours[0] and orange not in colours[0] and {blue, orange} <= colours[1]
 
@@ -199,37 +193,43 @@ def test_every_sampler_has_a_scheduler_of_diffusers() -> None:
         assert hasattr(diffusers, name)
 
 
-def test_a_worker_draws_the_same_picture_for_the_same_seed(tmp_path: Path) -> None:
+def test_a_worker_generates_the_same_image_for_the_same_seed(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
-    seat = WorkerProcess(entrant(bundle.path))
+    worker_process = WorkerProcess(contender(bundle.path))
     try:
         paths = [Path(), Path(), Path()]
         for number, seed in enumerate((4, 5, 4)):
-            drawn = seat.ask("draw", seed=seed)
+            drawn = worker_process.ask("generate", seed=seed)
             assert drawn["seconds"] > 0 and len(drawn["marks"]) == 3
-            paths[number] = Path(seat.ask("save", path=str(tmp_path / f"{number}.png"))["path"])
+            paths[number] = Path(worker_process.ask("save", path=str(tmp_path / f"{number}.png"))["path"])
         assert largest_difference(paths[0], paths[2]) == 0 < largest_difference(paths[0], paths[1])
-        assert seat.ask("memory")["bytes"] > 1 << 20
-        assert seat.ask("peak")["peak"]["flops"] > 1e8
+        assert worker_process.ask("memory")["bytes"] > 1 << 20
+        assert worker_process.ask("peak")["peak"]["flops"] > 1e8
     finally:
-        seat.leave()
+        worker_process.close()
 
 
-def test_a_workers_error_keeps_its_kind_and_a_dead_one_is_told(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="celebctl cpu: there is no bundle"):
-        WorkerProcess(entrant(tmp_path / "nowhere"))
+def test_a_workers_error_keeps_its_class_and_a_failed_cold_start_raises(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="celebctl cpu: "):
+        WorkerProcess(contender(tmp_path / "nowhere"))
     bundle = write_bundle(tmp_path / "bundle")
-    with pytest.raises(SetupError, match="drew nothing: ouch"):
+    with pytest.raises(SetupError, match="ouch") as caught:
         dying = (sys.executable, "-c", "raise SystemExit('ouch')")
-        hold([Contender("celebctl cpu", entrant(bundle.path).spec, dying)], rounds=1, cold_rounds=1)
+        run_benchmark([Contender("celebctl cpu", contender(bundle.path).spec, dying)], rounds=1, cold_rounds=1)
+    assert caught.value.reason == "cold_start_failed"
 
 
-def test_a_rival_that_cannot_take_part_is_noted_and_left_out(tmp_path: Path) -> None:
-    bundle, notes = write_bundle(tmp_path / "bundle"), list[str]()
-    rival = Contender("diffusers cpu", {**entrant(bundle.path).spec, "kind": "diffusers", "bundle": "", "request": 3}, ())
-    found, extras = hold([entrant(bundle.path), rival], rounds=2, cold_rounds=0, note=notes.append)
+def test_a_baseline_that_cannot_start_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle, events = write_bundle(tmp_path / "bundle"), list[Progress]()
+    baseline = Contender(
+        "diffusers cpu", {**contender(bundle.path).spec, "kind": "diffusers", "bundle": "", "request": 3}, ()
+    )
+    found, extras = run_benchmark([contender(bundle.path), baseline], rounds=2, cold_rounds=0, progress=events.append)
     assert [score.name for score in found] == ["celebctl cpu"] and len(found[0].picture) == 2
-    assert extras["count"] is None and "diffusers cpu is left out" in notes[0]
+    assert extras.operations is None and "diffusers cpu" in caplog.text
+    assert [event.step for event in events] == [1, 2, 3, 4, 5] and {event.total for event in events} == {5}
 
 
 def test_bench_needs_no_diffusers(
@@ -242,25 +242,25 @@ def test_bench_needs_no_diffusers(
 
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    words = ["bench", "a", "--bundle", str(bundle.path), "--rounds", "1", "--cold", "1", "--variants", "--json"]
+    words = ["bench", "a", "--bundle", str(bundle.path), "--rounds", "1", "--cold-starts", "1", "--variants", "--json"]
     assert main([*words, "--chart", str(tmp_path / "c.png")]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
-    assert [row["name"] for row in document["contestants"]] == ["celebctl cpu", "celebctl cpu, plain graphs"]
+    assert [row["name"] for row in document["contenders"]] == ["celebctl cpu", "celebctl cpu, plain graphs"]
     (ratio,) = document["ratios"]
     assert ratio["theirs"] == "celebctl cpu, plain graphs" and ratio["values"].keys() >= {"cold", "picture", "step"}
-    assert set(document["moving"]) == {"import_s", "add_ms", "add_command_s"} and bundle.manifest.identities == {}
-    assert Bundle.open(bundle.path, verify="full").names == (), "nobody moves into the real bundle"
-    assert "diffusers not installed" in err and "missing" in document and document["contestants"][0]["cold"] > 0
+    assert set(document["add_person"]) == {"import_s", "add_ms", "add_command_s"} and bundle.manifest.identities == {}
+    assert Bundle.open(bundle.path, verify="full").names == (), "the real bundle does not change"
+    assert "diffusers not installed" in err and "no_baseline" in document and document["contenders"][0]["cold"] > 0
     with Image.open(tmp_path / "c.png") as chart:
         assert chart.width > 1000 and chart.height > 100
 
 
-def test_the_rival_is_diffusers_on_the_same_weights_and_noise() -> None:
-    """What is timed beside us draws what our own networks draw, and counts the operations of a step."""
+def test_the_baseline_is_diffusers_on_the_same_weights_and_noise() -> None:
+    """The baseline generates the same image as our networks, and counts the operations of a step."""
     torch: Any = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    from celebctl.bench.worker import Diffusers
+    from celebctl.bench.worker import DiffusersWorker
     from celebctl.learning.sampling import draw
     from celebctl_models.checkpoints.diffusion import load_parts
     from celebctl_models.checkpoints.registry import locate
@@ -270,12 +270,12 @@ def test_the_rival_is_diffusers_on_the_same_weights_and_noise() -> None:
         "model": str(locate("mini").path), "device": "cpu", "threads": torch.get_num_threads(), "dtype": "fp32",
         "compile": False, "request": {**request.to_json(), "width": 64, "height": 64},
     }  # fmt: skip
-    rival = Diffusers(spec)
-    drawn, parts = rival.draw(3), load_parts("mini")
+    baseline = DiffusersWorker(spec)
+    drawn, parts = baseline.generate(3), load_parts("mini")
     (ours,) = draw(parts, [request.prompt], [3], {}, steps=4, guidance=2.5, sampler="ddim", fast=False)
     assert np.abs(np.asarray(drawn.image, np.int16) - ours.astype(np.int16)).max() <= 2
     assert len(drawn.marks) == 4 and drawn.marks == sorted(drawn.marks) and drawn.marks[-1] < drawn.seconds
-    counted = rival.count()
+    counted = baseline.count()
     assert counted is not None and counted["step"] > 1e9 and 0 < counted["decode"] < counted["step"]
-    facts = rival.facts()
+    facts = baseline.facts()
     assert (facts["engine"], facts["device"], facts.get("compiled")) == ("diffusers", "cpu", None)

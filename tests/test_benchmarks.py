@@ -6,7 +6,6 @@ Figures come from the commands themselves; here everything runs on random miniat
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import BENCHMARKS, random_basis
+from benchmark_fakes import random_basis
 from PIL import Image
 
 from celebctl.basis.basis import CelebBasis
 from celebctl.evaluation.intervals import estimate
-from celebctl.evaluation.metrics import CohortMetrics, Person
+from celebctl.evaluation.metrics import CohortMetrics, Row
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
@@ -45,18 +44,18 @@ def _random_basis_of(parts: DiffusionParts) -> CelebBasis:
 
 
 @pytest.fixture
-def house(bench: Any, tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch) -> Any:
+def setup(bench: Any, tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The tiny model, whose words are few: alice and bob stand for rare words."""
     methods = bench["baselines.methods"]
     monkeypatch.setattr(methods, "RARE", ("alice", "bob"))
     monkeypatch.setattr(methods, "build_basis", _random_basis_of)
     small = replace(tiny_parts, card=replace(tiny_parts.card, defaults={**tiny_parts.card.defaults, "steps": 2}))
-    return bench["baselines.training"].House(small, None, budget=8)
+    return bench["baselines.training"].Setup(small, None, budget=8)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_method_learns_within_its_budget_and_leaves_the_frozen_model_alone(
-    name: str, bench: Any, house: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, bench: Any, setup: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "lora":
         pytest.importorskip("peft")
@@ -64,38 +63,39 @@ def test_a_method_learns_within_its_budget_and_leaves_the_frozen_model_alone(
     seen: list[int] = []
     loss = training.denoising_loss
 
-    def counted(house: Any, unet: Any, x0: Any, *rest: Any) -> Any:
+    def counted(setup: Any, unet: Any, x0: Any, *rest: Any) -> Any:
         seen.append(len(x0))
-        return loss(house, unet, x0, *rest)
+        return loss(setup, unet, x0, *rest)
 
     monkeypatch.setattr(training, "denoising_loss", counted)
     subjects = [training.Subject(n, Image.new("RGB", (96, 96), c)) for n, c in (("ann", "red"), ("tom", "blue"))]
-    before = fingerprint(house.parts)
+    before = fingerprint(setup.parts)
     for people in (subjects[:1], subjects):
         seen.clear()
-        result = method.learn(house, people, training.Dial(1e-2, batch=4, data="script"), 1)
-        assert sum(seen) == house.budget * len(people)
+        result = method.learn(setup, people, training.Hyperparameters(1e-2, batch=4, data="script"), 1)
+        assert sum(seen) == setup.budget * len(people)
         prompts = ["a portrait of <ann>", "<ann> and <tom> playing chess"][: len(people)]
-        drawn = result.artist.draw(prompts, [1] * len(prompts))
+        drawn = result.generator.generate(prompts, [1] * len(prompts))
         assert len(drawn) == len(prompts) and drawn[0].dtype == np.uint8
-        assert result.bytes > 0 and result.seconds > 0
-    assert fingerprint(house.parts) == before
+        assert result.payload_bytes > 0 and result.seconds > 0
+    assert fingerprint(setup.parts) == before
 
 
-def test_what_was_learned_is_drawn(bench: Any, house: Any) -> None:
+def test_what_was_learned_is_drawn(bench: Any, setup: Any) -> None:
     training, methods = bench["baselines.training"], bench["baselines.methods"].METHODS
     subject = training.Subject("ann", Image.new("RGB", (96, 96), "red"))
     for name in ("ti1", "dreambooth", "custom"):
         slow, fast = (
-            methods[name].learn(house, [subject], training.Dial(rate, data="script"), 1) for rate in (1e-9, 0.3)
+            methods[name].learn(setup, [subject], training.Hyperparameters(rate, data="script"), 1)
+            for rate in (1e-9, 0.3)
         )
-        pictures = [result.artist.draw(["a portrait of <ann>"], [1])[0] for result in (slow, fast)]
+        pictures = [result.generator.generate(["a portrait of <ann>"], [1])[0] for result in (slow, fast)]
         assert not np.array_equal(*pictures), name
 
 
 def some_figures(title: str, likeness: float) -> CohortMetrics:
     """Three people, each a little different."""
-    people: dict[str, Person] = {
+    people: dict[str, Row] = {
         f"p{i}": {"likeness": likeness + 0.01 * i, "prompt_fidelity": 1.0, "pair_likeness": None} for i in range(3)
     }
     summary = {key: estimate(row[key] for row in people.values()) for key in ("likeness", "prompt_fidelity")}
@@ -115,24 +115,24 @@ def test_earlier_methods_stay_beside_those_of_this_run(bench: Any, tmp_path: Pat
 def test_a_lead_is_taken_person_by_person(bench: Any) -> None:
     comparing, (one, two) = bench["baselines.comparing"], (some_figures("one", 0.7), some_figures("two", 0.6))
     ahead = comparing.lead(one, two, "likeness")
-    assert ahead.mean == pytest.approx(0.1) and ahead.half < 1e-9, "the same people: no spread in the difference"
+    assert ahead.mean == pytest.approx(0.1) and ahead.half_width < 1e-9, "the same people: no spread in the difference"
     assert "ahead" in comparing.verdict(ahead) and "behind" in comparing.verdict(comparing.lead(two, one, "likeness"))
     assert "no difference" in comparing.verdict(comparing.lead(one, two, "prompt_fidelity"))
     assert comparing.lead(one, two, "pair_likeness") is None
     two.people["p2"]["prompt_fidelity"] = 0.9
-    head, cells = comparing.lead_rows(one, [two])
-    assert comparing.room(two).mean == pytest.approx(0.05), "couples: (p0, p1) without a mistake, and p2"
+    head, cells = comparing.lead_table(one, [two])
+    assert comparing.headroom(two).mean == pytest.approx(0.05), "couples: (p0, p1) without a mistake, and p2"
     assert len(head) == len(cells[0]) and cells[0][-1].startswith("+0.0500 ±")
 
 
 def test_parts_share_couples_and_leave_nobody_out(bench: Any) -> None:
     comparing = bench["baselines.comparing"]
-    assert comparing.part("2/3") == (2, 3) and comparing.couples_in((2, 3), 10) == [2, 3, 8, 9]
-    assert comparing.couples_in((1, 1), 4) == [0, 1, 2, 3]
-    assert sorted(i for k in (1, 2, 3) for i in comparing.couples_in((k, 3), 10)) == list(range(10))
+    assert comparing.parse_part("2/3") == (2, 3) and comparing.people_of_part((2, 3), 10) == [2, 3, 8, 9]
+    assert comparing.people_of_part((1, 1), 4) == [0, 1, 2, 3]
+    assert sorted(i for k in (1, 2, 3) for i in comparing.people_of_part((k, 3), 10)) == list(range(10))
     for wrong in ("0/8", "9/8", "2", "two/8"):
         with pytest.raises(ValueError):
-            comparing.part(wrong)
+            comparing.parse_part(wrong)
 
 
 def test_a_sweep_keeps_what_it_knows_and_finds_the_best(bench: Any, tmp_path: Path) -> None:
@@ -183,13 +183,13 @@ def test_a_sweep_goes_on_where_a_dial_helps_and_looks_at_the_rates_again(bench: 
 
 def test_methods_are_shown_side_by_side(bench: Any) -> None:
     """Of every couple the first person alone and both together, each method in its column."""
-    from celebctl.evaluation.prompts import WORLD
+    from celebctl.evaluation.prompts import WORLD_PROMPTS
     from celebctl.evaluation.results import Sample, SubjectRecord
     from celebctl.evaluation.runner import thumbnail
     from celebctl.evaluation.scorers import ImageScores
 
-    shown, seen = bench["baselines_picture"], ImageScores(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
-    numbers = [next(i for i, prompt in enumerate(WORLD) if prompt.text == text) for text in shown.PROMPTS]
+    shown, seen = bench["baselines.picture"], ImageScores(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
+    numbers = [next(i for i, prompt in enumerate(WORLD_PROMPTS) if prompt.text == text) for text in shown.PROMPTS]
 
     def records(level: int) -> list[SubjectRecord]:
         def shot(number: int, draw: int, value: int) -> Sample:
@@ -206,31 +206,30 @@ def test_methods_are_shown_side_by_side(bench: Any) -> None:
 
 def test_the_harness_means_by_likeness_what_the_likeness_benchmark_means(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random judgements, some faces missing, through both."""
-    from celebctl.evaluation.metrics import figures
-    from celebctl.evaluation.prompts import WORLD
+
+    from celebctl.evaluation.metrics import compute_metrics
+    from celebctl.evaluation.prompts import WORLD_PROMPTS
     from celebctl.evaluation.references import render_seed
     from celebctl.evaluation.results import Sample, SubjectRecord
     from celebctl.evaluation.runner import noise_seed
     from celebctl.evaluation.scorers import ImageScores
-    from celebctl.evaluation.world_scorer import Scores
 
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    likeness: Any = import_module("likeness")
+    likeness: Any = import_module("benchmarks.likeness")
     people, seeds = 5, 2
     said = {"two": "one", "place": "plain", "act": "nothing", "expression": "neutral", "worn": "nothing"}
-    prompts = [p for p in WORLD if p.category in ("reconstruction", "action", "expression", "pair")]
+    prompts = [p for p in WORLD_PROMPTS if p.category in ("reconstruction", "action", "expression", "pair")]
 
     def face(person: int, key: int) -> Any:
         row = np.random.default_rng(person).normal(size=12) + 0.5 * np.random.default_rng([person, key]).normal(size=12)
         return (row / np.linalg.norm(row)).astype(np.float32)
 
-    def seen(person: int, two: bool, key: int) -> Scores:
+    def seen(person: int, two: bool, key: int) -> ImageScores:
         shown = [person, (person + 1) % people] if two else [person]
         missing = not two and key % 7 == 0
         rows = [] if missing else [face(one, key) for one in shown]
-        return Scores(np.array(rows, np.float32).reshape(len(rows), 12), {**said, "two": "two" if two else "one"})
+        return image_scores(np.array(rows, np.float32).reshape(len(rows), 12), {**said, "two": "two" if two else "one"})
 
-    def true_looks(jury: Any, z: Any, wanted: Any, first_seed: int, partner: Any = None) -> list[Scores]:
+    def reference_scores(scorer: Any, z: Any, wanted: Any, first_seed: int, partner: Any = None) -> list[ImageScores]:
         return [seen(i, partner is not None, first_seed + i) for i in range(people)]
 
     drawn: dict[int, tuple[int, bool]] = {}
@@ -244,43 +243,43 @@ def test_the_harness_means_by_likeness_what_the_likeness_benchmark_means(monkeyp
             for s in range(seeds):
                 key = noise_seed(prompt.people, k, s, person)
                 drawn[key] = (person, two)
-                made.append(Sample(number, s, as_seen(ImageScores, seen(person, two, key))))
+                made.append(Sample(number, s, seen(person, two, key)))
             for r in range(2):
                 key = render_seed(prompt.people, k, r) + person
-                truth.append(Sample(number, r, as_seen(ImageScores, seen(person, two, key))))
+                truth.append(Sample(number, r, seen(person, two, key)))
         records.append(SubjectRecord(f"p{person}", tuple(made), tuple(truth)))
 
-    class Jury:
-        def look(self, pictures: list[int], faces: int = 1) -> list[Scores]:
-            return [seen(*drawn[key], key) for key in pictures]
+    class FakeScorer:
+        def score(self, images: list[int], texts: Any = (), faces: int = 1) -> list[ImageScores]:
+            return [seen(*drawn[key], key) for key in images]
 
-    monkeypatch.setattr(likeness, "true_looks", true_looks)
+    monkeypatch.setattr(likeness, "reference_scores", reference_scores)
     monkeypatch.setattr(likeness, "in_batches", lambda parts, texts, noise, rows: noise)  # pyright: ignore
-    cast = likeness.Cast([f"p{i}" for i in range(people)], np.zeros((people, 1), np.float32), {})
-    theirs = likeness.measure(None, Jury(), cast, seeds)
-    ours = figures("people", records, prompts)
+    cast = likeness.Cohort([f"p{i}" for i in range(people)], np.zeros((people, 1), np.float32), {})
+    theirs = likeness.measure(None, FakeScorer(), cast, seeds)
+    ours = compute_metrics("people", records, prompts)
     values = {name: value.mean for name, value in ours.summary.items() if value is not None}
     assert values["likeness"] == pytest.approx(theirs.likeness, abs=1e-5)
     assert values["pair_likeness"] == pytest.approx(theirs.pair_likeness, abs=1e-5)
-    assert (values["detected"], values["left_right_accuracy"]) == pytest.approx((theirs.detected, theirs.sides))
+    assert (values["detection_rate"], values["left_right_accuracy"]) == pytest.approx((theirs.detected, theirs.sides))
 
 
-def as_seen(kind: Any, judged: Any) -> Any:
-    return kind(judged.features, np.zeros((len(judged.features), 3), np.float32), judged.said)
+def image_scores(features: Any, attributes: dict[str, str]) -> Any:
+    from celebctl.evaluation.scorers import ImageScores
+
+    return ImageScores(features, np.zeros((len(features), 3), np.float32), attributes)
 
 
 def test_people_on_the_wrong_sides_are_there_and_failed_prompts_have_a_row_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from celebctl.evaluation.world_scorer import Scores
 
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    layout: Any = import_module("layout")
+    layout: Any = import_module("benchmarks.layout")
     truth = np.broadcast_to(np.eye(2, 8, dtype=np.float32), (2, 2, 8))
     said = {"two": "two", "place": "plain", "act": "nothing", "expression": "neutral", "worn": "nothing"}
 
     def shot(*faces: int) -> Any:
-        seen = Scores(np.eye(2, 8, dtype=np.float32)[list(faces)].reshape(len(faces), 8), said)
+        seen = image_scores(np.eye(2, 8, dtype=np.float32)[list(faces)].reshape(len(faces), 8), said)
         return layout.judge(seen, truth, layout.PAIRS[0][1], 0.1)
 
     told = [(shot(*faces).assigned, shot(*faces).right) for faces in ((0, 1), (1, 0), (0, 0), (1,))]

@@ -1,4 +1,4 @@
-"""Clarity: margins of what was asked for, methods of earlier runs, true pictures beside everybody's."""
+"""Clarity: logit margins, methods of earlier runs, reference images."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import pytest
 pytest.importorskip("torch")
 
 
-def test_clarity_is_the_margin_of_what_was_asked_for(bench: Any) -> None:
+def test_clarity_is_the_logit_margin_of_the_stated_words(bench: Any) -> None:
     from celebctl.evaluation.prompts import Prompt
     from celebctl.evaluation.results import Sample, SubjectRecord
     from celebctl.evaluation.runner import thumbnail
     from celebctl.evaluation.scorers import ImageScores
 
-    class Jury:
+    class FakeScorer:
         def __init__(self) -> None:
             self.vocabulary = {"two": ["one", "two"], "place": ["beach", "snow", "city"]}
 
-        def scores(self, pictures: Any) -> Any:
-            assert all(picture.shape == (16, 16, 3) for picture in pictures)
-            return [{"two": np.array([3.0, 1.0]), "place": np.array([0.5, 4.0, 1.0])} for _ in pictures]
+        def attribute_logits(self, images: Any) -> Any:
+            assert all(picture.shape == (16, 16, 3) for picture in images)
+            return [{"two": np.array([3.0, 1.0]), "place": np.array([0.5, 4.0, 1.0])} for _ in images]
 
     clarity, seen = bench["clarity"], ImageScores(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
     picture = thumbnail(np.zeros((16, 16, 3), np.uint8))
     prompts = [Prompt("action", "{} in the snow", {"place": "snow"}), Prompt("pair", "{} and {} on the beach")]
     record = SubjectRecord("p", tuple(Sample(i, 0, seen, picture) for i in (0, 0, 1)), ())
-    assert clarity.clarity(Jury(), record, prompts) == pytest.approx(((2 + 3) / 2 * 2 - 2) / 3)
+    assert clarity.clarity(FakeScorer(), record, prompts) == pytest.approx(((2 + 3) / 2 * 2 - 2) / 3)
 
 
 def test_clarity_of_methods_measured_before_is_kept(
@@ -46,14 +46,14 @@ def test_clarity_of_methods_measured_before_is_kept(
     out.write_text(json.dumps({"model": "mini", "weights": weights, "methods": before}))
     (tmp_path / "work" / "clean").mkdir(parents=True)
 
-    def people_of(jury: Any, folder: Path) -> dict[str, float]:
+    def people_of(scorer: Any, folder: Path) -> dict[str, float]:
         return {"p1": 4.5, "p2": 6.0}
 
-    def true_people(panel: Any, folder: Path) -> dict[str, float]:
+    def reference_people(scorer: Any, folder: Path) -> dict[str, float]:
         return {"p1": 5.0, "p2": 6.5}
 
     monkeypatch.setattr(module, "people_of", people_of)
-    monkeypatch.setattr(module, "true_people", true_people)
+    monkeypatch.setattr(module, "reference_people", reference_people)
     monkeypatch.setattr(sys, "argv", ["clarity.py", "--work", str(tmp_path / "work"), "--out", str(out)])
     module.main()
     found = json.loads(out.read_text())["methods"]
@@ -64,27 +64,27 @@ def test_clarity_of_methods_measured_before_is_kept(
     assert module.earlier(out, "another", weights) == module.earlier(out, "mini", "other weights") == {}
 
 
-def test_true_pictures_of_a_comparison_show_its_own_people(
+def test_reference_images_show_the_people_of_the_comparison(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The people come from the comparison's settings, and the reader sees two true pictures of every prompt."""
-    from celebctl.evaluation.prompts import WORLD
-    from celebctl.evaluation.scorers import WorldImageScorer
+    """The people come from the comparison's settings, with two reference images of every prompt."""
+    from celebctl.evaluation.prompts import WORLD_PROMPTS
+    from celebctl.evaluation.scorers import WorldScorer
     from celebctl_models.checkpoints.diffusion import load_parts
     from celebctl_models.faces.analysis import InsightFaceAnalyser
 
     (tmp_path / "settings.json").write_text(json.dumps({"people": [9300, 9301]}))
     card = load_parts("mini").card
     assert card.scoring_dir is not None and card.faces_dir is not None
-    panel = WorldImageScorer(card.scoring_dir, InsightFaceAnalyser(card.faces_dir))
+    scorer = WorldScorer(card.scoring_dir, InsightFaceAnalyser(card.faces_dir))
     seen: list[int] = []
-    scores = panel.scores
+    logits = scorer.attribute_logits
 
     def counting(pictures: Any) -> Any:
         seen.append(len(pictures))
-        return scores(pictures)
+        return logits(pictures)
 
-    monkeypatch.setattr(panel, "scores", counting)
-    found = bench["clarity"].true_people(panel, tmp_path)
-    assert list(found) == ["p9300", "p9301"] and seen == [2 * len(WORLD)] * 2
-    assert min(found.values()) > 8.0, "true pictures show clearly what was asked for"
+    monkeypatch.setattr(scorer, "attribute_logits", counting)
+    found = bench["clarity"].reference_people(scorer, tmp_path)
+    assert list(found) == ["p9300", "p9301"] and seen == [2 * len(WORLD_PROMPTS)] * 2
+    assert min(found.values()) > 8.0, "reference images show the statements clearly"

@@ -14,17 +14,15 @@ from PIL import Image
 
 from celebctl_runtime.bundle.bundle import Bundle
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+def script(name: str) -> Any:
     """Import a module of benchmarks/ by name."""
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    return importlib.import_module
+    return importlib.import_module(f"benchmarks.{name}")
 
 
-def test_a_process_is_measured_and_its_failure_is_no_figure(script: Any, tmp_path: Path) -> None:
+def test_a_process_is_measured_and_its_failure_raises(tmp_path: Path) -> None:
     processes = script("processes")
     code = "import json, time; block = bytearray(200_000_000); time.sleep(0.2); print(json.dumps({'made': 3}))"
     done = processes.run([sys.executable, "-c", code], tmp_path)
@@ -36,7 +34,7 @@ def test_a_process_is_measured_and_its_failure_is_no_figure(script: Any, tmp_pat
         processes.run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
-def test_the_cost_curve_is_drawn_for_any_numbers(script: Any, tmp_path: Path) -> None:
+def test_the_cost_curve_accepts_missing_series(tmp_path: Path) -> None:
     for counts, first in (((1,), 0.3), ((1, 2, 4, 8, 16), 300.0)):
         rows = [
             {"people": n, "steps": 5, "seconds_per_person": first / n, "process_seconds_per_person": 2 * first / n}
@@ -50,7 +48,7 @@ def test_the_cost_curve_is_drawn_for_any_numbers(script: Any, tmp_path: Path) ->
             assert picture.size == (900, 500) and len(picture.convert("RGB").getcolors(2**20) or ()) > 50
 
 
-def test_a_prediction_says_that_it_is_one(script: Any) -> None:
+def test_a_prediction_is_marked_as_predicted() -> None:
     flops = script("true_size_flops")
     parts = ("unet_forward", "unet_forward_backward", "text_encoder_forward_backward", "vae_encode", "vae_decode")
     said = flops.predict_times(dict.fromkeys(parts, 1e12))
@@ -62,9 +60,7 @@ def test_a_prediction_says_that_it_is_one(script: Any) -> None:
         )
 
 
-def test_what_a_person_costs_is_measured_without_the_networks(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_person_costs_is_measured_without_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adding = script("adding")
     names = ("text_encoder.data", "text_encoder_2.data", "step.data", "vae_decoder.data", "vae_encoder.data")
     for name, value in (
@@ -76,15 +72,17 @@ def test_what_a_person_costs_is_measured_without_the_networks(
     found = adding.measure("tiny", tmp_path, 1)
     assert found["weight_file_bytes"] == 25_000_000 and found["token_table_bytes"] == (64 + 256) * 20 * 4
     assert 0 < found["add_ms"] < 1e3 * found["add_command_s"] and found["weights_touched"] == []
-    assert found.get("add_rchar", 0) < 1e6, "nobody reads networks to add a person"
+    assert found.get("add_rchar", 0) < 1e6, "adding a person reads no network"
     assert Bundle.open(tmp_path / "tiny", verify="full").names[-1] == "watched"
 
 
 @pytest.mark.slow
 def test_stable_diffusion_15_holds_at_its_true_size(tmp_path: Path) -> None:
     """Random weights, 256 px: learned, exported, one step drawn, each below 12 GB. 7 GB of disk, five minutes."""
-    words = [sys.executable, str(BENCHMARKS / "true_size.py"), "--reduced", "--out", str(tmp_path / "a.json")]
-    done = subprocess.run([*words, "--folder", str(tmp_path / "work")], capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "benchmarks.true_size", "--reduced", "--out", str(tmp_path / "a.json")]
+    done = subprocess.run(
+        [*words, "--folder", str(tmp_path / "work")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "a.json").read_text())
     assert all(found[stage]["peak_rss_bytes"] < 12e9 for stage in ("build", "learn", "export", "gen"))

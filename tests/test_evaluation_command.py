@@ -1,4 +1,4 @@
-"""`celebctl eval`: prompts from files, words that go together, CLIP, the command on strangers and on a library."""
+"""`celebctl eval`: prompt files, options that go together, CLIP, unseen people and people of a library."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+
 from celebctl.cli import main
 from celebctl.cli.evaluate import changed
-from celebctl.cli.evaluation_session import photo_of
 from celebctl.evaluation.prompts import Prompt, check_states, read_prompts
+from celebctl.evaluation.session import find_photo
 from celebctl.learning.config import PRESETS
 from celebctl_runtime.errors import NotFoundError, UsageError
 
@@ -30,22 +31,23 @@ def test_prompts_come_from_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "reason"),
     [
-        ("", "no prompt"),
-        ("nobody here", "0 places"),
-        ("{} {} {}", "3 places"),
-        ("{name} here", "0 places"),
-        ('[[prompt]]\ntext = "{}"\ncategory = "party"', "unknown category"),
-        ("[[prompt]]\nwords = 3", "not a list"),
-        ("[[prompt", "not a list"),
+        ("", "prompts_empty"),
+        ("no placeholder", "placeholder_count"),
+        ("{} {} {}", "placeholder_count"),
+        ("{name} here", "placeholder_count"),
+        ('[[prompt]]\ntext = "{}"\ncategory = "party"', "unknown_category"),
+        ("[[prompt]]\nwords = 3", "prompts_invalid"),
+        ("[[prompt", "prompts_invalid"),
     ],
 )
-def test_prompts_that_will_not_do_are_refused_with_the_reason(content: str, why: str, tmp_path: Path) -> None:
+def test_invalid_prompts_are_refused_with_a_reason(content: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / ("prompts.toml" if "[[" in content else "prompts.txt")
     path.write_text(content)
-    with pytest.raises(UsageError, match=why):
+    with pytest.raises(UsageError) as caught:
         read_prompts(path)
+    assert caught.value.reason == reason
     with pytest.raises(NotFoundError):
         read_prompts(tmp_path / "nowhere.txt")
 
@@ -53,15 +55,15 @@ def test_prompts_that_will_not_do_are_refused_with_the_reason(content: str, why:
 @pytest.mark.parametrize(
     ("states", "hint"), [({"worn": "wig"}, "red hat"), ({"mood": "x"}, "worn"), ({"two": "two"}, "worn")]
 )
-def test_what_no_reader_can_confirm_is_refused(states: dict[str, str], hint: str) -> None:
+def test_unknown_attributes_are_refused(states: dict[str, str], hint: str) -> None:
     vocabulary = {"two": ["one", "two"], "worn": ["nothing", "red hat"]}
     check_states([Prompt("action", "{}", {"worn": "red hat"})], vocabulary, Path("mine.toml"))
     with pytest.raises(UsageError) as caught:
         check_states([Prompt("action", "{}", states)], vocabulary, Path("mine.toml"))
-    assert hint in caught.value.hint
+    assert caught.value.reason == "unknown_attribute" and hint in caught.value.hint
 
 
-def test_one_value_of_learning_is_changed_by_name() -> None:
+def test_set_changes_one_field() -> None:
     clean = PRESETS["clean"]
     assert changed(clean, "steps=7").steps == 7 and changed(clean, "anneal=false").anneal is False
     assert changed(clean, "scale=unit").scale == "unit" and changed(clean, "bound=1.5").bound == 1.5
@@ -79,18 +81,19 @@ def test_one_value_of_learning_is_changed_by_name() -> None:
         (["alice", "alice", "--photos", "."], "twice"),
     ],
 )
-def test_words_that_do_not_go_together_are_refused(
+def test_options_that_do_not_go_together_are_refused(
     words: list[str], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", *words]) == 2
     assert why in capsys.readouterr().err
 
 
-def test_the_photo_of_somebody_is_found_by_name(tmp_path: Path) -> None:
+def test_a_photo_is_found_by_name(tmp_path: Path) -> None:
     (tmp_path / "Alice.JPG").write_bytes(b"x")
-    assert photo_of(tmp_path, "alice").name == "Alice.JPG"
-    with pytest.raises(NotFoundError, match="bob"):
-        photo_of(tmp_path, "bob")
+    assert find_photo(tmp_path, "alice").name == "Alice.JPG"
+    with pytest.raises(NotFoundError) as caught:
+        find_photo(tmp_path, "bob")
+    assert (caught.value.reason, caught.value.values["name"]) == ("photo_missing", "bob")
 
 
 def tiny_clip(folder: Path) -> Path:
@@ -116,22 +119,22 @@ def tiny_clip(folder: Path) -> Path:
     return folder
 
 
-def test_clip_judges_by_weights_on_this_machine(tmp_path: Path) -> None:
+def test_clip_scores_from_local_weights(tmp_path: Path) -> None:
     from celebctl.evaluation.clip import ClipScorer
 
-    judge = ClipScorer(tiny_clip(tmp_path))
+    scorer = ClipScorer(tiny_clip(tmp_path))
     pictures = [np.full((40, 64, 3), shade, np.uint8) for shade, _ in itertools.product((20, 200), range(2))]
-    found = judge.agree(pictures, ["a portrait", "chess", "a portrait", "chess"])
+    found = scorer.score(pictures, ["a portrait", "chess", "a portrait", "chess"])
     assert len(found) == 4 and all(-1.0 <= value <= 1.0 for value in found)
-    assert judge.agree(pictures[:1], ["a portrait"])[0] == pytest.approx(found[0], abs=1e-5)
+    assert scorer.score(pictures[:1], ["a portrait"])[0] == pytest.approx(found[0], abs=1e-5)
     with pytest.raises(NotFoundError):
         ClipScorer(tmp_path / "nowhere")
 
 
-def test_the_command_measures_strangers_and_the_second_time_draws_nothing(
+def test_unseen_people_are_evaluated_and_the_second_run_generates_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import celebctl.evaluation.runner as session
+    import celebctl.evaluation.runner as runner
 
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("CELEBCTL_MODEL", raising=False)
@@ -144,26 +147,26 @@ def test_the_command_measures_strangers_and_the_second_time_draws_nothing(
     words += ["--prompts", str(prompts), "-o", str(tmp_path / "out")]
     assert main(words) == 0
     first = json.loads(capsys.readouterr().out)
-    summary = first["casts"][0]["summary"]
-    assert summary["detected"]["mean"] == 1.0 and summary["prompt_fidelity"]["mean"] > 0.8
-    assert summary["likeness"]["people"] == 2 and summary["bytes"]["mean"] > 4096
+    summary = first["cohorts"][0]["summary"]
+    assert summary["detection_rate"]["mean"] == 1.0 and summary["prompt_fidelity"]["mean"] > 0.8
+    assert summary["likeness"]["count"] == 2 and summary["size_bytes"]["mean"] > 4096
     page = Path(first["page"]).read_text()
     assert page.count("data:image/webp") >= 2 * (1 + 2)
 
     def nothing(*_: Any) -> Any:
-        raise AssertionError("drawn again")
+        raise AssertionError("generated again")
 
-    monkeypatch.setattr(session, "evaluate", nothing)
+    monkeypatch.setattr(runner, "evaluate_subject", nothing)
     monkeypatch.setattr("celebctl.learning.trainer.learn_people", nothing)
     assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["casts"] == first["casts"]
+    assert json.loads(capsys.readouterr().out)["cohorts"] == first["cohorts"]
     assert main([*words[:-2], "--seeds", "2", "-o", str(tmp_path / "out")]) == 2
 
 
-def test_the_command_measures_people_of_the_library_by_their_photos(
+def test_library_people_are_evaluated_by_their_photos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two people, learned for one step; judged by a face pack of their own and by CLIP."""
+    """Two people, learned for one step; scored by another face pack and by CLIP."""
     from face_fakes import write_face_models
 
     from celebctl.basis.basis import build_basis
@@ -187,8 +190,8 @@ def test_the_command_measures_people_of_the_library_by_their_photos(
     photos = tmp_path / "photos"
     photos.mkdir()
     learned = learn_people(parts, finder, portraits, names, config, basis=build_basis(parts))
-    old = replace(learned[1], provenance={"preset": "clean"})  # as people were kept before learning was timed
-    for person, portrait in zip((learned[0], old), portraits, strict=True):
+    untimed = replace(learned[1], provenance={"preset": "clean"})
+    for person, portrait in zip((learned[0], untimed), portraits, strict=True):
         Library().save(person)
         portrait.save(photos / f"{person.name}.png")
     judge, clip = write_face_models(tmp_path / "judge"), tmp_path / "clip"
@@ -198,17 +201,19 @@ def test_the_command_measures_people_of_the_library_by_their_photos(
     words = ["eval", *names, "--photos", str(photos), "--seeds", "1", "--prompts", str(prompts), "--json"]
     assert main([*words, "--judge", str(judge), "--clip", str(tiny_clip(clip)), "-o", str(tmp_path / "out")]) == 0
     document = json.loads(capsys.readouterr().out)
-    (found,) = document["casts"]
+    (found,) = document["cohorts"]
     assert found["title"] == "people of the library" and list(found["people"]) == names
-    assert "faces by judge, prompts by CLIP" in document["settings"]["judges"]
+    assert "faces by judge, prompts by CLIP" in document["settings"]["scorer"]
     summary = found["summary"]
-    assert "likeness" not in summary and summary["identity_assignment"]["people"] == 2
-    assert summary["detected"]["mean"] == 1.0 and -1.0 <= summary["identity"]["mean"] <= 1.0
-    assert -1.0 <= summary["prompt_fidelity"]["mean"] < 1.0, "a cosine of CLIP's, and no share of words"
-    assert 0 < found["people"]["ann"]["seconds"] < 600 and "seconds" not in found["people"]["tom"]
+    assert "likeness" not in summary and summary["identity_assignment"]["count"] == 2
+    assert summary["detection_rate"]["mean"] == 1.0 and -1.0 <= summary["identity_similarity"]["mean"] <= 1.0
+    assert -1.0 <= summary["prompt_fidelity"]["mean"] < 1.0, "a CLIP score"
+    assert 0 < found["people"]["ann"]["learn_seconds"] < 600 and "learn_seconds" not in found["people"]["tom"]
     assert main([*words, "-o", str(tmp_path / "own")]) == 0
-    own = json.loads(capsys.readouterr().out)["casts"][0]["summary"]
-    assert "likeness" not in own and own["identity"]["mean"] > 0.3, "mini's own judge, and photos for the truth"
+    own = json.loads(capsys.readouterr().out)["cohorts"][0]["summary"]
+    assert "likeness" not in own and own["identity_similarity"]["mean"] > 0.3, (
+        "mini's own scorer, and photos as references"
+    )
     (photos / "tom.png").unlink()
     assert main([*words, "-o", str(tmp_path / "third")]) == 4
-    assert "there is no photo of tom" in capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["error"]["reason"] == "photo_missing"

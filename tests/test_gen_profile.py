@@ -11,15 +11,12 @@ from typing import Any
 import pytest
 from bundle_fakes import make_identity, write_bundle
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
 
 def test_the_parts_of_a_picture_add_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")  # the table of hardware tells its version
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    gen_profile: Any = import_module("gen_profile")
+    gen_profile: Any = import_module("benchmarks.gen_profile")
 
     bundle = write_bundle(tmp_path / "toy")
     bundle.add(make_identity("alice"))

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from celebctl.evaluation.world_scorer import WorldScorer
+from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.config import PRESETS
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser

@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from celebctl.evaluation.world_scorer import WorldScorer
+from celebctl.evaluation.scorers import WorldScorer
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.captions import OPENINGS, caption, vocabulary
@@ -131,7 +131,7 @@ def test_scenes_drawn_where_they_are_learned_from_are_those_of_the_world(tmp_pat
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
     jury = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
     places = [PLACES[int(place)] for place in pictures.facts[:, 1]]
-    right = sum(one.said["place"] == place for one, place in zip(jury.look(seen), places, strict=True))
+    right = sum(one.attributes["place"] == place for one, place in zip(jury.score(seen), places, strict=True))
     assert right >= 22
     again, same = draw_pictures(run, parts.vae, 24)
     assert (again.facts == pictures.facts).all() and torch.equal(same, latents)

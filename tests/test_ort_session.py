@@ -18,8 +18,8 @@ import pytest
 from bundle_fakes import make_identity, write_bundle
 from numpy.typing import NDArray
 
-from celebctl.bench.worker import make
-from celebctl.cli.bench import VARIANTS, ways_of
+from celebctl.bench.contenders import CUDA_VARIANTS, device_variants
+from celebctl.bench.worker import create_worker
 from celebctl_runtime.backends import ort
 from celebctl_runtime.backends.base import Conditioning
 from celebctl_runtime.backends.ort import BoundSteps, OrtBackend
@@ -470,8 +470,8 @@ def test_without_the_forms_for_onnx_runtime_the_picture_is_the_same(bundle: Bund
 
 
 def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = ways_of(["cpu", "cuda"], "cudnn_conv_algo_search=HEURISTIC", variants=True)
-    assert [name + suffix for name, suffix, _ in ways] == ["cpu", "cuda", *(f"cuda, {name}" for name in VARIANTS)]
+    ways = device_variants(["cpu", "cuda"], "cudnn_conv_algo_search=HEURISTIC", variants=True)
+    assert [name + suffix for name, suffix, _ in ways] == ["cpu", "cuda", *(f"cuda, {name}" for name in CUDA_VARIANTS)]
     spec: dict[str, Any] = {"kind": "celebctl", "bundle": str(bundle.path), "engines": "none", "threads": 1}
     request = Request("alice", steps=3, guidance=2.5, sampler="ddim", width=32, height=32)
     seen: dict[str, tuple[str, bool]] = {}
@@ -479,7 +479,7 @@ def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, mo
         fake = FakeCuda()
         monkeypatch.setattr(ort, "load_onnxruntime", lambda fake=fake: fake)
         given = parse_cuda_options(options)
-        make({**spec, "device": device, "cuda_options": given, "request": request.to_json()}).draw(1)
+        create_worker({**spec, "device": device, "cuda_options": given, "request": request.to_json()}).generate(1)
         step = dict(fake.options)["step.onnx"]
         assert step["cudnn_conv_algo_search"] == "HEURISTIC"
         seen[suffix] = step["prefer_nhwc"], "enable_cuda_graph" in step

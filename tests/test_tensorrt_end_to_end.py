@@ -18,7 +18,7 @@ from polygraphy_fakes import runners
 from tensorrt_fakes import FakeTrt, make_believe
 
 from celebctl.bench.runner import step_seconds
-from celebctl.bench.worker import EventClock, answer, make
+from celebctl.bench.worker import EventClock, answer, create_worker
 from celebctl.cli import engines, main
 from celebctl.cli.console import CliConsole
 from celebctl.library import Library
@@ -149,9 +149,9 @@ def test_a_captured_run_has_a_time_per_step(bundle: Bundle, trt: FakeTrt) -> Non
     engines.ensure(CliConsole(), Library(), bundle, request)
     spec: dict[str, Any] = {"kind": "celebctl", "bundle": str(bundle.path), "engines": str(Library().engines)}
     spec |= {"device": "trt", "threads": 1, "request": request.to_json()}
-    contestant = make(spec)
+    contestant = create_worker(spec)
     for seed in (1, 2):
-        drawn = answer({"do": "draw", "seed": seed}, contestant, spec, [])
+        drawn = answer({"do": "generate", "seed": seed}, contestant, spec, [])
         assert len(drawn["marks"]) == 1 and 0 < drawn["loop"] < drawn["seconds"]
         assert step_seconds(drawn["marks"], drawn["loop"], 4) == drawn["loop"] / 4
     assert contestant.facts()["engine"] == "tensorrt"

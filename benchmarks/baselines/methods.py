@@ -1,4 +1,4 @@
-"""The methods themselves. Each learns one or more people and hands back somebody who can draw them."""
+"""The methods. Each learns one or more people and returns a generator of their images."""
 
 from __future__ import annotations
 
@@ -14,29 +14,35 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from celebctl.basis.basis import build_basis
-from celebctl.evaluation.runner import Artist, ModelGenerator
+from celebctl.evaluation.runner import ImageGenerator, ModelGenerator
 from celebctl.learning.captions import place_people
 from celebctl.learning.config import PRESETS
 from celebctl.learning.sampling import rows_of
 from celebctl.learning.trainer import learn_people
 from celebctl_models.checkpoints.diffusion import DiffusionParts, context_from_ids
 
-from .training import OBJECT_TEMPLATES, Dial, House, Person, Subject, captions_of, tokenise, train
+from .training import OBJECT_TEMPLATES, Hyperparameters, Person, Setup, Subject, captions_of, tokenise, train
 
 Pixels = NDArray[np.uint8]
-HALF = 2  # bytes per number that is kept of a person, in float16
+FP16 = 2  # bytes per number
 
-#: Words that stand for people where a method needs words: rare, and one token each in CLIP and in mini.
+#: Identifier words of methods that need one: rare, and one token each in CLIP and in mini.
 RARE = ("sks", "ks")
 
 
 @dataclass(frozen=True)
-class Result:
-    """Learned people. seconds: of one. bytes: kept of one, numbers in float16."""
+class Learned:
+    """Learned people.
 
-    artist: Artist
+    Attributes:
+        generator: Generates images of them.
+        seconds: Time of learning per person.
+        payload_bytes: Numbers that the method stores per person, in float16, without any file header.
+    """
+
+    generator: ImageGenerator
     seconds: float
-    bytes: int
+    payload_bytes: int
 
 
 @dataclass(frozen=True)
@@ -51,67 +57,69 @@ class Method:
     title: str
     rates: tuple[float, ...]
     joint: bool
-    learn: Callable[[House, Sequence[Subject], Dial, int], Result]
+    learn: Callable[[Setup, Sequence[Subject], Hyperparameters, int], Learned]
     source: str
-    dials: tuple[str, ...] = ("share", "batch", "data")
+    tunable: tuple[str, ...] = ("share", "batch", "data")
 
 
 @dataclass(frozen=True)
-class Renaming:
-    """Draws with other words for people."""
+class PhraseGenerator:
+    """Generates with other phrases in place of ``<name>``."""
 
-    inner: Artist
+    inner: ImageGenerator
     words: dict[str, str]
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
         renamed = list(prompts)
         for name, phrase in self.words.items():
             renamed = [prompt.replace(f"<{name}>", phrase) for prompt in renamed]
-        return self.inner.draw(renamed, seeds)
+        return self.inner.generate(renamed, seeds)
 
 
 # Token embeddings
 
 
 def _token_rows(
-    house: House, subject: Subject, dial: Dial, seed: int, start: Tensor, pull: float
+    setup: Setup, subject: Subject, hyper: Hyperparameters, seed: int, start: Tensor, pull: float
 ) -> tuple[Tensor, int]:
     """Two free token embeddings (2, D) from ``start``, pulled to it by ``pull`` per squared distance."""
-    parts = house.parts
-    placed = [
+    parts = setup.parts
+    with_model_framing = [
         place_people(parts.tokenizers[0], parts.max_length, text.split("{}"))
-        for text in captions_of(dial, OBJECT_TEMPLATES)
+        for text in captions_of(hyper, OBJECT_TEMPLATES)
     ]
-    ids = torch.stack([row for row, _ in placed]).to(house.device)
-    positions = torch.stack([at[0] for _, at in placed]).to(house.device)
+    ids = torch.stack([row for row, _ in with_model_framing]).to(setup.device)
+    positions = torch.stack([at[0] for _, at in with_model_framing]).to(setup.device)
     rows = nn.Parameter(start.clone())
-    person = Person(ids, house.latents(subject, dial, True), rows, positions)
+    person = Person(ids, setup.latents(subject, hyper, True), rows, positions)
     penalty = None if pull == 0 else lambda: pull * ((rows - start) ** 2).sum()
-    steps = train(house, parts.unet, [person], [rows], dial, seed, penalty=penalty)
+    steps = train(setup, parts.unet, [person], [rows], hyper, seed, penalty=penalty)
     return rows.detach(), steps
 
 
-def _apart(house: House, subjects: Sequence[Subject], dial: Dial, seed: int, start: Tensor, pull: float) -> Result:
+def _apart(
+    setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int, start: Tensor, pull: float
+) -> Learned:
     begun = time.monotonic()
-    rows = {s.name: (_token_rows(house, s, dial, seed, start, pull)[0],) for s in subjects}
+    rows = {s.name: (_token_rows(setup, s, hyper, seed, start, pull)[0],) for s in subjects}
     seconds = (time.monotonic() - begun) / len(subjects)
-    return Result(ModelGenerator(house.parts, rows), seconds, HALF * start.numel())
+    return Learned(ModelGenerator(setup.parts, rows), seconds, FP16 * start.numel())
 
 
-def textual_inversion_two(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+def textual_inversion_two(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
     """Two vectors, both from the class noun (`--num_vectors 2 --initializer_token person`)."""
-    return _apart(house, subjects, dial, seed, _noun_row(house.parts).expand(2, -1), 0.0)
+    return _apart(setup, subjects, hyper, seed, _noun_row(setup.parts).expand(2, -1), 0.0)
 
 
-def cross_initialization(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+def cross_initialization(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
     """Two vectors from the text encoder's output for the mean celebrity name, pull 1e-5 (Pang et al. 2024)."""
-    parts = house.parts
-    mean = torch.as_tensor(build_basis(parts).mean[0]).to(house.device)
+    parts = setup.parts
+    mean = torch.as_tensor(build_basis(parts).mean[0]).to(setup.device)
     ids, at = place_people(parts.tokenizers[0], parts.max_length, ["", ""])
-    here = at[0].to(house.device)
+    here = at[0].to(setup.device)
     with torch.no_grad():
-        context = context_from_ids(parts.text_encoders[0], ids[None].to(house.device), mean[None], here[None])
-    return _apart(house, subjects, dial, seed, context[0, here], 1e-5)
+        context = context_from_ids(parts.text_encoders[0], ids[None].to(setup.device), mean[None], here[None])
+    return _apart(setup, subjects, hyper, seed, context[0, here], 1e-5)
 
 
 def _noun_row(parts: DiffusionParts) -> Tensor:
@@ -119,20 +127,20 @@ def _noun_row(parts: DiffusionParts) -> Tensor:
     return parts.token_table()[ids[:1]].clone()
 
 
-def textual_inversion_one(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+def textual_inversion_one(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
     """One vector from the class noun; it takes the place of a rare word's row in a copy of the table."""
     begun = time.monotonic()
     words = _words(subjects)
     rows: dict[str, Tensor] = {}
     for subject in subjects:
-        texts = [template.format(words[subject.name]) for template in captions_of(dial, OBJECT_TEMPLATES)]
-        row = nn.Parameter(_noun_row(house.parts))
-        person = _with_word(house, subject, dial, texts, words[subject.name], row)
-        train(house, house.parts.unet, [person], [row], dial, seed)
+        texts = [template.format(words[subject.name]) for template in captions_of(hyper, OBJECT_TEMPLATES)]
+        row = nn.Parameter(_noun_row(setup.parts))
+        person = _with_word(setup, subject, hyper, texts, words[subject.name], row)
+        train(setup, setup.parts.unet, [person], [row], hyper, seed)
         rows[words[subject.name]] = row.detach()
     seconds = (time.monotonic() - begun) / len(subjects)
-    artist = Renaming(ModelGenerator(_with_rows(house.parts, rows), {}), words)
-    return Result(artist, seconds, HALF * house.parts.context_width)
+    generator = PhraseGenerator(ModelGenerator(_with_rows(setup.parts, rows), {}), words)
+    return Learned(generator, seconds, FP16 * setup.parts.context_width)
 
 
 def _words(subjects: Sequence[Subject]) -> dict[str, str]:
@@ -146,11 +154,13 @@ def _word_id(parts: DiffusionParts, word: str) -> int:
     return int(ids[0])
 
 
-def _with_word(house: House, subject: Subject, dial: Dial, texts: Sequence[str], word: str, row: Tensor) -> Person:
+def _with_word(
+    setup: Setup, subject: Subject, hyper: Hyperparameters, texts: Sequence[str], word: str, row: Tensor
+) -> Person:
     """A person whose word has a row of its own during training."""
-    ids = tokenise(house.parts, texts)
-    positions = (ids == _word_id(house.parts, word)).int().argmax(1, keepdim=True)
-    return Person(ids, house.latents(subject, dial, True), row, positions)
+    ids = tokenise(setup.parts, texts)
+    positions = (ids == _word_id(setup.parts, word)).int().argmax(1, keepdim=True)
+    return Person(ids, setup.latents(subject, hyper, True), row, positions)
 
 
 def _with_rows(parts: DiffusionParts, rows: dict[str, Tensor]) -> DiffusionParts:
@@ -166,80 +176,82 @@ def _with_rows(parts: DiffusionParts, rows: dict[str, Tensor]) -> DiffusionParts
 # Weights
 
 
-def dreambooth(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+def dreambooth(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
     """Every weight of the UNet, with prior preservation (Ruiz et al. 2023)."""
-    unet = copy.deepcopy(house.parts.unet).requires_grad_(True).train()
-    return _dreambooth(house, subjects, dial, seed, unet, unet.parameters())
+    unet = copy.deepcopy(setup.parts.unet).requires_grad_(True).train()
+    return _dreambooth(setup, subjects, hyper, seed, unet, unet.parameters())
 
 
-def dreambooth_lora(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+def dreambooth_lora(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
     """Low-rank updates of the attention layers, rank 4, with prior preservation."""
     from peft import LoraConfig  # pyright: ignore  (asked for by this method alone)
 
-    unet = copy.deepcopy(house.parts.unet)
+    unet = copy.deepcopy(setup.parts.unet)
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
-    return _dreambooth(house, subjects, dial, seed, unet, [p for p in unet.parameters() if p.requires_grad])
+    return _dreambooth(setup, subjects, hyper, seed, unet, [p for p in unet.parameters() if p.requires_grad])
 
 
-def _dreambooth(house: House, subjects: Sequence[Subject], dial: Dial, seed: int, unet: Any, parameters: Any) -> Result:
+def _dreambooth(
+    setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int, unet: Any, parameters: Any
+) -> Learned:
     begun = time.monotonic()
     trained = [p for p in parameters if p.requires_grad]
-    phrases = {name: f"{word} {house.parts.card.class_noun}" for name, word in _words(subjects).items()}
+    phrases = {name: f"{word} {setup.parts.card.class_noun}" for name, word in _words(subjects).items()}
     people: list[Person] = []
     for subject in subjects:
-        texts = [text.format(phrases[subject.name]) for text in captions_of(dial, ("a photo of {}",))]
-        people.append(Person(tokenise(house.parts, texts), house.latents(subject, dial, False)))
-    train(house, unet, people, trained, dial, seed, prior=True)
+        texts = [text.format(phrases[subject.name]) for text in captions_of(hyper, ("a photo of {}",))]
+        people.append(Person(tokenise(setup.parts, texts), setup.latents(subject, hyper, False)))
+    train(setup, unet, people, trained, hyper, seed, prior=True)
     unet.eval().requires_grad_(False)
     seconds = (time.monotonic() - begun) / len(subjects)
-    artist = Renaming(ModelGenerator(replace(house.parts, unet=unet), {}), phrases)
-    return Result(artist, seconds, HALF * sum(p.numel() for p in trained) // len(subjects))
+    generator = PhraseGenerator(ModelGenerator(replace(setup.parts, unet=unet), {}), phrases)
+    return Learned(generator, seconds, FP16 * sum(p.numel() for p in trained) // len(subjects))
 
 
-def custom_diffusion(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+def custom_diffusion(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
     """Keys and values of cross attention and one new token each, with prior preservation (Kumari et al. 2023).
 
     As train_custom_diffusion.py with --hflip and --noaug: no random enlarging of the photo.
     """
     begun = time.monotonic()
-    unet = copy.deepcopy(house.parts.unet)
+    unet = copy.deepcopy(setup.parts.unet)
     trained = [p for n, p in unet.named_parameters() if "attn2.to_k" in n or "attn2.to_v" in n]
     for parameter in trained:
         parameter.requires_grad_(True)
-    words, table = _words(subjects), house.parts.token_table()
-    rows = {word: nn.Parameter(table[[_word_id(house.parts, word)]].clone()) for word in words.values()}
-    phrases = {name: f"{word} {house.parts.card.class_noun}" for name, word in words.items()}
+    words, table = _words(subjects), setup.parts.token_table()
+    rows = {word: nn.Parameter(table[[_word_id(setup.parts, word)]].clone()) for word in words.values()}
+    phrases = {name: f"{word} {setup.parts.card.class_noun}" for name, word in words.items()}
     people: list[Person] = []
     for subject in subjects:
-        texts = [text.format(phrases[subject.name]) for text in captions_of(dial, ("photo of a {}",))]
-        people.append(_with_word(house, subject, dial, texts, words[subject.name], rows[words[subject.name]]))
-    train(house, unet, people, [*trained, *rows.values()], dial, seed, prior=True)
+        texts = [text.format(phrases[subject.name]) for text in captions_of(hyper, ("photo of a {}",))]
+        people.append(_with_word(setup, subject, hyper, texts, words[subject.name], rows[words[subject.name]]))
+    train(setup, unet, people, [*trained, *rows.values()], hyper, seed, prior=True)
     unet.requires_grad_(False)
-    parts = replace(_with_rows(house.parts, {w: row.detach() for w, row in rows.items()}), unet=unet)
-    kept = sum(p.numel() for p in trained) // len(subjects) + house.parts.context_width
+    parts = replace(_with_rows(setup.parts, {w: row.detach() for w, row in rows.items()}), unet=unet)
+    kept = sum(p.numel() for p in trained) // len(subjects) + setup.parts.context_width
     seconds = (time.monotonic() - begun) / len(subjects)
-    return Result(Renaming(ModelGenerator(parts, {}), phrases), seconds, HALF * kept)
+    return Learned(PhraseGenerator(ModelGenerator(parts, {}), phrases), seconds, FP16 * kept)
 
 
 # The celeb basis
 
 
-def _celeb_basis(preset: str) -> Callable[[House, Sequence[Subject], Dial, int], Result]:
-    def learn(house: House, subjects: Sequence[Subject], dial: Dial, seed: int) -> Result:
+def _celeb_basis(preset: str) -> Callable[[Setup, Sequence[Subject], Hyperparameters, int], Learned]:
+    def learn(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
         config = PRESETS[preset]
-        steps = max(1, int(house.budget * dial.share) // dial.batch)
-        config = replace(config, learning_rate=dial.rate, steps=steps, views=dial.batch, seed=seed)
-        basis = build_basis(house.parts, release=config.names == "release")
+        steps = max(1, int(setup.budget * hyper.share) // hyper.batch)
+        config = replace(config, learning_rate=hyper.rate, steps=steps, views=hyper.batch, seed=seed)
+        basis = build_basis(setup.parts, release=config.names == "release")
         begun = time.monotonic()
         people = [
             person
             for s in subjects
-            for person in learn_people(house.parts, house.analyser, [s.photo], [s.name], config, basis=basis)
+            for person in learn_people(setup.parts, setup.analyser, [s.photo], [s.name], config, basis=basis)
         ]
         seconds = (time.monotonic() - begun) / len(subjects)
-        return Result(ModelGenerator(house.parts, {p.name: rows_of(p) for p in people}), seconds, HALF * basis.size)
+        return Learned(ModelGenerator(setup.parts, {p.name: rows_of(p) for p in people}), seconds, FP16 * basis.size)
 
     return learn
 

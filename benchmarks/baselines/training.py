@@ -21,8 +21,8 @@ from torch import Tensor
 
 from celebctl.learning.captions import PHOTO
 from celebctl.learning.config import PRESETS
-from celebctl.learning.device import has_bfloat16_units, suit_attention
-from celebctl.learning.initialization import placed
+from celebctl.learning.device import has_bfloat16_units, select_attention
+from celebctl.learning.initialization import with_model_framing
 from celebctl.learning.sampling import draw
 from celebctl.learning.views import make_views
 from celebctl_models.checkpoints.diffusion import DiffusionParts, latents_from_pixels, network_output, read_texts
@@ -45,8 +45,8 @@ OBJECT_TEMPLATES: tuple[str, ...] = (
 
 
 @dataclass(frozen=True)
-class Dial:
-    """What is tuned for each method. share: of the budget. batch: views of each person per step.
+class Hyperparameters:
+    """What is tuned for each method. rate: learning rate. share: of the budget. batch: views of each person per step.
 
     data: "clean" shows celebctl's own views and captions, which every method is given first; "script" shows the photo
     as the official scripts do (resized to the model's size) with their captions, if a method does better with those.
@@ -60,14 +60,14 @@ class Dial:
 
 @dataclass(frozen=True)
 class Subject:
-    """Somebody to be learned from one photo. name: as prompts of the harness write it, ``<name>``."""
+    """A person to learn from one photo. name: as in prompts, ``<name>``."""
 
     name: str
     photo: Image
 
 
 @dataclass
-class House:
+class Setup:
     """The frozen model and what every method may use of it. budget: views of each person through the UNet with
     gradient; pictures of the class that prior preservation asks for count as views."""
 
@@ -78,7 +78,7 @@ class House:
     def __post_init__(self) -> None:
         if len(self.parts.text_encoders) != 1:
             raise SystemExit("the baselines are written for models with one text encoder (SD 1.x, 2.x, mini)")
-        suit_attention(self.parts)
+        select_attention(self.parts)
         self.device: torch.device = next(self.parts.unet.parameters()).device
         self.fast = self.parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
 
@@ -103,13 +103,13 @@ class House:
         parts = torch.split(pixels.to(self.device), 16)
         return torch.cat([latents_from_pixels(self.parts.vae, part, noise) for part in parts]).float()
 
-    def latents(self, subject: Subject, dial: Dial, flip: bool) -> Tensor:
+    def latents(self, subject: Subject, hyper: Hyperparameters, flip: bool) -> Tensor:
         """Training views of a photo, (V, 4, h, w)."""
         size = self.parts.card.native_size
-        if dial.data == "clean":
+        if hyper.data == "clean":
             generator = torch.Generator().manual_seed(0)
             face = self.analyser.analyse(subject.photo)[0]
-            config = placed(PRESETS["clean"], self.parts)
+            config = with_model_framing(PRESETS["clean"], self.parts)
             views = make_views(subject.photo, face, size, VIEWS_KEPT, config, generator)
             return self.encode(views.pixels, 0)
         image = subject.photo.convert("RGB").resize((size, size), Resampling.BICUBIC)
@@ -118,9 +118,9 @@ class House:
         return self.encode(both.repeat(8, 1, 1, 1), 0)  # the autoencoder draws each anew, as on every step of a script
 
 
-def captions_of(dial: Dial, script: Sequence[str]) -> Sequence[str]:
+def captions_of(hyper: Hyperparameters, script: Sequence[str]) -> Sequence[str]:
     """Templates with ``{}`` for the phrase that stands for the person."""
-    return PHOTO if dial.data == "clean" else script
+    return PHOTO if hyper.data == "clean" else script
 
 
 def tokenise(parts: DiffusionParts, texts: Sequence[str]) -> Tensor:
@@ -133,7 +133,7 @@ def tokenise(parts: DiffusionParts, texts: Sequence[str]) -> Tensor:
 
 @dataclass
 class Person:
-    """Somebody during training. ids: (T, L) captions; latents: (V, 4, h, w); word: id whose row is learned, or None."""
+    """A person during training. ids: (T, L) captions; latents: (V, 4, h, w); word: id whose row is learned, or None."""
 
     ids: Tensor
     latents: Tensor
@@ -142,24 +142,24 @@ class Person:
 
 
 def train(
-    house: House, unet: Any, people: Sequence[Person], parameters: Iterable[Any], dial: Dial, seed: int, *,
+    setup: Setup, unet: Any, people: Sequence[Person], parameters: Iterable[Any], hyper: Hyperparameters, seed: int, *,
     prior: bool = False, penalty: Callable[[], Tensor] | None = None,
 ) -> int:  # fmt: skip
     """Run one method's loop within the budget; returns the steps. ``prior``: half of each batch shows the class."""
-    parts, generator = house.parts, torch.Generator().manual_seed(seed)
+    parts, generator = setup.parts, torch.Generator().manual_seed(seed)
     chosen = [p for p in parameters if p.requires_grad]
-    optimiser = torch.optim.AdamW(chosen, lr=dial.rate, betas=(0.9, 0.999), weight_decay=1e-2)
-    steps = max(1, int(house.budget * dial.share) // dial.batch)
-    own = dial.batch // 2 if prior else dial.batch
+    optimiser = torch.optim.AdamW(chosen, lr=hyper.rate, betas=(0.9, 0.999), weight_decay=1e-2)
+    steps = max(1, int(setup.budget * hyper.share) // hyper.batch)
+    own = hyper.batch // 2 if prior else hyper.batch
     class_ids = tokenise(parts, [f"a photo of a {parts.card.class_noun}"]) if prior else None
     for _ in range(steps):
-        x0, context = _instances(house, people, own, generator)
+        x0, context = _instances(setup, people, own, generator)
         if class_ids is not None:
-            count = (dial.batch - own) * len(people)
-            at = torch.randint(len(house.class_latents), (count,), generator=generator)
+            count = (hyper.batch - own) * len(people)
+            at = torch.randint(len(setup.class_latents), (count,), generator=generator)
             plain, _ = read_texts(parts, class_ids)
-            x0, context = torch.cat([x0, house.class_latents[at]]), torch.cat([context, plain.expand(count, -1, -1)])
-        loss = denoising_loss(house, unet, x0, context, generator)
+            x0, context = torch.cat([x0, setup.class_latents[at]]), torch.cat([context, plain.expand(count, -1, -1)])
+        loss = denoising_loss(setup, unet, x0, context, generator)
         if penalty is not None:
             loss = loss + penalty()
         optimiser.zero_grad(set_to_none=True)
@@ -169,7 +169,7 @@ def train(
     return steps
 
 
-def _instances(house: House, people: Sequence[Person], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _instances(setup: Setup, people: Sequence[Person], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """``count`` noised-to-be latents of everybody and their contexts."""
     x0: list[Tensor] = []
     contexts: list[Tensor] = []
@@ -179,19 +179,19 @@ def _instances(house: House, people: Sequence[Person], count: int, generator: to
         x0.append(person.latents[view])
         inserts = None if person.rows is None else [person.rows[None].expand(count, -1, -1)]
         at = None if person.positions is None else person.positions[text]
-        with torch.autocast(house.device.type, torch.bfloat16, enabled=house.fast):
-            contexts.append(read_texts(house.parts, person.ids[text], inserts, at)[0])
+        with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.fast):
+            contexts.append(read_texts(setup.parts, person.ids[text], inserts, at)[0])
     return torch.cat(x0), torch.cat(contexts)
 
 
-def denoising_loss(house: House, unet: Any, x0: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
+def denoising_loss(setup: Setup, unet: Any, x0: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
     """Mean squared error at uniform timesteps, of epsilon or velocity as the model predicts."""
-    t = torch.randint(len(house.alphas), (len(x0),), generator=generator)
+    t = torch.randint(len(setup.alphas), (len(x0),), generator=generator)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-    alpha = house.alphas[t].view(-1, 1, 1, 1).to(x0.device)
+    alpha = setup.alphas[t].view(-1, 1, 1, 1).to(x0.device)
     noisy = alpha.sqrt() * x0 + (1.0 - alpha).sqrt() * noise
-    with torch.autocast(house.device.type, torch.bfloat16, enabled=house.fast):
+    with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.fast):
         predicted = network_output(unet, noisy.to(unet.dtype), t.to(x0.device), context.to(unet.dtype))
-    velocity = house.parts.prediction_type == "v_prediction"
+    velocity = setup.parts.prediction_type == "v_prediction"
     target = alpha.sqrt() * noise - (1.0 - alpha).sqrt() * x0 if velocity else noise
     return F.mse_loss(predicted.float(), target)

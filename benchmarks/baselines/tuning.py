@@ -1,8 +1,8 @@
-"""Every method's own rate, share of the budget, batch and data, chosen on people who are never scored.
+"""Hyperparameters of each method (rate, share of the budget, batch, data), chosen on people who are never scored.
 
-One dial after the other: all learning rates first, and further ones while the best is the first or the last; then each
-other dial at the best rate, as far as it helps; and where one was moved, the rates around the best once more. The best
-has the highest mean of likeness and prompt fidelity over all prompts of the tuning people: methods are to lead on both.
+Coordinate search: all learning rates first, and further ones while the best is the first or the last; then each other
+hyperparameter at the best rate, as far as it helps; where one changed, the rates around the best once more. The best has
+the highest mean of likeness and prompt fidelity over all prompts of the tuning people.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from typing import Any
 from celebctl_runtime.files import atomic_write
 
 from .methods import Method
-from .training import Dial
+from .training import Hyperparameters
 
 _FURTHER, _FACTOR = 5, 3.0  # how often the list of rates may grow at its end, and by what
-FIRST_TUNER = 9000  # seeds of the people that dials are chosen on
-FIRST_SCORED = 60_000  # seeds of the people of the comparison, whom nobody's dials were chosen on
+FIRST_TUNING = 9000  # seeds of the people that hyperparameters are chosen on
+FIRST_SCORED = 60_000  # seeds of the people of the comparison, unused in tuning
 CHOICES: dict[str, tuple[Any, ...]] = {"share": (0.5,), "batch": (2, 1), "data": ("script",)}
 
 
-Score = Callable[[Method, Dial], tuple[float, float]]  # likeness and fidelity of a method with a dial
+Score = Callable[[Method, Hyperparameters], tuple[float, float]]  # likeness and prompt fidelity
 
 
 class _Sweep:
-    """Runs of one method under ``key`` of what the file keeps of it; every run is kept, so an interrupted sweep goes
-    on."""
+    """Runs of one method, stored under ``key``; every run is stored, so an interrupted sweep continues."""
 
     def __init__(self, method: Method, file: Path, score: Score, key: str) -> None:
         self.method, self.file, self.score = method, file, score
         self.kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
         self.runs: list[dict[str, Any]] = self.kept.setdefault(method.name, {}).setdefault(key, [])
 
-    def value(self, dial: Dial) -> float:
-        """What counts: the mean of likeness and fidelity."""
-        wanted = asdict(dial)
-        found: dict[str, Any] | None = next((run for run in self.runs if run["dial"] == wanted), None)
+    def value(self, values: Hyperparameters) -> float:
+        """The objective: mean of likeness and prompt fidelity."""
+        wanted = asdict(values)
+        found: dict[str, Any] | None = next((run for run in self.runs if run["hyperparameters"] == wanted), None)
         if found is None:
-            likeness, fidelity = self.score(self.method, dial)
-            found = {"dial": wanted, "likeness": likeness, "prompt_fidelity": fidelity}
+            likeness, fidelity = self.score(self.method, values)
+            found = {"hyperparameters": wanted, "likeness": likeness, "prompt_fidelity": fidelity}
             self.runs.append(found)
             self._write()
-            said = f"{self.method.name:12s} {said_of(dial)}"
-            print(f"{said}: likeness {likeness:.3f}, prompt {fidelity:.3f}", flush=True)
+            print(
+                f"{self.method.name:12s} {describe(values)}: likeness {likeness:.3f}, prompt {fidelity:.3f}", flush=True
+            )
         return (float(found["likeness"]) + float(found["prompt_fidelity"])) / 2
 
-    def settle(self, best: Dial) -> Dial:
-        """Keep a dial as the method's best."""
+    def store_best(self, best: Hyperparameters) -> Hyperparameters:
+        """Store the method's best hyperparameters."""
         self.kept[self.method.name]["best"] = asdict(best)
         self._write()
         return best
@@ -59,26 +59,26 @@ class _Sweep:
         atomic_write(self.file, (json.dumps(self.kept, indent=1) + "\n").encode())
 
 
-def tune_again(method: Method, file: Path, score: Score, weights: str) -> Dial:
-    """For a model that was trained further since the sweep: its best dial, and the rates beside it, as far up or down
+def tune_again(method: Method, file: Path, score: Score, weights: str) -> Hyperparameters:
+    """For a model that was trained further since the sweep: its best hyperparameters, and the rates beside it, as far up or down
     as that helps. Raises SystemExit when there was no sweep."""
     best = tuned(method, file)
     sweep = _Sweep(method, file, score, f"again with {weights}")
-    return sweep.settle(_rate_around(best, sweep.value))
+    return sweep.store_best(_rate_around(best, sweep.value))
 
 
-def tune(method: Method, file: Path, score: Score) -> Dial:
-    """Find a method's best dial, or read what is in ``file``."""
+def tune(method: Method, file: Path, score: Score) -> Hyperparameters:
+    """Find a method's best hyperparameters, or read what is in ``file``."""
     sweep = _Sweep(method, file, score, "runs")
     value = sweep.value
     tried = list(method.rates)
-    best = max((Dial(rate) for rate in tried), key=value)
+    best = max((Hyperparameters(rate) for rate in tried), key=value)
     for _ in range(_FURTHER):  # a best rate at the end of the list may not be the best there is
         if min(tried) < best.rate < max(tried):
             break
         tried.append(best.rate * _FACTOR if best.rate == max(tried) else best.rate / _FACTOR)
-        best = max(best, Dial(tried[-1]), key=value)
-    for name in method.dials:
+        best = max(best, Hyperparameters(tried[-1]), key=value)
+    for name in method.tunable:
         for choice in CHOICES[name]:
             if name == "batch" and choice < 2 and method.joint:
                 break  # prior preservation shows a picture of the class beside each view
@@ -86,13 +86,13 @@ def tune(method: Method, file: Path, score: Score) -> Dial:
             if value(other) <= value(best):
                 break
             best = other
-    if best != Dial(best.rate):
+    if best != Hyperparameters(best.rate):
         best = _rate_around(best, value)
-    return sweep.settle(best)
+    return sweep.store_best(best)
 
 
-def _rate_around(best: Dial, value: Callable[[Dial], float]) -> Dial:
-    """The best rate beside that of a dial, as far up or down as it goes on helping."""
+def _rate_around(best: Hyperparameters, value: Callable[[Hyperparameters], float]) -> Hyperparameters:
+    """The best rate beside that of hyperparameters, as far up or down as it goes on helping."""
     for factor in (_FACTOR, 1 / _FACTOR):
         moved = best
         for _ in range(_FURTHER):
@@ -105,15 +105,17 @@ def _rate_around(best: Dial, value: Callable[[Dial], float]) -> Dial:
     return best
 
 
-def tuned(method: Method, file: Path) -> Dial:
-    """The dial that a sweep found. Ends the program when there was none."""
+def tuned(method: Method, file: Path) -> Hyperparameters:
+    """The hyperparameters that a sweep found. Ends the program when there was none."""
     kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     best = kept.get(method.name, {}).get("best")
     if best is None:
-        raise SystemExit(f"{file} knows no dial for {method.name}: python benchmarks/baselines.py --tune first")
-    return Dial(**best)
+        raise SystemExit(
+            f"{file} has no hyperparameters of {method.name}: run python -m benchmarks.baselines --tune first"
+        )
+    return Hyperparameters(**best)
 
 
-def said_of(dial: Dial) -> str:
-    """A dial in words."""
-    return f"rate {dial.rate:g}, {dial.share:.0%} of the budget, batch {dial.batch}, {dial.data} views"
+def describe(values: Hyperparameters) -> str:
+    """Hyperparameters in words."""
+    return f"rate {values.rate:g}, {values.share:.0%} of the budget, batch {values.batch}, {values.data} views"

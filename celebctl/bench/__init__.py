@@ -1,5 +1,5 @@
-"""How fast pictures come, beside diffusers on the same weights in the same run.
+"""Speed of image generation, next to diffusers on the same weights in the same run.
 
-Every contestant lives in a process of its own (worker.py), and they take turns picture by picture, so that whatever
-else the machine does meanwhile falls on all of them alike: what is told are ratios of pairs, not of two separate runs.
+Each contender runs in a process of its own (worker.py), and they take turns image by image, so that the machine's other
+load affects all of them alike: reported are ratios of paired measurements, not of two separate runs.
 """

@@ -1,7 +1,7 @@
-"""What a new person costs a bundle, and what importing the runtime costs a program.
+"""Time to add a person to a bundle, and to import the runtime.
 
-People are random numbers that fit the bundle's model, and they move into a stand-in for the bundle: its manifest and
-token tables are copies, everything else is a link. What this module does not know: pictures.
+People are random numbers that fit the bundle's model. They are added to a copy of the bundle whose manifest and token
+tables are real and whose other files are hard links.
 """
 
 from __future__ import annotations
@@ -23,32 +23,39 @@ from celebctl_runtime.errors import SetupError
 from celebctl_runtime.identity import Identity
 
 _IMPORT = (
-    "import time; begun = time.perf_counter(); import celebctl_runtime\n"
+    "import time; start = time.perf_counter(); import celebctl_runtime\n"
     "from celebctl_runtime import Bundle, OrtBackend, Request, generate\n"
-    "print(time.perf_counter() - begun)"
+    "print(time.perf_counter() - start)"
 )
 
 
-def measure_moving(bundle: Bundle, folder: Path, rounds: int) -> dict[str, float]:
-    """Medians of ``rounds``: `import_s`, the runtime's import in a fresh process; `add_ms`, a person added by a running
-    process; `add_command_s`, by `celebctl export --add`. ``folder`` is an empty place to work in."""
-    stand_in = stand_in_for(bundle, folder / "bundle")
-    people = [stranger(bundle, f"bench-{number}", number) for number in range(rounds)]
+def measure_adding(bundle: Bundle, folder: Path, rounds: int) -> dict[str, float]:
+    """Time additions of a person.
+
+    Args:
+        folder: An empty folder for the copy.
+
+    Returns:
+        Medians of ``rounds``: ``import_s``, the runtime's import in a fresh process; ``add_ms``, an addition in a
+        running process; ``add_command_s``, by `celebctl export --add`.
+    """
+    copy = copy_for_adding(bundle, folder / "bundle")
+    people = [random_identity(bundle, f"bench-{number}", number) for number in range(rounds)]
     library = Library(folder / "home")
     imports, adds, commands = list[float](), list[float](), list[float]()
     for person in people:
         imports.append(float(_run(["-c", _IMPORT]).strip()))
-        begun = time.perf_counter()
-        stand_in.add(person)
-        adds.append(time.perf_counter() - begun)
-        stand_in.remove(person.name)
+        start = time.perf_counter()
+        copy.add(person)
+        adds.append(time.perf_counter() - start)
+        copy.remove(person.name)
         library.save(person)
-        begun = time.perf_counter()
-        words = ["-m", "celebctl", "--quiet", "export", "--add", person.name, "--bundle", str(stand_in.path)]
+        start = time.perf_counter()
+        words = ["-m", "celebctl", "--quiet", "export", "--add", person.name, "--bundle", str(copy.path)]
         _run(words, CELEBCTL_HOME=str(library.root))
-        commands.append(time.perf_counter() - begun)
-        stand_in.refresh()
-        stand_in.remove(person.name)
+        commands.append(time.perf_counter() - start)
+        copy.refresh()
+        copy.remove(person.name)
     return {
         "import_s": round(statistics.median(imports), 4),
         "add_ms": round(1e3 * statistics.median(adds), 3),
@@ -56,8 +63,8 @@ def measure_moving(bundle: Bundle, folder: Path, rounds: int) -> dict[str, float
     }
 
 
-def stand_in_for(bundle: Bundle, path: Path) -> Bundle:
-    """A bundle at ``path`` that people can move into without the real one noticing."""
+def copy_for_adding(bundle: Bundle, path: Path) -> Bundle:
+    """A copy of the bundle at ``path`` that takes people without changing the original."""
     tables = {table.file for table in bundle.manifest.token_tables}
     for name in (FILE_NAME, *bundle.manifest.files):
         target = path / name
@@ -70,15 +77,15 @@ def stand_in_for(bundle: Bundle, path: Path) -> Bundle:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file that is only read, or a copy where the file system has no such thing."""
+    """A hard link to a file that is only read, or a copy where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
 
 
-def stranger(bundle: Bundle, name: str, seed: int) -> Identity:
-    """Somebody made of random numbers who fits the bundle's model."""
+def random_identity(bundle: Bundle, name: str, seed: int) -> Identity:
+    """A person of random numbers that fits the bundle's model."""
     random, manifest = np.random.default_rng(seed), bundle.manifest
     rows = tuple(random.standard_normal((2, table.width), np.float32) for table in manifest.token_tables)
     coefficients = tuple(row[:, :4] for row in rows)
@@ -90,6 +97,6 @@ def _run(words: list[str], **variables: str) -> str:
         [sys.executable, *words], capture_output=True, text=True, check=False, env={**os.environ, **variables}
     )
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise SetupError(f"python {words[1]} failed: {said[:300]}", "run it by itself to see why")
+        cause = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise SetupError(f"python {words[1]} failed: {cause[:300]}", "run it by itself to see the cause")
     return done.stdout

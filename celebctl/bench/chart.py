@@ -1,4 +1,4 @@
-"""A report as a picture: a panel of bars for each thing measured, ours in blue and others' in orange."""
+"""A report as an image: a panel of bars for each measurement, celebctl in blue and baselines in orange."""
 
 # matplotlib leaves the types of its keyword arguments open.
 # pyright: reportUnknownMemberType=false
@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from celebctl.plotting import LIGHT, chart_style, horizontal_bars, to_image
 
-from .runner import machine_of, title_of
+from .report import machine_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ _WIDTH = 12  # inches
 
 @dataclass(frozen=True)
 class Panel:
-    """One thing measured: the key of a contestant's row and of a ratio, what it means, how a number is written."""
+    """One measurement: the key of a contender's row, the key of a ratio, title and number format."""
 
     key: str
     ratio: str
@@ -39,10 +39,10 @@ PANELS = (
     Panel(
         "first",
         "first",
-        "First picture in a fresh interpreter: imports, model, picture",
+        "First image in a fresh interpreter: imports, model, image",
         lambda value: f"{value:.2f} s",
     ),
-    Panel("picture", "picture", "Every further picture", lambda value: f"{value * 1e3:.0f} ms"),
+    Panel("picture", "picture", "Every further image", lambda value: f"{value * 1e3:.0f} ms"),
     Panel("step_ms", "step", "One step of the sampler", lambda value: f"{value:.2f} ms"),
     Panel("memory_mib", "memory", "Peak main memory", lambda value: f"{value:,.0f} MiB"),
     Panel("gpu_memory_mib", "gpu_memory", "Memory held on the GPU", lambda value: f"{value:,.0f} MiB"),
@@ -50,8 +50,8 @@ PANELS = (
 
 
 def draw_report(report: Mapping[str, Any]) -> Image.Image:
-    """The picture of a report as contest.report makes it."""
-    rows: Sequence[Mapping[str, Any]] = report["contestants"]
+    """The image of a report (`celebctl.bench.report.report`)."""
+    rows: Sequence[Mapping[str, Any]] = report["contenders"]
     shown = [panel for panel in PANELS if any(row[panel.key] for row in rows)]
     with chart_style():
         height = 1.2 + len(shown) * (0.6 + 0.42 * len(rows))
@@ -59,8 +59,8 @@ def draw_report(report: Mapping[str, Any]) -> Image.Image:
         figure.suptitle(f"{title_of(report)}\n", x=0.02, ha="left", fontsize=17)
         figure.text(0.02, 1 - 0.58 / height, machine_of(report), fontsize=10, alpha=0.7)
         axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-        for panel, place in zip(shown, axes, strict=True):
-            _panel(place, panel, report)
+        for panel, one in zip(shown, axes, strict=True):
+            _panel(one, panel, report)
         figure.supxlabel(note_of(report), x=0.02, ha="left", fontsize=9, alpha=0.7)
         return to_image(figure)
 
@@ -68,22 +68,22 @@ def draw_report(report: Mapping[str, Any]) -> Image.Image:
 def note_of(report: Mapping[str, Any]) -> str:
     """How to read the numbers."""
     settings = report["settings"]
-    told = f"Medians of {settings['rounds']} rounds ({settings['cold_rounds']} cold), contestants in turn."
-    if "missing" in report:
-        return f"{told} {report['missing']}."
-    return f"{told} Ratios are medians of pairs within a round; the line is the hardware's limit."
+    text = f"Medians of {settings['rounds']} rounds ({settings['cold_rounds']} cold), contenders in turn."
+    if "no_baseline" in report:
+        return f"{text} {report['no_baseline']}."
+    return f"{text} Ratios are medians of pairs within a round; the line is the hardware's limit."
 
 
 def _panel(axes: Axes, panel: Panel, report: Mapping[str, Any]) -> None:
-    """One horizontal bar for each contestant that has this measurement, with its value and its ratios behind."""
-    rows = [row for row in report["contestants"] if row[panel.key]]
+    """One horizontal bar for each contender with this measurement, its value and its ratios."""
+    rows = [row for row in report["contenders"] if row[panel.key]]
     values = [row[panel.key] for row in rows]
     horizontal_bars(axes, [row["name"] for row in rows])
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
     axes.xaxis.set_visible(False)
     axes.set_title(panel.title)
-    axes.barh(range(len(rows)), values, 0.72, color=[LIGHT[1] if row["rival"] else LIGHT[0] for row in rows])
+    axes.barh(range(len(rows)), values, 0.72, color=[LIGHT[1] if row["baseline"] else LIGHT[0] for row in rows])
     axes.set_xlim(0, 1.3 * max(values))
     for y, row in enumerate(rows):
         text = f"{panel.write(row[panel.key])}   {_ratio(report, row, panel)}"
@@ -94,18 +94,18 @@ def _panel(axes: Axes, panel: Panel, report: Mapping[str, Any]) -> None:
 
 
 def _floor(report: Mapping[str, Any], name: str) -> float | None:
-    found = [row["floor_ms_per_step"] for row in report["roofline"] if row["name"] == name]
-    return float(found[0]) if found else None
+    floors = [row["floor_ms_per_step"] for row in report["roofline"] if row["name"] == name]
+    return float(floors[0]) if floors else None
 
 
 def _ratio(report: Mapping[str, Any], row: Mapping[str, Any], panel: Panel) -> str:
     better = "less" if panel.ratio.endswith("memory") else "faster"
-    rivals = {other["name"] for other in report["contestants"] if other["rival"]}
-    found = [
+    baselines = {other["name"] for other in report["contenders"] if other["baseline"]}
+    texts = [
         f"{ratio['values'][panel.ratio]:.2f}x" + (f" of {ratio['theirs']}" if number else "")
         for number, ratio in enumerate(
-            r for r in report["ratios"] if r["ours"] == row["name"] and r["theirs"] in rivals
+            r for r in report["ratios"] if r["ours"] == row["name"] and r["theirs"] in baselines
         )
         if panel.ratio in ratio["values"]
     ]
-    return f"{', '.join(found)} {better}" if found else ""
+    return f"{', '.join(texts)} {better}" if texts else ""

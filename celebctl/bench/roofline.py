@@ -1,4 +1,4 @@
-"""What the hardware could do at best: published peaks of GPUs, and what machine a report is from."""
+"""Published peaks of GPUs, and a description of the machine."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""One contestant in a process of its own: `python -m celebctl.bench.worker SPEC` answers orders on stdin.
+"""One contender in a process of its own: `python -m celebctl.bench.worker SPEC` answers commands on stdin.
 
-SPEC, orders and answers are JSON, one object a line. SPEC: `kind` ("celebctl" or "diffusers"), `device`, `threads`,
-`request` (a resolved Request), and `bundle` or `model`. Orders: {"do": "draw", "seed": 7}, {"do": "save", "path": ...},
-{"do": "memory"}, {"do": "count"}, {"do": "peak"}. With --once PATH it draws one picture into PATH and is gone: a
-script's cold start.
+SPEC, commands and answers are JSON, one object per line. SPEC: `kind` ("celebctl" or "diffusers"), `device`, `threads`,
+`request` (a resolved Request), and `bundle` or `model`. Commands: {"do": "generate", "seed": 7}, {"do": "save",
+"path": ...}, {"do": "memory"}, {"do": "count"}, {"do": "peak"}. With --once PATH it writes one image to PATH and exits:
+a script's cold start.
 
-What this module does not know: the other contestants, and what becomes of the numbers.
+What this module does not know: the other contenders, and what becomes of the numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from celebctl_runtime.backends.base import Backend
 
 Spec = Mapping[str, Any]
-# What a picture's sampler is called in diffusers: module below diffusers.schedulers, class, options beside the model's.
+# Samplers in diffusers: class, and options that replace the model's.
 SCHEDULERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -35,13 +35,18 @@ SCHEDULERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "lcm": ("LCMScheduler", {}),
 }
-_MATMUL = 2048  # rows and columns of the product that a processor's peak is measured with
+_MATMUL = 2048  # rows and columns of the matrix product that measures a processor's peak
 
 
 @dataclass
-class Drawn:
-    """A picture, how long it took, and how long after its begin each step was done, in seconds. loop: all steps
-    together, where that was timed; for an engine that ends them all at once there is nothing else."""
+class TimedImage:
+    """An image with its timings in seconds.
+
+    Attributes:
+        seconds: From the request to the pixels.
+        marks: Time from the start to the end of each step.
+        loop: All steps together, where they run as one call and have no marks of their own.
+    """
 
     image: Image
     seconds: float
@@ -50,16 +55,16 @@ class Drawn:
 
 
 class Worker(Protocol):
-    """Who draws pictures here."""
+    """Generates images."""
 
-    def draw(self, seed: int) -> Drawn: ...
+    def generate(self, seed: int) -> TimedImage: ...
 
     def facts(self) -> dict[str, str]: ...
 
     def count(self) -> dict[str, float] | None: ...
 
 
-class Ours:
+class CelebctlWorker:
     """celebctl_runtime on one device."""
 
     def __init__(self, spec: Spec) -> None:
@@ -80,29 +85,29 @@ class Ours:
         self._request = Request.from_json(spec["request"])
         self._loop = time_loops(self._backend)
 
-    def draw(self, seed: int) -> Drawn:
-        """One picture, timed from the request to the pixels."""
+    def generate(self, seed: int) -> TimedImage:
+        """One image, timed from the request to the pixels."""
         from dataclasses import replace
 
         from celebctl_runtime.pipeline import generate
 
-        begun, marks = time.perf_counter(), list[float]()
+        start, marks = time.perf_counter(), list[float]()
         request = replace(self._request, seed=seed)
         self._loop.clear()
-        (picture,) = generate(self._bundle, self._backend, request, lambda _: marks.append(time.perf_counter() - begun))
-        return Drawn(picture.image, time.perf_counter() - begun, marks, sum(self._loop) if self._loop else None)
+        (picture,) = generate(self._bundle, self._backend, request, lambda _: marks.append(time.perf_counter() - start))
+        return TimedImage(picture.image, time.perf_counter() - start, marks, sum(self._loop) if self._loop else None)
 
     def facts(self) -> dict[str, str]:
         """Engine, version, device, threads."""
         return self._backend.describe()
 
     def count(self) -> dict[str, float] | None:
-        """Nothing here counts operations."""
+        """Operations are only counted by the baseline."""
         return None
 
 
-class Diffusers:
-    """The pipeline as its own documentation uses it, fed the same noise."""
+class DiffusersWorker:
+    """The pipeline as its own documentation uses it, with the same initial noise."""
 
     def __init__(self, spec: Spec) -> None:
         import diffusers
@@ -113,7 +118,7 @@ class Diffusers:
         self._torch, self._request, self._compiled = cast(Any, torch), spec["request"], bool(spec["compile"])
         cast(Any, diffusers).utils.logging.disable_progress_bar()
         dtype = torch.float16 if spec["dtype"] == "fp16" else torch.float32
-        # Nobody else here looks at pictures once more, so neither does diffusers.
+        # No other contender runs a safety checker.
         index = json.loads((Path(spec["model"]) / "model_index.json").read_text(encoding="utf-8"))
         without = {"safety_checker": None} if "safety_checker" in index else {}
         load: Any = cast(Any, diffusers).DiffusionPipeline.from_pretrained
@@ -126,17 +131,17 @@ class Diffusers:
         if self._compiled:
             self._pipeline.unet = self._torch.compile(self._pipeline.unet, mode="max-autotune")
 
-    def draw(self, seed: int) -> Drawn:
-        """One picture, timed from the prompt to the pixels."""
+    def generate(self, seed: int) -> TimedImage:
+        """One image, timed from the prompt to the pixels."""
         request, clock = self._request, (Clock() if self._device == "cpu" else EventClock(self._torch))
-        begun = time.perf_counter()
+        start = time.perf_counter()
 
-        def mark(_pipe: Any, _step: int, _timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
+        def mark(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             clock.mark()
-            return kept
+            return tensors
 
         with self._torch.inference_mode():
-            found = self._pipeline(
+            output = self._pipeline(
                 request["prompt"],
                 negative_prompt=request["negative"] or None,
                 height=request["height"],
@@ -146,7 +151,7 @@ class Diffusers:
                 latents=self._noise(seed),
                 callback_on_step_end=mark,
             )
-        return Drawn(found.images[0], time.perf_counter() - begun, clock.marks())
+        return TimedImage(output.images[0], time.perf_counter() - start, clock.marks())
 
     def facts(self) -> dict[str, str]:
         """Engine, versions, device, threads."""
@@ -190,20 +195,20 @@ class Diffusers:
 
 
 class Clock:
-    """When steps were done, in seconds since the clock was made."""
+    """Times at which steps ended, in seconds since the clock was created."""
 
     def __init__(self) -> None:
-        self._begun, self._marks = time.perf_counter(), list[float]()
+        self._start, self._marks = time.perf_counter(), list[float]()
 
     def mark(self) -> None:
-        self._marks.append(time.perf_counter() - self._begun)
+        self._marks.append(time.perf_counter() - self._start)
 
     def marks(self) -> list[float]:
         return self._marks
 
 
 class EventClock:
-    """The same for work that a GPU has only been told of when the host goes on: the GPU marks its own stream."""
+    """The same for a GPU, which works asynchronously: CUDA events in its stream."""
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
@@ -213,7 +218,7 @@ class EventClock:
         self._events.append(self._recorded())
 
     def marks(self) -> list[float]:
-        """Waits for the last mark."""
+        """Times of the marks, after the last one has been reached."""
         first, *rest = self._events
         if rest:
             rest[-1].synchronize()
@@ -226,25 +231,25 @@ class EventClock:
 
 
 def time_loops(backend: Any) -> list[float]:
-    """Let a backend that runs all steps at once write down how long that took: in the list returned, in seconds."""
+    """Time each denoising loop of a backend that runs all steps as one call: the returned list grows by seconds."""
     from celebctl_runtime.backends.base import SupportsFullDenoise
 
-    found: list[float] = []
+    seconds: list[float] = []
     if isinstance(backend, SupportsFullDenoise):
         run: Any = backend.denoise
 
-        def denoise(*words: Any) -> Any:
-            begun = time.perf_counter()
-            result = run(*words)
-            found.append(time.perf_counter() - begun)
+        def denoise(*args: Any) -> Any:
+            start = time.perf_counter()
+            result = run(*args)
+            seconds.append(time.perf_counter() - start)
             return result
 
         cast(Any, backend).denoise = denoise
-    return found
+    return seconds
 
 
 def peak_memory() -> int:
-    """The most main memory this process ever held, in bytes; 0 where the system does not tell."""
+    """Peak resident memory of this process in bytes; 0 where the system does not report it."""
     try:  # getrusage would count what the parent held before it became us
         text = Path("/proc/self/status").read_text(encoding="ascii")
         return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM"))
@@ -253,18 +258,18 @@ def peak_memory() -> int:
 
 
 def gpu_memory() -> int:
-    """What this process holds on NVIDIA GPUs now, in bytes; 0 where there is none or nvidia-smi cannot tell: it counts
-    processes as the machine does, and a container has numbers of its own."""
-    return sum(used << 20 for pid, used in _told_by_nvidia("compute-apps=pid,used_memory") if pid == os.getpid())
+    """Memory this process holds on NVIDIA GPUs in bytes; 0 without nvidia-smi, and in containers, whose process ids
+    differ from those that nvidia-smi reports."""
+    return sum(used << 20 for pid, used in _query_nvidia_smi("compute-apps=pid,used_memory") if pid == os.getpid())
 
 
 def used_on_gpus() -> int:
-    """What everybody holds on the NVIDIA GPUs now, in bytes; 0 where there is none or nvidia-smi cannot tell."""
-    return sum(used << 20 for (used,) in _told_by_nvidia("gpu=memory.used"))
+    """Memory in use on all NVIDIA GPUs in bytes; 0 without nvidia-smi."""
+    return sum(used << 20 for (used,) in _query_nvidia_smi("gpu=memory.used"))
 
 
-def _told_by_nvidia(query: str) -> list[list[int]]:
-    """Rows of whole numbers; [] without nvidia-smi, or with one that has no number to tell."""
+def _query_nvidia_smi(query: str) -> list[list[int]]:
+    """Rows of integers; [] without nvidia-smi or without numbers in its answer."""
     command = ["nvidia-smi", f"--query-{query}", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
@@ -274,7 +279,7 @@ def _told_by_nvidia(query: str) -> list[list[int]]:
 
 
 def measured_peak(threads: int | None) -> dict[str, Any]:
-    """Operations per second of the best of some large float32 matrix products on the CPU, and who multiplied."""
+    """Operations per second of the fastest of six large float32 matrix products on the CPU, and the library."""
     size = _MATMUL
     try:
         import torch
@@ -289,61 +294,65 @@ def measured_peak(threads: int | None) -> dict[str, Any]:
         ones, by = np.ones((size, size), np.float32), f"numpy {np.__version__}"
     best = float("inf")
     for _ in range(6):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         _ = ones @ ones
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - start)
     return {"flops": 2.0 * size**3 / best, "source": f"measured: float32 product of {size} x {size} matrices, {by}"}
 
 
-def make(spec: Spec) -> Worker:
-    """The contestant that SPEC asks for."""
-    return Ours(spec) if spec["kind"] == "celebctl" else Diffusers(spec)
+def create_worker(spec: Spec) -> Worker:
+    """The worker of a SPEC."""
+    return CelebctlWorker(spec) if spec["kind"] == "celebctl" else DiffusersWorker(spec)
 
 
-def answer(order: Mapping[str, Any], contestant: Worker, spec: Spec, latest: list[Drawn]) -> dict[str, Any]:
-    """Do one order; `latest` keeps the picture drawn last."""
-    what = order["do"]
-    if what == "draw":
-        latest[:] = [contestant.draw(int(order["seed"]))]
+def answer(command: Mapping[str, Any], worker: Worker, spec: Spec, latest: list[TimedImage]) -> dict[str, Any]:
+    """Execute one command; `latest` holds the last image."""
+    what = command["do"]
+    if what == "generate":
+        latest[:] = [worker.generate(int(command["seed"]))]
         return {"seconds": latest[0].seconds, "marks": latest[0].marks, "loop": latest[0].loop}
     if what == "save":
-        latest[0].image.save(order["path"])
-        return {"path": order["path"]}
+        latest[0].image.save(command["path"])
+        return {"path": command["path"]}
     if what == "count":
-        return {"count": contestant.count()}
+        return {"count": worker.count()}
     if what == "peak":
         return {"peak": measured_peak(spec["threads"])}
     return {"bytes": peak_memory(), "gpu_bytes": 0 if spec["device"] == "cpu" else gpu_memory()}
 
 
-def main(words: list[str]) -> int:
-    """Serve until stdin ends; or with --once PATH draw a single picture."""
-    spec: Spec = json.loads(words[0])
-    if words[1:2] == ["--once"]:
-        make(spec).draw(int(spec["request"].get("seed", 0))).image.save(words[2])
+def main(argv: list[str]) -> int:
+    """Answer commands until stdin ends; or with --once PATH write a single image."""
+    spec: Spec = json.loads(argv[0])
+    if argv[1:2] == ["--once"]:
+        create_worker(spec).generate(int(spec["request"].get("seed", 0))).image.save(argv[2])
         return 0
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries may print; the answers stay apart
+    os.dup2(2, 1)  # libraries may print to stdout
     try:
         on_gpu = spec["device"] != "cpu"
         before = used_on_gpus() if on_gpu else 0
-        begun = time.monotonic()
-        contestant = make(spec)
-        latest = [contestant.draw(int(spec["request"].get("seed", 0)))]
+        start = time.monotonic()
+        worker = create_worker(spec)
+        latest = [worker.generate(int(spec["request"].get("seed", 0)))]
         now = time.monotonic()
-        grown = max(0, used_on_gpus() - before) if on_gpu else 0  # nobody else draws while one begins
-        _say(answers, {"first_seconds": now - begun, "facts": contestant.facts(), "gpu_grown": grown})
+        grown = max(0, used_on_gpus() - before) if on_gpu else 0  # no other contender works while one starts
+        _write(answers, {"first_seconds": now - start, "facts": worker.facts(), "gpu_grown": grown})
         for line in sys.stdin:
-            _say(answers, answer(json.loads(line), contestant, spec, latest))
-    except Exception as error:  # whatever it is, the parent tells
-        known = {"code": getattr(error, "code", ""), "hint": getattr(error, "hint", "")}
+            _write(answers, answer(json.loads(line), worker, spec, latest))
+    except Exception as error:  # whatever it is, the parent reports it
+        known = {
+            "code": getattr(error, "code", ""),
+            "hint": getattr(error, "hint", ""),
+            "reason": getattr(error, "reason", ""),
+        }
         problem = getattr(error, "problem", f"{type(error).__name__}: {error}")
-        _say(answers, {"error": {**known, "problem": str(problem)[:2000]}})
+        _write(answers, {"error": {**known, "problem": str(problem)[:2000]}})
         return 1
     return 0
 
 
-def _say(answers: Any, document: Mapping[str, Any]) -> None:
+def _write(answers: Any, document: Mapping[str, Any]) -> None:
     answers.write(json.dumps(document) + "\n")
     answers.flush()
 

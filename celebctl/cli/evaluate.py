@@ -1,6 +1,6 @@
-"""eval: how well are people drawn, measured by networks that learning never uses?"""
+"""eval: how well are people generated, scored by networks that learning never uses?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -9,12 +9,12 @@ import typer
 
 from . import options
 from .console import CliConsole
-from .evaluation_session import EvalContext, LibraryEvaluation, WorldEvaluation
 
 if TYPE_CHECKING:
-    from celebctl.evaluation.html_report import Group
-    from celebctl.evaluation.metrics import CohortMetrics
+    from celebctl.evaluation.metrics import CohortResult
+    from celebctl.evaluation.session import EvalContext, LibraryEvaluation
     from celebctl.learning.config import LearnConfig
+    from celebctl.library import Library
     from celebctl.settings import Settings
 
 
@@ -22,41 +22,48 @@ def evaluate(
     ctx: typer.Context,
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="People of your library; none: strangers of the model's own world.", metavar="NAME..."),
+        typer.Argument(help="Learned people; none: unseen people of the model's own world.", metavar="NAME..."),
     ] = None,
     photos: Annotated[
-        Path | None, typer.Option("--photos", help="Where the photos of these people lie: NAME.jpg.", metavar="DIR")
+        Path | None, typer.Option("--photos", help="Folder with the photos of these people: NAME.jpg.", metavar="DIR")
     ] = None,
-    people: Annotated[int, typer.Option("--people", help="How many strangers.", min=2, max=500)] = 12,
-    seeds: Annotated[int, typer.Option("--seeds", help="Pictures per prompt.", min=1, max=64)] = 2,
+    people: Annotated[int, typer.Option("--people", help="Number of unseen people.", min=2, max=500)] = 12,
+    seeds: Annotated[int, typer.Option("--seeds", help="Images per prompt.", min=1, max=64)] = 2,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="How strangers are learned: clean or faithful.", show_default="clean")
+        str | None,
+        typer.Option("--preset", help="How unseen people are learned: clean or faithful.", show_default="clean"),
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change one value of the preset.", metavar="FIELD=VALUE")
     ] = None,
-    together: Annotated[int, typer.Option("--together", help="Strangers learned in one call.", min=1, max=64)] = 8,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Unseen people learned in one call.", min=1, max=64)
+    ] = 8,
     celebrities: Annotated[
-        bool, typer.Option("--celebrities/--no-celebrities", help="Measure the model's own celebrities beside them.")
+        bool, typer.Option("--celebrities/--no-celebrities", help="Also evaluate the model's own celebrities.")
     ] = True,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="Other prompts: one a line, or a .toml.", metavar="FILE")
+        Path | None, typer.Option("--prompts", help="Other prompts: one per line, or a .toml.", metavar="FILE")
     ] = None,
     clip: Annotated[
-        Path | None, typer.Option("--clip", help="A CLIP model, to judge prompts by.", metavar="DIR")
+        Path | None, typer.Option("--clip", help="A CLIP model, for prompt fidelity.", metavar="DIR")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option("--judge", help="Face models to judge by: not those of learning.", metavar="PACK|DIR")
+        str | None,
+        typer.Option("--judge", help="Face models that score identity: not those of learning.", metavar="PACK|DIR"),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the report; what is in it is not done again.", metavar="DIR")
+        Path, typer.Option("--out", "-o", help="Folder of the report; finished people are not repeated.", metavar="DIR")
     ] = Path("celebctl-eval"),
     force: options.Force = False,
     model: options.Model = None,
     face_models: options.FaceModels = None,
     device: options.Device = None,
 ) -> None:
-    """Measure likeness, obedience and bleeding, and write a table and a page. After Ctrl-C the same command goes on."""
+    """Measure likeness, prompt fidelity and identity leakage; write a table and a page.
+
+    After Ctrl-C, the same command continues.
+    """
     from celebctl.library import Library
     from celebctl.settings import Settings
 
@@ -64,42 +71,90 @@ def evaluate(
 
     console = ctx.ensure_object(CliConsole)
     settings, library = Settings.read(), Library()
-    check_words(names or [], photos, [*(["--preset"] if preset else []), *(["--set"] if changes else [])])
+    check_options(names or [], photos, [*(["--preset"] if preset else []), *(["--set"] if changes else [])])
     check_installed("eval", "evaluation", "jinja2", "matplotlib", "scipy")
     with requires_extra("learn", "evaluation"):
-        config = configure(settings, preset, changes or [])
-        room = EvalContext.open(console, settings, library, (model, face_models, judge, device), clip)
-        plan, told = room.plan(prompts, seeds, alone=len(names or []) == 1)
+        from celebctl.evaluation.session import WorldEvaluation
+
+        learning = configure(settings, preset, changes or [])
+        chosen = {"model": model, "face_models": face_models, "device": device}
+        context = _open(
+            console, library, {key: settings.text(key, value) for key, value in chosen.items()}, judge, clip
+        )
+        config = context.configure(prompts, seeds, with_pairs=len(names or []) != 1)
         if names:
-            session: LibraryEvaluation | WorldEvaluation = LibraryEvaluation(room, plan, names, photos or Path())
+            session: LibraryEvaluation | WorldEvaluation = _library_evaluation(
+                context, config, library, names, photos or Path()
+            )
         else:
-            session = WorldEvaluation(room, plan, config, people, together, celebrities)
-        session.open(out, told, force)
+            session = WorldEvaluation(context, config, learning, people, batch_size, celebrities)
         try:
-            groups = session.run()
+            with console.progress("evaluating") as report:
+                results = session.run(out, overwrite=force, progress=lambda p: report(p.step, p.total, p.stage))
         except KeyboardInterrupt:
-            console.info("stopped; who is finished is kept, and the same command goes on")
+            console.info("stopped; finished people are kept, and the same command continues")
             raise
-    close(console, out, groups, room.about(plan, told))
+    _output(console, results, out, session.settings())
 
 
-def check_words(names: Sequence[str], photos: Path | None, learning: Sequence[str]) -> None:
-    """Refuse what does not go together. Raises UsageError."""
+def _open(
+    console: CliConsole, library: "Library", chosen: Mapping[str, Any], judge: str | None, clip: Path | None
+) -> "EvalContext":
+    """The open model and its scorer. chosen: values of model, face_models and device."""
+    from celebctl.basis.names import ChosenNames, with_names
+    from celebctl.evaluation.session import EvalContext, choose_scorer
+    from celebctl.learning.device import select_device
+    from celebctl.library import format_model_key
+    from celebctl_models.checkpoints.diffusion import load_parts
+    from celebctl_models.faces.analysis import InsightFaceAnalyser
+    from celebctl_models.faces.packs import choose_face_models
+
+    model = str(chosen["model"])
+    analyser = InsightFaceAnalyser(choose_face_models(chosen["face_models"], model, library.root))
+    with console.status(f"loading {model}"):
+        device = select_device(str(chosen["device"]))
+        parts = load_parts(model, dtype=device.dtype, device=device.device)
+    parts = with_names(parts, ChosenNames(library.root, format_model_key(parts.family, parts.table_hash)).file)
+    recogniser = None if judge is None else choose_face_models(judge, model, library.root)
+    return EvalContext(parts, analyser, choose_scorer(parts, analyser, recogniser, clip), library.cache(), clip)
+
+
+def _library_evaluation(
+    context: "EvalContext", config: Any, library: "Library", names: Sequence[str], photos: Path
+) -> "LibraryEvaluation":
+    from celebctl.evaluation.session import LibraryEvaluation, find_photo
+    from celebctl.library import format_model_key
+    from celebctl_models.faces.photos import open_photo
+
+    model_key = format_model_key(context.parts.family, context.parts.table_hash)
+    entries = [library.find(name, model_key) for name in names]
+    return LibraryEvaluation(
+        context,
+        config,
+        [entry.load() for entry in entries],
+        [open_photo(find_photo(photos, entry.name)) for entry in entries],
+        [entry.path.stat().st_size for entry in entries],
+    )
+
+
+def check_options(names: Sequence[str], photos: Path | None, learning: Sequence[str]) -> None:
+    """Raise UsageError for options that do not go together. learning: options about learning that were given."""
     from celebctl_runtime.errors import UsageError
 
     if names and photos is None:
-        raise UsageError("people of the library are compared with their photos", "say where they lie: --photos DIR")
+        raise UsageError("learned people are compared with their photos", "say where they are: --photos DIR")
     if photos is not None and not names:
-        raise UsageError("--photos goes with names", "say who: celebctl eval alice bob --photos DIR")
+        raise UsageError("--photos needs names of learned people", "for example: celebctl eval alice bob --photos DIR")
     if names and learning:
-        hint = "learn them again with it, and evaluate after"
-        raise UsageError(f"{' and '.join(learning)} would change how people were learned already", hint)
-    if len(set(names)) < len(names):
-        raise UsageError("somebody is named twice", "name everybody once")
+        hint = "learn the people again with it, then evaluate them"
+        raise UsageError(f"{' and '.join(learning)} cannot change people who are learned already", hint)
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated:
+        raise UsageError(f"{', '.join(repeated)} is given twice", "give each name once")
 
 
 def configure(settings: "Settings", preset: str | None, changes: Sequence[str]) -> "LearnConfig":
-    """The preset with FIELD=VALUE on top. Raises UsageError for a field or value that there is not."""
+    """The preset with FIELD=VALUE on top. Raises UsageError for an unknown field or an invalid value."""
     from celebctl.learning.config import PRESETS
 
     config = PRESETS[str(settings.text("preset", preset))]
@@ -113,47 +168,36 @@ def changed(config: "LearnConfig", change: str) -> "LearnConfig":
     from celebctl.learning.config import LearnConfig
     from celebctl_runtime.errors import UsageError
 
-    kinds = get_type_hints(LearnConfig)
-    field, equals, value = change.partition("=")
-    if not equals or field not in kinds or field == "preset":
-        known = ", ".join(name for name in kinds if name != "preset")
-        raise UsageError(f"--set {change} names no value of learning", f"write FIELD=VALUE; fields are {known}")
-    choices = get_args(kinds[field])
-    if choices and value not in choices:
-        raise UsageError(f"--set {change} is not possible", f"{field} is one of {', '.join(choices)}")
-    words: dict[str, Any] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    types = get_type_hints(LearnConfig)
+    field, equals, text = change.partition("=")
+    if not equals or field not in types or field == "preset":
+        fields = ", ".join(name for name in types if name != "preset")
+        raise UsageError(f"--set {change!r} does not name a field", f"write FIELD=VALUE; fields are {fields}")
+    choices = get_args(types[field])
+    if choices and text not in choices:
+        raise UsageError(f"invalid --set {change!r}", f"{field} is one of {', '.join(choices)}")
+    flags: dict[str, Any] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     try:
-        chosen: Any = words[value.lower()] if kinds[field] is bool else value if choices else kinds[field](value)
+        value: Any = flags[text.lower()] if types[field] is bool else text if choices else types[field](text)
     except (ValueError, KeyError):
-        hint = f"{field} is of the kind of {getattr(config, field)}"
-        raise UsageError(f"--set {change} is not possible", hint) from None
-    return replace(config, **{field: chosen})
+        hint = f"{field} is a {types[field].__name__}, by default {getattr(config, field)}"
+        raise UsageError(f"invalid --set {change!r}", hint) from None
+    return replace(config, **{field: value})
 
 
-def close(console: CliConsole, out: Path, groups: "Sequence[Group]", about: dict[str, str]) -> None:
-    """Write page and document, and say the figures."""
-    import json
+def _output(console: CliConsole, results: "Sequence[CohortResult]", out: Path, settings: Mapping[str, Any]) -> None:
+    """Write the report and print its tables."""
+    from celebctl.evaluation.report import category_table, markdown, report_document, summary_table, write_report
 
-    from celebctl.evaluation.html_report import write_page
-    from celebctl.evaluation.report import category_rows, markdown, rows_of
-    from celebctl_runtime.files import atomic_write
-
-    counted: list[CohortMetrics] = [group.figures for group in groups]
-    people = len(groups[0].records)
-    title = f"{people} {'person' if people == 1 else 'people'} in {about['model']}"
-    line = f"{about['prompts']}; pictures of each: {about['pictures of each']}; judged by {about['judges']}"
-    page, document = out / "report.html", out / "report.json"
-    atomic_write(page, write_page(title, line, groups, about).encode())
-    figures = [one.to_json() for one in counted]
-    atomic_write(document, (json.dumps({"settings": about, "casts": figures}, indent=1) + "\n").encode())
-    tables = [rows_of(counted), category_rows(counted)]
-    lines = [line for head, cells in tables for line in [*markdown(head, cells), ""]]
+    page, document = write_report(results, out, settings)
+    metrics = [result.metrics for result in results]
+    tables = [summary_table(metrics), category_table(metrics)]
+    lines = [line for headings, rows in tables for line in [*markdown(headings, rows), ""]]
 
     def show() -> None:
-        for head, cells in tables:
-            console.table("", head, cells)
+        for headings, rows in tables:
+            console.table("", headings, rows)
         console.info(f"page: {page}")
 
-    console.output_table(
-        [*lines, str(page)], {"page": str(page), "report": str(document), "settings": about, "casts": figures}, show
-    )
+    paths = {"page": str(page), "report": str(document)}
+    console.output_table([*lines, str(page)], {**paths, **report_document(results, settings)}, show)

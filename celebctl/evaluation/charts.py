@@ -1,4 +1,4 @@
-"""Charts of a report: bars and curves of estimates with their confidence intervals."""
+"""Charts of a report: bars and lines of estimates with their confidence intervals."""
 
 # matplotlib leaves the types of its keyword arguments open.
 # pyright: reportUnknownMemberType=false
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from celebctl.plotting import chart_style, horizontal_bars, to_svg_uri
@@ -39,7 +40,7 @@ class Chart:
     dark: str
 
 
-def bars(rows: Sequence[str], series: Sequence[Series], *, title: str) -> Chart:
+def bar_chart(rows: Sequence[str], series: Sequence[Series], *, title: str) -> Chart:
     """Horizontal bars, a group per row, with error bars."""
 
     def plot(axes: Axes) -> None:
@@ -48,16 +49,17 @@ def bars(rows: Sequence[str], series: Sequence[Series], *, title: str) -> Chart:
         for number, one in enumerate(series):
             at = [row - 0.4 + height * (number + 0.5) for row in range(len(rows))]
             means, halves = _arrays(one.values)
-            axes.barh(at, means, 0.86 * height, xerr=halves, label=one.label, error_kw=_error_bars())
+            error_style = {"ecolor": rcParams["text.color"], "elinewidth": 1.2, "alpha": 0.75}
+            axes.barh(at, means, 0.86 * height, xerr=halves, label=one.label, error_kw=error_style)
             for y, value in zip(at, one.values, strict=True):
-                text, end = (f"{value.mean:.2f}", value.mean + value.half) if value else ("not measured", 0.0)
+                text, end = (f"{value.mean:.2f}", value.mean + value.half_width) if value else ("not measured", 0.0)
                 axes.annotate(text, (max(end, 0.0), y), (5, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.08 * max(axes.get_xlim()[1], 0.01))
 
     return _chart(plot, title, 0.9 + 0.22 * len(series) * len(rows) + 0.12 * len(rows), series)
 
 
-def curve(positions: Sequence[str], series: Sequence[Series], *, title: str, axis: str) -> Chart:
+def line_chart(positions: Sequence[str], series: Sequence[Series], *, title: str, x_label: str) -> Chart:
     """Lines over the ordered settings of one parameter, evenly spaced, with bands for the intervals."""
 
     def plot(axes: Axes) -> None:
@@ -67,31 +69,25 @@ def curve(positions: Sequence[str], series: Sequence[Series], *, title: str, axi
             axes.plot(at, means, marker="o", label=one.label)
             axes.fill_between(at, means - halves, means + halves, alpha=0.16)
         axes.set_xticks(at, list(positions))
-        axes.set_xlabel(axis)
+        axes.set_xlabel(x_label)
 
     return _chart(plot, title, 3.4, series)
 
 
 def _arrays(values: Sequence[Estimate | None]) -> tuple[Any, Any]:
     """Means and half widths, NaN where there is no estimate."""
-    pairs = [(value.mean, value.half) if value else (np.nan, np.nan) for value in values]
+    pairs = [(value.mean, value.half_width) if value else (np.nan, np.nan) for value in values]
     means, halves = np.array(pairs, float).reshape(-1, 2).T
     return means, halves
 
 
-def _error_bars() -> dict[str, Any]:
-    from matplotlib import rcParams
-
-    return {"ecolor": rcParams["text.color"], "elinewidth": 1.2, "alpha": 0.75}
-
-
 def _chart(plot: Callable[[Axes], None], title: str, height: float, series: Sequence[Series]) -> Chart:
-    drawn: list[str] = []
+    uris: list[str] = []
     for dark in (False, True):
         with chart_style(dark=dark):
             figure = Figure((_WIDTH, height), layout="constrained")
             plot(figure.add_subplot())
             if len(series) > 1:
                 figure.legend(loc="outside upper left", ncols=3, fontsize=9)
-            drawn.append(to_svg_uri(figure))
-    return Chart(title, *drawn)
+            uris.append(to_svg_uri(figure))
+    return Chart(title, *uris)

@@ -1,10 +1,10 @@
-"""Who is measured: the model's own celebrities, strangers of its world, or people of the user's library."""
+"""Cohorts: the model's own celebrities, unseen people of mini's world, or people of a library."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,142 +18,157 @@ from celebctl_models.mini.world import draw_portrait, person, portrait_of
 from celebctl_runtime.errors import CelebctlError, InvalidInputError
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.identity import Identity
+from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 
 from .references import PhotoReference, WorldReference
-from .runner import Cohort, ModelGenerator, Subject, neighbours, thumbnail
-from .scorers import Scorer
+from .runner import Cohort, ModelGenerator, Subject, ring_partners, thumbnail
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from celebctl.basis.basis import CelebBasis
     from celebctl.learning.config import LearnConfig
-    from celebctl.learning.prepared import PreparedModel
+    from celebctl.learning.trainer import LearnStep
     from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_models.faces.analysis import FaceAnalyser
-    from celebctl_runtime.progress import Progress
+
+    from .scorers import Scorer
 
 Floats = NDArray[np.float32]
 
-FIRST_STRANGER = 1000  # seeds of the strangers that are scored; benchmarks/baselines.py takes others, never looked at
-_CAST_SEED, _BESIDE_SEED = 5, 7
+FIRST_UNSEEN_SEED = 1000  # seeds of the people that are scored; benchmarks/baselines takes others, never used before
+_CELEBRITY_SEED, _PARTNER_SEED = 5, 7
 _PORTRAIT = 160  # px
 
 
-@dataclass(frozen=True)
-class Learned:
-    """A stranger after learning. seconds: their share of the call that learned them. bytes: of their file."""
-
-    identity: Identity
-    seconds: float
-    bytes: int
-
-
-def celebrity_cohort(panel: Scorer, count: int) -> Cohort:
-    """Celebrities of the world by name, the same for the same count: what the model can do at all."""
+def celebrity_cohort(scorer: Scorer, count: int) -> Cohort:
+    """Celebrities of mini's world by name, the same for the same count: an upper reference for learned people."""
     book = name_book()
-    order: list[int] = np.random.Generator(np.random.PCG64(_CAST_SEED)).permutation(len(book.names)).tolist()
+    order: list[int] = np.random.Generator(np.random.PCG64(_CELEBRITY_SEED)).permutation(len(book.names)).tolist()
     chosen, others = order[:count], (order * 2)[count : 2 * count]
     z = book.celebrities()
-    beside = [book.names[i] for i in others]
-    inputs = [
-        Subject(book.names[i], book.names[i], other, thumbnail(portrait_of(z[i], i, _PORTRAIT)))
-        for i, other in zip(chosen, beside, strict=True)
+    subjects = [
+        Subject(book.names[i], book.names[i], book.names[other], thumbnail(portrait_of(z[i], i, _PORTRAIT)))
+        for i, other in zip(chosen, others, strict=True)
     ]
-    partners = neighbours(count)
-    return Cohort("the model's own celebrities", inputs, partners, WorldReference(panel, z[chosen], partners, z[others]))
+    partners = ring_partners(count)
+    reference = WorldReference(scorer, z[chosen], partners, z[others])
+    return Cohort("the model's own celebrities", subjects, partners, reference)
 
 
-def unseen_people_cohort(panel: Scorer, seeds: Sequence[int], partners: Sequence[int], title: str) -> Cohort:
-    """Strangers of the world, spoken of as ``<p1000>``."""
+def unseen_people_cohort(scorer: Scorer, seeds: Sequence[int], partners: Sequence[int], title: str) -> Cohort:
+    """People of mini's world who are not celebrities, one per seed, named ``<p1000>`` in prompts."""
     book = name_book()
-    shuffled: list[int] = np.random.Generator(np.random.PCG64(_BESIDE_SEED)).permutation(len(book.names)).tolist()
+    shuffled: list[int] = np.random.Generator(np.random.PCG64(_PARTNER_SEED)).permutation(len(book.names)).tolist()
     order = shuffled[: len(seeds)]
-    inputs = [
+    subjects = [
         Subject(unseen_name(seed), f"<{unseen_name(seed)}>", book.names[other], thumbnail(draw_portrait(seed)))
         for seed, other in zip(seeds, order, strict=True)
     ]
     z = np.stack([person(seed) for seed in seeds])
-    return Cohort(title, inputs, partners, WorldReference(panel, z, partners, book.celebrities()[order]))
+    return Cohort(title, subjects, partners, WorldReference(scorer, z, partners, book.celebrities()[order]))
 
 
 def unseen_name(seed: int) -> str:
-    """What the stranger of a seed is called."""
+    """Name of the unseen person of a seed."""
     return f"p{seed}"
 
 
-def learn_unseen_people(
-    model: PreparedModel[DiffusionParts], analyser: FaceAnalyser, config: LearnConfig, seeds: Sequence[int],
-    together: int, folder: Path, on_step: Callable[[int, int, Progress], None],
-) -> list[Learned]:  # fmt: skip
-    """Learn strangers from one portrait each, ``together`` in a call; whole calls that are in ``folder`` are not done
-    again. ``on_step`` hears the number of the call, of all calls, and how it goes."""
-    calls = [seeds[start : start + together] for start in range(0, len(seeds), together)]
-    learned: list[Learned] = []
-    for number, group in enumerate(calls):
-        kept = _kept(folder, group)
-        if kept is None:
-            kept = _learn(
-                model, analyser, config, group, folder, lambda now, n=number: on_step(n, len(calls), now)
+def library_cohort(scorer: Scorer, people: Sequence[Identity], photos: Sequence[Image], names: Sequence[str]) -> Cohort:
+    """Learned people with their photos. names: celebrities the model knows.
+
+    Raises:
+        InvalidInputError: The scorer finds no face in a photo.
+    """
+    features: list[Floats] = []
+    for one, photo in zip(people, photos, strict=True):
+        feature = scorer.embed_face(cast(Any, np.asarray(photo.convert("RGB"), np.uint8)))
+        if feature is None:
+            hint = "pass the photo that the person was learned from"
+            raise InvalidInputError(
+                f"no face was found in the photo of {one.name}", hint, reason="no_face_in_reference", name=one.name
             )
-        learned += kept
-    return learned
+        features.append(feature)
+    subjects = [
+        Subject(one.name, f"<{one.name}>", names[(37 * i + 11) % len(names)], thumbnail(photo))
+        for i, (one, photo) in enumerate(zip(people, photos, strict=True))
+    ]
+    partners = ring_partners(len(people))
+    return Cohort("people of the library", subjects, partners, PhotoReference(features, partners))
 
 
-def _learn(
-    model: PreparedModel[DiffusionParts], analyser: FaceAnalyser, config: LearnConfig, seeds: Sequence[int],
-    folder: Path, on_step: Callable[[Progress], None],
-) -> list[Learned]:  # fmt: skip
-    from celebctl.learning.subject import analyse_photo
-    from celebctl.learning.trainer import learn_people
-
-    begun = time.monotonic()
-    subjects = [analyse_photo(analyser, draw_portrait(seed), unseen_name(seed)) for seed in seeds]
-    people = learn_people(model, subjects, config, analyser, progress=on_step)
-    seconds = (time.monotonic() - begun) / len(seeds)
-    for identity in people:
-        identity.save(_file(folder, identity.name))
-    atomic_write(_seconds_file(folder, seeds), json.dumps(seconds).encode())
-    return [Learned(identity, seconds, _file(folder, identity.name).stat().st_size) for identity in people]
+def generator_for(parts: DiffusionParts, people: Sequence[Identity]) -> ModelGenerator:
+    """The model with the token embeddings of people."""
+    return ModelGenerator(parts, {one.name: rows_of(one) for one in people})
 
 
-def _kept(folder: Path, seeds: Sequence[int]) -> list[Learned] | None:
+@dataclass(frozen=True)
+class LearnedPerson:
+    """An unseen person after learning. learn_seconds: share of the joint call. size_bytes: of the identity file."""
+
+    identity: Identity
+    learn_seconds: float
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class PeopleLearner:
+    """Learns unseen people from one portrait each.
+
+    Attributes:
+        parts: The open model.
+        analyser: Finds and embeds faces.
+        config: Learning settings.
+        basis: The celeb basis of the model.
+        batch_size: People learned in one call.
+    """
+
+    parts: DiffusionParts
+    analyser: FaceAnalyser
+    config: LearnConfig
+    basis: CelebBasis
+    batch_size: int = 8
+
+    def learn(
+        self, seeds: Sequence[int], folder: Path, progress: ProgressCallback = ignore_progress
+    ) -> list[LearnedPerson]:
+        """Learn the people of ``seeds``; complete calls whose identities are in ``folder`` are read from there."""
+        calls = [seeds[start : start + self.batch_size] for start in range(0, len(seeds), self.batch_size)]
+        learned: list[LearnedPerson] = []
+        for number, group in enumerate(calls):
+
+            def on_step(step: LearnStep, number: int = number) -> None:
+                done = number * step.steps + step.step
+                progress(Progress("learning unseen people", done, len(calls) * step.steps, {"loss": step.loss}))
+
+            learned += _load_learned(folder, group) or self._learn(group, folder, on_step)
+        return learned
+
+    def _learn(self, seeds: Sequence[int], folder: Path, on_step: Any) -> list[LearnedPerson]:
+        from celebctl.learning.trainer import learn_people
+
+        names, photos = [unseen_name(seed) for seed in seeds], [draw_portrait(seed) for seed in seeds]
+        start = time.monotonic()
+        people = learn_people(self.parts, self.analyser, photos, names, self.config, basis=self.basis, on_step=on_step)
+        seconds = (time.monotonic() - start) / len(seeds)
+        for identity in people:
+            identity.save(_identity_file(folder, identity.name))
+        atomic_write(_seconds_file(folder, seeds), json.dumps(seconds).encode())
+        return [LearnedPerson(one, seconds, _identity_file(folder, one.name).stat().st_size) for one in people]
+
+
+def _load_learned(folder: Path, seeds: Sequence[int]) -> list[LearnedPerson] | None:
     try:
         seconds = float(json.loads(_seconds_file(folder, seeds).read_text()))
-        files = [_file(folder, unseen_name(seed)) for seed in seeds]
-        return [Learned(Identity.load(file), seconds, file.stat().st_size) for file in files]
+        files = [_identity_file(folder, unseen_name(seed)) for seed in seeds]
+        return [LearnedPerson(Identity.load(file), seconds, file.stat().st_size) for file in files]
     except (OSError, ValueError, CelebctlError):
-        return None  # not finished, or damaged: learned again
+        return None  # incomplete or damaged: learned again
 
 
-def _file(folder: Path, name: str) -> Path:
+def _identity_file(folder: Path, name: str) -> Path:
     return folder / "learned" / f"{name}.safetensors"
 
 
 def _seconds_file(folder: Path, seeds: Sequence[int]) -> Path:
     return folder / "learned" / f"{unseen_name(seeds[0])}-{len(seeds)}.seconds.json"
-
-
-def generator_for(parts: DiffusionParts, people: Sequence[Identity]) -> ModelGenerator:
-    """The model with people as its rows."""
-    return ModelGenerator(parts, {one.name: rows_of(one) for one in people})
-
-
-def library_cohort(panel: Scorer, people: Sequence[Identity], photos: Sequence[Image], names: Sequence[str]) -> Cohort:
-    """People of a library with their photos. names: celebrities the model knows.
-
-    Raises InvalidInputError for a photo in which the judge finds no face.
-    """
-    looks: list[Floats] = []
-    for one, photo in zip(people, photos, strict=True):
-        look = panel.embed_face(cast(Any, np.asarray(photo.convert("RGB"), np.uint8)))
-        if look is None:
-            raise InvalidInputError(
-                f"no face was found in the photo of {one.name}", "give the photo they were learned from"
-            )
-        looks.append(look)
-    inputs = [
-        Subject(one.name, f"<{one.name}>", names[(37 * i + 11) % len(names)], thumbnail(photo))
-        for i, (one, photo) in enumerate(zip(people, photos, strict=True))
-    ]
-    partners = neighbours(len(people))
-    return Cohort("people of the library", inputs, partners, PhotoReference(looks, partners))

@@ -1,7 +1,7 @@
-"""What the people are asked to do: prompts in the paper's categories, and reading more from a file.
+"""Evaluation prompts in the paper's categories, and prompts from files.
 
-``{}`` stands for the person, a second ``{}`` for the other one. ``states`` lists what a prompt says in the words of the
-attribute reader; models without such a reader leave it empty and are judged by CLIP.
+``{}`` stands for the person, a second ``{}`` for the other one. ``states`` lists the attributes that a prompt states in
+the attribute reader's vocabulary; it stays empty for models without such a reader, whose images CLIP scores.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from celebctl_runtime.errors import NotFoundError, UsageError
 
 #: The paper's categories, in the order of its tables; "celebrity" and "pair" show two people.
 CATEGORIES = ("reconstruction", "action", "expression", "style", "celebrity", "pair")
-TWO = frozenset({"celebrity", "pair"})
+PAIR_CATEGORIES = frozenset({"celebrity", "pair"})
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing to ask for. states: attribute -> what the picture has to show."""
+    """One evaluation prompt.
+
+    Attributes:
+        category: One of ``CATEGORIES``.
+        text: The prompt with ``{}`` in place of names.
+        states: Attribute -> value that an image has to show.
+    """
 
     category: str
     text: str
@@ -29,15 +35,15 @@ class Prompt:
 
     @property
     def people(self) -> int:
-        """How many faces the picture should show."""
-        return 2 if self.category in TWO else 1
+        """Number of people the image should show."""
+        return 2 if self.category in PAIR_CATEGORIES else 1
 
-    def say(self, person: str, other: str) -> str:
-        """The prompt with names in it; ``other`` is used where the text has a second place."""
+    def format(self, person: str, other: str) -> str:
+        """The prompt with names filled in; ``other`` for the second ``{}``, if there is one."""
         return self.text.format(person, other)
 
 
-def _world() -> tuple[Prompt, ...]:
+def _world_prompts() -> tuple[Prompt, ...]:
     rows = (
         ("reconstruction", "a photo of {}", ""),
         ("action", "a portrait of {} on the beach", "place=beach"),
@@ -68,16 +74,16 @@ def _world() -> tuple[Prompt, ...]:
         ("celebrity", "{} and {} together on the beach", "place=beach"),
         ("celebrity", "{} and {} drinking tea, laughing", "act=tea, expression=smiling"),
     )
-    return tuple(Prompt(category, text, _stated(said)) for category, text, said in rows)
+    return tuple(Prompt(category, text, _parse_states(states)) for category, text, states in rows)
 
 
-def _stated(said: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in said.split(", ") if part)
+def _parse_states(text: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in text.split(", ") if part)
 
 
-#: For models of the drawn world, whose attribute reader knows these words. The first 14 prompts for one person and the
-#: first 4 for two are those of benchmarks/likeness.py, in its order, for the seeds depend on it.
-WORLD = _world()
+#: For the mini model, whose attribute reader knows these words. The first 14 prompts for one person and the first 4 for
+#: two are those of benchmarks/likeness.py, in its order, because seeds depend on it.
+WORLD_PROMPTS = _world_prompts()
 
 _ACTIVITIES = (
     "{} and {} cooking together in a kitchen", "{} and {} playing the piano together",
@@ -87,9 +93,9 @@ _ACTIVITIES = (
 )  # fmt: skip
 _FAMOUS = ("Barack Obama", "Elon Musk", *("Anne Hathaway",) * 6)
 
-#: For models of photographs: what the release evaluates on (ygtxr1997/CelebBasis, evaluation/), with the bare name in
-#: place of "a sks person" and without the prompts that repeat one another.
-PHOTOGRAPHS: tuple[Prompt, ...] = tuple(
+#: For models of photographs: the evaluation prompts of the paper's release (ygtxr1997/CelebBasis, evaluation/), with the
+#: name in place of "a sks person" and without duplicates.
+PHOTO_PROMPTS: tuple[Prompt, ...] = tuple(
     Prompt(category, text)
     for category, texts in {
         "reconstruction": ("a photo of {}",),
@@ -119,67 +125,79 @@ PHOTOGRAPHS: tuple[Prompt, ...] = tuple(
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Prompts of a file: one a line, or in a .toml as ``[[prompt]]`` with ``text``, ``category`` and ``states``.
+    """Read prompts from a file: one per line, or in a .toml as ``[[prompt]]`` with ``text``, ``category``, ``states``.
 
-    On a line, a second ``{}`` makes it a pair. Raises NotFoundError, or UsageError that names the prompt which is wrong.
+    In a text file, empty lines and lines that begin with ``#`` are skipped, and a second ``{}`` makes a prompt a pair.
+
+    Raises:
+        NotFoundError: The file cannot be read.
+        UsageError: The file holds no prompt, or an invalid one.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise NotFoundError(f"cannot read the prompts in {path}: {error}", "give a text file with one prompt a line") from (
-            error
-        )
+        hint = "pass a text file with one prompt per line"
+        raise NotFoundError(f"cannot read prompts from {path}: {error}", hint, reason="prompts_unreadable") from error
     if path.suffix.lower() == ".toml":
-        found = _from_toml(path, text)
+        prompts = _parse_toml(path, text)
     else:
         lines = [line.strip() for line in text.splitlines()]
-        said = [line for line in lines if line and not line.startswith("#")]
-        found = [Prompt("pair" if line.count("{}") == 2 else "action", line) for line in said]
-    if not found:
-        raise UsageError(f"{path} holds no prompt", "write one a line, for example: {} on the beach")
-    return tuple(_checked(prompt, path) for prompt in found)
+        kept = [line for line in lines if line and not line.startswith("#")]
+        prompts = [Prompt("pair" if line.count("{}") == 2 else "action", line) for line in kept]
+    if not prompts:
+        hint = "write one per line, for example: {} on the beach"
+        raise UsageError(f"{path} holds no prompt", hint, reason="prompts_empty", path=path)
+    return tuple(_validated(prompt, path) for prompt in prompts)
 
 
-def _from_toml(path: Path, text: str) -> list[Prompt]:
+def _parse_toml(path: Path, text: str) -> list[Prompt]:
     try:
         entries: Any = tomllib.loads(text).get("prompt", [])
         return [
-            Prompt(str(one.get("category", "action")), str(one["text"]), _words(one.get("states", {})))
-            for one in cast("list[dict[str, Any]]", entries)
+            Prompt(
+                str(entry.get("category", "action")),
+                str(entry["text"]),
+                {str(name): str(value) for name, value in entry.get("states", {}).items()},
+            )
+            for entry in cast("list[dict[str, Any]]", entries)
         ]
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         hint = "write [[prompt]] with text, category and states = { place = 'beach' }"
-        raise UsageError(f"{path} is not a list of prompts: {error}", hint) from error
+        raise UsageError(f"{path} is not a list of prompts: {error}", hint, reason="prompts_invalid") from error
 
 
-def _words(states: Mapping[str, Any]) -> dict[str, str]:
-    return {str(name): str(value) for name, value in states.items()}
-
-
-def _checked(prompt: Prompt, path: Path) -> Prompt:
-    places = prompt.text.count("{}")
+def _validated(prompt: Prompt, path: Path) -> Prompt:
     if prompt.category not in CATEGORIES:
-        hint = f"the categories are {', '.join(CATEGORIES)}"
-        raise UsageError(f"{path}: {prompt.text!r} has the unknown category {prompt.category!r}", hint)
-    wanted = {"pair": (2,), "celebrity": (1, 2)}.get(prompt.category, (1,))
+        raise UsageError(
+            f"{path}: {prompt.text!r} has the unknown category {prompt.category!r}",
+            f"the categories are {', '.join(CATEGORIES)}", reason="unknown_category", category=prompt.category,
+        )  # fmt: skip
+    allowed = {"pair": (2,), "celebrity": (1, 2)}.get(prompt.category, (1,))
+    count = prompt.text.count("{}")
     try:
-        prompt.say("a", "b")
+        prompt.format("a", "b")
     except IndexError:
-        pass  # more than two, which is said below
+        pass  # more than two placeholders, reported below
     except (KeyError, ValueError):
-        places = 0
-    if places not in wanted:
-        hint = f"write {{}} where the {'people stand' if 2 in wanted else 'person stands'}"
-        raise UsageError(f"{path}: {prompt.text!r} has {places} places for people", hint)
+        count = 0
+    if count not in allowed:
+        raise UsageError(
+            f"{path}: {prompt.text!r} has {count} placeholders for people",
+            f"write {{}} for {'each of the two people' if 2 in allowed else 'the person'}",
+            reason="placeholder_count", count=count,
+        )  # fmt: skip
     return prompt
 
 
 def check_states(prompts: Sequence[Prompt], vocabulary: Mapping[str, Sequence[str]], path: Path) -> None:
-    """Refuse what the attribute reader could never confirm. Raises UsageError."""
-    readable = {name: words for name, words in vocabulary.items() if name != "two"}  # that follows from the category
+    """Raise UsageError for a stated attribute or value that is not in the attribute reader's vocabulary."""
+    readable = {name: words for name, words in vocabulary.items() if name != "two"}  # follows from the category
     for prompt in prompts:
         for name, value in prompt.states.items():
             if value not in readable.get(name, ()):
-                known = readable.get(name)
-                hint = f"it knows {', '.join(known)}" if known else f"it reads {', '.join(readable)}"
-                raise UsageError(f"{path}: the attribute reader knows no {name} {value!r}", hint)
+                words = readable.get(name)
+                hint = f"known values: {', '.join(words)}" if words else f"known attributes: {', '.join(readable)}"
+                raise UsageError(
+                    f"{path}: the attribute reader does not know {name} {value!r}", hint,
+                    reason="unknown_attribute", attribute=name, value=value,
+                )  # fmt: skip

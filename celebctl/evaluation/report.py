@@ -1,44 +1,120 @@
-"""Figures as text: a Markdown table for pipes and files, rows for a terminal, one document for programs."""
+"""The report of an evaluation: tables, the JSON document, and both files on disk.
+
+The document: ``{"settings": {...}, "cohorts": [...]}``. Settings are what decides the numbers: ``model``,
+``token_table_hash``, ``weights_digest``, ``scorer``, ``prompts`` (number), ``prompts_hash``, ``images_per_prompt``,
+``clip`` and, by kind of cohort, ``people``, ``people_per_call``, ``learning``, ``mapper_digest``. Each cohort is a
+`CohortMetrics.to_json`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
-from .html_report import columns_of
-from .metrics import CohortMetrics
+from celebctl_runtime.files import atomic_write
 
-
-def rows_of(casts: Sequence[CohortMetrics]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; figures that nobody has are left out."""
-    shown = columns_of(casts)
-    cells: list[list[str]] = []
-    for row in casts:
-        said = [row.title]
-        for key, _, digits, _ in shown:
-            value = row.summary.get(key)
-            if value is None:
-                said.append("")
-            elif digits > 2:
-                said.append(str(value))
-            else:
-                said.append(f"{value.mean:,.{digits}f}")
-        cells.append(said)
-    return ["who", *(heading for _, heading, _, _ in shown)], cells
+from .metrics import CohortMetrics, CohortResult
 
 
-def category_rows(casts: Sequence[CohortMetrics]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of likeness (or identity) and prompt fidelity per category."""
-    categories = list(casts[0].by_category)
-    cells: list[list[str]] = []
-    for row in casts:
-        for key in ("likeness", "identity", "prompt_fidelity"):
-            values = [row.by_category.get(category, {}).get(key) for category in categories]
-            if any(values) and not (key == "identity" and row.summary.get("likeness")):
-                cells.append([f"{row.title}: {key}", *("" if v is None else str(v) for v in values)])
-    return ["by kind of prompt", *categories], cells
+@dataclass(frozen=True)
+class Column:
+    """A column of the table. key: the metric; digits: after the decimal point; meaning: one line for readers."""
+
+    key: str
+    heading: str
+    digits: int
+    meaning: str
 
 
-def markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+COLUMNS = (
+    Column("likeness", "likeness", 3, "0: like an unrelated person, 1: like a reference image of the person"),
+    Column("identity_similarity", "identity", 3, "cosine of the scoring recogniser; 0 where no face is found"),
+    Column("identity_detected", "where found", 3, "the same over images in which a face is found"),
+    Column("detection_rate", "face found", 3, "share of images with the expected faces"),
+    Column("prompt_fidelity", "prompt", 3, "share of what the prompt states, or the CLIP score"),
+    Column(
+        "identity_assignment",
+        "assigned",
+        3,
+        "two people: share of images in which each face is nearest to its own name",
+    ),
+    Column("left_right_accuracy", "left/right", 3, "two people: the same, and the first name on the left"),
+    Column("identity_leakage", "leakage", 3, "two people: how far a face moves towards the other one; 0 is none"),
+    Column("pose_spread", "pose °", 1, "spread of roll and yaw"),
+    Column("expression_diversity", "expressions", 2, "probability that two images show different expressions"),
+    Column("learn_seconds", "learning s", 1, "seconds of learning per person"),
+    Column("size_bytes", "size on disk", 0, "bytes of the identity file"),
+)
+
+
+def used_columns(cohorts: Sequence[CohortMetrics]) -> list[Column]:
+    """The ``COLUMNS`` for which any cohort has a value."""
+    return [column for column in COLUMNS if any(one.summary.get(column.key) is not None for one in cohorts)]
+
+
+def summary_table(cohorts: Sequence[CohortMetrics]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells, a row per cohort; metrics without any value are left out."""
+    columns = used_columns(cohorts)
+    rows: list[list[str]] = []
+    for cohort in cohorts:
+        row = [cohort.title]
+        for column in columns:
+            value = cohort.summary.get(column.key)
+            number = "" if value is None else f"{value.mean:,.{column.digits}f}"
+            row.append(str(value) if value is not None and column.digits > 2 else number)
+        rows.append(row)
+    return ["cohort", *(column.heading for column in columns)], rows
+
+
+def category_table(cohorts: Sequence[CohortMetrics]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of likeness (or identity similarity) and prompt fidelity per prompt category."""
+    categories = list(cohorts[0].by_category)
+    labels = {"likeness": "likeness", "identity_similarity": "identity", "prompt_fidelity": "prompt"}
+    rows: list[list[str]] = []
+    for cohort in cohorts:
+        for key, label in labels.items():
+            values = [cohort.by_category.get(category, {}).get(key) for category in categories]
+            if any(values) and not (key == "identity_similarity" and cohort.summary.get("likeness")):
+                rows.append([f"{cohort.title}: {label}", *("" if v is None else str(v) for v in values)])
+    return ["by prompt category", *categories], rows
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table as lines."""
-    rows = [head, ["---"] * len(head), *cells]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    table = [headings, ["---"] * len(headings), *rows]
+    return [f"| {' | '.join(row)} |" for row in table]
+
+
+def report_document(results: Sequence[CohortResult], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON document of the module's docstring."""
+    return {"settings": dict(settings), "cohorts": [one.metrics.to_json() for one in results]}
+
+
+def write_report(results: Sequence[CohortResult], folder: Path, settings: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.json`` into a folder.
+
+    Returns:
+        The paths of page and document.
+    """
+    from .html_report import render_report
+
+    people = len(results[0].records)
+    title = f"{people} {'person' if people == 1 else 'people'} in {settings['model']}"
+    about = (
+        f"{settings['prompts']} prompts, {settings['images_per_prompt']} images per prompt; "
+        f"scored by {settings['scorer']}"
+    )
+    page, document = folder / "report.html", folder / "report.json"
+    shown = {name.replace("_", " "): _in_words(value) for name, value in settings.items() if value is not None}
+    atomic_write(page, render_report(title, about, results, shown).encode())
+    atomic_write(document, (json.dumps(report_document(results, settings), indent=1) + "\n").encode())
+    return page, document
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in cast("dict[str, Any]", value).items())
+    return str(value)

@@ -1,6 +1,6 @@
-"""What was seen of one person: every judged picture with its thumbnail, and the truth beside it, in one file.
+"""What was scored of one subject: every image with its thumbnail, and the references beside them, in one file.
 
-A record holds no figures: those are computed from all records together, so a changed definition costs no new picture.
+A record holds no metrics: those are computed from all records together, so a changed definition costs no new image.
 """
 
 from __future__ import annotations
@@ -24,63 +24,75 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture. prompt: its number in the list of prompts. draw: which of the seeds, or of the true pictures.
+    """One scored image.
 
-    picture: the thumbnail as WebP, empty for true pictures.
+    Attributes:
+        prompt: Index in the list of prompts.
+        index: Which of the images of this prompt (or of its reference images).
+        scores: What the scorer read.
+        thumbnail: WebP; empty for reference images.
     """
 
     prompt: int
-    draw: int
-    seen: ImageScores
-    picture: bytes = b""
+    index: int
+    scores: ImageScores
+    thumbnail: bytes = b""
 
 
 @dataclass(frozen=True, eq=False)
 class SubjectRecord:
-    """One person. made: pictures the model drew. truth: what faces in them are compared with.
+    """One subject's samples.
 
-    photo: what they were learned from, WebP, empty for celebrities. seconds, bytes: what learning took and left, None
-    where nobody measured it.
+    Attributes:
+        name: The subject's name.
+        samples: Images that the model generated.
+        references: What faces in them are compared with.
+        photo: The photo the subject was learned from, WebP; empty for celebrities.
+        learn_seconds: Time of learning; None where unknown.
+        size_bytes: Size of the identity file; None where there is none.
     """
 
     name: str
-    made: tuple[Sample, ...]
-    truth: tuple[Sample, ...]
+    samples: tuple[Sample, ...]
+    references: tuple[Sample, ...]
     photo: bytes = b""
-    seconds: float | None = None
-    bytes: int | None = None
+    learn_seconds: float | None = None
+    size_bytes: int | None = None
 
     def save(self, path: Path) -> None:
-        """One safetensors file, written whole or not at all."""
+        """Write one safetensors file, atomically."""
         from safetensors.numpy import save
 
-        shots = [*self.made, *self.truth]
-        width = max((shot.seen.features.shape[1] for shot in shots), default=1)
-        features = [shot.seen.features for shot in shots if len(shot.seen.features)]
-        facts = {
-            "name": self.name, "made": len(self.made), "seconds": self.seconds, "bytes": self.bytes,
-            "shots": [[s.prompt, s.draw, len(s.seen.features), dict(s.seen.said), s.seen.agreement] for s in shots],
+        rows = [*self.samples, *self.references]
+        width = max((row.scores.features.shape[1] for row in rows), default=1)
+        features = [row.scores.features for row in rows if len(row.scores.features)]
+        header = {
+            "name": self.name, "samples": len(self.samples), "learn_seconds": self.learn_seconds,
+            "size_bytes": self.size_bytes,
+            "rows": [
+                [s.prompt, s.index, len(s.scores.features), dict(s.scores.attributes), s.scores.clip_score] for s in rows
+            ],
         }  # fmt: skip
-        blobs = [self.photo, *(shot.picture for shot in shots)]
+        blobs = [self.photo, *(row.thumbnail for row in rows)]
         tensors = {
             "features": np.concatenate(features) if features else np.zeros((0, width), np.float32),
-            "poses": np.concatenate([shot.seen.poses for shot in shots] or [np.zeros((0, 3), np.float32)]),
+            "poses": np.concatenate([row.scores.poses for row in rows] or [np.zeros((0, 3), np.float32)]),
             "sizes": np.array([len(blob) for blob in blobs], np.int64),
-            "pictures": np.frombuffer(b"".join(blobs), np.uint8),
+            "images": np.frombuffer(b"".join(blobs), np.uint8),
         }
-        atomic_write(path, save(tensors, metadata={"facts": json.dumps(facts)}))
+        atomic_write(path, save(tensors, metadata={"record": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: Path) -> SubjectRecord | None:
-        """A saved record; None when there is none or it is damaged: the person is simply looked at again."""
+        """A saved record; None when there is none or it is damaged, so that the subject is evaluated again."""
         try:
             tensors, metadata = read_tensors(path)
-            facts: Any = json.loads(metadata["facts"])
-            blobs = _split(tensors["pictures"].tobytes(), tensors["sizes"].tolist())
-            shots = _shots(facts["shots"], tensors["features"], tensors["poses"], blobs[1:])
-            made = int(facts["made"])
-            seconds, size = facts["seconds"], facts["bytes"]
-            return cls(str(facts["name"]), tuple(shots[:made]), tuple(shots[made:]), blobs[0], seconds, size)
+            header: Any = json.loads(metadata["record"])
+            blobs = _split(tensors["images"].tobytes(), tensors["sizes"].tolist())
+            rows = _samples(header["rows"], tensors["features"], tensors["poses"], blobs[1:])
+            count = int(header["samples"])
+            seconds, size = header["learn_seconds"], header["size_bytes"]
+            return cls(str(header["name"]), tuple(rows[:count]), tuple(rows[count:]), blobs[0], seconds, size)
         except (OSError, KeyError, ValueError, IndexError, TypeError):
             return None
 
@@ -90,9 +102,9 @@ def _split(joined: bytes, sizes: Sequence[int]) -> list[bytes]:
     return [joined[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def _shots(facts: Sequence[Any], features: Floats, poses: Floats, pictures: Sequence[bytes]) -> list[Sample]:
-    ends = np.cumsum([count for _, _, count, _, _ in facts]).tolist()
+def _samples(rows: Sequence[Any], features: Floats, poses: Floats, thumbnails: Sequence[bytes]) -> list[Sample]:
+    ends = np.cumsum([count for _, _, count, _, _ in rows]).tolist()
     return [
-        Sample(prompt, draw, ImageScores(features[end - count : end], poses[end - count : end], said, agreement), picture)
-        for (prompt, draw, count, said, agreement), end, picture in zip(facts, ends, pictures, strict=True)
+        Sample(prompt, index, ImageScores(features[end - n : end], poses[end - n : end], attributes, clip), thumbnail)
+        for (prompt, index, n, attributes, clip), end, thumbnail in zip(rows, ends, thumbnails, strict=True)
     ]

@@ -1,10 +1,11 @@
-"""Drawing and judging people, one after the other; what is finished is kept and not done again."""
+"""Generate and score the samples of a cohort, subject by subject; finished subjects are kept and not repeated."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,145 +18,177 @@ from PIL import Image
 from celebctl.learning.sampling import People, draw
 from celebctl_runtime.errors import UsageError
 from celebctl_runtime.files import atomic_write
+from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 
 from .prompts import Prompt
 from .references import Reference
 from .results import Sample, SubjectRecord
-from .scorers import ImageScores, Scorer
+from .scorers import Scorer
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 Pixels = NDArray[np.uint8]
 
-#: Pixels of pictures that are drawn at once: 48 of 64 x 64, or one of 512 x 512.
-_AT_ONCE = 48 * 64 * 64
-_THUMBNAIL = 160  # px; smaller pictures are kept as they are
+#: Pixels per batch: 48 images of 64 x 64, or one of 512 x 512.
+_BATCH_PIXELS = 48 * 64 * 64
+_THUMBNAIL = 160  # px; smaller images are kept as they are
 SETTINGS_FILE = "settings.json"
+
+logger = logging.getLogger(__name__)
 
 
 class ImageGenerator(Protocol):
-    """Whoever can draw prompts."""
+    """Anything that generates images from prompts."""
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
-        """One picture (H, W, 3) uint8 per prompt and seed."""
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+        """One image (H, W, 3) uint8 per prompt and seed."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelGenerator:
-    """The torch networks of a model, with people as rows."""
+    """The torch networks of a model, with the token embeddings of people by name."""
 
     parts: DiffusionParts
-    rows: People
+    people: People
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
+        """See `ImageGenerator.generate`; at the model's native size and default settings."""
         height, width = self.parts.native_size
-        size = max(1, _AT_ONCE // (height * width))
-        made: list[Pixels] = []
+        size = max(1, _BATCH_PIXELS // (height * width))
+        images: list[Pixels] = []
         for start in range(0, len(prompts), size):
-            made += list(draw(self.parts, prompts[start : start + size], seeds[start : start + size], self.rows))
-        return made
+            images += list(draw(self.parts, prompts[start : start + size], seeds[start : start + size], self.people))
+        return images
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One person of a cast. spoken: what prompts call them: a name, or ``<name>`` for a row of the artist's.
+    """One person of a cohort.
 
-    beside: the spoken name of the celebrity they are drawn with. photo: WebP, for the report.
+    Attributes:
+        name: Name in tables and files.
+        prompt_name: Name in prompts: plain, or ``<name>`` for a learned person.
+        celebrity: Prompt name of the celebrity they are shown with.
+        photo: WebP, for the report; empty without one.
     """
 
     name: str
-    spoken: str
-    beside: str = ""
+    prompt_name: str
+    celebrity: str = ""
     photo: bytes = b""
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """People who are measured together. title: what the table calls them.
+    """People who are evaluated together.
 
-    partners: index of the one beside each in pairs; nobody is their own partner unless alone in the cast.
+    Attributes:
+        title: What tables call them.
+        subjects: The people.
+        partners: Index of the person beside each subject in pair prompts.
+        reference: What their faces are compared with.
     """
 
     title: str
-    inputs: Sequence[Subject]
+    subjects: Sequence[Subject]
     partners: Sequence[int]
-    truth: Reference
+    reference: Reference
 
 
 @dataclass(frozen=True)
 class SubjectGenerators:
-    """Somebody ready to be drawn. alone, pair: who draws prompts without and with their partner of the cast.
+    """What generates a subject's images.
 
-    seconds: of learning; bytes: what is kept of the person; None where nobody measured it.
+    Attributes:
+        single: For prompts without the partner.
+        pair: For prompts with the partner of the cohort.
+        learn_seconds: Time of learning, None where unknown.
+        size_bytes: Size of the identity file, None where there is none.
     """
 
-    alone: ImageGenerator
+    single: ImageGenerator
     pair: ImageGenerator
-    seconds: float | None = None
-    bytes: int | None = None
+    learn_seconds: float | None = None
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is drawn of everybody. noun: a learned person in plain words, for CLIP."""
+    """What is generated for each subject, and who scores it. class_noun: stands for names in CLIP's prompts."""
 
     prompts: Sequence[Prompt]
-    seeds: int
-    panel: Scorer
-    noun: str = "person"
+    images_per_prompt: int
+    scorer: Scorer
+    class_noun: str = "person"
 
 
-def neighbours(count: int) -> list[int]:
-    """The partner of each in a ring."""
+def ring_partners(count: int) -> list[int]:
+    """The partner of each subject: the next one, for the last one the first."""
     return [(i + 1) % count for i in range(count)]
 
 
-def noise_seed(people: int, number: int, draw: int, person: int) -> int:
-    """Seed of a picture: prompt ``number`` of those with so many people (benchmarks/likeness.py's formulas)."""
+def noise_seed(people: int, prompt: int, index: int, subject: int) -> int:
+    """Seed of image ``index`` of prompt number ``prompt`` among those with ``people`` people."""
     if people == 1:
-        return 500 + 97 * draw + 13 * number + 1009 * person
-    return 900 + 89 * draw + 17 * number + 1013 * person
+        return 500 + 97 * index + 13 * prompt + 1009 * subject
+    return 900 + 89 * index + 17 * prompt + 1013 * subject
 
 
-def evaluate(plan: EvalConfig, cast: Cohort, person: int, easel: SubjectGenerators) -> SubjectRecord:
-    """Draw and judge one person."""
-    sitter = cast.inputs[person]
-    made: dict[tuple[int, int], Sample] = {}
-    for people, pair in ((1, False), (2, False), (2, True)):
-        same = [i for i, prompt in enumerate(plan.prompts) if prompt.people == people]
-        numbers = [(k, i) for k, i in enumerate(same) if (plan.prompts[i].category == "pair") == pair]
-        jobs = [(k, i, s) for s in range(plan.seeds) for k, i in numbers]
-        if not jobs:
-            continue
-        texts = [_say(plan.prompts[i], cast, person) for _, i, _ in jobs]
-        seeds = [noise_seed(people, k, s, person) for k, _, s in jobs]
-        pictures = (easel.pair if pair else easel.alone).draw(texts, seeds)
-        plain = [_plainly(plan.prompts[i], cast, person, plan.noun) for _, i, _ in jobs]
-        for (_, i, s), picture, seen in zip(jobs, pictures, plan.panel.score(pictures, plain, people), strict=True):
-            made[i, s] = Sample(i, s, seen, thumbnail(picture))
-    truth = [
-        Sample(i, r, seen) for i, row in enumerate(cast.truth.see(person, plan.prompts)) for r, seen in enumerate(row)
+def evaluate_subject(config: EvalConfig, cohort: Cohort, index: int, generators: SubjectGenerators) -> SubjectRecord:
+    """Generate and score the images of one subject."""
+    subject = cohort.subjects[index]
+    samples = [
+        *_samples(config, cohort, index, generators.single, people=1, pair=False),
+        *_samples(config, cohort, index, generators.single, people=2, pair=False),
+        *_samples(config, cohort, index, generators.pair, people=2, pair=True),
     ]
-    ordered = tuple(made[key] for key in sorted(made))
-    return SubjectRecord(sitter.name, ordered, tuple(truth), sitter.photo, easel.seconds, easel.bytes)
+    references = [
+        Sample(p, i, scores)
+        for p, row in enumerate(cohort.reference.scores(index, config.prompts))
+        for i, scores in enumerate(row)
+    ]
+    ordered = tuple(sorted(samples, key=lambda sample: (sample.prompt, sample.index)))
+    return SubjectRecord(
+        subject.name, ordered, tuple(references), subject.photo, generators.learn_seconds, generators.size_bytes
+    )
 
 
-def _say(prompt: Prompt, cast: Cohort, person: int) -> str:
-    sitter = cast.inputs[person]
-    partner = cast.inputs[cast.partners[person]]
-    return prompt.say(sitter.spoken, partner.spoken if prompt.category == "pair" else sitter.beside)
+def _samples(
+    config: EvalConfig, cohort: Cohort, subject: int, generator: ImageGenerator, *, people: int, pair: bool
+) -> list[Sample]:
+    """Samples of the prompts with this number of people, with the partner or without."""
+    same = [p for p, prompt in enumerate(config.prompts) if prompt.people == people]
+    numbered = [(k, p) for k, p in enumerate(same) if (config.prompts[p].category == "pair") == pair]
+    jobs = [(k, p, i) for i in range(config.images_per_prompt) for k, p in numbered]
+    if not jobs:
+        return []
+    prompts = [config.prompts[p] for _, p, _ in jobs]
+    seeds = [noise_seed(people, k, i, subject) for k, _, i in jobs]
+    images = generator.generate([_prompt_text(prompt, cohort, subject) for prompt in prompts], seeds)
+    texts = [_plain_text(prompt, cohort, subject, config.class_noun) for prompt in prompts]
+    return [
+        Sample(p, i, scores, thumbnail(image))
+        for (_, p, i), image, scores in zip(jobs, images, config.scorer.score(images, texts, people), strict=True)
+    ]
 
 
-def _plainly(prompt: Prompt, cast: Cohort, person: int, noun: str) -> str:
-    return prompt.say(f"a {noun}", f"another {noun}" if prompt.category == "pair" else cast.inputs[person].beside)
+def _prompt_text(prompt: Prompt, cohort: Cohort, index: int) -> str:
+    subject, partner = cohort.subjects[index], cohort.subjects[cohort.partners[index]]
+    return prompt.format(subject.prompt_name, partner.prompt_name if prompt.category == "pair" else subject.celebrity)
 
 
-def thumbnail(picture: Pixels | Image.Image, side: int = _THUMBNAIL) -> bytes:
+def _plain_text(prompt: Prompt, cohort: Cohort, index: int, noun: str) -> str:
+    """The prompt in words that CLIP knows."""
+    return prompt.format(
+        f"a {noun}", f"another {noun}" if prompt.category == "pair" else cohort.subjects[index].celebrity
+    )
+
+
+def thumbnail(image: Pixels | Image.Image, side: int = _THUMBNAIL) -> bytes:
     """WebP of at most ``side`` px."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    small = image.convert("RGB")
+    small = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=86, method=4)
@@ -164,66 +197,65 @@ def thumbnail(picture: Pixels | Image.Image, side: int = _THUMBNAIL) -> bytes:
 
 @dataclass
 class ResultsStore:
-    """A folder of records. settings: everything that decides a number; a folder of other settings is refused."""
+    """A folder of records.
+
+    Attributes:
+        folder: Where records and ``settings.json`` are kept.
+        settings: Everything that decides a number; results of other settings are refused.
+    """
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
-    def open(self, force: bool = False) -> None:
-        """Make the folder, or go on in it. Raises UsageError when it holds results of other settings."""
+    def open(self, overwrite: bool = False) -> None:
+        """Create the folder, or continue in it.
+
+        Raises:
+            UsageError: It holds results of other settings and ``overwrite`` is False.
+        """
         file = self.folder / SETTINGS_FILE
         text = json.dumps(self.settings, indent=1, sort_keys=True) + "\n"
         if file.is_file() and file.read_text(encoding="utf-8") != text:
-            if not force:
+            if not overwrite:
                 raise UsageError(
-                    f"{self.folder} holds an evaluation with other settings", "choose another -o, or add --force"
-                )
+                    f"{self.folder} holds an evaluation with other settings",
+                    "choose another folder, or pass overwrite=True",
+                    reason="evaluation_settings_differ", folder=self.folder,
+                )  # fmt: skip
             for old in (*self.folder.glob("*/*.record"), *self.folder.glob("learned/*")):
-                old.unlink()  # people learned with other settings as well as pictures of them
+                old.unlink()  # people learned with other settings as well as images of them
         atomic_write(file, text.encode())
 
     def run(
-        self,
-        plan: EvalConfig,
-        cast: Cohort,
-        ready: Callable[[int], SubjectGenerators],
-        on_person: Callable[[int, int, str], object] = lambda done, all_, name: None,
-        group: str = "",
-        only: Collection[int] | None = None,
-    ) -> list[SubjectRecord]:
-        """Everybody's record, from the folder where it is there; ``ready`` is asked only for those who are not.
-        only: indices of those who are wanted, everybody without."""
+        self, config: EvalConfig, cohort: Cohort, generators: Callable[[int], SubjectGenerators], *,
+        group: str = "", only: Collection[int] | None = None, progress: ProgressCallback = ignore_progress,
+    ) -> list[SubjectRecord]:  # fmt: skip
+        """Records of the cohort, read from the folder where they are there.
+
+        Args:
+            generators: Called with the index of each subject who has no record yet.
+            group: Subfolder of the records; default: the cohort's title.
+            only: Indices of the subjects to evaluate; default: all.
+            progress: Called with stage "evaluating" before each subject and at the end.
+        """
         records: list[SubjectRecord] = []
-        for person, sitter in enumerate(cast.inputs):
-            if only is not None and person not in only:
+        total = len(cohort.subjects)
+        for index, subject in enumerate(cohort.subjects):
+            if only is not None and index not in only:
                 continue
-            on_person(person, len(cast.inputs), sitter.name)
-            path = self.folder / (group or cast.title) / f"{slug(sitter.name)}.record"
+            progress(Progress(f"evaluating {cohort.title}", index, total))
+            path = self.folder / (group or cohort.title) / f"{file_stem(subject.name)}.record"
             record = SubjectRecord.load(path)
             if record is None:
-                record = evaluate(plan, cast, person, ready(person))
+                record = evaluate_subject(config, cohort, index, generators(index))
                 record.save(path)
+                logger.debug("evaluated %s", subject.name)
             records.append(record)
-        on_person(len(cast.inputs), len(cast.inputs), "")
+        progress(Progress(f"evaluating {cohort.title}", total, total))
         return records
 
 
-def slug(name: str) -> str:
-    """A file name: the words of a name, and a digest where more than letters and digits were in it."""
+def file_stem(name: str) -> str:
+    """A file name: the words of a name, and a digest where it has more than letters and digits."""
     plain = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
     return plain if plain == name else f"{plain[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-__all__ = [
-    "Cohort",
-    "EvalConfig",
-    "ImageGenerator",
-    "ImageScores",
-    "ModelGenerator",
-    "ResultsStore",
-    "Subject",
-    "SubjectGenerators",
-    "evaluate",
-    "neighbours",
-    "thumbnail",
-]

@@ -1,20 +1,23 @@
-"""The judges: what networks that learning never uses see in a picture.
+"""Scorers: what networks that learning never uses read from an image.
 
-Two kinds of panel fill one contract. `WorldImageScorer` is a model's own scoring folder: a second recogniser and a reader of
-attributes. `PhotoScorer` is a face pack other than the one people were learned with, and CLIP where weights are at hand.
+`WorldScorer` is a model's own scoring folder: a second face recogniser and a reader of attributes. `PhotoScorer` is a
+face pack other than the one people were learned with, and CLIP where weights are at hand.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl.evaluation.world_scorer import WorldScorer
 from celebctl.photo_quality import pose
+from celebctl_runtime.errors import NotFoundError
 
 if TYPE_CHECKING:
     from celebctl_models.faces.analysis import Face, FaceAnalyser, InsightFaceAnalyser
@@ -24,92 +27,167 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
+_BATCH = 64
+_SCORING_FILES = ("judge.onnx", "attributes.onnx", "attributes.json")
+
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """What the judges say about one picture.
+    """What a scorer reads from one image.
 
-    features: (k, F) float32 unit rows, one per face, left to right. poses: (k, 3) float32, roll, yaw and pitch in
-    degrees. said: attribute -> what the picture shows. agreement: CLIP's cosine with the prompt, None without CLIP.
+    Attributes:
+        features: (k, F) float32 unit rows of the recogniser, one per face, left to right.
+        poses: (k, 3) float32: roll, yaw and pitch of each face in degrees.
+        attributes: What the image shows by attribute, such as ``{"place": "beach"}``; {} without an attribute reader.
+        clip_score: Cosine of image and prompt, -1 to 1; None without CLIP.
     """
 
     features: Floats
     poses: Floats
-    said: Mapping[str, str] = field(default_factory=dict[str, str])
-    agreement: float | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict[str, str])
+    clip_score: float | None = None
+
+    @property
+    def first_face(self) -> Floats | None:
+        """Feature (F,) of the leftmost face, None without one."""
+        return self.features[0] if len(self.features) else None
 
 
 class Scorer(Protocol):
-    """Looks at pictures (H, W, 3) uint8. Of more than ``faces`` faces the largest count."""
+    """Scores images (H, W, 3) uint8."""
 
     @property
-    def names(self) -> str:
-        """Who judges, for the report."""
+    def description(self) -> str:
+        """Which networks score, for the report."""
         ...
 
-    def score(self, pictures: Sequence[Pixels], texts: Sequence[str], faces: int) -> list[ImageScores]:
-        """One answer per picture; ``texts`` are the prompts in plain words, without learned names."""
+    def score(self, images: Sequence[Pixels], texts: Sequence[str], faces: int) -> list[ImageScores]:
+        """Scores of each image. texts: prompts without learned names. Of more than ``faces`` faces the largest count."""
         ...
 
     def embed_face(self, photo: Pixels) -> Floats | None:
-        """The look (F,) of the largest face of a photo of any size, None without one."""
+        """Feature (F,) of the largest face of a photo of any size, None without one."""
         ...
 
 
-def faces_of(finder: FaceAnalyser, picture: Pixels, most: int) -> list[Face]:
-    """The largest faces, left to right."""
+def largest_faces(finder: FaceAnalyser, image: Pixels, count: int) -> list[Face]:
+    """The ``count`` largest faces, left to right."""
     from PIL import Image
 
-    found = sorted(finder.analyse(Image.fromarray(picture)), key=lambda face: -face.size)[:most]
-    return sorted(found, key=lambda face: float(face.box[0] + face.box[2]))
+    largest = sorted(finder.analyse(Image.fromarray(image)), key=lambda face: -face.size)[:count]
+    return sorted(largest, key=lambda face: float(face.box[0] + face.box[2]))
 
 
 def _poses(faces: Sequence[Face]) -> Floats:
     return np.array([pose(face.landmarks) for face in faces], np.float32).reshape(-1, 3)
 
 
-class WorldImageScorer(WorldScorer):
-    """A model's own scoring folder (see `celebctl.evaluation.world_scorer`)."""
+class WorldScorer:
+    """The scoring networks of a model folder: ``judge.onnx``, a recogniser that learning does not use, and
+    ``attributes.onnx`` with its vocabulary, which reads a scene back into words.
 
-    names = "the model's own judge and attribute reader"
+    Args:
+        folder: The model's scoring folder.
+        finder: Finds and crops faces.
 
-    def score(self, pictures: Sequence[Pixels], texts: Sequence[str], faces: int) -> list[ImageScores]:
-        del texts  # the reader says what it sees and needs no prompt
-        found = [faces_of(self._finder, picture, faces) for picture in pictures]
-        features = self._features([face.crop112 for row in found for face in row])
-        ends = np.cumsum([len(row) for row in found])
+    Raises:
+        NotFoundError: A file of the folder is missing.
+    """
+
+    description = "the model's own recogniser and attribute reader"
+
+    def __init__(self, folder: Path, finder: FaceAnalyser) -> None:
+        import onnxruntime
+
+        ort: Any = onnxruntime  # which has no usable types
+        for name in _SCORING_FILES:
+            if not (folder / name).is_file():
+                hint = "use a model folder with a complete scoring folder"
+                raise NotFoundError(f"{folder / name} is missing", hint, reason="scoring_incomplete", folder=folder)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+        self._recogniser, self._reader = (
+            ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+            for name in _SCORING_FILES[:2]
+        )
+        self._finder = finder
+        self.vocabulary = cast(
+            "dict[str, list[str]]", json.loads((folder / _SCORING_FILES[2]).read_text(encoding="utf-8"))
+        )
+
+    def score(self, images: Sequence[Pixels], texts: Sequence[str] = (), faces: int = 1) -> list[ImageScores]:
+        """See `Scorer.score`; the attribute reader needs no texts."""
+        del texts
+        rows = [largest_faces(self._finder, image, faces) for image in images]
+        features = self._features([face.crop112 for row in rows for face in row])
+        ends = np.cumsum([len(row) for row in rows])
         return [
-            ImageScores(features[end - len(row) : end], _poses(row), said)
-            for row, end, said in zip(found, ends, self._attributes(pictures), strict=True)
+            ImageScores(features[end - len(row) : end], _poses(row), attributes)
+            for row, end, attributes in zip(rows, ends, self._attributes(images), strict=True)
         ]
 
     def embed_face(self, photo: Pixels) -> Floats | None:
-        faces = faces_of(self._finder, photo, 1)
+        """See `Scorer.embed_face`."""
+        faces = largest_faces(self._finder, photo, 1)
         return self._features([faces[0].crop112])[0] if faces else None
+
+    def attribute_logits(self, images: Sequence[Pixels]) -> list[dict[str, Floats]]:
+        """Logits (words,) of each image (H, W, 3) and attribute, in the order of ``vocabulary``."""
+        logits: list[dict[str, Floats]] = []
+        ends = np.cumsum([len(words) for words in self.vocabulary.values()])
+        for batch in _batches(images):
+            output = cast(Floats, self._reader.run(None, {"pixels": batch})[0])
+            parts = np.split(output, ends[:-1], axis=1)
+            logits += [dict(zip(self.vocabulary, row, strict=True)) for row in zip(*parts, strict=True)]
+        return logits
+
+    def _features(self, crops: Sequence[Pixels]) -> Floats:
+        rows = [np.zeros((0, 1), np.float32)] if not crops else []
+        rows += [cast(Floats, self._recogniser.run(None, {"pixels": batch})[0]) for batch in _batches(crops)]
+        return np.concatenate(rows)
+
+    def _attributes(self, images: Sequence[Pixels]) -> list[dict[str, str]]:
+        return [
+            {name: words[int(logits[name].argmax())] for name, words in self.vocabulary.items()}
+            for logits in self.attribute_logits(images)
+        ]
+
+
+def _batches(images: Sequence[Pixels]) -> list[Floats]:
+    """Images (H, W, 3) of one size as float batches (B, 3, H, W)."""
+    starts = range(0, len(images), _BATCH)
+    return [np.stack(images[i : i + _BATCH]).astype(np.float32).transpose(0, 3, 1, 2) for i in starts]
 
 
 class PhotoScorer:
-    """Any two face packs, one that finds and one that judges, and CLIP if given."""
+    """Two face packs, one that finds faces and one that recognises them, and CLIP if given.
+
+    Args:
+        finder: Finds and crops faces.
+        recogniser: Embeds the crops.
+        clip: Scores prompts; None leaves prompt fidelity out.
+        circular: The recogniser is the one that people are learned with, so its cosines are too high.
+    """
 
     def __init__(
-        self, finder: FaceAnalyser, judge: InsightFaceAnalyser, clip: ClipScorer | None, *, circular: bool
+        self, finder: FaceAnalyser, recogniser: InsightFaceAnalyser, clip: ClipScorer | None, *, circular: bool
     ) -> None:
-        self._finder, self._judge, self._clip = finder, judge, clip
-        said = f"faces by {judge.folder.name}"
-        self.names = said + (", which also learned them" if circular else "") + (", prompts by CLIP" if clip else "")
+        self._finder, self._recogniser, self._clip = finder, recogniser, clip
+        note = ", which learning also uses" if circular else ""
+        self.description = f"faces by {recogniser.folder.name}{note}{', prompts by CLIP' if clip else ''}"
 
-    def score(self, pictures: Sequence[Pixels], texts: Sequence[str], faces: int) -> list[ImageScores]:
-        found = [faces_of(self._finder, picture, faces) for picture in pictures]
-        agreed: Sequence[float | None] = (
-            [None] * len(found) if self._clip is None else self._clip.agree(pictures, texts)
-        )
-        looks: list[ImageScores] = []
-        for row, agreement in zip(found, agreed, strict=True):
-            features: Any = [self._judge.recognise(face.crop112) for face in row]
+    def score(self, images: Sequence[Pixels], texts: Sequence[str], faces: int) -> list[ImageScores]:
+        """See `Scorer.score`."""
+        clip_scores = [None] * len(images) if self._clip is None else self._clip.score(images, texts)
+        scores: list[ImageScores] = []
+        for image, clip_score in zip(images, clip_scores, strict=True):
+            row = largest_faces(self._finder, image, faces)
+            features: Any = [self._recogniser.recognise(face.crop112) for face in row]
             stacked = np.array(features, np.float32).reshape(len(row), -1) if row else np.zeros((0, 1), np.float32)
-            looks.append(ImageScores(stacked, _poses(row), {}, agreement))
-        return looks
+            scores.append(ImageScores(stacked, _poses(row), {}, clip_score))
+        return scores
 
     def embed_face(self, photo: Pixels) -> Floats | None:
-        faces = faces_of(self._finder, photo, 1)
-        return self._judge.recognise(faces[0].crop112) if faces else None
+        """See `Scorer.embed_face`."""
+        faces = largest_faces(self._finder, photo, 1)
+        return self._recogniser.recognise(faces[0].crop112) if faces else None

@@ -1,7 +1,7 @@
-"""The first people of a comparison side by side, as every method drew them; nobody is picked.
+"""The first people of a comparison side by side, one column per method, without selection.
 
-    python benchmarks/baselines.py --people 40 --seeds 3 --work DIR
-    python benchmarks/baselines_picture.py --work DIR
+    python -m benchmarks.baselines --people 40 --seeds 3 --work DIR
+    python -m benchmarks.baselines.picture --work DIR
 
 For each of the first couples a row with the first person alone and a row with both, under the first seed, beside the
 photos that they were learned from. Writes results/baselines.png.
@@ -11,53 +11,49 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from baselines.methods import METHODS
-
-from celebctl.evaluation.prompts import WORLD
-from celebctl.evaluation.results import Record
+from benchmarks.baselines.methods import METHODS
+from celebctl.evaluation.prompts import WORLD_PROMPTS
+from celebctl.evaluation.results import SubjectRecord
 from celebctl.grid import grid
 from celebctl_runtime.files import atomic_write
 
-RESULT = Path(__file__).parent / "results" / "baselines.png"
+RESULT = Path(__file__).parents[1] / "results" / "baselines.png"
 PROMPTS = ("a photo of {} smiling", "{} and {} playing chess")
 
 
-def records_of(folder: Path, most: int) -> list[Record]:
+def records_of(folder: Path, most: int) -> list[SubjectRecord]:
     """The first people of a method, in the order in which they were drawn."""
-    found = (Record.load(path) for path in sorted(folder.rglob("*.record"))[:most])
+    found = (SubjectRecord.load(path) for path in sorted(folder.rglob("*.record"))[:most])
     return [record for record in found if record is not None]
 
 
-def picture_of(record: Record, text: str) -> Image.Image:
-    """What a person's prompt gave under the first seed."""
-    number = next(i for i, prompt in enumerate(WORLD) if prompt.text == text)
-    shot = next(shot for shot in record.made if (shot.prompt, shot.draw) == (number, 0))
-    return Image.open(io.BytesIO(shot.picture)).convert("RGB")
+def picture_of(record: SubjectRecord, text: str) -> Image.Image:
+    """A person's image of a prompt under the first seed."""
+    number = next(i for i, prompt in enumerate(WORLD_PROMPTS) if prompt.text == text)
+    sample = next(one for one in record.samples if (one.prompt, one.index) == (number, 0))
+    return Image.open(io.BytesIO(sample.thumbnail)).convert("RGB")
 
 
-def side_by_side(people: dict[str, list[Record]], couples: int) -> Image.Image:
+def side_by_side(people: dict[str, list[SubjectRecord]], couples: int) -> Image.Image:
     """people: of each method, by its title."""
     rows: list[list[Image.Image]] = []
-    said: list[list[str]] = []
+    captions: list[list[str]] = []
     first = next(iter(people.values()))
     for number in range(0, 2 * couples, 2):
         photos = [Image.open(io.BytesIO(first[number + i].photo)).convert("RGB") for i in range(2)]
         for photo, name, text in zip(photos, ("a photo of A", "a photo of B"), PROMPTS, strict=True):
             rows.append([photo, *(picture_of(records[number], text) for records in people.values())])
-            said.append([name, *people] if name.endswith("A") else [name, *[text.format("A", "B")] * len(people)])
-    return grid(rows, said)
+            captions.append([name, *people] if name.endswith("A") else [name, *[text.format("A", "B")] * len(people)])
+    return grid(rows, captions)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="where baselines.py kept its pictures")
+    parser.add_argument("--work", type=Path, required=True, help="--work of benchmarks.baselines")
     parser.add_argument("--couples", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()

@@ -1,0 +1,134 @@
+"""Contenders: celebctl on each device and in variants, and diffusers on the same weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celebctl_runtime.backends.ort_session import parse_cuda_options
+
+if TYPE_CHECKING:
+    from celebctl_runtime.bundle.bundle import Bundle
+    from celebctl_runtime.request import Request
+
+BASELINE = "diffusers"
+#: CUDA variants: ONNX Runtime without one of the options that make it fast there.
+CUDA_VARIANTS = {
+    "channels first": "prefer_nhwc=0",
+    "no CUDA graph": "enable_cuda_graph=0",
+    "neither": "prefer_nhwc=0,enable_cuda_graph=0",
+}
+PLAIN = "plain graphs"  # variant on any device: ONNX Runtime with the graphs as exported
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A program to time.
+
+    Attributes:
+        name: What tables call it.
+        spec: The SPEC of its worker (worker.py).
+        command: Generates one image from a fresh process; the path of the PNG is appended.
+        variables: Environment variables of the command.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    command: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is diffusers."""
+        return self.spec["kind"] == BASELINE
+
+    @property
+    def device_type(self) -> str:
+        """ "cpu" or "cuda": only contenders on the same hardware are compared."""
+        return "cpu" if self.spec["device"] == "cpu" else "cuda"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What all contenders generate.
+
+    Attributes:
+        bundle: The exported model.
+        request: A resolved request.
+        engines: Folder of TensorRT engines.
+        threads: CPU threads; None leaves the choice to each program.
+        cuda_options: The user's options of ONNX Runtime's CUDA provider.
+    """
+
+    bundle: Bundle
+    request: Request
+    engines: Path
+    threads: int | None = None
+    cuda_options: str = ""
+
+    def celebctl_contenders(self, devices: Sequence[str], *, variants: bool = False) -> list[Contender]:
+        """celebctl on each device, and its variants if asked."""
+        contenders = [self._celebctl(*way) for way in device_variants(devices, self.cuda_options, variants)]
+        if variants:
+            plain = [name for name in devices if name != "trt"]
+            contenders += [self._celebctl(name, f", {PLAIN}", self.cuda_options, plain=True) for name in plain]
+        return contenders
+
+    def baselines(self, model: str, devices: Sequence[str], *, compiled: bool = False) -> list[Contender]:
+        """diffusers on the hardware of each device; none, with a warning, where it cannot run."""
+        from celebctl_models.checkpoints.registry import locate
+
+        missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+        if missing:
+            logger.warning("no comparison: %s not installed; pip install 'celebctl[learn]'", ", ".join(missing))
+            return []
+        location = locate(model)
+        if location.kind != "folder":
+            logger.warning("no comparison: %s is not a diffusers folder on this machine", model)
+            return []
+        contenders: list[Contender] = []
+        for device in dict.fromkeys("cpu" if name == "cpu" else "cuda" for name in devices):
+            for compile_unet in (False, True) if compiled else (False,):
+                spec = {
+                    "kind": BASELINE, "model": str(location.path), "device": device, "threads": self.threads,
+                    "compile": compile_unet, "dtype": self.bundle.manifest.dtype, "request": self.request.to_json(),
+                }  # fmt: skip
+                name = f"diffusers {device}{' compiled' if compile_unet else ''}"
+                contenders.append(Contender(name, spec, _worker_command(spec)))
+        return contenders
+
+    def _celebctl(self, device: str, suffix: str, cuda_options: str, *, plain: bool = False) -> Contender:
+        request, name = self.request, f"celebctl {device}{suffix}"
+        spec = {
+            "kind": "celebctl", "bundle": str(self.bundle.path), "engines": str(self.engines), "device": device,
+            "threads": self.threads, "cuda_options": parse_cuda_options(cuda_options), "request": request.to_json(),
+            "plain_graphs": plain,
+        }  # fmt: skip
+        if plain:  # the command line has no option for it
+            return Contender(name, spec, _worker_command(spec))
+        threads = ["--threads", str(self.threads)] if self.threads else []
+        words = [request.prompt, "--seed", "0", "--steps", str(request.steps), "--guidance", str(request.guidance)]
+        words += ["--sampler", request.sampler, "--size", f"{request.width}x{request.height}", "--scale", "1"]
+        words += ["--bundle", str(self.bundle.path), "--device", device, *threads, "--force", "--out"]
+        command = (sys.executable, "-m", "celebctl", "--quiet", "gen", *words)
+        return Contender(name, spec, command, {"CELEBCTL_CUDA_OPTIONS": cuda_options})
+
+
+def device_variants(devices: Sequence[str], cuda_options: str, variants: bool) -> list[tuple[str, str, str]]:
+    """(device, suffix of the name, CUDA options) of each celebctl contender. cuda_options: the user's."""
+    ways = [(name, "", cuda_options) for name in devices]
+    if not (variants and "cuda" in devices):
+        return ways
+    return ways + [("cuda", f", {name}", f"{cuda_options},{option}") for name, option in CUDA_VARIANTS.items()]
+
+
+def _worker_command(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    return (sys.executable, "-m", "celebctl.bench.worker", json.dumps(spec), "--once")
