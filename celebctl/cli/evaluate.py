@@ -1,6 +1,6 @@
 """eval: how well are people generated, scored by networks that learning never uses?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -9,12 +9,14 @@ import typer
 
 from . import options
 from .console import CliConsole
+from .loading import choose_model
 
 if TYPE_CHECKING:
     from celebctl.evaluation.metrics import CohortResult
     from celebctl.evaluation.session import EvalContext, LibraryEvaluation
     from celebctl.learning.config import LearnConfig
     from celebctl.library import Library
+    from celebctl.model import Model
     from celebctl.settings import Settings
 
 
@@ -77,10 +79,7 @@ def evaluate(
         from celebctl.evaluation.session import WorldEvaluation
 
         learning = configure(settings, preset, changes or [])
-        chosen = {"model": model, "face_models": face_models, "device": device}
-        context = _open(
-            console, library, {key: settings.text(key, value) for key, value in chosen.items()}, judge, clip
-        )
+        context = _open(console, choose_model(settings, library, model, device, face_models), judge, clip)
         config = context.configure(prompts, seeds, with_pairs=len(names or []) != 1)
         if names:
             session: LibraryEvaluation | WorldEvaluation = _library_evaluation(
@@ -97,26 +96,15 @@ def evaluate(
     _output(console, results, out, session.settings())
 
 
-def _open(
-    console: CliConsole, library: "Library", chosen: Mapping[str, Any], judge: str | None, clip: Path | None
-) -> "EvalContext":
-    """The open model and its scorer. chosen: values of model, face_models and device."""
-    from celebctl.basis.names import ChosenNames, with_names
+def _open(console: CliConsole, model: "Model", judge: str | None, clip: Path | None) -> "EvalContext":
+    """The loaded model and its scorer."""
     from celebctl.evaluation.session import EvalContext, choose_scorer
-    from celebctl.learning.device import select_device
-    from celebctl.library import format_model_key
-    from celebctl_models.checkpoints.diffusion import load_parts
-    from celebctl_models.faces.analysis import InsightFaceAnalyser
     from celebctl_models.faces.packs import choose_face_models
 
-    model = str(chosen["model"])
-    analyser = InsightFaceAnalyser(choose_face_models(chosen["face_models"], model, library.root))
-    with console.status(f"loading {model}"):
-        device = select_device(str(chosen["device"]))
-        parts = load_parts(model, dtype=device.dtype, device=device.device)
-    parts = with_names(parts, ChosenNames(library.root, format_model_key(parts.family, parts.table_hash)).file)
-    recogniser = None if judge is None else choose_face_models(judge, model, library.root)
-    return EvalContext(parts, analyser, choose_scorer(parts, analyser, recogniser, clip), library.cache(), clip)
+    with console.status(f"loading {model.name}"):
+        model.prepare()
+    recogniser = None if judge is None else choose_face_models(judge, model.source, model.library.root)
+    return EvalContext(model, choose_scorer(model.parts, model.analyser, recogniser, clip), clip)
 
 
 def _library_evaluation(

@@ -27,26 +27,15 @@ from celebctl_runtime.progress import ProgressCallback, ignore_progress
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from celebctl_models.checkpoints.diffusion import DiffusionParts
-    from celebctl_models.faces.analysis import InsightFaceAnalyser
+    from celebctl.model import Model
     from celebctl_runtime.identity import Identity
 
     from .metrics import CohortMetrics
     from .scorers import Scorer
 
 
-class EvaluableModel(Protocol):
-    """An open model: its networks, and the face models that people are learned with."""
-
-    @property
-    def parts(self) -> DiffusionParts: ...
-
-    @property
-    def analyser(self) -> InsightFaceAnalyser: ...
-
-
 def evaluate(
-    model: EvaluableModel | str, people: Sequence[Identity] | int | None = None,
+    model: Model | str, people: Sequence[Identity] | int | None = None,
     photos: Mapping[str, Image] | Path | str | None = None, *, prompts: Path | str | None = None, seeds: int = 2,
     scorer: Scorer | None = None, out: Path | str | None = None, progress: ProgressCallback = ignore_progress,
 ) -> CohortMetrics:  # fmt: skip
@@ -76,6 +65,7 @@ def evaluate(
         >>> print(metrics.summary["likeness"], metrics.summary["prompt_fidelity"])  # doctest: +SKIP
     """
     from celebctl.learning.config import CLEAN
+    from celebctl.model import Model
     from celebctl_runtime.errors import UsageError
 
     from .report import write_report
@@ -84,8 +74,8 @@ def evaluate(
     listed = not (people is None or isinstance(people, int))
     if listed != (photos is not None):
         raise UsageError("people are compared with their photos", "pass both people and photos", reason="people_photos")
-    parts, analyser = _opened(model) if isinstance(model, str) else (model.parts, model.analyser)
-    context = EvalContext(parts, analyser, scorer or choose_scorer(parts, analyser))
+    model = Model.load(model) if isinstance(model, str) else model
+    context = EvalContext(model, scorer or choose_scorer(model.parts, model.analyser))
     with_pairs = people is None or isinstance(people, int) or len(people) > 1
     config = context.configure(Path(prompts) if prompts else None, seeds, with_pairs=with_pairs)
     with ExitStack() as stack:
@@ -98,15 +88,6 @@ def evaluate(
         if out:
             write_report(results, folder, session.settings())
     return results[0].metrics
-
-
-def _opened(model: str) -> tuple[DiffusionParts, InsightFaceAnalyser]:
-    from celebctl.library import Library
-    from celebctl_models.checkpoints.diffusion import load_parts
-    from celebctl_models.faces.analysis import InsightFaceAnalyser
-    from celebctl_models.faces.packs import choose_face_models
-
-    return load_parts(model), InsightFaceAnalyser(choose_face_models(None, model, Library().root))
 
 
 def _photos_of(people: Sequence[Identity], photos: Mapping[str, Image] | Path | str | None) -> list[Image]:

@@ -26,9 +26,8 @@ from .runner import Cohort, ModelGenerator, Subject, ring_partners, thumbnail
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from celebctl.basis.basis import CelebBasis
     from celebctl.learning.config import LearnConfig
-    from celebctl.learning.trainer import LearnStep
+    from celebctl.learning.prepared import PreparedModel
     from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_models.faces.analysis import FaceAnalyser
 
@@ -116,17 +115,15 @@ class PeopleLearner:
     """Learns unseen people from one portrait each.
 
     Attributes:
-        parts: The open model.
+        model: The prepared model.
         analyser: Finds and embeds faces.
         config: Learning settings.
-        basis: The celeb basis of the model.
         batch_size: People learned in one call.
     """
 
-    parts: DiffusionParts
+    model: PreparedModel[DiffusionParts]
     analyser: FaceAnalyser
     config: LearnConfig
-    basis: CelebBasis
     batch_size: int = 8
 
     def learn(
@@ -137,19 +134,20 @@ class PeopleLearner:
         learned: list[LearnedPerson] = []
         for number, group in enumerate(calls):
 
-            def on_step(step: LearnStep, number: int = number) -> None:
-                done = number * step.steps + step.step
-                progress(Progress("learning unseen people", done, len(calls) * step.steps, {"loss": step.loss}))
+            def on_step(now: Progress, number: int = number) -> None:
+                done = number * now.total + now.step
+                progress(Progress("learning unseen people", done, len(calls) * now.total, now.metrics))
 
             learned += _load_learned(folder, group) or self._learn(group, folder, on_step)
         return learned
 
-    def _learn(self, seeds: Sequence[int], folder: Path, on_step: Any) -> list[LearnedPerson]:
+    def _learn(self, seeds: Sequence[int], folder: Path, on_step: ProgressCallback) -> list[LearnedPerson]:
+        from celebctl.learning.subject import analyse_photo
         from celebctl.learning.trainer import learn_people
 
-        names, photos = [unseen_name(seed) for seed in seeds], [draw_portrait(seed) for seed in seeds]
         start = time.monotonic()
-        people = learn_people(self.parts, self.analyser, photos, names, self.config, basis=self.basis, on_step=on_step)
+        subjects = [analyse_photo(self.analyser, draw_portrait(seed), unseen_name(seed)) for seed in seeds]
+        people = learn_people(self.model, subjects, self.config, self.analyser, progress=on_step)
         seconds = (time.monotonic() - start) / len(seeds)
         for identity in people:
             identity.save(_identity_file(folder, identity.name))

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celebctl.basis.basis import build_basis
 from celebctl.basis.names import read_names
-from celebctl.learning.initialization import mapper_digest
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_runtime.errors import NotFoundError
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from celebctl.learning.config import LearnConfig
+    from celebctl.model import Model
     from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_runtime.identity import Identity
 
@@ -73,18 +72,19 @@ class EvalContext:
     """An open model with its scorer.
 
     Attributes:
-        parts: The model.
-        analyser: Finds faces, and embeds them for learning.
+        model: The model, with its face detector and recogniser.
         scorer: Scores images.
-        cache: Folder for the celeb basis; None builds it anew.
         clip: The CLIP folder that the scorer uses, for the settings.
     """
 
-    parts: DiffusionParts
-    analyser: InsightFaceAnalyser
+    model: Model
     scorer: Scorer
-    cache: Path | None = None
     clip: Path | None = None
+
+    @property
+    def parts(self) -> DiffusionParts:
+        """The networks of the model."""
+        return self.model.parts
 
     def configure(self, prompts: Path | None, images_per_prompt: int, *, with_pairs: bool = True) -> EvalConfig:
         """Prompts of a file, or the defaults of this kind of model, without pairs if asked."""
@@ -141,7 +141,7 @@ class WorldEvaluation:
         """What decides the numbers."""
         return self.context.settings(self.config) | {
             "people": self.people, "people_per_call": self.batch_size, "learning": self.learning.to_dict(),
-            "mapper_digest": mapper_digest(self.context.parts) or None,
+            "mapper_digest": self.context.model.prepared().assets.mapper_digest or None,
         }  # fmt: skip
 
     def run(
@@ -151,8 +151,8 @@ class WorldEvaluation:
         store = ResultsStore(folder, self.settings())
         store.open(overwrite)
         parts, scorer = self.context.parts, self.context.scorer
-        basis = build_basis(parts, self.context.cache, release=self.learning.names == "release")
-        learner = PeopleLearner(parts, self.context.analyser, self.learning, basis, self.batch_size)
+        prepared = self.context.model.trainable(release=self.learning.names == "release")
+        learner = PeopleLearner(prepared, self.context.model.analyser, self.learning, self.batch_size)
         seeds = [FIRST_UNSEEN_SEED + i for i in range(self.people)]
         learned = learner.learn(seeds, folder, progress)
         model = generator_for(parts, [one.identity for one in learned])
@@ -195,7 +195,7 @@ class LibraryEvaluation:
     ) -> list[CohortResult]:
         """Generate and score; what is finished in ``folder`` is not repeated."""
         parts = self.context.parts
-        cohort = library_cohort(self.context.scorer, self.people, self.photos, read_names(parts))
+        cohort = library_cohort(self.context.scorer, self.people, self.photos, read_names(parts, self.context.model.chosen_names))
         store = ResultsStore(folder, self.settings())
         store.open(overwrite)
         model = generator_for(parts, self.people)
