@@ -21,8 +21,10 @@ from celebctl.cli import main
 from celebctl.learning import config
 from celebctl.learning.config import PRESETS, LearnConfig
 from celebctl.library import Library, format_model_key
+from celebctl_export import ExportOptions
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.identity import Identity
+from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 from celebctl_runtime.request import Request
 
 MODEL = "toy"
@@ -80,17 +82,15 @@ class Stage:
         self,
         parts: Any,
         identities: Sequence[Identity],
-        out: Path,
-        *,
-        spare_rows: int = 256,
-        dtype: str = "fp32",
-        average: Sequence[Any] | None = None,
-        on_stage: Callable[[str], None] = lambda stage: None,
+        path: Path,
+        options: ExportOptions | None = None,
+        progress: ProgressCallback = ignore_progress,
     ) -> Bundle:
         """Write the toy bundle."""
-        self.calls.append({"out": out, "dtype": dtype, "people": [person.name for person in identities]})
-        on_stage("exporting step")
-        bundle = write_bundle(out, spare_rows=spare_rows, average=average)
+        options = options or ExportOptions()
+        self.calls.append({"out": path, "dtype": options.dtype, "people": [person.name for person in identities]})
+        progress(Progress("exporting step"))
+        bundle = write_bundle(path, spare_rows=options.spare_rows or 256, average=options.average)
         for person in identities:
             bundle.add(person)
         return bundle
@@ -162,7 +162,7 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
         "celebctl.mapper_training.store": {"with_mapper": with_mapper, "with_latest": with_latest},
         "celebctl.basis.names": {"ChosenNames": ChosenNames, "with_names": with_names},
         "celebctl_models.checkpoints.diffusion": {"load_parts": load_parts},
-        "celebctl_export": {"SPARE_ROWS": 256, "export_bundle": stage.export_bundle},
+        "celebctl_export": {"ExportOptions": ExportOptions, "export_bundle": stage.export_bundle},
         "celebctl_models.mini.world": {"draw_portrait": draw_portrait},
     }
     for name, contents in rooms.items():

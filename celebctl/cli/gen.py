@@ -180,10 +180,10 @@ def open_bundle(
         return Bundle.open(given, verify="quick")
     place = find_bundle(library, model)
     if place is None:
-        from .export import make_bundle
+        from .export import export_options, make_bundle
 
         console.info(f"there is no bundle of {model} yet; making one, once")
-        place = make_bundle(console, library, model, dtype=dtype, answer=False)
+        place = make_bundle(console, library, model, settings=export_options(dtype)).path
     bundle = Bundle.open(place, verify="quick")
     if new := add_mentioned_people(bundle, library, prompts):
         console.info(f"added {listed(new)} to the bundle")
@@ -203,7 +203,7 @@ def open_backend(
     verify_once(library, bundle)
     name, count = str(settings.text("device", device)), settings.number("threads", threads) or None
     options = parse_cuda_options(settings.text("cuda_options") or "")
-    return choose_backend(bundle, name, count, library.engines, console.warn, options)
+    return choose_backend(bundle, name, engines=library.engines, threads=count, cuda_options=options)
 
 
 def draw(

@@ -182,7 +182,7 @@ def _denoise(
 
     regions = parse_layout(group[0].layout)
     if isinstance(backend, SupportsFullDenoise) and not regions:
-        return backend.denoise(state, noise_of, texts[0], steps, report)[0]
+        return backend.denoise(state, noise_of, texts[0], steps, lambda done: report(done.step, done.total))[0]
     masks = region_masks(regions, *shape[1:])
     for index in range(steps.steps):
         if regions:
