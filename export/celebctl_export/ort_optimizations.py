@@ -79,10 +79,10 @@ def dedupe_guidance(model: ir.Model, tables: Sequence[str] = ("aux", "step")) ->
         return 0
     (tile,) = tiles
     source, repeats = cast("Sequence[ir.Value]", tile.inputs)
-    moved, values = _nodes_before_context(model, tile, shared)
-    for value in values:
+    moved = _nodes_before_context(model, tile, shared)
+    for value in (node.outputs[0] for node in moved):
         uses = [(user, index) for user, index in value.uses() if user not in moved and not _reads_spatial_size(user)]
-        if uses and value is not tile.outputs[0]:
+        if uses:
             repeated = ir.node("Tile", [value, repeats])
             first = _first(model, [user for user, _ in uses])
             model.graph.insert_before(first, repeated)
@@ -95,10 +95,8 @@ def dedupe_guidance(model: ir.Model, tables: Sequence[str] = ("aux", "step")) ->
     return len(moved)
 
 
-def _nodes_before_context(
-    model: ir.Model, tile: ir.Node, shared: set[ir.Value]
-) -> tuple[list[ir.Node], set[ir.Value]]:
-    """Nodes that can run before ``tile`` repeats the latent, and the values that they and ``tile`` compute."""
+def _nodes_before_context(model: ir.Model, tile: ir.Node, shared: set[ir.Value]) -> list[ir.Node]:
+    """Nodes, in order, that can run before ``tile`` repeats the latent."""
     values = {tile.outputs[0]}
     nodes: list[ir.Node] = []
     for node in model.graph:
@@ -108,7 +106,7 @@ def _nodes_before_context(
         if node.op_type in _PER_ROW and len(others) < len(inputs) and known:
             values.add(node.outputs[0])
             nodes.append(node)
-    return nodes, values
+    return nodes
 
 
 def hoist_text_projections(model: ir.Model, name: str, context: str = "context") -> ir.Model | None:
