@@ -193,8 +193,8 @@ def test_a_form_that_is_off_is_left_out_and_nothing_of_it_stays(tmp_path: Path) 
     write(tmp_path / "step.onnx", _STEP)
     before = sorted(path.name for path in tmp_path.iterdir())
     variant = write_variant(tmp_path, "step")
-    assert variant is not None and variant.reader and list(variant.memory) == ["memory_0"]
-    assert variant.memory["memory_0"].shape == ("rows", 8, 1, 1) and variant.memory["memory_0"].dtype == "float32"
+    assert variant is not None and variant.reader and list(variant.projections) == ["memory_0"]
+    assert variant.projections["memory_0"].shape == ("rows", 8, 1, 1) and variant.projections["memory_0"].dtype == "float32"
     discard_variant(tmp_path, "step")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
