@@ -121,7 +121,7 @@ def draw(path: Path, wanted: dict[str, Any], threads: int | None, out: Path, sta
         bundle.verify("full")
     with watch.part("tokenizer"):
         bundle.tokenizer()
-    steps, plain = Steps(watch), cast(Any, ort).open_ort
+    steps, plain = Steps(watch), cast(Any, ort).open_session
 
     def open_watched(ort: Any, file: Path, *rest: Any) -> Any:
         with watch.part(f"session of {file.name}"):
@@ -129,7 +129,7 @@ def draw(path: Path, wanted: dict[str, Any], threads: int | None, out: Path, sta
         steps.begin()
         return session
 
-    cast(Any, ort).open_ort = open_watched
+    cast(Any, ort).open_session = open_watched
 
     class Watched(ort.OrtBackend):
         def encode(self, *given: Any) -> Any:

@@ -32,7 +32,7 @@ from celebctl.evaluation.image_metrics import match_faces
 from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from celebctl.learning.config import PRESETS
 from celebctl.learning.trainer import learn_people
-from celebctl_export import export_bundle
+from celebctl_export import ExportOptions, export_bundle
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.world import PromptFacts, draw_portrait, person
@@ -233,7 +233,7 @@ def main() -> None:
     work = args.work / parts.weights_digest  # what other weights learned and drew is not gone on from
     people = strangers(parts, basis, seeds, work, args.together)
     place = work / "bundle"
-    bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, average=basis.mean)
+    bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, ExportOptions(average=basis.mean))
     z = np.stack([person(seed) for seed in seeds])
     looks = {
         (p, ahead): [reference_scores(scorer, left, wanted, 77 * 10**6 * r + 1000 * p, right) for r in (1, 2)]

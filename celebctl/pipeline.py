@@ -167,7 +167,7 @@ class Pipeline:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), verify="quick")
         verify_once(self.library, self.bundle)
         self.backend = choose_backend(
-            self.bundle, device, threads, self.library.engines, _log.warning, dict(cuda_options or {})
+            self.bundle, device, engines=self.library.engines, threads=threads, cuda_options=dict(cuda_options or {})
         )
 
     def __call__(

@@ -154,9 +154,9 @@ def ann(tiny_parts: DiffusionParts) -> Identity:
 @pytest.fixture(scope="session")
 def exported_path(tiny_parts: DiffusionParts, ann: Identity, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's bundle with ann baked in. Exported once for all tests: look at it, change a copy."""
-    from celebctl_export import export_bundle
+    from celebctl_export import ExportOptions, export_bundle
 
-    return export_bundle(tiny_parts, [ann], tmp_path_factory.mktemp("bundles") / "tiny", spare_rows=8).path
+    return export_bundle(tiny_parts, [ann], tmp_path_factory.mktemp("bundles") / "tiny", ExportOptions(spare_rows=8)).path
 
 
 @pytest.fixture

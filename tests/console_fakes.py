@@ -5,7 +5,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -22,6 +22,7 @@ from celebctl.learning.config import CLEAN, LearnConfig
 from celebctl.learning.subject import Subject, warn_about_similar
 from celebctl.library import Library, format_model_key
 from celebctl.model import Model
+from celebctl_export import ExportOptions
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import NotFoundError
 from celebctl_runtime.identity import Identity
@@ -78,17 +79,15 @@ class Stage:
         self,
         parts: Any,
         identities: Sequence[Identity],
-        out: Path,
-        *,
-        spare_rows: int = 256,
-        dtype: str = "fp32",
-        average: Sequence[Any] | None = None,
-        on_stage: Callable[[str], None] = lambda stage: None,
+        path: Path,
+        options: ExportOptions | None = None,
+        progress: ProgressCallback = ignore_progress,
     ) -> Bundle:
         """Write the toy bundle."""
-        self.calls.append({"out": out, "dtype": dtype, "people": [person.name for person in identities]})
-        on_stage("exporting step")
-        bundle = write_bundle(out, spare_rows=spare_rows, average=average)
+        options = options or ExportOptions()
+        self.calls.append({"out": path, "dtype": options.dtype, "people": [person.name for person in identities]})
+        progress(Progress("exporting step"))
+        bundle = write_bundle(path, spare_rows=options.spare_rows or 256, average=options.average)
         for person in identities:
             bundle.add(person)
         return bundle
@@ -136,7 +135,7 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
     monkeypatch.setattr("celebctl.basis.basis.build_basis", build_basis)
     for name, contents in {
         "celebctl_models.checkpoints.diffusion": {"load_parts": load_parts},
-        "celebctl_export": {"SPARE_ROWS": 256, "export_bundle": stage.export_bundle},
+        "celebctl_export": {"ExportOptions": ExportOptions, "export_bundle": stage.export_bundle},
         "celebctl_models.mini.world": {"draw_portrait": draw_portrait},
     }.items():
         module = ModuleType(name)

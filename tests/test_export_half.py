@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 onnx: Any = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from celebctl_export import export_bundle  # noqa: E402
+from celebctl_export import ExportOptions, export_bundle  # noqa: E402
 from celebctl_runtime.backends.ort import OrtBackend  # noqa: E402
 from celebctl_runtime.bundle.bundle import Bundle  # noqa: E402
 from celebctl_runtime.pipeline import generate  # noqa: E402
@@ -33,7 +33,7 @@ def half(
 ) -> Bundle:
     """Its parity with torch is measured by the export itself, which fails where it is not close."""
     parts = tiny_parts if request.param == "tiny" else xl_parts
-    return export_bundle(parts, [], tmp_path_factory.mktemp("half") / "bundle", dtype="fp16")
+    return export_bundle(parts, [], tmp_path_factory.mktemp("half") / "bundle", ExportOptions(dtype="fp16"))
 
 
 def graph(bundle: Bundle, name: str) -> Any:

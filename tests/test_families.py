@@ -20,7 +20,7 @@ from celebctl.basis.basis import build_basis
 from celebctl.learning.config import CLEAN  # noqa: E402
 from celebctl.learning.sampling import draw, rows_of  # noqa: E402
 from celebctl.learning.trainer import learn_people  # noqa: E402
-from celebctl_export import export_bundle  # noqa: E402
+from celebctl_export import ExportOptions, export_bundle  # noqa: E402
 from celebctl_models.checkpoints.diffusion import guidance_embedding, load_parts  # noqa: E402
 from celebctl_models.checkpoints.registry import CARD_FILE, card_for, locate  # noqa: E402
 from celebctl_models.faces.analysis import InsightFaceAnalyser  # noqa: E402
@@ -78,7 +78,7 @@ def test_learn_export_and_gen(family: Family, tmp_path: Path) -> None:
     assert len(alice.embeddings) == family.encoders and alice.provenance["start"] == "average"
     assert alice.provenance["framing"].endswith("(assumed)"), "mini's own framing is for mini alone"
     assert all(np.abs(np.asarray(units)).max() > 0 for units in alice.coefficients), "nothing was learned"
-    bundle = export_bundle(parts, [alice], tmp_path / "bundle", spare_rows=4)
+    bundle = export_bundle(parts, [alice], tmp_path / "bundle", ExportOptions(spare_rows=4))
     asked = Request("alice playing chess", seed=3, steps=family.steps, guidance=family.guidance, sampler=family.sampler)
     (made,) = generate(bundle, OrtBackend(bundle, "cpu", 1), asked)
     options: dict[str, Any] = {"steps": family.steps, "guidance": family.guidance, "sampler": family.sampler}

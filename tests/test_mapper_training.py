@@ -26,8 +26,8 @@ from celebctl.learning.mapper import CoefficientMapper
 from celebctl.learning.prepared import ModelAssets, PreparedModel, prepare
 from celebctl.library import Library
 from celebctl.mapper_training import photo_dataset
-from celebctl.mapper_training.photo_dataset import Encode, FaceDatasetBuilder, list_photos, view_encoder
 from celebctl.mapper_training.mapper_store import load_mapper, save_trained, trained_mapper, trained_mappers
+from celebctl.mapper_training.photo_dataset import Encode, FaceDatasetBuilder, list_photos, view_encoder
 from celebctl.mapper_training.trainer import (
     MIN_PEOPLE,
     FaceDataset,

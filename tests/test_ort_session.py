@@ -22,15 +22,16 @@ from celebctl.bench.contenders import CUDA_VARIANTS, device_variants
 from celebctl.bench.worker import create_worker
 from celebctl_runtime.backends import ort
 from celebctl_runtime.backends.base import Conditioning
-from celebctl_runtime.backends.ort import BoundSteps, OrtBackend
+from celebctl_runtime.backends.ort import IoBindingLoop, OrtBackend
 from celebctl_runtime.backends.ort_session import (
     CPU,
     CUDA,
+    CudaFailure,
+    diagnose_cuda,
     load_onnxruntime,
-    memory_problems,
-    no_cuda,
     parse_cuda_options,
     spin_options,
+    translate_ort_errors,
 )
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError, IntegrityError, SetupError, UsageError
@@ -133,13 +134,13 @@ def test_the_bound_loop_is_the_plain_loop(bundle: Bundle, sampler: str, steps: i
     texts, chosen = texts_of(backend, bundle), step_table(sampler, bundle.schedule, steps, 2.5)
     start = random.standard_normal((2, 1, 4, 8, 8), dtype=np.float32)
     noises = random.standard_normal((steps, 1, 4, 8, 8), dtype=np.float32)
-    state, told = start, list[int]()
+    state, seen = start, list[int]()
     for index in range(steps):
         state = backend.step(state, index, noises[index], texts, chosen)
     for _ in range(2):  # the second run finds the buffers of the first
-        whole = backend.denoise(start, lambda k: noises[k], texts, chosen, lambda done, _: told.append(done))
+        whole = backend.denoise(start, lambda k: noises[k], texts, chosen, lambda progress: seen.append(progress.step))
         assert np.array_equal(whole, state)
-    assert told == [*range(1, steps + 1)] * 2
+    assert seen == [*range(1, steps + 1)] * 2
 
 
 def test_a_result_is_not_touched_by_later_runs(bundle: Bundle) -> None:
@@ -148,7 +149,7 @@ def test_a_result_is_not_touched_by_later_runs(bundle: Bundle) -> None:
     zeros, ones = (np.full((2, 1, 4, 8, 8), value, np.float32) for value in (0, 1))
 
     def run(start: NDArray[np.float32]) -> NDArray[np.float32]:
-        return backend.denoise(start, lambda _: start[0], texts, chosen, lambda _done, _steps: None)
+        return backend.denoise(start, lambda _: start[0], texts, chosen)
 
     first = run(zeros)
     kept = first.copy()
@@ -234,22 +235,25 @@ def broken_cuda(monkeypatch: pytest.MonkeyPatch, complaint: Exception, only: str
 
 @pytest.mark.parametrize("only", ["", "step"])
 def test_the_wrapper_of_onnx_runtime_does_not_fall_back_by_itself(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], only: str
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    only: str,
 ) -> None:
-    """What CUDA complains about is an error where CUDA was asked for, else one line and the CPU; never words on stdout.
+    """A CUDA failure is an error for "cuda", one warning and the CPU for "auto", and never printed on stdout.
 
     With `only`, CUDA's first sessions open and a later one does not.
     """
     broken_cuda(monkeypatch, RuntimeError("CUDA failure 999: unknown error ; GPU=0"), only)
     if only:
-        monkeypatch.setattr(ort, "BoundSteps", on_the_cpu(BoundSteps))
-    with pytest.raises(SetupError, match="cannot use CUDA") as caught:
+        monkeypatch.setattr(ort, "IoBindingLoop", on_the_cpu(IoBindingLoop))
+    with pytest.raises(CudaFailure) as caught:
         generate(bundle, OrtBackend(bundle, "cuda"), Request("alice"))
-    assert "--device cpu" in caught.value.hint and caught.value.exit_code == 6
-    notes = list[str]()
-    backend = OrtBackend(bundle, "auto", note=notes.append)
+    assert caught.value.reason and caught.value.exit_code == 6
+    backend = OrtBackend(bundle, "auto")
     (picture,) = generate(bundle, backend, Request("alice"))
-    assert backend.describe()["device"] == "cpu" and len(notes) == 1 and "the CPU draws instead" in notes[0]
+    assert backend.describe()["device"] == "cpu" and len(caplog.messages) == 1 and "CPU" in caplog.messages[0]
     (plain,) = generate(bundle, OrtBackend(bundle, "cpu"), Request("alice"))
     assert np.array_equal(np.asarray(picture.image), np.asarray(plain.image))
     assert not capfd.readouterr().out
@@ -305,15 +309,17 @@ def test_a_run_that_fails_on_cuda_is_not_repeated_elsewhere(
     monkeypatch.setattr(genuine, "_bind_session", bind)
     with pytest.raises(SetupError, match="the device is gone") as caught:
         generate(bundle, OrtBackend(bundle, "auto"), Request("alice"))
-    assert "--device cpu" in caught.value.hint and not capfd.readouterr().out
+    assert caught.value.reason == "cuda_run_failed" and not capfd.readouterr().out
 
 
-def test_a_graph_that_cannot_be_captured_runs_without(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake, notes = FakeCuda(refuses_capture=True), list[str]()
-    backend = on_cuda(bundle, fake, monkeypatch, note=notes.append)
+def test_a_graph_that_cannot_be_captured_runs_without(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = FakeCuda(refuses_capture=True)
+    backend = on_cuda(bundle, fake, monkeypatch)
     (picture,) = generate(bundle, backend, Request("alice"))
     assert picture.record["backend"]["cuda_graph"].startswith("no: This session cannot use the graph capture")
-    assert len(notes) == 1 and "graph capture" in notes[0]
+    assert len(caplog.messages) == 1 and "graph capture" in caplog.messages[0]
     assert [chosen.get("enable_cuda_graph") for name, chosen in fake.options if name == "step.onnx"] == ["1", None]
     assert {number for name, number in fake.runs if name == "step.onnx"} == {""}
 
@@ -352,23 +358,23 @@ class Libraries:
 
 
 @pytest.mark.parametrize(
-    ("libraries", "problem", "hint"),
+    ("libraries", "reason", "value"),
     [
-        (Libraries(None), "no NVIDIA driver", "nvidia-smi"),
-        (Libraries(12), "too old, it knows CUDA 12 and not 13", "update the NVIDIA driver"),
-        (Libraries(13, "cublas"), "libcublasLt.so.13 cannot be loaded", "nvidia-cublas"),
-        (Libraries(13, "cudnn"), "libcudnn.so.9 cannot be loaded", "onnxruntime-gpu[cuda,cudnn]"),
-        (Libraries(13), "fell back to the CPU", "nvidia-smi"),
+        (Libraries(None), "driver_missing", ""),
+        (Libraries(12), "driver_too_old", "CUDA 12"),
+        (Libraries(13, "cublas"), "cuda_libraries_missing", "libcublasLt.so.13"),
+        (Libraries(13, "cudnn"), "cuda_libraries_missing", "libcudnn.so.9"),
+        (Libraries(13), "cuda_failed", ""),
     ],
 )
-def test_why_cuda_is_not_there_and_what_helps(libraries: Libraries, problem: str, hint: str) -> None:
-    found = no_cuda(SimpleNamespace(cuda_version="13.0"), libraries)
-    assert problem in found.problem and hint in found.hint and "--device cpu" in found.hint
+def test_the_reason_why_cuda_is_not_used(libraries: Libraries, reason: str, value: str) -> None:
+    failure = diagnose_cuda(SimpleNamespace(cuda_version="13.0"), libraries)
+    assert failure.reason == reason and value in failure.problem and failure.hint
 
 
 def test_a_build_for_another_cuda_asks_for_its_own_libraries() -> None:
-    found = no_cuda(SimpleNamespace(cuda_version="12.8"), Libraries(12, "cublas"))
-    assert "libcublasLt.so.12" in found.problem and "nvidia-cublas-cu12" in found.hint
+    failure = diagnose_cuda(SimpleNamespace(cuda_version="12.8"), Libraries(12, "cublas"))
+    assert "libcublasLt.so.12" in failure.problem and failure.values["cublas"] == "nvidia-cublas-cu12"
 
 
 @pytest.mark.parametrize(
@@ -381,10 +387,10 @@ def test_a_build_for_another_cuda_asks_for_its_own_libraries() -> None:
 )
 def test_no_memory_left_is_said_with_a_cure(complaint: str) -> None:
     for cuda in (True, False):
-        with pytest.raises(SetupError) as caught, memory_problems(cuda):
+        with pytest.raises(SetupError) as caught, translate_ort_errors(cuda):
             raise RuntimeError(complaint)
-        assert "--size" in caught.value.hint and ("GPU" in caught.value.problem) == cuda
-    with pytest.raises(RuntimeError, match="else"), memory_problems(True):
+        assert caught.value.reason == ("out_of_gpu_memory" if cuda else "out_of_memory")
+    with pytest.raises(RuntimeError, match="else"), translate_ort_errors(True):
         raise RuntimeError("something else")
 
 
@@ -433,7 +439,7 @@ def test_cuda_graphs_can_be_switched_off(bundle: Bundle, monkeypatch: pytest.Mon
     fake = FakeCuda()
     backend = on_cuda(bundle, fake, monkeypatch, cuda_options={"enable_cuda_graph": "0"})
     generate(bundle, backend, Request("alice"))
-    assert backend.describe()["cuda_graph"] == "no: switched off by cuda_options"
+    assert backend.describe()["cuda_graph"] == "no: disabled by cuda_options"
     assert not any("enable_cuda_graph" in chosen for _, chosen in fake.options)
     assert {number for name, number in fake.runs if name == "step.onnx"} == {""}
 

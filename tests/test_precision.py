@@ -33,8 +33,8 @@ def gradient(trainer: Any) -> Any:
     batch = trainer._batch()
     trainer.generator.set_state(before)
     coefficients = trainer.mapper(trainer.features).detach().requires_grad_()
-    rows = [part[batch.who] for part in trainer.embed(trainer.mapper.split(coefficients))]
-    loss = (trainer.denoiser.error(batch, rows) * batch.weight).sum() * trainer.denoiser.loudness
+    rows = [part[batch.person_index] for part in trainer.embed(trainer.mapper.split(coefficients))]
+    loss = (trainer.denoiser.error(batch, rows) * batch.weight).sum() * trainer.denoiser.loss_scale
     return torch.autograd.grad(loss, coefficients)[0]
 
 

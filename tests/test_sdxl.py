@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorrt_fakes import make_believe
 
-from celebctl_export import export_bundle
+from celebctl_export import ExportOptions, export_bundle
 from celebctl_export.tensorrt_parity import make_feeds
 from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
 from celebctl_export.to_tensorrt import build_engines
@@ -77,7 +77,7 @@ def test_rows_in_place_equal_rows_in_both_tables(xl_folder: Path) -> None:
 def bundle(xl_parts: DiffusionParts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny model exported with eve, whose rows are random, for both text encoders."""
     place = tmp_path_factory.mktemp("xl-bundle") / "xl"
-    return export_bundle(xl_parts, [eve(xl_parts)], place, spare_rows=8, average=AVERAGE)
+    return export_bundle(xl_parts, [eve(xl_parts)], place, ExportOptions(spare_rows=8, average=AVERAGE))
 
 
 def eve(parts: DiffusionParts) -> Identity:

@@ -22,8 +22,8 @@ from genuine_packages import ROOT, ask, cache_folder, environment, fetch
 
 SOURCES = [
     ROOT / "export" / "celebctl_export" / "to_tensorrt.py",
-    ROOT / "runtime" / "celebctl_runtime" / "tensorrt_runner.py",
-    ROOT / "runtime" / "celebctl_runtime" / "cuda_memory.py",
+    ROOT / "runtime" / "celebctl_runtime" / "backends" / "tensorrt_runner.py",
+    ROOT / "runtime" / "celebctl_runtime" / "backends" / "cuda_memory.py",
 ]
 TENSORRT = ["10.16.1.11", "11.4.0.106"]
 CUDA = ["12.9.4", "13.4.4"]
@@ -67,7 +67,7 @@ from pathlib import Path
 from celebctl_export.tensorrt_plan import EnginePlan
 from celebctl_export.to_tensorrt import _make_monitor, build_engine
 from celebctl_runtime.errors import SetupError
-from celebctl_runtime.tensorrt_runner import TensorRt
+from celebctl_runtime.backends.tensorrt_runner import TensorRt
 library = TensorRt.load()
 trt = library.trt
 library.log.log(trt.ILogger.Severity.ERROR, "broken")
@@ -93,7 +93,7 @@ print(json.dumps({"version": library.version, "seen": seen, "goes_on": goes_on, 
 """
 NO_DRIVER = """
 import json
-from celebctl_runtime.cuda_memory import Cuda
+from celebctl_runtime.backends.cuda_memory import Cuda
 from celebctl_runtime.errors import SetupError
 try:
     print(json.dumps(Cuda.load().gpu().name))

@@ -1,4 +1,4 @@
-"""From a bundle to engines: the plan is data, building is idempotent and stoppable, nothing unmeasured is listed."""
+"""Building engines: the plan is data, builds are idempotent and can be interrupted, every recorded engine was measured."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from polygraphy_fakes import runners
 from tensorrt_fakes import make_believe, open_session
 
-from celebctl_export.tensorrt_parity import EngineParity, make_feeds, measurer, polygraphy_runners
-from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
-from celebctl_export.to_tensorrt import Phases, build_engines, graph_bytes, unsupported_nodes
+from celebctl_export.tensorrt_parity import make_feeds, parity_check, polygraphy_runners
+from celebctl_export.tensorrt_plan import EngineSize, describe, plan_engines
+from celebctl_export.to_tensorrt import Phases, build_plans, graph_bytes, unsupported_nodes
 from celebctl_runtime.backends.engines import (
     Machine,
     Profile,
-    choose,
+    choose_engine,
     engine_key,
     find_records,
     onnx_sha256,
@@ -33,6 +33,7 @@ from celebctl_runtime.backends.engines import (
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import Manifest
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, SetupError, UsageError
+from celebctl_runtime.progress import Progress
 
 MACHINE = Machine("11.4.0.106", "NVIDIA Make-Believe 1000", "9.0")
 
@@ -49,11 +50,11 @@ def toy_manifest() -> Manifest:
 
 
 def build(bundle: Bundle, *sizes: str, **options: Any) -> list[Any]:
-    requests = [EngineRequest.parse(size) for size in sizes]
+    requests = [EngineSize.parse(size) for size in sizes]
     plans = plan_engines(bundle.manifest, requests, dynamic=options.pop("dynamic", False))
     if "device" not in options:
         options["device"] = make_believe()[-1]
-    return build_engines(bundle, plans, engines_of(bundle), **options)
+    return build_plans(bundle, plans, engines_of(bundle), **options)
 
 
 def engines_of(bundle: Bundle) -> Path:
@@ -61,7 +62,7 @@ def engines_of(bundle: Bundle) -> Path:
 
 
 def test_the_plan_names_every_engine(bundle: Bundle) -> None:
-    plans = {plan.file: plan for plan in plan_engines(bundle.manifest, [EngineRequest(2, 32, 48)])}
+    plans = {plan.file: plan for plan in plan_engines(bundle.manifest, [EngineSize(2, 32, 48)])}
     assert set(plans) == {
         "text_encoder-dynamic.plan",
         "step-b2-32x48.plan",
@@ -103,7 +104,7 @@ def test_without_sizes_the_native_one_is_planned(bundle: Bundle) -> None:
 @settings(deadline=None)
 @given(st.integers(1, 15), st.integers(1, 30), st.integers(1, 30))
 def test_some_engine_fits_every_size_that_was_asked_for(batch: int, rows: int, columns: int) -> None:
-    request = EngineRequest(batch, 8 * rows, 8 * columns)
+    request = EngineSize(batch, 8 * rows, 8 * columns)
     for plan in plan_engines(toy_manifest(), [request]):
         for profile in plan.profiles:
             for least, best, most in profile.shapes.values():
@@ -123,12 +124,12 @@ def test_some_engine_fits_every_size_that_was_asked_for(batch: int, rows: int, c
 )
 def test_sizes_that_cannot_be(bundle: Bundle, text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        plan_engines(bundle.manifest, [EngineRequest.parse(text)])
+        plan_engines(bundle.manifest, [EngineSize.parse(text)])
     assert caught.value.hint
 
 
 def test_the_whole_plan_is_one_document(bundle: Bundle) -> None:
-    plans = plan_engines(bundle.manifest, [EngineRequest(1, 32, 32)])
+    plans = plan_engines(bundle.manifest, [EngineSize(1, 32, 32)])
     document = json.loads(json.dumps(describe(bundle.manifest, plans, Path("engines"), MACHINE)))
     assert document["strongly_typed"] is True and document["precision"] == "float32"
     assert document["machine"] == {"tensorrt": "11.4.0.106", "gpu": MACHINE.gpu, "compute_capability": "9.0"}
@@ -179,7 +180,7 @@ def test_one_size_more_takes_nothing_away_from_the_dynamic_engine(bundle: Bundle
         build(bundle, size, dynamic=True, device=device)
     records = find_records(engines_of(bundle), bundle.manifest, device.machine)
     for height, width in ((64, 32), (32, 96), (128, 32)):
-        assert choose(records, "vae_decoder", {"latent": (2, 4, height // 4, width // 4)}) is not None
+        assert choose_engine(records, "vae_decoder", {"latent": (2, 4, height // 4, width // 4)}) is not None
 
 
 def test_the_bundle_stays_what_it_was(bundle: Bundle) -> None:
@@ -224,15 +225,12 @@ def test_the_timing_cache_is_kept_and_one_that_does_not_fit_is_left(bundle: Bund
 
 
 def test_progress_runs_from_nothing_to_all_and_never_back(bundle: Bundle) -> None:
-    seen: list[tuple[int, int, str]] = []
-
-    def on_progress(done: int, total: int, what: str) -> None:
-        seen.append((done, total, what))
-
-    build(bundle, "1x32x32", on_progress=on_progress)
-    done = [progress[0] for progress in seen]
+    seen: list[Progress] = []
+    build(bundle, "1x32x32", progress=seen.append)
+    done = [progress.step for progress in seen]
     assert done[0] == 0 and done[-1] == 400 and done == sorted(done) and len(done) > 32
-    assert {total for _, total, _ in seen} == {400} and seen[-1][2] == "vae_decoder-b1-32x32.plan: measuring"
+    assert {progress.total for progress in seen} == {400}
+    assert seen[-1].stage == "vae_decoder-b1-32x32.plan: measuring"
 
 
 @settings(deadline=None)
@@ -251,12 +249,12 @@ def test_phases_in_any_order_are_a_fraction(events: list[tuple[str, str, int]]) 
 def test_ctrl_c_ends_a_build_and_keeps_what_was_finished(bundle: Bundle) -> None:
     trt, _, device = make_believe()
 
-    def stop(done: int, _total: int, _what: str) -> None:
-        if done > 230:
+    def stop(progress: Progress) -> None:
+        if progress.step > 230:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(bundle, "1x32x32", device=device, on_progress=stop)
+        build(bundle, "1x32x32", device=device, progress=stop)
     assert len(trt.built) == 2
     build(bundle, "1x32x32", device=device)
     assert len(trt.built) == 4
@@ -267,20 +265,21 @@ def test_a_graph_that_tensorrt_refuses_is_named_with_its_node(bundle: Bundle) ->
     trt.refuses = "Resize"
     with pytest.raises(InvalidInputError, match=r"vae_decoder\.onnx: Resize .*not supported") as caught:
         build(bundle, "1x32x32", device=device)
-    assert "--check" in caught.value.hint
-    plan = next(plan for plan in plan_engines(bundle.manifest) if plan.onnx == "vae_decoder.onnx")
-    (node,) = unsupported_nodes(device.library, bundle.path, plan)
-    assert node.startswith("Resize ") and node.endswith("not supported")
+    assert caught.value.reason == "unsupported_graph"
+    nodes = unsupported_nodes(device.library, bundle)
+    (node,) = nodes.pop("vae_decoder.onnx")
+    assert not any(nodes.values()) and node.startswith("Resize ") and node.endswith("not supported")
 
 
 @pytest.mark.parametrize(
-    ("complaint", "words"), [("Out of memory: 12 GiB", "free memory"), ("no tactic found", "no tactic")]
+    ("message", "reason"), [("Out of memory: 12 GiB", "out_of_gpu_memory"), ("no tactic found", "tensorrt_failed")]
 )
-def test_a_build_that_fails_says_why(bundle: Bundle, complaint: str, words: str) -> None:
+def test_a_build_that_fails_has_a_reason(bundle: Bundle, message: str, reason: str) -> None:
     trt, _, device = make_believe()
-    trt.fails = complaint
-    with pytest.raises(SetupError, match=words):
+    trt.fails = message
+    with pytest.raises(SetupError) as caught:
         build(bundle, "1x32x32", device=device)
+    assert caught.value.reason == reason and (reason != "tensorrt_failed" or message in caught.value.problem)
     assert not list(engines_of(bundle).iterdir())
 
 
@@ -304,17 +303,17 @@ def test_the_table_becomes_an_input_and_nothing_else_changes(bundle: Bundle) -> 
 
 
 def test_every_output_is_measured_and_written_down(bundle: Bundle) -> None:
-    heard: list[EngineParity] = []
-    records = build(bundle, "1x32x32", measure=measurer(bundle, runners(0.0), heard.extend))
-    assert {row.output for row in heard} == {"context", "next_state", "next_step", "image"}
-    assert all(row.passed and row.max_abs_error == 0 and row.tensorrt_ms == 2.0 for row in heard)
-    assert [row["engine"] for record in records for row in record.parity] == [row.engine for row in heard]
+    records = build(bundle, "1x32x32", measure=parity_check(bundle, runners(0.0)))
+    rows = [(record.file, row) for record in records for row in record.parity]
+    assert {row["output"] for _, row in rows} == {"context", "next_state", "next_step", "image"}
+    assert all(row["max_abs_error"] == 0 and row["tensorrt_ms"] == 2.0 and row["engine"] == file for file, row in rows)
 
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])
 def test_an_engine_that_is_off_is_never_listed(bundle: Bundle, error: float) -> None:
-    with pytest.raises(IntegrityError, match=r"step-b1-32x32\.plan is off"):
-        build(bundle, "1x32x32", measure=measurer(bundle, runners(error)))
+    with pytest.raises(IntegrityError) as caught:
+        build(bundle, "1x32x32", measure=parity_check(bundle, runners(error)))
+    assert caught.value.reason == "engine_parity" and caught.value.values["engine"] == "step-b1-32x32.plan"
     assert [path.name for path in engines_of(bundle).rglob("*.plan")] == []
 
 
@@ -327,7 +326,7 @@ def test_an_engine_that_could_not_be_measured_is_not_built_again(bundle: Bundle)
     with pytest.raises(SetupError, match="libcudart"):
         build(bundle, "1x32x32", device=device, measure=fails)
     assert len(trt.built) == 1 and not read_records(engines_of(bundle), bundle.manifest)
-    records = build(bundle, "1x32x32", device=device, measure=measurer(bundle, runners(0.0)))
+    records = build(bundle, "1x32x32", device=device, measure=parity_check(bundle, runners(0.0)))
     assert len(trt.built) == 4 and all(record.parity for record in records)
 
 
@@ -351,10 +350,10 @@ def test_without_polygraphy_the_hint_says_what_to_install(monkeypatch: pytest.Mo
 def test_the_closest_profile_is_chosen(bundle: Bundle) -> None:
     records = build(bundle, "1x32x32", dynamic=True)
     small, large = {"latent": (1, 4, 8, 8)}, {"latent": (3, 4, 16, 8)}
-    assert [choose(records, "vae_decoder", shapes)[0].file for shapes in (small, large)] == [  # type: ignore[index]
+    assert [choose_engine(records, "vae_decoder", shapes)[0].file for shapes in (small, large)] == [  # type: ignore[index]
         "vae_decoder-b1-32x32.plan",
         "vae_decoder-dynamic.plan",
     ]
     for shapes in ({"latent": (5, 4, 8, 8)}, {"latent": (1, 4, 8)}, {"other": (1, 4, 8, 8)}):
-        assert choose(records, "vae_decoder", shapes) is None
+        assert choose_engine(records, "vae_decoder", shapes) is None
     assert not Profile("g", {"x": ((1,), (1,), (2,))}).fits({"x": (3,)})

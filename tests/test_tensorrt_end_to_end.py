@@ -1,5 +1,4 @@
-"""Commands and benchmark on a machine that has TensorRT and a GPU, both make-believe: engines are built, measured, told
-in a table, drawn with and timed, as `celebctl bench --device trt` does it in one command."""
+"""Commands and benchmark with a fake TensorRT and GPU: engines are built, measured, listed in a table, used and timed."""
 
 from __future__ import annotations
 
@@ -111,7 +110,7 @@ def test_graphs_are_checked_by_tensorrt(bundle: Bundle, trt: FakeTrt, capsys: py
 def test_the_table_of_measured_engines_fits_a_narrow_terminal(
     bundle: Bundle, trt: FakeTrt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(CliConsole, "lively", True)
+    monkeypatch.setattr(CliConsole, "interactive", True)
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["export", "--trt", "--bundle", str(bundle.path)]) == 0
     said = capsys.readouterr().err
@@ -120,17 +119,18 @@ def test_the_table_of_measured_engines_fits_a_narrow_terminal(
     assert any(line.split()[:2] == ["vae_encoder-b1-32x32", "latent"] for line in rows)
 
 
-def test_a_picture_to_begin_with_that_no_engine_takes_is_named(
-    bundle: Bundle, trt: FakeTrt, capsys: pytest.CaptureFixture[str]
+def test_an_init_image_that_fits_no_engine_is_named(
+    bundle: Bundle, trt: FakeTrt, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(["export", "--trt", "--bundle", str(bundle.path)]) == 0
     words = ["gen", "alice", "--from", "photo.png", "--size", "512x512", "--bundle", str(bundle.path), "-o", "x.png"]
     capsys.readouterr()
     assert main([*words, "--device", "trt"]) == SetupError.exit_code
     said = capsys.readouterr().err
-    assert "1 picture of 512x512 pixels" in said and "export --trt --engine" in said and not Path("x.png").exists()
-    assert main(words) == 0
-    assert "ONNX Runtime runs that part" in capsys.readouterr().err
+    assert "1 image of 512x512 pixels" in said and "export --trt --engine 1x512x512" in said
+    assert not Path("x.png").exists() and main(words) == 0
+    assert any("1 image of 512x512 pixels" in message for message in caplog.messages)
+    capsys.readouterr()
     recipe = main(["inspect", "x.png", "--json"])
     assert recipe == 0 and "vae_encoder" in json.dumps(json.loads(capsys.readouterr().out))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy, onnxruntime, polygraphy
 from celebctl_export.tensorrt_parity import make_feeds, measure_engine, polygraphy_runners
 from celebctl_export.tensorrt_plan import plan_engines
-from celebctl_runtime.bundle import Bundle
+from celebctl_runtime.bundle.bundle import Bundle
 bundle = Bundle.open(Path(sys.argv[1]))
 make, outputs, rows = polygraphy_runners(), {}, []
 for plan in plan_engines(bundle.manifest, dynamic=False):

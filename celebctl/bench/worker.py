@@ -81,7 +81,9 @@ class CelebctlWorker:
             backend.prepare(("step", "vae_decoder"))
             self._backend: Backend = backend
         else:
-            self._backend = choose_backend(self._bundle, device, threads, engines, lambda _: None, options)
+            self._backend = choose_backend(
+                self._bundle, device, engines=engines, threads=threads, cuda_options=options
+            )
         self._request = Request.from_json(spec["request"])
         self._loop = time_loops(self._backend)
 

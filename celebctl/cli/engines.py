@@ -1,6 +1,6 @@
-"""export --trt, --dry-run and --check: a bundle's TensorRT engines, their plan, and whether its graphs can have any."""
+"""TensorRT in `export`: --trt builds engines, --dry-run shows the plan, --check lists unsupported nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,101 +9,96 @@ from .extras import requires_extra
 
 if TYPE_CHECKING:
     from celebctl.library import Library
-    from celebctl_export.tensorrt_parity import EngineParity
     from celebctl_runtime.backends.engines import Machine
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.request import Request
 
-TITLE, COLUMNS = "TensorRT against ONNX Runtime on the CPU", ("engine", "output", "off by", "of", "ms", "CPU ms")
+TITLE, COLUMNS = "TensorRT against ONNX Runtime on the CPU", ("engine", "output", "error", "of", "ms", "CPU ms")
 
 
 def build(
     console: CliConsole, library: "Library", bundle: "Bundle", sizes: Sequence[str], *, dynamic: bool = True
 ) -> list[dict[str, Any]]:
-    """Build and measure the missing engines of a bundle for this machine's GPU; returns the facts of all for --json."""
-    from celebctl_export.tensorrt_parity import measurer
-    from celebctl_export.tensorrt_plan import EngineRequest, plan_engines
-    from celebctl_export.to_tensorrt import build_engines
+    """Build the missing engines of a bundle and show their errors and times; returns the facts of all for --json."""
+    from celebctl_export import build_engines
+    from celebctl_export.tensorrt_plan import EngineSize
+    from celebctl_runtime.backends.engines import read_records
 
-    plans = plan_engines(bundle.manifest, [EngineRequest.parse(size) for size in sizes], dynamic=dynamic)
-    rows: list[EngineParity] = []
+    parsed, before = [EngineSize.parse(size) for size in sizes], read_records(library.engines, bundle.manifest)
     with requires_extra("trt", "building engines"), console.progress("building engines") as report:
-        measure = measurer(bundle, on_rows=rows.extend)
-        records = build_engines(bundle, plans, library.engines, measure=measure, on_progress=report)
-    if rows:
-        console.table(TITLE, COLUMNS, [_cells(row) for row in rows])
-    console.info(f"{len(records)} engines, {len({row.engine for row in rows})} of them built now")
+        records = build_engines(
+            bundle, library.engines, parsed, dynamic=dynamic, progress=lambda p: report(p.step, p.total, p.stage)
+        )
+    new = [record for record in records if record.key not in {old.key for old in before}]
+    if new:
+        console.table(TITLE, COLUMNS, [_cells(row) for record in new for row in record.parity])
+    console.info(f"{len(records)} engines, {len(new)} of them built now")
     return [{"file": r.file, "key": r.key, "seconds": r.seconds, "parity": list(r.parity)} for r in records]
 
 
 def ensure(console: CliConsole, library: "Library", bundle: "Bundle", request: "Request") -> None:
-    """Build the engines for one picture of exactly the request's size where they are missing."""
+    """Build the missing engines for one image of exactly the request's size."""
     build(console, library, bundle, [f"1x{request.height}x{request.width}"], dynamic=False)
 
 
 def this_machine() -> "Machine":
-    """What engines built here are bound to. Raises SetupError where TensorRT or its GPU is missing."""
+    """The TensorRT version and GPU here. Raises SetupError where one is missing."""
     from celebctl_runtime.backends.tensorrt_runner import Device
 
     return Device.load().machine
 
 
 def show_plan(console: CliConsole, library: "Library", bundle: "Bundle", sizes: Sequence[str]) -> None:
-    """What `--trt` would build. Needs neither TensorRT nor a GPU, but cannot tell then what is built already."""
-    from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
+    """Show what --trt would build. Needs neither TensorRT nor a GPU, without which built engines are unknown."""
+    from celebctl_export.tensorrt_plan import EngineSize, describe, plan_engines
     from celebctl_runtime.errors import SetupError
 
-    plans = plan_engines(bundle.manifest, [EngineRequest.parse(size) for size in sizes])
+    plans = plan_engines(bundle.manifest, [EngineSize.parse(size) for size in sizes])
     try:
         machine = this_machine()
-    except SetupError as problem:
-        console.warn(f"{problem.problem}: the plan holds, but could not be built here")
+    except SetupError as error:
+        console.warn(f"{error.problem}: the plan cannot be built on this machine")
         machine = None
     document = describe(bundle.manifest, plans, library.engines, machine)
-    built = sum(engine["built"] for engine in document["engines"])
-    if built:
-        console.warn(f"{built} of {len(plans)} engines are built already")
+    if built := sum(engine["built"] for engine in document["engines"]):
+        console.warn(f"{built} of {len(plans)} engines exist already")
     console.output([engine["path"] for engine in document["engines"]], document)
 
 
 def check(console: CliConsole, bundle: "Bundle") -> None:
-    """Ask TensorRT's parser about every graph. Raises InvalidInputError when it refuses nodes, SetupError where
-    TensorRT cannot start."""
-    from celebctl_export.tensorrt_plan import plan_engines
+    """Ask TensorRT's parser about every graph. Raises InvalidInputError for unsupported nodes."""
     from celebctl_export.to_tensorrt import unsupported_nodes
     from celebctl_runtime.backends.tensorrt_runner import TensorRt
     from celebctl_runtime.errors import InvalidInputError
 
     tensorrt = TensorRt.load()
-    plans = {plan.onnx: plan for plan in plan_engines(bundle.manifest, dynamic=False)}
     with requires_extra("export", "checking graphs"):
-        refused = {file: unsupported_nodes(tensorrt, bundle.path, plan) for file, plan in plans.items()}
-    for file, nodes in refused.items():
-        for node in nodes:
-            console.warn(f"{file}: {node}")
-    count = sum(len(nodes) for nodes in refused.values())
-    if count:
-        raise InvalidInputError(f"TensorRT {tensorrt.version} refuses {count} nodes of {bundle.path}", "use --device cuda")
-    document = {"tensorrt": tensorrt.version, "graphs": [{"file": file, "supported": True} for file in refused]}
-    console.output([f"{file}: supported by TensorRT {tensorrt.version}" for file in refused], document)
+        nodes = unsupported_nodes(tensorrt, bundle)
+    for line in (f"{file}: {node}" for file, rejected in nodes.items() for node in rejected):
+        console.warn(line)
+    if count := sum(map(len, nodes.values())):
+        problem = f"TensorRT {tensorrt.version} does not support {count} nodes of {bundle.path}"
+        raise InvalidInputError(problem, "use --device cuda")
+    document = {"tensorrt": tensorrt.version, "graphs": [{"file": file, "supported": True} for file in nodes]}
+    console.output([f"{file}: supported by TensorRT {tensorrt.version}" for file in nodes], document)
 
 
-def open_place(library: "Library", model: str, given: Path | None) -> "Bundle":
-    """The bundle that was named, or the model's newest. Raises NotFoundError."""
+def open_bundle(library: "Library", model: str, path: Path | None) -> "Bundle":
+    """The bundle at ``path``, else the model's newest. Raises NotFoundError."""
+    from celebctl.bundles import find_bundle
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.errors import NotFoundError
 
-    from celebctl.bundles import find_bundle
-
-    place = given or find_bundle(library, model)
-    if place is None:
-        raise NotFoundError(f"there is no bundle of {model} yet", "make one: celebctl export")
-    return Bundle.open(place, verify="quick")
+    path = path or find_bundle(library, model)
+    if path is None:
+        raise NotFoundError(f"no bundle of {model} in the library", "create one: celebctl export")
+    return Bundle.open(path, verify="quick")
 
 
-def _cells(row: "EngineParity") -> list[str]:
-    """Short enough for 80 columns. A graph is named where it is another than the one its engine is named for."""
-    engine = row.engine.removesuffix(".plan")
-    output = row.output if engine.startswith(f"{row.graph}-") else f"{row.output} ({row.graph.rpartition('_')[2]})"
-    off, largest = f"{row.max_abs_error:.1e}", f"{row.largest_value:.3g}"
-    return [engine, output, off, largest, f"{row.tensorrt_ms:.2f}", f"{row.onnxruntime_ms:.2f}"]
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """A table row of at most 80 columns. The graph is named where the engine has another name."""
+    engine, graph, output = row["engine"].removesuffix(".plan"), row["graph"], row["output"]
+    if not engine.startswith(f"{graph}-"):
+        output = f"{output} ({graph.rpartition('_')[2]})"
+    error, largest = f"{row['max_abs_error']:.1e}", f"{row['largest_value']:.3g}"
+    return [engine, output, error, largest, f"{row['tensorrt_ms']:.2f}", f"{row['onnxruntime_ms']:.2f}"]

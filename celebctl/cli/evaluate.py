@@ -1,6 +1,6 @@
 """eval: how well are people generated, scored by networks that learning never uses?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints

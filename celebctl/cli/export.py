@@ -1,8 +1,9 @@
-"""export: a model and the people you know, as a bundle that runs without torch."""
+"""export: a model and learned people as a bundle that runs without torch."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,68 +12,75 @@ from .console import CliConsole
 
 if TYPE_CHECKING:
     from celebctl.library import IdentityFile, Library
+    from celebctl_export import ExportOptions
     from celebctl_runtime.bundle.bundle import Bundle
 
 
 def export(
     ctx: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Whom to put in.", metavar="[NAME...]", show_default="everybody")
+        list[str] | None, typer.Argument(help="People to include.", metavar="[NAME...]", show_default="all")
     ] = None,
     model: options.Model = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to, instead of the library.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the bundle, instead of the library.")
+    ] = None,
     add: Annotated[
-        list[str] | None, typer.Option("--add", help="Add somebody to an existing bundle; takes milliseconds.")
+        list[str] | None, typer.Option("--add", help="Add a person to an existing bundle; takes milliseconds.")
     ] = None,
     remove: Annotated[
-        list[str] | None, typer.Option("--remove", help="Take somebody out of an existing bundle.")
+        list[str] | None, typer.Option("--remove", help="Remove a person from an existing bundle.")
     ] = None,
     bundle: options.BundleDir = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32 or fp16.")] = "fp32",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of UNet and VAE: fp32 or fp16.")] = "fp32",
     spare_rows: Annotated[
         int | None,
-        typer.Option("--spare-rows", help="Room for people, two rows each.", show_default="for 128 people or more"),
+        typer.Option(
+            "--spare-rows", help="Token rows reserved for people, two each.", show_default="for 128 people or more"
+        ),
     ] = None,
-    trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines for this machine's GPU as well.")] = False,
+    trt: Annotated[bool, typer.Option("--trt", help="Also build TensorRT engines for this machine's GPU.")] = False,
     engine: Annotated[
         list[str] | None,
-        typer.Option("--engine", help="With --trt, a size to be fast at: pictures x height x width.", metavar="BxHxW"),
+        typer.Option(
+            "--engine", help="With --trt: a size to optimize for, batch x height x width.", metavar="BxHxW"
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --trt, only show what would be built.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only ask TensorRT about a bundle's graphs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --trt: only show what would be built.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only list graph nodes that TensorRT rejects.")] = False,
 ) -> None:
-    """Make a bundle of a model and your people; or, with --add and --remove, change who is in one."""
+    """Export a model and people as a bundle; or change the people of one (--add, --remove)."""
     from celebctl.library import Library
     from celebctl.settings import Settings
     from celebctl_runtime.errors import UsageError
 
-    console = ctx.ensure_object(CliConsole)
-    library = Library()
-    chosen = str(Settings.read().text("model", model))
-    if dtype not in ("fp32", "fp16"):
-        raise UsageError(f"--dtype {dtype} is none", "use fp32 or fp16")
+    console, library = ctx.ensure_object(CliConsole), Library()
+    model = str(Settings.read().text("model", model))
+    if (add or remove) and (names or out):
+        raise UsageError("--add and --remove change an existing bundle", "omit the other names and --out")
+    if (engine or dry_run) and not trt:
+        raise UsageError("--engine and --dry-run need --trt", "add --trt")
     if add or remove:
-        if names or out:
-            raise UsageError("--add and --remove change a bundle in place", "leave out the other names and --out")
-        change_people(console, library, chosen, bundle, add or [], remove or [])
-    elif (engine or dry_run) and not trt:
-        raise UsageError("--engine and --dry-run are about TensorRT", "add --trt")
+        change_people(console, library, engines.open_bundle(library, model, bundle), add or [], remove or [])
     elif check:
-        engines.check(console, engines.open_place(library, chosen, bundle))
+        engines.check(console, engines.open_bundle(library, model, bundle))
     elif dry_run:
-        engines.show_plan(console, library, engines.open_place(library, chosen, bundle), engine or [])
-    elif bundle is not None and trt:
-        opened = engines.open_place(library, chosen, bundle)
-        console.output(
-            [str(bundle)], {**_facts(opened, bundle), "engines": engines.build(console, library, opened, engine or [])}
-        )
+        engines.show_plan(console, library, engines.open_bundle(library, model, bundle), engine or [])
     elif bundle is not None:
-        raise UsageError(
-            "--bundle goes with --add, --remove, --trt and --check", "to write a bundle somewhere else, use --out DIR"
-        )
+        if not trt:
+            hint = "to write a bundle to another folder, use --out DIR"
+            raise UsageError("--bundle needs --add, --remove, --trt or --check", hint)
+        opened = engines.open_bundle(library, model, bundle)
+        built = engines.build(console, library, opened, engine or [])
+        console.output([str(bundle)], {**_facts(opened), "engines": built})
     else:
-        sizes = (engine or []) if trt else None
-        make_bundle(console, library, chosen, names=names, out=out, dtype=dtype, spare_rows=spare_rows, engine_sizes=sizes)
+        started, settings = time.monotonic(), export_options(dtype, spare_rows)
+        made = make_bundle(console, library, model, out=out, names=names, settings=settings)
+        facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
+        if trt:
+            facts["engines"] = engines.build(console, library, made, engine or [])
+        console.output([str(made.path)], facts)
+        _suggest(console, made, out)
 
 
 def make_bundle(
@@ -80,113 +88,94 @@ def make_bundle(
     library: "Library",
     model: str,
     *,
-    names: list[str] | None = None,
+    names: Sequence[str] | None = None,
     out: Path | None = None,
-    dtype: str = "fp32",
-    spare_rows: int | None = None,
-    answer: bool = True,
-    engine_sizes: list[str] | None = None,
-) -> Path:
-    """Export a bundle and say so; `answer` is False where it is a step on the way to another result.
+    settings: "ExportOptions | None" = None,
+) -> "Bundle":
+    """Export a bundle of these people, or of all, to `out` or the library."""
+    from dataclasses import replace
 
-    `engine_sizes`: sizes to build TensorRT engines for, native when empty; None for no engines.
-    """
+    from celebctl.basis.average import average_embeddings
     from celebctl.library import format_model_key
 
     from .extras import requires_extra
-    from .naming import listed, prompt_idea
+    from .naming import listed
 
     started = time.monotonic()
-    with requires_extra("export", "exporting"), console.status(f"exporting {model}") as say:
+    with requires_extra("export", "exporting"), console.status(f"exporting {model}") as report:
         import torch
 
-        from celebctl_export import SPARE_ROWS, export_bundle
+        from celebctl_export import ExportOptions, export_bundle
         from celebctl_models.checkpoints.diffusion import load_parts
 
-        say("opening the model")
-        # in the dtype that is written: an XL model leaves no room for a second copy of itself
-        parts = load_parts(model, dtype=torch.float16 if dtype == "fp16" else None)
-        model_key = format_model_key(parts.family, parts.table_hash)
-        people = _chosen(library, model_key, names)
-        place = out or library.bundle_path(parts.name, parts.table_hash)
-        bundle = export_bundle(
-            parts,
-            [entry.load() for entry in people],
-            place,
-            spare_rows=spare_rows if spare_rows is not None else max(SPARE_ROWS, 4 * len(people)),
-            dtype="fp16" if dtype == "fp16" else "fp32",
-            average=_average(console, library, parts),
-            on_stage=say,
-        )
+        report("loading the model")
+        settings = settings or ExportOptions()
+        # In the exported dtype: an XL model leaves no memory for a second copy of itself.
+        parts = load_parts(model, dtype=torch.float16 if settings.dtype == "fp16" else None)
+        people = _chosen(library, format_model_key(parts.family, parts.table_hash), names)
+        settings = replace(settings, average=average_embeddings(parts, library))
+        path = out or library.bundle_path(parts.name, parts.table_hash)
+        identities = [entry.load() for entry in people]
+        bundle = export_bundle(parts, identities, path, settings, lambda progress: report(progress.stage))
     if out is None:
-        library.remember_origin(place, model)
-    seconds = time.monotonic() - started
-    who = [entry.name for entry in people]
-    console.info(f"exported {parts.name} with {listed(who) or 'nobody'} ({_megabytes(place)} MB, {seconds:.1f} s)")
-    facts = {**_facts(bundle, place), "seconds": round(seconds, 3)}
-    if engine_sizes is not None:
-        facts["engines"] = engines.build(console, library, bundle, engine_sizes)
-    if answer:
-        console.output([str(place)], facts)
-        console.suggest(f'celebctl gen "{prompt_idea(who)}"' + (f" --bundle {out}" if out else ""))
-    return place
+        library.remember_origin(path, model)
+    who, seconds = listed([entry.name for entry in people]) or "no people", time.monotonic() - started
+    console.info(f"exported {parts.name} with {who} ({_megabytes(path)} MB, {seconds:.1f} s)")
+    return bundle
 
 
 def change_people(
-    console: CliConsole, library: "Library", model: str, given: Path | None, add: list[str], remove: list[str]
+    console: CliConsole, library: "Library", bundle: "Bundle", add: Sequence[str], remove: Sequence[str]
 ) -> None:
-    """Add and remove people in an existing bundle. No graph is touched and torch is not needed."""
-    from celebctl_runtime.bundle.bundle import Bundle
+    """Add and remove people of an existing bundle, without torch."""
+    from celebctl.bundles import add_people, model_key_of
     from celebctl_runtime.errors import NotFoundError
 
-    from celebctl.bundles import add_people, find_bundle, model_key_of
-    from .naming import listed, prompt_idea
+    from .naming import listed
 
-    place = given or find_bundle(library, model)
-    if place is None:
-        raise NotFoundError(f"there is no bundle of {model} yet", "make one: celebctl export")
-    bundle = Bundle.open(place, verify="quick")
-    incoming = [library.load(name, model_key_of(bundle)) for name in dict.fromkeys(add)]
-    unknown = [name for name in remove if name not in bundle.manifest.identities]
-    if unknown:
-        inside = listed(sorted(bundle.manifest.identities)) or "nobody"
-        raise NotFoundError(f"{unknown[0]} is not in {place}", f"in it: {inside}")
+    new = [library.load(name, model_key_of(bundle)) for name in dict.fromkeys(add)]
+    for name in remove:
+        if name not in bundle.names:
+            hint = f"people in it: {listed(sorted(bundle.names)) or 'none'}"
+            raise NotFoundError(f"{name} is not in {bundle.path}", hint, reason="not_in_bundle", name=name)
     for name in dict.fromkeys(remove):
         bundle.remove(name)
-    add_people(bundle, incoming)
-    console.info(f"in it now: {listed(sorted(bundle.manifest.identities)) or 'nobody'}")
-    console.output([str(place)], _facts(bundle, place))
-    console.suggest(f'celebctl gen "{prompt_idea(sorted(bundle.manifest.identities))}"')
+    add_people(bundle, new)
+    console.info(f"people in the bundle: {listed(sorted(bundle.names)) or 'none'}")
+    console.output([str(bundle.path)], _facts(bundle))
+    _suggest(console, bundle)
 
 
-def _average(console: CliConsole, library: "Library", parts: Any) -> Any:
-    """The average celebrity's token rows, for `gen --likeness`; None, and a note, where there is no basis to be had."""
-    from celebctl_runtime.errors import CelebctlError
+def export_options(dtype: str, spare_rows: int | None = None) -> "ExportOptions":
+    """Options of `export` as the library takes them. Raises UsageError."""
+    from celebctl_export import ExportOptions
+    from celebctl_runtime.errors import UsageError
 
-    from celebctl.basis.basis import build_basis
-    from celebctl.basis.report import chosen_names
-
-    try:
-        return build_basis(parts, library.cache(), names=chosen_names(library, parts).file).mean
-    except CelebctlError as problem:
-        console.warn(f"{problem.problem}; gen --likeness will not work with this bundle")
-        return None
+    if dtype not in ("fp32", "fp16"):
+        raise UsageError(f"unknown dtype {dtype!r}", "use --dtype fp32 or fp16", reason="unknown_dtype", dtype=dtype)
+    return ExportOptions(spare_rows, dtype)
 
 
-def _chosen(library: "Library", model_key: str, names: list[str] | None) -> "list[IdentityFile]":
+def _suggest(console: CliConsole, bundle: "Bundle", out: Path | None = None) -> None:
+    from .naming import prompt_idea
+
+    console.suggest(f'celebctl gen "{prompt_idea(sorted(bundle.names))}"' + (f" --bundle {out}" if out else ""))
+
+
+def _chosen(library: "Library", model_key: str, names: Sequence[str] | None) -> "list[IdentityFile]":
     if names:
         return [library.find(name, model_key) for name in dict.fromkeys(names)]
     return library.entries(model_key)
 
 
-def _facts(bundle: "Bundle", place: Path) -> dict[str, object]:
+def _facts(bundle: "Bundle") -> dict[str, object]:
     model = bundle.manifest.model
     return {
-        "path": str(place),
+        "path": str(bundle.path),
         "model": {"name": model.name, "family": model.family, "table_hash": model.table_hash},
-        "people": sorted(bundle.manifest.identities),
+        "people": sorted(bundle.names),
     }
 
 
-def _megabytes(place: Path) -> str:
-    return f"{sum(path.stat().st_size for path in place.rglob('*') if path.is_file()) / 1e6:.1f}"
+def _megabytes(path: Path) -> str:
+    return f"{sum(file.stat().st_size for file in path.rglob('*') if file.is_file()) / 1e6:.1f}"

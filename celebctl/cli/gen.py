@@ -168,10 +168,10 @@ def open_or_export(
 
     path = find_bundle(library, model) if bundle is None else bundle
     if path is None:
-        from .export import make_bundle
+        from .export import export_options, make_bundle
 
         console.info(f"there is no bundle of {model} yet: exporting one")
-        path = make_bundle(console, library, model, dtype=dtype, answer=False)
+        path = make_bundle(console, library, model, settings=export_options(dtype)).path
     return Bundle.open(path)
 
 

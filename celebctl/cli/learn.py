@@ -160,9 +160,8 @@ def suggest_resume(console: CliConsole, checkpoint: Path) -> None:
 
 def add_to_bundles(console: CliConsole, library: "Library", model_key: str, people: "Sequence[Identity]") -> bool:
     """Add people to the model's bundles in the library; returns whether there are any."""
-    from celebctl_runtime.errors import CelebctlError
-
     from celebctl.bundles import add_people, bundles_of
+    from celebctl_runtime.errors import CelebctlError
 
     bundles = bundles_of(library, model_key)
     for bundle in bundles:

@@ -27,12 +27,12 @@ def sample(
 ) -> None:
     """Sample a new person who does not exist, and save them under a name."""
     from celebctl.library import Library
-    from celebctl.settings import Settings
-
-    from .extras import requires_extra
     from celebctl.pipeline import random_seed
+    from celebctl.settings import Settings
     from celebctl_runtime.errors import UsageError
     from celebctl_runtime.request import MAX_SEED
+
+    from .extras import requires_extra
     from .naming import name_person, next_sample_name
 
     console = ctx.ensure_object(CliConsole)

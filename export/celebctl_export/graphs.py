@@ -1,7 +1,6 @@
 """The graphs of a bundle as torch modules with fixed input and output names.
 
-What these modules do not know: ONNX, files, tokenizers, samplers and people. A sampler reaches the step graph as a
-table of numbers, a person as a row of the token table.
+A sampler reaches the step graph as a table of numbers, a person as two rows of the token table.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from celebctl_models.checkpoints.diffusion import (
     states_from_ids,
 )
 
-Axes = tuple[int | str, ...]  # what each axis of a tensor is called; a whole number where it is fixed
+Axes = tuple[int | str, ...]  # of a tensor: the size of a fixed axis, the name of a dynamic one
 
 
 class Size(NamedTuple):
-    """How large an example is: pictures, latent height and width, contexts per picture (2 with guidance, 1 without)."""
+    """Size of example inputs: images, latent height and width, contexts per image (2 with guidance, 1 without)."""
 
     batch: int
     h: int
@@ -40,7 +39,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class GraphIO:
-    """What the inputs and outputs of a graph are called, in order, and each of their axes."""
+    """Names and axes of a graph's inputs and outputs, in order."""
 
     name: str
     inputs: Mapping[str, Axes]
@@ -49,15 +48,21 @@ class GraphIO:
 
 @dataclass(frozen=True)
 class GraphSpec(GraphIO):
-    """One graph of a bundle: its ends and a module whose forward() has them."""
+    """A graph and the module that computes it.
+
+    Attributes:
+        module: Its forward() takes the inputs and returns the outputs.
+        make_inputs: Seeded example inputs.
+        pixels: Image pixels per latent pixel along one side, for graphs whose input is an image.
+    """
 
     module: nn.Module
-    make_inputs: Callable[[Size], dict[str, Tensor]]  # seeded
-    pixels: int = 1  # per latent pixel along one side, where axes called height and width are inputs
+    make_inputs: Callable[[Size], dict[str, Tensor]]
+    pixels: int = 1
 
     @property
     def io(self) -> GraphIO:
-        """Without the module, which is large."""
+        """The graph without its module, which is large."""
         return GraphIO(self.name, self.inputs, self.outputs)
 
 
@@ -67,7 +72,7 @@ GraphMaker = Callable[[torch.dtype], GraphSpec]
 class TextEncoderGraph(nn.Module):
     """input_ids (B, 77) int64 -> context (B, 77, D) float32.
 
-    The hidden states alone: the pooled output of CLIP looks for the largest id, which appended people would upset.
+    Without the pooled output: CLIP takes it at the largest id, which would be a person's.
     """
 
     def __init__(self, text_encoder: nn.Module) -> None:
@@ -79,9 +84,9 @@ class TextEncoderGraph(nn.Module):
 
 
 class StatesGraph(nn.Module):
-    """One of two text encoders: input_ids (B, 77) int64 -> context (B, 77, D), the states before its last layer.
+    """One of the two text encoders of XL: input_ids (B, 77) int64 -> context (B, 77, D), its penultimate states.
 
-    With ``end`` also pooled (B, P), the projected last state at the first end token.
+    With ``end`` (an id) also pooled (B, P), the projected last state at the first end token.
     """
 
     def __init__(self, text_encoder: nn.Module, end: int | None) -> None:
@@ -94,15 +99,19 @@ class StatesGraph(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """One step of any linear multistep sampler, guidance and UNet included.
+    """One step of any linear multistep sampler, with classifier-free guidance and the UNet.
 
-    state (2, B, 4, h, w): current latent and history; step (1,) int64: row of the tables; noise (B, 4, h, w);
-    context (2, B, 77, D): negative prompt, then prompt, or (1, B, 77, D): prompt alone, no guidance and half the
-    work; table (N, 2, 4): rows new latent and new history, columns latent, history, network output, noise;
-    aux (N, 3): scale of the network's input, timestep, guidance. An XL model also takes pooled (G, B, P) and size_ids
-    (6,); a latent consistency model is told the guidance instead of being guided.
-    -> the next state, and step + 1, so that a loop needs no work on the host. All float32 around the network,
-    which runs in its own dtype.
+    Inputs:
+        state (2, B, 4, h, w): current latent and history.
+        step (1,) int64: row of the tables.
+        noise (B, 4, h, w).
+        context (2, B, 77, D): negative prompt, then prompt; (1, B, 77, D) without guidance, for half the work.
+        table (N, 2, 4): rows new latent and new history; columns latent, history, network output, noise.
+        aux (N, 3): scale of the network's input, timestep, guidance.
+        pooled (G, B, P) and size_ids (6,): XL models only.
+    Outputs: the next state, and step + 1, so that a loop needs no work on the host.
+
+    Everything around the network is float32. Latent consistency models take the guidance as an input of the UNet.
     """
 
     def __init__(self, unet: nn.Module) -> None:
@@ -121,28 +130,28 @@ class StepGraph(nn.Module):
         size_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         scale, timestep, guidance = aux.index_select(0, step).unbind(dim=1)  # (1,) each
-        extras = UNetConditioning(None if pooled is None else pooled.flatten(0, 1), size_ids, guidance)
-        outputs = self._network_outputs(state[0] * scale, timestep, context, extras)  # (2, B, 4, h, w), or (1, ...)
-        # Classifier-free guidance: away from the negative prompt. With one context, first and last are the same.
+        conditioning = UNetConditioning(None if pooled is None else pooled.flatten(0, 1), size_ids, guidance)
+        outputs = self._network_outputs(state[0] * scale, timestep, context, conditioning)  # (G, B, 4, h, w)
+        # Classifier-free guidance. With one context, first and last are the same.
         output = outputs[0] + guidance * (outputs[-1] - outputs[0])
-        known = torch.cat([state, output.unsqueeze(0), noise.unsqueeze(0)])  # (4, B, 4, h, w)
+        terms = torch.cat([state, output.unsqueeze(0), noise.unsqueeze(0)])  # (4, B, 4, h, w)
         matrix = table.index_select(0, step).squeeze(0)  # (2, 4)
-        return (matrix @ known.flatten(1)).reshape_as(state), step + 1
+        return (matrix @ terms.flatten(1)).reshape_as(state), step + 1
 
-    def _network_outputs(self, x: Tensor, timestep: Tensor, context: Tensor, extras: UNetConditioning) -> Tensor:
-        """The network's output for x (B, 4, h, w) under every context, all in one batch."""
+    def _network_outputs(self, x: Tensor, timestep: Tensor, context: Tensor, conditioning: UNetConditioning) -> Tensor:
+        """The network's outputs (G, B, 4, h, w) for x (B, 4, h, w) under each context, in one batch."""
         guides, batch = context.shape[0], x.shape[0]
         dtype = cast(torch.dtype, cast(Any, self.unet).dtype)
-        # repeat and unflatten instead of cat and chunk: with the latter, torch.export fixes B to the example's value.
+        # Not cat and chunk: with those, torch.export specializes B to the example's value.
         repeated = x.repeat(guides, 1, 1, 1).to(dtype)
         timesteps = timestep.expand(guides * batch)
         flat = context.flatten(0, 1).to(dtype)
-        outputs: Any = network_output(self.unet, repeated, timesteps, flat, extras).float()
+        outputs: Any = network_output(self.unet, repeated, timesteps, flat, conditioning).float()
         return outputs.unflatten(0, (guides, batch))
 
 
 class VaeDecoderGraph(nn.Module):
-    """latent (B, 4, h, w) float32 as the step graph leaves it -> image (B, 3, H, W) float32 in [-1, 1]."""
+    """Scaled latent (B, 4, h, w) float32 -> image (B, 3, H, W) float32 in [-1, 1]."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
@@ -153,9 +162,9 @@ class VaeDecoderGraph(nn.Module):
 
 
 class VaeEncoderGraph(nn.Module):
-    """image (B, 3, H, W) float32 in [-1, 1] -> latent (B, 4, h, w) float32 as the step graph wants it.
+    """Image (B, 3, H, W) float32 in [-1, 1] -> scaled latent (B, 4, h, w) float32.
 
-    The mean of the encoder's distribution, so that the same picture always gives the same latent.
+    The mean of the encoder's distribution: deterministic.
     """
 
     def __init__(self, vae: nn.Module) -> None:
@@ -167,18 +176,17 @@ class VaeEncoderGraph(nn.Module):
 
 
 def graph_makers(parts: DiffusionParts) -> list[GraphMaker]:
-    """The graphs of a bundle, each to be made on the CPU when it is wanted, for networks are copied to another dtype.
+    """Functions that make the graphs of a bundle on the CPU, one at a time, as networks may be copied to another dtype.
 
-    UNet and autoencoder compute in the dtype asked for, the text encoders in float32, and so does an autoencoder that
-    overflows in float16 and says so.
+    UNet and VAE compute in the given dtype; text encoders, and VAEs with ``force_upcast``, in float32.
     """
-    kept = bool(parts.vae.config.force_upcast and parts.pooled_width)
+    upcast = bool(parts.vae.config.force_upcast and parts.pooled_width)
 
     def text_encoder(number: int, _: torch.dtype) -> GraphSpec:
         return _text_encoder_spec(parts, number, _as(parts.text_encoders[number], torch.float32))
 
     def vae(dtype: torch.dtype) -> Any:
-        return _as(parts.vae, torch.float32 if kept else dtype)
+        return _as(parts.vae, torch.float32 if upcast else dtype)
 
     return [
         *(partial(text_encoder, number) for number in range(len(parts.text_encoders))),
@@ -189,12 +197,12 @@ def graph_makers(parts: DiffusionParts) -> list[GraphMaker]:
 
 
 def encoder_graph(number: int) -> str:
-    """What the graph of a text encoder is called, counted from 0."""
+    """Name of the graph of text encoder ``number`` (from 0)."""
     return "text_encoder" if number == 0 else f"text_encoder_{number + 1}"
 
 
 def _as(network: Any, dtype: torch.dtype) -> Any:
-    """The network on the CPU in `dtype`: itself where it is so already, otherwise a copy."""
+    """The network on the CPU in ``dtype``: itself if it is so already, else a copy."""
     if network.dtype == dtype and network.device.type == "cpu":
         return network
     with quiet_libraries():
@@ -207,7 +215,7 @@ def _text_encoder_spec(parts: DiffusionParts, number: int, encoder: nn.Module) -
 
     def make_inputs(size: Size) -> dict[str, Tensor]:
         ids = torch.randint(parts.end_id, (size.batch, length), generator=_seeded()) % rows
-        ids[:, length // 3] = parts.end_id  # a prompt that ends
+        ids[:, length // 3] = parts.end_id  # the end of the prompt
         return {"input_ids": ids}
 
     outputs: dict[str, Axes] = {"context": ("batch", length, width)}
@@ -227,7 +235,7 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
     def make_inputs(size: Size) -> dict[str, Tensor]:
         (batch, h, w, guides), seed, steps = size, _seeded(), 11
         aux = torch.tensor([[0.9, 40.0 * (i + 1), 2.5] for i in range(steps)])
-        made = {
+        inputs = {
             "state": torch.randn(2, batch, channels, h, w, generator=seed),
             "step": torch.tensor([steps // 2]),
             "noise": torch.randn(batch, channels, h, w, generator=seed),
@@ -236,9 +244,9 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
             "aux": aux,
         }
         if pooled:
-            made["pooled"] = torch.randn(guides, batch, pooled, generator=seed)
-            made["size_ids"] = torch.tensor([16.0, 24.0, 0.0, 0.0, 16.0, 24.0])
-        return made
+            inputs["pooled"] = torch.randn(guides, batch, pooled, generator=seed)
+            inputs["size_ids"] = torch.tensor([16.0, 24.0, 0.0, 0.0, 16.0, 24.0])
+        return inputs
 
     inputs: dict[str, Axes] = {
         "state": (2, "batch", channels, "h", "w"),

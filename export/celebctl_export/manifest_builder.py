@@ -1,15 +1,16 @@
-"""The manifest of a freshly written bundle: facts of the model and of its graphs, in the runtime's own words."""
+"""The manifest of a new bundle: facts about the model and its graphs."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from celebctl_export.graphs import encoder_graph
-from celebctl_export.ort_variants import variant_facts
+from celebctl_export.ort_variants import variant_infos
 from celebctl_export.write import DATA_FILES, TABLE_FILES, TOKENIZER_FILE
 from celebctl_runtime import __version__
 from celebctl_runtime.bundle.manifest import (
@@ -37,14 +38,14 @@ def build_manifest(
     parts: DiffusionParts,
     graphs: Sequence[GraphIO],
     variants: Sequence[OrtVariant],
-    measured: Sequence[Parity],
+    parity: Sequence[Parity],
     *,
     spare_rows: int,
     dtype: str,
 ) -> Manifest:
-    """Everything the runtime needs to know. People and hashes of files are filled in by the bundle itself."""
+    """Everything the runtime needs, except people and file hashes, which the bundle adds."""
     card, tokenizer = parts.card, parts.tokenizers[0]
-    facts = _graphs(graphs)
+    infos = _graph_infos(graphs)
     return Manifest(
         model=ModelInfo(card.name, card.family, card.source, parts.table_hash),
         size=SizeInfo(
@@ -66,51 +67,49 @@ def build_manifest(
             pad=tokenizer.pad_token_id,
             more_pads=tuple(int(other.pad_token_id) for other in parts.tokenizers[1:]),
         ),
-        graphs=facts,
-        ort_graphs=variant_facts(facts, variants),
-        token_tables=tuple(_table_facts(parts, number, spare_rows) for number in range(len(parts.text_encoders))),
+        graphs=infos,
+        ort_graphs=variant_infos(infos, variants),
+        token_tables=tuple(_token_table(parts, number, spare_rows) for number in range(len(parts.text_encoders))),
         created_by=_created_by(),
         scaling_factor=parts.scaling_factor,
-        parity=tuple(parity.to_json() for parity in measured),
+        parity=tuple(row.to_json() for row in parity),
         guidance_is_embedded=parts.guidance_is_embedded,
         zero_empty_prompt=parts.zero_empty_prompt,
     )
 
 
-def _table_facts(parts: DiffusionParts, number: int, spare_rows: int) -> TokenTable:
+def _token_table(parts: DiffusionParts, number: int, spare_rows: int) -> TokenTable:
     rows, width = parts.token_table(number).shape
     return TokenTable(TABLE_FILES[encoder_graph(number)], rows + spare_rows, width, "float32", rows, spare_rows)
 
 
-def _graphs(specs: Sequence[GraphIO]) -> dict[str, GraphInfo]:
-    """The graphs by the names the runtime calls them: the step has two, for one file runs with and without guidance."""
-    graphs = {spec.name: _graph_facts(spec) for spec in specs}
-    step = graphs["step"]
-    guided = {name: facts for name, facts in step.inputs.items() if facts.shape[0] == "guides"}
+def _graph_infos(graphs: Sequence[GraphIO]) -> dict[str, GraphInfo]:
+    """The graphs by their names in the runtime: the step file has two, with and without guidance."""
+    infos = {graph.name: _graph_info(graph) for graph in graphs}
+    step = infos["step"]
+    guided = {name: info for name, info in step.inputs.items() if info.shape[0] == "guides"}
     for name, guides in (("step", 2), ("step_nocfg", 1)):
-        fixed = {key: replace(facts, shape=(guides, *facts.shape[1:])) for key, facts in guided.items()}
-        graphs[name] = replace(step, inputs={**step.inputs, **fixed})
-    return graphs
+        fixed = {key: replace(info, shape=(guides, *info.shape[1:])) for key, info in guided.items()}
+        infos[name] = replace(step, inputs={**step.inputs, **fixed})
+    return infos
 
 
-def _graph_facts(spec: GraphIO) -> GraphInfo:
-    data = (DATA_FILES[spec.name],)
-    if spec.name in TABLE_FILES:
-        data = (*data, TABLE_FILES[spec.name])
-    return GraphInfo(f"{spec.name}.onnx", data, _tensor_facts(spec.inputs), _tensor_facts(spec.outputs))
+def _graph_info(graph: GraphIO) -> GraphInfo:
+    data = (DATA_FILES[graph.name],)
+    if graph.name in TABLE_FILES:
+        data = (*data, TABLE_FILES[graph.name])
+    return GraphInfo(f"{graph.name}.onnx", data, _tensor_infos(graph.inputs), _tensor_infos(graph.outputs))
 
 
-def _tensor_facts(tensors: Mapping[str, Axes]) -> dict[str, TensorInfo]:
+def _tensor_infos(tensors: Mapping[str, Axes]) -> dict[str, TensorInfo]:
     return {
         name: TensorInfo("int64" if name in _INTEGERS else "float32", tuple(axes)) for name, axes in tensors.items()
     }
 
 
 def _created_by() -> dict[str, str]:
-    found = {"celebctl": __version__, "python": platform.python_version()}
+    versions = {"celebctl": __version__, "python": platform.python_version()}
     for tool in _TOOLS:
-        try:
-            found[tool] = version(tool)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[tool] = version(tool)
+    return versions

@@ -1,21 +1,21 @@
-"""A graph rewritten for ONNX Runtime: the same function, fewer operations, the same weight files.
+"""Graph optimizations for ONNX Runtime: the same function with fewer operations, on the same weight files.
 
-Four changes, each exact up to rounding and measured against torch like the graph it comes from:
+Each is exact up to rounding, and its result is compared with torch like the original graph:
 
-- What depends on the texts alone (keys and values of the cross attention) moves into a graph of its own, which runs
-  once for a picture instead of once for a step.
-- The guided network sees one latent twice. What comes before the first look at the texts is computed once and repeated
-  afterwards, and the timestep's embedding is computed for one row.
-- GroupNormalization, which ONNX Runtime has no kernel for (it expands it into some fifty small operations), becomes an
-  instance normalization over the groups, with float32 statistics, and one multiplication and addition.
-- Shapes that follow from a constant are folded, and unused nodes are removed.
+- What depends on the context alone (keys and values of the cross attention) moves into a graph of its own, which runs
+  once per image instead of once per step.
+- With guidance the UNet sees every latent twice. What precedes the first cross attention is computed once and repeated
+  afterwards; the timestep embedding is computed for one row.
+- GroupNormalization, for which ONNX Runtime has no kernel (it expands it into some fifty nodes), becomes an instance
+  normalization over the groups with float32 statistics, one multiplication and one addition.
+- Unused nodes are removed.
 
-TensorRT takes the graphs as they are.
+TensorRT uses the original graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,200 +23,207 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MEMORY = "memory_"  # what the values are called that go from the texts' graph to the step's, numbered
-# Operations that treat every row of a batch alike: they may run before a batch is repeated instead of after.
+PROJECTION = "memory_"  # prefix of the values between the reader graph and the step graph, which are numbered
+# Operations on every row of a batch separately: they may run before a batch is repeated instead of after.
 _PER_ROW = frozenset({"Conv", "GroupNormalization", "Sigmoid", "Mul", "Add", "Sub", "Cast"})
-_BROADCASTS = frozenset({"Add", "Sub", "Mul", "Div"})
+_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
 def normalize_groups(model: ir.Model) -> int:
-    """Write every GroupNormalization with operations that ONNX Runtime has kernels for; returns how many there were."""
+    """Replace every GroupNormalization by nodes that ONNX Runtime has kernels for; returns how many there were."""
+    nodes = [node for node in model.graph if node.op_type == "GroupNormalization"]
+    for node in nodes:
+        _replace_group_norm(model, node)
+    _remove_unused_nodes(model)
+    return len(nodes)
+
+
+def _replace_group_norm(model: ir.Model, node: ir.Node) -> None:
+    """y = scale * (x - mean) / sqrt(variance + epsilon) + bias, with mean and variance over each group."""
     import onnx_ir as ir
 
-    graph = model.graph
-    found = [node for node in graph if node.op_type == "GroupNormalization"]
-    for node in found:
-        x, scale, bias = cast("Sequence[ir.Value]", node.inputs)
-        groups = int(cast(Any, node.attributes["num_groups"]).value)
-        epsilon = float(cast(Any, node.attributes["epsilon"]).value) if "epsilon" in node.attributes else 1e-5
-        dtype = cast("ir.TensorProtocol", scale.const_value).dtype
-        single = ir.DataType.FLOAT
-        ones = _constant(model, f"ones_{groups}", np.ones(groups, np.float32))
-        zeros = _constant(model, f"zeros_{groups}", np.zeros(groups, np.float32))
-        split = _constant(model, f"into_{groups}_groups", np.array([0, groups, -1]))
-        channels = int(cast("ir.TensorProtocol", scale.const_value).shape.numpy()[0])
-        apart = _constant(model, f"into_{channels}_channels", np.array([0, channels, -1]))
-        new: list[ir.Node] = []
+    x, scale, bias = cast("Sequence[ir.Value]", node.inputs)
+    groups = int(cast(Any, node.attributes["num_groups"]).value)
+    epsilon = float(cast(Any, node.attributes["epsilon"]).value) if "epsilon" in node.attributes else 1e-5
+    weight = cast("ir.TensorProtocol", scale.const_value)
+    dtype, channels, single = weight.dtype, int(weight.shape.numpy()[0]), ir.DataType.FLOAT
+    ones = _constant(model, f"ones_{groups}", np.ones(groups, np.float32))
+    zeros = _constant(model, f"zeros_{groups}", np.zeros(groups, np.float32))
+    by_group = _constant(model, f"into_{groups}_groups", np.array([0, groups, -1]))
+    by_channel = _constant(model, f"into_{channels}_channels", np.array([0, channels, -1]))
+    new: list[ir.Node] = []
 
-        def add(op: str, *inputs: ir.Value, new: list[ir.Node] = new, **attributes: Any) -> ir.Value:
-            new.append(ir.node(op, list(inputs), attributes))
-            return new[-1].outputs[0]
+    def add(op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        new.append(ir.node(op, list(inputs), attributes))
+        return new[-1].outputs[0]
 
-        full = add("Cast", x, to=int(single)) if dtype != single else x
-        normal = add("InstanceNormalization", add("Reshape", full, split), ones, zeros, epsilon=epsilon)
-        flat = add("Reshape", normal, apart)  # x may have any number of axes behind its channels
-        same = add("Cast", flat, to=int(dtype)) if dtype != single else flat
-        scaled = add("Add", add("Mul", same, _per_channel(model, scale)), _per_channel(model, bias))
-        result = add("Reshape", scaled, add("Shape", x))
-        _replace(model, node, new, result)
-    _tidy(model)
-    return len(found)
+    full = add("Cast", x, to=int(single)) if dtype != single else x
+    normalized = add("InstanceNormalization", add("Reshape", full, by_group), ones, zeros, epsilon=epsilon)
+    flat = add("Reshape", normalized, by_channel)  # x may have any number of axes after its channels
+    typed = add("Cast", flat, to=int(dtype)) if dtype != single else flat
+    scaled = add("Add", add("Mul", typed, _per_channel(model, scale)), _per_channel(model, bias))
+    _replace(model, node, new, add("Reshape", scaled, add("Shape", x)))
 
 
 def dedupe_guidance(model: ir.Model, tables: Sequence[str] = ("aux", "step")) -> int:
-    """Compute what comes before the first look at the texts once for both guides; returns how many nodes that are.
+    """Compute what precedes the first use of the context once for both guides; returns the number of such nodes.
 
-    ``tables``: inputs that hold the same for every picture. 0 when the graph repeats nothing.
+    ``tables``: inputs that are the same for all images. 0 when the graph repeats nothing.
     """
     import onnx_ir as ir
 
     _lift_constants(model)
     tiles = [node for node in model.graph if node.op_type == "Tile"]
-    alike = _one_row(model, tables)
-    if len(tiles) != 1 or alike is None:
+    shared = _squeeze_shared_values(model, tables)
+    if len(tiles) != 1 or shared is None:
         return 0
     (tile,) = tiles
     source, repeats = cast("Sequence[ir.Value]", tile.inputs)
-    inner, before = {tile.outputs[0]}, list[ir.Node]()
+    moved = _nodes_before_context(model, tile, shared)
+    for value in (node.outputs[0] for node in moved):
+        uses = [(user, index) for user, index in value.uses() if user not in moved and not _reads_spatial_size(user)]
+        if uses:
+            repeated = ir.node("Tile", [value, repeats])
+            first = _first(model, [user for user, _ in uses])
+            model.graph.insert_before(first, repeated)
+            for user, index in uses:
+                user.replace_input_with(index, repeated.outputs[0])
+    for user, index in list(tile.outputs[0].uses()):
+        if user in moved:
+            user.replace_input_with(index, source)
+    _remove_unused_nodes(model)
+    return len(moved)
+
+
+def _nodes_before_context(model: ir.Model, tile: ir.Node, shared: set[ir.Value]) -> list[ir.Node]:
+    """Nodes, in order, that can run before ``tile`` repeats the latent."""
+    values = {tile.outputs[0]}
+    nodes: list[ir.Node] = []
     for node in model.graph:
         inputs = [value for value in node.inputs if value is not None]
-        rest = [value for value in inputs if value not in inner]
-        known = all(value in alike or value.const_value is not None for value in rest)
-        if node.op_type in _PER_ROW and len(rest) < len(inputs) and known:
-            inner.add(node.outputs[0])
-            before.append(node)
-    for value in inner:
-        uses = [(user, place) for user, place in value.uses() if user not in before and not _reads_sides(user)]
-        start = source if value is tile.outputs[0] else value
-        if uses and value is not tile.outputs[0]:
-            again = ir.node("Tile", [start, repeats])
-            uses[0][0].graph.insert_before(_first(model, [user for user, _ in uses]), again)  # type: ignore[union-attr]
-            for user, place in uses:
-                user.replace_input_with(place, again.outputs[0])
-    for user, place in list(tile.outputs[0].uses()):
-        if user in before:
-            user.replace_input_with(place, source)
-    _tidy(model)
-    return len(before)
+        others = [value for value in inputs if value not in values]
+        known = all(value in shared or value.const_value is not None for value in others)
+        if node.op_type in _PER_ROW and len(others) < len(inputs) and known:
+            values.add(node.outputs[0])
+            nodes.append(node)
+    return nodes
 
 
-def hoist_text_projections(model: ir.Model, name: str, texts: str = "context") -> ir.Model | None:
-    """Cut what depends on the input ``texts`` alone out of a graph, into a graph ``name`` of its own; returns that.
+def hoist_text_projections(model: ir.Model, name: str, context: str = "context") -> ir.Model | None:
+    """Move what depends on the input ``context`` alone into a new graph ``name``, which is returned.
 
-    Its outputs, memory_0 and so on, become inputs of ``model``, which keeps its input ``texts`` for the number of
-    guides. None, and nothing changed, where there is no such part.
+    Its outputs, memory_0 and so on, become inputs of ``model``, which keeps its input ``context`` for the number of
+    guides. None, with ``model`` unchanged, if there is no such part.
     """
     import onnx_ir as ir
 
     _lift_constants(model)
     graph = model.graph
-    context = next((value for value in graph.inputs if value.name == texts), None)
-    if context is None:
+    outputs = _context_outputs(graph, context)
+    if not outputs:
         return None
-    inside: set[ir.Value] = {context}
+    for number, value in enumerate(outputs):
+        value.name = f"{PROJECTION}{number}"
+    reader = model.clone()
+    reader.graph.name = name
+    _extract(reader, inputs=[context], outputs=[str(value.name) for value in outputs])
+    for value in outputs:
+        entry = ir.Value(name=value.name, type=value.type, shape=value.shape)
+        value.replace_all_uses_with(entry)
+        value.name = f"{value.name}_before"
+        graph.inputs.append(entry)
+    _remove_unused_nodes(model)
+    _infer_shapes(reader)
+    inferred = {value.name: value for value in reader.graph.outputs}
+    for entry in graph.inputs:
+        if entry.name in inferred:
+            entry.type, entry.shape = inferred[entry.name].type, inferred[entry.name].shape
+    return reader
+
+
+def _context_outputs(graph: ir.Graph, context: str) -> list[ir.Value]:
+    """Values that depend on the input ``context`` alone and that other nodes read."""
+    inside = {value for value in graph.inputs if value.name == context}
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
         known = all(value in inside or value.const_value is not None for value in inputs)
         if node.op_type != "Shape" and known and any(value in inside for value in inputs):
             inside.update(node.outputs)
-    ends = [
+    return [
         value
         for node in graph
         for value in node.outputs
         if value in inside and any(user.outputs[0] not in inside for user in value.consumers())
     ]
-    if not ends:
-        return None
-    for number, value in enumerate(ends):
-        value.name = f"{MEMORY}{number}"
-    reader = model.clone()
-    reader.graph.name = name
-    _keep(reader, inputs=[texts], outputs=[str(value.name) for value in ends])
-    for value in ends:
-        entry = ir.Value(name=value.name, type=value.type, shape=value.shape)
-        value.replace_all_uses_with(entry)
-        value.name = f"{value.name}_before"
-        graph.inputs.append(entry)
-    _tidy(model)
-    _describe_ends(reader)
-    types = {value.name: value for value in reader.graph.outputs}
-    for entry in graph.inputs:
-        if entry.name in types:
-            entry.type, entry.shape = types[entry.name].type, types[entry.name].shape
-    return reader
 
 
-def _one_row(model: ir.Model, tables: Sequence[str]) -> set[ir.Value] | None:
-    """Values that are the same for every picture, with their expansions to a batch taken out.
+def _squeeze_shared_values(model: ir.Model, tables: Sequence[str]) -> set[ir.Value] | None:
+    """Values that are the same for every image, after removing their expansion to the batch.
 
-    None when something other than plain arithmetic, which broadcasts by itself, reads such an expansion.
+    None when an expansion is read by something other than arithmetic, which would not broadcast.
     """
-    alike = {value for value in model.graph.inputs if value.name in tables}
-    spread: list[ir.Node] = []
+    shared = {value for value in model.graph.inputs if value.name in tables}
+    expansions: list[ir.Node] = []
     for node in model.graph:
         inputs = [value for value in node.inputs if value is not None]
-        if not any(value in alike for value in inputs):
+        if not any(value in shared for value in inputs):
             continue
-        if node.op_type == "Expand" and inputs[0] in alike:
-            spread.append(node)
-            alike.add(node.outputs[0])
-        elif all(value in alike or value.const_value is not None for value in inputs):
-            alike.update(node.outputs)
-    if not spread:
-        return alike
-    reached = set(spread)
+        if node.op_type == "Expand" and inputs[0] in shared:
+            expansions.append(node)
+            shared.add(node.outputs[0])
+        elif all(value in shared or value.const_value is not None for value in inputs):
+            shared.update(node.outputs)
+    reached = set(expansions)
     for node in model.graph:
         if any(value is not None and value.producer() in reached for value in node.inputs):
-            if node.outputs[0] in alike:
+            if node.outputs[0] in shared:
                 reached.add(node)
-            elif node.op_type not in _BROADCASTS:
+            elif node.op_type not in _BROADCASTING:
                 return None
-    for node in spread:
+    for node in expansions:
         node.outputs[0].replace_all_uses_with(cast("ir.Value", node.inputs[0]))
-    return alike
+    return shared
 
 
-def _reads_sides(node: ir.Node) -> bool:
-    """Whether a node only asks for height or width, which repeating a batch leaves alone."""
+def _reads_spatial_size(node: ir.Node) -> bool:
+    """Whether a node reads only height or width, which repeating a batch does not change."""
     return node.op_type == "Shape" and "start" in node.attributes and cast(Any, node.attributes["start"]).value >= 1
 
 
 def _first(model: ir.Model, nodes: Iterable[ir.Node]) -> ir.Node:
-    wanted = set(nodes)
-    return next(node for node in model.graph if node in wanted)
+    chosen = set(nodes)
+    return next(node for node in model.graph if node in chosen)
 
 
 def _constant(model: ir.Model, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
     import onnx_ir as ir
 
-    known = model.graph.initializers.get(name)
-    if known is not None:
-        return known
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    model.graph.register_initializer(value)
-    return value
+    return _initializer(model, name, ir.tensor(array, name=name))
+
+
+def _initializer(model: ir.Model, name: str, tensor: Any) -> ir.Value:
+    """The initializer ``name``, added if missing."""
+    import onnx_ir as ir
+
+    if name not in model.graph.initializers:
+        model.graph.register_initializer(ir.Value(name=name, const_value=tensor))
+    return model.graph.initializers[name]
 
 
 def _per_channel(model: ir.Model, value: ir.Value) -> ir.Value:
-    """A constant (C,) as (C, 1), which broadcasts over all places of a picture; the bytes stay where they are."""
+    """A constant (C,) as (C, 1), to broadcast over all pixels; the bytes stay where they are."""
     import onnx_ir as ir
 
     name = f"{value.name}_per_channel"
-    known = model.graph.initializers.get(name)
-    if known is not None:
-        return known
     tensor = cast("ir.TensorProtocol", value.const_value)
     shape = ir.Shape((*tensor.shape.numpy(), 1))
-    if isinstance(tensor, ir.ExternalTensor):
-        place: Any = tensor
-        moved: Any = ir.ExternalTensor(
-            place.location, place.offset, place.length, place.dtype, shape=shape, name=name, base_dir=place.base_dir
-        )
-    else:
-        moved = ir.tensor(tensor.numpy().reshape(shape.numpy()), name=name)
-    made = ir.Value(name=name, const_value=moved)
-    model.graph.register_initializer(made)
-    return made
+    if not isinstance(tensor, ir.ExternalTensor):
+        return _initializer(model, name, ir.tensor(tensor.numpy().reshape(shape.numpy()), name=name))
+    old: Any = tensor
+    new: Any = ir.ExternalTensor(
+        old.location, old.offset, old.length, old.dtype, shape=shape, name=name, base_dir=old.base_dir
+    )
+    return _initializer(model, name, new)
 
 
 def _replace(model: ir.Model, node: ir.Node, new: Sequence[ir.Node], result: ir.Value) -> None:
@@ -228,34 +235,31 @@ def _replace(model: ir.Model, node: ir.Node, new: Sequence[ir.Node], result: ir.
     model.graph.remove(node, safe=True)
 
 
-def _keep(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Leave of a graph only what leads from some values to others."""
+def _extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Reduce a graph to what computes the values ``outputs`` from ``inputs``."""
     values = {value.name: value for node in model.graph for value in node.outputs}
     model.graph.outputs[:] = [values[name] for name in outputs]
-    _tidy(model)
+    _remove_unused_nodes(model)
     for value in list(model.graph.inputs):
         if value.name not in inputs:
             model.graph.inputs.remove(value)
 
 
 def _lift_constants(model: ir.Model) -> None:
-    """Constant nodes as initializers, which is what everything here takes constants for."""
+    """Turn Constant nodes into initializers."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
-def _tidy(model: ir.Model) -> None:
+def _remove_unused_nodes(model: ir.Model) -> None:
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     RemoveUnusedNodesPass()(model)
 
 
-def _describe_ends(model: ir.Model) -> None:
-    """Types and shapes of the outputs; onnx follows the few operations of a texts' graph all the way."""
+def _infer_shapes(model: ir.Model) -> None:
+    """Infer types and shapes, which onnx can for the few operations of a reader graph."""
     from onnx_ir.passes.common import ShapeInferencePass
 
     ShapeInferencePass()(model)
-
-
-Change = Callable[["ir.Model"], object]

@@ -1,4 +1,4 @@
-"""Variants of a bundle's graphs for ONNX Runtime, beside the graphs and on the same weight files; see for_ort.py."""
+"""Variants of a bundle's graphs optimized for ONNX Runtime, on the same weight files; see ort_optimizations.py."""
 
 from __future__ import annotations
 
@@ -18,55 +18,63 @@ _FILE = "{}.ort.onnx"
 
 @dataclass(frozen=True)
 class OrtVariant:
-    """One graph in ONNX Runtime's form: its file, and for a step the file of its texts' graph and what that gives."""
+    """An optimized graph.
+
+    Attributes:
+        graph: Name of the graph it replaces.
+        file: Its file.
+        reader: File of the graph that projects the context, "" if there is none.
+        projections: Outputs of ``reader`` and inputs of ``file``.
+    """
 
     graph: str
     file: str
     reader: str = ""
-    memory: Mapping[str, TensorInfo] = field(default_factory=dict[str, TensorInfo])
+    projections: Mapping[str, TensorInfo] = field(default_factory=dict[str, TensorInfo])
 
 
 def write_variant(folder: Path, graph: str) -> OrtVariant | None:
-    """Write the variant of the graph file ``graph``.onnx; None where there is nothing to gain."""
+    """Write the variant of the graph file ``graph``.onnx; None where there is nothing to optimize."""
     model: ir.Model = cast(Any, ir).load(folder / f"{graph}.onnx")
-    shared = dedupe_guidance(model) if graph == "step" else 0
+    deduped = dedupe_guidance(model) if graph == "step" else 0
     reader = hoist_text_projections(model, READER) if graph == "step" else None
-    if not (normalize_groups(model) or shared or reader):
+    if not (normalize_groups(model) or deduped or reader):
         return None
     file = _FILE.format(graph)
     cast(Any, ir).save(model, folder / file)
     if reader is None:
         return OrtVariant(graph, file)
     cast(Any, ir).save(reader, folder / _FILE.format(READER))
-    return OrtVariant(graph, file, _FILE.format(READER), {str(v.name): _tensor_facts(v) for v in reader.graph.outputs})
+    projections = {str(value.name): _tensor_info(value) for value in reader.graph.outputs}
+    return OrtVariant(graph, file, _FILE.format(READER), projections)
 
 
 def discard_variant(folder: Path, graph: str) -> None:
-    """Remove what :func:`write_variant` wrote, or began to write."""
+    """Remove the files of :func:`write_variant`, complete or not."""
     for name in (graph, READER) if graph == "step" else (graph,):
         (folder / _FILE.format(name)).unlink(missing_ok=True)
 
 
-def variant_facts(graphs: Mapping[str, GraphInfo], variants: Iterable[OrtVariant]) -> dict[str, GraphInfo]:
-    """What a manifest says about variants, by the names of the graphs that they stand for."""
-    found: dict[str, GraphInfo] = {}
+def variant_infos(graphs: Mapping[str, GraphInfo], variants: Iterable[OrtVariant]) -> dict[str, GraphInfo]:
+    """The manifest's entries for variants, by the names of the graphs that they replace."""
+    infos: dict[str, GraphInfo] = {}
     for variant in variants:
-        for name, facts in graphs.items():
-            if facts.file == f"{variant.graph}.onnx":
-                found[name] = replace(facts, file=variant.file, inputs={**facts.inputs, **variant.memory})
+        for name, info in graphs.items():
+            if info.file == f"{variant.graph}.onnx":
+                infos[name] = replace(info, file=variant.file, inputs={**info.inputs, **variant.projections})
         if variant.reader:
             step = graphs[variant.graph]
             context = step.inputs["context"]
-            free = {"context": replace(context, shape=("guides", *context.shape[1:]))}
-            found[READER] = GraphInfo(variant.reader, step.data, free, variant.memory)
-    return found
+            inputs = {"context": replace(context, shape=("guides", *context.shape[1:]))}
+            infos[READER] = GraphInfo(variant.reader, step.data, inputs, variant.projections)
+    return infos
 
 
-def _tensor_facts(value: ir.Value) -> TensorInfo:
-    """Rows of a batch in front; the rest is fixed."""
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    """Dtype and axes; dynamic ones, first of all the batch, are named rows, rows1 and so on."""
     if value.shape is None or value.dtype is None:
-        raise AssertionError(f"nothing is known about {value.name}")
-    sides = tuple(
-        side if isinstance(side, int) else f"rows{'' if axis == 0 else axis}" for axis, side in enumerate(value.shape)
+        raise AssertionError(f"shape inference failed for {value.name}")
+    axes = tuple(
+        axis if isinstance(axis, int) else f"rows{number or ''}" for number, axis in enumerate(value.shape)
     )
-    return TensorInfo(str(value.dtype.numpy()), sides)
+    return TensorInfo(str(value.dtype.numpy()), axes)

@@ -1,4 +1,4 @@
-"""Exported graphs against torch: the largest error of each, at sizes that were not traced."""
+"""Numerical parity of exported graphs with torch, at sizes that were not traced."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 
-# Largest error allowed, in units of the largest value of the reference (at least 1). Float32 graphs measure about
-# 3e-6; float16 ones 1e-3, which is half of what torch's own float16 is off. The reference has the weights as the
-# caller loaded them: `celebctl export --dtype fp16` reads them in float16, so that rounding is not part of the measure.
-FLOORS = {"fp32": 1e-4, "fp16": 2e-2}
-# Latents larger than this (per side) tell nothing more about a graph, and cost torch minutes for real models.
-_LARGEST_LATENT = 32
+# Largest allowed error, relative to the largest value of the reference (at least 1). Measured: about 3e-6 in float32,
+# 1e-3 in float16, half of the error of torch's own float16. The reference has the caller's weights: when they were
+# loaded in float16, their rounding is not part of the error.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
+_MAX_LATENT = 32  # per side; larger ones reveal nothing more and take torch minutes
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest absolute error of one output of one graph against a reference. `shape` is that of the output."""
+    """The error of one output of one graph.
+
+    Attributes:
+        graph: Name of the graph; ".ort" is appended for the variant for ONNX Runtime.
+        output: Name of the output.
+        shape: Of the output.
+        max_abs_error: Largest absolute difference from the reference.
+        largest_value: Largest absolute value of the reference.
+        floor: The tolerance: largest allowed error, relative to ``largest_value`` (at least 1).
+    """
 
     graph: str
     output: str
@@ -38,80 +46,85 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is at most `floor` times the largest value (at least 1). NaN does not pass."""
+        """Whether the error is within the tolerance; NaN is not."""
         return self.max_abs_error <= self.floor * max(1.0, self.largest_value)
 
     def to_json(self) -> dict[str, Any]:
+        """The row as JSON data, for the manifest."""
         return {**asdict(self), "shape": list(self.shape)}
 
 
-def sizes_to_measure(native: tuple[int, int], block: int) -> list[Size]:
-    """One picture of the native size (in latent pixels), two oblong ones, one without guidance; none was traced."""
+def parity_sizes(native: tuple[int, int], block: int) -> list[Size]:
+    """One image of the native size (latent pixels), two oblong ones, one without guidance; none was traced."""
     from celebctl_export.graphs import Size
 
-    h, w = (max(block, min(side, _LARGEST_LATENT) // block * block) for side in native)
+    h, w = (max(block, min(side, _MAX_LATENT) // block * block) for side in native)
     return [Size(1, h, w), Size(2, 3 * block, 4 * block), Size(1, 4 * block, 2 * block, guides=1)]
 
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """What torch makes of seeded inputs: a pair of inputs and outputs, both by name, for each size."""
+    """Torch's outputs for seeded inputs: (inputs, outputs) by name, for each size."""
 
     graph: str
     cases: Sequence[tuple[Arrays, Arrays]]
 
 
-def reference_outputs(reference: GraphSpec, sizes: Iterable[Size]) -> ReferenceOutputs:
-    """Run a graph's torch module. What it gives is all that measuring needs, so the module may go."""
+def reference_outputs(spec: GraphSpec, sizes: Iterable[Size]) -> ReferenceOutputs:
+    """Run a graph's torch module. Measuring needs only the results, so the module can be freed."""
     import torch
 
     cases: list[tuple[Arrays, Arrays]] = []
     for size in sizes:
-        inputs = reference.make_inputs(size)
+        inputs = spec.make_inputs(size)
         with torch.no_grad():
-            made = reference.module(**inputs)
-        outputs = (made,) if isinstance(made, torch.Tensor) else made
-        named = {name: tensor.numpy() for name, tensor in zip(reference.outputs, outputs, strict=True)}
-        cases.append(({name: tensor.numpy() for name, tensor in inputs.items()}, named))
-    return ReferenceOutputs(reference.name, cases)
+            result = spec.module(**inputs)
+        tensors = (result,) if isinstance(result, torch.Tensor) else result
+        outputs = {name: tensor.numpy() for name, tensor in zip(spec.outputs, tensors, strict=True)}
+        cases.append(({name: tensor.numpy() for name, tensor in inputs.items()}, outputs))
+    return ReferenceOutputs(spec.name, cases)
 
 
-def measure(expected: ReferenceOutputs, file: Path, floor: float, reader: Path | None = None) -> list[Parity]:
-    """Run one exported graph in plain ONNX Runtime (CPU) on the inputs that torch had.
+def measure_parity(
+    expected: ReferenceOutputs, file: Path, tolerance: float, reader: Path | None = None
+) -> list[Parity]:
+    """Run an exported graph in ONNX Runtime (CPU) on the inputs of the reference.
 
-    ``reader``: a graph of the texts whose outputs are further inputs of this one.
+    ``reader``: a graph of the context whose outputs are further inputs of this one.
     """
-    session, before = _session(file), _session(reader) if reader is not None else None
-    found: list[Parity] = []
-    graph = expected.graph if file.stem == expected.graph else f"{expected.graph} in ONNX Runtime's form"
-    for inputs, wanted in expected.cases:
+    session, reader_session = _session(file), _session(reader) if reader is not None else None
+    rows: list[Parity] = []
+    graph = file.name.removesuffix(".onnx")
+    for inputs, reference in expected.cases:
         feeds = dict(inputs)
-        if before is not None:
-            names = [output.name for output in before.get_outputs()]
-            feeds |= zip(names, before.run(None, {"context": feeds["context"]}), strict=True)
-        outputs = session.run([*wanted], feeds)
-        found += [compare(graph, name, ours, wanted[name], floor) for name, ours in zip(wanted, outputs, strict=True)]
-    return found
+        if reader_session is not None:
+            names = [output.name for output in reader_session.get_outputs()]
+            feeds |= zip(names, reader_session.run(None, {"context": feeds["context"]}), strict=True)
+        outputs = zip(reference, session.run([*reference], feeds), strict=True)
+        rows += [compare(graph, name, actual, reference[name], tolerance) for name, actual in outputs]
+    return rows
 
 
-def check(measured: Iterable[Parity]) -> None:
-    """Raise IntegrityError for the first measurement above its floor."""
-    for parity in measured:
-        if not parity.passed:
+def check_parity(rows: Iterable[Parity]) -> None:
+    """Raise IntegrityError for the first row above its tolerance."""
+    for row in rows:
+        if not row.passed:
             raise IntegrityError(
-                f"the exported {parity.graph} graph is off by {parity.max_abs_error:.2g} at {list(parity.shape)}"
-                f" (allowed: {parity.floor:g} of {parity.largest_value:.2g})",
-                "try --dtype fp32; if that fails too, this model or version of torch is not supported",
+                f"the exported {row.graph} graph differs from torch by {row.max_abs_error:.2g} at {list(row.shape)}"
+                f" (allowed: {row.floor:g} of {row.largest_value:.2g})",
+                "try dtype='fp32'; if that fails too, this model or version of torch is not supported",
+                reason="parity",
+                graph=row.graph,
             )
 
 
-def compare(graph: str, output: str, ours: NDArray[Any], theirs: NDArray[Any], floor: float) -> Parity:
-    """The difference of two arrays, computed in float64. Raises IntegrityError for different shapes."""
-    if ours.shape != theirs.shape:
-        raise IntegrityError(f"the {graph} graph returns {ours.shape} where the reference returns {theirs.shape}")
-    wanted = theirs.astype(np.float64)
-    error = float(np.abs(ours.astype(np.float64) - wanted).max())
-    return Parity(graph, output, theirs.shape, error, float(np.abs(wanted).max()), floor)
+def compare(graph: str, output: str, actual: NDArray[Any], expected: NDArray[Any], tolerance: float) -> Parity:
+    """The difference of two arrays, in float64. Raises IntegrityError for different shapes."""
+    if actual.shape != expected.shape:
+        raise IntegrityError(f"the {graph} graph returns shape {actual.shape}, its reference {expected.shape}")
+    reference = expected.astype(np.float64)
+    error = float(np.abs(actual.astype(np.float64) - reference).max())
+    return Parity(graph, output, expected.shape, error, float(np.abs(reference).max()), tolerance)
 
 
 def _session(file: Path) -> Any:
@@ -119,7 +132,7 @@ def _session(file: Path) -> Any:
         import onnxruntime
     except ImportError as error:
         raise SetupError("measuring an export needs ONNX Runtime", 'pip install "celebctl[cpu]"') from error
-    engine = cast(Any, onnxruntime)
-    options = engine.SessionOptions()
-    options.log_severity_level = 4  # a graph that does not load raises
-    return engine.InferenceSession(str(file), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    ort = cast(Any, onnxruntime)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # failures raise
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"], enable_fallback=0)

@@ -1,9 +1,8 @@
-"""Built engines against ONNX Runtime: the largest error of each output, and the time of both.
+"""Numerical parity of TensorRT engines with ONNX Runtime, and the time of both.
 
-NVIDIA's Polygraphy runs both and not our own runner, so that a mistake there cannot hide a mistake here. Engines are
-built through TensorRT's own API all the same (to_tensorrt.py): Polygraphy gives the parser of a changed graph no path,
-so that one whose token table became an input finds no weight files, and it reports a build that was stopped and a node
-that was refused as the same failure.
+NVIDIA's Polygraphy runs both, so that a fault in our own runner cannot hide one in an engine. Engines are nevertheless
+built through TensorRT's API (to_tensorrt.py): Polygraphy gives the parser of a modified graph no path, so that weight
+files are not found, and reports an interrupted build and an unsupported node as the same failure.
 """
 
 from __future__ import annotations
@@ -24,23 +23,22 @@ from celebctl_runtime.backends.base import encoder_number
 from celebctl_runtime.backends.engines import Profile
 from celebctl_runtime.bundle.manifest import Manifest
 from celebctl_runtime.errors import IntegrityError, SetupError
-from celebctl_runtime.sampling.samplers import step_table as sampler_plan
+from celebctl_runtime.sampling.samplers import step_table
 from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 if TYPE_CHECKING:
     from celebctl_runtime.bundle.bundle import Bundle
 
-# Largest error allowed, in units of the largest value of ONNX Runtime's output (at least 1). Neither has a reference
-# that is exact: in float16 both round at every layer, in other orders.
-FLOORS = {"fp32": 1e-3, "fp16": 3e-2}
+# Largest allowed error, relative to the largest value of ONNX Runtime's output (at least 1). Neither is exact: in
+# float16 both round after every layer, in different orders.
+TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2}
 _STEPS = 10
 Feeds = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class EngineParity(Parity):
-    """One output of one engine against ONNX Runtime's, and milliseconds of one run of each; ONNX Runtime's on the
-    CPU."""
+    """One output of an engine compared with ONNX Runtime's on the CPU, and milliseconds of one run of each."""
 
     engine: str
     tensorrt_ms: float
@@ -48,7 +46,7 @@ class EngineParity(Parity):
 
 
 class Runner(Protocol):
-    """What is used of a Polygraphy runner, between ``with`` and its end."""
+    """The part of a Polygraphy runner that is used, inside ``with``."""
 
     def infer(self, feed_dict: Feeds) -> Mapping[str, NDArray[Any]]: ...
 
@@ -56,51 +54,51 @@ class Runner(Protocol):
 
 
 # (ONNX file, serialized engine, index of the profile) -> a runner of TensorRT and one of ONNX Runtime.
-Runners = Callable[[Path, bytes, int], tuple[AbstractContextManager[Runner], AbstractContextManager[Runner]]]
+MakeRunners = Callable[[Path, bytes, int], tuple[AbstractContextManager[Runner], AbstractContextManager[Runner]]]
 
 
-def measurer(
-    bundle: Bundle, runners: Runners | None = None, on_rows: Callable[[list[EngineParity]], None] = lambda _: None
-) -> Callable[[EnginePlan, bytes], list[dict[str, Any]]]:
-    """What `build_engines` takes as ``measure``. ``on_rows`` is given the rows of an engine, passed or not.
+def parity_check(
+    bundle: Bundle, make_runners: MakeRunners | None = None
+) -> Callable[[EnginePlan, bytes], list[EngineParity]]:
+    """A function that measures an engine, and raises IntegrityError when it exceeds its tolerance."""
+    make = make_runners or polygraphy_runners()
 
-    Raises IntegrityError, from the function returned, for an engine above its floor.
-    """
-    chosen = runners or polygraphy_runners()
-
-    def measure(plan: EnginePlan, content: bytes) -> list[dict[str, Any]]:
-        rows = measure_engine(bundle, plan, content, chosen)
-        on_rows(rows)
+    def measure(plan: EnginePlan, engine: bytes) -> list[EngineParity]:
+        rows = measure_engine(bundle, plan, engine, make)
         for row in rows:
             if not row.passed:
                 raise IntegrityError(
-                    f"{row.engine} is off by {row.max_abs_error:.2g} in {row.output} of {row.graph}"
+                    f"{row.engine} differs from ONNX Runtime by {row.max_abs_error:.2g} in {row.output} of {row.graph}"
                     f" (allowed: {row.floor:g} of {row.largest_value:.2g})",
-                    "export with --dtype fp32 and build again; if that fails too, report it with both versions",
+                    "export in fp32 and build again; if that fails too, report it with all versions",
+                    reason="engine_parity",
+                    engine=row.engine,
                 )
-        return [row.to_json() for row in rows]
+        return rows
 
     return measure
 
 
-def measure_engine(bundle: Bundle, plan: EnginePlan, content: bytes, runners: Runners) -> list[EngineParity]:
-    """Run every profile of an engine at the shapes it is tuned for, on seeded inputs, twice for the times."""
+def measure_engine(bundle: Bundle, plan: EnginePlan, engine: bytes, make_runners: MakeRunners) -> list[EngineParity]:
+    """Run every profile of an engine at its optimum shapes, on seeded inputs; the second of two runs is timed."""
     rows: list[EngineParity] = []
+    tolerance = TOLERANCES["fp16" if "16" in bundle.manifest.dtype else "fp32"]
     for index, profile in enumerate(plan.profiles):
         feeds = make_feeds(bundle, profile, plan)
-        without = {name: array for name, array in feeds.items() if name not in plan.inputs_from_data}
-        ours, theirs = runners(bundle.file(plan.onnx), content, index)
-        got, ours_ms = _run(ours, feeds)
-        expected, theirs_ms = _run(theirs, without)
-        floor = FLOORS["fp16" if "16" in bundle.manifest.dtype else "fp32"]
+        ort_feeds = {name: array for name, array in feeds.items() if name not in plan.inputs_from_data}
+        tensorrt, ort = make_runners(bundle.file(plan.onnx), engine, index)
+        actual, tensorrt_ms = _run(tensorrt, feeds)
+        expected, ort_ms = _run(ort, ort_feeds)
         for output, array in expected.items():
-            found = compare(profile.graph, output, got[output], array, floor)
-            rows.append(EngineParity(**vars(found), engine=plan.file, tensorrt_ms=ours_ms, onnxruntime_ms=theirs_ms))
+            parity = compare(profile.graph, output, actual[output], array, tolerance)
+            rows.append(
+                EngineParity(**vars(parity), engine=plan.file, tensorrt_ms=tensorrt_ms, onnxruntime_ms=ort_ms)
+            )
     return rows
 
 
 def make_feeds(bundle: Bundle, profile: Profile, plan: EnginePlan) -> Feeds:
-    """Inputs of the shapes that a profile is tuned for: seeded noise, real token ids, a real sampler's table."""
+    """Inputs of a profile's optimum shapes: seeded noise, valid token ids, a real sampler's table."""
     random, manifest = np.random.default_rng(0), bundle.manifest
     feeds: Feeds = {}
     for name, (_, shape, _) in profile.shapes.items():
@@ -117,40 +115,40 @@ def make_feeds(bundle: Bundle, profile: Profile, plan: EnginePlan) -> Feeds:
             feeds[name] = random.standard_normal(shape, dtype=np.float32)
     if "table" in profile.shapes:
         feeds |= _tables(manifest, profile)
-    dtypes = manifest.graphs[profile.graph].inputs
-    return {name: array.astype(dtypes[name].dtype) if name in dtypes else array for name, array in feeds.items()}
+    inputs = manifest.graphs[profile.graph].inputs
+    return {name: array.astype(inputs[name].dtype) if name in inputs else array for name, array in feeds.items()}
 
 
 def _tables(manifest: Manifest, profile: Profile) -> Feeds:
-    steps = sampler_plan("ddim", ScheduleConfig.from_dict(manifest.scheduler), _STEPS, manifest.defaults.guidance)
+    steps = step_table("ddim", ScheduleConfig.from_dict(manifest.scheduler), _STEPS, manifest.defaults.guidance)
     feeds: Feeds = {}
-    for name, numbers in (("table", steps.table), ("aux", steps.aux)):
+    for name, rows in (("table", steps.table), ("aux", steps.aux)):
         feeds[name] = np.zeros(profile.shapes[name][1], np.float32)
-        feeds[name][: len(numbers)] = numbers
+        feeds[name][: len(rows)] = rows
     return feeds
 
 
 def _run(opened: AbstractContextManager[Runner], feeds: Feeds) -> tuple[dict[str, NDArray[Any]], float]:
-    """Outputs, and milliseconds of the second of two runs."""
+    """Outputs and milliseconds of the second of two runs."""
     with opened as runner:
         runner.infer(feeds)
         outputs = {name: np.array(array) for name, array in runner.infer(feeds).items()}
         return outputs, round(1000 * runner.last_inference_time(), 3)
 
 
-def polygraphy_runners() -> Runners:
-    """Raises SetupError when Polygraphy is missing."""
-    try:  # by name: a type checker finds nothing where the extra is not installed
+def polygraphy_runners() -> MakeRunners:
+    """Runners of Polygraphy. Raises SetupError when it is not installed."""
+    try:  # by name: type checkers do not have the extra installed
         logger: Any = import_module("polygraphy.logger")
         onnxrt: Any = import_module("polygraphy.backend.onnxrt")
         trt: Any = import_module("polygraphy.backend.trt")
     except ImportError as error:
         raise SetupError("measuring engines needs Polygraphy", 'pip install "celebctl[trt]"') from error
-    logger.G_LOGGER.use_python_logging_system = True  # by itself it talks on stdout, which is for --json,
-    logger.G_LOGGER.colors = False  # and would complain there that it has none
+    logger.G_LOGGER.use_python_logging_system = True  # by default it prints on stdout,
+    logger.G_LOGGER.colors = False  # and warns there when colors are missing
 
-    def make(path: Path, content: bytes, profile: int) -> tuple[Any, Any]:
-        ours = trt.TrtRunner(trt.EngineFromBytes(content), optimization_profile=profile)
-        return ours, onnxrt.OnnxrtRunner(onnxrt.SessionFromOnnx(str(path), providers=["cpu"]))
+    def make(path: Path, engine: bytes, profile: int) -> tuple[Any, Any]:
+        tensorrt = trt.TrtRunner(trt.EngineFromBytes(engine), optimization_profile=profile)
+        return tensorrt, onnxrt.OnnxrtRunner(onnxrt.SessionFromOnnx(str(path), providers=["cpu"]))
 
     return make

@@ -1,7 +1,7 @@
-"""Which TensorRT engines to build, from a bundle's manifest and the requested sizes. Needs neither TensorRT nor a GPU.
+"""The TensorRT engines to build for a bundle and some image sizes. Needs neither TensorRT nor a GPU.
 
-Each size gets an engine for exactly that size, and one more covers all sizes around the native one. Graphs that share a
-file (the step with and without guidance) share an engine and its weights, with a profile each.
+Every size gets an engine of its own, and one more covers all sizes around the native one. Graphs that share a file (the
+step with and without guidance) share an engine and its weights, with one profile each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from celebctl_runtime.backends.base import TABLE_INPUT, encoder_number
 from celebctl_runtime.backends.engines import Machine, Profile, Shape, engine_key, onnx_sha256, read_records
@@ -20,37 +20,46 @@ from celebctl_runtime.request import MAX_SIDE
 from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 DYNAMIC_BATCH = 4
-MAX_BATCH = 15  # the exported graphs were traced for up to twice as many, negative prompts included
+MAX_BATCH = 15  # the graphs are exported for a UNet batch of up to 31, two per image with guidance
 
 Dims = Mapping[str, int]  # size of each named axis of a graph
 
 
-@dataclass(frozen=True)
-class EngineRequest:
-    """A size to optimize for: ``batch`` pictures of ``height`` x ``width`` pixels at once."""
+class EngineSize(NamedTuple):
+    """A size to optimize for: ``batch`` images of ``height`` x ``width`` pixels at once."""
 
     batch: int
     height: int
     width: int
 
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.height}x{self.width}"
+
     @classmethod
-    def parse(cls, text: str) -> EngineRequest:
-        """ "BxHxW", as `--engine` takes it. Raises UsageError."""
-        found = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip().lower())
-        if found is None:
-            raise UsageError(
-                f"--engine {text!r} is no size", "write pictures x height x width, for example --engine 1x512x512"
-            )
-        return cls(*(int(number) for number in found.groups()))
+    def parse(cls, text: str) -> EngineSize:
+        """Parse "BxHxW". Raises UsageError.
+
+        Example:
+            >>> EngineSize.parse("1x512x768")
+            EngineSize(batch=1, height=512, width=768)
+        """
+        match = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip().lower())
+        if match is None:
+            hint = "write BATCHxHEIGHTxWIDTH, such as 1x512x512"
+            raise UsageError(f"invalid engine size {text!r}", hint, reason="invalid_engine_size", size=text)
+        return cls(*(int(number) for number in match.groups()))
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """One engine to build.
+    """An engine to build. Networks are strongly typed: the precision is that of the ONNX graph.
 
-    ``file``: its name; ``onnx``: the graph's file in the bundle; ``onnx_sha256``: of the graph and its weights;
-    ``profiles``: one per graph of the manifest, in order; ``inputs_from_data``: initializers that become inputs, with
-    the data file they are stored in. Networks are strongly typed, so the precision is that of the ONNX graph.
+    Attributes:
+        file: Name of the engine.
+        onnx: File of the graph in the bundle.
+        onnx_sha256: Of the graph and its weights.
+        profiles: One per graph of the manifest, in order.
+        inputs_from_data: Initializers that become inputs, with the data file they are stored in.
     """
 
     file: str
@@ -60,36 +69,36 @@ class EnginePlan:
     inputs_from_data: Mapping[str, str]
 
     def key(self, machine: Machine) -> str:
-        """Name of the engine's folder, see :func:`celebctl_runtime.backends.engines.engine_key`."""
+        """Name of the engine's folder, see `celebctl_runtime.backends.engines.engine_key`."""
         return engine_key(self.onnx_sha256, self.profiles, machine)
 
 
 def plan_engines(
-    manifest: Manifest, requests: Sequence[EngineRequest] = (), *, dynamic: bool = True
+    manifest: Manifest, sizes: Sequence[EngineSize] = (), *, dynamic: bool = True
 ) -> list[EnginePlan]:
-    """The engines of a bundle: every graph at each requested size, and with ``dynamic`` at all sizes around native.
+    """The engines of a bundle: every graph at each size, and with ``dynamic`` at all sizes around the native one.
 
-    Without requests, the native size, one picture at a time. Raises UsageError for sizes that the model cannot draw.
+    Without sizes: one image of the native size. Raises UsageError for sizes that the model does not support.
     """
-    wanted = list(dict.fromkeys(requests)) or [EngineRequest(1, *manifest.size.native)]
-    for request in wanted:
-        _check(request, manifest)
+    sizes = list(dict.fromkeys(sizes)) or [EngineSize(1, *manifest.size.native)]
+    for size in sizes:
+        _check(size, manifest)
     files: dict[str, list[str]] = {}
-    for name, facts in manifest.graphs.items():
-        files.setdefault(facts.file, []).append(name)
+    for name, info in manifest.graphs.items():
+        files.setdefault(info.file, []).append(name)
     plans: list[EnginePlan] = []
     for names in files.values():
         if encoder_number(names[0]) is not None:
-            plans.append(_text_encoder_plan(manifest, names[0], wanted))
+            plans.append(_text_encoder_plan(manifest, names[0], sizes))
             continue
-        plans += [_static_plan(manifest, names, request) for request in wanted]
+        plans += [_static_plan(manifest, names, size) for size in sizes]
         if dynamic:
-            plans.append(_dynamic_plan(manifest, names, wanted))
+            plans.append(_dynamic_plan(manifest, names, sizes))
     return plans
 
 
 def describe(manifest: Manifest, plans: Iterable[EnginePlan], engines: Path, machine: Machine | None) -> dict[str, Any]:
-    """The build plan as a JSON document. ``engines``: the cache folder; ``machine`` None: unknown, so is the key."""
+    """The build plan as JSON data. ``engines``: the cache folder; ``machine``: None if unknown, as is then the key."""
     built = {record.key for record in read_records(engines, manifest)}
     listed: list[dict[str, Any]] = []
     for plan in plans:
@@ -103,52 +112,50 @@ def describe(manifest: Manifest, plans: Iterable[EnginePlan], engines: Path, mac
     }
 
 
-def _check(request: EngineRequest, manifest: Manifest) -> None:
-    if not 1 <= request.batch <= MAX_BATCH:
-        raise UsageError(f"an engine for {request.batch} pictures at once cannot be built", f"use 1 to {MAX_BATCH}")
+def _check(size: EngineSize, manifest: Manifest) -> None:
+    if not 1 <= size.batch <= MAX_BATCH:
+        raise UsageError(f"engine size {size}: the batch must be 1 to {MAX_BATCH}", "use a smaller batch", size=size)
     multiple = manifest.size.multiple
-    for side in (request.height, request.width):
+    for side in (size.height, size.width):
         if side % multiple or not multiple <= side <= MAX_SIDE:
-            raise UsageError(
-                f"--engine {request.batch}x{request.height}x{request.width} does not suit this model",
-                f"use sides that are multiples of {multiple}, from {multiple} to {MAX_SIDE}",
-            )
+            hint = f"use sides that are multiples of {multiple}, from {multiple} to {MAX_SIDE}"
+            raise UsageError(f"engine size {size}: this model does not support it", hint, size=size)
 
 
-def _static_plan(manifest: Manifest, names: Sequence[str], request: EngineRequest) -> EnginePlan:
-    dims = _dims(manifest, request)
-    return _plan(manifest, names, f"b{request.batch}-{request.height}x{request.width}", (dims, dims, dims))
+def _static_plan(manifest: Manifest, names: Sequence[str], size: EngineSize) -> EnginePlan:
+    dims = _dims(manifest, size)
+    return _plan(manifest, names, f"b{size.batch}-{size.height}x{size.width}", (dims, dims, dims))
 
 
-def _dynamic_plan(manifest: Manifest, names: Sequence[str], wanted: Sequence[EngineRequest]) -> EnginePlan:
-    """From half to twice the native sides, widened to all requests; optimized for one native picture."""
+def _dynamic_plan(manifest: Manifest, names: Sequence[str], sizes: Sequence[EngineSize]) -> EnginePlan:
+    """From half to twice the native sides, extended to all sizes; optimized for one image of the native size."""
     (height, width), multiple = manifest.size.native, manifest.size.multiple
-    heights, widths = [request.height for request in wanted], [request.width for request in wanted]
+    heights, widths = [size.height for size in sizes], [size.width for size in sizes]
     halves = [max(multiple, side // 2 // multiple * multiple) for side in (height, width)]
-    least = EngineRequest(1, min(halves[0], *heights), min(halves[1], *widths))
-    most = EngineRequest(_largest_batch(wanted), max(2 * height, *heights), max(2 * width, *widths))
-    best = EngineRequest(1, height, width)
-    low, middle, high = (_dims(manifest, request) for request in (least, best, most))
+    smallest = EngineSize(1, min(halves[0], *heights), min(halves[1], *widths))
+    largest = EngineSize(_largest_batch(sizes), max(2 * height, *heights), max(2 * width, *widths))
+    optimum = EngineSize(1, height, width)
+    low, middle, high = (_dims(manifest, size) for size in (smallest, optimum, largest))
     return _plan(manifest, names, "dynamic", (low, middle, high))
 
 
-def _text_encoder_plan(manifest: Manifest, name: str, wanted: Sequence[EngineRequest]) -> EnginePlan:
-    """One engine for all sizes: only the batch counts, and a prompt may come alone or with its negative."""
-    low, middle, high = ({"batch": count} for count in (1, 2, 2 * _largest_batch(wanted)))
+def _text_encoder_plan(manifest: Manifest, name: str, sizes: Sequence[EngineSize]) -> EnginePlan:
+    """One engine for all sizes: only the batch varies; a prompt comes alone or with its negative prompt."""
+    low, middle, high = ({"batch": count} for count in (1, 2, 2 * _largest_batch(sizes)))
     plan = _plan(manifest, [name], "dynamic", (low, middle, high))
     table = manifest.token_tables[encoder_number(name) or 0]
     shape = (table.rows, table.width)
     (profile,) = plan.profiles
-    widened = replace(profile, shapes={**profile.shapes, TABLE_INPUT: (shape, shape, shape)})
-    return replace(plan, profiles=(widened,), inputs_from_data={TABLE_INPUT: table.file})
+    with_table = replace(profile, shapes={**profile.shapes, TABLE_INPUT: (shape, shape, shape)})
+    return replace(plan, profiles=(with_table,), inputs_from_data={TABLE_INPUT: table.file})
 
 
-def _largest_batch(wanted: Sequence[EngineRequest]) -> int:
-    return max(DYNAMIC_BATCH, *(request.batch for request in wanted))
+def _largest_batch(sizes: Sequence[EngineSize]) -> int:
+    return max(DYNAMIC_BATCH, *(size.batch for size in sizes))
 
 
 def _plan(manifest: Manifest, names: Sequence[str], suffix: str, dims: tuple[Dims, Dims, Dims]) -> EnginePlan:
-    facts = manifest.graphs[names[0]]
+    info = manifest.graphs[names[0]]
     low, middle, high = dims
     profiles = tuple(
         Profile(
@@ -160,18 +167,18 @@ def _plan(manifest: Manifest, names: Sequence[str], suffix: str, dims: tuple[Dim
         )
         for name in names
     )
-    stem = PurePosixPath(facts.file).stem
-    return EnginePlan(f"{stem}-{suffix}.plan", facts.file, onnx_sha256(manifest, facts), profiles, {})
+    stem = PurePosixPath(info.file).stem
+    return EnginePlan(f"{stem}-{suffix}.plan", info.file, onnx_sha256(manifest, info), profiles, {})
 
 
-def _dims(manifest: Manifest, request: EngineRequest) -> Dims:
+def _dims(manifest: Manifest, size: EngineSize) -> Dims:
     factor = manifest.size.vae_factor
     return {
-        "batch": request.batch,
-        "h": request.height // factor,
-        "w": request.width // factor,
-        "height": request.height,
-        "width": request.width,
+        "batch": size.batch,
+        "h": size.height // factor,
+        "w": size.width // factor,
+        "height": size.height,
+        "width": size.width,
         "steps": ScheduleConfig.from_dict(manifest.scheduler).num_train_timesteps,
     }
 

@@ -1,7 +1,4 @@
-"""Torch modules to ONNX opset 23 with named dynamic axes, and their weights into external-data files.
-
-What this module does not know: what the graphs mean, who is baked in, and how they are run.
-"""
+"""Torch modules to ONNX opset 23 with named dynamic axes, and their weights to external-data files."""
 
 from __future__ import annotations
 
@@ -21,22 +18,22 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 23
-# Below this many bytes a constant stays in the graph file: shapes and scalars, which graph optimisers want to see.
+# Smaller constants stay in the graph file: shapes and scalars, which graph optimizers read.
 _INLINE_BYTES = 256
-# Large tensors begin on a page, so that a runtime can map them into memory one by one.
+# Large tensors start on a page, so that a runtime can map them into memory.
 _PAGE_BYTES, _LINE_BYTES = 4096, 64
 
-# Size of the example that is traced, height and width in blocks. No axis is 1 or equals an unrelated one, for
-# torch.export takes such coincidences for facts; parity is measured at other sizes.
+# Size of the traced example, height and width in blocks. No axis is 1 or equals another one: torch.export would
+# specialize it. Parity is measured at other sizes.
 _EXAMPLE = Size(batch=3, h=5, w=7)
 
 
 def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
-    """Export one graph whose latent height and width are free in multiples of `block`.
+    """Export one graph whose latent height and width are multiples of ``block``.
 
-    Raises IntegrityError when the model cannot be exported with its axes free, instead of freezing one of them.
+    Raises IntegrityError when the module cannot be exported with its axes dynamic; none is ever fixed silently.
     """
-    dims = _free_dims(block, spec.pixels)
+    dims = _dynamic_dims(block, spec.pixels)
     shapes = {
         name: {axis: dims[dim] for axis, dim in enumerate(axes) if isinstance(dim, str)}
         for name, axes in spec.inputs.items()
@@ -44,15 +41,14 @@ def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
     examples = spec.make_inputs(_EXAMPLE._replace(h=block * _EXAMPLE.h, w=block * _EXAMPLE.w))
     with torch.no_grad(), _quiet_exporter():
         try:
-            # torch.onnx.export alone would answer a broken constraint by silently fixing the axis (measured): export
-            # by ourselves first, which raises.
+            # torch.onnx.export alone silently fixes an axis with a violated constraint (measured); torch.export raises.
             program: Any = torch.export.export(spec.module, (), examples, dynamic_shapes=shapes, strict=False)
             exported = cast(Any, torch.onnx).export(program, dynamo=True, opset_version=OPSET, verbose=False)
         except MemoryError as error:
-            raise SetupError(f"no memory left to export {spec.name}", "close other programs") from error
-        except Exception as error:  # tracing runs other people's code: any exception can come out of it
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise IntegrityError(f"cannot export the {spec.name} graph: {reason}", _REPORT) from error
+            raise SetupError(f"not enough memory to export {spec.name}", "close other programs") from error
+        except Exception as error:  # tracing runs third-party code, which may raise anything
+            message = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise _unsupported(f"cannot export the {spec.name} graph: {message}") from error
     model = exported.model
     _name_axes(spec, model)
     _strip_traces(model)
@@ -60,9 +56,9 @@ def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
     return cast("ir.Model", model)
 
 
-def _free_dims(block: int, pixels: int) -> dict[str, Any]:
-    # 31: with guidance the network sees twice the batch, and diffusers takes another (equivalent) path from 64 on,
-    # which torch.export wants ruled out. The graph itself has no such limit.
+def _dynamic_dims(block: int, pixels: int) -> dict[str, Any]:
+    # 31: with guidance the UNet's batch is twice as large, and from 64 on diffusers takes another (equivalent) branch,
+    # which torch.export requires to be excluded. The graph itself has no such limit.
     dim = torch.export.Dim
     h, w = (dim(name, min=1, max=1024) for name in ("h_blocks", "w_blocks"))
     return {
@@ -76,33 +72,34 @@ def _free_dims(block: int, pixels: int) -> dict[str, Any]:
     }
 
 
-_REPORT = "this model or version of torch is not supported: run with --debug and report it"
+def _unsupported(problem: str) -> IntegrityError:
+    hint = "this model or version of torch is not supported: report it with the full traceback"
+    return IntegrityError(problem, hint, reason="export_failed")
 
 
 def _name_axes(spec: GraphSpec, model: Any) -> None:
-    """Give inputs, outputs and their axes the names of the spec, and hold that every free axis is still free."""
+    """Give inputs, outputs and axes the names of the spec. Raises IntegrityError when an axis became fixed."""
     import onnx_ir as ir
 
-    symbols: dict[str, set[str]] = {}  # torch may keep two symbols for one axis, but never one for two axes
+    symbols: dict[str, set[str]] = {}  # torch may use two symbols for one axis, but not one symbol for two axes
     ends = [*zip(spec.inputs.items(), model.graph.inputs, strict=True)]
     ends += zip(spec.outputs.items(), model.graph.outputs, strict=True)
     for (name, axes), value in ends:
-        found = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-        for wanted, actual in zip(axes, found, strict=True):
-            if isinstance(wanted, str) and isinstance(actual, str):
-                symbols.setdefault(wanted, set()).add(actual)
-            elif wanted != actual:
-                problem = f"{spec.name}: axes of {name} came out as {found}, wanted {list(axes)}"
-                raise IntegrityError(f"export froze a free axis ({problem})", _REPORT)
+        exported = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+        for expected, actual in zip(axes, exported, strict=True):
+            if isinstance(expected, str) and isinstance(actual, str):
+                symbols.setdefault(expected, set()).add(actual)
+            elif expected != actual:
+                raise _unsupported(f"{spec.name}: exported axes of {name} are {exported}, expected {list(axes)}")
         value.name, value.shape = name, ir.Shape(axes)
     if len(set[str]().union(*symbols.values())) != sum(map(len, symbols.values())):
-        raise IntegrityError(f"export tied free axes of {spec.name} to each other: {symbols}", _REPORT)
+        raise _unsupported(f"{spec.name}: independent axes were exported as one: {symbols}")
 
 
 def _strip_traces(model: Any) -> None:
-    """Drop what the exporter remembers of our source (paths, stack traces): nine tenths of the graph file.
+    """Remove the exporter's metadata (source paths, stack traces): nine tenths of the graph file.
 
-    Shapes between nodes go too: they use axis names that have just been replaced, and runtimes infer them anyway.
+    Inner shapes go too: they use axis names that were just replaced, and runtimes infer them.
     """
     ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     model.metadata_props.clear()
@@ -119,7 +116,7 @@ def _strip_traces(model: Any) -> None:
 
 
 def save_graph(model: ir.Model, path: Path, data: Path) -> None:
-    """Write a graph file, and its constants above a few hundred bytes into the external-data file `data` beside it."""
+    """Write a graph file, and its larger constants to the external-data file ``data`` beside it."""
     import onnx_ir as ir
 
     with data.open("wb") as file:
@@ -139,16 +136,16 @@ def save_graph(model: ir.Model, path: Path, data: Path) -> None:
 
 
 def move_table(model: ir.Model, name: str, path: Path, spare_rows: int) -> None:
-    """Move the initializer `name` (V, D) into a file of its own as `token_table`, followed by spare rows of zeros.
+    """Move the initializer ``name`` (V, D) to a file of its own as ``token_table``, followed by spare rows of zeros.
 
-    Adding a person then means writing two rows of that file, and touches no graph.
+    Adding a person then writes two rows of that file and touches no graph.
     """
     import onnx_ir as ir
 
     value = model.graph.initializers.pop(name, None)
     tensor = value.const_value if value is not None else None
     if value is None or tensor is None:
-        raise IntegrityError(f"the exported text encoder has no token table called {name}", _REPORT)
+        raise _unsupported(f"the exported text encoder has no initializer {name!r}")
     rows, width = tensor.numpy().shape
     row_bytes = tensor.nbytes // rows
     path.write_bytes(tensor.tobytes() + b"\0" * (spare_rows * row_bytes))
@@ -162,9 +159,9 @@ def move_table(model: ir.Model, name: str, path: Path, spare_rows: int) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Generator[None]:
-    """Keep the exporter's own remarks (missing torchvision, deprecated internals) away from people."""
+    """Silence the exporter's warnings (missing torchvision, deprecated internals)."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loggers]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:
@@ -172,5 +169,5 @@ def _quiet_exporter() -> Generator[None]:
         try:
             yield
         finally:
-            for logger, level in zip(loggers, before, strict=True):
+            for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)

@@ -323,7 +323,7 @@ def _denoise(
     """
     steps = batch.steps
     if isinstance(backend, SupportsFullDenoise) and not batch.regions:
-        return backend.denoise(state, batch.step_noise, conditionings[0], steps, report)[0]
+        return backend.denoise(state, batch.step_noise, conditionings[0], steps, lambda done: report(done.step, done.total))[0]
     masks = region_masks(batch.regions, *batch.shape[1:])
     for index in range(steps.steps):
         noise = batch.step_noise(index)

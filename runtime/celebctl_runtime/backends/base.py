@@ -1,11 +1,12 @@
 """The interface of inference engines (:class:`Backend`), the inputs they share, and the choice of one by device.
 
-Arrays go in and come out as float32 numpy arrays, whatever dtype the graph computes in. A backend knows no sampler (a
-step is a row of a table), no prompt and no person.
+Arrays go in and come out as float32 numpy arrays, whatever dtype a graph computes in. Engines know no prompts, people
+or samplers: a sampler step is one row of a table.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from celebctl_runtime.bundle.overrides import EmbeddingOverride
 from celebctl_runtime.errors import NotFoundError, SetupError
+from celebctl_runtime.progress import ProgressCallback
 from celebctl_runtime.sampling.samplers import StepTable
 
 if TYPE_CHECKING:
@@ -26,150 +28,171 @@ if TYPE_CHECKING:
     from celebctl_runtime.bundle.manifest import Manifest
 
 DEVICES = ("auto", "cpu", "cuda", "trt")
-TABLE_INPUT = "token_table"  # the initializer of a text encoder that backends replace
+TABLE_INPUT = "token_table"  # initializer of a text encoder that backends replace
+#: Outputs of the step graph that are inputs of the next step.
+STATE_LOOP = (("state", "next_state"), ("step", "next_step"))
+
 _TEXT_ENCODER = re.compile(r"text_encoder(?:_(\d+))?")
-Cached = TypeVar("Cached")
-Encodings = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+_log = logging.getLogger(__name__)
+
+Array = NDArray[np.float32]
+Feeds = Mapping[str, NDArray[Any]]  # inputs of a graph by name
+NoiseFunction = Callable[[int], Array]  # step -> noise (B, 4, h, w)
+Encodings = tuple[Array, Array | None]  # context (B, 77, D), pooled (B, P) of XL models
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What the network reads of the prompts. G is 2 with guidance (the negative prompt first), 1 without.
+    """Encoded prompts. G is 2 with guidance (negative prompt first), 1 without.
 
-    context: (G, B, 77, D) float32. For XL models, else None: pooled (G, B, P) float32 and size_ids (6,) float32, the
-    picture's height, width, crop top, crop left, height, width in pixels.
+    Attributes:
+        context: (G, B, 77, D).
+        pooled: (G, B, P), XL models only.
+        size_ids: (6,), XL models only: height, width, crop top, crop left, target height, target width, in pixels.
     """
 
-    context: NDArray[np.float32]
-    pooled: NDArray[np.float32] | None = None
-    size_ids: NDArray[np.float32] | None = None
+    context: Array
+    pooled: Array | None = None
+    size_ids: Array | None = None
 
 
 class Backend(Protocol):
-    """An engine that runs a bundle. B pictures, text width D, latent (4, h, w), picture (3, H, W)."""
+    """An engine that runs a bundle: B images, text width D, latents (4, h, w), images (3, H, W)."""
 
     @property
     def batch_limit(self) -> int:
-        """How many pictures the engine takes at once."""
+        """The largest number of images drawn at once."""
         ...
 
-    def encode(self, ids: NDArray[np.int64], guests: Sequence[EmbeddingOverride] = ()) -> Encodings:
-        """Token ids (B, 77) -> context (B, 77, D) and, of XL models, pooled text (B, P).
+    def encode(self, ids: NDArray[np.int64], overrides: Sequence[EmbeddingOverride] = ()) -> Encodings:
+        """Token ids (B, 77) -> context (B, 77, D) and, for XL models, pooled (B, P).
 
-        The rows of ``guests`` count in place of what the token tables have there.
+        ``overrides`` replace rows of the bundle's token tables for this call.
         """
         ...
 
-    def step(
-        self,
-        state: NDArray[np.float32],
-        index: int,
-        noise: NDArray[np.float32],
-        texts: Conditioning,
-        plan: StepTable,
-    ) -> NDArray[np.float32]:
-        """Step ``index`` of ``plan``: state (2, B, 4, h, w), noise (B, 4, h, w) -> the next state."""
+    def step(self, state: Array, index: int, noise: Array, conditioning: Conditioning, table: StepTable) -> Array:
+        """Sampler step ``index``: state (2, B, 4, h, w), noise (B, 4, h, w) -> the next state."""
         ...
 
-    def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Latent (B, 4, h, w) -> pictures (B, 3, H, W) in [-1, 1]."""
+    def decode(self, latent: Array) -> Array:
+        """Latents (B, 4, h, w) -> images (B, 3, H, W) in [-1, 1]."""
         ...
 
     def describe(self) -> dict[str, str]:
-        """What a picture's record says about the engine."""
+        """Engine, version and device, for the record of an image."""
         ...
 
 
 @runtime_checkable
 class SupportsFullDenoise(Protocol):
-    """An engine that takes all steps of a run at once."""
+    """An engine that runs all sampler steps in one call."""
 
     def denoise(
         self,
-        state: NDArray[np.float32],
-        noise: Callable[[int], NDArray[np.float32]],
-        texts: Conditioning,
-        plan: StepTable,
-        report: Callable[[int, int], None],
-    ) -> NDArray[np.float32]:
-        """What N calls of :meth:`Backend.step` give. ``noise(k)``: of step k; ``report(done, steps)``: progress."""
+        state: Array,
+        noise: NoiseFunction,
+        conditioning: Conditioning,
+        table: StepTable,
+        progress: ProgressCallback,
+    ) -> Array:
+        """Equals ``table.steps`` calls of :meth:`Backend.step`: first state (2, B, 4, h, w) -> last state.
+
+        ``noise`` is called with 0 only, when the table draws no noise per step.
+        """
         ...
 
 
 @runtime_checkable
 class SupportsImageEncode(Protocol):
-    """An engine that can begin from a picture."""
+    """An engine that can run the VAE encoder (img2img)."""
 
-    def encode_image(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w) as steps want it."""
+    def encode_image(self, image: Array) -> Array:
+        """Images (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, h, w)."""
         ...
 
 
 def choose_backend(
     bundle: Bundle,
-    device: str,
-    threads: int | None,
-    engines: Path,
-    note: Callable[[str], None],
+    device: str = "auto",
+    *,
+    engines: Path | None = None,
+    threads: int | None = None,
     cuda_options: Mapping[str, str] | None = None,
 ) -> Backend:
-    """The backend for ``--device``. ``auto`` takes TensorRT where engines fit and ONNX Runtime for the rest.
+    """The backend for a device.
 
-    ``engines``: the user's cache folder of TensorRT engines. ``cuda_options``: see :class:`OrtBackend`.
-    ``note`` is called once for each part that runs elsewhere, with the reason. Raises UsageError, NotFoundError or
-    SetupError.
+    Args:
+        bundle: The bundle to run.
+        device: "auto", "cpu", "cuda" or "trt". "auto" uses TensorRT where engines fit, ONNX Runtime elsewhere and logs
+            a warning for every part that falls back.
+        engines: Cache folder of TensorRT engines; None: no engines.
+        threads: CPU threads, default one per physical core.
+        cuda_options: Options of ONNX Runtime's CUDA provider, see :class:`OrtBackend`.
+
+    Raises:
+        UsageError: Unknown device or CUDA option.
+        NotFoundError: "trt" without engines for this machine.
+        SetupError: A package, driver or GPU is missing.
     """
     from .engines import read_records
     from .ort import OrtBackend
     from .tensorrt import TensorRtBackend
 
     if device == "trt":
+        if engines is None:
+            raise SetupError("TensorRT needs a folder of engines", "pass engines=FOLDER")
         return TensorRtBackend(bundle, engines)
-    if device == "auto" and read_records(engines, bundle.manifest):
+    if device == "auto" and engines is not None and read_records(engines, bundle.manifest):
         try:
-            return TensorRtBackend(
-                bundle, engines, fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options, note), note=note
-            )
-        except (SetupError, NotFoundError) as problem:
-            note(f"{problem.problem}; ONNX Runtime draws instead")
-    backend = OrtBackend(bundle, device, threads, cuda_options, note)
+            return TensorRtBackend(bundle, engines, fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options))
+        except (SetupError, NotFoundError) as error:
+            _log.warning("%s; using ONNX Runtime instead", error.problem)
+    backend = OrtBackend(bundle, device, threads, cuda_options)
     backend.prepare(("step", "vae_decoder"))
     return backend
 
 
 def encoder_number(graph: str) -> int | None:
     """Index of a text encoder graph, from 0, as token tables are counted; None for other graphs."""
-    found = _TEXT_ENCODER.fullmatch(graph)
-    return None if found is None else int(found[1] or 1) - 1
+    match = _TEXT_ENCODER.fullmatch(graph)
+    return None if match is None else int(match[1] or 1) - 1
 
 
 def ids_for(manifest: Manifest, encoder: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Token ids (B, 77) as one of the text encoders wants them: what follows the first end is its own padding."""
-    facts = manifest.tokenizer
-    ends = ids == facts.eos
-    return np.where(np.cumsum(ends, axis=1) - ends > 0, (facts.pad, *facts.more_pads)[encoder], ids)
+    """Token ids (B, 77) for one text encoder: everything after the first end token becomes its own padding id."""
+    tokenizer = manifest.tokenizer
+    is_end = ids == tokenizer.eos
+    after_end = np.cumsum(is_end, axis=1) - is_end > 0
+    return np.where(after_end, (tokenizer.pad, *tokenizer.more_pads)[encoder], ids)
 
 
-def step_graph(texts: Conditioning) -> str:
-    """The graph that runs a step for these texts."""
-    return "step" if len(texts.context) == 2 else "step_nocfg"
+def step_graph(conditioning: Conditioning) -> str:
+    """Name of the step graph: with or without guidance."""
+    return "step" if len(conditioning.context) == 2 else "step_nocfg"
 
 
-def step_feeds(state: NDArray[np.float32], texts: Conditioning, plan: StepTable, rows: int) -> dict[str, NDArray[Any]]:
-    """What stays the same from step to step. Tables are filled up to ``rows``, so that shapes do not tell N."""
-    table, aux = (np.zeros((rows, *part.shape[1:]), np.float32) for part in (plan.table, plan.aux))
-    table[: plan.steps], aux[: plan.steps] = plan.table, plan.aux
-    feeds: dict[str, NDArray[Any]] = {"state": state, "context": texts.context, "table": table, "aux": aux}
-    if texts.pooled is not None and texts.size_ids is not None:
-        feeds |= {"pooled": texts.pooled, "size_ids": texts.size_ids}
+def step_feeds(
+    state: Array, noise: Array, conditioning: Conditioning, table: StepTable, rows: int
+) -> dict[str, NDArray[Any]]:
+    """Inputs of step 0. Tables are padded to ``rows`` rows, so that shapes do not depend on the number of steps."""
+    padded, aux = (np.zeros((rows, *part.shape[1:]), np.float32) for part in (table.table, table.aux))
+    padded[: table.steps], aux[: table.steps] = table.table, table.aux
+    feeds: dict[str, NDArray[Any]] = {
+        "state": state, "step": np.zeros(1, np.int64), "noise": noise,
+        "context": conditioning.context, "table": padded, "aux": aux,
+    }  # fmt: skip
+    if conditioning.pooled is not None and conditioning.size_ids is not None:
+        feeds |= {"pooled": conditioning.pooled, "size_ids": conditioning.size_ids}
     return feeds
 
 
-def cached(kept: OrderedDict[Hashable, Cached], key: Hashable, make: Callable[[], Cached], most: int) -> Cached:
-    """The one for ``key``, made if need be; those not used for longest go, and the memory they hold with them."""
-    if key not in kept:
-        while len(kept) >= most:
-            kept.popitem(last=False)
-        kept[key] = make()
-    kept.move_to_end(key)
-    return kept[key]
+def cached(cache: OrderedDict[Hashable, Value], key: Hashable, make: Callable[[], Value], size: int) -> Value:
+    """The cached value of ``key``, made if missing; a full cache (``size``) drops the least recently used first."""
+    if key not in cache:
+        while len(cache) >= size:  # before making: both hold device memory
+            cache.popitem(last=False)
+        cache[key] = make()
+    cache.move_to_end(key)
+    return cache[key]

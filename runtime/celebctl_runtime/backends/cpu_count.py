@@ -1,4 +1,4 @@
-"""How many threads a session should get."""
+"""The number of CPU threads a session should use."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def physical_core_count() -> int:
-    """Physical cores that this process may use, at least 1: two threads on one core only get in each other's way.
+    """Physical cores this process may use, at least 1; logical CPUs where the system does not report siblings.
 
-    Where the system does not say which logical CPUs share a core, all that are allowed count.
+    Matrix products gain nothing from two threads on one core. A container's CPU quota (cgroup v2) is an upper limit.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_siblings(cpu) for cpu in allowed}
@@ -20,6 +20,7 @@ def physical_core_count() -> int:
 
 
 def _siblings(cpu: int) -> str:
+    """The logical CPUs on the same core, as Linux lists them."""
     try:
         return (_TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
     except OSError:
@@ -27,7 +28,7 @@ def _siblings(cpu: int) -> str:
 
 
 def _quota() -> int:
-    """Whole CPUs that a container grants, 0 when it sets no limit."""
+    """Whole CPUs granted to the container; 0 without a limit."""
     try:
         limit, period = _QUOTA.read_text().split()
         return 0 if limit == "max" else max(1, int(limit) // int(period))

@@ -1,6 +1,6 @@
-"""The part of the CUDA runtime that drawing needs: one stream, device memory, copies and captured graphs.
+"""The part of the CUDA runtime that inference needs: one stream, device memory, copies and captured graphs.
 
-It uses NVIDIA's cuda-python and no torch. Addresses are integers, sizes are bytes; a resource is freed with its Python
+Uses NVIDIA's cuda-python, without torch. Addresses are integers, sizes are bytes; a resource is freed with its Python
 object.
 """
 
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from celebctl_runtime.errors import SetupError
 
-ALIGNMENT = 256  # of every address TensorRT is given (NvInferRuntime.h, setTensorAddress); cudaMalloc keeps it
+ALIGNMENT = 256  # bytes, of addresses given to TensorRT (NvInferRuntime.h, setTensorAddress); cudaMalloc guarantees it
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device by the two facts that an engine is bound to; ``compute_capability`` such as "9.0"."""
+    """A GPU model: engines run only on the one they were built on. ``compute_capability``: such as "9.0"."""
 
     name: str
     compute_capability: str
@@ -33,13 +33,13 @@ class Cuda:
     """The CUDA runtime on this process's current device."""
 
     def __init__(self, cudart: Any) -> None:
-        """``cudart``: ``cuda.bindings.runtime``, whose functions return (status, results...)."""
+        """``cudart``: the module ``cuda.bindings.runtime``, whose functions return (status, results...)."""
         self.cudart = cudart
 
     @classmethod
     def load(cls) -> Cuda:
-        """Raises SetupError when cuda-python, a driver that is new enough or a device is missing."""
-        try:  # by name: a type checker finds nothing where the extra is not installed
+        """Raises SetupError when cuda-python, a recent driver or a GPU is missing."""
+        try:  # by name: type checkers do not have the extra installed
             cudart = import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise SetupError("cuda-python is not installed", "pip install 'celebctl[trt]'") from error
@@ -48,10 +48,10 @@ class Cuda:
         return cuda
 
     def call(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-        """What a function of the runtime returns besides its status. Raises SetupError for a bad status."""
+        """Call a function of the CUDA runtime; returns its results without the status. Raises SetupError."""
         status, *results = function(*arguments)
         if status != self.cudart.cudaError_t.cudaSuccess:
-            raise self._problem(status)
+            raise self._error(status)
         return results[0] if len(results) == 1 else tuple(results)
 
     def gpu(self) -> Gpu:
@@ -61,39 +61,35 @@ class Cuda:
         name = raw.decode(errors="replace") if isinstance(raw, bytes) else str(raw)
         return Gpu(name.rstrip("\0"), f"{properties.major}.{properties.minor}")
 
-    def _problem(self, status: Any) -> SetupError:
+    def _error(self, status: Any) -> SetupError:
         kinds = self.cudart.cudaError_t
         if status == kinds.cudaErrorMemoryAllocation:
             return out_of_memory()
-        if status == kinds.cudaErrorNoDevice:
-            return SetupError("CUDA finds no GPU here", "look with nvidia-smi, or use --device cpu")
         if status in (kinds.cudaErrorInsufficientDriver, kinds.cudaErrorSystemDriverMismatch):
-            return SetupError(
-                "the NVIDIA driver is missing or too old for this CUDA",
-                "look with nvidia-smi and update the driver, or use --device cpu",
-            )
-        return SetupError(f"CUDA reports {status.name}", "look with nvidia-smi, or use --device cpu")
+            problem = "the NVIDIA driver is missing or too old for the installed CUDA"
+            return SetupError(problem, "update the driver, or use device='cpu'", reason="driver_too_old")
+        problem = "CUDA finds no GPU" if status == kinds.cudaErrorNoDevice else f"CUDA error {status.name}"
+        return SetupError(problem, "check nvidia-smi, or use device='cpu'", reason="cuda_failed")
 
 
 def out_of_memory() -> SetupError:
-    """The error of a full device."""
-    return SetupError(
-        "the GPU has not enough free memory", "use a smaller --size, fewer pictures at once, or --device cpu"
-    )
+    """The error of a full GPU."""
+    hint = "use a smaller image size, fewer images at once, or device='cpu'"
+    return SetupError("not enough free GPU memory", hint, reason="out_of_gpu_memory")
 
 
 class DeviceBuffer:
-    """``nbytes`` of device memory from ``address`` on, for as long as this object lives."""
+    """``nbytes`` of device memory at ``address``, freed with this object."""
 
     def __init__(self, cuda: Cuda, nbytes: int) -> None:
-        """Raises SetupError when the device is full."""
+        """Raises SetupError when the GPU is full."""
         self.nbytes = nbytes
         self.address = int(cuda.call(cuda.cudart.cudaMalloc, max(nbytes, 1)))
         weakref.finalize(self, cuda.cudart.cudaFree, self.address)
 
 
 class Stream:
-    """A queue of device work. It does not wait for the default stream, and nothing else is queued in it."""
+    """A CUDA stream of its own, which does not synchronize with the default stream."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -102,31 +98,31 @@ class Stream:
         weakref.finalize(self, cudart.cudaStreamDestroy, self.handle)
 
     def upload(self, array: NDArray[Any], address: int) -> None:
-        """Copy a contiguous array to the device. The array may change once :meth:`synchronize` has returned."""
-        upward = self._cuda.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(address, array.ctypes.data, array.nbytes, upward)
+        """Copy a contiguous array to the device. It must stay unchanged until :meth:`synchronize` returns."""
+        kind = self._cuda.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._copy(address, array.ctypes.data, array.nbytes, kind)
 
     def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Wait for the queue and return what then lies at ``address``."""
+        """Wait for the queued work, then copy an array from the device."""
         array = np.empty(shape, dtype)
-        downward = self._cuda.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._copy(array.ctypes.data, address, math.prod(shape) * dtype.itemsize, downward)
+        kind = self._cuda.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(array.ctypes.data, address, math.prod(shape) * dtype.itemsize, kind)
         self.synchronize()
         return array
 
     def synchronize(self) -> None:
-        """Wait until the queue is empty. Raises SetupError when something in it failed."""
+        """Wait for all queued work. Raises SetupError when some of it failed."""
         self._cuda.call(self._cuda.cudart.cudaStreamSynchronize, self.handle)
 
     def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
-        """Record what ``enqueue`` puts into the queue, without running it, as one graph."""
+        """Record the work that ``enqueue`` queues as one CUDA graph, without running it."""
         cudart = self._cuda.cudart
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._cuda.call(cudart.cudaStreamBeginCapture, self.handle, mode)
         try:
             enqueue()
         except BaseException:
-            cudart.cudaStreamEndCapture(self.handle)  # a stream left in capture mode could never be used again
+            cudart.cudaStreamEndCapture(self.handle)  # a stream left in capture mode is unusable
             raise
         graph = self._cuda.call(cudart.cudaStreamEndCapture, self.handle)
         try:
@@ -134,22 +130,22 @@ class Stream:
         finally:
             cudart.cudaGraphDestroy(graph)
 
-    def _copy(self, to: int, source: int, nbytes: int, direction: Any) -> None:
-        self._cuda.call(self._cuda.cudart.cudaMemcpyAsync, to, source, nbytes, direction, self.handle)
+    def _copy(self, target: int, source: int, nbytes: int, kind: Any) -> None:
+        self._cuda.call(self._cuda.cudart.cudaMemcpyAsync, target, source, nbytes, kind, self.handle)
 
 
 class CapturedGraph:
-    """Work recorded once and launched as a whole, with the addresses it was recorded with."""
+    """A CUDA graph: work recorded once, launched as a whole on the same addresses."""
 
     def __init__(self, cuda: Cuda, executable: Any) -> None:
         self._cuda, self._executable = cuda, executable
         weakref.finalize(self, cuda.cudart.cudaGraphExecDestroy, executable)
 
     def launch(self, stream: Stream) -> None:
-        """Put the whole graph into the queue."""
+        """Queue the whole graph."""
         self._cuda.call(self._cuda.cudart.cudaGraphLaunch, self._executable, stream.handle)
 
 
 def aligned(nbytes: int) -> int:
-    """``nbytes`` rounded up, so that what follows begins at an address TensorRT accepts."""
+    """``nbytes`` rounded up to a multiple of :data:`ALIGNMENT`."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

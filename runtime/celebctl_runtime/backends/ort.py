@@ -1,9 +1,10 @@
-"""ONNX Runtime behind the interface of backends.py, on the CPU or a CUDA device."""
+"""ONNX Runtime as a :class:`Backend`, on the CPU or a CUDA device."""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,24 @@ from numpy.typing import NDArray
 
 from celebctl_runtime.bundle.overrides import EmbeddingOverride, digests_by_row, overridden_table
 from celebctl_runtime.errors import IntegrityError, UsageError
+from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 from celebctl_runtime.sampling.samplers import StepTable
 
-from .base import DEVICES, TABLE_INPUT, Conditioning, Encodings, cached, encoder_number, ids_for, step_feeds, step_graph
+from .base import (
+    DEVICES,
+    STATE_LOOP,
+    TABLE_INPUT,
+    Array,
+    Conditioning,
+    Encodings,
+    Feeds,
+    NoiseFunction,
+    cached,
+    encoder_number,
+    ids_for,
+    step_feeds,
+    step_graph,
+)
 from .cpu_count import physical_core_count
 from .ort_session import (
     CPU,
@@ -25,13 +41,13 @@ from .ort_session import (
     NO_CAPTURE,
     CudaFailure,
     choose_providers,
-    has_driver,
+    diagnose_cuda,
+    has_nvidia_driver,
     load_onnxruntime,
-    memory_problems,
-    no_cuda,
     one_line,
+    open_session,
+    translate_ort_errors,
 )
-from .ort_session import open_session as open_ort
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,17 +55,17 @@ if TYPE_CHECKING:
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.bundle.manifest import GraphInfo
 
-_GPU_BATCH = 4
-_KEPT = 4  # shapes of steps whose buffers are kept, and prompts whose encodings are
+_log = logging.getLogger(__name__)
+_CUDA_BATCH = 4
+_CACHE_SIZE = 4  # bound loops (one per set of shapes), encoded prompts
 _READER = "reader"
-_TURNS = (("state", "next_state"), ("step", "next_step"))
 
 
 class OrtBackend:
-    """ONNX Runtime on the CPU or a CUDA device. Sessions are made when first needed and kept for further pictures.
+    """ONNX Runtime on the CPU or a CUDA device. Sessions are created when first needed and kept.
 
-    On the CPU pictures run one at a time: a batch is no faster there, and so a picture cannot depend on the company it
-    is drawn in. On CUDA several run at once; their pixels then equal single ones up to the engine's rounding.
+    On the CPU images run one at a time: batches are no faster there, and an image cannot depend on its batch. On CUDA
+    up to four run at once; their pixels equal single ones up to rounding.
     """
 
     def __init__(
@@ -58,339 +74,310 @@ class OrtBackend:
         device: str = "auto",
         threads: int | None = None,
         cuda_options: Mapping[str, str] | None = None,
-        note: Callable[[str], None] = lambda _: None,
+        *,
         plain_graphs: bool = False,
     ) -> None:
-        """``threads``: CPU threads, default one per physical core. ``cuda_options``: beside, or instead of, our own;
-        enable_cuda_graph 0 runs every step by itself. ``note`` hears why the CPU draws although there is a GPU, and
-        why steps are not replayed as CUDA graphs. ``plain_graphs``: as everybody gets them, not the forms of the bundle
-        that are made for ONNX Runtime, to measure what those are worth.
+        """Create no session yet.
 
-        Raises UsageError for an unknown device, SetupError when ONNX Runtime or the device is missing.
+        Args:
+            bundle: The bundle to run.
+            device: "auto", "cpu" or "cuda". "auto" logs a warning when CUDA is present but fails.
+            threads: CPU threads, default one per physical core.
+            cuda_options: Added to :data:`CUDA_OPTIONS`; ``enable_cuda_graph="0"`` disables CUDA graphs.
+            plain_graphs: Ignore the bundle's graphs that are optimized for ONNX Runtime (for benchmarks).
+
+        Raises:
+            UsageError: Unknown device.
+            SetupError: ONNX Runtime or CUDA is missing.
         """
         if device == "trt" or device not in DEVICES:
-            raise UsageError(f"there is no device {device!r}", f"use --device with one of {', '.join(DEVICES)}")
+            hint = f"use one of {', '.join(DEVICES)}"
+            raise UsageError(f"unknown device {device!r}", hint, reason="unknown_device", device=device)
         self._bundle = bundle
         self._ort = load_onnxruntime()
         self._threads = threads or physical_core_count()
-        self._wanted, self._note, self._plain = device, note, plain_graphs
+        self._device, self._plain_graphs = device, plain_graphs
         self._providers = choose_providers(self._ort, device)
         self._cuda_options = {**CUDA_OPTIONS, **(cuda_options or {})}
-        # Steps as CUDA graphs, until a session refuses. No other graph may be captured: their inputs lie elsewhere
-        # every time.
+        # Only the step graph is captured: the inputs of the others have new addresses every time.
         self._captures = self._cuda_options.pop("enable_cuda_graph", "1") != "0"
-        self._uncaptured = "" if self._captures else "switched off by cuda_options"  # why not
-        self._sessions: dict[str, Any] = {}  # by file; of InferenceSession, which has no usable types
+        self._no_capture_reason = "" if self._captures else "disabled by cuda_options"
+        self._sessions: dict[str, Any] = {}  # InferenceSession (untyped) by file
         self._opening: dict[str, Thread] = {}
-        self._bound: OrderedDict[Hashable, BoundSteps] = OrderedDict()
-        self._bound_ever = 0
-        self._encoded: OrderedDict[Hashable, Encodings] = OrderedDict()
-        self._read: WeakKeyDictionary[Conditioning, dict[str, NDArray[Any]]] = WeakKeyDictionary()
+        self._loops: OrderedDict[Hashable, IoBindingLoop] = OrderedDict()
+        self._loop_count = 0
+        self._encodings: OrderedDict[Hashable, Encodings] = OrderedDict()
+        self._projections: WeakKeyDictionary[Conditioning, dict[str, NDArray[Any]]] = WeakKeyDictionary()
         self._fingerprint = ""
-        self._guests: tuple[EmbeddingOverride, ...] = ()  # whom that session was opened with
-        self._tables: dict[str, Any] = {}  # of OrtValue, by graph: tables with guests, which a session does not copy
-        self._people: dict[int, str] = {}  # token row -> digest of whom the text encoder's session holds there
+        self._overrides: tuple[EmbeddingOverride, ...] = ()  # those of the text encoder sessions
+        self._tables: dict[str, Any] = {}  # OrtValue by graph: overridden tables, which sessions do not copy
+        self._digests: dict[int, str] = {}  # token row -> digest of its embeddings in the text encoder sessions
 
     @property
     def batch_limit(self) -> int:
-        """One on the CPU, several on CUDA."""
+        """One on the CPU, four on CUDA."""
         if CUDA in self._providers:
-            self._session("vae_decoder")  # only a session tells whether CUDA is really there
-        return _GPU_BATCH if CUDA in self._providers else 1
+            self._session("vae_decoder")  # only a session shows whether CUDA works
+        return _CUDA_BATCH if CUDA in self._providers else 1
 
-    def encode(self, ids: NDArray[np.int64], guests: Sequence[EmbeddingOverride] = ()) -> Encodings:
-        """Token ids (B, 77) int64 -> context (B, 77, D) and, of XL models, pooled text (B, P); see :class:`Backend`."""
+    def encode(self, ids: NDArray[np.int64], overrides: Sequence[EmbeddingOverride] = ()) -> Encodings:
+        """Token ids (B, 77) -> context (B, 77, D) and pooled (B, P); see :meth:`Backend.encode`. Results are cached."""
         manifest = self._bundle.manifest
-        people = digests_by_row(manifest, guests)
-        rows = set(ids.ravel().tolist())
-        met = tuple(sorted((row, people[row]) for row in rows & people.keys()))
-        key = (manifest.fingerprint, ids.tobytes(), met)  # equal prompts that mean the same people read the same
-        found = self._encoded[key] if key in self._encoded else self._encode(ids, people, guests)
-        if self._bundle.is_current():  # otherwise what was read may be half of something
-            return cached(self._encoded, key, lambda: found, _KEPT)
-        return found
+        digests = digests_by_row(manifest, overrides)
+        people = tuple(sorted((row, digests[row]) for row in set(ids.ravel().tolist()) & digests.keys()))
+        key = (manifest.fingerprint, ids.tobytes(), people)
+        encodings = self._encodings.get(key) or self._encode(ids, digests, overrides)
+        if self._bundle.is_current():  # a bundle changing meanwhile may have been read half-written
+            return cached(self._encodings, key, lambda: encodings, _CACHE_SIZE)
+        return encodings
 
-    def _encode(self, ids: NDArray[np.int64], people: dict[int, str], guests: Sequence[EmbeddingOverride]) -> Encodings:
-        self._look_again()  # before sessions of another export are taken for those that this one needs
+    def _encode(
+        self, ids: NDArray[np.int64], digests: dict[int, str], overrides: Sequence[EmbeddingOverride]
+    ) -> Encodings:
+        self._drop_stale_sessions()
         manifest = self._bundle.manifest
         graphs = ["text_encoder", *(f"text_encoder_{n}" for n in range(2, len(manifest.token_tables) + 1))]
-        # A session on a GPU, or one whose engine copied the table, does not see rows that were written after it began.
-        if any(people.get(row) != self._people.get(row) for row in set(ids.ravel().tolist())):
+        # A session on a GPU, or one that copied the table, does not see rows written after it was created.
+        if any(digests.get(row) != self._digests.get(row) for row in set(ids.ravel().tolist())):
             for graph in graphs:
-                self._sessions.pop(self._facts(graph).file, None)
-        if self._facts("text_encoder").file not in self._sessions:
-            self._people, self._guests = people, tuple(guests)
-        found = [
-            self._run_all(graph, {"input_ids": ids_for(manifest, number, ids)}) for number, graph in enumerate(graphs)
+                self._sessions.pop(self._graph_info(graph).file, None)
+        if self._graph_info("text_encoder").file not in self._sessions:
+            self._digests, self._overrides = digests, tuple(overrides)
+        outputs = [
+            self._run(graph, {"input_ids": ids_for(manifest, number, ids)}) for number, graph in enumerate(graphs)
         ]
-        context = np.concatenate([outputs[0] for outputs in found], axis=-1)
-        return context, found[-1][1] if len(found[-1]) > 1 else None
+        context = np.concatenate([encoded[0] for encoded in outputs], axis=-1)
+        return context, outputs[-1][1] if len(outputs[-1]) > 1 else None
 
-    def step(
-        self,
-        state: NDArray[np.float32],
-        index: int,
-        noise: NDArray[np.float32],
-        texts: Conditioning,
-        plan: StepTable,
-    ) -> NDArray[np.float32]:
-        """One step; see :class:`Backend`. Whole runs go faster through :meth:`denoise`."""
-        if texts not in self._read:
-            self._read[texts] = self._memory(texts)
-        feeds = self._step_feeds(state, noise, texts, plan, self._read[texts])
+    def step(self, state: Array, index: int, noise: Array, conditioning: Conditioning, table: StepTable) -> Array:
+        """One step; see :meth:`Backend.step`. Whole runs are faster with :meth:`denoise`."""
+        if conditioning not in self._projections:
+            self._projections[conditioning] = self._project(conditioning)
+        feeds = self._step_feeds(state, noise, conditioning, table) | self._projections[conditioning]
         feeds["step"] = np.array([index], dtype=np.int64)
-        return self._run(step_graph(texts), feeds)
+        return self._run(step_graph(conditioning), feeds)[0]
 
     def denoise(
         self,
-        state: NDArray[np.float32],
-        noise: Callable[[int], NDArray[np.float32]],
-        texts: Conditioning,
-        plan: StepTable,
-        report: Callable[[int, int], None],
-    ) -> NDArray[np.float32]:
-        """All steps of ``plan`` with no state moved: state (2, B, 4, h, w) -> the last; see :class:`SupportsFullDenoise`."""
-        graph = step_graph(texts)
-        feeds = self._checked(graph, self._step_feeds(state, noise(0), texts, plan, self._memory(texts)))
-        session = self._session(graph)  # after what may show that CUDA does not work
+        state: Array,
+        noise: NoiseFunction,
+        conditioning: Conditioning,
+        table: StepTable,
+        progress: ProgressCallback = ignore_progress,
+    ) -> Array:
+        """All steps, with states kept on the device; see :meth:`SupportsFullDenoise.denoise`."""
+        graph = step_graph(conditioning)
+        inputs = self._step_feeds(state, noise(0), conditioning, table) | self._project(conditioning)
+        feeds = self._checked(graph, inputs)
+        session = self._session(graph)  # may find out that CUDA does not work
         key = (graph, *((name, array.shape) for name, array in sorted(feeds.items())))
         on_cuda = CUDA in self._providers
 
-        def bind() -> BoundSteps:
-            self._bound_ever += 1
-            ids = (2 * self._bound_ever, 2 * self._bound_ever + 1) if on_cuda and self._captures else None
-            return BoundSteps(self._ort, session, "cuda" if on_cuda else "cpu", feeds, ids)
+        def bind() -> IoBindingLoop:
+            self._loop_count += 1
+            graph_ids = (2 * self._loop_count, 2 * self._loop_count + 1) if on_cuda and self._captures else None
+            return IoBindingLoop(self._ort, session, "cuda" if on_cuda else "cpu", feeds, graph_ids)
 
-        with memory_problems(on_cuda):
-            bound = cached(self._bound, key, bind, _KEPT)
-            return bound.run(feeds, plan.steps, noise if plan.uses_noise else None, report)
+        with translate_ort_errors(on_cuda):
+            loop = cached(self._loops, key, bind, _CACHE_SIZE)
+            return loop.run(feeds, table.steps, noise if table.uses_noise else None, progress)
 
-    def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Latent (B, 4, h, w) -> pictures (B, 3, H, W) in [-1, 1]."""
-        return self._run("vae_decoder", {"latent": latent})
+    def decode(self, latent: Array) -> Array:
+        """Latents (B, 4, h, w) -> images (B, 3, H, W) in [-1, 1]."""
+        return self._run("vae_decoder", {"latent": latent})[0]
 
-    def encode_image(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pictures (B, 3, H, W) in [-1, 1] -> latent (B, 4, h, w). Raises IntegrityError for a bundle that cannot."""
-        return self._run("vae_encoder", {"image": image})
+    def encode_image(self, image: Array) -> Array:
+        """Images (B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w). Raises IntegrityError without a VAE encoder."""
+        return self._run("vae_encoder", {"image": image})[0]
 
     def describe(self) -> dict[str, str]:
-        """Engine, version, device; on the CPU threads, on CUDA whether a CUDA graph replays the steps, or why not."""
+        """Engine, version and device; threads on the CPU, use of CUDA graphs on CUDA."""
         facts = {"engine": "onnxruntime", "version": str(self._ort.__version__)}
         if CUDA not in self._providers:
             return {**facts, "device": "cpu", "threads": str(self._threads)}
-        return {**facts, "device": "cuda", "cuda_graph": f"no: {self._uncaptured}" if self._uncaptured else "yes"}
-
-    def _step_feeds(
-        self,
-        state: NDArray[np.float32],
-        noise: NDArray[np.float32],
-        texts: Conditioning,
-        plan: StepTable,
-        memory: Mapping[str, NDArray[Any]],
-    ) -> dict[str, NDArray[Any]]:
-        """Every input of a step, at step 0."""
-        rows = self._bundle.schedule.num_train_timesteps
-        apart = {"step": np.zeros(1, np.int64), "noise": noise}
-        return {**step_feeds(state, texts, plan, rows), **apart, **memory}
-
-    def _memory(self, texts: Conditioning) -> dict[str, NDArray[Any]]:
-        """What of the texts is the same for every step, where the bundle's graphs want that apart."""
-        reader = None if self._plain else self._bundle.manifest.ort_graphs.get(_READER)
-        if reader is None:
-            return {}
-        feeds = {"context": texts.context}
-        return dict(zip(reader.outputs, self._run_raw(_READER, feeds), strict=True))
-
-    def _run(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        return self._run_all(graph, feeds)[0]
-
-    def _run_all(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-        return [output.astype(np.float32, copy=False) for output in self._run_raw(graph, feeds)]
-
-    def _run_raw(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        session, checked, options = self._session(graph), self._checked(graph, feeds), None
-        if self._captures and graph.startswith("step") and CUDA in self._providers:
-            options = self._ort.RunOptions()
-            options.add_run_config_entry("gpu_graph_id", str(NO_CAPTURE))
-        with memory_problems(CUDA in self._providers):
-            return session.run(None, checked, options)
+        reason = self._no_capture_reason
+        return {**facts, "device": "cuda", "cuda_graph": f"no: {reason}" if reason else "yes"}
 
     def prepare(self, graphs: Iterable[str]) -> None:
-        """Begin to open these graphs beside whatever else is done: a process has little use for two cores so early."""
+        """Create the sessions of these graphs in the background, while the main thread imports and tokenizes."""
         if CUDA in self._providers:
-            return  # there a session decides what the others run on
-        self._look_again()
+            return  # the first session on CUDA decides the provider of the others
+        self._drop_stale_sessions()
         for graph in graphs:
-            file = self._facts(graph).file
+            file = self._graph_info(graph).file
             if file not in self._sessions and file not in self._opening:
-                self._opening[file] = Thread(target=self._open_ahead, args=(graph, file))
+                self._opening[file] = Thread(target=self._open_in_background, args=(graph, file))
                 self._opening[file].start()
 
-    def _open_ahead(self, graph: str, file: str) -> None:
-        with suppress(Exception):  # whoever needs the session meets the same error where it can be told
+    def _step_feeds(
+        self, state: Array, noise: Array, conditioning: Conditioning, table: StepTable
+    ) -> dict[str, NDArray[Any]]:
+        return step_feeds(state, noise, conditioning, table, self._bundle.schedule.num_train_timesteps)
+
+    def _project(self, conditioning: Conditioning) -> dict[str, NDArray[Any]]:
+        """Keys and values of the cross attention, the same in every step, where the bundle has a graph for them."""
+        reader = None if self._plain_graphs else self._bundle.manifest.ort_graphs.get(_READER)
+        if reader is None:
+            return {}
+        return dict(zip(reader.outputs, self._run_raw(_READER, {"context": conditioning.context}), strict=True))
+
+    def _run(self, graph: str, feeds: Feeds) -> list[Array]:
+        return [output.astype(np.float32, copy=False) for output in self._run_raw(graph, feeds)]
+
+    def _run_raw(self, graph: str, feeds: Feeds) -> list[NDArray[Any]]:
+        """Outputs of one run, in the graph's dtypes."""
+        session, checked, options = self._session(graph), self._checked(graph, feeds), None
+        on_cuda = CUDA in self._providers
+        if on_cuda and self._captures and graph.startswith("step"):
+            options = _run_options(self._ort, NO_CAPTURE)
+        with translate_ort_errors(on_cuda):
+            return session.run(None, checked, options)
+
+    def _open_in_background(self, graph: str, file: str) -> None:
+        with suppress(Exception):  # the thread that needs the session meets the same error
             session = self._open(graph)
             self._sessions.setdefault(file, session)
 
     def _session(self, graph: str) -> Any:
-        self._look_again()
-        file = self._facts(graph).file
+        self._drop_stale_sessions()
+        file = self._graph_info(graph).file
         if file in self._opening:
             self._opening.pop(file).join()
         if file not in self._sessions:
             self._sessions[file] = self._open(graph)
         return self._sessions[file]
 
-    def _look_again(self) -> None:
-        """Forget what was opened when the bundle was exported anew under us."""
+    def _drop_stale_sessions(self) -> None:
+        """Drop all sessions when the bundle was exported again meanwhile."""
         fingerprint = self._bundle.manifest.fingerprint
         if fingerprint != self._fingerprint:
             for thread in self._opening.values():
                 thread.join()
-            self._opening.clear()
-            self._sessions.clear()
-            self._bound.clear()
-            self._read.clear()
+            for cache in (self._opening, self._sessions, self._loops, self._projections):
+                cache.clear()
             self._fingerprint = fingerprint
 
     def _open(self, graph: str) -> Any:
-        path = self._bundle.file(self._facts(graph).file)
-        refused = ""
+        path, error_message = self._bundle.file(self._graph_info(graph).file), ""
         if self._captures and CUDA in self._providers and graph.startswith("step"):
             try:
-                return self._believed(self._open_file(path, {**self._cuda_options, "enable_cuda_graph": "1"}))
-            except (IntegrityError, CudaFailure) as problem:
-                # A graph with a node that CUDA has no kernel for cannot be captured. What else it is, we see below.
-                refused = one_line(problem.__cause__ or problem.problem)
-        given = self._guest_table(graph)
+                return self._check_provider(self._open_file(path, {**self._cuda_options, "enable_cuda_graph": "1"}))
+            except (IntegrityError, CudaFailure) as error:
+                # A graph with a node that CUDA has no kernel for cannot be captured; other faults show below.
+                error_message = one_line(error.__cause__ or error.problem)
+        initializers = self._overridden_table(graph)
         try:
-            session = self._believed(self._open_file(path, self._cuda_options, given))
+            session = self._check_provider(self._open_file(path, self._cuda_options, initializers))
         except CudaFailure as failure:
-            if self._wanted == "cuda":
+            if self._device == "cuda":
                 raise
-            self._leave_cuda(failure.problem)
-            return self._open_file(path, self._cuda_options, given)
-        if refused and CUDA in self._providers:
-            self._captures, self._uncaptured = False, refused
-            self._note(f"steps cannot be replayed as a CUDA graph, which is slower: {refused}")
+            self._fall_back_to_cpu(failure.problem)
+            return self._open_file(path, self._cuda_options, initializers)
+        if error_message and CUDA in self._providers:
+            self._captures, self._no_capture_reason = False, error_message
+            _log.warning("steps run without a CUDA graph, which is slower: %s", error_message)
         return session
 
-    def _open_file(self, path: Path, cuda_options: Mapping[str, str], given: Mapping[str, Any] | None = None) -> Any:
-        return open_ort(self._ort, path, self._threads, self._providers, cuda_options, given)
+    def _open_file(self, path: Path, cuda_options: Mapping[str, str], initializers: Feeds | None = None) -> Any:
+        return open_session(self._ort, path, self._threads, self._providers, cuda_options, initializers)
 
-    def _guest_table(self, graph: str) -> dict[str, Any]:
-        """What a text encoder reads in place of its own table when there are guests."""
+    def _overridden_table(self, graph: str) -> dict[str, Any]:
+        """The token table with overrides, for a text encoder; nothing without overrides."""
         self._tables.pop(graph, None)
         number = encoder_number(graph)
-        if number is None or not self._guests:
+        if number is None or not self._overrides:
             return {}
         table = self._bundle.manifest.token_tables[number]
-        content = overridden_table(self._bundle.file(table.file), table, number, self._guests)
+        content = overridden_table(self._bundle.file(table.file), table, number, self._overrides)
         self._tables[graph] = self._ort.OrtValue.ortvalue_from_numpy(content)
         return {TABLE_INPUT: self._tables[graph]}
 
-    def _believed(self, session: Any) -> Any:
-        """ONNX Runtime falls back to the CPU in silence; believe only what the session itself reports."""
+    def _check_provider(self, session: Any) -> Any:
+        """The session, if it is on CUDA as requested: ONNX Runtime falls back to the CPU silently."""
         if CUDA in self._providers and CUDA not in session.get_providers():
-            failure = no_cuda(self._ort)
-            if self._wanted == "cuda":
+            failure = diagnose_cuda(self._ort)
+            if self._device == "cuda":
                 raise failure
-            self._leave_cuda(failure.problem if has_driver() else "")
+            self._fall_back_to_cpu(failure.problem if has_nvidia_driver() else "")
         return session
 
-    def _leave_cuda(self, reason: str) -> None:
-        """Go on with the CPU alone. Sessions that are on CUDA are opened again when they are needed."""
+    def _fall_back_to_cpu(self, reason: str) -> None:
+        """Use the CPU from now on. Sessions on CUDA are dropped and opened again when needed."""
         if reason:
-            self._note(f"{reason}; the CPU draws instead")
+            _log.warning("%s; using the CPU instead", reason)
         self._providers = [CPU]
         self._sessions.clear()
-        self._bound.clear()
+        self._loops.clear()
 
-    def _facts(self, graph: str) -> GraphInfo:
-        """The graph as ONNX Runtime likes it where the bundle has it so, else as everybody gets it."""
+    def _graph_info(self, graph: str) -> GraphInfo:
+        """The graph optimized for ONNX Runtime where the bundle has it, else the graph itself."""
         manifest = self._bundle.manifest
-        facts = (None if self._plain else manifest.ort_graphs.get(graph)) or manifest.graphs.get(graph)
-        if facts is None or graph not in (*manifest.graphs, _READER):
-            raise IntegrityError(
-                f"the bundle {self._bundle.path} has no graph {graph!r}", "celebctl export makes a fresh bundle"
-            )
-        return facts
+        info = (None if self._plain_graphs else manifest.ort_graphs.get(graph)) or manifest.graphs.get(graph)
+        if info is None or graph not in (*manifest.graphs, _READER):
+            raise _outdated(f"the bundle {self._bundle.path} has no graph {graph!r}", graph)
+        return info
 
-    def _checked(self, graph: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _checked(self, graph: str, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """The feeds in the dtypes that the manifest declares. Raises IntegrityError for other names or shapes."""
-        declared = self._facts(graph).inputs
+        declared = self._graph_info(graph).inputs
         if declared.keys() != feeds.keys():
-            raise IntegrityError(
-                f"graph {graph!r} takes {sorted(declared)}, not {sorted(feeds)}", "celebctl export makes a fresh bundle"
-            )
+            raise _outdated(f"graph {graph!r} has inputs {sorted(declared)}, not {sorted(feeds)}", graph)
         for name, array in feeds.items():
             shape = declared[name].shape
-            fits = len(shape) == array.ndim and all(
-                isinstance(size, str) or size == actual for size, actual in zip(shape, array.shape, strict=True)
-            )
-            if not fits:
-                raise IntegrityError(
-                    f"input {name!r} of graph {graph!r} has shape {array.shape}, declared {list(shape)}",
-                    "use a size that the bundle was exported for, or export again",
-                )
+            if len(shape) != array.ndim or any(
+                size != actual for size, actual in zip(shape, array.shape, strict=True) if not isinstance(size, str)
+            ):
+                problem = f"input {name!r} of graph {graph!r} has shape {list(array.shape)}, declared {list(shape)}"
+                raise _outdated(problem, graph)
         return {name: np.ascontiguousarray(array, declared[name].dtype) for name, array in feeds.items()}
 
 
-class BoundSteps:
-    """All steps of a run at fixed shapes, with inputs, outputs and states left where they lie.
+def _outdated(problem: str, graph: str) -> IntegrityError:
+    return IntegrityError(problem, "export the bundle again", reason="broken_graph", file=graph)
 
-    On CUDA that is the device, and a step that ran once is replayed as one CUDA graph, whose addresses must not change.
-    Two buffers therefore alternate for the state and the step counter: even steps read the first and write the second,
-    odd steps the reverse, each with a binding, and a captured graph, of its own. On the CPU this saves allocations.
+
+class IoBindingLoop:
+    """All steps of a run at fixed shapes, with inputs, outputs and states bound to device memory (IOBinding).
+
+    On CUDA each step is replayed as a CUDA graph, whose addresses must not change. Two buffers therefore alternate for
+    the state and the step counter: even steps read the first and write the second, odd steps the reverse, each with its
+    own binding and captured graph. On the CPU this saves allocations.
     """
 
     def __init__(
-        self,
-        ort: Any,
-        session: Any,
-        device: str,
-        feeds: Mapping[str, NDArray[Any]],
-        graph_ids: tuple[int, int] | None = None,
+        self, ort: Any, session: Any, device: str, feeds: Feeds, graph_ids: tuple[int, int] | None = None
     ) -> None:
-        """``feeds``: every input, in its shape and dtype. ``graph_ids``: what to capture even and odd steps as."""
+        """``feeds``: every input, in its final shape and dtype. ``graph_ids``: of even and odd steps' CUDA graphs."""
         self._session = session
-        self._values = {name: _value(ort, array, device) for name, array in feeds.items()}
-        there = {source: self._values[source] for source, _ in _TURNS}
-        back = {source: _value(ort, feeds[source], device) for source, _ in _TURNS}
-        self._states = (there["state"], back["state"])
-        self._bindings = (self._bind(there, back), self._bind(back, there))
+        self._values = {name: _ort_value(ort, array, device) for name, array in feeds.items()}
+        first = {source: self._values[source] for source, _ in STATE_LOOP}
+        second = {source: _ort_value(ort, feeds[source], device) for source, _ in STATE_LOOP}
+        self._states = (first["state"], second["state"])
+        self._bindings = (self._bind(first, second), self._bind(second, first))
         self._options = tuple(_run_options(ort, number) for number in graph_ids or (None, None))
 
-    def run(
-        self,
-        feeds: Mapping[str, NDArray[Any]],
-        steps: int,
-        noise: Callable[[int], NDArray[np.float32]] | None,
-        report: Callable[[int, int], None],
-    ) -> NDArray[np.float32]:
-        """From the first state in ``feeds`` to the last, (2, B, 4, h, w). ``noise(k)``: of step k, if steps draw any.
-
-        ``report(done, steps)`` is called after every step.
-        """
+    def run(self, feeds: Feeds, steps: int, noise: NoiseFunction | None, progress: ProgressCallback) -> Array:
+        """From the first state in ``feeds`` to the last, (2, B, 4, h, w). ``noise``: None for one block of noise."""
         for name, array in feeds.items():
             self._values[name].update_inplace(array)
         for k in range(steps):
             if noise is not None and k:
                 self._values["noise"].update_inplace(np.ascontiguousarray(noise(k), feeds["noise"].dtype))
             self._session.run_with_iobinding(self._bindings[k % 2], self._options[k % 2])
-            report(k + 1, steps)
-        return np.array(self._states[steps % 2].numpy(), np.float32)  # a copy: the buffer is used again
+            progress(Progress("denoising", k + 1, steps))
+        return np.array(self._states[steps % 2].numpy(), np.float32)  # a copy: the next run overwrites the buffer
 
     def _bind(self, sources: Mapping[str, Any], targets: Mapping[str, Any]) -> Any:
         binding = self._session.io_binding()
         for name, value in self._values.items():
             binding.bind_ortvalue_input(name, sources.get(name, value))
-        for source, target in _TURNS:
+        for source, target in STATE_LOOP:
             binding.bind_ortvalue_output(target, targets[source])
         return binding
 
 
-def _value(ort: Any, array: NDArray[Any], device: str) -> Any:
-    """A tensor of ours on the device. On the CPU ONNX Runtime would keep the array it is given, so it gets a copy."""
+def _ort_value(ort: Any, array: NDArray[Any], device: str) -> Any:
+    """An OrtValue with a buffer of its own; on the CPU ONNX Runtime would use the array's."""
     return ort.OrtValue.ortvalue_from_numpy(array.copy(), device, 0)
 
 

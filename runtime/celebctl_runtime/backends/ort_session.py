@@ -1,7 +1,7 @@
-"""ONNX Runtime: loading it, sessions on the requested provider, and errors for a provider that is missing.
+"""ONNX Runtime: import, sessions on the requested provider, and errors that say why CUDA is missing.
 
-It falls back to the CPU silently when a CUDA library is missing, so a session's own report decides. Its Python wrapper
-would fall back once more, with a message on stdout, when a session fails; that is switched off.
+ONNX Runtime falls back to the CPU silently when a CUDA library is missing, so only a session's own report counts. The
+second fallback of its Python wrapper, which prints on stdout, is switched off (``enable_fallback=0``).
 """
 
 from __future__ import annotations
@@ -13,83 +13,90 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from celebctl_runtime.errors import IntegrityError, SetupError, UsageError
+from celebctl_runtime.errors import CelebctlError, IntegrityError, SetupError, UsageError
 
 from .cuda_memory import out_of_memory
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-NO_CAPTURE = -1  # the graph id of runs that are not to be captured (onnxruntime's CUDA graph documentation)
-_FATAL = 4  # ONNX Runtime's log level
-# How threads wait for the next operation, measured on one step of mini on two cores, idle and both shared with another
-# process: asleep 16.8 and 38.7 ms, actively 13.8 and 46.7 ms, actively for 400 us and then asleep 13.9 and 30.5 ms.
-_SPINS_FOR: Mapping[str, str] = {
+NO_CAPTURE = -1  # gpu_graph_id of runs that are not captured (ONNX Runtime docs, CUDA provider, "CUDA graphs")
+_FATAL = 4  # log severity
+# Spinning of idle threads, measured on one step of mini on two cores, idle / shared with another process: never 16.8 /
+# 38.7 ms, always 13.8 / 46.7 ms, for 400 us 13.9 / 30.5 ms.
+_SPIN_BRIEFLY: Mapping[str, str] = {
     "session.intra_op.allow_spinning": "1",
     "session.intra_op.spin_duration_us": "400",
 }
-_SPINS_NEVER: Mapping[str, str] = {"session.intra_op.allow_spinning": "0"}
-_KNOWS_DURATION = (1, 32)  # the oldest ONNX Runtime in which the duration was seen to be obeyed; others would ignore it
-# Convolutions run in the layout that tensor cores like; their algorithms are searched for once per shape.
+_SPIN_NEVER: Mapping[str, str] = {"session.intra_op.allow_spinning": "0"}
+_HAS_SPIN_DURATION = (1, 32)  # oldest ONNX Runtime seen to obey the duration; older ones ignore it and spin on
+#: Options of the CUDA provider: the tensor cores' layout, and an exhaustive search of convolution algorithms.
 CUDA_OPTIONS: Mapping[str, str] = {
     "prefer_nhwc": "1",
     "cudnn_conv_algo_search": "EXHAUSTIVE",
     "cudnn_conv_use_max_workspace": "1",
     "arena_extend_strategy": "kSameAsRequested",
 }
-_FAILED = "look with nvidia-smi, try cuda_options enable_cuda_graph=0 in the settings, or use --device cpu"
-_CUDA_13 = 13
-_LIBRARIES = {  # by the CUDA that a build is for: what its provider opens, and the packages that bring it
+# By CUDA major version: the libraries that the provider opens, and the suffix of the packages that contain them.
+_LIBRARIES = {
     12: (("libcublasLt.so.12", "libcudart.so.12", "libcurand.so.10", "libcufft.so.11", "libcudnn.so.9"), "-cu12"),
     13: (("libcublasLt.so.13", "libcudart.so.13", "libcurand.so.10", "libcufft.so.12", "libcudnn.so.9"), ""),
 }
-_NO_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad_alloc")
-# ONNX Runtime's words for options of a provider that it does not have, or whose value it cannot read
-_WRONG_OPTION = ("unknown provider option", "failed to parse provider option")
-_CUDA_WORDS = ("cuda failure", "cudnn failure", "cublas failure", "cufft failure", "curand failure")
-Loader = Callable[[str], object]
+_NEWEST_CUDA = max(_LIBRARIES)
+# ONNX Runtime's errors have no usable types; these are parts of their messages.
+_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+_INVALID_OPTION = ("unknown provider option", "failed to parse provider option")
+_CUDA_ERRORS = ("cuda failure", "cudnn failure", "cublas failure", "cufft failure", "curand failure")
+LoadLibrary = Callable[[str], object]
 
 
 class CudaFailure(SetupError):
-    """CUDA itself gave up: the CPU could still do what was asked."""
+    """CUDA failed; the CPU can still run the bundle."""
 
 
 def load_onnxruntime() -> Any:
-    """The module, quiet. Raises SetupError when it is not installed."""
+    """The onnxruntime module with its log silenced. Raises SetupError when it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise SetupError(
-            "ONNX Runtime is not installed", "pip install 'celebctl[cpu]' (or 'celebctl[cuda]' on an NVIDIA GPU)"
-        ) from error
-    engine: Any = onnxruntime
-    engine.set_default_logger_severity(_FATAL)  # missing providers are reported by our own check
-    return engine
+        hint = "pip install 'celebctl[cpu]' (or 'celebctl[cuda]' on an NVIDIA GPU)"
+        raise SetupError("ONNX Runtime is not installed", hint) from error
+    ort: Any = onnxruntime
+    ort.set_default_logger_severity(_FATAL)  # missing providers are reported by our own check
+    return ort
 
 
 def choose_providers(ort: Any, device: str) -> list[str]:
-    """Providers for ``device`` (auto, cpu or cuda), best first. Raises SetupError when CUDA cannot be."""
-    present = cast("list[str]", ort.get_available_providers())
-    if device == "cuda" and CUDA not in present:
-        raise SetupError(
-            "the installed ONNX Runtime cannot use CUDA",
-            "pip uninstall onnxruntime; pip install 'celebctl[cuda]', or use --device cpu",
-        )
-    if device == "cpu" or CUDA not in present:
+    """Execution providers for "auto", "cpu" or "cuda", best first. Raises SetupError when CUDA is not available."""
+    available = cast("list[str]", ort.get_available_providers())
+    if device == "cuda" and CUDA not in available:
+        hint = "pip uninstall onnxruntime; pip install 'celebctl[cuda]'"
+        raise SetupError("the installed ONNX Runtime does not support CUDA", hint, reason="ort_without_cuda")
+    if device == "cpu" or CUDA not in available:
         return [CPU]
     if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(sys.stderr):  # it prints its warnings, and stdout is for data
+        with contextlib.redirect_stdout(sys.stderr):  # it prints warnings, and stdout is for data
             ort.preload_dlls()
     return [CUDA, CPU]
 
 
 def parse_cuda_options(text: str) -> dict[str, str]:
-    """ "prefer_nhwc=0,enable_cuda_graph=0" as options of the CUDA provider, by name. Raises UsageError."""
-    found: dict[str, str] = {}
+    """Parse options of the CUDA provider; the last value of a name counts.
+
+    Example:
+        >>> parse_cuda_options("prefer_nhwc=0, enable_cuda_graph=0")
+        {'prefer_nhwc': '0', 'enable_cuda_graph': '0'}
+
+    Raises:
+        UsageError: An entry is not ``name=value``.
+    """
+    options: dict[str, str] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (part.strip() for part in entry.partition("="))
         if not (name.replace("_", "").isalnum() and equals and value):
-            raise UsageError(f"{entry!r} is no option of CUDA", "write name=value,name=value: prefer_nhwc=0")
-        found[name] = value
-    return found
+            raise UsageError(
+                f"invalid CUDA option {entry!r}", "write name=value,name=value, such as prefer_nhwc=0", option=entry
+            )
+        options[name] = value
+    return options
 
 
 def open_session(
@@ -100,128 +107,134 @@ def open_session(
     cuda_options: Mapping[str, str] | None = None,
     initializers: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A session of the graph file ``path``. ``cuda_options``: of the CUDA provider, where it is among ``providers``.
+    """An InferenceSession of the graph file ``path``.
 
-    ``initializers``: OrtValues in place of the graph's own, by name; the caller keeps them as long as the session.
-    Raises IntegrityError for a graph that cannot be loaded, CudaFailure when CUDA is at fault, SetupError
-    when memory runs out, UsageError for an option that CUDA does not have.
+    Args:
+        ort: The onnxruntime module.
+        path: ONNX file.
+        threads: CPU threads.
+        providers: See :func:`choose_providers`.
+        cuda_options: Options of the CUDA provider, if it is among the providers.
+        initializers: OrtValues that replace the graph's own, by name. The caller keeps them alive.
+
+    Raises:
+        IntegrityError: The graph cannot be loaded.
+        CudaFailure: CUDA cannot be used.
+        SetupError: Out of memory.
+        UsageError: Invalid CUDA option.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL  # its complaints reach people through our own errors
+    options.log_severity_level = _FATAL  # failures raise
     for key, value in spin_options(str(ort.__version__)).items():
         options.add_session_config_entry(key, value)
-    for name, content in (initializers or {}).items():
-        options.add_initializer(name, content)
-    wanted = [(name, dict(cuda_options)) if name == CUDA and cuda_options else name for name in providers]
+    for name, value in (initializers or {}).items():
+        options.add_initializer(name, value)
+    chosen = [(name, dict(cuda_options)) if name == CUDA and cuda_options else name for name in providers]
     try:
-        with memory_problems(CUDA in providers):
-            return ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+        with translate_ort_errors(CUDA in providers):
+            return ort.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
     except CudaFailure as failure:
-        raise no_cuda(ort, said=str(failure.__cause__)) from failure.__cause__
+        raise diagnose_cuda(ort, message=str(failure.__cause__)) from failure.__cause__
     except SetupError:
         raise
-    except Exception as error:  # onnxruntime has a dozen error types, all children of Exception only
-        if any(words in str(error).lower() for words in _WRONG_OPTION):
-            raise UsageError(f"ONNX Runtime on CUDA: {str(error)[-200:]}", "correct cuda_options") from error
-        # What a provider throws while it is made has no type of ONNX Runtime's own, unlike complaints about a graph.
-        if CUDA in providers and isinstance(error, RuntimeError | ValueError):
-            raise no_cuda(ort, said=str(error)) from error
-        raise IntegrityError(
-            f"ONNX Runtime cannot load {path}: {str(error)[:300]}", "celebctl export makes a fresh bundle"
-        ) from error
+    except Exception as error:  # onnxruntime has a dozen error types without a common root
+        raise _session_error(ort, path, error, CUDA in providers) from error
+
+
+def _session_error(ort: Any, path: Path, error: Exception, on_cuda: bool) -> CelebctlError:
+    """The cause of a session that could not be created."""
+    message = str(error)
+    if any(text in message.lower() for text in _INVALID_OPTION):
+        return UsageError(f"invalid option of ONNX Runtime's CUDA provider: {message[-200:]}", "correct cuda_options")
+    # What a provider raises while it is created has no type of ONNX Runtime's own, unlike errors about a graph.
+    if on_cuda and isinstance(error, RuntimeError | ValueError):
+        return diagnose_cuda(ort, message=message)
+    problem = f"ONNX Runtime cannot load {path}: {message[:300]}"
+    return IntegrityError(problem, "export the bundle again", reason="broken_graph", file=path)
 
 
 def spin_options(version: str) -> Mapping[str, str]:
-    """How a session's threads are to wait, in the words of ONNX Runtime's session options."""
+    """Session options for idle threads: spin briefly where ONNX Runtime can limit the time, else not at all."""
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-    return _SPINS_FOR if numbers >= _KNOWS_DURATION else _SPINS_NEVER
-
-
-def _blames_cuda(error: Exception) -> bool:
-    return type(error).__name__ == "EPFail" or any(words in str(error).lower() for words in _CUDA_WORDS)
+    return _SPIN_BRIEFLY if numbers >= _HAS_SPIN_DURATION else _SPIN_NEVER
 
 
 @contextlib.contextmanager
-def memory_problems(on_cuda: bool) -> Generator[None]:
-    """Turn ONNX Runtime's complaints about memory, and about CUDA, into an SetupError with a cure."""
+def translate_ort_errors(on_cuda: bool) -> Generator[None]:
+    """Turn ONNX Runtime's errors about memory and CUDA into SetupError and CudaFailure; others pass."""
     try:
         yield
-    except Exception as error:  # its error types have no common root but this
-        if not any(word in str(error).lower() for word in _NO_MEMORY):
-            if on_cuda and _blames_cuda(error):
-                raise CudaFailure(f"CUDA failed: {one_line(error)}", _FAILED) from error
-            raise
-        if on_cuda:
-            raise out_of_memory() from error
-        hint = "use a smaller --size, or close other programs"
-        raise SetupError("there is not enough memory for this", hint) from error
+    except Exception as error:  # see open_session
+        message = str(error).lower()
+        if any(text in message for text in _OUT_OF_MEMORY):
+            if on_cuda:
+                raise out_of_memory() from error
+            hint = "use a smaller image size, or close other programs"
+            raise SetupError("out of memory", hint, reason="out_of_memory") from error
+        if on_cuda and (type(error).__name__ == "EPFail" or any(text in message for text in _CUDA_ERRORS)):
+            hint = "check nvidia-smi, try cuda_options enable_cuda_graph=0, or use device='cpu'"
+            raise CudaFailure(f"CUDA failed: {one_line(error)}", hint, reason="cuda_run_failed") from error
+        raise
 
 
-def no_cuda(ort: Any, load: Loader = ctypes.CDLL, said: str = "") -> CudaFailure:
-    """Why a session is not on CUDA that was to be, as far as it can be found out, and the command that helps.
+def diagnose_cuda(ort: Any, load: LoadLibrary = ctypes.CDLL, message: str = "") -> CudaFailure:
+    """Why a session is not on CUDA, and what to install or update.
 
-    ``load`` opens a shared library or raises OSError. ``said``: ONNX Runtime's complaint; without one it fell back to
-    the CPU in silence.
+    ``load`` opens a shared library or raises OSError. ``message``: ONNX Runtime's error; "" after a silent fallback.
     """
-    problem = "ONNX Runtime cannot use CUDA" if said else "CUDA was asked for, but ONNX Runtime fell back to the CPU"
-    wanted = _cuda_of(ort)
-    driver = _driver_version(load)
-    if driver is None:
-        return CudaFailure(
-            f"{problem}: there is no NVIDIA driver", "install it and look with nvidia-smi, or use --device cpu"
-        )
-    if driver < wanted:
-        return CudaFailure(
-            f"{problem}: the driver is too old, it knows CUDA {driver} and not {wanted}",
-            "update the NVIDIA driver, or use --device cpu",
-        )
-    names, suffix = _LIBRARIES[_CUDA_13 if wanted >= _CUDA_13 else 12]
-    missing = [name for name in names if not _opens(load, name)]
+    problem = "ONNX Runtime cannot use CUDA" if message else "ONNX Runtime fell back from CUDA to the CPU"
+    required, supported = _required_cuda(ort), _driver_cuda(load)
+    if supported is None:
+        hint = "install the NVIDIA driver, or use device='cpu'"
+        return CudaFailure(f"{problem}: no NVIDIA driver", hint, reason="driver_missing")
+    if supported < required:
+        problem = f"{problem}: the driver supports CUDA {supported}, not {required}"
+        return CudaFailure(problem, "update the NVIDIA driver, or use device='cpu'", reason="driver_too_old")
+    names, suffix = _LIBRARIES[_NEWEST_CUDA if required >= _NEWEST_CUDA else 12]
+    missing = [name for name in names if not _can_load(load, name)]
     if missing:
-        return CudaFailure(
-            f"{problem}: {', '.join(missing)} cannot be loaded",
-            f"pip install 'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas{suffix}, or use --device cpu",
-        )
-    if said:
-        problem = f"{problem}: {one_line(said)}"
-    return CudaFailure(problem, "check the driver with nvidia-smi, or use --device cpu")
+        problem, cublas = f"{problem}: cannot load {', '.join(missing)}", f"nvidia-cublas{suffix}"
+        hint = f"pip install 'onnxruntime-gpu[cuda,cudnn]' {cublas}, or use device='cpu'"
+        return CudaFailure(problem, hint, reason="cuda_libraries_missing", cublas=cublas)
+    problem = f"{problem}: {one_line(message)}" if message else problem
+    return CudaFailure(problem, "check nvidia-smi, or use device='cpu'", reason="cuda_failed")
 
 
-def has_driver(load: Loader = ctypes.CDLL) -> bool:
-    """Whether there is an NVIDIA driver: without one nobody expects CUDA."""
-    return _driver_version(load) is not None
+def has_nvidia_driver(load: LoadLibrary = ctypes.CDLL) -> bool:
+    """Whether an NVIDIA driver is installed; without one, CUDA is not expected to work."""
+    return _driver_cuda(load) is not None
 
 
-def one_line(said: object, most: int = 200) -> str:
-    """What ONNX Runtime says, which may be pages with the place in its sources first."""
-    text = " ".join(str(said).split())
-    return text if len(text) <= most else f"... {text[-most:]}"
+def one_line(message: object, limit: int = 200) -> str:
+    """An error message as one line of at most ``limit`` characters; ONNX Runtime puts the reason last."""
+    text = " ".join(str(message).split())
+    return text if len(text) <= limit else f"... {text[-limit:]}"
 
 
-def _cuda_of(ort: Any) -> int:
-    """The major version of CUDA that this build of ONNX Runtime wants."""
-    facts: Any = getattr(getattr(ort, "capi", None), "build_and_package_info", None)
-    said = str(getattr(facts, "cuda_version", "") or getattr(ort, "cuda_version", "") or "")
-    major = said.partition(".")[0]
-    return int(major) if major.isdecimal() else _CUDA_13
+def _required_cuda(ort: Any) -> int:
+    """Major version of CUDA that this build of ONNX Runtime needs."""
+    build: Any = getattr(getattr(ort, "capi", None), "build_and_package_info", None)
+    version = str(getattr(build, "cuda_version", "") or getattr(ort, "cuda_version", "") or "")
+    major = version.partition(".")[0]
+    return int(major) if major.isdecimal() else _NEWEST_CUDA
 
 
-def _driver_version(load: Loader) -> int | None:
-    """The newest CUDA that the driver knows; None where there is no driver."""
+def _driver_cuda(load: LoadLibrary) -> int | None:
+    """Major version of the newest CUDA that the driver supports; None without a driver."""
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:
             driver: Any = load(name)
         except OSError:
             continue
-        number = ctypes.c_int(0)
-        if driver.cuDriverGetVersion(ctypes.byref(number)) == 0:
-            return number.value // 1000
+        version = ctypes.c_int(0)
+        if driver.cuDriverGetVersion(ctypes.byref(version)) == 0:
+            return version.value // 1000
     return None
 
 
-def _opens(load: Loader, name: str) -> bool:
+def _can_load(load: LoadLibrary, name: str) -> bool:
     try:
         load(name)
     except OSError:

@@ -1,14 +1,14 @@
-"""TensorRT: loading it, running engines at fixed shapes, and N steps as one CUDA graph.
+"""TensorRT: import, engines at fixed shapes, and all sampler steps as one CUDA graph.
 
-Only what TensorRT 10.16 and 11.4 both have is used. In this module and in celebctl_export.to_tensorrt the library is
-called ``trt`` and its objects are named by their kind (engine, context, builder, ...): the test that looks up every
-name in the genuine bindings of both versions finds them so.
+Only the API that TensorRT 10.16 and 11.4 share is used. In this module and in celebctl_export.to_tensorrt the module is
+called ``trt`` and objects have the names of their kind (engine, context, builder, ...): test_tensorrt_bindings.py looks
+up every name in the real bindings of both versions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -18,76 +18,74 @@ from numpy.typing import NDArray
 
 from celebctl_runtime.errors import IntegrityError, SetupError
 
+from .base import STATE_LOOP, Array, Feeds, NoiseFunction
 from .cuda_memory import Cuda, DeviceBuffer, Stream, aligned, out_of_memory
 from .engines import Machine, Shape
 
-OLDEST, TOO_NEW = (10, 12), (12, 0)  # strongly typed networks are the rule from 10.12 on
-# Two buffers that take turns: what one step writes, the next reads.
-_TURNS = (("state", "next_state"), ("step", "next_step"))
-_NO_MEMORY = ("out of memory", "outofmemory", "insufficient memory")
+_OLDEST, _TOO_NEW = (10, 12), (12, 0)  # strongly typed networks are the default from 10.12 on
+_OUT_OF_MEMORY = ("out of memory", "outofmemory", "insufficient memory")
 
 
 class TensorRt:
-    """The library and its complaints, which it writes to a log instead of raising them."""
+    """The TensorRT module and its errors, which it logs instead of raising."""
 
     def __init__(self, trt: Any) -> None:
         self.trt = trt
         self.version = str(trt.__version__)
-        self.complaints: list[str] = []
-        self.log = _make_log(trt, self.complaints)
+        self.errors: list[str] = []
+        self.log = _make_log(trt, self.errors)
 
     @classmethod
     def load(cls) -> TensorRt:
-        """Raises SetupError when TensorRT is missing, broken, too old or too new."""
-        hint = "pip install 'celebctl[trt]', or use --device cpu"
+        """Raises SetupError when TensorRT is missing, broken or of an unsupported version."""
         try:
             trt: Any = import_module("tensorrt")
         except ImportError as failure:
             if failure.name == "tensorrt":
-                raise SetupError("TensorRT is not installed", hint) from failure
-            raise SetupError(f"TensorRT cannot be loaded: {failure}", hint) from failure
+                raise _unavailable("TensorRT is not installed") from failure
+            raise _unavailable(f"cannot load TensorRT: {failure}") from failure
         numbers = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
-        if not OLDEST <= numbers < TOO_NEW:
-            raise SetupError(
-                f"TensorRT {trt.__version__} is installed; 10.12 to 11.x are supported", "pip install 'celebctl[trt]'"
-            )
+        if not _OLDEST <= numbers < _TOO_NEW:
+            raise _unavailable(f"TensorRT {trt.__version__} is not supported; install 10.12 to 11.x")
         return cls(trt)
 
     def deserialize(self, plan: bytes, name: str) -> Any:
-        """A plan as an ICudaEngine. Loading can run code in the plan: the caller answers for where it comes from."""
+        """A serialized engine as an ICudaEngine. Loading can run code in the plan: its source must be trusted."""
         trt = self.trt
-        self.complaints.clear()
+        self.errors.clear()
         try:
             runtime = trt.Runtime(self.log)
-        except TypeError as error:  # what the bindings make of a library that refuses to start
-            raise self.problem("TensorRT cannot start") from error
+        except TypeError as error:  # what the bindings raise when the library does not start
+            raise self.error("TensorRT cannot start") from error
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise self.problem(f"TensorRT cannot load {name}")
+            raise self.error(f"TensorRT cannot load {name}")
         return engine
 
-    def problem(self, what: str) -> SetupError:
-        """An error with TensorRT's last complaint as the reason."""
-        reason = self.complaints[-1] if self.complaints else ""
-        if any(word in reason.lower() for word in _NO_MEMORY):
+    def error(self, problem: str) -> SetupError:
+        """An error with TensorRT's last message as the reason."""
+        message = self.errors[-1] if self.errors else ""
+        if any(text in message.lower() for text in _OUT_OF_MEMORY):
             return out_of_memory()
-        return SetupError(
-            f"{what}: {reason[:300]}" if reason else what,
-            "look with nvidia-smi, build again with celebctl export --trt, or use --device cpu",
-        )
+        hint = "check nvidia-smi, build the engines again, or use device='cpu'"
+        return SetupError(f"{problem}: {message[:300]}" if message else problem, hint, reason="tensorrt_failed")
 
 
-def _make_log(trt: Any, complaints: list[str]) -> Any:
-    """A logger that keeps errors and drops the rest: stderr is for our own messages."""
-    severe = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+def _unavailable(problem: str) -> SetupError:
+    return SetupError(problem, "pip install 'celebctl[trt]', or use device='cpu'", reason="tensorrt_unavailable")
+
+
+def _make_log(trt: Any, errors: list[str]) -> Any:
+    """An ILogger that collects errors and drops the rest."""
+    kept = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            if severity in severe:
-                complaints.append(msg)
+            if severity in kept:
+                errors.append(msg)
 
     return Log()
 
@@ -106,13 +104,13 @@ class Device:
 
     @property
     def machine(self) -> Machine:
-        """What engines built here are bound to."""
+        """Where engines built here can run."""
         gpu = self.cuda.gpu()
         return Machine(self.library.version, gpu.name, gpu.compute_capability)
 
 
 class Session:
-    """One profile of an engine at fixed input shapes: an execution context and a buffer for every input and output."""
+    """An execution context of an engine: one profile, fixed input shapes, a buffer for every input and output."""
 
     def __init__(
         self,
@@ -123,16 +121,16 @@ class Session:
         shapes: Mapping[str, Shape],
         shared: Mapping[str, DeviceBuffer] | None = None,
     ) -> None:
-        """``shared``: inputs that lie in buffers of the caller's. Raises SetupError when the device is full."""
+        """``shared``: buffers of the caller for some inputs. Raises SetupError when the GPU is full."""
         self.device, self.stream = device, stream
         library = device.library
         self._engine = engine  # a context must not outlive its engine
-        library.complaints.clear()
+        library.errors.clear()
         context = engine.create_execution_context()
         if context is None:
-            raise library.problem("TensorRT cannot make room for an engine")
+            raise library.error("TensorRT cannot create an execution context")
         self.context = context
-        self._done(context.set_optimization_profile_async(profile, stream.handle), "choose a profile")
+        self._check(context.set_optimization_profile_async(profile, stream.handle), "choose a profile")
         stream.synchronize()
         self.dtypes = {name: np.dtype(library.trt.nptype(engine.get_tensor_dtype(name))) for name in _names(engine)}
         self.buffers: dict[str, DeviceBuffer] = dict(shared or {})
@@ -144,24 +142,23 @@ class Session:
             self.bind(name, self.buffers[name].address)
 
     def _set_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Give the inputs their shapes; returns those of inputs and outputs."""
+        """Set the inputs' shapes; returns those of inputs and outputs."""
         engine, context, trt = self._engine, self.context, self.device.library.trt
         names = _names(engine)
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         if set(inputs) != set(shapes):
-            raise IntegrityError(
-                f"an engine takes {sorted(inputs)}, not {sorted(shapes)}", "celebctl export --trt builds it anew"
-            )
+            problem = f"an engine has inputs {sorted(inputs)}, not {sorted(shapes)}"
+            raise IntegrityError(problem, "build the engines again", reason="broken_engine")
         for name in inputs:
-            self._done(context.set_input_shape(name, shapes[name]), f"take {name} of shape {shapes[name]}")
+            self._check(context.set_input_shape(name, shapes[name]), f"set {name} to shape {shapes[name]}")
         return {name: tuple(context.get_tensor_shape(name)) for name in names}
 
     def bind(self, name: str, address: int) -> None:
-        """Let an input or output lie somewhere else on the device from the next run on."""
-        self._done(self.context.set_tensor_address(name, address), f"bind {name}")
+        """Set the device address of an input or output for the following runs."""
+        self._check(self.context.set_tensor_address(name, address), f"bind {name}")
 
-    def upload(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Copy inputs into their buffers. What is returned must live until the stream has been waited for."""
+    def upload(self, feeds: Feeds) -> list[NDArray[Any]]:
+        """Copy inputs into their buffers. Keep the returned arrays until the stream is synchronized."""
         arrays: list[NDArray[Any]] = []
         for name, array in feeds.items():
             arrays.append(np.ascontiguousarray(array, self.dtypes[name]))
@@ -169,66 +166,61 @@ class Session:
         return arrays
 
     def enqueue(self) -> None:
-        """Put one run into the stream."""
-        self._done(self.context.execute_async_v3(self.stream.handle), "run an engine")
+        """Queue one run."""
+        self._check(self.context.execute_async_v3(self.stream.handle), "run an engine")
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Inputs to outputs, once."""
-        kept = self.upload(feeds)
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once: inputs to outputs, by name."""
+        arrays = self.upload(feeds)
         self.enqueue()
-        results = {name: self.read(self.buffers[name].address, name) for name in self.outputs}
-        del kept
-        return results
+        outputs = {name: self.read(self.buffers[name].address, name) for name in self.outputs}
+        del arrays
+        return outputs
 
-    def read(self, address: int, name: str) -> NDArray[np.float32]:
-        """Wait, and return what lies at ``address`` in shape and dtype of the tensor ``name``."""
+    def read(self, address: int, name: str) -> Array:
+        """Synchronize, and copy an array in the shape and dtype of tensor ``name`` from the device."""
         return self.stream.download(address, self.shapes[name], self.dtypes[name]).astype(np.float32, copy=False)
 
-    def _done(self, well: bool, what: str) -> None:
-        if not well:
-            raise self.device.library.problem(f"TensorRT failed to {what}")
+    def _check(self, success: bool, action: str) -> None:
+        if not success:
+            raise self.device.library.error(f"TensorRT failed to {action}")
 
 
 class DenoisingLoop:
-    """All N steps of a run as one CUDA graph over a session of the step graph: one launch, no host work in between.
+    """All N steps of a run as one CUDA graph of the step engine: one launch, no work on the host in between.
 
-    Step k reads the buffer that step k - 1 wrote, so states and step counters take turns in two buffers each, and
-    nothing is copied between steps. The graph fixes shapes, addresses and N; all numbers are uploaded before a launch.
+    Step k reads the buffer that step k - 1 wrote: state and step counter alternate between two buffers each, and
+    nothing is copied. The graph fixes shapes, addresses and N; all values are uploaded before a launch.
     """
 
-    def __init__(self, session: Session, steps: int, draws_noise: bool) -> None:
-        """``draws_noise``: each step has noise of its own, (B, 4, h, w); otherwise all share one block."""
+    def __init__(self, session: Session, steps: int, uses_noise: bool) -> None:
+        """``uses_noise``: every step has its own noise (B, 4, h, w); otherwise all share one block."""
         self._session, self._steps = session, steps
-        self._stride = aligned(session.buffers["noise"].nbytes) if draws_noise else 0
+        self._stride = aligned(session.buffers["noise"].nbytes) if uses_noise else 0
         self._noise = DeviceBuffer(session.device.cuda, max(self._stride * steps, session.buffers["noise"].nbytes))
-        self._turns = {ends: tuple(session.buffers[name].address for name in ends) for ends in _TURNS}
-        # The first run of a context after its shapes changed settles what it postponed, which must not be captured.
+        self._addresses = {ends: tuple(session.buffers[name].address for name in ends) for ends in STATE_LOOP}
+        # A context's first run after its shapes changed does deferred setup, which must not be captured.
         session.upload({"step": np.zeros(1, np.int64)})
         session.enqueue()
         session.stream.synchronize()
         self._graph = session.stream.capture(self._enqueue)
 
-    def run(
-        self, feeds: Mapping[str, NDArray[Any]], noise: Callable[[int], NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
-        """From the first state to the last, (2, B, 4, h, w). ``feeds``: every input but noise and step.
-
-        ``noise(k)``: the noise of step k; asked once for k = 0 when steps share it.
-        """
+    def run(self, feeds: Feeds, noise: NoiseFunction) -> Array:
+        """First state in ``feeds`` (every input but noise) to the last, (2, B, 4, h, w)."""
         session = self._session
-        kept = session.upload({**feeds, "step": np.zeros(1, np.int64)})
+        arrays = session.upload(feeds)
         for k in range(self._steps if self._stride else 1):
-            kept.append(np.ascontiguousarray(noise(k), session.dtypes["noise"]))
-            session.stream.upload(kept[-1], self._noise.address + k * self._stride)
+            arrays.append(np.ascontiguousarray(noise(k), session.dtypes["noise"]))
+            session.stream.upload(arrays[-1], self._noise.address + k * self._stride)
         self._graph.launch(session.stream)
-        last = session.read(self._turns[_TURNS[0]][self._steps % 2], "next_state")
-        del kept
+        last = session.read(self._addresses[STATE_LOOP[0]][self._steps % 2], "next_state")
+        del arrays
         return last
 
     def _enqueue(self) -> None:
         session = self._session
         for k in range(self._steps):
-            for (source, target), addresses in self._turns.items():
+            for (source, target), addresses in self._addresses.items():
                 session.bind(source, addresses[k % 2])
                 session.bind(target, addresses[(k + 1) % 2])
             session.bind("noise", self._noise.address + k * self._stride)
