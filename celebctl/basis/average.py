@@ -23,12 +23,12 @@ def average_embeddings(parts: TokenTables, library: Library) -> tuple[NDArray[np
     None, with a warning, for a model that has no basis: a bundle without the average cannot scale likeness.
     """
     from celebctl.basis.basis import build_basis
-    from celebctl.basis.names import ChosenNames, with_names
+    from celebctl.basis.names import ChosenNames
     from celebctl.library import format_model_key
 
     names = ChosenNames(library.root, format_model_key(parts.family, parts.table_hash))
     try:
-        return build_basis(with_names(parts, names.file), library.cache()).mean
+        return build_basis(parts, library.cache(), names=names.file).mean
     except CelebctlError as error:
         _log.warning("%s; the likeness of people cannot be scaled with this bundle", error.problem)
         return None

@@ -195,7 +195,8 @@ class LibraryEvaluation:
     ) -> list[CohortResult]:
         """Generate and score; what is finished in ``folder`` is not repeated."""
         parts = self.context.parts
-        cohort = library_cohort(self.context.scorer, self.people, self.photos, read_names(parts, self.context.model.chosen_names))
+        names = read_names(parts, self.context.model.chosen_names)
+        cohort = library_cohort(self.context.scorer, self.people, self.photos, names)
         store = ResultsStore(folder, self.settings())
         store.open(overwrite)
         model = generator_for(parts, self.people)
