@@ -1,7 +1,7 @@
-"""A whole bundle in a few kilobytes, built by hand with onnx: for tests of the runtime that need no torch.
+"""A complete bundle of a few kilobytes, built with onnx, for tests of the runtime without torch.
 
-The networks are toys, but their shapes, names and files are those of real bundles: people are token rows, pictures
-depend on prompt, order of words, people, guidance, noise and timestep.
+The networks are toys, but their shapes, names and files are those of real bundles: people are token rows, and images
+depend on the prompt, its word order, people, guidance, noise and timestep.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SCHEDULER = {
     "clip_sample": False,
 }
 
-#: The average celebrity of the toy model, for each text encoder.
+#: The token embeddings of the average celebrity, per text encoder.
 AVERAGE = (np.linspace(-1, 1, 2 * WIDTH, dtype=np.float32).reshape(2, WIDTH),)
 
 _TEXT = """
@@ -131,7 +131,7 @@ def write_bundle(
     encodes: bool = False,
     average: Sequence[NDArray[np.float32]] | None = AVERAGE,
 ) -> Bundle:
-    """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, nobody in it; ``encodes`` pictures if so told."""
+    """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, no people; ``encodes``: with an image encoder."""
     path.mkdir(parents=True)
     vocabulary = write_tokenizer(path / "tokenizer" / "tokenizer.json")
     generator = np.random.default_rng(seed)
@@ -229,15 +229,15 @@ def _graphs(path: Path) -> dict[str, GraphInfo]:
     for file in sorted(path.glob("*.onnx")):
         graph = onnx.ModelProto.FromString(file.read_bytes()).graph
         data = ("token_table.bin",) if file.stem == "text_encoder" else ()
-        graphs[file.stem] = GraphInfo(file.name, data, _ends(graph.input), _ends(graph.output))
+        graphs[file.stem] = GraphInfo(file.name, data, _tensors(graph.input), _tensors(graph.output))
     return graphs
 
 
-def _ends(values: Any) -> dict[str, TensorInfo]:
+def _tensors(values: Any) -> dict[str, TensorInfo]:
     names = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.INT64: "int64"}
-    facts: dict[str, TensorInfo] = {}
+    tensors: dict[str, TensorInfo] = {}
     for value in values:
         kind = value.type.tensor_type
         shape = tuple(dim.dim_param or int(dim.dim_value) for dim in kind.shape.dim)
-        facts[str(value.name)] = TensorInfo(names[kind.elem_type], shape)
-    return facts
+        tensors[str(value.name)] = TensorInfo(names[kind.elem_type], shape)
+    return tensors

@@ -1,4 +1,4 @@
-"""People move in and out of a bundle without touching a graph, and nobody ever sees half of a move."""
+"""Adding and removing people: no graph changes, and no reader or kill sees a partial change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import celebctl_runtime.bundle.bundle as bundle_module
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FileEntry, IdentityEntry, Manifest
 from celebctl_runtime.errors import BusyError, IntegrityError, NotFoundError, SetupError, UsageError
-from celebctl_runtime.files import atomic_write, flush
+from celebctl_runtime.files import atomic_write, flush, sha256_file
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def spare_rows(bundle: Bundle) -> NDArray[Any]:
-    """(spare_rows, width) as they lie on the disk."""
+    """(spare_rows, width) as stored on disk."""
     table = bundle.manifest.token_tables[0]
     rows = np.fromfile(bundle.file(table.file), dtype=table.dtype).reshape(table.rows, table.width)
     return rows[table.first_spare_row :]
@@ -46,20 +46,20 @@ def edit(bundle: Bundle, entry: str, value: object) -> None:
     """Set one entry of the manifest file, given by its keys with slashes between; None removes it."""
     path = bundle.file("manifest.json")
     data: Any = json.loads(path.read_text())
-    *way, last = entry.split("/")
-    place = data
-    for key in way:
-        place = place[int(key) if isinstance(place, list) else key]
-    if isinstance(place, list):
-        place[int(last)] = value
+    *parents, last = entry.split("/")
+    node = data
+    for key in parents:
+        node = node[int(key) if isinstance(node, list) else key]
+    if isinstance(node, list):
+        node[int(last)] = value
     elif value is None:
-        del place[last]
+        del node[last]
     else:
-        place[last] = value
+        node[last] = value
     path.write_text(json.dumps(data))
 
 
-def test_a_person_who_moves_in_is_there_for_everybody(bundle: Bundle) -> None:
+def test_an_added_person_is_in_the_reopened_bundle(bundle: Bundle) -> None:
     alice = make_identity("alice")
     bundle.add(alice)
     again = Bundle.open(bundle.path, verify="full")
@@ -69,7 +69,7 @@ def test_a_person_who_moves_in_is_there_for_everybody(bundle: Bundle) -> None:
     assert again.manifest.identities["alice"].digest == alice.digest
 
 
-def test_moving_in_touches_nothing_else(bundle: Bundle) -> None:
+def test_adding_changes_only_manifest_and_spare_rows(bundle: Bundle) -> None:
     before = {path: path.read_bytes() for path in bundle.path.rglob("*") if path.is_file()}
     fingerprint = bundle.manifest.fingerprint
     bundle.add(make_identity("alice"))
@@ -82,7 +82,7 @@ def test_moving_in_touches_nothing_else(bundle: Bundle) -> None:
     assert before[table][:vocabulary] == after[table][:vocabulary]
 
 
-def test_moving_out_leaves_zeros(bundle: Bundle) -> None:
+def test_removing_zeroes_the_rows(bundle: Bundle) -> None:
     bundle.add(make_identity("alice", 1))
     bundle.add(make_identity("bob", 2))
     bundle.remove("alice")
@@ -91,40 +91,41 @@ def test_moving_out_leaves_zeros(bundle: Bundle) -> None:
     Bundle.open(bundle.path, verify="full")
 
 
-def test_the_same_person_twice_is_no_change(bundle: Bundle) -> None:
+def test_adding_the_same_identity_again_is_a_no_op(bundle: Bundle) -> None:
     bundle.add(make_identity("alice"))
     before = bundle.file("manifest.json").stat().st_mtime_ns
     bundle.add(make_identity("alice"))
     assert bundle.file("manifest.json").stat().st_mtime_ns == before
 
 
-def test_another_person_of_the_same_name_must_replace(bundle: Bundle) -> None:
+def test_a_taken_name_needs_replace(bundle: Bundle) -> None:
     bundle.add(make_identity("alice", 1))
-    with pytest.raises(UsageError, match="alice"):
+    with pytest.raises(UsageError) as caught:
         bundle.add(make_identity("alice", 2))
+    assert caught.value.reason == "name_taken_in_bundle" and caught.value.values == {"name": "alice"}
     old = bundle.token_ids["alice"]
     bundle.replace(make_identity("alice", 2))
     assert np.array_equal(rows_of(bundle, "alice"), make_identity("alice", 2).embeddings[0])
-    assert bundle.token_ids["alice"] != old, "a row somebody may be reading is never overwritten"
+    assert bundle.token_ids["alice"] != old, "a row that may be in use is never overwritten"
     assert np.count_nonzero(spare_rows(bundle).any(axis=1)) == 2
     Bundle.open(bundle.path, verify="full")
 
 
-def test_freed_rows_rest_as_long_as_possible(bundle: Bundle) -> None:
+def test_freed_rows_are_reused_last(bundle: Bundle) -> None:
     taken: list[tuple[int, ...]] = []
     for turn in range(4):
-        bundle.add(make_identity("guest", turn + 1))
-        taken.append(bundle.token_ids["guest"])
-        bundle.remove("guest")
-    assert len(set(taken)) == 4, "four places, so four guests in a row get different ones"
+        bundle.add(make_identity("dave", turn + 1))
+        taken.append(bundle.token_ids["dave"])
+        bundle.remove("dave")
+    assert len(set(taken)) == 4, "four slots, used in turn"
 
 
-def test_a_full_bundle_says_so_and_a_free_place_is_found(bundle: Bundle) -> None:
+def test_a_full_bundle_raises_until_a_person_is_removed(bundle: Bundle) -> None:
     for number, name in enumerate(("alice", "bob", "carol", "dave")):
         bundle.add(make_identity(name, number))
-    with pytest.raises(SetupError, match="full") as caught:
+    with pytest.raises(SetupError) as caught:
         bundle.add(make_identity("eve", 9))
-    assert "--spare-rows" in caught.value.hint
+    assert caught.value.reason == "bundle_full" and caught.value.values["spare_rows"] == 32
     bundle.remove("bob")
     bundle.add(make_identity("eve", 9))
     assert bundle.names == ("alice", "carol", "dave", "eve")
@@ -132,39 +133,41 @@ def test_a_full_bundle_says_so_and_a_free_place_is_found(bundle: Bundle) -> None
 
 
 def test_a_bundle_without_spare_rows_is_full(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="full"):
+    with pytest.raises(SetupError) as caught:
         write_bundle(tmp_path / "bundle", spare_rows=0).add(make_identity("alice"))
+    assert caught.value.reason == "bundle_full"
 
 
 def test_people_of_another_model_are_refused(bundle: Bundle) -> None:
     two_rows = np.ones((2, 8), np.float32)
-    for stranger in (
+    for identity in (
         make_identity("alice", table_hash="other"),
         replace(make_identity("alice"), family="sd2"),
         make_identity("alice", width=12),
         replace(make_identity("alice"), coefficients=(two_rows, two_rows), embeddings=(two_rows, two_rows)),
     ):
         with pytest.raises(IntegrityError) as caught:
-            bundle.add(stranger)
-        assert "learn alice again" in caught.value.hint
+            bundle.add(identity)
+        assert caught.value.reason == "other_model" and caught.value.values["name"] == "alice"
     assert bundle.names == ()
 
 
-def test_an_unknown_name_cannot_move_out(bundle: Bundle) -> None:
+def test_removing_an_unknown_name_raises(bundle: Bundle) -> None:
     bundle.add(make_identity("alice"))
-    with pytest.raises(NotFoundError, match="bob") as caught:
+    with pytest.raises(NotFoundError) as caught:
         bundle.remove("bob")
-    assert "alice" in caught.value.hint
+    assert caught.value.reason == "not_in_bundle"
+    assert caught.value.values == {"name": "bob", "names": ("alice",)}
 
 
-def test_moving_in_is_fast(bundle: Bundle) -> None:
+def test_adding_is_fast(bundle: Bundle) -> None:
     bundle.add(make_identity("warm-up", 5))
     times: list[float] = []
     for number, name in enumerate(("alice", "bob", "carol")):
         start = time.perf_counter()
         bundle.add(make_identity(name, number))
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.5, "typically 0.03 s, all of it waiting for the disk"
+    assert min(times) < 0.5, "typically 0.03 s, most of it flushing to disk"
 
 
 def test_half_precision_tables_hold_half_precision_rows(tmp_path: Path) -> None:
@@ -174,10 +177,10 @@ def test_half_precision_tables_hold_half_precision_rows(tmp_path: Path) -> None:
     Bundle.open(bundle.path, verify="full")
 
 
-def test_seal_fills_in_people_that_were_baked(bundle: Bundle) -> None:
+def test_seal_hashes_the_rows_of_people_already_in_the_tables(bundle: Bundle) -> None:
     bundle.add(make_identity("alice"))
-    resident = bundle.manifest.identities["alice"]
-    bare = replace(bundle.manifest, files={}, identities={"alice": IdentityEntry(resident.rows, resident.digest)})
+    entry = bundle.manifest.identities["alice"]
+    bare = replace(bundle.manifest, files={}, identities={"alice": IdentityEntry(entry.rows, entry.digest)})
     bundle.file("manifest.json").unlink()
     assert Bundle.seal(bundle.path, bare).manifest == bundle.manifest
 
@@ -198,14 +201,14 @@ def test_one_flipped_byte_anywhere_is_found_and_named(bundle: Bundle, damaged: s
     Bundle.open(bundle.path, verify="full")
 
 
-def test_missing_and_truncated_files_are_found_at_once(bundle: Bundle) -> None:
+def test_quick_verification_finds_missing_and_truncated_files(bundle: Bundle) -> None:
     path = bundle.file("step.onnx")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match=r"step\.onnx has"):
-        Bundle.open(bundle.path)
-    path.unlink()
-    with pytest.raises(IntegrityError, match=r"step\.onnx is missing"):
-        Bundle.open(bundle.path)
+    for damage in (lambda: None, path.unlink):
+        damage()
+        with pytest.raises(IntegrityError) as caught:
+            Bundle.open(bundle.path)
+        assert caught.value.reason == "bundle_damaged" and caught.value.values["path"] == path
     Bundle.open(bundle.path, verify="none")
 
 
@@ -213,7 +216,7 @@ def test_no_bundle_is_not_found(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(NotFoundError) as caught:
             Bundle.open(path)
-        assert "celebctl export" in caught.value.hint
+        assert caught.value.reason == "no_bundle" and caught.value.values["path"] == path
 
 
 @pytest.mark.parametrize(
@@ -245,28 +248,28 @@ def test_no_bundle_is_not_found(tmp_path: Path) -> None:
 def test_a_damaged_manifest_is_refused_with_a_hint(bundle: Bundle, entry: str, value: object) -> None:
     """``value`` None leaves the entry out."""
     bundle.add(make_identity("alice"))
-    residents: Any = json.loads(bundle.file("manifest.json").read_text())["identities"]
-    edit(bundle, entry, residents["alice"] if value == "the rows of alice" else value)
-    with pytest.raises(IntegrityError, match=r"manifest\.json is damaged") as caught:
+    identities: Any = json.loads(bundle.file("manifest.json").read_text())["identities"]
+    edit(bundle, entry, identities["alice"] if value == "the rows of alice" else value)
+    with pytest.raises(IntegrityError) as caught:
         Bundle.open(bundle.path, verify="none")
-    assert caught.value.hint
+    assert caught.value.reason == "bundle_damaged" and caught.value.hint
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"null"])
-def test_a_manifest_that_is_no_json_object_is_refused(bundle: Bundle, raw: bytes) -> None:
+def test_a_manifest_that_is_not_a_json_object_is_refused(bundle: Bundle, raw: bytes) -> None:
     bundle.file("manifest.json").write_bytes(raw)
     with pytest.raises(IntegrityError):
         Bundle.open(bundle.path)
 
 
-def test_a_newer_format_asks_for_an_upgrade(bundle: Bundle) -> None:
+def test_a_newer_format_is_refused(bundle: Bundle) -> None:
     edit(bundle, "schema_version", 2)
-    with pytest.raises(IntegrityError, match="format 2") as caught:
+    with pytest.raises(IntegrityError) as caught:
         Bundle.open(bundle.path)
-    assert "upgrade" in caught.value.hint
+    assert caught.value.reason == "newer_format" and caught.value.values == {"version": 2}
 
 
-def test_entries_of_later_versions_are_kept(bundle: Bundle) -> None:
+def test_unknown_entries_are_kept(bundle: Bundle) -> None:
     edit(bundle, "engines", {"sm90": "x"})
     bundle.refresh()
     bundle.add(make_identity("alice"))
@@ -278,7 +281,7 @@ def test_manifest_bytes_round_trip(bundle: Bundle) -> None:
     assert Manifest.from_bytes(bundle.manifest.to_bytes()) == bundle.manifest
 
 
-def test_an_open_bundle_learns_of_changes(bundle: Bundle) -> None:
+def test_refresh_reads_changes_of_another_process(bundle: Bundle) -> None:
     other = Bundle.open(bundle.path)
     assert not other.refresh() and other.is_current()
     bundle.add(make_identity("alice"))
@@ -299,12 +302,12 @@ def test_two_writers_take_turns(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it, nothing cleans up."""
+    """Simulates SIGKILL: nothing catches it, nothing cleans up."""
 
 
 @pytest.mark.parametrize("act", ["add", "replace", "remove"])
-def test_a_kill_at_any_write_leaves_a_whole_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
-    """Before each write to the disk in turn: what is published is complete, and the next change clears up."""
+def test_a_kill_at_any_write_leaves_a_complete_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
+    """Killed before each write in turn: the published state is complete, and the next change cleans up."""
     original = write_bundle(tmp_path / "original")
     original.add(make_identity("alice", 1))
     original.add(make_identity("bob", 2))
@@ -313,16 +316,16 @@ def test_a_kill_at_any_write_leaves_a_whole_bundle(tmp_path: Path, monkeypatch: 
         "replace": lambda b: b.replace(make_identity("alice", 4)),
         "remove": lambda b: b.remove("alice"),
     }
-    survived = False
-    for moment in range(20):
-        path = tmp_path / f"{act}-{moment}"
+    finished = False
+    for write_number in range(20):
+        path = tmp_path / f"{act}-{write_number}"
         shutil.copytree(original.path, path)
         bundle = Bundle.open(path)
         with monkeypatch.context() as patch:
-            countdown(patch, moment)
+            countdown(patch, write_number)
             try:
                 actions[act](bundle)
-                survived = True
+                finished = True
             except Killed:
                 pass
         again = Bundle.open(path, verify="full")
@@ -337,16 +340,16 @@ def test_a_kill_at_any_write_leaves_a_whole_bundle(tmp_path: Path, monkeypatch: 
         again.add(make_identity("dave", 5))
         assert again.manifest.pending_slots == ()
         assert np.count_nonzero(spare_rows(again).any(axis=1)) == 2 * len(again.names)
-        if survived:
+        if finished:
             return
-    pytest.fail("the change never came to its end")
+    pytest.fail("the change never finished")
 
 
-def countdown(patch: pytest.MonkeyPatch, moment: int) -> None:
-    """Die before the ``moment``-th of the operations that change the disk."""
-    left = [moment]
+def countdown(patch: pytest.MonkeyPatch, write_number: int) -> None:
+    """Raise Killed before the ``write_number``-th operation that changes the disk."""
+    left = [write_number]
 
-    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+    def killed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             if left[0] == 0:
                 raise Killed
@@ -355,8 +358,8 @@ def countdown(patch: pytest.MonkeyPatch, moment: int) -> None:
 
         return call
 
-    patch.setattr(bundle_module, "atomic_write", deadly(atomic_write))
-    patch.setattr(bundle_module, "flush", deadly(flush))
+    patch.setattr(bundle_module, "atomic_write", killed(atomic_write))
+    patch.setattr(bundle_module, "flush", killed(flush))
 
 
 def test_a_full_disk_changes_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,12 +370,12 @@ def test_a_full_disk_changes_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        with pytest.raises(SetupError, match="No space"):
+        with pytest.raises(SetupError) as caught:
             bundle.add(make_identity("bob"))
+        assert caught.value.reason == "disk_full"
     assert Bundle.open(bundle.path, verify="full").names == ("alice",)
 
 
-def test_a_file_hash_without_coverage_covers_the_whole_file(bundle: Bundle) -> None:
+def test_files_without_covers_are_hashed_whole(bundle: Bundle) -> None:
     path = bundle.file("step.onnx")
-    facts = bundle.manifest.files["step.onnx"]
-    assert facts == FileEntry(facts.sha256, path.stat().st_size, 0)
+    assert bundle.manifest.files["step.onnx"] == FileEntry(sha256_file(path), path.stat().st_size, 0)

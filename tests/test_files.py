@@ -1,4 +1,4 @@
-"""Files are the old ones or the new ones, never half of each."""
+"""Files are replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import celebctl_runtime.files as files
-from celebctl_runtime.errors import SetupError
-from celebctl_runtime.files import atomic_directory, atomic_write, sha256_file
+from celebctl_runtime.errors import SetupError, UsageError
+from celebctl_runtime.files import atomic_directory, atomic_write, refuse_existing, sha256_file
 
 
 def names(path: Path) -> list[str]:
@@ -50,13 +50,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "kept"
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(SetupError, match="No space left") as caught:
+    with pytest.raises(SetupError) as caught:
         atomic_write(path, content)
-    assert "free some space" in caught.value.hint
+    assert caught.value.reason == "disk_full" and caught.value.values["path"] == path
     assert path.read_text() == "old" and names(tmp_path) == ["kept"]
 
 
-def test_a_bug_in_the_writer_leaves_the_old_file(tmp_path: Path) -> None:
+def test_an_exception_in_the_writer_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "kept"
     path.write_text("old")
 
@@ -69,15 +69,21 @@ def test_a_bug_in_the_writer_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old" and names(tmp_path) == ["kept"]
 
 
-def test_a_directory_in_the_way_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="is a directory"):
-        atomic_write(tmp_path, b"")
-
-
-def test_a_file_among_the_parents_is_told(tmp_path: Path) -> None:
+def test_directories_and_paths_below_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SetupError):
-        atomic_write(tmp_path / "file" / "x", b"")
+    for path in (tmp_path, tmp_path / "file" / "x"):
+        with pytest.raises(SetupError) as caught:
+            atomic_write(path, b"")
+        assert caught.value.reason == "invalid_path"
+
+
+def test_existing_files_are_refused_unless_overwritten(tmp_path: Path) -> None:
+    refuse_existing(tmp_path / "free", overwrite=False)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UsageError) as caught:
+        refuse_existing(tmp_path / "link", overwrite=False)
+    assert caught.value.reason == "file_exists" and caught.value.values["path"] == tmp_path / "link"
+    refuse_existing(tmp_path / "link", overwrite=True)
 
 
 @pytest.mark.parametrize("exchange", [True, False])
@@ -110,13 +116,13 @@ def test_a_failing_rename_puts_the_old_directory_back(tmp_path: Path, monkeypatc
     target.mkdir()
     (target / "old").touch()
 
-    def fail_for_the_new(self: Path, to: Path) -> Path:
+    def fail_for_the_new_directory(self: Path, to: Path) -> Path:
         if to == target and not (self / "old").exists():
             full_disk()
         return rename(self, to)
 
     monkeypatch.setattr(files, "_exchange", never)
-    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_directory)
     with pytest.raises(SetupError), atomic_directory(target) as temporary:
         (temporary / "new").touch()
     assert names(tmp_path) == ["bundle"] and names(target) == ["old"]

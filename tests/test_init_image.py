@@ -1,4 +1,4 @@
-"""Pictures that begin with a picture: what decides them, what their recipe says, and what is refused."""
+"""Init images: what they change, how recipes store them, and what is refused."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def draw(bundle: Bundle, request: Request, *sources: InitImage) -> NDArray[np.int16]:
-    (picture,) = generate(bundle, OrtBackend(bundle, "cpu", 1), request, init_images=sources)
+def draw(bundle: Bundle, request: Request, *init_images: InitImage) -> NDArray[np.int16]:
+    (picture,) = generate(bundle, OrtBackend(bundle, "cpu", 1), request, init_images=init_images)
     return np.asarray(picture.image, np.int16)
 
 
-def test_the_source_and_the_strength_decide(bundle: Bundle, photo: Path) -> None:
+def test_image_and_strength_change_the_result(bundle: Bundle, photo: Path) -> None:
     source = InitImage.read(photo)
     request = Request("a", steps=10, source=source.digest, strength=0.5)
     first = draw(bundle, request, source)
@@ -51,7 +51,7 @@ def test_the_source_and_the_strength_decide(bundle: Bundle, photo: Path) -> None
     assert not np.array_equal(draw(bundle, Request("a", steps=10)), first)
 
 
-def test_regions_and_dials_go_with_a_source(bundle: Bundle, photo: Path) -> None:
+def test_layout_and_likeness_work_with_an_init_image(bundle: Bundle, photo: Path) -> None:
     for seed, name in enumerate(("alice", "bob"), 1):
         bundle.add(make_identity(name, seed))
     source = InitImage.read(photo)
@@ -68,46 +68,48 @@ def test_regions_and_dials_go_with_a_source(bundle: Bundle, photo: Path) -> None
     assert recipe == halves and np.array_equal(draw(bundle, recipe, source), drawn)
 
 
-def test_the_less_strength_the_less_the_seed_matters(bundle: Bundle, photo: Path) -> None:
+def test_less_strength_lowers_the_influence_of_the_seed(bundle: Bundle, photo: Path) -> None:
     source = InitImage.read(photo)
 
     def spread(strength: float) -> float:
-        asked = Request("a", steps=20, source=source.digest, strength=strength)
-        return float(np.abs(draw(bundle, asked, source) - draw(bundle, replace(asked, seed=9), source)).mean())
+        request = Request("a", steps=20, source=source.digest, strength=strength)
+        return float(np.abs(draw(bundle, request, source) - draw(bundle, replace(request, seed=9), source)).mean())
 
     assert spread(0.1) < spread(0.3) < spread(0.5)
 
 
-def test_a_source_is_cut_to_shape_from_its_middle(photo: Path) -> None:
+def test_init_images_are_center_cropped(photo: Path) -> None:
     pixels = InitImage.read(photo).pixels(40, 40)
     with Image.open(photo) as image:
-        middle = np.asarray(image.crop((8, 0, 48, 40)), np.float32).transpose(2, 0, 1) / 127.5 - 1
-    assert pixels.shape == (3, 40, 40) and np.abs(pixels - middle).max() < 0.01 and np.abs(pixels).max() <= 1
+        center = np.asarray(image.crop((8, 0, 48, 40)), np.float32).transpose(2, 0, 1) / 127.5 - 1
+    assert pixels.shape == (3, 40, 40) and np.abs(pixels - center).max() < 0.01 and np.abs(pixels).max() <= 1
 
 
-def test_a_recipe_keeps_source_and_strength_only_where_there_is_one(photo: Path) -> None:
-    """So that recipes without a source can still be read by versions that know of none."""
-    plain, begun = Request("a"), Request("a", source="0" * 64, strength=0.5)
+def test_recipes_without_init_image_omit_source_and_strength(photo: Path) -> None:
+    """So that versions without these fields can read them."""
+    plain, with_image = Request("a"), Request("a", source="0" * 64, strength=0.5)
     assert not {"source", "strength"} & plain.to_json().keys()
-    assert Request.from_json(json.loads(json.dumps(begun.to_json()))) == begun
+    assert Request.from_json(json.loads(json.dumps(with_image.to_json()))) == with_image
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, 1.5, 0.01, float("nan")])
-def test_strengths_that_cannot_be(bundle: Bundle, photo: Path, strength: float) -> None:
+def test_invalid_strengths_are_refused(bundle: Bundle, photo: Path, strength: float) -> None:
     source = InitImage.read(photo)
     with pytest.raises(UsageError, match="strength"):
         draw(bundle, Request("a", steps=5, source=source.digest, strength=strength), source)
 
 
-def test_what_is_missing_is_said_before_anything_is_drawn(bundle: Bundle, photo: Path, tmp_path: Path) -> None:
+def test_missing_parts_are_refused_before_anything_is_drawn(bundle: Bundle, photo: Path, tmp_path: Path) -> None:
     source = InitImage.read(photo)
     request = Request("a", source=source.digest, strength=0.5)
-    with pytest.raises(NotFoundError, match="began with"):
+    with pytest.raises(NotFoundError) as caught:
         draw(bundle, request)
-    old = write_bundle(tmp_path / "old")
-    with pytest.raises(SetupError, match="too old"):
-        draw(old, request, source)
-    (tmp_path / "text.png").write_text("no picture")
+    assert caught.value.reason == "init_image_missing"
+    without_encoder = write_bundle(tmp_path / "without")
+    with pytest.raises(SetupError) as refusal:
+        draw(without_encoder, request, source)
+    assert refusal.value.reason == "no_image_encoder"
+    (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(InvalidInputError, match=r"text\.png"):
         InitImage.read(tmp_path / "text.png")
     with pytest.raises(NotFoundError):
@@ -118,13 +120,13 @@ def test_gen_from_and_regen_from(
     bundle: Bundle, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
-    made, place = tmp_path / "made.png", ["--bundle", str(bundle.path)]
-    assert main(["gen", "a", "--from", str(photo), "--strength", "0.4", "-s", "1", "-o", str(made), *place]) == 0
+    image, options = tmp_path / "image.png", ["--bundle", str(bundle.path)]
+    assert main(["gen", "a", "--from", str(photo), "--strength", "0.4", "-s", "1", "-o", str(image), *options]) == 0
     capsys.readouterr()
-    assert main(["regen", str(made), "-o", str(tmp_path / "again.png"), *place]) == 4
+    assert main(["regen", str(image), "-o", str(tmp_path / "again.png"), *options]) == 4
     assert "--from" in capsys.readouterr().err
-    words = ["regen", str(made), "--from", str(photo), "-o", str(tmp_path / "again.png"), *place, "--json"]
-    assert main(words) == 0
+    arguments = ["regen", str(image), "--from", str(photo), "-o", str(tmp_path / "again.png"), *options, "--json"]
+    assert main(arguments) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["identical"] and document["request"]["strength"] == 0.4
-    assert main(["gen", "a", "--strength", "0.4", "-o", str(tmp_path / "x.png"), *place]) == 2
+    assert main(["gen", "a", "--strength", "0.4", "-o", str(tmp_path / "x.png"), *options]) == 2

@@ -1,4 +1,4 @@
-"""From requests to pictures: determinism, batches, people, errors before work, and a bundle that changes meanwhile."""
+"""Generation: determinism, batches, people, errors before work, and bundles that change meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.overrides import EmbeddingOverride
 from celebctl_runtime.errors import BusyError, IntegrityError, NotFoundError, SetupError, UsageError
-from celebctl_runtime.pipeline import Progress, generate
+from celebctl_runtime.pipeline import generate
+from celebctl_runtime.progress import Progress
 from celebctl_runtime.request import SAMPLERS, Request, batch
 from celebctl_runtime.sampling.samplers import StepTable
 
@@ -37,8 +38,8 @@ def backend(bundle: Bundle) -> OrtBackend:
     return OrtBackend(bundle, "cpu", threads=1)
 
 
-class Company(OrtBackend):
-    """The same engine, allowed to run several pictures at once."""
+class BatchingBackend(OrtBackend):
+    """The same engine with a batch limit of 3."""
 
     @property
     def batch_limit(self) -> int:
@@ -58,16 +59,16 @@ def test_the_same_request_gives_the_same_pixels(bundle: Bundle, backend: OrtBack
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("engine", [OrtBackend, Company])
+@pytest.mark.parametrize("engine", [OrtBackend, BatchingBackend])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_picture_k_of_a_batch_is_the_single_picture(
+def test_image_k_of_a_batch_equals_the_single_image(
     bundle: Bundle, sampler: str, engine: type[OrtBackend], guidance: float
 ) -> None:
     request = Request("alice", seed=10, sampler=sampler, guidance=guidance)
-    together = pixels(bundle, engine(bundle, "cpu", 1), list(batch(request, 5)))
+    batched = pixels(bundle, engine(bundle, "cpu", 1), list(batch(request, 5)))
     for k in range(5):
-        alone = pixels(bundle, engine(bundle, "cpu", 1), replace(request, seed=10 + k))[0]
-        assert np.array_equal(alone, together[k])
+        single = pixels(bundle, engine(bundle, "cpu", 1), replace(request, seed=10 + k))[0]
+        assert np.array_equal(single, batched[k])
 
 
 def test_a_mixed_list_comes_back_in_order(bundle: Bundle) -> None:
@@ -78,14 +79,14 @@ def test_a_mixed_list_comes_back_in_order(bundle: Bundle) -> None:
         Request("alice", seed=1, steps=3),
         Request("alice", seed=1),
     ]
-    together = generate(bundle, Company(bundle, "cpu", 1), wanted)
-    assert [picture.request.seed for picture in together] == [1, 2, 1, 1, 1]
-    assert together[2].image.size == (48, 32)
-    for request, picture in zip(wanted, together, strict=True):
+    batched = generate(bundle, BatchingBackend(bundle, "cpu", 1), wanted)
+    assert [picture.request.seed for picture in batched] == [1, 2, 1, 1, 1]
+    assert batched[2].image.size == (48, 32)
+    for request, picture in zip(wanted, batched, strict=True):
         assert np.array_equal(np.asarray(picture.image), pixels(bundle, OrtBackend(bundle, "cpu", 1), request)[0])
 
 
-def test_everything_in_a_request_matters(bundle: Bundle, backend: OrtBackend) -> None:
+def test_every_field_of_a_request_changes_the_image(bundle: Bundle, backend: OrtBackend) -> None:
     base = Request("a photo of alice", seed=1)
     changes: list[dict[str, Any]] = [
         {"prompt": "a photo of bob"},
@@ -98,12 +99,12 @@ def test_everything_in_a_request_matters(bundle: Bundle, backend: OrtBackend) ->
         {"guidance": 1.0},
         {"sampler": "euler_a"},
     ]
-    seen = [pixels(bundle, backend, replace(base, **change))[0] for change in [{}, *changes]]
-    for i, one in enumerate(seen):
-        assert not any(np.array_equal(one, other) for other in seen[:i]), (i, changes)
+    images = [pixels(bundle, backend, replace(base, **change))[0] for change in [{}, *changes]]
+    for i, image in enumerate(images):
+        assert not any(np.array_equal(image, other) for other in images[:i]), (i, changes)
 
 
-def test_the_request_that_ran_is_complete_and_runs_again(bundle: Bundle, backend: OrtBackend) -> None:
+def test_the_resolved_request_reproduces_the_image(bundle: Bundle, backend: OrtBackend) -> None:
     picture = generate(bundle, backend, Request("Bob and <alice> and bob"))[0]
     assert picture.request.identities == ("bob", "alice")
     assert (picture.request.steps, picture.request.guidance, picture.request.sampler) == (5, 2.5, "ddim")
@@ -112,7 +113,7 @@ def test_the_request_that_ran_is_complete_and_runs_again(bundle: Bundle, backend
     assert again.request == picture.request and np.array_equal(np.asarray(again.image), np.asarray(picture.image))
 
 
-def test_a_recipe_keeps_its_meaning_when_a_namesake_of_a_word_moves_in(bundle: Bundle, backend: OrtBackend) -> None:
+def test_a_recipe_is_unchanged_by_a_new_person_named_like_a_plain_word(bundle: Bundle, backend: OrtBackend) -> None:
     before = generate(bundle, backend, Request("alice with a rose"))[0]
     bundle.add(make_identity("rose", 7))
     recipe = generate(bundle, backend, before.request)[0]
@@ -121,16 +122,22 @@ def test_a_recipe_keeps_its_meaning_when_a_namesake_of_a_word_moves_in(bundle: B
     assert fresh.request.identities == ("alice", "rose")
 
 
-def test_what_did_not_fit_is_in_the_record(bundle: Bundle, backend: OrtBackend) -> None:
+def test_dropped_text_is_in_the_record(bundle: Bundle, backend: OrtBackend) -> None:
     picture = generate(bundle, backend, Request("of " * 75 + "alice at sea"))[0]
     assert picture.record["dropped_text"] == "of of at sea" and picture.request.identities == ("alice",)
     assert generate(bundle, backend, Request("alice"))[0].record["dropped_text"] == ""
 
 
-def test_progress_counts_every_step_of_every_picture(bundle: Bundle, backend: OrtBackend) -> None:
-    seen: list[Progress] = []
-    generate(bundle, backend, batch(Request("alice", steps=2), 2), seen.append)
-    assert seen == [Progress(step, 2, first, 1, 2) for first in (0, 1) for step in (1, 2)]
+def test_progress_counts_the_steps_of_all_images(bundle: Bundle, backend: OrtBackend) -> None:
+    events: list[Progress] = []
+    requests = [*batch(Request("alice", steps=2), 2), Request("alice", steps=3)]
+    generate(bundle, backend, requests, events.append)
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6, 7]
+    assert {(event.stage, event.total) for event in events} == {("denoising", 7)}
+    assert [event.metrics["images_done"] for event in events] == [0, 0, 1, 1, 2, 2, 2]
+    events.clear()
+    generate(bundle, BatchingBackend(bundle, "cpu", 1), requests, events.append)
+    assert [event.step for event in events] == [2, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
@@ -143,16 +150,16 @@ def test_progress_counts_every_step_of_every_picture(bundle: Bundle, backend: Or
         (Request("x", width=33), UsageError),
     ],
 )
-def test_errors_come_before_any_picture(
+def test_errors_come_before_any_image(
     bundle: Bundle, backend: OrtBackend, bad: Request, kind: type[Exception]
 ) -> None:
-    seen: list[Progress] = []
+    events: list[Progress] = []
     with pytest.raises(kind):
-        generate(bundle, backend, [Request("alice"), bad], seen.append)
-    assert seen == []
+        generate(bundle, backend, [Request("alice"), bad], events.append)
+    assert events == []
 
 
-def test_nothing_asked_nothing_drawn(bundle: Bundle, backend: OrtBackend) -> None:
+def test_no_requests_give_no_images(bundle: Bundle, backend: OrtBackend) -> None:
     assert generate(bundle, backend, []) == []
 
 
@@ -162,7 +169,7 @@ def test_half_precision_bundles_draw_too(tmp_path: Path) -> None:
     assert generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice"))[0].image.size == (32, 32)
 
 
-def test_a_running_backend_sees_who_moved_in_since(bundle: Bundle, backend: OrtBackend) -> None:
+def test_a_running_backend_sees_people_added_since(bundle: Bundle, backend: OrtBackend) -> None:
     generate(bundle, backend, Request("alice"))
     elsewhere = Bundle.open(bundle.path)
     elsewhere.add(make_identity("carol", 5))
@@ -171,63 +178,64 @@ def test_a_running_backend_sees_who_moved_in_since(bundle: Bundle, backend: OrtB
         running = pixels(bundle, backend, Request(name))[0]
         assert np.array_equal(running, pixels(bundle, OrtBackend(bundle, "cpu", 1), Request(name))[0])
     elsewhere.remove("carol")
-    with pytest.raises(NotFoundError, match="<carol>"):
+    with pytest.raises(NotFoundError) as caught:
         generate(bundle, backend, Request("<carol>"))
+    assert caught.value.values["name"] == "carol"
 
 
-def test_a_move_while_a_prompt_is_read_is_noticed(bundle: Bundle) -> None:
+def test_a_change_while_a_prompt_is_encoded_is_noticed(bundle: Bundle) -> None:
     """The people in a picture are those of one moment, even when rows change between reading and encoding."""
     elsewhere = Bundle.open(bundle.path)
 
-    class Late(OrtBackend):
-        moves = 1
+    class Interrupted(OrtBackend):
+        changes = 1
 
         def encode(self, ids: NDArray[np.int64], guests: Sequence[EmbeddingOverride] = ()) -> Encodings:
-            if self.moves:
-                self.moves -= 1
-                elsewhere.replace(make_identity("alice", 20 + self.moves))
+            if self.changes:
+                self.changes -= 1
+                elsewhere.replace(make_identity("alice", 20 + self.changes))
             return super().encode(ids, guests)
 
-    picture = generate(bundle, Late(bundle, "cpu", 1), Request("alice"))[0]
+    picture = generate(bundle, Interrupted(bundle, "cpu", 1), Request("alice"))[0]
     assert picture.record["identities"]["alice"] == make_identity("alice", 20).digest
     assert np.array_equal(np.asarray(picture.image), pixels(bundle, OrtBackend(bundle, "cpu", 1), Request("alice"))[0])
-    restless = Late(bundle, "cpu", 1)
-    restless.moves = 100
+    busy = Interrupted(bundle, "cpu", 1)
+    busy.changes = 100
     with pytest.raises(BusyError):
-        generate(bundle, restless, Request("alice"))
+        generate(bundle, busy, Request("alice"))
 
 
-def test_readers_never_see_half_a_move(bundle: Bundle) -> None:
-    """While alice is replaced again and again, every picture shows one of her two faces, as its record says."""
-    faces = {make_identity("alice", seed).digest: seed for seed in (1, 30)}
+def test_readers_never_see_a_partial_change(bundle: Bundle) -> None:
+    """While alice is replaced repeatedly, every image shows the identity that its record names."""
+    seeds = {make_identity("alice", seed).digest: seed for seed in (1, 30)}
     expected: dict[str, NDArray[Any]] = {}
-    for digest, seed in faces.items():
+    for digest, seed in seeds.items():
         bundle.replace(make_identity("alice", seed))
         expected[digest] = pixels(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", steps=1))[0]
-    enough, drawn = threading.Event(), 0
+    stop, drawn = threading.Event(), 0
 
-    def keep_moving() -> None:
+    def keep_replacing() -> None:
         elsewhere, turn = Bundle.open(bundle.path), 0
-        while not enough.wait(0.01):
+        while not stop.wait(0.01):
             elsewhere.replace(make_identity("alice", (1, 30)[turn % 2]))
             turn += 1
 
-    mover = threading.Thread(target=keep_moving)
-    mover.start()
+    writer = threading.Thread(target=keep_replacing)
+    writer.start()
     backend = OrtBackend(bundle, "cpu", 1)
     try:
         for _ in range(200):
             try:
                 picture = generate(bundle, backend, Request("alice", steps=1))[0]
-            except BusyError:  # on a busy machine she may be replaced faster than she is read; never is she half of each
+            except BusyError:  # on a busy machine the bundle may change faster than it is read
                 continue
             assert np.array_equal(np.asarray(picture.image), expected[picture.record["identities"]["alice"]])
             drawn += 1
             if drawn == 8:
                 break
     finally:
-        enough.set()
-        mover.join()
+        stop.set()
+        writer.join()
     assert drawn == 8
 
 
@@ -248,15 +256,15 @@ def test_a_graph_that_cannot_be_loaded_is_named(bundle: Bundle, backend: OrtBack
         generate(bundle, backend, Request("alice"))
 
 
-def test_shapes_are_checked_at_the_door(backend: OrtBackend) -> None:
+def test_shapes_are_checked(backend: OrtBackend) -> None:
     with pytest.raises(IntegrityError, match="input_ids"):
         backend.encode(np.zeros((1, 76), np.int64))
     with pytest.raises(IntegrityError, match="latent"):
         backend.decode(np.zeros((1, 3, 8, 8), np.float32))
     zeros = np.zeros((2, 1, 4, 8, 8), np.float32)
-    plan = StepTable(np.zeros((1, 2, 4), np.float32), np.zeros((1, 3), np.float32), 1.0, False)
+    steps = StepTable(np.zeros((1, 2, 4), np.float32), np.zeros((1, 3), np.float32), 1.0, False)
     with pytest.raises(IntegrityError, match="context"):
-        backend.step(zeros, 0, zeros[0], Conditioning(np.zeros((2, 1, 77, 9), np.float32)), plan)
+        backend.step(zeros, 0, zeros[0], Conditioning(np.zeros((2, 1, 77, 9), np.float32)), steps)
 
 
 def test_a_graph_the_bundle_lacks_is_named(bundle: Bundle, backend: OrtBackend) -> None:
@@ -310,7 +318,7 @@ def test_without_onnxruntime_the_hint_says_what_to_install(bundle: Bundle, monke
     assert "celebctl[cpu]" in caught.value.hint
 
 
-def test_cores_are_counted_sanely() -> None:
+def test_core_counts_are_plausible() -> None:
     import os
 
     assert 1 <= physical_core_count() <= (os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""A request is complete after resolving, survives JSON, and says what is wrong with it."""
+"""Requests: defaults, JSON round trips, and errors that name the invalid value."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ def test_json_round_trip(request: Request) -> None:
     assert Request.from_json(json.loads(json.dumps(request.to_json()))) == request
 
 
-def test_open_choices_take_the_bundle_defaults(manifest: Manifest) -> None:
+def test_open_values_take_the_bundle_defaults(manifest: Manifest) -> None:
     full = resolve(Request("hi"), manifest)
     assert (full.steps, full.guidance, full.sampler, full.width, full.height) == (5, 2.5, "ddim", 32, 32)
     assert resolve(full, manifest) == full
     assert resolve(Request("hi", guidance=0.0), manifest).guidance == 0.0
 
 
-def test_picture_k_of_a_batch_has_seed_plus_k() -> None:
+def test_image_k_of_a_batch_has_seed_plus_k() -> None:
     assert batch(Request("hi", seed=5), 3) == tuple(Request("hi", seed=seed) for seed in (5, 6, 7))
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "named"),
     [
         ({"seed": -1}, "seed -1"),
         ({"seed": 2**63}, "seed"),
-        ({"steps": -1}, "-1 steps"),
-        ({"steps": 1001}, "1001 steps"),
+        ({"steps": -1}, "steps -1"),
+        ({"steps": 1001}, "steps 1001"),
         ({"guidance": float("nan")}, "guidance nan"),
         ({"guidance": -0.5}, "guidance -0.5"),
         ({"guidance": 1e9}, "guidance"),
@@ -75,18 +75,18 @@ def test_picture_k_of_a_batch_has_seed_plus_k() -> None:
         ({"negative": "\udcff"}, "negative"),
     ],
 )
-def test_impossible_values_are_named(manifest: Manifest, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words) as caught:
+def test_invalid_values_are_named(manifest: Manifest, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named) as caught:
         resolve(replace(Request("hi"), **changes), manifest)
     assert caught.value.hint
 
 
-def test_the_size_hint_is_a_size_that_works(manifest: Manifest) -> None:
+def test_the_suggested_size_is_valid(manifest: Manifest) -> None:
     for width in (1, 13, 30, 5000):
         with pytest.raises(UsageError) as caught:
             resolve(Request("hi", width=width), manifest)
-        near = int(caught.value.hint.split()[1])
-        assert resolve(Request("hi", width=near), manifest).width == near
+        nearest: Any = caught.value.values["nearest"]
+        assert resolve(Request("hi", width=nearest), manifest).width == nearest
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The runtime is torch-free, light, and knows no other room."""
+"""The runtime needs no torch, imports quickly, and imports no other package of the project."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from bundle_fakes import make_identity, write_bundle
 import celebctl
 import celebctl_runtime
 
-ROOM = Path(celebctl_runtime.__file__).parent
+PACKAGE = Path(celebctl_runtime.__file__).parent
 BLOCKED = ("torch", "diffusers", "transformers", "onnx", "insightface", "pydantic")
 ALLOWED = {"platformdirs", "numpy", "PIL", "safetensors", "tokenizers", "onnxruntime", "filelock", "celebctl_runtime"}
-# One picture, drawn in a process in which the heavy packages cannot be imported.
+# One image, drawn in a process in which the heavy packages cannot be imported.
 SCRIPT = """
 import sys, json, time
 for name in json.loads(sys.argv[1]):
@@ -44,7 +44,7 @@ def run(*arguments: str) -> dict[str, Any]:
     return json.loads(finished.stdout)
 
 
-def test_a_picture_is_drawn_without_torch(tmp_path: Path) -> None:
+def test_an_image_is_drawn_without_torch(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     bundle.add(make_identity("alice"))
     run(str(bundle.path), str(tmp_path / "alice.png"))
@@ -52,18 +52,18 @@ def test_a_picture_is_drawn_without_torch(tmp_path: Path) -> None:
 
 
 def test_importing_the_runtime_is_cheap() -> None:
-    """In seconds of CPU, so that a busy machine does not fail us."""
-    facts = [run() for _ in range(2)]
-    assert min(fact["light"] for fact in facts) < 0.05
-    assert min(fact["imported"] for fact in facts) < 0.35
+    """Seconds of CPU, which do not depend on the load of the machine."""
+    runs = [run() for _ in range(2)]
+    assert min(run["light"] for run in runs) < 0.05
+    assert min(run["imported"] for run in runs) < 0.35
 
 
-def test_engine_and_tokenizer_are_loaded_when_needed_only() -> None:
+def test_engine_and_tokenizer_are_imported_when_needed_only() -> None:
     modules: list[str] = run()["modules"]
     assert not {"onnxruntime", "tokenizers", "safetensors", "filelock"} & set(modules)
 
 
-@pytest.mark.parametrize("file", sorted(ROOM.rglob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
 def test_every_import_is_of_the_standard_library_or_allowed(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names: list[str] = []
@@ -75,13 +75,13 @@ def test_every_import_is_of_the_standard_library_or_allowed(file: Path) -> None:
             assert name.split(".")[0] in sys.stdlib_module_names | ALLOWED, f"{file.name} imports {name}"
 
 
-def test_every_promised_name_exists() -> None:
+def test_every_exported_name_exists() -> None:
     for name in celebctl_runtime.__all__:
         assert getattr(celebctl_runtime, name) is not None
     assert set(celebctl_runtime.__all__) <= set(dir(celebctl_runtime))
     with pytest.raises(AttributeError):
-        _ = celebctl_runtime.nothing  # pyright: ignore[reportAttributeAccessIssue]
+        _ = celebctl_runtime.missing  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_one_version_in_the_whole_house() -> None:
+def test_all_packages_have_one_version() -> None:
     assert celebctl_runtime.__version__ == celebctl.__version__

@@ -33,7 +33,7 @@ DIFFUSERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dpmpp_2m_karras": ("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "lcm": ("scheduling_lcm", "LCMScheduler", {}),
 }
-# Old numpy idioms inside diffusers, nothing we could change.
+# Raised inside diffusers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SPACINGS = ("leading", "trailing", "linspace", None)
 
@@ -48,17 +48,19 @@ def draw_noise(steps: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal((steps + 1, 1, 4, 8, 8), dtype=np.float32)
 
 
-def run_plan(made: StepTable, noise: NDArray[np.float32], picture: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """What the step graph does, in numpy, from noise or from a picture's latent."""
-    start = noise[0] * np.float32(made.init_sigma)
-    if picture is not None:
-        start = (made.init_mix[0] * picture + made.init_mix[1] * noise[0]).astype(np.float32)
+def run_table(
+    table: StepTable, noise: NDArray[np.float32], image: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """The step graph in numpy, from noise or from an init image's latent."""
+    start = noise[0] * np.float32(table.init_sigma)
+    if image is not None:
+        start = (table.init_mix[0] * image + table.init_mix[1] * noise[0]).astype(np.float32)
     state = np.stack([start, np.zeros_like(noise[0])])
-    for i in range(made.steps):
-        scale, timestep, _ = made.aux[i]
+    for i in range(table.steps):
+        scale, timestep, _ = table.aux[i]
         output = network(state[0] * scale, float(timestep))
         seen = np.concatenate([state, output[None], noise[i + 1][None]]).reshape(4, -1)
-        state = (made.table[i] @ seen).reshape(state.shape)
+        state = (table.table[i] @ seen).reshape(state.shape)
     return state[0]
 
 
@@ -70,11 +72,11 @@ def run_diffusers(
     monkeypatch: pytest.MonkeyPatch,
     sharp: bool = True,
     skip: int = 0,
-    picture: NDArray[np.float32] | None = None,
+    image: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], list[float]]:
     """The same with diffusers' own class; returns the last latent and the timesteps.
 
-    With a picture's latent the first ``skip`` steps are left out, as diffusers' image-to-image pipelines do.
+    With an image's latent the first ``skip`` steps are left out, as diffusers' image-to-image pipelines do.
     """
     import torch as any_torch
     from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling_lcm
@@ -95,9 +97,9 @@ def run_diffusers(
     for module in (scheduling_euler_ancestral_discrete, scheduling_lcm):
         monkeypatch.setattr(module, "randn_tensor", next_draw)
     latent: Any = torch.from_numpy(noise[0]) * scheduler.init_noise_sigma
-    if picture is not None:
+    if image is not None:
         first = scheduler.timesteps[skip : skip + 1]
-        latent = scheduler.add_noise(torch.from_numpy(picture), torch.from_numpy(noise[0]), first).float()
+        latent = scheduler.add_noise(torch.from_numpy(image), torch.from_numpy(noise[0]), first).float()
     for timestep in scheduler.timesteps[skip:]:
         seen = scheduler.scale_model_input(latent, timestep)
         output = torch.from_numpy(network(seen.numpy(), float(timestep)))
@@ -136,20 +138,20 @@ def test_whole_trajectories_agree_with_diffusers(
             config["timestep_spacing"] = spacing
         noise = draw_noise(steps)
         expected, timesteps = run_diffusers(sampler, config, steps, noise, monkeypatch)
-        made = step_table(sampler, ScheduleConfig.from_dict(config), steps, 2.5)
-        assert made.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, steps, schedule)
-        assert relative_error(run_plan(made, noise), expected) < 1e-5, (spacing, steps, schedule)
+        table = step_table(sampler, ScheduleConfig.from_dict(config), steps, 2.5)
+        assert table.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, steps, schedule)
+        assert relative_error(run_table(table, noise), expected) < 1e-5, (spacing, steps, schedule)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_diffusers_untouched_agrees_at_what_models_ship(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unmodified_diffusers_agrees_with_shipped_configs(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same without :func:`sharpen`, at a usual number of steps."""
     for prediction, steps in itertools.product(("epsilon", "v_prediction"), (15, 25)):
         config = {**SHIPPED, "prediction_type": prediction, "timestep_spacing": "leading"}
         noise = draw_noise(steps)
         expected, _ = run_diffusers(sampler, config, steps, noise, monkeypatch, sharp=False)
-        made = step_table(sampler, ScheduleConfig.from_dict(config), steps, 1.0)
-        assert relative_error(run_plan(made, noise), expected) < 1e-5, (prediction, steps)
+        table = step_table(sampler, ScheduleConfig.from_dict(config), steps, 1.0)
+        assert relative_error(run_table(table, noise), expected) < 1e-5, (prediction, steps)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "lcm"])
@@ -163,53 +165,55 @@ def test_diffusers_untouched_agrees_at_what_models_ship(sampler: str, monkeypatc
         {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
     ],
 )
-def test_rarer_training_facts_agree_too(sampler: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncommon_schedules_agree_with_diffusers(sampler: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = {**SHIPPED, **changes}
     noise = draw_noise(12)
     expected, _ = run_diffusers(sampler, config, 12, noise, monkeypatch)
-    assert relative_error(run_plan(step_table(sampler, ScheduleConfig.from_dict(config), 12, 1.0), noise), expected) < 1e-5
+    table = step_table(sampler, ScheduleConfig.from_dict(config), 12, 1.0)
+    assert relative_error(run_table(table, noise), expected) < 1e-5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_perfect_network_leads_to_the_picture(sampler: str) -> None:
-    """If the network always knows the noise, every sampler must end at the picture itself (but for a rest of noise)."""
+def test_a_perfect_network_ends_at_the_image(sampler: str) -> None:
+    """If the network always knows the noise, every sampler must end at the image itself (but for a rest of noise)."""
     config = ScheduleConfig.from_dict({**SHIPPED, "prediction_type": "sample", "set_alpha_to_one": True})
-    made = step_table(sampler, config, 10, 1.0)
-    picture, noise = np.float32(0.7), draw_noise(10)
-    state = np.stack([noise[0] * np.float32(made.init_sigma), np.zeros_like(noise[0])])
+    table = step_table(sampler, config, 10, 1.0)
+    image, noise = np.float32(0.7), draw_noise(10)
+    state = np.stack([noise[0] * np.float32(table.init_sigma), np.zeros_like(noise[0])])
     for i in range(10):
-        seen = np.concatenate([state, np.full_like(state[:1], picture), noise[i + 1][None]]).reshape(4, -1)
-        state = (made.table[i] @ seen).reshape(state.shape)
-    assert np.abs(state[0] - picture).max() < 0.05
+        seen = np.concatenate([state, np.full_like(state[:1], image), noise[i + 1][None]]).reshape(4, -1)
+        state = (table.table[i] @ seen).reshape(state.shape)
+    assert np.abs(state[0] - image).max() < 0.05
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_plan_is_float32_finite_and_honest_about_noise(sampler: str) -> None:
-    made = step_table(sampler, ScheduleConfig.from_dict(SHIPPED), 8, 7.5)
-    assert made.table.shape == (8, 2, 4) and made.table.dtype == np.float32
-    assert made.aux.shape == (8, 3) and made.aux.dtype == np.float32
-    assert np.isfinite(made.table).all() and (made.aux[:, 2] == 7.5).all()
-    assert made.uses_noise == bool(made.table[:, 0, 3].any()) == (sampler in ("euler_a", "lcm"))
-    assert made.table[-1, 0, 3] == 0, "the last step adds no noise"
+def test_tables_are_float32_and_finite_and_say_whether_they_use_noise(sampler: str) -> None:
+    table = step_table(sampler, ScheduleConfig.from_dict(SHIPPED), 8, 7.5)
+    assert table.table.shape == (8, 2, 4) and table.table.dtype == np.float32
+    assert table.aux.shape == (8, 3) and table.aux.dtype == np.float32
+    assert np.isfinite(table.table).all() and (table.aux[:, 2] == 7.5).all()
+    assert table.uses_noise == bool(table.table[:, 0, 3].any()) == (sampler in ("euler_a", "lcm"))
+    assert table.table[-1, 0, 3] == 0, "the last step adds no noise"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_number_of_steps_is_planned_or_refused(sampler: str) -> None:
+def test_every_number_of_steps_has_a_table_or_an_error(sampler: str) -> None:
     for spacing in ("leading", "trailing", "linspace"):
         config = ScheduleConfig.from_dict({**SHIPPED, "timestep_spacing": spacing})
         for steps in (0, 3, 50, 51, 499, 501, 999, 1000, 1001):
             try:
-                made = step_table(sampler, config, steps, 1.0)
-            except UsageError as problem:
-                assert str(steps) in problem.problem and problem.hint
+                table = step_table(sampler, config, steps, 1.0)
+            except UsageError as error:
+                assert error.reason == "steps_out_of_range" and error.values["value"] == steps
             else:
-                assert made.steps == steps
-                assert made.aux[:, 1].min() >= 0 and made.aux[:, 1].max() <= 999
+                assert table.steps == steps
+                assert table.aux[:, 1].min() >= 0 and table.aux[:, 1].max() <= 999
 
 
 def test_an_unknown_sampler_is_named() -> None:
-    with pytest.raises(UsageError, match="plms"):
+    with pytest.raises(UsageError) as caught:
         step_table("plms", ScheduleConfig(), 10, 1.0)
+    assert caught.value.reason == "unknown_sampler" and caught.value.values["name"] == "plms"
 
 
 @pytest.mark.parametrize(
@@ -221,29 +225,29 @@ def test_an_unknown_sampler_is_named() -> None:
         {"timestep_spacing": "random"},
     ],
 )
-def test_what_no_table_can_express_is_refused(changes: dict[str, Any]) -> None:
+def test_unsupported_schedules_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError):
         ScheduleConfig.from_dict({**SHIPPED, **changes})
 
 
-def test_defaults_that_diffusers_filled_in_do_not_count_as_said() -> None:
-    said = {**SHIPPED, "timestep_spacing": "leading"}
-    filled = {**said, "_use_default_values": ["timestep_spacing"]}
-    assert ScheduleConfig.from_dict(said).timestep_spacing == "leading"
+def test_defaults_that_diffusers_filled_in_are_ignored() -> None:
+    explicit = {**SHIPPED, "timestep_spacing": "leading"}
+    filled = {**explicit, "_use_default_values": ["timestep_spacing"]}
+    assert ScheduleConfig.from_dict(explicit).timestep_spacing == "leading"
     assert ScheduleConfig.from_dict(filled).timestep_spacing is None
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lcm"])
-def test_a_picture_as_the_beginning_agrees_with_diffusers(
+def test_init_images_agree_with_diffusers(
     sampler: str, prediction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From every step on: the picture with the right amount of noise, and no memory of steps that did not happen."""
-    picture = np.random.default_rng(5).standard_normal((1, 4, 8, 8), dtype=np.float32)
+    """From any first step: the image with that step's noise, and no history of skipped steps."""
+    image = np.random.default_rng(5).standard_normal((1, 4, 8, 8), dtype=np.float32)
     for spacing, skip in itertools.product(("leading", "trailing"), (0, 1, 7, 14)):
         config = {**SHIPPED, "prediction_type": prediction, "timestep_spacing": spacing}
         noise = draw_noise(15)
-        expected, timesteps = run_diffusers(sampler, config, 15, noise, monkeypatch, skip=skip, picture=picture)
-        made = step_table(sampler, ScheduleConfig.from_dict(config), 15, 2.5, skip)
-        assert made.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, skip)
-        assert relative_error(run_plan(made, noise, picture), expected) < 1e-5, (spacing, skip)
+        expected, timesteps = run_diffusers(sampler, config, 15, noise, monkeypatch, skip=skip, image=image)
+        table = step_table(sampler, ScheduleConfig.from_dict(config), 15, 2.5, skip)
+        assert table.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, skip)
+        assert relative_error(run_table(table, noise, image), expected) < 1e-5, (spacing, skip)

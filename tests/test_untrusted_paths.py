@@ -1,4 +1,4 @@
-"""No file and no option leads a write out of the folder that is meant: identities, bundles, cards, ``--for-model``."""
+"""No file and no option makes celebctl write outside the intended folder: identities, bundles, model cards, options."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ posix = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Wi
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder with its content."""
+    """Every path below a folder with its content."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
     }
 
 
 def write_identity(path: Path, **metadata: str) -> Path:
-    """An identity file whose metadata says anything."""
-    facts = {"schema": "1", "name": "alice", "basis_hash": "b", "family": "sd", "table_hash": "t", "provenance": "{}"}
+    """An identity file with the given metadata."""
+    fields = {"schema": "1", "name": "alice", "basis_hash": "b", "family": "sd", "table_hash": "t", "provenance": "{}"}
     arrays = {"coefficients.0": np.ones((2, 5), np.float32), "embeddings.0": np.ones((2, 8), np.float32)}
-    save_file(arrays, path, {f"celebctl.{key}": value for key, value in (facts | metadata).items()})
+    save_file(arrays, path, {f"celebctl.{key}": value for key, value in (fields | metadata).items()})
     return path
 
 
@@ -52,7 +52,7 @@ def write_identity(path: Path, **metadata: str) -> Path:
 
 @pytest.mark.parametrize("entry", ["name", "family", "table_hash", "basis_hash"])
 @pytest.mark.parametrize("value", [value for value in HOSTILE if value != "\ud800"], ids=ascii)
-def test_an_identity_that_says_where_to_write_is_refused(tmp_path: Path, entry: str, value: str) -> None:
+def test_identities_with_hostile_metadata_are_refused(tmp_path: Path, entry: str, value: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         Identity.load(write_identity(tmp_path / "x.safetensors", **{entry: value}))
     assert caught.value.exit_code == 5 and caught.value.hint
@@ -60,7 +60,9 @@ def test_an_identity_that_says_where_to_write_is_refused(tmp_path: Path, entry: 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("family", ["../../..", "../../victim", "/victim", "a/../../../victim"])
-def test_import_writes_nothing_outside_the_library(console: Desk, tmp_path: Path, family: str, force: list[str]) -> None:
+def test_import_writes_nothing_outside_the_library(
+    console: Desk, tmp_path: Path, family: str, force: list[str]
+) -> None:
     victim = tmp_path / "victim-t"
     victim.mkdir()
     (victim / "alice.safetensors").write_bytes(b"a foreign file")
@@ -72,7 +74,7 @@ def test_import_writes_nothing_outside_the_library(console: Desk, tmp_path: Path
 
 
 @pytest.mark.parametrize("value", HOSTILE, ids=ascii)
-def test_the_library_composes_no_path_of_them(tmp_path: Path, value: str) -> None:
+def test_the_library_builds_no_path_from_hostile_values(tmp_path: Path, value: str) -> None:
     library = Library(tmp_path / "home")
     library.save(make_identity("alice"))
     before = tree(tmp_path)
@@ -95,19 +97,19 @@ def test_the_library_composes_no_path_of_them(tmp_path: Path, value: str) -> Non
 
 
 @pytest.mark.parametrize("model", [*HOSTILE, "prüf model", "a:b|c", "李雷"], ids=ascii)
-def test_a_bundle_of_any_model_lies_in_the_library(tmp_path: Path, model: str) -> None:
-    place = Library(tmp_path).bundle_path(model, "0123456789")
-    assert place.parent == tmp_path / "bundles" and place.name.endswith("-01234567")
-    assert not place.name.startswith(".") and not {"/", "\\", ":", "*", "\0", "\n"} & {*place.name}
+def test_bundles_of_any_model_name_are_inside_the_library(tmp_path: Path, model: str) -> None:
+    path = Library(tmp_path).bundle_path(model, "0123456789")
+    assert path.parent == tmp_path / "bundles" and path.name.endswith("-01234567")
+    assert not path.name.startswith(".") and not {"/", "\\", ":", "*", "\0", "\n"} & {*path.name}
 
 
 @pytest.mark.parametrize("command", ["list", "show", "rename", "forget", "export-embedding", "regen"])
 @pytest.mark.parametrize("model_key", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9])
-def test_a_model_key_is_a_name_and_not_a_pattern(console: Desk, tmp_path: Path, command: str, model_key: str) -> None:
+def test_a_model_key_is_not_a_path_or_pattern(console: Desk, tmp_path: Path, command: str, model_key: str) -> None:
     console.know("alice")
     before = tree(tmp_path)
-    words = {"list": [], "rename": ["alice", "bob"]}.get(command, ["alice"])
-    refused(console(command, *words, "--for-model", model_key), 2, "")
+    arguments = {"list": [], "rename": ["alice", "bob"]}.get(command, ["alice"])
+    refused(console(command, *arguments, "--for-model", model_key), 2, "")
     assert tree(tmp_path) == before
 
 
@@ -115,9 +117,9 @@ def test_a_model_key_is_a_name_and_not_a_pattern(console: Desk, tmp_path: Path, 
 def test_a_linked_folder_of_people_is_not_followed(tmp_path: Path) -> None:
     library, alice = Library(tmp_path / "home"), make_identity("alice")
     foreign = Library(tmp_path / "foreign").save(alice)
-    place = library.root / "identities" / MODEL_KEY
-    place.parent.mkdir(parents=True)
-    place.symlink_to(foreign.parent)
+    folder = library.root / "identities" / MODEL_KEY
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(foreign.parent)
     before = tree(tmp_path / "foreign")
     for attempt in (
         lambda: library.save(make_identity("alice", seed=2), overwrite=True),
@@ -151,14 +153,15 @@ def test_a_link_in_a_bundle_is_refused(tmp_path: Path, name: str, verify: Any) -
     bundle = write_bundle(tmp_path / "bundle")
     (bundle.path / name).rename(tmp_path / "foreign")
     (bundle.path / name).symlink_to(tmp_path / "foreign")
-    with pytest.raises(IntegrityError, match="is not a"):
+    with pytest.raises(IntegrityError) as caught:
         Bundle.open(bundle.path, verify=verify)
+    assert caught.value.reason == "irregular_file"
 
 
 @posix
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 @pytest.mark.parametrize("verify", ["quick", "none"])
-def test_nobody_moves_through_a_linked_table(tmp_path: Path, link: Any, verify: Any) -> None:
+def test_linked_tables_are_not_written(tmp_path: Path, link: Any, verify: Any) -> None:
     original = write_bundle(tmp_path / "bundle")
     original.add(make_identity("alice"))
     table, foreign = original.path / "token_table.bin", tmp_path / "foreign"
@@ -171,39 +174,40 @@ def test_nobody_moves_through_a_linked_table(tmp_path: Path, link: Any, verify: 
         lambda: Bundle.open(original.path, verify=verify).add(bob),
         lambda: Bundle.open(original.path, verify=verify).replace(other),
     ):
-        with pytest.raises(IntegrityError, match=r"is not a regular file|is a hard link"):
+        with pytest.raises(IntegrityError) as caught:
             attempt()
+        assert caught.value.reason == "irregular_file"
     after = tree(tmp_path)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) <= {"bundle/manifest.json.lock"}
 
 
 @posix
-def test_a_linked_lock_truncates_nothing(tmp_path: Path) -> None:
+def test_a_linked_lock_file_is_not_truncated(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     (tmp_path / "foreign").write_bytes(b"a foreign file")
     (bundle.path / "manifest.json.lock").symlink_to(tmp_path / "foreign")
-    with pytest.raises(IntegrityError, match="regular file"):
+    with pytest.raises(IntegrityError):
         bundle.add(make_identity("alice"))
     assert (tmp_path / "foreign").read_bytes() == b"a foreign file"
 
 
 @posix
 @pytest.mark.parametrize("name", ["token_table.bin", "manifest.json", "tokenizer/tokenizer.json"])
-def test_a_pipe_in_a_bundle_makes_nobody_wait(tmp_path: Path, name: str) -> None:
+def test_a_pipe_in_a_bundle_does_not_block(tmp_path: Path, name: str) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     (bundle.path / name).unlink()
     os.mkfifo(bundle.path / name)
-    begun = time.monotonic()
-    with pytest.raises(IntegrityError, match="is not a regular file"):
+    started = time.monotonic()
+    with pytest.raises(IntegrityError):
         Bundle.open(bundle.path)
-    with pytest.raises(IntegrityError, match="is not a regular file"):
+    with pytest.raises(IntegrityError):
         open_regular(bundle.path / name)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started < 5
 
 
 @posix
-def test_a_bundle_may_be_named_by_a_link(tmp_path: Path) -> None:
+def test_a_bundle_may_be_opened_through_a_link(tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle")
     (tmp_path / "link").symlink_to(tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "link")
@@ -266,7 +270,7 @@ def test_a_manifest_names_plain_files_only(tmp_path: Path, entry: str, path: str
         ("model/table_hash", ["../x", "", "/etc"]),
     ],
 )
-def test_numbers_of_a_manifest_have_bounds(tmp_path: Path, entry: str, values: list[Any]) -> None:
+def test_numbers_in_a_manifest_are_checked(tmp_path: Path, entry: str, values: list[Any]) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     bundle.add(make_identity("alice"))
     for value in values:
@@ -274,26 +278,26 @@ def test_numbers_of_a_manifest_have_bounds(tmp_path: Path, entry: str, values: l
 
 
 @pytest.mark.parametrize("name", ["../alice", "Alice", "con", "a b", ""])
-def test_people_of_a_manifest_have_names(tmp_path: Path, name: str) -> None:
+def test_names_in_a_manifest_are_checked(tmp_path: Path, name: str) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     bundle.add(make_identity("alice"))
-    residents: Any = json.loads((bundle.path / "manifest.json").read_bytes())["identities"]
-    refuses_edit(bundle, "identities", {name: residents["alice"]})
+    identities: Any = json.loads((bundle.path / "manifest.json").read_bytes())["identities"]
+    refuses_edit(bundle, "identities", {name: identities["alice"]})
 
 
 def test_a_table_never_grows(tmp_path: Path) -> None:
-    """Not even where nobody looked at sizes when the bundle was opened."""
+    """Not even when sizes were not verified on opening."""
     bundle = write_bundle(tmp_path / "bundle")
     table = bundle.path / "token_table.bin"
     table.write_bytes(table.read_bytes()[:-32])
     before = tree(bundle.path)
-    with pytest.raises(IntegrityError, match="does not hold"):
+    with pytest.raises(IntegrityError, match="token_table.bin"):
         Bundle.open(bundle.path, verify="none").add(make_identity("alice"))
     after = tree(bundle.path)
     assert {name: after[name] for name in before} == before
 
 
-def test_nested_and_absurd_json_is_a_damaged_manifest() -> None:
+def test_pathological_json_is_a_damaged_manifest() -> None:
     for raw in (b"[" * 100_000, b'{"schema_version": ' + b"9" * 5000 + b"}"):
         with pytest.raises(IntegrityError):
             Manifest.from_bytes(raw)
@@ -302,37 +306,37 @@ def test_nested_and_absurd_json_is_a_damaged_manifest() -> None:
 def refuses_edit(bundle: Bundle, entry: str, value: object) -> None:
     """The manifest with one entry changed is refused, and nothing is written."""
     path = bundle.path / "manifest.json"
-    whole = path.read_bytes()
-    data: Any = json.loads(whole)
-    *way, last = entry.split("/")
-    place = data
-    for key in way:
-        place = place[int(key) if isinstance(place, list) else key]
-    assert last in place, "an entry that does not exist proves nothing"
-    place[last] = value
+    original = path.read_bytes()
+    data: Any = json.loads(original)
+    *parents, last = entry.split("/")
+    node = data
+    for key in parents:
+        node = node[int(key) if isinstance(node, list) else key]
+    assert last in node, "the entry must exist"
+    node[last] = value
     path.write_text(json.dumps(data))
     before = tree(bundle.path)
     with pytest.raises(IntegrityError) as caught:
         Bundle.open(bundle.path, verify="none")
     assert caught.value.exit_code == 5 and tree(bundle.path) == before, (entry, value)
-    path.write_bytes(whole)
+    path.write_bytes(original)
 
 
 # Models.
 
 
 @pytest.mark.parametrize("key", ["names", "faces", "features", "mapper", "scoring"])
-@pytest.mark.parametrize("place", ["../x", "/etc/x", "a/../../x", "..\\x", "C:\\x", "a\0b", "\\\\host\\x"], ids=ascii)
-def test_a_card_names_places_in_its_folder(tmp_path: Path, key: str, place: str) -> None:
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "..\\x", "C:\\x", "a\0b", "\\\\host\\x"], ids=ascii)
+def test_paths_in_a_card_stay_in_its_folder(tmp_path: Path, key: str, path: str) -> None:
     folder = write_model(tmp_path / "model")
-    (folder / CARD_FILE).write_text(json.dumps({key: place}))
+    (folder / CARD_FILE).write_text(json.dumps({key: path}))
     with pytest.raises(IntegrityError, match=key):
         card_for(folder)
 
 
 @pytest.mark.parametrize("key", ["name", "family"])
 @pytest.mark.parametrize("value", ["../x", "/x", "a\\b", "a\0b", "x" * 5000], ids=lambda v: ascii(v[:8]))
-def test_a_card_gives_no_path_for_a_name(tmp_path: Path, key: str, value: str) -> None:
+def test_names_in_a_card_are_not_paths(tmp_path: Path, key: str, value: str) -> None:
     folder = write_model(tmp_path / "model")
     (folder / CARD_FILE).write_text(json.dumps({key: value}))
     with pytest.raises(IntegrityError, match=key):
@@ -340,7 +344,7 @@ def test_a_card_gives_no_path_for_a_name(tmp_path: Path, key: str, value: str) -
 
 
 @posix
-def test_a_snapshot_of_links_is_a_model_and_other_links_are_not(tmp_path: Path) -> None:
+def test_links_of_a_hub_snapshot_are_followed_and_others_are_not(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "models--a--b" / "snapshots" / "c0ffee")
     blobs = tmp_path / "models--a--b" / "blobs"
     blobs.mkdir()
@@ -359,7 +363,7 @@ def test_a_snapshot_of_links_is_a_model_and_other_links_are_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("commit", ["..", "../../..", "/etc", "."])
-def test_a_reference_in_the_hub_cache_is_no_path(tmp_path: Path, commit: str) -> None:
+def test_a_reference_in_the_hub_cache_is_not_a_path(tmp_path: Path, commit: str) -> None:
     repository = tmp_path / "models--a--b"
     (repository / "snapshots").mkdir(parents=True)
     (repository / "refs").mkdir()
@@ -368,7 +372,7 @@ def test_a_reference_in_the_hub_cache_is_no_path(tmp_path: Path, commit: str) ->
 
 
 @pytest.mark.parametrize("shards", [{"a": "../x.safetensors"}, {"a": "/etc/passwd"}, {"a": 5, "b": ""}, ["x"], "x"])
-def test_an_index_of_shards_names_files_beside_it(tmp_path: Path, shards: object) -> None:
+def test_a_shard_index_names_files_in_its_folder(tmp_path: Path, shards: object) -> None:
     folder = write_model(tmp_path / "model")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink(missing_ok=True)
@@ -377,6 +381,6 @@ def test_an_index_of_shards_names_files_beside_it(tmp_path: Path, shards: object
         missing_parts(folder)
 
 
-def test_a_replaced_identity_is_checked_too() -> None:
+def test_a_replaced_identity_is_checked() -> None:
     with pytest.raises(IntegrityError):
         replace(make_identity("alice"), family="../x")
