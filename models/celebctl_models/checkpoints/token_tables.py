@@ -14,7 +14,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl_models.checkpoints.checkpoint_io import check_model_class, check_vocabularies, load_component, quiet_libraries
+from celebctl_models.checkpoints.checkpoint_io import (
+    check_model_class,
+    check_vocabularies,
+    load_component,
+    quiet_libraries,
+)
 from celebctl_models.checkpoints.hub_download import fetch_folder
 from celebctl_models.checkpoints.model_types import TokenTables as TokenTables
 from celebctl_models.checkpoints.registry import TEXT_FILES, card_for, locate
@@ -120,7 +125,7 @@ def _load_tokenizer(component: Path) -> Any:
     if file.is_file():
         try:
             return FastTokenizer(file)
-        except Exception:  # the library raises bare exceptions; transformers reads the files next and reports the reason
+        except Exception:  # bare exceptions; transformers reads the files next and reports the reason
             pass
     with quiet_libraries():
         from transformers.models.clip.tokenization_clip import CLIPTokenizer
