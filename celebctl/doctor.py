@@ -364,7 +364,12 @@ def check_default_model() -> Iterator[Check]:
 
 
 def check_face_models() -> Iterator[Check]:
+<<<<<<< HEAD
     """The face models for learning with the default model."""
+=======
+    """What finds and recognises faces when learning with the default model."""
+    from celebctl.cli.hints import hint_for
+>>>>>>> C1
     from celebctl_models.faces.packs import PACKS, accepted_at, choose_face_models, find_pack
 
     settings, root = Settings.read(), Library().root
@@ -372,7 +377,7 @@ def check_face_models() -> Iterator[Check]:
         folder = choose_face_models(settings.text("face_models"), str(settings.text("model")), root)
         yield Check("ok", "face models", str(folder))
     except (NotFoundError, PolicyError) as error:
-        yield Check("warn", "face models", error.problem, error.hint)
+        yield Check("warn", "face models", error.problem, hint_for(error))
     for name in PACKS:
         with contextlib.suppress(NotFoundError):
             folder = find_pack(name, root)

@@ -40,7 +40,7 @@ def sd_turbo(folder: Path) -> None:
 
 
 def lcm(folder: Path) -> None:
-    """1.5 with one more input: its UNet is told the guidance scale."""
+    """1.5 with one more input: the guidance scale is an input of its UNet."""
     write_pipeline(folder, "epsilon", vae_channels=VAE, scheduler=LCM, unet={**SD1_UNET, "time_cond_proj_dim": 16})
 
 

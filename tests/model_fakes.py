@@ -1,7 +1,7 @@
-"""Model folders in the diffusers layout with a handful of numbers in them, and a hub that offers them, without torch.
+"""Tiny model folders in the diffusers layout, and a hub server that offers them, without torch.
 
-The hub speaks as much of the real one's HTTP as its client and `celebctl setup` ask for, on 127.0.0.1. It can be told
-to cut answers short, to fail, to ignore ranges and to send other bytes than it promised.
+The hub implements the part of HTTP that its client and `celebctl download` use, on 127.0.0.1. It can truncate
+responses, fail, ignore ranges and send wrong bytes.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Laws of the door through which foreign models come in."""
+"""Loading diffusion models, encoding prompts, latents and pixels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ids_of(parts: DiffusionParts, *prompts: str) -> Any:
     return parts.tokenizers[0](list(prompts), **options).input_ids
 
 
-def test_a_model_that_was_trained_on_is_told_apart(tiny_parts: DiffusionParts) -> None:
+def test_a_fine_tuned_model_has_another_digest(tiny_parts: DiffusionParts) -> None:
     unet = copy.deepcopy(tiny_parts.unet)
     same = replace(tiny_parts, unet=unet).weights_digest
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_a_model_that_was_trained_on_is_told_apart(tiny_parts: DiffusionParts) -
 
 
 def test_inserted_rows_equal_baked_rows(tiny_parts: DiffusionParts) -> None:
-    """A context with inserts is, bit for bit, that of a text encoder whose table holds the rows."""
+    """A context with inserts is, bit for bit, that of a text encoder whose table contains the rows."""
     ids = ids_of(tiny_parts, "ann and bob playing chess", "a portrait of bob")
     rows = torch.randn(2, tiny_parts.token_table().shape[1])
     baked = copy.deepcopy(tiny_parts.text_encoders[0])
@@ -96,7 +96,7 @@ def test_latents_and_pixels_have_the_declared_sizes(tiny_parts: DiffusionParts) 
     assert (tiny_parts.vae_factor, tiny_parts.size_multiple, tiny_parts.native_size) == (4, 8, (64, 64))
 
 
-def test_drawn_latents_follow_their_generator(tiny_parts: DiffusionParts) -> None:
+def test_sampled_latents_follow_their_generator(tiny_parts: DiffusionParts) -> None:
     pixels = torch.rand(1, 3, 64, 64) * 2 - 1
     first, again, other = (
         latents_from_pixels(tiny_parts.vae, pixels, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
@@ -109,7 +109,7 @@ def test_prediction_type_comes_from_the_scheduler(either_folder: Path) -> None:
     assert load_parts(either_folder).prediction_type == expected
 
 
-def test_the_table_hash_does_not_depend_on_dtype_or_place(tiny_parts: DiffusionParts, copied_folder: Path) -> None:
+def test_the_table_hash_does_not_depend_on_dtype_or_path(tiny_parts: DiffusionParts, copied_folder: Path) -> None:
     half = load_parts(copied_folder, dtype=torch.float16)
     assert half.unet.dtype == half.vae.dtype == torch.float16 and half.token_table().dtype == torch.float32
     assert half.table_hash == tiny_parts.table_hash
@@ -127,11 +127,12 @@ def test_a_plain_folder_derives_its_card(tiny_folder: Path) -> None:
     assert card.names_file is None and str(tiny_folder) not in card.source
 
 
-def test_a_folder_declares_itself_in_data(copied_folder: Path) -> None:
-    declared = {"name": "doll", "display_scale": 4, "names": "names.txt", "defaults": {"steps": 15}, "unknown": 1}
+def test_a_folder_may_describe_itself(copied_folder: Path) -> None:
+    declared: dict[str, Any] = {"name": "doll", "world": "toys", "display_scale": 4, "names": "names.txt"}
+    declared |= {"defaults": {"steps": 15}, "unknown": 1}
     (copied_folder / CARD_FILE).write_text(json.dumps(declared))
     card = load_parts(copied_folder).card
-    assert (card.name, card.display_scale, card.native_size) == ("doll", 4, 64)
+    assert (card.name, card.world, card.display_scale, card.native_size) == ("doll", "toys", 4, 64)
     assert card.names_file == (copied_folder / "names.txt").resolve()
     assert card.defaults["steps"] == 15 and card.defaults["sampler"] == "dpmpp_2m"
 
@@ -143,7 +144,7 @@ def test_a_folder_declares_itself_in_data(copied_folder: Path) -> None:
         '{"framing": 3}', '{"framing": {"smallest": 0.5}}',
     ],
 )  # fmt: skip
-def test_a_wrong_declaration_is_refused(copied_folder: Path, declared: str) -> None:
+def test_an_invalid_card_is_refused(copied_folder: Path, declared: str) -> None:
     (copied_folder / CARD_FILE).write_text(declared)
     with pytest.raises(IntegrityError) as caught:
         card_for(copied_folder)
@@ -157,18 +158,18 @@ def test_an_unknown_model_is_not_found(model: str) -> None:
     assert "mini" in caught.value.hint
 
 
-def test_places_are_told_apart_without_loading(tiny_folder: Path, tmp_path: Path) -> None:
+def test_kinds_of_locations_are_recognised_without_loading(tiny_folder: Path, tmp_path: Path) -> None:
     single = tmp_path / "merged.safetensors"
     single.write_bytes(b"")
     assert [locate(model).kind for model in (tiny_folder, single, "someone/some-model")] == ["folder", "file", "hub"]
-    with pytest.raises(NotFoundError, match="no diffusers model folder"):
+    with pytest.raises(NotFoundError, match="not a diffusers model folder"):
         locate(tmp_path)
     (tmp_path / "old.bin").write_bytes(b"")
     with pytest.raises(NotFoundError, match="safetensors"):
         locate(tmp_path / "old.bin")
 
 
-def test_a_hub_id_offline_tells_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_offline_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -190,7 +191,7 @@ def test_a_single_file_gives_the_same_parts(tiny_parts: DiffusionParts, tmp_path
         assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
 
 
-def test_a_damaged_single_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_single_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "merged.safetensors").write_bytes(b"not tensors")
     with pytest.raises(IntegrityError, match="damaged"):
         load_parts(tmp_path / "merged.safetensors")
@@ -233,7 +234,7 @@ def test_pickled_weights_are_never_read(copied_folder: Path) -> None:
         load_parts(copied_folder)
 
 
-def test_another_kind_of_model_is_refused_by_its_index(copied_folder: Path) -> None:
+def test_another_family_is_refused_by_its_index(copied_folder: Path) -> None:
     index = json.loads((copied_folder / "model_index.json").read_text())
     index["unet"] = ["diffusers", "FluxTransformer2DModel"]
     (copied_folder / "model_index.json").write_text(json.dumps(index))
@@ -246,7 +247,7 @@ def test_loading_is_silent(tiny_folder: Path, capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_untouched_diffusers_loads_the_bundled_model_and_draws_a_celebrity() -> None:
+def test_diffusers_itself_loads_the_bundled_model_and_draws_a_celebrity() -> None:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     folder = locate("mini").path

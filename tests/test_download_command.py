@@ -1,4 +1,4 @@
-"""setup and use: nothing is fetched unasked, a cut download goes on, and only right bytes get into their place."""
+"""download and use: interrupted downloads continue, and only checked files are installed."""
 
 import hashlib
 import io
@@ -15,10 +15,10 @@ import typer
 from filelock import FileLock
 from model_fakes import COMMIT, FakeHub, fake_hub, model_index, use_hub, write_cache, write_model
 
-from celebctl.cli import download as setup_file
+from celebctl.cli import download as download_module
 from celebctl.cli.console import CliConsole
 from celebctl.cli.default_model import COLUMNS, use
-from celebctl.cli.download import download as setup_command
+from celebctl.cli.download import download as download_command
 from celebctl.cli.error_handling import report_error
 from celebctl.settings import Settings
 from celebctl_models.checkpoints.hub_download import check_folder, fetch_model, install_model, plan_model
@@ -26,7 +26,14 @@ from celebctl_models.checkpoints.registry import installed_folder, locate
 from celebctl_models.faces import packs
 from celebctl_models.faces.download import download
 from celebctl_models.faces.packs import Pack, PackFile
-from celebctl_runtime.errors import BusyError, IntegrityError, InvalidInputError, NotFoundError, SetupError
+from celebctl_runtime.errors import (
+    BusyError,
+    CelebctlError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    SetupError,
+)
 
 NAME = "someone/model"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -36,7 +43,7 @@ WHOLE: dict[str, Any] = {"size": len(CONTENT), "sha256": hashlib.sha256(CONTENT)
 
 @pytest.fixture(autouse=True)
 def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine with nothing on it, no token, and no pauses between attempts."""
+    """An empty machine: no models, no token, and no pauses between attempts."""
     for name in ("HF_TOKEN", "CELEBCTL_MODEL", "CELEBCTL_FACE_MODELS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
@@ -58,30 +65,30 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Generator[FakeHub]:
 
 
 @dataclass(frozen=True)
-class Said:
+class Result:
     code: int
     out: str
     err: str
 
 
-Run = Callable[..., Said]
+Run = Callable[..., Result]
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """The two commands as they are started from the command line."""
     app = typer.Typer()
-    app.command("setup")(setup_command)
+    app.command("download")(download_command)
     app.command()(use)
 
-    def started(*words: str | Path) -> Said:
+    def started(*words: str | Path) -> Result:
         console, rest = CliConsole.from_argv([str(word) for word in words])
         try:
             code = int(app(rest, prog_name="celebctl", standalone_mode=False, obj=console) or 0)
         except Exception as error:
             code = report_error(error, console)
         out, err = capsys.readouterr()
-        return Said(code, out, err)
+        return Result(code, out, err)
 
     return started
 
@@ -89,27 +96,27 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 # One file over HTTP.
 
 
-def test_a_file_arrives_whole(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_file_is_downloaded(hub: FakeHub, tmp_path: Path) -> None:
     seen: list[int] = []
     path = tmp_path / "a" / "file.bin"
-    download(f"{hub.url}/file.bin", path, **WHOLE, report=seen.append)
+    download(f"{hub.url}/file.bin", path, **WHOLE, progress=lambda event: seen.append(event.step))
     assert path.read_bytes() == CONTENT and seen[-1] == len(CONTENT)
     assert [place.name for place in path.parent.iterdir()] == ["file.bin"]
 
 
-def test_a_cut_connection_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_closed_connection_is_resumed(hub: FakeHub, tmp_path: Path) -> None:
     hub.cut["/file.bin"] = [700_000, 300_000]
     download(f"{hub.url}/file.bin", tmp_path / "f", **WHOLE)
     assert (tmp_path / "f").read_bytes() == CONTENT
     assert hub.fetched("/file.bin") == ["", "bytes=700000-", "bytes=1000000-"]
 
 
-def test_the_next_run_goes_on_too(hub: FakeHub, tmp_path: Path) -> None:
-    """What a process leaves behind when the network stays away is where the next one begins."""
+def test_the_next_run_continues_an_incomplete_file(hub: FakeHub, tmp_path: Path) -> None:
+    """The partial file of a failed download is where the next one starts."""
     hub.cut["/file.bin"] = [1000, *([0] * 9)]
-    with pytest.raises(SetupError, match="cut") as caught:
+    with pytest.raises(SetupError, match="closed") as caught:
         download(f"{hub.url}/file.bin", tmp_path / "f", **WHOLE)
-    assert "goes on where it stopped" in caught.value.hint and not (tmp_path / "f").exists()
+    assert "continued" in caught.value.hint and not (tmp_path / "f").exists()
     hub.cut.clear()
     hub.asked.clear()
     download(f"{hub.url}/file.bin", tmp_path / "f", **WHOLE)
@@ -131,39 +138,45 @@ def test_a_part_longer_than_the_file_starts_over(hub: FakeHub, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("promise", [{"size": 5}, {"sha256": "0" * 64}])
-def test_other_bytes_than_promised_never_get_the_name(hub: FakeHub, tmp_path: Path, promise: dict[str, Any]) -> None:
+def test_wrong_bytes_are_never_installed(hub: FakeHub, tmp_path: Path, promise: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match="not"):
         download(f"{hub.url}/file.bin", tmp_path / "f", **{**WHOLE, **promise})
     assert not (tmp_path / "f").exists() and not (tmp_path / "f.part").exists()
 
 
-def test_a_server_in_trouble_is_asked_again(hub: FakeHub, tmp_path: Path) -> None:
+def test_server_errors_are_retried(hub: FakeHub, tmp_path: Path) -> None:
     hub.fail["/file.bin"] = [503, 429, 502]
     download(f"{hub.url}/file.bin", tmp_path / "f", **WHOLE)
     assert (tmp_path / "f").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
-    ("status", "problem", "hint"),
-    [(404, NotFoundError, "--from"), (403, SetupError, "--from"), (501, SetupError, "--from")],
+    ("status", "problem", "reason"),
+    [
+        (404, NotFoundError, "download_moved"),
+        (403, SetupError, "download_refused"),
+        (501, SetupError, "download_refused"),
+    ],
 )
-def test_a_refusal_is_final(hub: FakeHub, tmp_path: Path, status: int, problem: type[Exception], hint: str) -> None:
+def test_other_http_errors_are_final(
+    hub: FakeHub, tmp_path: Path, status: int, problem: type[CelebctlError], reason: str
+) -> None:
     hub.fail["/file.bin"] = [status] * 5
-    with pytest.raises(problem, match=hint):
+    with pytest.raises(problem) as caught:
         download(f"{hub.url}/file.bin", tmp_path / "f", **WHOLE)
-    assert len(hub.asked) == 1
+    assert caught.value.reason == reason and len(hub.asked) == 1
 
 
-def test_no_network_is_said_plainly(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="cannot fetch") as caught:
+def test_no_network_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="cannot download") as caught:
         download("http://127.0.0.1:9/file.bin", tmp_path / "f", **WHOLE)
     assert "network" in caught.value.hint
 
 
-def test_two_do_not_write_one_file(hub: FakeHub, tmp_path: Path) -> None:
+def test_one_process_downloads_a_file(hub: FakeHub, tmp_path: Path) -> None:
     lock = tmp_path / "home" / "locks" / "fetch.f.lock"
     lock.parent.mkdir(parents=True)
-    with FileLock(lock), pytest.raises(BusyError, match="another celebctl"):
+    with FileLock(lock), pytest.raises(BusyError, match="another process"):
         download(f"{hub.url}/file.bin", tmp_path / "f", **WHOLE)
 
 
@@ -175,14 +188,14 @@ def test_a_model_is_planned_then_fetched_then_found(hub: FakeHub) -> None:
     assert (plan.commit, plan.licence, plan.left) == (COMMIT, "mit", plan.size - _size(hub, "model_index.json"))
     assert not hub.fetched(UNET)
     seen: list[tuple[int, int]] = []
-    folder = fetch_model(plan, lambda done, total, name: seen.append((done, total)))
+    folder = fetch_model(plan, lambda event: seen.append((event.step, event.total)))
     assert seen[-1] == (plan.size, plan.size) and seen == sorted(seen)
     assert (folder / UNET).read_bytes() == (hub.models[NAME] / UNET).read_bytes()
     assert (locate(NAME).kind, locate(NAME).path) == ("folder", folder)
     assert plan_model(NAME, "main").left == 0
 
 
-def test_a_pinned_revision_is_asked_for(hub: FakeHub) -> None:
+def test_a_pinned_revision_is_requested(hub: FakeHub) -> None:
     assert fetch_model(plan_model(NAME, COMMIT)).name == COMMIT
     assert any(path.endswith(f"/revision/{COMMIT}") for _, path, _, _ in hub.asked)
 
@@ -196,6 +209,22 @@ def test_an_interrupted_model_keeps_its_complete_files(hub: FakeHub) -> None:
     assert (fetch_model(plan_model(NAME, "main")) / UNET).is_file()
     assert hub.fetched(UNET) == [""]
     assert any(path.endswith("vae/config.json") for path in first) and not hub.fetched("vae/config.json")
+
+
+def test_an_incomplete_snapshot_is_an_error(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a connection the hub client returns what its cache has of the snapshot."""
+    plan = plan_model(NAME, "main")
+    use_hub(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(SetupError, match="incomplete"):
+        fetch_model(plan)
+
+
+def test_a_damaged_file_in_the_cache_is_deleted(hub: FakeHub) -> None:
+    folder = fetch_model(plan_model(NAME, "main"))
+    (folder / UNET).resolve().write_bytes(bytes(_size(hub, UNET)))
+    with pytest.raises(IntegrityError, match=UNET):
+        fetch_model(plan_model(NAME, "main"))
+    assert not (folder / UNET).exists()
 
 
 def test_damaged_weights_do_not_stay_in_the_cache(hub: FakeHub) -> None:
@@ -219,7 +248,7 @@ def test_a_model_without_safetensors_is_refused(hub: FakeHub) -> None:
         plan_model(NAME, "main")
 
 
-def test_a_name_nobody_has_is_not_found(hub: FakeHub) -> None:
+def test_an_unknown_repository_is_not_found(hub: FakeHub) -> None:
     with pytest.raises(NotFoundError, match="someone/else"):
         plan_model("someone/else", "main")
 
@@ -228,20 +257,20 @@ def test_offline_means_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SetupError, match="HF_HUB_OFFLINE") as caught:
         plan_model(NAME, "main")
-    assert f"celebctl setup {NAME} --from" in caught.value.hint and not hub.asked
+    assert (caught.value.reason, caught.value.values) == ("offline", {"name": NAME}) and not hub.asked
 
 
-def test_an_unreachable_hub_points_to_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     use_hub(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(SetupError, match="cannot reach the hub") as caught:
-        plan_model(NAME, "main")
-    assert "--from" in caught.value.hint
+        plan_model("org/sd", "main", name="sd")
+    assert (caught.value.reason, caught.value.values) == ("no_network", {"name": "sd"})
 
 
 # A model from a folder.
 
 
-def test_a_folder_is_taken_over_and_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_is_installed_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     source = write_model(tmp_path / "brought")
     (source / "unet" / "junk.bin").write_bytes(b"x")
@@ -263,45 +292,45 @@ def test_damaged_or_mixed_folders_leave_nothing_behind(tmp_path: Path) -> None:
     assert not installed_folder("sd14").parent.exists() and locate("sd14").kind == "hub"
 
 
-def test_a_known_model_must_have_the_known_weights(run: Run, tmp_path: Path) -> None:
-    said = run("setup", "sd15", "--from", write_model(tmp_path / "brought"), "--accept-licence")
-    assert said.code == 5 and "SHA-256" in said.err
+def test_a_known_model_must_have_the_stated_hashes(run: Run, tmp_path: Path) -> None:
+    result = run("download", "sd15", "--from", write_model(tmp_path / "brought"), "--accept-licence")
+    assert result.code == 5 and "SHA-256" in result.err
     assert list(installed_folder("sd15").parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("inside", ["", "hub", "models--someone--model"])
-def test_a_hub_cache_may_be_brought_along(run: Run, tmp_path: Path, inside: str) -> None:
-    cache = tmp_path / "stick" / ("hub" if inside == "hub" else "")
+def test_a_model_is_installed_from_a_hub_cache(run: Run, tmp_path: Path, inside: str) -> None:
+    cache = tmp_path / "usb" / ("hub" if inside == "hub" else "")
     write_cache(cache, NAME, write_model(tmp_path / "m"))
-    given = tmp_path / "stick" / (inside if inside.startswith("models") else "")
-    said = run("setup", NAME, "--from", given, "--accept-licence", "--json")
-    assert said.code == 0, said.err
-    assert json.loads(said.out)["path"] == str(installed_folder(NAME)) and locate(NAME).kind == "folder"
+    given = tmp_path / "usb" / (inside if inside.startswith("models") else "")
+    result = run("download", NAME, "--from", given, "--accept-licence", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["path"] == str(installed_folder(NAME)) and locate(NAME).kind == "folder"
 
 
-def test_a_blob_that_is_not_what_its_name_says_is_refused(run: Run, tmp_path: Path) -> None:
-    snapshot = write_cache(tmp_path / "stick", NAME, write_model(tmp_path / "m"))
+def test_a_blob_with_another_hash_is_refused(run: Run, tmp_path: Path) -> None:
+    snapshot = write_cache(tmp_path / "usb", NAME, write_model(tmp_path / "m"))
     blob = (snapshot / UNET).resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"\x7f")
-    assert run("setup", NAME, "--from", tmp_path / "stick", "--accept-licence").code == 5
+    assert run("download", NAME, "--from", tmp_path / "usb", "--accept-licence").code == 5
 
 
 # The command: licences, questions, documents.
 
 
-def test_a_licence_needs_a_yes(hub: FakeHub, run: Run) -> None:
-    """Where nobody can be asked, a flag must say it; free licences ask nothing."""
+def test_a_licence_must_be_accepted(hub: FakeHub, run: Run) -> None:
+    """Without a terminal, the flag is required."""
     hub.licence = "creativeml-openrail-m"
-    said = run("setup", NAME, "--yes")
-    assert said.code == 7 and f"celebctl setup {NAME} --accept-licence" in said.err and not hub.fetched(UNET)
-    assert run("setup", NAME, "--accept-licence").code == 0
+    result = run("download", NAME, "--yes")
+    assert result.code == 7 and f"celebctl download {NAME} --accept-licence" in result.err and not hub.fetched(UNET)
+    assert run("download", NAME, "--accept-licence").code == 0
     assert locate(NAME).kind == "folder"
 
 
-def test_a_free_licence_needs_none(hub: FakeHub, run: Run) -> None:
-    said = run("setup", NAME)
-    assert said.code == 0 and said.out.strip() == str(locate(NAME).path)
-    assert f"next: celebctl use {NAME}" in said.err
+def test_a_free_licence_needs_no_acceptance(hub: FakeHub, run: Run) -> None:
+    result = run("download", NAME)
+    assert result.code == 0 and result.out.strip() == str(locate(NAME).path)
+    assert f"next: celebctl use {NAME}" in result.err
 
 
 @pytest.mark.parametrize("answer", [True, False])
@@ -315,32 +344,32 @@ def test_on_a_terminal_one_question_is_asked(
         questions.append(question)
         return answer
 
-    monkeypatch.setattr(setup_file.typer, "confirm", confirm)
+    monkeypatch.setattr(download_module.typer, "confirm", confirm)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
-    assert run("setup", NAME).code == (0 if answer else 7)
-    assert len(questions) == 1 and "icence" in questions[0] and "fetch" in questions[0]
+    assert run("download", NAME).code == (0 if answer else 7)
+    assert len(questions) == 1 and "icence" in questions[0] and "download" in questions[0]
     assert (locate(NAME).kind == "folder") is answer
 
 
 def test_a_dry_run_fetches_nothing(hub: FakeHub, run: Run) -> None:
-    said = run("setup", NAME, "--dry-run", "--json")
-    document = json.loads(said.out)
-    assert said.code == 0 and document["licence"]["name"] == "mit"
+    result = run("download", NAME, "--dry-run", "--json")
+    document = json.loads(result.out)
+    assert result.code == 0 and document["licence"]["name"] == "mit"
     unet = next(file for file in document["files"] if file["path"] == UNET)
     content = (hub.models[NAME] / UNET).read_bytes()
     assert unet == {"path": UNET, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "here": False}
     assert not hub.fetched(UNET)
 
 
-def test_mini_is_here_and_paths_are_not_fetched(run: Run, tmp_path: Path) -> None:
-    assert run("setup", "mini").code == 0
+def test_local_models_are_not_downloaded(run: Run, tmp_path: Path) -> None:
+    assert run("download", "mini").code == 0
     folder = write_model(tmp_path / "mine")
-    said = run("setup", folder)
-    assert said.code == 2 and f"celebctl use {folder}" in said.err
-    assert run("setup", "flux").code == 3
-    assert run("setup", "mini", "--from", tmp_path / "nowhere").code == 4
+    result = run("download", folder)
+    assert result.code == 2 and f"celebctl use {folder}" in result.err
+    assert run("download", "flux").code == 3
+    assert run("download", "mini", "--from", tmp_path / "nowhere").code == 4
 
 
 # Face models.
@@ -363,49 +392,49 @@ def pack(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Pack:
     return small
 
 
-def test_a_pack_is_fetched_once_accepted(hub: FakeHub, run: Run, pack: Pack, tmp_path: Path) -> None:
-    refused = run("setup", "small")
+def test_a_pack_is_downloaded_after_its_licence_is_accepted(hub: FakeHub, run: Run, pack: Pack, tmp_path: Path) -> None:
+    refused = run("download", "small")
     assert refused.code == 7 and pack.licence in refused.err and not hub.asked
     hub.cut["/v0.7/small.zip"] = [4000]
-    said = run("setup", "small", "--accept-licence")
-    assert said.code == 0 and "celebctl learn" in said.err
-    assert Path(said.out.strip()) == packs.find_pack("small", tmp_path / "home")
+    result = run("download", "small", "--accept-licence")
+    assert result.code == 0 and "celebctl learn" in result.err
+    assert Path(result.out.strip()) == packs.find_pack("small", tmp_path / "home")
     assert hub.fetched("/v0.7/small.zip") == ["", "bytes=4000-"]
     assert packs.accepted_at("small", tmp_path / "home")
-    again = run("setup", "small")
+    again = run("download", "small")
     assert again.code == 0 and "already" in again.err
     assert not list((tmp_path / "home" / "cache").iterdir())
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pack_may_be_brought_along(hub: FakeHub, run: Run, pack: Pack, tmp_path: Path, zipped: bool) -> None:
-    stick = tmp_path / "stick"
-    stick.mkdir()
+def test_a_pack_is_installed_from_a_folder(hub: FakeHub, run: Run, pack: Pack, tmp_path: Path, zipped: bool) -> None:
+    usb = tmp_path / "usb"
+    usb.mkdir()
     content = hub.files["/v0.7/small.zip"]
     if zipped:
-        (stick / "small.zip").write_bytes(content)
+        (usb / "small.zip").write_bytes(content)
     else:
-        zipfile.ZipFile(io.BytesIO(content)).extractall(stick)
-    assert run("setup", "small", "--from", stick, "--accept-licence").code == 0
+        zipfile.ZipFile(io.BytesIO(content)).extractall(usb)
+    assert run("download", "small", "--from", usb, "--accept-licence").code == 0
     assert packs.find_pack("small", tmp_path / "home") and not hub.asked
 
 
 def test_a_wrong_archive_is_refused(hub: FakeHub, run: Run, pack: Pack, tmp_path: Path) -> None:
     hub.files["/v0.7/small.zip"] = bytes(pack.size)
-    assert run("setup", "small", "--accept-licence").code == 5
+    assert run("download", "small", "--accept-licence").code == 5
     assert not (tmp_path / "home" / "faces").exists()
 
 
 # use.
 
 
-def test_use_sets_the_model_and_says_what_is_missing(run: Run, tmp_path: Path) -> None:
-    said = run("use", "sd15", "--json")
-    assert said.code == 0 and "next: celebctl setup sd15" in said.err
-    assert json.loads(said.out) == {"model": "sd15", "path": str(tmp_path / "home/config.toml"), "here": False}
+def test_use_sets_the_model_and_suggests_the_next_command(run: Run, tmp_path: Path) -> None:
+    result = run("use", "sd15", "--json")
+    assert result.code == 0 and "next: celebctl download sd15" in result.err
+    assert json.loads(result.out) == {"model": "sd15", "path": str(tmp_path / "home/config.toml"), "here": False}
     assert Settings.read().text("model") == "sd15"
     assert "next: celebctl learn" in run("use", "mini").err
-    assert "celebctl setup buffalo_l" in run("use", write_model(tmp_path / "mine")).err
+    assert "celebctl download buffalo_l" in run("use", write_model(tmp_path / "mine")).err
     assert Settings.read().text("model") == str(tmp_path / "mine")
 
 
@@ -414,12 +443,12 @@ def test_use_refuses_what_it_cannot_find(run: Run) -> None:
     assert Settings.read().get("model").origin == "default"
 
 
-def test_use_says_when_something_else_goes_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_use_warns_when_another_setting_wins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELEBCTL_MODEL", "mini")
-    assert "CELEBCTL_MODEL says mini" in run("use", "sd15").err
+    assert "CELEBCTL_MODEL sets the model mini" in run("use", "sd15").err
 
 
-def test_use_alone_shows_the_table(run: Run) -> None:
+def test_use_without_a_model_shows_the_table(run: Run) -> None:
     document = json.loads(run("use", "--json").out)
     assert (document["model"], document["origin"]) == ("mini", "default")
     states = {row["name"]: row["state"] for row in document["known"]}

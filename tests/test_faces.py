@@ -1,4 +1,4 @@
-"""Faces come out of a photo in one known form, or it is said why not."""
+"""Face analysis: results, borders, providers, and errors."""
 
 import sys
 import warnings
@@ -15,10 +15,11 @@ from PIL import Image
 
 from celebctl_models.checkpoints.registry import card_for, locate
 from celebctl_models.faces.analysis import (
-    SEEN_WHOLE,
+    DEFAULT_DET_SIDE,
     Face,
     FaceSettings,
     InsightFaceAnalyser,
+    largest_face,
     select_face,
     without_nested,
 )
@@ -42,7 +43,7 @@ def analyser(folder: Path) -> InsightFaceAnalyser:
     return InsightFaceAnalyser(folder)
 
 
-def test_a_face_comes_out_in_the_known_form(analyser: InsightFaceAnalyser) -> None:
+def test_a_face_has_the_documented_shapes(analyser: InsightFaceAnalyser) -> None:
     (face,) = analyser.analyse(photo_of((1, 1)))
     assert face.box.dtype == np.float32 and face.box.tolist() == [0, 0, 3 * CELL, 3 * CELL]
     assert np.allclose(face.landmarks, CELL + CELL * np.array(LANDMARKS), atol=1e-3)
@@ -58,7 +59,7 @@ def test_the_crop_is_upright_rgb_around_the_face(analyser: InsightFaceAnalyser) 
     assert red > 200 and green < 60 and blue < 60
 
 
-def test_same_photo_same_numbers(analyser: InsightFaceAnalyser, folder: Path) -> None:
+def test_the_analysis_is_deterministic(analyser: InsightFaceAnalyser, folder: Path) -> None:
     one, again = (a.analyse(photo_of((1, 1)))[0] for a in (analyser, InsightFaceAnalyser(folder)))
     assert np.array_equal(one.feature, again.feature) and np.array_equal(one.crop112, again.crop112)
 
@@ -80,7 +81,7 @@ def detecting(
     monkeypatch.setattr(detector, "detect", partial(instead, detector.detect))
 
 
-NOBODY = np.empty((0, 5), np.float32), np.empty((0, 5, 2), np.float32)
+NO_FACES = np.empty((0, 5), np.float32), np.empty((0, 5, 2), np.float32)
 
 
 def test_a_face_that_fills_the_photo_is_found_with_a_border(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def test_a_face_that_fills_the_photo_is_found_with_a_border(folder: Path, monkey
 
     def large_only(detect: Any, bgr: Any) -> Any:
         seen.append(bgr.shape[0])
-        return detect(np.ascontiguousarray(bgr[64:-64, 64:-64])) if bgr.shape[0] == 256 else NOBODY
+        return detect(np.ascontiguousarray(bgr[64:-64, 64:-64])) if bgr.shape[0] == 256 else NO_FACES
 
     detecting(analyser, monkeypatch, large_only)
     (face,) = analyser.analyse(photo_of((2, 2)))
@@ -101,16 +102,16 @@ def test_a_face_that_fills_the_photo_is_found_with_a_border(folder: Path, monkey
 def test_a_face_in_the_border_is_no_face_of_the_photo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     analyser = InsightFaceAnalyser(folder)
     box = np.array([[0, 0, 40, 40, 0.9]], np.float32), np.full((1, 5, 2), 20, np.float32)
-    detecting(analyser, monkeypatch, lambda detect, bgr: box if bgr.shape[0] > 128 else NOBODY)
+    detecting(analyser, monkeypatch, lambda detect, bgr: box if bgr.shape[0] > 128 else NO_FACES)
     assert analyser.analyse(photo_of()) == []
 
 
 @pytest.mark.parametrize(("score", "again"), [(0.55, 0.9), (0.7, 0.9), (0.55, 0.5)])
-def test_an_eye_that_passes_for_a_face_is_looked_at_again(
+def test_an_eye_with_a_low_score_is_replaced_by_the_face_around_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, score: float, again: float
 ) -> None:
-    """In a photo the detector sees reduced; the second look counts only where the first was unsure and it is surer."""
-    analyser, side = InsightFaceAnalyser(folder), 2 * SEEN_WHOLE
+    """In a reduced photo: only for a low first score and a higher second one."""
+    analyser, side = InsightFaceAnalyser(folder), 2 * DEFAULT_DET_SIDE
     eye, face = np.array([500, 400, 600, 500, score], np.float32), np.array([300, 200, 900, 1000, again], np.float32)
     points = np.array([[-40, -40], [40, -40], [0, 0], [-30, 40], [30, 40]], np.float32)
 
@@ -125,7 +126,7 @@ def test_an_eye_that_passes_for_a_face_is_looked_at_again(
     assert found.box.tolist() == expected[:4].tolist() and found.score == pytest.approx(expected[4])
 
 
-def test_round_glasses_of_minis_world_are_no_face() -> None:
+def test_round_glasses_are_not_detected_as_faces() -> None:
     """A portrait (of the comparison in benchmarks/) whose left eye was taken for the face."""
     analyser = InsightFaceAnalyser(card_for(locate("mini").path).faces_dir or Path())
     (face,) = analyser.analyse(draw_portrait(60032))
@@ -146,7 +147,7 @@ def test_the_crop_is_the_reference_warp_of_the_photos_own_pixels(analyser: Insig
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 10), (3, 400), (33, 1)])
-def test_strips_and_specks_show_nobody(analyser: InsightFaceAnalyser, size: tuple[int, int]) -> None:
+def test_narrow_and_tiny_images_have_no_faces(analyser: InsightFaceAnalyser, size: tuple[int, int]) -> None:
     assert analyser.analyse(Image.new("RGB", size)) == []
 
 
@@ -156,24 +157,24 @@ def test_photos_of_every_mode_are_analysed(analyser: InsightFaceAnalyser) -> Non
         assert len(analyser.analyse(photo.convert(mode))) == 1
 
 
-def test_a_crop_is_recognised_as_its_face_was(analyser: InsightFaceAnalyser) -> None:
+def test_a_crop_has_the_feature_of_its_face(analyser: InsightFaceAnalyser) -> None:
     (face,) = analyser.analyse(photo_of((1, 1)))
     assert np.array_equal(analyser.recognise(face.crop112), face.feature)
     mirrored = analyser.recognise(np.ascontiguousarray(face.crop112[:, ::-1]))
     assert np.isclose(np.linalg.norm(mirrored), 1.0)
 
 
-# Which processor.
+# Execution providers.
 
 
-def test_the_processor_is_said_and_really_runs(analyser: InsightFaceAnalyser, folder: Path) -> None:
+def test_a_missing_provider_is_an_error(analyser: InsightFaceAnalyser, folder: Path) -> None:
     assert analyser.providers == ("CPUExecutionProvider",)
     with pytest.raises(SetupError, match="has no NoSuchProvider") as error:
         InsightFaceAnalyser(folder, providers=["NoSuchProvider", "CPUExecutionProvider"])
-    assert "celebctl doctor" in error.value.hint
+    assert error.value.reason == "provider_missing"
 
 
-def test_there_is_no_quiet_way_back_to_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_silent_fallback_to_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ONNX Runtime that lists CUDA but cannot start it, as without its libraries, goes on with the CPU."""
     import onnxruntime
 
@@ -200,10 +201,10 @@ def face(size: float = 100, score: float = 0.9) -> Face:
     )
 
 
-def test_one_face_is_the_face() -> None:
+def test_the_only_face_or_the_chosen_one_is_selected() -> None:
     only = face()
     assert select_face([only], "a.jpg") is only
-    assert select_face([face(), only], "a.jpg", pick=2) is only
+    assert select_face([face(), only], "a.jpg", number=2) is only
 
 
 def test_no_face_and_several_faces_are_refused() -> None:
@@ -211,23 +212,42 @@ def test_no_face_and_several_faces_are_refused() -> None:
         select_face([], "a.jpg")
     with pytest.raises(InvalidInputError, match=r"2 faces: 1: 100 x 100 px .*; 2: 50 x 50 px") as error:
         select_face([face(), face(50)], "a.jpg")
-    assert "--face 1" in error.value.hint
+    assert error.value.reason == "several_faces"
     with pytest.raises(UsageError, match="no face number 3"):
-        select_face([face(), face(50)], "a.jpg", pick=3)
+        select_face([face(), face(50)], "a.jpg", number=3)
+
+
+def test_the_largest_face_is_the_first_of_equals() -> None:
+    small, large, equal = face(50), face(80), face(80)
+    assert largest_face([small, large, equal]) is large
 
 
 def test_a_tiny_face_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="40 pixels small; at least 64"):
-        select_face([face(40)], "a.jpg", smallest=64)
+    with pytest.raises(InvalidInputError, match="40 pixels; at least 64"):
+        select_face([face(40)], "a.jpg", min_size=64)
 
 
+<<<<<<< HEAD
+=======
+def test_an_override_returns_the_chosen_face(analyser: InsightFaceAnalyser) -> None:
+    both, other = photo_of((0, 0), (3, 3)), photo_of((1, 1))
+    second = analyser.analyse(both)[1]
+    chosen = FaceOverrides(analyser)
+    chosen.choose(both, second)
+    assert chosen.analyse(both) == [second]
+    assert len(chosen.analyse(both.copy())) == 2 and len(chosen.analyse(other)) == 1
+
+
+>>>>>>> C1
 @pytest.mark.parametrize(
-    ("detector", "recogniser", "said"),
+    ("detector", "recogniser", "missing"),
     [(False, True, "detector"), (True, False, "recogniser"), (False, False, "detector")],
 )
-def test_a_folder_without_the_pair_is_refused(tmp_path: Path, detector: bool, recogniser: bool, said: str) -> None:
+def test_a_folder_without_both_networks_is_refused(
+    tmp_path: Path, detector: bool, recogniser: bool, missing: str
+) -> None:
     write_face_models(tmp_path, detector=detector, recogniser=recogniser)
-    with pytest.raises(IntegrityError, match=said):
+    with pytest.raises(IntegrityError, match=missing):
         InsightFaceAnalyser(tmp_path)
 
 
@@ -244,21 +264,22 @@ def test_a_detector_without_landmarks_is_refused(tmp_path: Path) -> None:
         analyser.analyse(photo_of((1, 1)))
 
 
-def test_a_missing_folder_is_said_and_nothing_is_fetched(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no folder"):
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="buffalo_l") as error:
         InsightFaceAnalyser(tmp_path / "buffalo_l")
+    assert error.value.reason == "face_models_folder"
 
 
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"det_size": "big"}', '{"det_size": [100, 100]}', '{"det_size": [64]}', '{"min_face": null}']
 )
-def test_settings_that_are_wrong_are_named(tmp_path: Path, text: str) -> None:
+def test_invalid_settings_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "faces.json").write_text(text)
     with pytest.raises(IntegrityError, match=r"faces\.json"):
         FaceSettings.read(tmp_path)
 
 
-def test_settings_have_defaults_for_plain_packs(tmp_path: Path) -> None:
+def test_settings_have_defaults(tmp_path: Path) -> None:
     assert FaceSettings.read(tmp_path) == FaceSettings((), 0.5, 64)
 
 
@@ -269,7 +290,7 @@ def test_without_insightface_the_extra_is_named(folder: Path, monkeypatch: pytes
     assert "celebctl[learn]" in error.value.hint
 
 
-def test_opencv_that_does_not_load_is_explained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opencv_that_does_not_load_has_a_hint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import celebctl_models.faces.analysis as faces
 
     def without_libgl(name: str) -> Any:
@@ -281,7 +302,7 @@ def test_opencv_that_does_not_load_is_explained(folder: Path, monkeypatch: pytes
     assert "opencv-python-headless" in error.value.hint
 
 
-def test_a_face_inside_a_face_is_no_second_person() -> None:
+def test_nested_faces_are_dropped() -> None:
     def face(*box: float) -> Face:
         points, crop = np.zeros((5, 2), np.float32), np.zeros((112, 112, 3), np.uint8)
         return Face(np.array(box, np.float32), 0.6, points, crop, np.eye(512, dtype=np.float32)[0])

@@ -1,4 +1,4 @@
-"""Every family of models that is supported goes through learn, export and gen, at small width and real structure."""
+"""All supported model families in learn, export and gen: the published structure at small width."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ torch: Any = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("insightface")
 
-from celebctl.basis.basis import build_basis
+from celebctl.basis.basis import build_basis  # noqa: E402
 from celebctl.learning.config import CLEAN  # noqa: E402
 from celebctl.learning.sampling import draw, rows_of  # noqa: E402
 from celebctl.learning.trainer import learn_people  # noqa: E402

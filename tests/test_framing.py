@@ -1,4 +1,4 @@
-"""Training views show the face where the model itself draws faces: declared, measured, or assumed, in this order."""
+"""Framing: declared by the model, measured, or assumed; and the views that follow it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ torch: Any = pytest.importorskip("torch")
 
 from celebctl.basis.celebrities import CelebrityFaces, faces_from_renders, save_faces  # noqa: E402
 from celebctl.basis.name_filtering import render_names  # noqa: E402
+<<<<<<< HEAD
 from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config
 from celebctl.learning.initialization import describe_framing, with_model_framing  # noqa: E402
 from celebctl.learning.prepared import PreparedModel, prepare  # noqa: E402
+=======
+from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config  # noqa: E402
+from celebctl.learning.initialization import describe_framing, framing_of, with_model_framing  # noqa: E402
+>>>>>>> C1
 from celebctl.learning.views import make_views  # noqa: E402
 from celebctl_models.checkpoints.registry import card_for, locate  # noqa: E402
 from celebctl_models.faces.analysis import Face  # noqa: E402
-from celebctl_models.faces.framing import FEWEST, PHOTOGRAPHS, Framing, measure_framing  # noqa: E402
+from celebctl_models.faces.framing import MIN_FACES, PHOTOGRAPHS, Framing, measure_framing  # noqa: E402
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 NAMES = [f"name {number}" for number in range(24)]
-DRAWN = Framing(face_height_min=0.25, face_height_max=0.35, face_center_y=0.38, face_jitter=0.04)  # how the make-believe model draws
+DRAWN = Framing(face_height_min=0.25, face_height_max=0.35, face_center_y=0.38, face_jitter=0.04)  # of the fake model
 
 
 def ready(parts: DiffusionParts, folder: Path) -> PreparedModel[DiffusionParts]:
@@ -68,7 +73,7 @@ def test_the_face_of_a_view_stands_where_the_framing_says(framing: Framing) -> N
         assert np.ptp(seen[:, 2]) > framing.face_jitter
 
 
-def test_what_the_config_says_goes_first_then_the_model_then_what_was_measured(
+def test_the_config_wins_then_the_card_then_the_measurement(
     tiny_parts: DiffusionParts, tmp_path: Path
 ) -> None:
     assert ready(tiny_parts, tmp_path).framing == (PHOTOGRAPHS, "assumed")
@@ -81,11 +86,19 @@ def test_what_the_config_says_goes_first_then_the_model_then_what_was_measured(
     declared = ready(replace(measured, card=replace(measured.card, framing=own)), tmp_path)
     assert declared.framing == (own, "declared")
     assert framing_from_config(with_model_framing(CLEAN, declared)) == own
+<<<<<<< HEAD
     asked = with_model_framing(replace(CLEAN, face_center_y=0.6), model)
     assert framing_from_config(asked) == replace(DRAWN, face_center_y=0.6)
     assert describe_framing(asked, model).endswith("(configured)")
     assert describe_framing(with_model_framing(CLEAN, model), model) == f"{DRAWN} (measured)"
     faithful = framing_from_config(with_model_framing(FAITHFUL, model))
+=======
+    asked = with_model_framing(replace(CLEAN, face_center_y=0.6), measured)
+    assert framing_from_config(asked) == replace(DRAWN, face_center_y=0.6)
+    assert describe_framing(asked, measured).endswith("(asked for)")
+    assert describe_framing(with_model_framing(CLEAN, measured), measured) == f"{DRAWN} (measured)"
+    faithful = framing_from_config(with_model_framing(FAITHFUL, measured))
+>>>>>>> C1
     assert (faithful.face_height_min, faithful.face_height_max) == (0.1, 1.0), "the release's own scales"
     with pytest.raises(ValueError, match="framing"):
         make_views(photo_of((1, 1, 2, 2)), None, 8, 1, CLEAN, torch.Generator())
@@ -98,24 +111,26 @@ def test_faces_measured_without_a_framing_leave_it_assumed(tiny_parts: Diffusion
     assert ready(old, tmp_path).framing == (PHOTOGRAPHS, "assumed")
 
 
-def test_mini_says_where_its_faces_stand() -> None:
+def test_the_card_of_mini_has_a_framing() -> None:
     assert card_for(locate("mini").path).framing == Framing(0.52, 0.60, 0.485, 0.025)
 
 
-def test_the_framing_is_the_middle_half_of_what_is_drawn() -> None:
+def test_a_framing_is_measured_from_quartiles() -> None:
     places = np.random.default_rng(0).uniform([0.2, 0.45, 0.36], [0.6, 0.55, 0.44], (4000, 3)).astype(np.float32)
     found = measure_framing(np.concatenate([places, np.zeros((50, 3), np.float32)]))  # and boxes of no height
     assert found is not None
     np.testing.assert_allclose(list(found.as_dict().values()), [0.3, 0.5, 0.4, 0.025], atol=0.01)
-    assert measure_framing(places[: FEWEST - 1]) is None
-    assert measure_framing(places + np.array([0, 0, 1], np.float32)) is None, "no picture has its faces below itself"
+    assert measure_framing(places[: MIN_FACES - 1]) is None
+    assert measure_framing(places + np.array([0, 0, 1], np.float32)) is None, "faces outside the image"
 
 
-@pytest.mark.parametrize("wrong", [{"face_height_min": 0.61}, {"face_center_y": 1.2}, {"face_jitter": -0.1}, {"face_height_max": 9.0}])
-def test_shares_that_no_picture_has_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="no framing"):
+@pytest.mark.parametrize(
+    "wrong", [{"face_height_min": 0.61}, {"face_center_y": 1.2}, {"face_jitter": -0.1}, {"face_height_max": 9.0}]
+)
+def test_fractions_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="framing"):
         Framing.from_dict({**DRAWN.as_dict(), **wrong})
-    with pytest.raises(ValueError, match="no framing"):
+    with pytest.raises(ValueError, match="framing"):
         Framing.from_dict({"smallest": 0.2})
 
 
@@ -126,7 +141,8 @@ def draw(prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
     made: list[NDArray[np.uint8]] = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         random = np.random.default_rng([*prompt.encode(), seed])
-        height = 200 * random.uniform(2 * DRAWN.face_height_min - 0.3, 2 * DRAWN.face_height_max - 0.3)  # quartiles .25 and .35
+        low, high = 2 * DRAWN.face_height_min - 0.3, 2 * DRAWN.face_height_max - 0.3  # quartiles .25 and .35
+        height = 200 * random.uniform(low, high)
         middle = 200 * (DRAWN.face_center_y + random.uniform(-2, 2) * DRAWN.face_jitter)
         top, left = round(middle - height / 2), 90
         made.append(np.asarray(photo_of((left, top, left + 20, round(middle + height / 2)), 200)))
@@ -142,7 +158,7 @@ class Finder:
         return [Face(box, 1.0, *nothing, feature / np.float32(np.linalg.norm(feature)))]
 
 
-def test_measuring_the_celebrities_faces_measures_where_they_stand(tmp_path: Path, tiny_parts: DiffusionParts) -> None:
+def test_measuring_basis_names_measures_the_framing(tmp_path: Path, tiny_parts: DiffusionParts) -> None:
     log, file = tmp_path / "log.jsonl", tmp_path / "faces.safetensors"
     found = faces_from_renders(render_names(NAMES, draw, Finder(), log))
     assert found.framing is not None
@@ -150,4 +166,8 @@ def test_measuring_the_celebrities_faces_measures_where_they_stand(tmp_path: Pat
     assert faces_from_renders(render_names(NAMES, draw, Finder(), log)).framing == found.framing
     save_faces(found, tiny_parts.table_hash, file)
     measured = replace(tiny_parts, card=replace(tiny_parts.card, features_file=file))
+<<<<<<< HEAD
     assert ready(measured, tmp_path).framing == (found.framing, "measured")
+=======
+    assert framing_of(measured) == (found.framing, "measured")
+>>>>>>> C1

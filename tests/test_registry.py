@@ -1,4 +1,4 @@
-"""The table of known models, what is refused and why, and where names lead."""
+"""The table of known models, unsupported families, and the location of models."""
 
 import json
 import re
@@ -34,7 +34,7 @@ FETCHED = [name for name, row in KNOWN.items() if not row.bundled]
 
 @pytest.fixture(autouse=True)
 def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither the library nor the hub cache of whoever runs the tests."""
+    """Separate the tests from the user's library and hub cache."""
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -43,7 +43,7 @@ def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_every_row_can_be_acted_on(name: str) -> None:
+def test_rows_are_complete(name: str) -> None:
     row = KNOWN[name]
     assert set(row.defaults) - {"layout"} == {"steps", "guidance", "sampler"} and row.defaults["sampler"] in SAMPLERS
     assert row.licence.url.startswith("https://") and row.licence.means.endswith(".")
@@ -55,29 +55,29 @@ def test_every_row_can_be_acted_on(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FETCHED)
-def test_the_memory_in_the_table_is_what_was_counted(name: str) -> None:
+def test_memory_equals_the_computed_estimate(name: str) -> None:
     results = Path(__file__).parents[1] / "benchmarks" / "results" / "true_size.json"
     counted = json.loads(results.read_text())["predict"]["memory_of_learning"][name]
-    for told, way in zip(KNOWN[name].memory, ("four_views", "low_memory"), strict=True):
-        assert 0 <= told - counted[f"{way}_bytes"] < 1e8, "rounded up to a tenth of a gigabyte"
+    for stated, mode in zip(KNOWN[name].memory, ("four_views", "low_memory"), strict=True):
+        assert 0 <= stated - counted[f"{mode}_bytes"] < 1e8, "rounded up to a tenth of a gigabyte"
     assert name not in ("sd14", "sd15") or KNOWN[name].memory[1] < 6e9
 
 
-def test_the_row_of_mini_says_what_mini_says() -> None:
+def test_the_row_of_mini_equals_its_card() -> None:
     folder = locate("mini").path
     card, row = card_for(folder, "mini", "mini"), KNOWN["mini"]
     assert (card.family, card.licence, card.native_size) == (row.family, row.licence.name, row.native_size)
-    assert card.defaults == row.defaults
+    assert card.defaults == row.defaults and card.world == "mini"
     assert read_json(folder / "scheduler" / "scheduler_config.json")["prediction_type"] == row.prediction
 
 
-def test_the_few_step_relatives_take_few_steps() -> None:
+def test_distilled_models_default_to_few_steps() -> None:
     assert all(KNOWN[name].defaults["steps"] <= 8 for name in ("sd-turbo", "sdxl-turbo", "lcm"))
     assert all(KNOWN[name].defaults["guidance"] <= 1 for name in ("sd-turbo", "sdxl-turbo"))
     assert KNOWN["lcm"].defaults["sampler"] == "lcm"
 
 
-def test_the_table_flows_into_the_card_and_the_model_has_the_last_word(tmp_path: Path) -> None:
+def test_a_card_prefers_its_own_file_to_the_table_to_the_configs(tmp_path: Path) -> None:
     folder, row = write_model(tmp_path / "model"), KNOWN["sd-turbo"]
     plain, known = card_for(folder, "x", "someone/x"), card_for(folder, "x", row.source)
     assert (plain.licence, plain.native_size, plain.defaults["steps"]) == ("unknown", 512, 30)
@@ -88,7 +88,7 @@ def test_the_table_flows_into_the_card_and_the_model_has_the_last_word(tmp_path:
     assert (own.licence, own.defaults) == ("its own", {**known.defaults, "steps": 2})
 
 
-# What cannot be supported.
+# Unsupported models.
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_the_family_is_not_refused(class_name: str) -> None:
     ["sd3", "SD3.5", "flux", "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3-medium-diffusers",
      "PixArt-alpha/PixArt-XL-2-1024-MS", "kandinsky-community/kandinsky-2-2-decoder", "warp-ai/wuerstchen"],
 )  # fmt: skip
-def test_their_names_are_refused_before_anything_is_fetched(name: str) -> None:
+def test_names_of_other_families_are_refused_before_any_download(name: str) -> None:
     with pytest.raises(InvalidInputError, match="not supported"):
         locate(name)
 
@@ -139,7 +139,7 @@ def test_their_names_are_refused_before_anything_is_fetched(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["flux-fan/sd15-mix", "someone/sd3-like-sd15", *(KNOWN[name].source for name in FETCHED)]
 )
-def test_names_that_only_look_alike_are_not(name: str) -> None:
+def test_similar_names_are_accepted(name: str) -> None:
     assert locate(name).kind == "hub"
 
 
@@ -149,11 +149,11 @@ def test_no_known_model_is_refused(name: str) -> None:
     refuse_unsupported(KNOWN[name].source)
 
 
-# Where names lead.
+# Locations.
 
 
 @pytest.mark.parametrize("name", FETCHED)
-def test_a_known_name_is_a_pinned_hub_id_until_it_is_here(name: str, tmp_path: Path) -> None:
+def test_a_known_name_is_a_pinned_hub_id_until_it_is_downloaded(name: str, tmp_path: Path) -> None:
     place, row = locate(name), KNOWN[name]
     assert (place.kind, place.name, place.source, place.revision) == ("hub", name, row.source, row.revision)
     folder = write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
@@ -170,7 +170,7 @@ def test_a_hub_id_is_found_in_the_cache_by_its_branch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "lost", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json", "tokenizer/merges.txt"]
 )
-def test_half_a_model_is_not_here_yet(tmp_path: Path, lost: str) -> None:
+def test_an_incomplete_model_is_not_found_in_the_cache(tmp_path: Path, lost: str) -> None:
     row = KNOWN["sd15"]
     folder = write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
     (folder / lost).unlink()
@@ -178,7 +178,7 @@ def test_half_a_model_is_not_here_yet(tmp_path: Path, lost: str) -> None:
     assert locate("sd15").kind == "hub"
 
 
-def test_a_link_to_nothing_is_no_file(tmp_path: Path) -> None:
+def test_a_broken_link_counts_as_missing(tmp_path: Path) -> None:
     """Cleaning a hub cache by hand can leave links without their blobs."""
     row = KNOWN["sd15"]
     folder = write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
@@ -186,7 +186,7 @@ def test_a_link_to_nothing_is_no_file(tmp_path: Path) -> None:
     assert missing_parts(folder) == ["unet/config.json"]
 
 
-def test_what_was_brought_along_goes_before_the_cache(tmp_path: Path) -> None:
+def test_an_installed_folder_is_preferred_to_the_cache(tmp_path: Path) -> None:
     row = KNOWN["sd15"]
     write_cache(tmp_path / "hub", row.source, write_model(tmp_path / "m"), row.revision)
     write_model(installed_folder("sd15"))
@@ -203,13 +203,13 @@ def test_single_files_of_both_kinds(tmp_path: Path) -> None:
         locate(tmp_path / "x.bin")
 
 
-def test_a_slip_of_the_finger_is_understood() -> None:
+def test_an_unknown_name_suggests_a_similar_one() -> None:
     with pytest.raises(NotFoundError) as caught:
         locate("sd51")
     assert "did you mean sd" in caught.value.hint
 
 
-def test_one_root_for_all_rooms() -> None:
+def test_models_and_library_have_one_root() -> None:
     assert data_root() == Library().root
 
 
@@ -220,7 +220,7 @@ def test_without_the_hub_client_no_model_is_in_its_cache(monkeypatch: pytest.Mon
     assert locate("sd15").kind == "hub"
 
 
-# What a model folder is made of.
+# Files of a model folder.
 
 
 def test_only_full_precision_safetensors_are_wanted() -> None:
@@ -241,7 +241,7 @@ def test_only_full_precision_safetensors_are_wanted() -> None:
     assert wanted_files(names) == [names[4], names[6], names[7], names[9], names[11]]
 
 
-def test_shards_are_told_by_their_index(tmp_path: Path) -> None:
+def test_shards_are_listed_by_their_index(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
     whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
     shard = "diffusion_pytorch_model-00001-of-00002.safetensors"
@@ -251,7 +251,7 @@ def test_shards_are_told_by_their_index(tmp_path: Path) -> None:
     assert missing_parts(folder) == ["unet/diffusion_pytorch_model-00002-of-00002.safetensors"]
 
 
-def test_mini_is_whole() -> None:
+def test_mini_is_complete() -> None:
     assert not missing_parts(locate("mini").path)
 
 

@@ -1,4 +1,4 @@
-"""A single file of any family, in the original code's layout, holds the very model of its diffusers folder."""
+"""Single-file checkpoints of all families, in the original code's layout, equal their diffusers folders."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_single_file_equals_its_folder(write: Callable[[Path], None], predicti
 
 
 @pytest.mark.parametrize(("write", "other"), [(xl, sd1), (sd1, xl)])
-def test_configs_of_another_family_are_told(
+def test_configs_of_another_family_are_an_error(
     write: Callable[[Path], None], other: Callable[[Path], None], tmp_path: Path
 ) -> None:
     single_file(write, tmp_path)
@@ -74,11 +74,11 @@ def test_configs_of_another_family_are_told(
     put_configs(tmp_path / "other", tmp_path / "single")
     with pytest.raises(IntegrityError, match=r"cannot load single\.safetensors") as caught:
         load_parts(tmp_path / "single.safetensors")
-    assert "configs of this very model" in caught.value.hint
+    assert "configs of this model" in caught.value.hint
 
 
 @pytest.mark.parametrize("write", [sd1, sd2_whole, xl])
-def test_without_configs_and_without_a_network_the_hint_is_what_to_put_where(
+def test_without_configs_and_network_the_hint_names_the_folder(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -86,6 +86,6 @@ def test_without_configs_and_without_a_network_the_hint_is_what_to_put_where(
     single_file(write, tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(SetupError, match=r"how single\.safetensors is built") as caught:
+    with pytest.raises(SetupError, match=r"no configs for the checkpoint single\.safetensors") as caught:
         load_parts(tmp_path / "single.safetensors")
     assert "single/ beside it" in caught.value.hint

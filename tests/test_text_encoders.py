@@ -1,4 +1,4 @@
-"""A model's reading half is the same, and enough for a basis and for people, whether the rest is there or not."""
+"""Text encoders loaded alone equal those of the whole model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ torch: Any = pytest.importorskip("torch")
 
 
 def same(texts: TextEncoderParts, parts: DiffusionParts) -> bool:
-    """Whether the two read alike, as far as a person can tell."""
+    """Whether family, hash and encoders are equal."""
     facts = [(one.family, one.table_hash, one.max_length, one.end_id, len(one.text_encoders)) for one in (texts, parts)]
     return facts[0] == facts[1]
 
 
 @pytest.mark.parametrize("which", ["tiny", "xl"])
-def test_texts_are_read_without_the_networks_that_draw(
+def test_text_encoders_load_without_unet_and_autoencoder(
     which: str, tiny_parts: DiffusionParts, xl_parts: DiffusionParts, tmp_path: Path
 ) -> None:
     parts = tiny_parts if which == "tiny" else xl_parts
@@ -44,13 +44,13 @@ def test_texts_are_read_without_the_networks_that_draw(
         load_parts(folder)
 
 
-def test_a_single_file_is_read_too(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
+def test_a_single_file_is_read(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
     shutil.copytree(tiny_parts.path, tmp_path / "one")
     write_single_file(tiny_parts, tmp_path / "one.safetensors")
     assert load_texts(tmp_path / "one.safetensors").table_hash == tiny_parts.table_hash
 
 
-def test_another_kind_of_model_is_refused_as_ever(tiny_folder: Path, tmp_path: Path) -> None:
+def test_another_family_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace("CLIPTextModel", "T5EncoderModel"))
@@ -58,26 +58,26 @@ def test_another_kind_of_model_is_refused_as_ever(tiny_folder: Path, tmp_path: P
         load_texts(folder)
 
 
-def test_of_a_model_on_the_hub_only_texts_are_fetched(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+def test_only_text_encoders_are_downloaded_from_the_hub(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
     asked: list[list[str]] = []
 
-    def snapshot_download(source: str, revision: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(source: str, revision: str, allow_patterns: list[str], tqdm_class: object) -> str:
         asked.append(allow_patterns)
         return str(tiny_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert locate("somebody/model").kind == "hub"
-    load_texts("somebody/model")
-    load_parts("somebody/model")
+    assert locate("someone/model").kind == "hub"
+    load_texts("someone/model")
+    load_parts("someone/model")
     assert asked[0] == list(TEXT_FILES) and set(asked[0]) < set(asked[1])
     assert any(pattern.startswith("unet/") for pattern in set(asked[1]) - set(asked[0]))
 
 
 @pytest.mark.parametrize("which", ["tiny", "xl"])
-def test_people_are_read_as_the_whole_prompt_reads_them(
+def test_text_features_equal_those_of_the_whole_prompt(
     which: str, tiny_parts: DiffusionParts, xl_parts: DiffusionParts
 ) -> None:
-    """Reading stops behind the name; the state there is that of the whole prompt."""
+    """Encoding stops behind the name; the state there is that of the whole prompt."""
     parts = tiny_parts if which == "tiny" else xl_parts
     rows = [torch.randn(3, 2, parts.token_rows(e).shape[1]) for e in range(len(parts.tokenizers))]
     found = readings(parts, [part.numpy() for part in rows])

@@ -1,4 +1,4 @@
-"""Token tables without torch: the same numbers, ids and hash as the libraries that open the networks."""
+"""Token tables without torch: the same values, ids and hash as with transformers."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def test_tables_are_those_of_the_open_networks(
     assert same(load_tables(parts.path), parts)
 
 
-def test_a_file_vocabulary_answers_like_the_tokenizer_of_transformers() -> None:
+def test_the_fast_tokenizer_equals_that_of_transformers() -> None:
     texts = load_texts("mini")
-    words = FastTokenizer(texts.path / "tokenizer" / "tokenizer.json")
-    said = ["Emma Baker", "nobody knows whom", "a photo, of: X", ""]
+    tokenizer = FastTokenizer(texts.path / "tokenizer" / "tokenizer.json")
+    prompts = ["Emma Baker", "an unknown word", "a photo, of: X", ""]
     for special in (False, True):
-        theirs = texts.tokenizers[0](said, add_special_tokens=special).input_ids
-        assert words(said, add_special_tokens=special).input_ids == theirs
-    assert words.get_vocab() == texts.tokenizers[0].get_vocab()
-    assert set(words.all_special_ids) == set(texts.tokenizers[0].all_special_ids)
+        expected = texts.tokenizers[0](prompts, add_special_tokens=special).input_ids
+        assert tokenizer(prompts, add_special_tokens=special).input_ids == expected
+    assert tokenizer.get_vocab() == texts.tokenizers[0].get_vocab()
+    assert set(tokenizer.all_special_ids) == set(texts.tokenizers[0].all_special_ids)
 
 
-def test_the_basis_is_one_whoever_reads_the_tables() -> None:
+def test_the_basis_does_not_depend_on_how_tables_are_read() -> None:
     assert build_basis(load_tables("mini")).hash == build_basis(load_parts("mini")).hash
 
 
-def test_without_a_tokenizer_file_the_library_reads_the_words(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
+def test_without_tokenizer_json_transformers_reads_the_vocabulary(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_parts.path, tmp_path / tiny_parts.path.name))
     file = folder / "tokenizer" / "tokenizer.json"
     model = json.loads(file.read_text())["model"]
@@ -64,7 +64,7 @@ def test_without_a_tokenizer_file_the_library_reads_the_words(tiny_parts: Diffus
     assert load_tables(folder).table_hash == tiny_parts.table_hash
 
 
-def test_tables_that_numpy_cannot_read_are_read_all_the_same(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
+def test_tables_that_numpy_cannot_read_are_read_by_transformers(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_parts.path, tmp_path / "half"))
     weights = folder / "text_encoder" / "model.safetensors"
     tensors = {name: tensor.bfloat16() for name, tensor in safetensors_torch.load_file(weights).items()}
@@ -76,7 +76,7 @@ def test_tables_that_numpy_cannot_read_are_read_all_the_same(tiny_parts: Diffusi
     assert load_tables(tmp_path / "one.safetensors").table_hash == tiny_parts.table_hash
 
 
-def test_damage_and_other_kinds_of_models_are_told_as_ever(tiny_folder: Path, tmp_path: Path) -> None:
+def test_damaged_tables_and_other_families_are_errors(tiny_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "broken"))
     weights = folder / "text_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-200])
@@ -88,8 +88,8 @@ def test_damage_and_other_kinds_of_models_are_told_as_ever(tiny_folder: Path, tm
         load_tables(folder)
 
 
-def test_two_tables_of_one_width_are_not_guessed_between(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
-    """A file with two token tables is left to the library that knows which of them is the model's."""
+def test_of_two_token_tables_transformers_chooses(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
+    """A file with two token tables is read by transformers, which has the right one."""
     folder = Path(shutil.copytree(tiny_parts.path, tmp_path / "two"))
     weights = folder / "text_encoder" / "model.safetensors"
     tensors = safetensors_torch.load_file(weights)
@@ -98,11 +98,11 @@ def test_two_tables_of_one_width_are_not_guessed_between(tiny_parts: DiffusionPa
     assert load_tables(folder).table_hash == tiny_parts.table_hash
 
 
-def test_reading_tables_and_answering_at_once_need_no_torch() -> None:
+def test_reading_tables_and_instant_learning_need_no_torch() -> None:
     code = (
         "import sys; import celebctl.learning.instant, celebctl.basis.basis as basis;"
         "from celebctl_models.checkpoints.token_tables import load_tables; basis.build_basis(load_tables('mini'));"
         "import celebctl_models.faces; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -21,7 +21,7 @@ MB = 1_000_000
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """What a download will do. `files`: path, bytes, SHA-256 or "", whether it is here. `install` returns the folder."""
+    """What a download will do. `files`: path, bytes, SHA-256 or "", whether it is here; `install` returns a folder."""
 
     target: str
     title: str

@@ -124,7 +124,7 @@ def plan_model(source: str, revision: str, known: KnownModel | None = None, name
         info = HfApi().model_info(source, revision=revision, files_metadata=True)
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         if INDEX_FILE not in siblings:
-            raise InvalidInputError(f"{source} is no diffusers model: {INDEX_FILE} is missing", "use another repository")
+            raise InvalidInputError(f"{source} is not a diffusers model: no {INDEX_FILE}", "use another repository")
         folder = _snapshot_download(source, revision, [INDEX_FILE])
     refuse_folder(source, folder, list(siblings))
     files = tuple(_wanted(siblings[path], folder, known) for path in wanted_files(siblings))
@@ -272,7 +272,8 @@ def _translate_hub_errors(source: str, name: str) -> Generator[None]:
             raise SetupError(f"cannot write into {constants.HF_HUB_CACHE}: {error.strerror}", hint) from error
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "check the network and HF_HUB_OFFLINE, or install the model from a folder"
-        raise SetupError(f"cannot reach the hub for {source}: {message}", hint, reason="no_network", name=name) from error
+        problem = f"cannot reach the hub for {source}: {message}"
+        raise SetupError(problem, hint, reason="no_network", name=name) from error
 
 
 # Face models from their publisher.

@@ -30,7 +30,7 @@ _APACHE = Licence("Apache-2.0", "Free for any use.", "https://www.apache.org/lic
 _MIT = Licence("MIT", "Free for any use.", "https://opensource.org/license/mit", restricts=False)
 _RAIL_M = Licence(
     "CreativeML OpenRAIL-M",
-    "Commercial use is allowed; the harmful uses it lists are not, and anyone who passes the model on must pass on these limits.",
+    "Commercial use is allowed; the harmful uses it lists are not, and anyone who distributes the model must say so.",
     "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
 )
 _RAIL_PP = replace(
@@ -198,7 +198,7 @@ KNOWN: dict[str, KnownModel] = {
         {"steps": 4, "guidance": 8.0, "sampler": "lcm"},
         memory=(10_700_000_000, 3_500_000_000),
         revision="a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
-        note="The guidance scale is an input of its UNet (time_cond_proj_dim 256), in place of classifier-free guidance.",
+        note="Its UNet takes the guidance scale as input (time_cond_proj_dim 256): no second pass per step.",
     ),
 }
 

@@ -101,7 +101,7 @@ def locate(model: str | Path) -> Location:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / INDEX_FILE).is_file():
-            raise NotFoundError(f"{path} is not a diffusers model folder: {INDEX_FILE} is missing", _known_hint())
+            raise NotFoundError(f"{path} is not a diffusers model folder: no {INDEX_FILE}", _known_hint())
         name = path.resolve().name
         return Location("folder", name, name, path)
     if path.is_file():
@@ -120,7 +120,8 @@ def _locate_bundled(name: str, known: KnownModel) -> Location:
     """The location of a model that comes with the package."""
     path = Path(__file__).parent.parent / known.source
     if not (path / INDEX_FILE).is_file():
-        raise NotFoundError(f"the weights of model '{name}' are not installed", "reinstall celebctl, or use a model folder")
+        hint = "reinstall celebctl, or use a model folder"
+        raise NotFoundError(f"the weights of model '{name}' are not installed", hint)
     return Location("folder", name, name, path)
 
 
@@ -167,7 +168,7 @@ _WEIGHTS = {
 }
 _WEIGHT_SUFFIXES = (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-#: Glob patterns of the files that are read of a model: full names, because repositories hold the same weights in several
+#: Glob patterns of the files that are read of a model: full names, because repositories have the same weights in many
 #: precisions and formats. `TEXT_FILES`: those that are read without UNet and autoencoder weights.
 TEXT_FILES = (
     INDEX_FILE,
@@ -313,9 +314,8 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
     """`card` with the fields of celebctl.json. Paths are relative to its folder and must stay inside it."""
     changes: dict[str, Any] = {}
     for key, value in declared.items():
-        if key in _TEXTS and isinstance(value, str) and _is_valid_text(key, value):
-            changes[key] = value
-        elif key in _SIZES and isinstance(value, int) and value > 0:
+        is_text = key in _TEXTS and isinstance(value, str) and _is_valid_text(key, value)
+        if is_text or (key in _SIZES and isinstance(value, int) and value > 0):
             changes[key] = value
         elif key in _PATHS and isinstance(value, str) and _is_inside(path.parent, value):
             changes[_PATHS[key]] = path.parent.resolve() / value

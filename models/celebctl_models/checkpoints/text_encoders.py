@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextEncoderParts(TokenTables):
-    """Tokenizers and text encoders of a text-to-image model, frozen and in evaluation mode; an XL model has two of each.
+    """Tokenizers and text encoders of a text-to-image model, frozen, in evaluation mode; an XL model has two of each.
 
     Attributes:
         text_encoders: transformers CLIPTextModel, always float32; the second one of an XL model is a
@@ -47,7 +47,7 @@ class TextEncoderParts(TokenTables):
 
     @property
     def end_id(self) -> int:
-        """The token id that ends a prompt. Configs of old text encoders have 2 there, which stands for the largest id."""
+        """The token id that ends a prompt. Configs of old text encoders have 2 for the largest id."""
         return int(self.tokenizers[0].eos_token_id)
 
     def token_table(self, encoder: int = 0) -> Tensor:

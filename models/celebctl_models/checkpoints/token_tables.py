@@ -125,7 +125,7 @@ def _load_tokenizer(component: Path) -> Any:
     if file.is_file():
         try:
             return FastTokenizer(file)
-        except Exception:  # the library raises bare exceptions; transformers reads the files next and reports the reason
+        except Exception:  # bare exceptions; transformers reads the files next and reports the reason
             pass
     with quiet_libraries():
         from transformers.models.clip.tokenization_clip import CLIPTokenizer

@@ -303,7 +303,7 @@ def _is_centre_inside(box: NDArray[np.float32], size: tuple[int, int]) -> bool:
 
 
 def _crop_window(landmarks: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part of a photo, x0 y0 x1 y1 in whole pixels, that contains the aligned crop: cheaper than the whole photo."""
+    """The part of a photo, x0 y0 x1 y1 in whole pixels, that contains the aligned crop: a small copy."""
     centre = landmarks.mean(axis=0)
     # The template's corners are 3.7 times as far from the landmarks' mean as the landmarks are on average.
     half = max(16.0, 8.0 * float(np.sqrt(((landmarks - centre) ** 2).sum(axis=1).mean())))
