@@ -364,12 +364,8 @@ def check_default_model() -> Iterator[Check]:
 
 
 def check_face_models() -> Iterator[Check]:
-<<<<<<< HEAD
     """The face models for learning with the default model."""
-=======
-    """What finds and recognises faces when learning with the default model."""
     from celebctl.cli.hints import hint_for
->>>>>>> C1
     from celebctl_models.faces.packs import PACKS, accepted_at, choose_face_models, find_pack
 
     settings, root = Settings.read(), Library().root

@@ -227,18 +227,6 @@ def test_a_tiny_face_is_refused() -> None:
         select_face([face(40)], "a.jpg", min_size=64)
 
 
-<<<<<<< HEAD
-=======
-def test_an_override_returns_the_chosen_face(analyser: InsightFaceAnalyser) -> None:
-    both, other = photo_of((0, 0), (3, 3)), photo_of((1, 1))
-    second = analyser.analyse(both)[1]
-    chosen = FaceOverrides(analyser)
-    chosen.choose(both, second)
-    assert chosen.analyse(both) == [second]
-    assert len(chosen.analyse(both.copy())) == 2 and len(chosen.analyse(other)) == 1
-
-
->>>>>>> C1
 @pytest.mark.parametrize(
     ("detector", "recogniser", "missing"),
     [(False, True, "detector"), (True, False, "recogniser"), (False, False, "detector")],

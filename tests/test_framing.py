@@ -18,14 +18,9 @@ torch: Any = pytest.importorskip("torch")
 
 from celebctl.basis.celebrities import CelebrityFaces, faces_from_renders, save_faces  # noqa: E402
 from celebctl.basis.name_filtering import render_names  # noqa: E402
-<<<<<<< HEAD
 from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config
 from celebctl.learning.initialization import describe_framing, with_model_framing  # noqa: E402
 from celebctl.learning.prepared import PreparedModel, prepare  # noqa: E402
-=======
-from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config  # noqa: E402
-from celebctl.learning.initialization import describe_framing, framing_of, with_model_framing  # noqa: E402
->>>>>>> C1
 from celebctl.learning.views import make_views  # noqa: E402
 from celebctl_models.checkpoints.registry import card_for, locate  # noqa: E402
 from celebctl_models.faces.analysis import Face  # noqa: E402
@@ -86,19 +81,11 @@ def test_the_config_wins_then_the_card_then_the_measurement(
     declared = ready(replace(measured, card=replace(measured.card, framing=own)), tmp_path)
     assert declared.framing == (own, "declared")
     assert framing_from_config(with_model_framing(CLEAN, declared)) == own
-<<<<<<< HEAD
     asked = with_model_framing(replace(CLEAN, face_center_y=0.6), model)
     assert framing_from_config(asked) == replace(DRAWN, face_center_y=0.6)
     assert describe_framing(asked, model).endswith("(configured)")
     assert describe_framing(with_model_framing(CLEAN, model), model) == f"{DRAWN} (measured)"
     faithful = framing_from_config(with_model_framing(FAITHFUL, model))
-=======
-    asked = with_model_framing(replace(CLEAN, face_center_y=0.6), measured)
-    assert framing_from_config(asked) == replace(DRAWN, face_center_y=0.6)
-    assert describe_framing(asked, measured).endswith("(asked for)")
-    assert describe_framing(with_model_framing(CLEAN, measured), measured) == f"{DRAWN} (measured)"
-    faithful = framing_from_config(with_model_framing(FAITHFUL, measured))
->>>>>>> C1
     assert (faithful.face_height_min, faithful.face_height_max) == (0.1, 1.0), "the release's own scales"
     with pytest.raises(ValueError, match="framing"):
         make_views(photo_of((1, 1, 2, 2)), None, 8, 1, CLEAN, torch.Generator())
@@ -166,8 +153,4 @@ def test_measuring_basis_names_measures_the_framing(tmp_path: Path, tiny_parts: 
     assert faces_from_renders(render_names(NAMES, draw, Finder(), log)).framing == found.framing
     save_faces(found, tiny_parts.table_hash, file)
     measured = replace(tiny_parts, card=replace(tiny_parts.card, features_file=file))
-<<<<<<< HEAD
     assert ready(measured, tmp_path).framing == (found.framing, "measured")
-=======
-    assert framing_of(measured) == (found.framing, "measured")
->>>>>>> C1
