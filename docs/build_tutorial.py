@@ -34,10 +34,10 @@ def command_lines(language: str, code: str, commands: list[str]) -> list[list[st
 
 
 def keep_image(source: Path, target: Path) -> None:
-    """Write an image with at most 256 colours and MAX_WIDTH pixels."""
+    """Write an image that is at most MAX_WIDTH pixels wide."""
     image = Image.open(source).convert("RGB")
     image.thumbnail((MAX_WIDTH, MAX_WIDTH), Image.Resampling.LANCZOS)
-    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
+    image.save(target, optimize=True)
 
 
 def main() -> None:
