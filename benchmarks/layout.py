@@ -7,7 +7,7 @@ Drawn by the exported runtime on one and the same bundle, from the same noise; t
 which neither learning nor drawing ever used. Rows: the plain prompt; the layout that says what the prompt says
 (first-named on the left); and the layout against the prompt, first-named on the right, which no prompt can have; and,
 of all three, the pictures of couples, prompts and seeds in which the plain prompt did not draw both. Per picture:
-whether both people are in it, on whichever side (the best match_faces of faces to names, as in `celebctl eval`), whether
+whether both people are in it, on whichever side (the best assignment of faces to names, as in `celebctl eval`), whether
 each is on their side, likeness as a share of what true
 pictures of the same scene reach, whether the caption holds. What is drawn is kept in ``--work``: the same command goes
 on from there.
@@ -120,7 +120,7 @@ def _file(work: Path, seed: int) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """What pictures are made and judged with. people: n, ring_partners are the pairs; looks: (prompt, first-named on the
+    """What images are made and scored with. people: n, ring_partners: the pairs; looks: (prompt, first-named on the
     left) -> two true pictures of every pair, judged. log: where judged pictures are kept, ``known`` what is there."""
 
     bundle: Bundle
@@ -233,7 +233,9 @@ def main() -> None:
     work = args.work / parts.weights_digest  # what other weights learned and drew is not gone on from
     people = strangers(parts, basis, seeds, work, args.together)
     place = work / "bundle"
-    bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, ExportOptions(average=basis.mean))
+    bundle = (
+        Bundle.open(place) if place.exists() else export_bundle(parts, [], place, ExportOptions(average=basis.mean))
+    )
     z = np.stack([person(seed) for seed in seeds])
     looks = {
         (p, ahead): [reference_scores(scorer, left, wanted, 77 * 10**6 * r + 1000 * p, right) for r in (1, 2)]

@@ -6,6 +6,7 @@ The public names below are imported on first use, so ``import celebctl`` imports
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from celebctl_runtime import __version__ as __version__
 from celebctl_runtime.errors import (
     BusyError,
     CelebctlError,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.identity import Identity
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Bundle",

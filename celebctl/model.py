@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from celebctl.learning.subject import Subject, analyse_photo, warn_about_similar
 from celebctl.library import Library, format_model_key
@@ -40,6 +40,34 @@ if TYPE_CHECKING:
     Photo = str | Path | Image | Subject
 
 __all__ = ["Model", "Subject"]
+
+
+class LearnOptions(TypedDict, total=False):
+    """Options of `Model.learn`.
+
+    Attributes:
+        preset: "clean", or "faithful" to the published release.
+        steps: Optimizer steps; None takes the preset's.
+        seed: The same seed gives the same numbers; None takes the preset's.
+        method: "train", or "instant": the output of the model's mapper, without training and without torch.
+        config: All settings at once, instead of ``preset``, ``steps`` and ``seed``.
+        consent: Recorded with the identity: "self", "synthetic" or "signed:FILE".
+        progress: Receives ``loss``, ``likeness``, ``seconds`` and ``eta_seconds`` at every step.
+        checkpoint: File that receives the state every 50 steps and on Ctrl-C; delete it when it has served.
+        resume: Continue from ``checkpoint``.
+        low_memory: A third of the memory, slower.
+    """
+
+    preset: str
+    steps: int | None
+    seed: int | None
+    method: Literal["train", "instant"]
+    config: LearnConfig | None
+    consent: str | None
+    progress: ProgressCallback
+    checkpoint: Path | None
+    resume: bool
+    low_memory: bool
 
 
 class Model:
@@ -206,22 +234,8 @@ class Model:
         return analyse_photo(self.analyser, image, name, face=face, source=source, min_size=size)
 
     @overload
-    def learn(
-        self,
-        photo: Photo,
-        *,
-        name: str | None = None,
-        preset: str = "clean",
-        steps: int | None = None,
-        seed: int | None = None,
-        method: Literal["train", "instant"] = "train",
-        config: LearnConfig | None = None,
-        consent: str | None = None,
-        progress: ProgressCallback = ignore_progress,
-        checkpoint: Path | None = None,
-        resume: bool = False,
-        low_memory: bool = False,
-    ) -> Identity: ...
+    def learn(self, photo: Photo, *, name: str | None = None, **options: Unpack[LearnOptions]) -> Identity:
+        """Learn one person."""
 
     @overload
     def learn(
@@ -229,17 +243,9 @@ class Model:
         photo: list[Photo] | list[Subject] | tuple[Photo, ...],
         *,
         names: Sequence[str] | None = None,
-        preset: str = "clean",
-        steps: int | None = None,
-        seed: int | None = None,
-        method: Literal["train", "instant"] = "train",
-        config: LearnConfig | None = None,
-        consent: str | None = None,
-        progress: ProgressCallback = ignore_progress,
-        checkpoint: Path | None = None,
-        resume: bool = False,
-        low_memory: bool = False,
-    ) -> list[Identity]: ...
+        **options: Unpack[LearnOptions],
+    ) -> list[Identity]:
+        """Learn several people together."""
 
     def learn(
         self,
@@ -247,16 +253,7 @@ class Model:
         *,
         name: str | None = None,
         names: Sequence[str] | None = None,
-        preset: str = "clean",
-        steps: int | None = None,
-        seed: int | None = None,
-        method: Literal["train", "instant"] = "train",
-        config: LearnConfig | None = None,
-        consent: str | None = None,
-        progress: ProgressCallback = ignore_progress,
-        checkpoint: Path | None = None,
-        resume: bool = False,
-        low_memory: bool = False,
+        **options: Unpack[LearnOptions],
     ) -> Identity | list[Identity]:
         """Learn a person from one photo, or several people together from one photo each.
 
@@ -264,16 +261,7 @@ class Model:
             photo: A file, an image or an analysed photo; a list of them for several people.
             name: The person's name in prompts; by default that of the file.
             names: The names for a list of photos.
-            preset: "clean", or "faithful" to the published release.
-            steps: Optimizer steps; None takes the preset's.
-            seed: The same seed gives the same numbers; None takes the preset's.
-            method: "train", or "instant": the output of the model's mapper, without training and without torch.
-            config: All settings at once, instead of ``preset``, ``steps`` and ``seed``.
-            consent: Recorded with the identity: "self", "synthetic" or "signed:FILE".
-            progress: Receives ``loss``, ``likeness``, ``seconds`` and ``eta_seconds`` at every step.
-            checkpoint: File that receives the state every 50 steps and on Ctrl-C; delete it when it has served.
-            resume: Continue from ``checkpoint``.
-            low_memory: A third of the memory, slower.
+            options: See `LearnOptions`.
 
         Returns:
             The identity, or a list of them in the order of the photos. They are not saved.
@@ -296,25 +284,36 @@ class Model:
         several = isinstance(photo, (list, tuple))
         photos: Sequence[Photo] = photo if several else [photo]
         subjects = self._subjects(photos, names if names is not None else [name] if name else None)
-        settings = config or config_for(preset, steps=steps, seed=seed, method=method)
-        if method == "instant" and resume:
+        method = options.get("method", "train")
+        given = options.get("config")
+        settings = given or config_for(
+            options.get("preset", "clean"), steps=options.get("steps"), seed=options.get("seed"), method=method
+        )
+        if method == "instant" and options.get("resume"):
             raise UsageError("the instant method cannot be resumed", "leave one of them out", reason="instant_resume")
-        record, release = {"consent": consent_record(consent)}, settings.names == "release"
-        if method == "instant":
-            from celebctl.learning.instant import instant_people
-
-            learned = instant_people(self.prepared(release=release), subjects, settings)
-        else:
-            from celebctl.learning.device import choose_micro_batch
-            from celebctl.learning.trainer import learn_people
-            from celebctl.learning.training import TrainerOptions
-
-            size = choose_micro_batch(self.parts, settings.views * len(subjects), low_memory=low_memory)
-            options = TrainerOptions(size, checkpoint, resume)
-            model = self.trainable(release=release)
-            learned = learn_people(model, subjects, settings, self.analyser, options, progress)
+        record = {"consent": consent_record(options.get("consent"))}
+        learned = self._instant(subjects, settings) if method == "instant" else self._train(subjects, settings, options)
         learned = [replace(one, provenance={**one.provenance, **record}) for one in learned]
         return learned if several else learned[0]
+
+    def _instant(self, subjects: Sequence[Subject], settings: LearnConfig) -> list[Identity]:
+        """The mapper's output, without torch."""
+        from celebctl.learning.instant import instant_people
+
+        return instant_people(self.prepared(release=settings.names == "release"), subjects, settings)
+
+    def _train(self, subjects: Sequence[Subject], settings: LearnConfig, options: LearnOptions) -> list[Identity]:
+        """Optimise the coefficients of all subjects together."""
+        from celebctl.learning.device import choose_micro_batch
+        from celebctl.learning.trainer import learn_people
+        from celebctl.learning.training import TrainerOptions
+
+        views, low_memory = settings.views * len(subjects), options.get("low_memory", False)
+        size = choose_micro_batch(self.parts, views, low_memory=low_memory)
+        trainer_options = TrainerOptions(size, options.get("checkpoint"), options.get("resume", False))
+        model = self.trainable(release=settings.names == "release")
+        progress = options.get("progress", ignore_progress)
+        return learn_people(model, subjects, settings, self.analyser, trainer_options, progress)
 
     def _subjects(self, photos: Sequence[Photo], names: Sequence[str] | None) -> list[Subject]:
         """The analysed photos with their names. Raises UsageError when names and photos do not match."""
@@ -337,7 +336,7 @@ class Model:
         return celebrities_of(self.tables, self.prepared().assets.names)
 
     def sample(self, name: str, seed: int) -> Identity:
-        """A new identity of nobody real. The same seed gives the same identity.
+        """A new identity of no real person. The same seed gives the same identity.
 
         Args:
             name: Its name in prompts.

@@ -23,7 +23,7 @@ from celebctl.bundles import (
     people_of_other_models,
 )
 from celebctl.library import Library
-from celebctl_runtime.backends.base import choose_backend
+from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
 from celebctl_runtime.errors import NotFoundError, UsageError

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from console_fakes import Desk
+    from console_fakes import CommandLine
 
     from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_runtime.identity import Identity
@@ -156,7 +156,9 @@ def exported_path(tiny_parts: DiffusionParts, ann: Identity, tmp_path_factory: p
     """The tiny model's bundle with ann baked in. Exported once for all tests: look at it, change a copy."""
     from celebctl_export import ExportOptions, export_bundle
 
-    return export_bundle(tiny_parts, [ann], tmp_path_factory.mktemp("bundles") / "tiny", ExportOptions(spare_rows=8)).path
+    return export_bundle(
+        tiny_parts, [ann], tmp_path_factory.mktemp("bundles") / "tiny", ExportOptions(spare_rows=8)
+    ).path
 
 
 @pytest.fixture
@@ -174,14 +176,14 @@ def either_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def console(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
+def console(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     """The command line over stand-ins, in an empty folder."""
-    from console_fakes import Desk, set_stage
+    from console_fakes import CommandLine, set_stage
 
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    return Desk(set_stage(monkeypatch, tmp_path), folder, capsys)
+    return CommandLine(set_stage(monkeypatch, tmp_path), folder, capsys)
 
 
 def make_identity(parts: DiffusionParts, name: str, seed: int) -> Identity:

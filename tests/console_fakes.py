@@ -61,7 +61,9 @@ class Stage:
         """Make numbers up; the same name and seed give the same numbers."""
         warn_about_similar(photo)
         names = [subject.name for subject in photo]
-        self.calls.append({"names": names, "faces": [subject.face for subject in photo], "config": config, "resume": resume})
+        self.calls.append(
+            {"names": names, "faces": [subject.face for subject in photo], "config": config, "resume": resume}
+        )
         if resume and not (checkpoint and checkpoint.exists()):
             raise NotFoundError("nothing to resume", "", reason="no_checkpoint")
         for step in range(1, 4):
@@ -179,7 +181,7 @@ class Said:
         return self.out.splitlines()
 
 
-class Desk:
+class CommandLine:
     """The command line in an empty folder, with an empty library and the fakes."""
 
     def __init__(self, stage: Stage, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

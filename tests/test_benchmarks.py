@@ -125,7 +125,7 @@ def test_a_lead_is_taken_person_by_person(bench: Any) -> None:
     assert len(head) == len(cells[0]) and cells[0][-1].startswith("+0.0500 ±")
 
 
-def test_parts_share_couples_and_leave_nobody_out(bench: Any) -> None:
+def test_parts_share_pairs_and_cover_all_people(bench: Any) -> None:
     comparing = bench["baselines.comparing"]
     assert comparing.parse_part("2/3") == (2, 3) and comparing.people_of_part((2, 3), 10) == [2, 3, 8, 9]
     assert comparing.people_of_part((1, 1), 4) == [0, 1, 2, 3]
@@ -282,8 +282,8 @@ def test_people_on_the_wrong_sides_are_there_and_failed_prompts_have_a_row_of_th
         seen = image_scores(np.eye(2, 8, dtype=np.float32)[list(faces)].reshape(len(faces), 8), said)
         return layout.judge(seen, truth, layout.PAIRS[0][1], 0.1)
 
-    told = [(shot(*faces).assigned, shot(*faces).right) for faces in ((0, 1), (1, 0), (0, 0), (1,))]
-    assert told == [(True, True), (True, False), (False, False), (False, False)]
+    report = [(shot(*faces).assigned, shot(*faces).right) for faces in ((0, 1), (1, 0), (0, 0), (1,))]
+    assert report == [(True, True), (True, False), (False, False), (False, False)]
     plain = {(0, 0, 1): shot(0, 0), (0, 1, 2): shot(1, 0), (1, 0, 3): shot(0, 1), (2, 0, 4): shot(1)}
     mended = dict.fromkeys([*plain, (3, 0, 5)], shot(0, 1))
     assert [len(pair) for pair in layout.couples(mended)] == [2, 1, 1, 1]

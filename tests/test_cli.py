@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 from bundle_fakes import make_identity
-from console_fakes import MODEL, Desk, Stage, recipe, refused, toy_bundle
+from console_fakes import MODEL, CommandLine, Stage, recipe, refused, toy_bundle
 from PIL import Image
 
 from celebctl.cli import FORMER_OPTIONS, replace_former_options
@@ -23,13 +23,13 @@ from celebctl_runtime.errors import UsageError
 # Output and errors.
 
 
-def test_no_arguments_show_the_commands(console: Desk) -> None:
+def test_no_arguments_show_the_commands(console: CommandLine) -> None:
     said = console()
     assert said.code == 0 and all(name in said.out for name in ("learn", "export", "gen", "rm"))
 
 
 @pytest.mark.parametrize("words", [("--version",), ("--version", "--json")])
-def test_version(console: Desk, words: tuple[str, ...]) -> None:
+def test_version(console: CommandLine, words: tuple[str, ...]) -> None:
     assert console(*words).out.startswith("celebctl 0.")
 
 
@@ -40,7 +40,7 @@ def test_version(console: Desk, words: tuple[str, ...]) -> None:
         *("export-embedding", "import", "inspect", "use", "download", "doctor", "basis"),
     ],
 )
-def test_every_command_explains_itself(console: Desk, command: str) -> None:
+def test_every_command_explains_itself(console: CommandLine, command: str) -> None:
     said = console(command, "--help")
     assert said.code == 0 and f"celebctl {command}" in said.out and not said.err
 
@@ -69,18 +69,18 @@ def test_every_command_explains_itself(console: Desk, command: str) -> None:
         (("sample-photo", "face.png", "--size", "9"), "--size 9"),
     ],
 )
-def test_usage_errors_are_code_2(console: Desk, words: tuple[str, ...], problem: str) -> None:
+def test_usage_errors_are_code_2(console: CommandLine, words: tuple[str, ...], problem: str) -> None:
     refused(console(*words), 2, problem)
 
 
-def test_json_prints_errors_as_one_document(console: Desk) -> None:
+def test_json_prints_errors_as_one_document(console: CommandLine) -> None:
     said = console("show", "alice", "--json")
     assert said.code == 4
     assert said.document["error"]["code"] == "not_found" and "alice" in said.document["error"]["problem"]
     assert console("--json", "gen").document["error"]["code"] == "usage"
 
 
-def test_global_options_stand_anywhere_but_not_behind_a_double_dash(console: Desk) -> None:
+def test_global_options_stand_anywhere_but_not_behind_a_double_dash(console: CommandLine) -> None:
     console.know("alice")
     assert console("--json", "list").document == console("list", "--json").document
     toy_bundle(console.library)
@@ -88,13 +88,13 @@ def test_global_options_stand_anywhere_but_not_behind_a_double_dash(console: Des
     assert said.code == 0 and recipe(console.folder / "out.png").prompt == "--json"
 
 
-def test_quiet_leaves_results_only(console: Desk) -> None:
+def test_quiet_leaves_results_only(console: CommandLine) -> None:
     toy_bundle(console.library)
     said = console("gen", "a beach", "--seed", "1", "-q")
     assert said.lines == ["a-beach-1.png"] and not said.err
 
 
-def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(self: Library, model_key: str | None = None) -> Any:
         raise ZeroDivisionError("broken")
 
@@ -104,7 +104,7 @@ def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(console: Desk, m
     assert said.code == 1 and "Traceback" in said.err
 
 
-def test_ctrl_c_is_130(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_130(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(self: Library, model_key: str | None = None) -> Any:
         raise KeyboardInterrupt
 
@@ -112,7 +112,7 @@ def test_ctrl_c_is_130(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert console("list").code == 130
 
 
-def test_a_closed_pipe_is_no_error(console: Desk) -> None:
+def test_a_closed_pipe_is_no_error(console: CommandLine) -> None:
     console.know("alice")
     run = f"{shlex.quote(sys.executable)} -m celebctl"
     code = f"{run} show alice | true; {run} show alice --json | true"
@@ -120,7 +120,7 @@ def test_a_closed_pipe_is_no_error(console: Desk) -> None:
     assert not done.stdout and not [line for line in done.stderr.splitlines() if not line.startswith("next:")]
 
 
-def test_invalid_settings_are_reported_by_every_command_that_reads_them(console: Desk) -> None:
+def test_invalid_settings_are_reported_by_every_command_that_reads_them(console: CommandLine) -> None:
     (console.folder / "celebctl.toml").write_text("modle = 'mini'")
     refused(console("gen", "alice"), 2, "modle", "model")
 
@@ -155,7 +155,7 @@ def test_the_help_names_the_samplers_there_are() -> None:
 # sample-photo
 
 
-def test_sample_photo_draws_and_suggests_the_next_command(console: Desk) -> None:
+def test_sample_photo_draws_and_suggests_the_next_command(console: CommandLine) -> None:
     said = console("sample-photo", "face.jpg", "--seed", "7")
     assert said.lines == ["face.jpg"]
     assert "celebctl learn face.jpg --name alice" in said.err
@@ -172,18 +172,18 @@ def test_sample_photo_draws_and_suggests_the_next_command(console: Desk) -> None
         ("my face.png", [], "celebctl learn 'my face.png' --name my_face"),
     ],
 )
-def test_sample_photo_suggests_a_free_name(console: Desk, file: str, known: list[str], hint: str) -> None:
+def test_sample_photo_suggests_a_free_name(console: CommandLine, file: str, known: list[str], hint: str) -> None:
     console.know(*known)
     assert f"next: {hint}\n" in console("sample-photo", file, "--seed", "7").err
 
 
-def test_sample_photo_reports_its_seed(console: Desk) -> None:
+def test_sample_photo_reports_its_seed(console: CommandLine) -> None:
     document = console("sample-photo", "--json").document
     again = console("sample-photo", "again.png", "--seed", str(document["seed"]))
     assert again.code == 0 and Path("face.png").read_bytes() == Path("again.png").read_bytes()
 
 
-def test_sample_photo_overwrites_only_with_force(console: Desk) -> None:
+def test_sample_photo_overwrites_only_with_force(console: CommandLine) -> None:
     Path("face.png").write_text("mine")
     refused(console("sample-photo", "--seed", "1"), 2, "face.png exists", "--force")
     assert Path("face.png").read_text() == "mine"
@@ -193,7 +193,7 @@ def test_sample_photo_overwrites_only_with_force(console: Desk) -> None:
 # People.
 
 
-def test_list_and_show(console: Desk) -> None:
+def test_list_and_show(console: CommandLine) -> None:
     console.know("bob", "alice")
     assert console("list").lines == ["alice", "bob"]
     assert [person["name"] for person in console("list", "--json").document["people"]] == ["alice", "bob"]
@@ -202,20 +202,20 @@ def test_list_and_show(console: Desk) -> None:
     assert "provenance.preset: clean" in console("show", "alice").lines
 
 
-def test_an_empty_list_is_no_error(console: Desk) -> None:
+def test_an_empty_list_is_no_error(console: CommandLine) -> None:
     said = console("list")
     assert said.code == 0 and not said.out and "celebctl learn" in said.err
     assert console("list", "--json").document == {"people": []}
 
 
-def test_unknown_people_are_code_4_everywhere(console: Desk) -> None:
+def test_unknown_people_are_code_4_everywhere(console: CommandLine) -> None:
     console.know("alice")
     for words in (("show", "alcie"), ("rm", "alcie"), ("rename", "alcie", "bob")):
         refused(console(*words), 4, "alcie", "did you mean alice")
     assert console.library.names() == ["alice"]
 
 
-def test_rm_is_all_or_nothing_and_removes_from_bundles(console: Desk) -> None:
+def test_rm_is_all_or_nothing_and_removes_from_bundles(console: CommandLine) -> None:
     console.know("alice", "bob")
     toy_bundle(console.library, make_identity("alice", 1))
     refused(console("rm", "alice", "carol"), 4, "carol")
@@ -225,7 +225,7 @@ def test_rm_is_all_or_nothing_and_removes_from_bundles(console: Desk) -> None:
     console.bundle().verify("full")
 
 
-def test_rename_reaches_the_bundle(console: Desk) -> None:
+def test_rename_reaches_the_bundle(console: CommandLine) -> None:
     console.know("alice")
     toy_bundle(console.library, make_identity("alice", 1))
     refused(console("rename", "alice", "and"), 2, "'and'")
@@ -233,7 +233,7 @@ def test_rename_reaches_the_bundle(console: Desk) -> None:
     assert console.library.names() == ["carol"] and console.bundle().names == ("carol",)
 
 
-def test_models_of_the_same_name_do_not_mix(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_the_same_name_do_not_mix(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two folders called alike are two models, and a bundle remembers which of them it was made of."""
     for parent in ("one", "two"):
         (console.folder / parent / MODEL).mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_models_of_the_same_name_do_not_mix(console: Desk, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("former", "current"), FORMER_COMMANDS.items())
-def test_former_commands_are_hidden_and_equal_the_current_ones(console: Desk, former: str, current: str) -> None:
+def test_former_commands_are_hidden_and_equal_the_current_ones(console: CommandLine, former: str, current: str) -> None:
     commands: Any = typer.main.get_command(app)
     old, new = commands.commands[former], commands.commands[current]
     assert old.hidden and not new.hidden

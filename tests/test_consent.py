@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from console_fakes import Desk, refused
+from console_fakes import CommandLine, refused
 from face_fakes import photo_of, write_face_models
 from PIL import Image
 
@@ -40,7 +40,7 @@ def test_ages_are_estimated_around_each_face_where_the_models_can(tmp_path: Path
     assert ages_in(write_face_models(tmp_path / "plain", settings=wide), both) == [None, None]
 
 
-def test_likely_minors_are_refused_and_nothing_is_learned(console: Desk, tmp_path: Path) -> None:
+def test_likely_minors_are_refused_and_nothing_is_learned(console: CommandLine, tmp_path: Path) -> None:
     models = write_face_models(tmp_path / "ages", ages=True)
     photo_at(10, (1, 1)).save("child.png")
     photo_at(90, (1, 1)).save("adult.png")
@@ -64,7 +64,7 @@ def test_the_line_is_drawn_at_the_age_it_says(tmp_path: Path) -> None:
             refuse_minor(face, "child.png")
 
 
-def test_consent_is_kept_with_the_person(console: Desk) -> None:
+def test_consent_is_kept_with_the_person(console: CommandLine) -> None:
     said = console("learn", console.photo(), "--name", "alice", "--json")
     assert said.document["people"][0]["provenance"]["consent"] == "not stated"
     paper = Path("agreed.pdf")

@@ -59,9 +59,9 @@ def test_the_foretold_activations_are_the_real_ones(which: str, request: pytest.
     # learning elsewhere in the suite leaves plain attention on the shared model; the estimate is made before that
     parts = replace(parts, unet=copy.deepcopy(parts.unet))
     parts.unet.set_attn_processor(AttnProcessor2_0())
-    told = estimate_memory(parts, 3)
-    assert told.saved == pytest.approx(really_saved(parts, 3), rel=0.05)
-    assert told.total > told.weights + told.saved > 0
+    report = estimate_memory(parts, 3)
+    assert report.saved == pytest.approx(really_saved(parts, 3), rel=0.05)
+    assert report.total > report.weights + report.saved > 0
 
 
 def test_what_is_alive_at_once_is_counted_and_what_was_there_before_is_not() -> None:

@@ -290,9 +290,9 @@ def test_regions_read_their_texts_once(
 
     monkeypatch.setattr(OrtBackend, "_run_raw", counted)
     request = Request("ann and ben", seed=2, steps=4, guidance=2.5, layout="left:ann,right:ben")
-    guests = [make_identity(tiny_parts, "ben", 7)]
+    overrides = [make_identity(tiny_parts, "ben", 7)]
     ours, old = (
-        np.asarray(generate(opened, OrtBackend(opened, "cpu", 1), request, overrides=guests)[0].image, np.int16)
+        np.asarray(generate(opened, OrtBackend(opened, "cpu", 1), request, overrides=overrides)[0].image, np.int16)
         for opened in (bundle, plain)
     )
     assert np.abs(ours - old).max() <= 1

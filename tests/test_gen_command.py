@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from bundle_fakes import make_identity
-from console_fakes import Desk, recipe, refused, toy_bundle
+from console_fakes import CommandLine, recipe, refused, toy_bundle
 from PIL import Image
 
 from celebctl.cli.options import parse_size
@@ -20,7 +20,7 @@ from celebctl_runtime.picture import read_request
 # export
 
 
-def test_export_includes_all_people_or_those_named(console: Desk) -> None:
+def test_export_includes_all_people_or_those_named(console: CommandLine) -> None:
     console.know("alice", "bob", "carol")
     said = console("export")
     assert said.lines == [str(console.library.bundles()[0])]
@@ -30,7 +30,7 @@ def test_export_includes_all_people_or_those_named(console: Desk) -> None:
     refused(console("export", "bbo", "--out", "other"), 4, "bbo", "did you mean bob")
 
 
-def test_people_are_added_and_removed_without_an_export(console: Desk) -> None:
+def test_people_are_added_and_removed_without_an_export(console: CommandLine) -> None:
     console.know("alice", "bob")
     refused(console("export", "--add", "alice"), 4, "no bundle", "celebctl export")
     toy_bundle(console.library, make_identity("carol", 9))
@@ -43,7 +43,7 @@ def test_people_are_added_and_removed_without_an_export(console: Desk) -> None:
 # gen
 
 
-def test_gen_names_the_image_after_prompt_and_seed(console: Desk) -> None:
+def test_gen_names_the_image_after_prompt_and_seed(console: CommandLine) -> None:
     console.know("alice", "bob")
     toy_bundle(console.library)
     said = console("gen", "Alice and Bob, playing chess!", "--seed", "4")
@@ -52,14 +52,14 @@ def test_gen_names_the_image_after_prompt_and_seed(console: Desk) -> None:
     assert "alice and bob;" in said.err and "draw it again: celebctl regen" in said.err
 
 
-def test_gen_makes_a_bundle_when_there_is_none(console: Desk) -> None:
+def test_gen_makes_a_bundle_when_there_is_none(console: CommandLine) -> None:
     console.know("alice")
     said = console("gen", "alice", "--seed", "1")
     assert said.lines == ["alice-1.png"] and "no bundle of toy yet" in said.err
     assert console("gen", "alice", "--seed", "2").code == 0 and len(console.stage.calls) == 1
 
 
-def test_gen_adds_the_people_of_the_prompt_to_the_bundle(console: Desk) -> None:
+def test_gen_adds_the_people_of_the_prompt_to_the_bundle(console: CommandLine) -> None:
     """Only the people of the prompt: a bundle has rows for some, a library has thousands."""
     toy_bundle(console.library, make_identity("alice", 1))
     console.know("alice", "bob", "carol")
@@ -70,7 +70,7 @@ def test_gen_adds_the_people_of_the_prompt_to_the_bundle(console: Desk) -> None:
     assert console.bundle().manifest.identities["alice"].digest == make_identity("alice", 77).digest
 
 
-def test_a_given_bundle_is_left_as_it_is(console: Desk) -> None:
+def test_a_given_bundle_is_left_as_it_is(console: CommandLine) -> None:
     console.know("alice")
     bundle = toy_bundle(Library(console.folder / "elsewhere"))
     before = (bundle.path / "manifest.json").read_bytes()
@@ -79,14 +79,14 @@ def test_a_given_bundle_is_left_as_it_is(console: Desk) -> None:
     refused(console("gen", "alice", "--bundle", "nowhere"), 4, "nowhere")
 
 
-def test_an_unknown_name_in_brackets_is_code_4_with_a_suggestion(console: Desk) -> None:
+def test_an_unknown_name_in_brackets_is_code_4_with_a_suggestion(console: CommandLine) -> None:
     console.know("carol")
     toy_bundle(console.library)
     refused(console("gen", "<carl> on the beach"), 4, "<carl>", "carol")
     assert not list(console.folder.glob("*.png"))
 
 
-def test_people_of_another_model_are_ordinary_words_with_a_warning(console: Desk) -> None:
+def test_people_of_another_model_are_ordinary_words_with_a_warning(console: CommandLine) -> None:
     toy_bundle(console.library)
     console.library.save(make_identity("zoe", table_hash="f" * 64))
     said = console("gen", "zoe", "--seed", "1")
@@ -94,13 +94,13 @@ def test_people_of_another_model_are_ordinary_words_with_a_warning(console: Desk
     assert recipe(console.folder / "zoe-1.png").identities == ()
 
 
-def test_text_that_does_not_fit_is_reported(console: Desk) -> None:
+def test_text_that_does_not_fit_is_reported(console: CommandLine) -> None:
     toy_bundle(console.library)
     said = console("gen", "of chess " * 60 + "zebra", "--seed", "1")
     assert said.code == 0 and "left out: " in said.err and "zebra" in said.err
 
 
-def test_picture_k_has_seed_k_and_equals_the_single_one(console: Desk) -> None:
+def test_picture_k_has_seed_k_and_equals_the_single_one(console: CommandLine) -> None:
     toy_bundle(console.library)
     said = console("gen", "beach", "-n", "3", "--seed", "5")
     assert said.lines == ["beach-5.png", "beach-6.png", "beach-7.png"]
@@ -109,14 +109,14 @@ def test_picture_k_has_seed_k_and_equals_the_single_one(console: Desk) -> None:
         assert one.tobytes() == other.tobytes()
 
 
-def test_a_random_seed_is_reported(console: Desk) -> None:
+def test_a_random_seed_is_reported(console: CommandLine) -> None:
     toy_bundle(console.library)
     said = console("gen", "beach", "--json")
     (picture,) = said.document["images"]
     assert f"seed {picture['request']['seed']}" in said.err and Path(picture["path"]).is_file()
 
 
-def test_every_option_is_in_the_recipe(console: Desk) -> None:
+def test_every_option_is_in_the_recipe(console: CommandLine) -> None:
     toy_bundle(console.library)
     words = "--steps 7 --cfg 3.5 --sampler euler --neg fog --size 40x48 --scale 2 --seed 3 -o dir/".split()
     (path,) = console("gen", "beach", *words).lines
@@ -127,14 +127,14 @@ def test_every_option_is_in_the_recipe(console: Desk) -> None:
         assert picture.size == (80, 96)
 
 
-def test_images_are_enlarged_by_the_model_scale(console: Desk) -> None:
+def test_images_are_enlarged_by_the_model_scale(console: CommandLine) -> None:
     toy_bundle(console.library)
     console("gen", "beach", "-o", "beach.png")
     with Image.open("beach.png") as picture:
         assert picture.size == (128, 128)
 
 
-def test_no_metadata_means_none(console: Desk) -> None:
+def test_no_metadata_means_none(console: CommandLine) -> None:
     toy_bundle(console.library)
     console("gen", "beach", "-o", "bare.png", "--no-metadata")
     with Image.open("bare.png") as picture:
@@ -151,7 +151,7 @@ def test_a_size_of_one_number_is_a_square() -> None:
             parse_size(wrong)
 
 
-def test_images_overwrite_only_with_force(console: Desk) -> None:
+def test_images_overwrite_only_with_force(console: CommandLine) -> None:
     toy_bundle(console.library)
     Path("mine.png").write_text("mine")
     Path("beach-1.png").write_text("mine")
@@ -174,12 +174,12 @@ def test_images_overwrite_only_with_force(console: Desk) -> None:
         (("--scale", "99"), "99"),
     ],
 )
-def test_invalid_values_are_code_2(console: Desk, words: tuple[str, ...], problem: str) -> None:
+def test_invalid_values_are_code_2(console: CommandLine, words: tuple[str, ...], problem: str) -> None:
     toy_bundle(console.library)
     refused(console("gen", "beach", *words), 2, problem)
 
 
-def test_a_full_disk_is_code_6_and_leaves_no_half_picture(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_code_6_and_leaves_no_half_picture(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_bundle(console.library)
 
     def refuse(*paths: object) -> None:
@@ -190,18 +190,18 @@ def test_a_full_disk_is_code_6_and_leaves_no_half_picture(console: Desk, monkeyp
     assert not list(console.folder.iterdir())
 
 
-def test_cuda_without_cuda_is_code_6(console: Desk) -> None:
+def test_cuda_without_cuda_is_code_6(console: CommandLine) -> None:
     toy_bundle(console.library)
     refused(console("gen", "beach", "--device", "cuda"), 6, "")
 
 
-def test_a_damaged_bundle_is_code_5_and_named(console: Desk) -> None:
+def test_a_damaged_bundle_is_code_5_and_named(console: CommandLine) -> None:
     bundle = toy_bundle(console.library)
     (bundle.path / "step.onnx").unlink()
     refused(console("gen", "beach"), 5, "step.onnx", "celebctl export")
 
 
-def test_stdout_gets_the_whole_image(console: Desk) -> None:
+def test_stdout_gets_the_whole_image(console: CommandLine) -> None:
     toy_bundle(console.library)
     words = [sys.executable, "-m", "celebctl", "gen", "beach", "--seed", "1", "-o", "-"]
     done = subprocess.run(words, capture_output=True, check=True, env={**os.environ})
@@ -213,7 +213,7 @@ def test_stdout_gets_the_whole_image(console: Desk) -> None:
             assert file.tobytes() == piped.tobytes()
 
 
-def test_gen_never_loads_torch(console: Desk) -> None:
+def test_gen_never_loads_torch(console: CommandLine) -> None:
     console.know("alice")
     toy_bundle(console.library)
     code = (
@@ -228,7 +228,7 @@ def test_gen_never_loads_torch(console: Desk) -> None:
 # regen
 
 
-def test_regen_draws_the_same_pixels(console: Desk) -> None:
+def test_regen_draws_the_same_pixels(console: CommandLine) -> None:
     console.know("alice")
     toy_bundle(console.library)
     (path,) = console("gen", "alice", "--seed", "5", "--sampler", "euler_a", "--scale", "3").lines
@@ -238,7 +238,7 @@ def test_regen_draws_the_same_pixels(console: Desk) -> None:
     assert recipe(console.folder / "alice-5-regen.png") == recipe(console.folder / path)
 
 
-def test_regen_reports_changed_people(console: Desk) -> None:
+def test_regen_reports_changed_people(console: CommandLine) -> None:
     console.know("alice")
     toy_bundle(console.library)
     console("gen", "alice", "-o", "then.png")
@@ -249,7 +249,7 @@ def test_regen_reports_changed_people(console: Desk) -> None:
     assert "alice has changed" in said.err and "changed since: people" in said.err
 
 
-def test_regen_adds_removed_people_again(console: Desk) -> None:
+def test_regen_adds_removed_people_again(console: CommandLine) -> None:
     console.know("alice")
     toy_bundle(console.library)
     console("gen", "alice", "-o", "then.png")
@@ -259,7 +259,7 @@ def test_regen_adds_removed_people_again(console: Desk) -> None:
     refused(console("regen", "then.png"), 4, "alice")
 
 
-def test_regen_needs_a_picture_of_ours_and_a_bundle(console: Desk) -> None:
+def test_regen_needs_a_picture_of_ours_and_a_bundle(console: CommandLine) -> None:
     refused(console("regen", "nowhere.png"), 4, "nowhere.png")
     refused(console("regen", console.photo()), 3, "no recipe")
     bundle = toy_bundle(Library(console.folder / "elsewhere"))

@@ -165,14 +165,16 @@ def test_prior_are_drawn_where_the_model_was_taught_with_some(world: tuple[Celeb
     assert again == people[7] and again.digest != people[8].digest
 
 
-def test_nobody_invented_is_a_celebrity(world: tuple[CelebBasis, Celebrities]) -> None:
+def test_no_sampled_identity_is_a_celebrity(world: tuple[CelebBasis, Celebrities]) -> None:
     basis, celebrities = world
     for seed in range(50):
         person, nearest = sampled_identity("dana", seed, celebrities, basis, MODEL)
         assert nearest.cosine < MAX_COSINE and nearest == neighbours(person, celebrities, [], basis)[0]
     two = Celebrities(celebrities.names[:2], tuple(rows[:2] for rows in celebrities.rows))
     with pytest.raises(InvalidInputError):  # of two celebrities there is only the line through both
-        sampled_identity("dana", 1, two, replace(basis, mean=tuple(rows[:2].mean(0) for rows in celebrities.rows)), MODEL)
+        sampled_identity(
+            "dana", 1, two, replace(basis, mean=tuple(rows[:2].mean(0) for rows in celebrities.rows)), MODEL
+        )
 
 
 def test_a_celebrity_is_nearest_to_themself(world: tuple[CelebBasis, Celebrities]) -> None:
@@ -202,11 +204,11 @@ def test_what_the_model_reads_decides_where_it_is_asked(world: tuple[CelebBasis,
         np.stack([other[0], own[1]]) for own, other in zip(person.embeddings, basis.mean, strict=True)
     ))  # fmt: skip
     plain = neighbours(person, celebrities, [twin], basis)
-    heard = neighbours(person, celebrities, [twin], basis, lambda rows: rows[1][:, 1].astype(float))
-    assert heard[0].name == "twin" and heard[0].cosine == pytest.approx(1) and heard[0].distance < 1e-6
+    result = neighbours(person, celebrities, [twin], basis, lambda rows: rows[1][:, 1].astype(float))
+    assert result[0].name == "twin" and result[0].cosine == pytest.approx(1) and result[0].distance < 1e-6
     (before,) = (one for one in plain if one.name == "twin")
-    assert (before.first, before.last) == (heard[0].first, heard[0].last) and before.cosine < 0.99
-    middle = np.sqrt(np.mean([one.distance**2 for one in heard if one.celebrity]))
+    assert (before.first, before.last) == (result[0].first, result[0].last) and before.cosine < 0.99
+    middle = np.sqrt(np.mean([one.distance**2 for one in result if one.celebrity]))
     assert 0.5 < middle < 4, "a celebrity is 1 from the average in readings too"
 
 

@@ -147,11 +147,11 @@ def test_exporting_and_importing_keeps_the_embeddings(
     shell.refuses(2, "'ann' is taken", "import", "somebody.safetensors")
     assert shell.library.load("ann") == ann
     shell("rm", "ann")
-    told = shell.answer("import", "somebody.safetensors")
+    report = shell.answer("import", "somebody.safetensors")
     back = shell.library.load("ann")
     np.testing.assert_array_equal(back.embeddings[0], ann.embeddings[0])
-    assert told["provenance"]["origin"] == "imported" and 0 < float(told["provenance"]["outside_basis"]) <= 1
-    assert told["digest"] == back.digest and Path(told["path"]).is_file()
+    assert report["provenance"]["origin"] == "imported" and 0 < float(report["provenance"]["outside_basis"]) <= 1
+    assert report["digest"] == back.digest and Path(report["path"]).is_file()
     assert shell("import", "somebody.safetensors", "--force")[0] == 0
 
 
@@ -174,8 +174,8 @@ def test_an_identity_is_imported_for_its_own_model(shell: Shell, doll: Path) -> 
     alice().save(Path("a.safetensors"))
     shell.refuses(5, "another model (sd1-cccccccc)", "import", "a.safetensors", "--model", doll)
     assert not shell.library.names()
-    told = shell.answer("import", "a.safetensors", "--name", "zoe")
-    assert told["name"] == "zoe" and told["model_key"] == "sd1-cccccccc"
+    report = shell.answer("import", "a.safetensors", "--name", "zoe")
+    assert report["name"] == "zoe" and report["model_key"] == "sd1-cccccccc"
     assert shell.library.load("zoe") == alice().renamed("zoe")
 
 
@@ -183,9 +183,9 @@ def test_files_of_the_release_are_imported(shell: Shell, monkeypatch: pytest.Mon
     basis = torch_file(Path("celeb_basis.pt"), torch.randn(2, 6, WIDTH))
     file = torch_file(Path("id_coefficient_000.pt"), torch.randn(2, 1, 5))
     shell.refuses(2, "need the basis", "import", file, "--name", "ann")
-    told = shell.answer("import", file, "--name", "ann", "--basis", basis)
-    assert told["format"] == "Celeb Basis coefficients" and shell.library.names() == ["ann"]
-    assert Path(told["path"]).suffix == ".safetensors"
+    report = shell.answer("import", file, "--name", "ann", "--basis", basis)
+    assert report["format"] == "Celeb Basis coefficients" and shell.library.names() == ["ann"]
+    assert Path(report["path"]).suffix == ".safetensors"
 
 
 def test_another_text_encoder_is_noted(shell: Shell, doll_basis: tuple[DiffusionParts, CelebBasis]) -> None:
@@ -257,14 +257,14 @@ def test_inspect_knows_every_kind_of_file(shell: Shell) -> None:
         "text.txt": "unknown",
         ".": "unknown",
     }
-    told = {file: shell.answer("inspect", file) for file in kinds}
-    assert {file: facts["kind"] for file, facts in told.items()} == kinds
-    xl = told["xl.safetensors"]
+    report = {file: shell.answer("inspect", file) for file in kinds}
+    assert {file: facts["kind"] for file, facts in report.items()} == kinds
+    xl = report["xl.safetensors"]
     assert (xl["name"], xl["vectors"], xl["widths"], xl["dtype"]) == ("alice", 2, [768, 1280], "float32")
     assert xl["likely_for"] == "Stable Diffusion XL" and len(xl["norms"]) == 2 and not xl["warnings"]
-    assert told["identity.safetensors"]["table_hash"] == FACTS["table_hash"]
-    assert told["celeb_basis.pt"]["components"] == 7 and told["id_coefficient_000.pt"]["coefficients"] == [2, 7]
-    assert told["bundle"]["model"] == bundle.manifest.model.name and told["a.png"]["prompt"] == "alice smiling"
+    assert report["identity.safetensors"]["table_hash"] == FACTS["table_hash"]
+    assert report["celeb_basis.pt"]["components"] == 7 and report["id_coefficient_000.pt"]["coefficients"] == [2, 7]
+    assert report["bundle"]["model"] == bundle.manifest.model.name and report["a.png"]["prompt"] == "alice smiling"
     assert "kind: embedding" in shell("inspect", "xl.safetensors")[1].splitlines()
 
 

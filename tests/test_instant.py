@@ -45,7 +45,7 @@ def basis(tables: TokenTableParts) -> CelebBasis:
     return build_basis(tables)
 
 
-def faces_of_strangers(parts: DiffusionParts | TokenTableParts, path: Path) -> Path:
+def faces_of_unseen_people(parts: DiffusionParts | TokenTableParts, path: Path) -> Path:
     names = (parts.card.names_file or path).read_text().split("\n")[:60]
     faces = np.random.default_rng(0).standard_normal((60, 512)).astype(np.float32)
     save_faces(CelebrityFaces(tuple(names), faces), parts.table_hash, path)
@@ -60,7 +60,7 @@ def test_instant_people_are_those_of_no_steps(
     analyser, names = InsightFaceAnalyser(whole.card.faces_dir), ["alice", "bob"]
     subjects = [analyse_photo(analyser, draw_portrait(21 + i, 256), name) for i, name in enumerate(names)]
     if init == "celebrities":
-        file = faces_of_strangers(tables, tmp_path / "faces.safetensors")
+        file = faces_of_unseen_people(tables, tmp_path / "faces.safetensors")
         card = replace(tables.card, features_file=file, mapper_file=None)
         whole = replace(whole, card=card)
         tables = replace(tables, card=card)

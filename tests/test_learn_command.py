@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 from bundle_fakes import make_identity
-from console_fakes import Desk, refused, toy_bundle
+from console_fakes import CommandLine, refused, toy_bundle
 from face_fakes import photo_of
 
 from celebctl.learning.config import CLEAN
 
 
-def test_learn_keeps_a_person_and_shows_them(console: Desk) -> None:
+def test_learn_keeps_a_person_and_shows_them(console: CommandLine) -> None:
     said = console("learn", console.photo(), "--name", "alice")
     assert said.code == 0, said.err
     file, sheet = said.lines
@@ -20,7 +20,7 @@ def test_learn_keeps_a_person_and_shows_them(console: Desk) -> None:
     assert not list((console.library.root / "checkpoints").rglob("*.checkpoint"))
 
 
-def test_learn_several_together_in_order(console: Desk) -> None:
+def test_learn_several_together_in_order(console: CommandLine) -> None:
     photos = [console.photo("one.png", (0, 0)), console.photo("two.png", (2, 2))]
     said = console("learn", *photos, "--name", "alice", "--name", "Bob", "--json")
     assert [person["name"] for person in said.document["people"]] == ["alice", "bob"]
@@ -29,18 +29,18 @@ def test_learn_several_together_in_order(console: Desk) -> None:
     assert said.document["sheet"] == "alice-bob-sheet.png" and console.library.names() == ["alice", "bob"]
 
 
-def test_learn_takes_the_name_from_the_file(console: Desk) -> None:
+def test_learn_takes_the_name_from_the_file(console: CommandLine) -> None:
     assert console("learn", console.photo("Alice Smith.png")).code == 0
     assert console.library.names() == ["alice_smith"]
 
 
 @pytest.mark.parametrize("name", ["face.png", "IMG_2041.png", "selfie-3.png", "42.png", "DSC01234.png", "the.png"])
-def test_a_file_name_that_names_nobody_asks_for_a_name(console: Desk, name: str) -> None:
+def test_a_file_name_that_is_no_name_asks_for_one(console: CommandLine, name: str) -> None:
     refused(console("learn", console.photo(name)), 2, name, f"celebctl learn {name} --name alice")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a b", "", "con", "NUL", "x" * 300, "álice", "a\0", "and", "1"])
-def test_names_that_will_not_do_are_code_2(console: Desk, name: str) -> None:
+def test_names_that_will_not_do_are_code_2(console: CommandLine, name: str) -> None:
     refused(console("learn", console.photo(), "--name", name), 2, "")
     assert not console.library.names() and not console.stage.calls
 
@@ -61,14 +61,14 @@ def test_names_that_will_not_do_are_code_2(console: Desk, name: str) -> None:
         (("https://example.org/a.png", "--name", "alice"), "web address"),
     ],
 )
-def test_learn_requests_that_do_not_add_up(console: Desk, words: tuple[str, ...], problem: str) -> None:
+def test_learn_requests_that_do_not_add_up(console: CommandLine, words: tuple[str, ...], problem: str) -> None:
     console.photo("one.png")
     console.photo("two.png")
     refused(console("learn", *words), 2, problem)
     assert not console.stage.calls
 
 
-def test_photos_that_will_not_do(console: Desk) -> None:
+def test_photos_that_will_not_do(console: CommandLine) -> None:
     refused(console("learn", "face.jpg", "--name", "alice"), 4, "face.jpg", "celebctl portrait face.jpg")
     refused(console("learn", ".", "--name", "alice"), 4, "folder")
     Path("torn.jpg").write_bytes(b"\xff\xd8\xff\xe0")
@@ -78,7 +78,7 @@ def test_photos_that_will_not_do(console: Desk) -> None:
     assert not console.stage.calls and not console.library.names()
 
 
-def test_two_faces_ask_which_one(console: Desk) -> None:
+def test_two_faces_ask_which_one(console: CommandLine) -> None:
     both = console.photo("both.png", (0, 0), (3, 3))
     refused(console("learn", both, "--name", "alice"), 3, "2 faces: 1: ", "--face 1")
     refused(console("learn", both, "--name", "alice", "--face", "3"), 2, "no face number 3")
@@ -88,7 +88,7 @@ def test_two_faces_ask_which_one(console: Desk) -> None:
     assert first.box[0] > second.box[0]
 
 
-def test_a_name_clash_is_refused_before_the_work_and_loses_nothing(console: Desk) -> None:
+def test_a_name_clash_is_refused_before_the_work_and_loses_nothing(console: CommandLine) -> None:
     console.know("alice")
     before = console.library.load("alice")
     refused(console("learn", console.photo(), "--name", "alice"), 2, "already know alice", "--force")
@@ -97,7 +97,7 @@ def test_a_name_clash_is_refused_before_the_work_and_loses_nothing(console: Desk
     assert console.library.load("alice") != before
 
 
-def test_presets_and_dials_reach_the_method(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets_and_dials_reach_the_method(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     console("learn", console.photo(), "--name", "alice", "--steps", "17", "--seed", "5")
     monkeypatch.setenv("CELEBCTL_PRESET", "faithful")
     console("learn", console.photo(), "--name", "bob")
@@ -107,11 +107,13 @@ def test_presets_and_dials_reach_the_method(console: Desk, monkeypatch: pytest.M
     assert (configs[0].steps, configs[0].seed, configs[2].steps) == (17, 5, CLEAN.steps)
 
 
-def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(console: Desk) -> None:
+def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(console: CommandLine) -> None:
     words = ("learn", console.photo("my photo.png"), "--name", "alice", "--steps", "9")
     console.stage.interrupt_at = 2
     said = console(*words)
-    assert said.code == 130 and "continue with: celebctl learn 'my photo.png' --name alice --steps 9 --resume" in said.err
+    assert (
+        said.code == 130 and "continue with: celebctl learn 'my photo.png' --name alice --steps 9 --resume" in said.err
+    )
     assert not console.library.names() and not said.out
     console.stage.interrupt_at = None
     assert console(*words, "--resume").code == 0
@@ -119,13 +121,13 @@ def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(console: Desk) -> None:
     refused(console("learn", console.photo(), "--name", "bob", "--resume"), 4, "nothing to resume", "without --resume")
 
 
-def test_ctrl_c_before_there_is_anything_to_keep(console: Desk) -> None:
+def test_ctrl_c_before_there_is_anything_to_keep(console: CommandLine) -> None:
     console.stage.interrupt_at, console.stage.keep_checkpoint = 1, False
     said = console("learn", console.photo(), "--name", "alice")
     assert said.code == 130 and "before the first checkpoint" in said.err
 
 
-def test_somebody_being_learned_elsewhere_is_busy(console: Desk) -> None:
+def test_a_person_being_learned_elsewhere_is_busy(console: CommandLine) -> None:
     from test_library import HeldElsewhere
 
     with HeldElsewhere(console.library.root, "alice", "toy-01234567"):
@@ -133,7 +135,7 @@ def test_somebody_being_learned_elsewhere_is_busy(console: Desk) -> None:
     assert console("learn", console.photo(), "--name", "alice").code == 0
 
 
-def test_the_sheet_goes_to_the_library_when_here_is_read_only(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sheet_goes_to_the_library_when_here_is_read_only(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     from celebctl_runtime import files
     from celebctl_runtime.errors import SetupError
 
@@ -150,7 +152,7 @@ def test_the_sheet_goes_to_the_library_when_here_is_read_only(console: Desk, mon
     refused(console("learn", console.photo(), "--name", "bob", "--sheet", "here.png"), 6, "here.png")
 
 
-def test_sheets_overwrite_nothing_and_can_be_left_out(console: Desk) -> None:
+def test_sheets_overwrite_nothing_and_can_be_left_out(console: CommandLine) -> None:
     Path("alice-sheet.png").write_text("mine")
     assert console("learn", console.photo(), "--name", "alice").lines[1] == "alice-sheet-2.png"
     refused(console("learn", console.photo(), "--name", "bob", "--sheet", "alice-sheet.png"), 2, "exists", "--force")
@@ -158,12 +160,12 @@ def test_sheets_overwrite_nothing_and_can_be_left_out(console: Desk) -> None:
     assert Path("alice-sheet.png").read_text() == "mine"
 
 
-def test_people_who_look_alike_are_pointed_out(console: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_people_who_look_alike_are_pointed_out(console: CommandLine, caplog: pytest.LogCaptureFixture) -> None:
     said = console("learn", console.photo("a1.png"), console.photo("b1.png"), "--name", "ann", "--name", "anna")
     assert said.code == 0 and any("ann and anna" in record.getMessage() for record in caplog.records)
 
 
-def test_the_learned_move_into_a_bundle_that_is_there(console: Desk) -> None:
+def test_the_learned_move_into_a_bundle_that_is_there(console: CommandLine) -> None:
     toy_bundle(console.library)
     said = console("learn", console.photo(), "--name", "alice")
     assert "next: celebctl gen" in said.err and console.bundle().names == ("alice",)
@@ -171,14 +173,14 @@ def test_the_learned_move_into_a_bundle_that_is_there(console: Desk) -> None:
     assert console.bundle().manifest.identities["alice"].digest == console.library.load("alice").digest
 
 
-def test_a_full_bundle_does_not_undo_the_learning(console: Desk) -> None:
+def test_a_full_bundle_does_not_undo_the_learning(console: CommandLine) -> None:
     toy_bundle(console.library, *(make_identity(name) for name in ("p1", "p2", "p3", "p4")))
     said = console("learn", console.photo(), "--name", "alice")
     assert said.code == 0 and "note: not added to the bundle" in said.err
     assert console.library.names() == ["alice"]
 
 
-def test_a_model_without_face_models_says_what_to_give(console: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_face_models_says_what_to_give(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CELEBCTL_FACE_MODELS")
     monkeypatch.setenv("HOME", str(console.library.root))  # insightface's own folder would be found there
     said = console("learn", console.photo(), "--name", "alice", "--model", "owner/model")

@@ -33,10 +33,10 @@ def bench() -> ModuleType:
 def test_celebrities_and_learned_people_are_recognised_obeyed_and_kept_apart(bench: ModuleType) -> None:
     parts = load_parts("mini")
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
-    jury = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
-    famous = bench.measure(parts, jury, bench.celebrities(PEOPLE), SEEDS)
+    scorer = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    famous = bench.measure(parts, scorer, bench.celebrities(PEOPLE), SEEDS)
     people, seconds = bench.learned(parts, PRESETS["clean"], PEOPLE, PEOPLE)
-    learned = bench.measure(parts, jury, people, SEEDS)
+    learned = bench.measure(parts, scorer, people, SEEDS)
     print(f"celebrities {famous}\nlearned {learned}\nlearned together in {seconds:.1f} s")
     assert famous.detected > 0.95 and learned.detected > 0.95
     assert famous.likeness > 0.75

@@ -83,7 +83,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for number in range(PEOPLE):
         (folder / f"{number % 3}").mkdir(exist_ok=True)
-        somebody(number).save(folder / f"{number % 3}" / f"{number}.png")
+        someone(number).save(folder / f"{number % 3}" / f"{number}.png")
     return folder
 
 
@@ -92,7 +92,7 @@ def dataset(parts: DiffusionParts) -> FaceDataset:
     return some_dataset(parts)
 
 
-def somebody(number: int) -> Image.Image:
+def someone(number: int) -> Image.Image:
     blocks = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     picture = Image.fromarray(blocks).resize((128, 128), Image.Resampling.NEAREST)
     picture.paste((255, 0, 0), (32, 32, 64, 64))
@@ -116,7 +116,9 @@ def same(one: Any, other: Any) -> bool:
 # Who counts.
 
 
-def builder_for(analyser: InsightFaceAnalyser, work: Path, encode: Encode | None = None, key: str = "key") -> FaceDatasetBuilder:
+def builder_for(
+    analyser: InsightFaceAnalyser, work: Path, encode: Encode | None = None, key: str = "key"
+) -> FaceDatasetBuilder:
     def by_size(photo: Image.Image, face: Any, digest: str) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.full((2, 4, 4, 4), float(face.size)), torch.ones(2, 1, 4, 4)
 
@@ -127,16 +129,16 @@ def test_photos_that_do_not_count_are_counted_with_a_reason(analyser: InsightFac
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(3):
-        somebody(number).save(folder / f"{number}.png")
-    somebody(0).save(folder / "0-again.bmp")
+        someone(number).save(folder / f"{number}.png")
+    someone(0).save(folder / "0-again.bmp")
     shutil.copy(folder / "1.png", folder / "1-again.png")
     photo_of().save(folder / "nobody.png")
-    two = somebody(4)
+    two = someone(4)
     two.paste((255, 0, 0), (64, 96, 96, 128))
     two.save(folder / "two.png")
-    child = somebody(5)
+    child = someone(5)
     Image.merge("RGB", (*child.split()[:2], Image.new("L", child.size))).save(folder / "child.png")
-    somebody(6).resize((40, 40)).resize((128, 128)).save(folder / ".hidden.png")
+    someone(6).resize((40, 40)).resize((128, 128)).save(folder / ".hidden.png")
     (folder / "notes.txt").write_text("no photo")
     (folder / "cut.png").write_bytes((folder / "2.png").read_bytes()[:300])
     found = builder_for(analyser, tmp_path / "work")
@@ -145,7 +147,8 @@ def test_photos_that_do_not_count_are_counted_with_a_reason(analyser: InsightFac
     people = found.build(files, progress=lambda now: looked.append((now.step, now.total)))
     assert len(people) == 3 and looked[-1] == (10, 10)
     assert {reason: len(names) for reason, names in found.skipped.items()} == {
-        photo_dataset.UNREADABLE: 2, photo_dataset.NO_FACE: 1, photo_dataset.SEVERAL: 1, photo_dataset.MINOR: 1, photo_dataset.DUPLICATE: 2,
+        photo_dataset.UNREADABLE: 2, photo_dataset.NO_FACE: 1, photo_dataset.SEVERAL: 1, photo_dataset.MINOR: 1,
+        photo_dataset.DUPLICATE: 2,
     }  # fmt: skip
     assert f"2 {photo_dataset.DUPLICATE}" in found.skipped_summary()
     small = FaceDatasetBuilder(analyser, found.encode, tmp_path / "small", "key", min_size=1000)
@@ -168,7 +171,11 @@ def test_a_folder_has_to_be_one_and_its_order_does_not_depend_on_where_it_is(pho
 
 
 def test_gathering_goes_on_where_it_stopped(
-    analyser: InsightFaceAnalyser, model: PreparedModel[DiffusionParts], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    analyser: InsightFaceAnalyser,
+    model: PreparedModel[DiffusionParts],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(photo_dataset, "SHARD_SIZE", 8)
     files, encode = list_photos(photos), view_encoder(model, 3)
@@ -209,7 +216,9 @@ def test_a_trained_mapper_serves_people_it_has_not_seen(
 ) -> None:
     config, news = MapperTrainingConfig(steps=24, batch_size=16, learning_rate=3e-2, num_evals=4), list[Progress]()
     shared = torch.randn(dataset.latents.shape[2:], generator=torch.Generator().manual_seed(9))
-    alike = replace(dataset, latents=(0.3 * dataset.latents.float() + shared).half())  # so that there is something to learn
+    alike = replace(
+        dataset, latents=(0.3 * dataset.latents.float() + shared).half()
+    )  # so that there is something to learn
     # a random model hardly depends on its text: less than a step of bfloat16
     monkeypatch.setattr("celebctl.learning.denoising.has_bfloat16_units", lambda _device: False)
     trainer = MapperTrainer(model, alike, config)
@@ -253,7 +262,9 @@ def test_training_resumes_to_the_very_same_numbers(
     assert error.value.reason == "checkpoint_damaged"
 
 
-def test_a_step_is_the_same_however_the_batch_is_cut(model: PreparedModel[DiffusionParts], dataset: FaceDataset) -> None:
+def test_a_step_is_the_same_however_the_batch_is_cut(
+    model: PreparedModel[DiffusionParts], dataset: FaceDataset
+) -> None:
     trainers = [MapperTrainer(model, dataset, SHORT, size) for size in (64, 3)]
     losses = [trainer.train_step() for trainer in trainers]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -272,7 +283,7 @@ def test_two_text_encoders_are_trained_as_one(xl_folder: Path, names: Path) -> N
     assert len(moved) == 2 and all(bool(part.any()) for part in moved)
 
 
-def test_nobody_is_taught_who_may_be_among_those_held_back() -> None:
+def test_training_and_validation_people_are_disjoint() -> None:
     generator = torch.Generator().manual_seed(0)
     faces = torch.nn.functional.normalize(torch.randn(100, 512, generator=generator), dim=1)
     twice = torch.cat([faces, torch.nn.functional.normalize(faces + 0.01 * torch.randn(100, 512), dim=1)])
@@ -425,7 +436,7 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing(shell: Shell, phot
     few = tmp_path / "few"
     few.mkdir()
     for number in range(MIN_PEOPLE - 1):
-        somebody(number).save(few / f"{number}.png")
+        someone(number).save(few / f"{number}.png")
     refused(train(shell, tmp_path / "nowhere"), 4, "does not exist")
     refused(shell("train", photos, "--people", "5"), 2, "people 5 is too few")
     refused(shell("train", photos, "--steps", "0"), 2, "steps 0 is out of range")

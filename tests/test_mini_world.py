@@ -129,17 +129,17 @@ def test_scenes_drawn_where_they_are_learned_from_are_those_of_the_world(tmp_pat
         pixels: torch.Tensor = vae.decode(latents.float()).sample.clamp(-1, 1)
     seen = list((pixels.permute(0, 2, 3, 1) * 127.5 + 127.5).round().to(torch.uint8).numpy())
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
-    jury = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    scorer = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
     places = [PLACES[int(place)] for place in pictures.facts[:, 1]]
-    right = sum(one.attributes["place"] == place for one, place in zip(jury.score(seen), places, strict=True))
+    right = sum(one.attributes["place"] == place for one, place in zip(scorer.score(seen), places, strict=True))
     assert right >= 22
     again, same = draw_pictures(run, parts.vae, 24)
     assert (again.facts == pictures.facts).all() and torch.equal(same, latents)
 
-    index, ids, told, emphasis = next(iter(CaptionedLatents(pictures, tokenizer, 8, seed=1)))
+    index, ids, report, emphasis = next(iter(CaptionedLatents(pictures, tokenizer, 8, seed=1)))
     assert len({int(i) for i in index}) == 8 and ids.shape == (8, 77)
     empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids[0]
-    assert torch.equal((ids != empty).any(1), told)
+    assert torch.equal((ids != empty).any(1), report)
     assert torch.allclose(emphasis.mean((1, 2, 3)), torch.ones(8)) and float(emphasis.max()) > 1.2
 
 

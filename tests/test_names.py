@@ -122,7 +122,7 @@ def test_a_name_must_survive_every_tokenizer(tokenizer: Any) -> None:
         assert report.read == report.used + sum(report.counts().values())
 
 
-def test_the_bundled_model_keeps_all_of_its_own_names_and_no_stranger(mini_tokenizer: Any) -> None:
+def test_the_bundled_model_keeps_its_own_names_and_no_others(mini_tokenizer: Any) -> None:
     place = locate("mini")
     own = read_name_list(place.path / "names.txt")
     found = token_pairs(mini_tokenizer, [*own, "ada byron", own[0].split()[0]])
@@ -176,7 +176,7 @@ def test_names_files_of_every_editor_are_read(tmp_path: Path) -> None:
         ("Zoé King".encode("latin-1"), "cannot be read", InvalidInputError),
     ],
 )
-def test_a_names_file_that_cannot_serve_is_told(
+def test_an_unusable_names_file_is_refused(
     tmp_path: Path, content: bytes | None, problem: str, error: type[Exception]
 ) -> None:
     path = tmp_path / "names.txt"
@@ -271,8 +271,8 @@ class World:
     """A model and a recogniser in one: names that begin with "steady" have a face of their own, "fickle" ones get
     another each time, "faceless" ones none in most pictures. ``common`` is how alike all of its faces are."""
 
-    def __init__(self, names: Sequence[str], common: float = 0.0, crowd: bool = False) -> None:
-        self.names, self.common, self.crowd = list(names), common, crowd
+    def __init__(self, names: Sequence[str], common: float = 0.0, several: bool = False) -> None:
+        self.names, self.common, self.several = list(names), common, several
         self.drawn: list[tuple[str, int]] = []
         self.stop_after: int | None = None
 
@@ -290,7 +290,7 @@ class World:
         number, k, _ = (int(value) for value in np.asarray(photo)[0, 0])
         name = self.names[number]
         if name.startswith(FACELESS) and k > 0:
-            return [self._face(0, 0), self._face(1, 0)] if self.crowd else []
+            return [self._face(0, 0), self._face(1, 0)] if self.several else []
         return [self._face(number, k if name.startswith(FICKLE) else 0, noise=k)]
 
     def _face(self, *who: int, noise: int = 0) -> Face:
@@ -309,10 +309,10 @@ CAST = [f"{kind} {number}" for kind in (STEADY, FACELESS, FICKLE) for number in 
 @pytest.mark.parametrize("common", [0.0, 0.3, 0.8])
 @pytest.mark.parametrize("crowd", [False, True])
 def test_a_name_stays_when_the_model_draws_one_and_the_same_face_for_it(
-    tmp_path: Path, common: float, crowd: bool
+    tmp_path: Path, common: float, several: bool
 ) -> None:
     """However alike all faces of a model are to its recogniser: the measure is how alike strangers are."""
-    world = World(CAST, common, crowd)
+    world = World(CAST, common, several)
     verdict = filter_names(render_names(CAST, world.draw, world, tmp_path / "log.jsonl"))
     assert [name for name in verdict.kept if name.startswith(STEADY)] == CAST[:12]
     assert {name for name, why in verdict.dropped.items() if why == NO_FACE} == set(CAST[12:24])
@@ -347,7 +347,7 @@ def _run(names: Sequence[str], world: World, log: Path) -> list[RenderedName]:
     return render_names(names, world.draw, world, log, batch=7)
 
 
-def test_too_few_faces_to_compare_are_told(tmp_path: Path) -> None:
+def test_too_few_faces_to_compare_are_an_error(tmp_path: Path) -> None:
     cast = CAST[:2]
     world = World(cast)
     with pytest.raises(InvalidInputError, match="only 2 of 2 names"):

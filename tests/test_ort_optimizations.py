@@ -183,7 +183,9 @@ def test_a_graph_without_texts_is_left_alone(network: Path) -> None:
     model = ir_files.load(network)
     before = [node.op_type for node in model.graph]
     assert hoist_text_projections(model, "reader", context="nothing") is None
-    assert hoist_text_projections(model, "reader", context="step") is None or before == [node.op_type for node in model.graph]
+    assert hoist_text_projections(model, "reader", context="step") is None or before == [
+        node.op_type for node in model.graph
+    ]
 
 
 def test_a_form_that_is_off_is_left_out_and_nothing_of_it_stays(tmp_path: Path) -> None:
@@ -194,7 +196,10 @@ def test_a_form_that_is_off_is_left_out_and_nothing_of_it_stays(tmp_path: Path) 
     before = sorted(path.name for path in tmp_path.iterdir())
     variant = write_variant(tmp_path, "step")
     assert variant is not None and variant.reader and list(variant.projections) == ["memory_0"]
-    assert variant.projections["memory_0"].shape == ("rows", 8, 1, 1) and variant.projections["memory_0"].dtype == "float32"
+    assert (
+        variant.projections["memory_0"].shape == ("rows", 8, 1, 1)
+        and variant.projections["memory_0"].dtype == "float32"
+    )
     discard_variant(tmp_path, "step")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

@@ -185,8 +185,8 @@ def test_an_encoding_is_not_taken_for_that_of_other_rows(bundle: Bundle, monkeyp
     double = make_identity("alice", 9)
     wanted = [(1.0, ()), (0.5, ()), (1.0, (double,)), (0.0, (double,))]
     alone = [
-        generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", likeness=dial), overrides=guests)[0].image
-        for dial, guests in wanted
+        generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice", likeness=dial), overrides=overrides)[0].image
+        for dial, overrides in wanted
     ]
     monkeypatch.setattr(OrtBackend, "_run_raw", counted)
     for k in (0, 1, 2, 3, 1, 0, 3, 2, 0):
@@ -426,7 +426,7 @@ def test_graphs_opened_ahead_are_opened_once(bundle: Bundle, monkeypatch: pytest
     assert np.array_equal(np.asarray(ahead[0].image), np.asarray(plainly.image))
 
 
-def test_a_graph_that_cannot_be_opened_ahead_is_told_when_it_is_needed(bundle: Bundle) -> None:
+def test_a_graph_that_cannot_be_opened_ahead_fails_when_it_is_needed(bundle: Bundle) -> None:
     path = bundle.file("step.onnx")
     path.write_bytes(bytes(path.stat().st_size))
     backend = OrtBackend(bundle, "cpu", 1)

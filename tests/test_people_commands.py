@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_fakes import AVERAGE, FAMILY, TABLE_HASH, WIDTH, make_identity
-from console_fakes import MODEL_KEY, Desk, recipe, refused, toy_bundle
+from console_fakes import MODEL_KEY, CommandLine, recipe, refused, toy_bundle
 from PIL import Image
 from test_basis import NAMES, Words, table
 
@@ -27,7 +27,7 @@ from celebctl_runtime.request import Request
 
 
 @pytest.mark.parametrize("command", ["mix", "interpolate", "sample", "nearest"])
-def test_every_command_explains_itself(console: Desk, command: str) -> None:
+def test_every_command_explains_itself(console: CommandLine, command: str) -> None:
     said = console(command, "--help")
     assert said.code == 0 and f"celebctl {command}" in said.out and not said.err
 
@@ -35,7 +35,7 @@ def test_every_command_explains_itself(console: Desk, command: str) -> None:
 # mix
 
 
-def test_mix_saves_a_weighted_average(console: Desk) -> None:
+def test_mix_saves_a_weighted_average(console: CommandLine) -> None:
     console.know("alice", "bob")
     said = console("mix", "alice", "bob", "--weight", "0.3", "--name", "carol")
     assert said.code == 0 and "carol is 70 % alice and 30 % bob" in said.err and "next: celebctl gen" in said.err
@@ -44,7 +44,7 @@ def test_mix_saves_a_weighted_average(console: Desk) -> None:
     assert "mixed_from" in console("show", "carol").out
 
 
-def test_mix_of_three_as_a_document(console: Desk) -> None:
+def test_mix_of_three_as_a_document(console: CommandLine) -> None:
     console.know("alice", "bob", "carol")
     document = console("mix", "alice", "bob", "carol", "--weights", "2,1,1", "--name", "dora", "--json").document
     assert [(parent["name"], parent["weight"]) for parent in document["parents"]] == [
@@ -52,7 +52,7 @@ def test_mix_of_three_as_a_document(console: Desk) -> None:
     ]  # fmt: skip
 
 
-def test_invalid_mixes_are_refused(console: Desk) -> None:
+def test_invalid_mixes_are_refused(console: CommandLine) -> None:
     console.know("alice", "bob")
     console.library.save(make_identity("zoe", table_hash="f" * 16))
     refused(console("mix", "alice", "--name", "carol"), 2, "at least two")
@@ -66,7 +66,7 @@ def test_invalid_mixes_are_refused(console: Desk) -> None:
     assert console("mix", "alice", "bob", "--name", "bob", "--force").code == 0
 
 
-def test_a_mix_without_a_name_is_named_after_its_parents(console: Desk) -> None:
+def test_a_mix_without_a_name_is_named_after_its_parents(console: CommandLine) -> None:
     console.know("alice", "bob", "b" * 30)
     for name in ("alice-bob", "alice-bob-2"):
         said = console("mix", "alice", "bob", "--weight", "0.3")
@@ -80,7 +80,7 @@ def test_a_mix_without_a_name_is_named_after_its_parents(console: Desk) -> None:
 # interpolate
 
 
-def test_interpolate_writes_an_animation_unless_disabled(console: Desk) -> None:
+def test_interpolate_writes_an_animation_unless_disabled(console: CommandLine) -> None:
     console.know("alice", "bob")
     toy_bundle(console.library)
     words = ("interpolate", "alice", "bob", "--frames", "3", "--seed", "3", "--prompt", "{} as an")
@@ -94,7 +94,7 @@ def test_interpolate_writes_an_animation_unless_disabled(console: Desk) -> None:
     refused(console(*words, "--out", "way.jpg"), 2, "way.gif exists")
 
 
-def test_interpolate_leaves_the_bundle_alone_and_starts_with_the_first_person(console: Desk) -> None:
+def test_interpolate_leaves_the_bundle_alone_and_starts_with_the_first_person(console: CommandLine) -> None:
     console.know("alice", "bob")
     bundle = toy_bundle(console.library)
     before = {path.name: path.read_bytes() for path in bundle.path.iterdir() if path.is_file()}
@@ -124,7 +124,7 @@ def test_interpolate_leaves_the_bundle_alone_and_starts_with_the_first_person(co
     assert console(*words, "--force", "--json").document["weights"][2] == [0.5, 0.5]
 
 
-def test_interpolate_needs_one_free_slot_of_the_bundle(console: Desk) -> None:
+def test_interpolate_needs_one_free_slot_of_the_bundle(console: CommandLine) -> None:
     console.know("alice", "bob", "carol")
     bundle = toy_bundle(console.library, *(make_identity(f"p{number}", number) for number in range(2)))
     said = console("interpolate", "alice", "bob", "carol", "--frames", "5", "--seed", "1", "--prompt", "{} of carol")
@@ -134,7 +134,7 @@ def test_interpolate_needs_one_free_slot_of_the_bundle(console: Desk) -> None:
     refused(console("interpolate", "alice", "bob", "--force"), 6, "0 more people", "--spare-rows")
 
 
-def test_invalid_interpolations_are_refused(console: Desk) -> None:
+def test_invalid_interpolations_are_refused(console: CommandLine) -> None:
     console.know("alice", "bob")
     refused(console("interpolate", "alice"), 2, "at least two")
     refused(console("interpolate", "alice", "bob", "--frames", "1"), 2, "--frames 1")
@@ -172,7 +172,7 @@ def celebrities(monkeypatch: pytest.MonkeyPatch) -> Celebrities:
 
 
 @pytest.mark.usefixtures("celebrities")
-def test_sample_is_reproducible(console: Desk) -> None:
+def test_sample_is_reproducible(console: CommandLine) -> None:
     said = console("sample", "--seed", "5", "--name", "dana")
     assert said.code == 0 and "created dana from seed 5; nearest celebrity: First" in said.err
     dana = console.library.load("dana")
@@ -187,7 +187,7 @@ def test_sample_is_reproducible(console: Desk) -> None:
 
 
 @pytest.mark.usefixtures("celebrities")
-def test_nearest_lists_celebrities_and_learned_people(console: Desk) -> None:
+def test_nearest_lists_celebrities_and_learned_people(console: CommandLine) -> None:
     for name, seed in (("dana", "5"), ("dora", "5"), ("dina", "9")):
         console("sample", "--seed", seed, "--name", name)
     said = console("nearest", "dana", "--top", "3")
@@ -204,7 +204,7 @@ def test_nearest_lists_celebrities_and_learned_people(console: Desk) -> None:
 # Likeness and layout of gen.
 
 
-def test_likeness_and_layout_are_in_the_recipe_and_regen_uses_them(console: Desk) -> None:
+def test_likeness_and_layout_are_in_the_recipe_and_regen_uses_them(console: CommandLine) -> None:
     console.know("alice", "bob")
     toy_bundle(console.library)
     words = ("gen", "alice and bob", "-s", "4", "--likeness", "alice=0.5,bob=1", "--layout", "right:alice,left:bob")
@@ -239,7 +239,7 @@ def test_likeness_and_layout_are_in_the_recipe_and_regen_uses_them(console: Desk
     ],
 )
 def test_gen_refuses_invalid_likeness_and_layout(
-    console: Desk, words: tuple[str, str], problem: str
+    console: CommandLine, words: tuple[str, str], problem: str
 ) -> None:  # fmt: skip
     console.know("alice", "bob")
     toy_bundle(console.library)
@@ -247,7 +247,7 @@ def test_gen_refuses_invalid_likeness_and_layout(
     assert not list(Path().glob("*.png"))
 
 
-def test_export_stores_the_average_celebrity(console: Desk) -> None:
+def test_export_stores_the_average_celebrity(console: CommandLine) -> None:
     console.know("alice")
     assert console("export").code == 0
     bundle: Bundle = console.bundle()

@@ -190,11 +190,11 @@ def test_a_change_while_a_prompt_is_encoded_is_noticed(bundle: Bundle) -> None:
     class Interrupted(OrtBackend):
         changes = 1
 
-        def encode(self, ids: NDArray[np.int64], guests: Sequence[EmbeddingOverride] = ()) -> Encodings:
+        def encode(self, ids: NDArray[np.int64], overrides: Sequence[EmbeddingOverride] = ()) -> Encodings:
             if self.changes:
                 self.changes -= 1
                 elsewhere.replace(make_identity("alice", 20 + self.changes))
-            return super().encode(ids, guests)
+            return super().encode(ids, overrides)
 
     picture = generate(bundle, Interrupted(bundle, "cpu", 1), Request("alice"))[0]
     assert picture.record["identities"]["alice"] == make_identity("alice", 20).digest

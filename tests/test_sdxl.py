@@ -112,15 +112,15 @@ def test_people_move_in_and_out_of_both_tables(xl_parts: DiffusionParts, bundle:
     assert tables == [bundle.file(table.file).read_bytes() for table in bundle.manifest.token_tables]
 
 
-def test_dials_and_guests_reach_both_tables(xl_parts: DiffusionParts, bundle: Bundle) -> None:
+def test_likeness_and_overrides_reach_both_tables(xl_parts: DiffusionParts, bundle: Bundle) -> None:
     """The average celebrity is drawn for everybody without likeness, and by the runtime as by torch."""
     assert all(np.array_equal(a, b) for a, b in zip(bundle.average_embeddings(), AVERAGE, strict=True))
     ada = replace(eve(xl_parts), name="ada", embeddings=AVERAGE)
     backend, one = OrtBackend(bundle, "cpu", 1), Request("eve playing chess", seed=5, steps=2, guidance=4.0)
     wanted = [replace(one, likeness=0.0), replace(one, prompt="ada playing chess")]
-    nobody, average = (np.asarray(p.image) for p in generate(bundle, backend, wanted, overrides=[ada]))
+    unnamed, average = (np.asarray(p.image) for p in generate(bundle, backend, wanted, overrides=[ada]))
     torchs = draw(xl_parts, ["<ada> playing chess"], [5], {"ada": rows_of(ada)}, steps=2, guidance=4.0, fast=False)[0]
-    assert np.array_equal(nobody, average) and np.abs(average.astype(int) - torchs.astype(int)).max() <= 1
+    assert np.array_equal(unnamed, average) and np.abs(average.astype(int) - torchs.astype(int)).max() <= 1
 
 
 def test_a_region_of_everything_is_a_prompt_of_one_person(xl_parts: DiffusionParts, bundle: Bundle) -> None:
@@ -129,7 +129,9 @@ def test_a_region_of_everything_is_a_prompt_of_one_person(xl_parts: DiffusionPar
     dan = replace(eve(xl_parts), name="dan", embeddings=AVERAGE)
     layout = "dan@0,0,1,1,eve@0,0,0.001,0.001"
     wanted = [Request("dan and eve", seed=3, steps=3, layout=layout), Request("dan and dan", seed=3, steps=3)]
-    region, whole = (np.asarray(p.image) for p in generate(bundle, OrtBackend(bundle, "cpu", 1), wanted, overrides=[dan]))
+    region, whole = (
+        np.asarray(p.image) for p in generate(bundle, OrtBackend(bundle, "cpu", 1), wanted, overrides=[dan])
+    )
     assert np.abs(region.astype(int) - whole.astype(int)).max() <= 1
 
 

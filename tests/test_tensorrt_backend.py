@@ -17,9 +17,10 @@ from tensorrt_fakes import CudaError, FakeCudart, FakeTrt, make_believe
 
 from celebctl_export.tensorrt_plan import EngineSize, plan_engines
 from celebctl_export.to_tensorrt import build_plans
-from celebctl_runtime.backends.base import Conditioning, choose_backend
+from celebctl_runtime.backends.base import Conditioning
 from celebctl_runtime.backends.cuda_memory import Cuda
 from celebctl_runtime.backends.ort import OrtBackend
+from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.backends.tensorrt import TensorRtBackend
 from celebctl_runtime.backends.tensorrt_runner import Device, TensorRt
 from celebctl_runtime.bundle.bundle import Bundle
@@ -95,7 +96,7 @@ def test_pictures_are_those_of_onnx_runtime(bench: Bench, sampler: str, guidance
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_layouts_dials_and_guests_are_those_of_onnx_runtime(bench: Bench, guidance: float) -> None:
+def test_layouts_likeness_and_overrides_equal_onnx_runtime(bench: Bench, guidance: float) -> None:
     backend, carol = bench.backend(), make_identity("carol", 3)
     plain = Request("alice and bob", seed=3, guidance=guidance)
     laid_out, dialled = replace(plain, layout="left:bob,right:alice"), replace(plain, likeness=(("bob", 0.5),))
@@ -158,7 +159,7 @@ def test_a_new_person_costs_one_copy_of_two_rows(bench: Bench) -> None:
     assert bench.trt.loaded == 3  # text encoder, step and decoder, each once
 
 
-def test_rows_read_while_somebody_moves_are_read_again(bench: Bench) -> None:
+def test_rows_read_while_the_bundle_changes_are_read_again(bench: Bench) -> None:
     """What was copied while the manifest changed is never taken for the real thing, whatever its digest says."""
     backend, elsewhere = bench.backend(), Bundle.open(bench.bundle.path)
     ids = bench.bundle.tokenizer().encode("alice", bench.bundle.token_ids).ids[None]

@@ -300,6 +300,6 @@ def test_every_call_of_the_cuda_runtime_has_the_right_number_of_arguments(cuda: 
         assert len([part for part in first[1].split(",") if part.strip()]) == places, (name, first[0])
 
 
-def test_a_machine_without_a_driver_is_told_so(cuda: dict[str, str]) -> None:
+def test_a_machine_without_a_driver_gets_an_error(cuda: dict[str, str]) -> None:
     answer = ask(NO_DRIVER, cuda)
     assert "driver" in answer or "GPU" in answer or "NVIDIA" in answer

@@ -1,4 +1,4 @@
-"""Commands and benchmark with a fake TensorRT and GPU: engines are built, measured, listed in a table, used and timed."""
+"""Commands and benchmark with a fake TensorRT and GPU: engines are built, measured, listed, used and timed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def draw(bundle: Bundle, device: str, *words: str) -> NDArray[np.uint8]:
     return pixels(f"{device}.png")
 
 
-def test_engines_are_built_measured_told_and_drawn_with(
+def test_engines_are_built_measured_listed_and_used(
     bundle: Bundle, trt: FakeTrt, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["export", "--trt", "--bundle", str(bundle.path), "--engine", "1x32x48"]
@@ -193,7 +193,7 @@ def test_steps_on_a_gpu_are_timed_by_the_gpu() -> None:
         (["--device", "cuda"], 6, "celebctl[cuda]"),
     ],
 )
-def test_what_this_machine_cannot_time_is_told_before_anything_is_made(
+def test_what_this_machine_cannot_time_is_refused_first(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_fakes import make_identity, write_bundle
-from console_fakes import MODEL_KEY, Desk, refused, toy_bundle
+from console_fakes import MODEL_KEY, CommandLine, refused, toy_bundle
 from model_fakes import write_model
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
@@ -61,7 +61,7 @@ def test_identities_with_hostile_metadata_are_refused(tmp_path: Path, entry: str
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("family", ["../../..", "../../victim", "/victim", "a/../../../victim"])
 def test_import_writes_nothing_outside_the_library(
-    console: Desk, tmp_path: Path, family: str, force: list[str]
+    console: CommandLine, tmp_path: Path, family: str, force: list[str]
 ) -> None:
     victim = tmp_path / "victim-t"
     victim.mkdir()
@@ -104,8 +104,10 @@ def test_bundles_of_any_model_name_are_inside_the_library(tmp_path: Path, model:
 
 
 @pytest.mark.parametrize("command", ["list", "show", "rename", "forget", "export-embedding", "regen"])
-@pytest.mark.parametrize("model_key", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9])
-def test_a_model_key_is_not_a_path_or_pattern(console: Desk, tmp_path: Path, command: str, model_key: str) -> None:
+@pytest.mark.parametrize(
+    "model_key", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9]
+)
+def test_a_model_key_is_not_a_path_or_pattern(console: CommandLine, tmp_path: Path, command: str, model_key: str) -> None:
     console.know("alice")
     before = tree(tmp_path)
     arguments = {"list": [], "rename": ["alice", "bob"]}.get(command, ["alice"])
@@ -217,7 +219,7 @@ def test_a_bundle_may_be_opened_through_a_link(tmp_path: Path) -> None:
 
 
 @posix
-def test_export_remove_leaves_a_foreign_file_alone(console: Desk, tmp_path: Path) -> None:
+def test_export_remove_leaves_a_foreign_file_alone(console: CommandLine, tmp_path: Path) -> None:
     bundle = toy_bundle(console.library, make_identity("alice"))
     (bundle.path / "token_table.bin").rename(tmp_path / "foreign")
     (bundle.path / "token_table.bin").symlink_to(tmp_path / "foreign")

@@ -1,7 +1,7 @@
 """Hyperparameters of each method (rate, share of the budget, batch, data), chosen on people who are never scored.
 
 Coordinate search: all learning rates first, and further ones while the best is the first or the last; then each other
-hyperparameter at the best rate, as far as it helps; where one changed, the rates around the best once more. The best has
+hyperparameter at the best rate, as far as it helps; where one changed, the rates around the best again. The best has
 the highest mean of likeness and prompt fidelity over all prompts of the tuning people.
 """
 
@@ -60,7 +60,7 @@ class _Sweep:
 
 
 def tune_again(method: Method, file: Path, score: Score, weights: str) -> Hyperparameters:
-    """For a model that was trained further since the sweep: its best hyperparameters, and the rates beside it, as far up or down
+    """For a model that was trained further since the sweep: its best hyperparameters and the rates beside it, as far up or down
     as that helps. Raises SystemExit when there was no sweep."""
     best = tuned(method, file)
     sweep = _Sweep(method, file, score, f"again with {weights}")

@@ -76,7 +76,9 @@ def mixing_weights(count: int, weights: float | Sequence[float] | None = None) -
         raise UsageError("a mix needs at least two people", "give another one", reason="mix_needs_two")
     if isinstance(weights, (int, float)):
         if count != 2 or not 0.0 <= weights <= 1.0:
-            problem = f"weight {weights:g} is out of range" if count == 2 else f"one weight is for two people, not {count}"
+            problem = (
+                f"weight {weights:g} is out of range" if count == 2 else f"one weight is for two people, not {count}"
+            )
             hint = "use 0 (the first) to 1 (the second), or one weight per person"
             raise UsageError(problem, hint, reason="mix_weight", weight=weights)
         weights = (1.0 - weights, weights)
@@ -199,7 +201,9 @@ def neighbours(
     there = deviations(rows, basis)
     first, last = _cosines(here[:, :1], there[:, :1]), _cosines(here[:, 1:], there[:, 1:])
     if read is not None:
-        here, there = _relative_features(read([array[None] for array in person.embeddings]), read(rows), len(celebrities.names))
+        here, there = _relative_features(
+            read([array[None] for array in person.embeddings]), read(rows), len(celebrities.names)
+        )
     whole = _cosines(here, there)
     apart = np.sqrt(np.square(there - here).reshape(len(there), -1).sum(1))
     names = [*celebrities.names, *(one.name for one in known)]
@@ -218,7 +222,7 @@ def sampled_identity(
     model: tuple[str, str],
     prior: IdentityPrior | None = None,
 ) -> tuple[Identity, Neighbour]:
-    """An identity of nobody real, and the celebrity nearest to it. The same seed gives the same identity.
+    """An identity of no real person, and the celebrity nearest to it. The same seed gives the same identity.
 
     Args:
         model: Family and table hash.

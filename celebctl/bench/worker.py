@@ -57,11 +57,17 @@ class TimedImage:
 class Worker(Protocol):
     """Generates images."""
 
-    def generate(self, seed: int) -> TimedImage: ...
+    def generate(self, seed: int) -> TimedImage:
+        """One image, with its times."""
+        ...
 
-    def facts(self) -> dict[str, str]: ...
+    def facts(self) -> dict[str, str]:
+        """Versions and settings, for the report."""
+        ...
 
-    def count(self) -> dict[str, float] | None: ...
+    def count(self) -> dict[str, float] | None:
+        """Floating-point operations of a step and of decoding; None where they cannot be counted."""
+        ...
 
 
 class CelebctlWorker:
@@ -203,9 +209,11 @@ class Clock:
         self._start, self._marks = time.perf_counter(), list[float]()
 
     def mark(self) -> None:
+        """Record the end of a step."""
         self._marks.append(time.perf_counter() - self._start)
 
     def marks(self) -> list[float]:
+        """The recorded times."""
         return self._marks
 
 
@@ -217,6 +225,7 @@ class EventClock:
         self._events = [self._recorded()]
 
     def mark(self) -> None:
+        """Record the end of a step."""
         self._events.append(self._recorded())
 
     def marks(self) -> list[float]:

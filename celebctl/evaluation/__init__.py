@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 
@@ -34,22 +34,37 @@ if TYPE_CHECKING:
     from .scorers import Scorer
 
 
+class EvaluationOptions(TypedDict, total=False):
+    """Options of `evaluate`.
+
+    Attributes:
+        prompts: A prompt file (see `read_prompts`); default: the paper's categories.
+        seeds: Images per prompt; default 2.
+        scorer: Scores images; default: the model's own scoring networks, else the face models of learning.
+        out: Folder of records and the report, where an interrupted evaluation continues; default: none is kept.
+        progress: Called while learning and evaluating.
+    """
+
+    prompts: Path | str | None
+    seeds: int
+    scorer: Scorer | None
+    out: Path | str | None
+    progress: ProgressCallback
+
+
 def evaluate(
-    model: Model | str, people: Sequence[Identity] | int | None = None,
-    photos: Mapping[str, Image] | Path | str | None = None, *, prompts: Path | str | None = None, seeds: int = 2,
-    scorer: Scorer | None = None, out: Path | str | None = None, progress: ProgressCallback = ignore_progress,
-) -> CohortMetrics:  # fmt: skip
+    model: Model | str,
+    people: Sequence[Identity] | int | None = None,
+    photos: Mapping[str, Image] | Path | str | None = None,
+    **options: Unpack[EvaluationOptions],
+) -> CohortMetrics:
     """Measure how well people are generated, scored by networks that learning never uses.
 
     Args:
         model: An open model, or a name or folder of one.
         people: Identities of this model; or the number of unseen people to learn and evaluate (mini only, default 12).
         photos: Of identities: a photo by name (RGB), or a folder with ``NAME.jpg`` and so on.
-        prompts: A prompt file (see `read_prompts`); default: the paper's categories.
-        seeds: Images per prompt.
-        scorer: Scores images; default: the model's own scoring networks, else the face models of learning.
-        out: Folder of records and the report, where an interrupted evaluation continues; default: none is kept.
-        progress: Called while learning and evaluating.
+        options: See `EvaluationOptions`.
 
     Returns:
         Metrics with 95 % confidence intervals over people; keys as in `celebctl.evaluation.metrics`.
@@ -75,16 +90,17 @@ def evaluate(
     if listed != (photos is not None):
         raise UsageError("people are compared with their photos", "pass both people and photos", reason="people_photos")
     model = Model.load(model) if isinstance(model, str) else model
-    context = EvalContext(model, scorer or choose_scorer(model.parts, model.analyser))
+    context = EvalContext(model, options.get("scorer") or choose_scorer(model.parts, model.analyser))
     with_pairs = people is None or isinstance(people, int) or len(people) > 1
-    config = context.configure(Path(prompts) if prompts else None, seeds, with_pairs=with_pairs)
+    prompts, out = options.get("prompts"), options.get("out")
+    config = context.configure(Path(prompts) if prompts else None, options.get("seeds", 2), with_pairs=with_pairs)
     with ExitStack() as stack:
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="celebctl-eval-")))
         if people is None or isinstance(people, int):
             session = WorldEvaluation(context, config, CLEAN, people or 12, celebrities=False)
         else:
             session = LibraryEvaluation(context, config, people, _photos_of(people, photos), [None] * len(people))
-        results = session.run(folder, progress=progress)
+        results = session.run(folder, progress=options.get("progress", ignore_progress))
         if out:
             write_report(results, folder, session.settings())
     return results[0].metrics

@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from .charts import Chart, Series, bar_chart
+from .columns import COLUMNS, used_columns
 from .image_metrics import ImageMetrics, statements_met
 from .intervals import Estimate
 from .metrics import CohortMetrics, CohortResult
-from .report import COLUMNS, used_columns
 from .results import SubjectRecord
 
 _PREVIEW, _WORST = 9, 12  # images per person at first sight; worst cases shown

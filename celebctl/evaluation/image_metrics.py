@@ -161,7 +161,7 @@ def score_pair(sample: Sample, prompt: Prompt, reference: PairReference, pooled:
 
 
 def score_with_celebrity(sample: Sample, prompt: Prompt, feature: Floats) -> ImageMetrics:
-    """An image with a celebrity of whom there is no reference: the face nearer to the subject counts as theirs."""
+    """An image with a celebrity without a reference: the face nearer to the subject counts as theirs."""
     features = sample.scores.features
     cosines = cast("list[float]", (features @ feature).tolist()) if len(features) else []
     identity = max(cosines, default=0.0)

@@ -93,7 +93,7 @@ _ACTIVITIES = (
 )  # fmt: skip
 _FAMOUS = ("Barack Obama", "Elon Musk", *("Anne Hathaway",) * 6)
 
-#: For models of photographs: the evaluation prompts of the paper's release (ygtxr1997/CelebBasis, evaluation/), with the
+#: For models of photographs: evaluation prompts of the paper's release (ygtxr1997/CelebBasis, evaluation/), with the
 #: name in place of "a sks person" and without duplicates.
 PHOTO_PROMPTS: tuple[Prompt, ...] = tuple(
     Prompt(category, text)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -73,15 +73,23 @@ def _guided(parts: DiffusionParts, prompts: Sequence[str], people: People) -> tu
     return context, torch.cat([(strength * empty_pooled).expand_as(pooled), pooled])
 
 
+class DrawOptions(TypedDict, total=False):
+    """Sampling steps, guidance scale and sampler, by default the model's; ``fast`` (default) runs the UNet in bfloat16,
+    which is precise enough to measure faces."""
+
+    steps: int | None
+    guidance: float | None
+    sampler: str | None
+    fast: bool
+
+
 @torch.no_grad()
 def draw(
-    parts: DiffusionParts, prompts: Sequence[str], seeds: Sequence[int], people: People, *,
-    steps: int | None = None, guidance: float | None = None, sampler: str | None = None, fast: bool = True,
-) -> NDArray[np.uint8]:  # fmt: skip
-    """Images (B, H, W, 3) uint8 at the model's native size, one per prompt and seed.
-
-    ``fast`` runs the UNet in bfloat16, precise enough to measure faces.
-    """
+    parts: DiffusionParts, prompts: Sequence[str], seeds: Sequence[int], people: People, **options: Unpack[DrawOptions]
+) -> NDArray[np.uint8]:
+    """Images (B, H, W, 3) uint8 at the model's native size, one per prompt and seed."""
+    sampler, steps, guidance = options.get("sampler"), options.get("steps"), options.get("guidance")
+    fast = options.get("fast", True)
     device = next(parts.unet.parameters()).device
     defaults = parts.card.defaults
     table = step_table(

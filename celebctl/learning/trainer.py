@@ -150,6 +150,7 @@ class PersonTrainer:
 
     @property
     def steps(self) -> int:
+        """Steps in all."""
         return self.config.steps
 
     def train_step(self) -> float:
@@ -268,7 +269,7 @@ class PersonTrainer:
 def _encode_subjects(
     parts: DiffusionParts, subjects: Sequence[Subject], config: LearnConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Latents (P, V, 4, h, w) and weights (P, V, 1, h, w) of everybody's views; the photos are not needed again."""
+    """Latents (P, V, 4, h, w) and weights (P, V, 1, h, w) of all views; the photos are not needed again."""
     count = CACHED_VIEWS if config.steps else 1
     encoded = [encode_views(parts, one.image, one.face, count, config, generator) for one in subjects]
     latents, weights = zip(*encoded, strict=True)

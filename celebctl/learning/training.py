@@ -48,13 +48,21 @@ class Trainer(Protocol):
     seconds: float
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Steps in all."""
+        ...
 
-    def train_step(self) -> float: ...
+    def train_step(self) -> float:
+        """One optimizer step; returns the loss."""
+        ...
 
-    def evaluate(self) -> Mapping[str, float]: ...
+    def evaluate(self) -> Mapping[str, float]:
+        """Metrics of the present state, by name."""
+        ...
 
-    def save(self, path: Path) -> None: ...
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        ...
 
 
 def run_training(
@@ -91,6 +99,7 @@ def warmup_steps(steps: int) -> int:
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 

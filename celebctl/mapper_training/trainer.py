@@ -142,6 +142,7 @@ class MapperTrainer:
 
     @property
     def steps(self) -> int:
+        """Steps in all."""
         return self.config.steps
 
     def train(

@@ -48,9 +48,13 @@ class EngineParity(Parity):
 class Runner(Protocol):
     """The part of a Polygraphy runner that is used, inside ``with``."""
 
-    def infer(self, feed_dict: Feeds) -> Mapping[str, NDArray[Any]]: ...
+    def infer(self, feed_dict: Feeds) -> Mapping[str, NDArray[Any]]:
+        """Outputs by name."""
+        ...
 
-    def last_inference_time(self) -> float: ...
+    def last_inference_time(self) -> float:
+        """Seconds of the last call of `infer`."""
+        ...
 
 
 # (ONNX file, serialized engine, index of the profile) -> a runner of TensorRT and one of ONNX Runtime.

@@ -37,12 +37,15 @@ class Phases:
     largest: float = 0.0
 
     def start(self, name: str, steps: int) -> None:
+        """A phase begins, inside the open ones."""
         self.open.append((name, max(steps, 1), 0))
 
     def step(self, name: str) -> None:
+        """A step of an open phase is finished."""
         self.open = [(phase, steps, done + (phase == name)) for phase, steps, done in self.open]
 
     def finish(self, name: str) -> None:
+        """A phase ends, and with it the phases inside."""
         names = [phase for phase, _, _ in self.open]
         if name in names:
             del self.open[names.index(name) :]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .backends.base import Backend as Backend
-    from .backends.base import choose_backend as choose_backend
     from .backends.ort import OrtBackend as OrtBackend
+    from .backends.select import choose_backend as choose_backend
     from .backends.tensorrt import TensorRtBackend as TensorRtBackend
     from .bundle.bundle import Bundle as Bundle
     from .bundle.manifest import Manifest as Manifest
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "backends.base": "Backend choose_backend",
+    "backends.base": "Backend",
+    "backends.select": "choose_backend",
     "backends.ort": "OrtBackend",
     "backends.tensorrt": "TensorRtBackend",
     "bundle.bundle": "Bundle",
@@ -67,7 +68,7 @@ _EXPORTS = {
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
-__all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = list(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> object:

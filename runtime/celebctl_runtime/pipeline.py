@@ -145,7 +145,7 @@ class _Prompts:
 
 
 def _check_mentioned(field: str, names: Sequence[str], mentioned: Sequence[str]) -> None:
-    """Raise UsageError when a layout or likeness names a person whom the prompt does not."""
+    """Raise UsageError when a layout or likeness names a person that the prompt does not."""
     for name in names:
         if name not in mentioned:
             raise UsageError(
@@ -241,7 +241,9 @@ def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: M
         )
     if not isinstance(backend, SupportsImageEncode):
         raise SetupError(
-            "this engine does not support init images", "use the device cpu or cuda", reason="engine_without_init_images"
+            "this engine does not support init images",
+            "use the device cpu or cuda",
+            reason="engine_without_init_images",
         )
 
 
@@ -323,7 +325,9 @@ def _denoise(
     """
     steps = batch.steps
     if isinstance(backend, SupportsFullDenoise) and not batch.regions:
-        return backend.denoise(state, batch.step_noise, conditionings[0], steps, lambda done: report(done.step, done.total))[0]
+        return backend.denoise(
+            state, batch.step_noise, conditionings[0], steps, lambda done: report(done.step, done.total)
+        )[0]
     masks = region_masks(batch.regions, *batch.shape[1:])
     for index in range(steps.steps):
         noise = batch.step_noise(index)

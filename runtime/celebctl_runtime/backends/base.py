@@ -1,4 +1,4 @@
-"""The interface of inference engines (:class:`Backend`), the inputs they share, and the choice of one by device.
+"""The interface of inference engines (:class:`Backend`) and the inputs they share.
 
 Arrays go in and come out as float32 numpy arrays, whatever dtype a graph computes in. Engines know no prompts, people
 or samplers: a sampler step is one row of a table.
@@ -6,7 +6,6 @@ or samplers: a sampler step is one row of a table.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -17,14 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celebctl_runtime.bundle.overrides import EmbeddingOverride
-from celebctl_runtime.errors import NotFoundError, SetupError
 from celebctl_runtime.progress import ProgressCallback
 from celebctl_runtime.sampling.samplers import StepTable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.bundle.manifest import Manifest
 
 DEVICES = ("auto", "cpu", "cuda", "trt")
@@ -33,7 +28,6 @@ TABLE_INPUT = "token_table"  # initializer of a text encoder that backends repla
 STATE_LOOP = (("state", "next_state"), ("step", "next_step"))
 
 _TEXT_ENCODER = re.compile(r"text_encoder(?:_(\d+))?")
-_log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]  # inputs of a graph by name
@@ -111,47 +105,6 @@ class SupportsImageEncode(Protocol):
     def encode_image(self, image: Array) -> Array:
         """Images (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, h, w)."""
         ...
-
-
-def choose_backend(
-    bundle: Bundle,
-    device: str = "auto",
-    *,
-    engines: Path | None = None,
-    threads: int | None = None,
-    cuda_options: Mapping[str, str] | None = None,
-) -> Backend:
-    """The backend for a device.
-
-    Args:
-        bundle: The bundle to run.
-        device: "auto", "cpu", "cuda" or "trt". "auto" uses TensorRT where engines fit, ONNX Runtime elsewhere and logs
-            a warning for every part that falls back.
-        engines: Cache folder of TensorRT engines; None: no engines.
-        threads: CPU threads, default one per physical core.
-        cuda_options: Options of ONNX Runtime's CUDA provider, see :class:`OrtBackend`.
-
-    Raises:
-        UsageError: Unknown device or CUDA option.
-        NotFoundError: "trt" without engines for this machine.
-        SetupError: A package, driver or GPU is missing.
-    """
-    from .engines import read_records
-    from .ort import OrtBackend
-    from .tensorrt import TensorRtBackend
-
-    if device == "trt":
-        if engines is None:
-            raise SetupError("TensorRT needs a folder of engines", "pass engines=FOLDER")
-        return TensorRtBackend(bundle, engines)
-    if device == "auto" and engines is not None and read_records(engines, bundle.manifest):
-        try:
-            return TensorRtBackend(bundle, engines, fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options))
-        except (SetupError, NotFoundError) as error:
-            _log.warning("%s; using ONNX Runtime instead", error.problem)
-    backend = OrtBackend(bundle, device, threads, cuda_options)
-    backend.prepare(("step", "vae_decoder"))
-    return backend
 
 
 def encoder_number(graph: str) -> int | None:

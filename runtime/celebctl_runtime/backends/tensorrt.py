@@ -270,7 +270,7 @@ class TensorRtBackend:
         return {TABLE_INPUT: (table.rows, table.width)}
 
     def _current_table(self, encoder: int, overrides: Sequence[EmbeddingOverride]) -> DeviceBuffer:
-        """A text encoder's token table on the device, with everybody's rows up to date and the overrides applied."""
+        """A text encoder's token table on the device, with all people's rows up to date and the overrides applied."""
         manifest = self._bundle.manifest
         table = manifest.token_tables[encoder]
         shape = (table.rows, table.width)

@@ -4,7 +4,7 @@
     alice@0,0,0.5,1 bob@0.5,0,1,1   boxes: left, top, right, bottom edge as fractions of the image
     auto                            two people left and right in the order of the prompt; no layout for one or many
 
-In each region, every name of the layout stands for the region's person, so that no other face leaks into it; the rest of
+In each region, every name of the layout stands for the region's person, so that no other face leaks in; the rest of
 the image follows the whole prompt. Predictions are blended per region as in MultiDiffusion (Bar-Tal et al. 2023), with
 soft borders.
 """
@@ -89,7 +89,9 @@ def resolve_layout(text: str, default: str, names: Sequence[str]) -> str:
         names: The people that the prompt mentions, in order.
     """
     if (text or default) == AUTO and len(names) == 2:
-        return layout_text([Region(name, NAMED_BOXES[side]) for name, side in zip(names, ("left", "right"), strict=True)])
+        return layout_text(
+            [Region(name, NAMED_BOXES[side]) for name, side in zip(names, ("left", "right"), strict=True)]
+        )
     if parse_layout(text):
         return text
     return NONE if default == AUTO else ""

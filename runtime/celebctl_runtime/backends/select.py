@@ -1,0 +1,54 @@
+"""Choosing the engine that runs a bundle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.errors import NotFoundError, SetupError
+
+from .base import Backend
+from .engines import read_records
+from .ort import OrtBackend
+from .tensorrt import TensorRtBackend
+
+_log = logging.getLogger(__name__)
+
+
+def choose_backend(
+    bundle: Bundle,
+    device: str = "auto",
+    *,
+    engines: Path | None = None,
+    threads: int | None = None,
+    cuda_options: Mapping[str, str] | None = None,
+) -> Backend:
+    """The backend for a device.
+
+    Args:
+        bundle: The bundle to run.
+        device: "auto", "cpu", "cuda" or "trt". "auto" uses TensorRT where engines fit, ONNX Runtime elsewhere and logs
+            a warning for every part that falls back.
+        engines: Cache folder of TensorRT engines; None: no engines.
+        threads: CPU threads, default one per physical core.
+        cuda_options: Options of ONNX Runtime's CUDA provider, see :class:`OrtBackend`.
+
+    Raises:
+        UsageError: Unknown device or CUDA option.
+        NotFoundError: "trt" without engines for this machine.
+        SetupError: A package, driver or GPU is missing.
+    """
+    if device == "trt":
+        if engines is None:
+            raise SetupError("TensorRT needs a folder of engines", "pass engines=FOLDER")
+        return TensorRtBackend(bundle, engines)
+    if device == "auto" and engines is not None and read_records(engines, bundle.manifest):
+        try:
+            return TensorRtBackend(bundle, engines, fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options))
+        except (SetupError, NotFoundError) as error:
+            _log.warning("%s; using ONNX Runtime instead", error.problem)
+    backend = OrtBackend(bundle, device, threads, cuda_options)
+    backend.prepare(("step", "vae_decoder"))
+    return backend
