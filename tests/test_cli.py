@@ -94,7 +94,9 @@ def test_quiet_leaves_results_only(console: CommandLine) -> None:
     assert said.lines == ["a-beach-1.png"] and not said.err
 
 
-def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(
+    console: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def break_down(self: Library, model_key: str | None = None) -> Any:
         raise ZeroDivisionError("broken")
 

@@ -18,7 +18,7 @@ torch: Any = pytest.importorskip("torch")
 
 from celebctl.basis.celebrities import CelebrityFaces, faces_from_renders, save_faces  # noqa: E402
 from celebctl.basis.name_filtering import render_names  # noqa: E402
-from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config
+from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config  # noqa: E402
 from celebctl.learning.initialization import describe_framing, with_model_framing  # noqa: E402
 from celebctl.learning.prepared import PreparedModel, prepare  # noqa: E402
 from celebctl.learning.views import make_views  # noqa: E402

@@ -179,7 +179,9 @@ def test_invalid_values_are_code_2(console: CommandLine, words: tuple[str, ...],
     refused(console("gen", "beach", *words), 2, problem)
 
 
-def test_a_full_disk_is_code_6_and_leaves_no_half_picture(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_code_6_and_leaves_no_half_picture(
+    console: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy_bundle(console.library)
 
     def refuse(*paths: object) -> None:

@@ -135,7 +135,9 @@ def test_a_person_being_learned_elsewhere_is_busy(console: CommandLine) -> None:
     assert console("learn", console.photo(), "--name", "alice").code == 0
 
 
-def test_the_sheet_goes_to_the_library_when_here_is_read_only(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sheet_goes_to_the_library_when_here_is_read_only(
+    console: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from celebctl_runtime import files
     from celebctl_runtime.errors import SetupError
 

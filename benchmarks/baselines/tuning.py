@@ -60,7 +60,7 @@ class _Sweep:
 
 
 def tune_again(method: Method, file: Path, score: Score, weights: str) -> Hyperparameters:
-    """For a model that was trained further since the sweep: its best hyperparameters and the rates beside it, as far up or down
+    """For a model trained further since the sweep: its best hyperparameters and the rates beside it, as far up or down
     as that helps. Raises SystemExit when there was no sweep."""
     best = tuned(method, file)
     sweep = _Sweep(method, file, score, f"again with {weights}")
