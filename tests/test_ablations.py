@@ -26,7 +26,7 @@ def test_a_changed_basis_starts_from_the_same_people(
     change: str, bench: Any, tiny_parts: DiffusionParts, tmp_path: Path
 ) -> None:
     from celebctl.learning.mapper import CoefficientMapper, PretrainedMapper
-    from celebctl.mapper_training.pretraining import load_mapper, save_mapper
+    from celebctl.mapper_training.mapper_store import load_mapper, save_mapper
 
     ablations, old = bench["ablations"], random_basis()
     generator = torch.Generator().manual_seed(0)

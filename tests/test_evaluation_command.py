@@ -169,7 +169,8 @@ def test_library_people_are_evaluated_by_their_photos(
     """Two people, learned for one step; scored by another face pack and by CLIP."""
     from face_fakes import write_face_models
 
-    from celebctl.basis.basis import build_basis
+    from celebctl.learning.prepared import prepare
+    from celebctl.learning.subject import analyse_photo
     from celebctl.learning.trainer import learn_people
     from celebctl.library import Library
     from celebctl_models.checkpoints.diffusion import load_parts
@@ -181,15 +182,12 @@ def test_library_people_are_evaluated_by_their_photos(
         monkeypatch.delenv(name, raising=False)
     parts = load_parts("mini")
     assert parts.card.faces_dir is not None
-    finder, portraits, names = (
-        InsightFaceAnalyser(parts.card.faces_dir),
-        [draw_portrait(21), draw_portrait(22)],
-        ["ann", "tom"],
-    )
+    finder, portraits = InsightFaceAnalyser(parts.card.faces_dir), [draw_portrait(21), draw_portrait(22)]
+    subjects = [analyse_photo(finder, one, name) for one, name in zip(portraits, ("ann", "tom"), strict=True)]
     config = replace(PRESETS["clean"], steps=1)
     photos = tmp_path / "photos"
     photos.mkdir()
-    learned = learn_people(parts, finder, portraits, names, config, basis=build_basis(parts))
+    learned = learn_people(prepare(parts), subjects, config)
     untimed = replace(learned[1], provenance={"preset": "clean"})
     for person, portrait in zip((learned[0], untimed), portraits, strict=True):
         Library().save(person)

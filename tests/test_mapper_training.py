@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ def test_a_trained_mapper_serves_people_it_has_not_seen(
         dataset, latents=(0.3 * dataset.latents.float() + shared).half()
     )  # so that there is something to learn
     # a random model hardly depends on its text: less than a step of bfloat16
-    monkeypatch.setattr("celebctl.learning.denoising.has_bfloat16_units", lambda _device: False)
+    monkeypatch.setattr("celebctl.learning.denoising.has_bfloat16_units", Mock(return_value=False))
     trainer = MapperTrainer(model, alike, config)
     assert trainer.init == "average"
     assert trainer.first.own == pytest.approx(trainer.first.average, rel=1e-5), "it begins with the average celebrity"

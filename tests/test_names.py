@@ -41,6 +41,7 @@ from celebctl.basis.spectrum import REPORTED, Spectrum, spectrum_of
 from celebctl.basis.spectrum_chart import draw_spectrum
 from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_models.checkpoints.registry import ModelCard, cached_folder, installed_folder, locate
+from celebctl_models.checkpoints.token_tables import TokenTables
 from celebctl_models.faces.analysis import Face
 from celebctl_models.names import WELL_KNOWN
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
@@ -196,8 +197,8 @@ class Parts:
     name: str = "toy"
 
 
-def parts_with(names: Path | None) -> Parts:
-    return Parts(ModelCard("toy", "sd", "toy", "none", 64, names_file=names))
+def parts_with(names: Path | None) -> TokenTables:
+    return cast("TokenTables", Parts(ModelCard("toy", "sd", "toy", "none", 64, names_file=names)))
 
 
 def test_a_chosen_list_wins_over_the_models_own_and_that_over_ours(tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_a_stopped_check_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) 
 
 
 def _run(names: Sequence[str], world: World, log: Path) -> list[RenderedName]:
-    return render_names(names, world.draw, world, log, batch=7)
+    return render_names(names, world.draw, world, log, batch_size=7)
 
 
 def test_too_few_faces_to_compare_are_an_error(tmp_path: Path) -> None:

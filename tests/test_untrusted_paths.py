@@ -295,7 +295,7 @@ def test_a_table_never_grows(tmp_path: Path) -> None:
     table = bundle.path / "token_table.bin"
     table.write_bytes(table.read_bytes()[:-32])
     before = tree(bundle.path)
-    with pytest.raises(IntegrityError, match="token_table.bin"):
+    with pytest.raises(IntegrityError, match=r"token_table.bin"):
         Bundle.open(bundle.path, verify="none").add(make_identity("alice"))
     after = tree(bundle.path)
     assert {name: after[name] for name in before} == before

@@ -74,8 +74,8 @@ class CelebctlWorker:
     """celebctl_runtime on one device."""
 
     def __init__(self, spec: Spec) -> None:
-        from celebctl_runtime.backends.base import choose_backend
         from celebctl_runtime.backends.ort import OrtBackend
+        from celebctl_runtime.backends.select import choose_backend
         from celebctl_runtime.bundle.bundle import Bundle
         from celebctl_runtime.request import Request
 
