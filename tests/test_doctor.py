@@ -274,7 +274,7 @@ def test_face_models_come_with_the_model_or_are_missing(monkeypatch: pytest.Monk
     assert only(doctor.check_face_models()).status == "ok"
     monkeypatch.setenv("CELEBCTL_MODEL", "sd15")
     line = only(doctor.check_face_models())
-    assert line.status == "warn" and line.fix.startswith("celebctl ")
+    assert line.status == "warn" and line.fix.startswith("celebctl download buffalo_l")
 
 
 def test_identities_are_opened(tmp_path: Path) -> None:

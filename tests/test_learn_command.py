@@ -69,7 +69,7 @@ def test_learn_requests_that_do_not_add_up(console: CommandLine, words: tuple[st
 
 
 def test_photos_that_will_not_do(console: CommandLine) -> None:
-    refused(console("learn", "face.jpg", "--name", "alice"), 4, "face.jpg", "celebctl portrait face.jpg")
+    refused(console("learn", "face.jpg", "--name", "alice"), 4, "face.jpg", "celebctl sample-photo face.jpg")
     refused(console("learn", ".", "--name", "alice"), 4, "folder")
     Path("torn.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     refused(console("learn", "torn.jpg", "--name", "alice"), 3, "torn.jpg")
@@ -186,7 +186,7 @@ def test_a_model_without_face_models_says_what_to_give(console: CommandLine, mon
     monkeypatch.delenv("CELEBCTL_FACE_MODELS")
     monkeypatch.setenv("HOME", str(console.library.root))  # insightface's own folder would be found there
     said = console("learn", console.photo(), "--name", "alice", "--model", "owner/model")
-    refused(said, 4, "buffalo_l are not on this machine", "celebctl setup buffalo_l")
+    refused(said, 4, "buffalo_l", "celebctl download buffalo_l")
     refused(console("learn", console.photo(), "--name", "alice", "--face-models", "nowhere"), 4, "nowhere")
 
 
