@@ -306,7 +306,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("act", ["add", "replace", "remove"])
-def test_a_kill_at_any_write_leaves_a_complete_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
+def test_a_kill_at_any_write_leaves_a_complete_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
     """Killed before each write in turn: the published state is complete, and the next change cleans up."""
     original = write_bundle(tmp_path / "original")
     original.add(make_identity("alice", 1))

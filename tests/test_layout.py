@@ -208,7 +208,9 @@ def test_full_denoising_is_used_only_without_a_layout(bundle: Bundle, layout: st
     calls: list[int] = []
 
     class FullDenoise(OrtBackend):
-        def denoise(self, state: Any, noise: Any, texts: Conditioning, plan: StepTable, report: Any) -> NDArray[np.float32]:
+        def denoise(
+            self, state: Any, noise: Any, texts: Conditioning, plan: StepTable, report: Any
+        ) -> NDArray[np.float32]:
             calls.append(plan.steps)
             for index in range(plan.steps):
                 state = self.step(state, index, noise(index), texts, plan)

@@ -50,7 +50,8 @@ def test_an_override_replaces_a_stored_person_for_one_run(bundle: Bundle) -> Non
     backend = OrtBackend(bundle, "cpu", 1)
     double = CAROL.renamed("alice")
     plain, overridden, again = (
-        np.asarray(generate(bundle, backend, Request("alice"), overrides=people)[0].image) for people in ([], [double], [])
+        np.asarray(generate(bundle, backend, Request("alice"), overrides=people)[0].image)
+        for people in ([], [double], [])
     )
     assert np.array_equal(plain, again) and not np.array_equal(plain, overridden)
     assert np.array_equal(overridden, drawn(bundle, Request("carol"), overrides=(CAROL,))[0])

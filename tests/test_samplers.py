@@ -165,7 +165,9 @@ def test_unmodified_diffusers_agrees_with_shipped_configs(sampler: str, monkeypa
         {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
     ],
 )
-def test_uncommon_schedules_agree_with_diffusers(sampler: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncommon_schedules_agree_with_diffusers(
+    sampler: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {**SHIPPED, **changes}
     noise = draw_noise(12)
     expected, _ = run_diffusers(sampler, config, 12, noise, monkeypatch)

@@ -77,7 +77,9 @@ def test_literal_special_tokens_are_plain_text(reference: Any, tokenizer: Prompt
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from([*WORDS, *PEOPLE, "alice's", "(alice)", "ann,", "<anna>", "ALICE!"]), max_size=40))
-def test_people_do_not_change_the_ids_of_other_words(reference: Any, tokenizer: PromptTokenizer, words: list[str]) -> None:
+def test_people_do_not_change_the_ids_of_other_words(
+    reference: Any, tokenizer: PromptTokenizer, words: list[str]
+) -> None:
     """With each person's ids replaced by the id of "photo", the ids equal those of the prompt with that word."""
     prompt, plain = " ".join(words), " ".join(words)
     for name in sorted(PEOPLE, key=len, reverse=True):

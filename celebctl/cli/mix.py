@@ -183,15 +183,13 @@ def _draw(
     from celebctl_runtime.pipeline import generate
 
     room, scale = max(1, len(bundle.free_rows()) - len(others)), bundle.manifest.size.display_scale
-    pictures: list[Image] = []
+    pictures, steps = list["Image"](), wanted[0].steps or bundle.manifest.defaults.steps
     with console.progress(f"drawing {len(wanted)} pictures") as report:
         for first in range(0, len(wanted), room):
             part = slice(first, first + room)
             made = generate(
                 bundle, backend, wanted[part],
-                lambda now, first=first, count=len(wanted[part]): report(
-                    first * now.total // count + now.step, len(wanted) * now.total // count, ""
-                ),
+                lambda now, first=first: report(first * steps + now.step, len(wanted) * steps, ""),
                 overrides=[*cast[part], *others],
             )  # fmt: skip
             pictures += [picture.image for picture in made]
