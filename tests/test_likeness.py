@@ -1,7 +1,7 @@
-"""The product's bars on a small sample, judged by networks that learning never uses.
+"""Minimum likeness, prompt and placement scores on a small sample, from networks that learning never uses.
 
-The full measurement is `make bench-likeness`; here six people and one seed have to stay above floors that leave room
-for the small sample. A broken step anywhere between photo and picture falls through them.
+The full measurement is `make bench-likeness`; here six people and one seed must stay above thresholds that allow for
+the small sample. An error anywhere between photo and image falls below them.
 """
 
 import importlib.util
@@ -30,13 +30,13 @@ def bench() -> ModuleType:
     return module
 
 
-def test_celebrities_and_learned_people_are_recognised_obeyed_and_kept_apart(bench: ModuleType) -> None:
+def test_celebrities_and_learned_people_reach_the_minimum_scores(bench: ModuleType) -> None:
     parts = load_parts("mini")
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
-    jury = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
-    famous = bench.measure(parts, jury, bench.celebrities(PEOPLE), SEEDS)
+    scorer = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    famous = bench.measure(parts, scorer, bench.celebrities(PEOPLE), SEEDS)
     people, seconds = bench.learned(parts, PRESETS["clean"], PEOPLE, PEOPLE)
-    learned = bench.measure(parts, jury, people, SEEDS)
+    learned = bench.measure(parts, scorer, people, SEEDS)
     print(f"celebrities {famous}\nlearned {learned}\nlearned together in {seconds:.1f} s")
     assert famous.detected > 0.95 and learned.detected > 0.95
     assert famous.likeness > 0.75

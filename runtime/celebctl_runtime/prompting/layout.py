@@ -142,5 +142,6 @@ def _box(edges: str, item: str) -> Box:
     except ValueError as error:
         raise _invalid(f"{item!r} is not a box", "a box is four numbers: left, top, right, bottom") from error
     if not (0.0 <= left < right <= 1.0 and 0.0 <= top < bottom <= 1.0):
-        raise _invalid(f"the box of {item!r} is outside the image", "edges are from 0 to 1, with left < right and top < bottom")
+        hint = "edges are from 0 to 1, with left < right and top < bottom"
+        raise _invalid(f"the box of {item!r} is outside the image", hint)
     return left, top, right, bottom
