@@ -166,7 +166,7 @@ def test_images_overwrite_only_with_force(console: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--steps", "5000"), "5000 steps"),
+        (("--steps", "5000"), "steps 5000"),
         (("--cfg", "-1"), "guidance -1"),
         (("--cfg", "nan"), "guidance nan"),
         (("--sampler", "magic"), "magic"),

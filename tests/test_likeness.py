@@ -1,7 +1,7 @@
-"""The product's bars on a small sample, judged by networks that learning never uses.
+"""Minimum likeness, prompt and placement scores on a small sample, from networks that learning never uses.
 
-The full measurement is `make bench-likeness`; here six people and one seed have to stay above floors that leave room
-for the small sample. A broken step anywhere between photo and picture falls through them.
+The full measurement is `make bench-likeness`; here six people and one seed must stay above thresholds that allow for
+the small sample. An error anywhere between photo and image falls below them.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ def bench() -> ModuleType:
     return module
 
 
-def test_celebrities_and_learned_people_are_recognised_obeyed_and_kept_apart(bench: ModuleType) -> None:
+def test_celebrities_and_learned_people_reach_the_minimum_scores(bench: ModuleType) -> None:
     parts = load_parts("mini")
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
     scorer = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))

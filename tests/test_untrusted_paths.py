@@ -105,11 +105,9 @@ def test_bundles_of_any_model_name_are_inside_the_library(tmp_path: Path, model:
 
 @pytest.mark.parametrize("command", ["list", "show", "rename", "forget", "export-embedding", "regen"])
 @pytest.mark.parametrize(
-    "model_key", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda s: s[:9]
+    "model_key", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda key: key[:9]
 )
-def test_a_model_key_is_not_a_path_or_pattern(
-    console: CommandLine, tmp_path: Path, command: str, model_key: str
-) -> None:
+def test_a_model_key_is_not_a_path_or_pattern(console: CommandLine, tmp_path: Path, command: str, model_key: str) -> None:
     console.know("alice")
     before = tree(tmp_path)
     arguments = {"list": [], "rename": ["alice", "bob"]}.get(command, ["alice"])
@@ -295,7 +293,7 @@ def test_a_table_never_grows(tmp_path: Path) -> None:
     table = bundle.path / "token_table.bin"
     table.write_bytes(table.read_bytes()[:-32])
     before = tree(bundle.path)
-    with pytest.raises(IntegrityError, match=r"token_table.bin"):
+    with pytest.raises(IntegrityError, match=r"token_table\.bin"):
         Bundle.open(bundle.path, verify="none").add(make_identity("alice"))
     after = tree(bundle.path)
     assert {name: after[name] for name in before} == before

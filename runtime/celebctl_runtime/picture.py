@@ -52,12 +52,12 @@ class GeneratedImage:
 
 
 def save_image(
-    picture: GeneratedImage, path: Path, *, metadata: bool = True, scale: int = 1, overwrite: bool = False
+    generated: GeneratedImage, path: Path, *, metadata: bool = True, scale: int = 1, overwrite: bool = False
 ) -> Path:
     """Write a PNG atomically.
 
     Args:
-        picture: The image to write.
+        generated: The image to write.
         path: The file.
         metadata: Whether to include the recipe.
         scale: Enlargement, 1 to 16.
@@ -71,24 +71,24 @@ def save_image(
         SetupError: When the file cannot be written.
     """
     refuse_existing(path, overwrite)
-    atomic_write(path, png_bytes(picture, metadata=metadata, scale=scale))
+    atomic_write(path, png_bytes(generated, metadata=metadata, scale=scale))
     return path
 
 
-def png_bytes(picture: GeneratedImage, *, metadata: bool = True, scale: int = 1) -> bytes:
+def png_bytes(generated: GeneratedImage, *, metadata: bool = True, scale: int = 1) -> bytes:
     """The PNG file's content, see :func:`save_image`. SOURCE_DATE_EPOCH fixes the date in the record."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     if not 1 <= scale <= MAX_SCALE:
         raise out_of_range("scale", scale, 1, MAX_SCALE)
-    image = picture.image
+    image = generated.image
     if scale > 1:
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
     info = PngInfo()
     if metadata:
-        info.add_text(CHUNK, json.dumps(_document(picture, scale)))
-        info.add_itxt("parameters", _parameters(picture))
+        info.add_text(CHUNK, json.dumps(_document(generated, scale)))
+        info.add_itxt("parameters", _parameters(generated))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
@@ -142,16 +142,16 @@ def _read_chunk(path: Path) -> str:
     return str(text)
 
 
-def _document(picture: GeneratedImage, scale: int) -> dict[str, Any]:
+def _document(generated: GeneratedImage, scale: int) -> dict[str, Any]:
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = time.gmtime(int(epoch) if epoch.isdecimal() else None)
-    record = {**picture.record, "scale": scale, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
-    return {"schema": SCHEMA, "request": picture.request.to_json(), "record": record}
+    record = {**generated.record, "scale": scale, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
+    return {"schema": SCHEMA, "request": generated.request.to_json(), "record": record}
 
 
-def _parameters(picture: GeneratedImage) -> str:
+def _parameters(generated: GeneratedImage) -> str:
     """The web UI's format: prompt, negative prompt, then one line of ``key: value`` pairs."""
-    request, record = picture.request, picture.record
+    request, record = generated.request, generated.record
     people = cast("Mapping[str, str]", record.get("identities", {}))
     pairs: dict[str, Any] = {
         "Steps": request.steps,

@@ -145,7 +145,7 @@ class _Prompts:
 
 
 def _check_mentioned(field: str, names: Sequence[str], mentioned: Sequence[str]) -> None:
-    """Raise UsageError when a layout or likeness names a person that the prompt does not."""
+    """Raise UsageError when a layout or likeness names a person missing from the prompt."""
     for name in names:
         if name not in mentioned:
             raise UsageError(
@@ -241,9 +241,7 @@ def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: M
         )
     if not isinstance(backend, SupportsImageEncode):
         raise SetupError(
-            "this engine does not support init images",
-            "use the device cpu or cuda",
-            reason="engine_without_init_images",
+            "this engine has no image encoder", "use the device cpu or cuda", reason="engine_without_init_images"
         )
 
 

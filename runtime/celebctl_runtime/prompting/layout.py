@@ -2,11 +2,11 @@
 
     left:alice,right:bob            halves: left, right, top, bottom
     alice@0,0,0.5,1 bob@0.5,0,1,1   boxes: left, top, right, bottom edge as fractions of the image
-    auto                            two people left and right in the order of the prompt; no layout for one or many
+    auto                            two people left and right in prompt order; no layout for one or many
 
-In each region, every name of the layout stands for the region's person, so that no other face leaks in; the rest of
-the image follows the whole prompt. Predictions are blended per region as in MultiDiffusion (Bar-Tal et al. 2023), with
-soft borders.
+In each region, every name of the layout stands for the region's person, so that no other face leaks into it; the rest
+of the image follows the whole prompt. Predictions are blended per region as in MultiDiffusion (Bar-Tal et al. 2023),
+with soft borders.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def resolve_layout(text: str, default: str, names: Sequence[str]) -> str:
         names: The people that the prompt mentions, in order.
     """
     if (text or default) == AUTO and len(names) == 2:
-        return layout_text(
-            [Region(name, NAMED_BOXES[side]) for name, side in zip(names, ("left", "right"), strict=True)]
-        )
+        return f"left:{names[0]},right:{names[1]}"
     if parse_layout(text):
         return text
     return NONE if default == AUTO else ""
@@ -144,5 +142,6 @@ def _box(edges: str, item: str) -> Box:
     except ValueError as error:
         raise _invalid(f"{item!r} is not a box", "a box is four numbers: left, top, right, bottom") from error
     if not (0.0 <= left < right <= 1.0 and 0.0 <= top < bottom <= 1.0):
-        raise _invalid(f"invalid box {item!r}", "edges are from 0 to 1, with left < right and top < bottom")
+        hint = "edges are from 0 to 1, with left < right and top < bottom"
+        raise _invalid(f"the box of {item!r} is outside the image", hint)
     return left, top, right, bottom

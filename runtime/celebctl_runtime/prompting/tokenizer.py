@@ -1,7 +1,7 @@
 """Tokenize prompts to 77 ids, without transformers.
 
-Plain text is encoded by the model's own ``tokenizer.json``, with the ids of transformers' CLIPTokenizer; a person is
-two reserved ids. Unlike there, a literal ``<|endoftext|>`` in a prompt is plain text.
+Plain text is encoded by the model's own ``tokenizer.json``, with the same ids as transformers' CLIPTokenizer; a person
+is two reserved ids. Unlike there, a literal ``<|endoftext|>`` in a prompt is plain text.
 """
 
 from __future__ import annotations

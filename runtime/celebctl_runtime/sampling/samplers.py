@@ -146,7 +146,7 @@ def _euler(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
 
 
 def _euler_ancestral(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
-    """Euler's method to below the next noise level, then new noise up to it (k-diffusion, sample_euler_ancestral)."""
+    """Euler's method to below the next noise level, and new noise back up to it (k-diffusion)."""
     sigmas, times, init_sigma = _euler_schedule(config, steps)
     rows: list[_Step] = []
     for t, sigma, following in zip(times, sigmas[:-1], sigmas[1:], strict=True):
