@@ -47,7 +47,7 @@ def test_half_networks_teach_float32_coefficients_what_whole_ones_do(folder: Pat
     plain, found = gradient(whole), gradient(half)
     assert found.dtype == torch.float32 and cosine(plain, found) > 0.97
     for _ in range(4):
-        assert half.advance() == pytest.approx(whole.advance(), rel=0.05)
+        assert half.train_step() == pytest.approx(whole.train_step(), rel=0.05)
     assert all(p.dtype == torch.float32 for p in half.mapper.parameters())
     (one,), (other,) = whole.identities(["alice"]), half.identities(["alice"])
     moved, apart = np.asarray(one.coefficients[0]), np.asarray(other.coefficients[0]) - np.asarray(one.coefficients[0])
@@ -59,4 +59,4 @@ def test_blocks_that_are_run_again_give_the_same_gradient(folder: Path) -> None:
     plain, again = begin(load_named(folder)), begin(load_named(folder))
     again.parts.unet.enable_gradient_checkpointing()
     torch.testing.assert_close(gradient(again), gradient(plain))
-    assert again.advance() == pytest.approx(plain.advance(), rel=1e-5)
+    assert again.train_step() == pytest.approx(plain.train_step(), rel=1e-5)

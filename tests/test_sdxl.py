@@ -14,8 +14,8 @@ from tensorrt_fakes import make_believe
 
 from celebctl_export import ExportOptions, export_bundle
 from celebctl_export.tensorrt_parity import make_feeds
-from celebctl_export.tensorrt_plan import EngineRequest, describe, plan_engines
-from celebctl_export.to_tensorrt import build_engines
+from celebctl_export.tensorrt_plan import EngineSize, describe, plan_engines
+from celebctl_export.to_tensorrt import build_plans
 from celebctl_models.checkpoints.diffusion import load_parts, read_texts
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.backends.tensorrt import TensorRtBackend
@@ -129,7 +129,8 @@ def test_a_region_of_everything_is_a_prompt_of_one_person(xl_parts: DiffusionPar
     dan = replace(eve(xl_parts), name="dan", embeddings=AVERAGE)
     layout = "dan@0,0,1,1,eve@0,0,0.001,0.001"
     wanted = [Request("dan and eve", seed=3, steps=3, layout=layout), Request("dan and dan", seed=3, steps=3)]
-    region, whole = (np.asarray(p.image) for p in generate(bundle, OrtBackend(bundle, "cpu", 1), wanted, overrides=[dan]))
+    images = generate(bundle, OrtBackend(bundle, "cpu", 1), wanted, overrides=[dan])
+    region, whole = (np.asarray(generated.image) for generated in images)
     assert np.abs(region.astype(int) - whole.astype(int)).max() <= 1
 
 
@@ -149,10 +150,10 @@ def test_a_picture_equals_diffusers(xl_parts: DiffusionParts, xl_folder: Path) -
 
 
 def test_tensorrt_plans_and_draws_with_both_text_encoders(bundle: Bundle, tmp_path: Path) -> None:
-    """From the dry run to the picture on a make-believe device: both tables are inputs, pooled text and size too."""
+    """From the plan to the image on a fake device: both tables are inputs, pooled text and size too."""
     copy = Bundle.open(Path(shutil.copytree(bundle.path, tmp_path / "copy")))
     height, width = copy.manifest.size.native
-    plans = plan_engines(copy.manifest, [EngineRequest(1, height, width)], dynamic=False)
+    plans = plan_engines(copy.manifest, [EngineSize(1, height, width)], dynamic=False)
     by_file = {plan.onnx: plan for plan in plans}
     assert set(by_file) == {
         "text_encoder.onnx",
@@ -174,7 +175,7 @@ def test_tensorrt_plans_and_draws_with_both_text_encoders(bundle: Bundle, tmp_pa
             assert {name: array.shape for name, array in feeds.items()} == {n: s[1] for n, s in profile.shapes.items()}
 
     device, engines = make_believe()[-1], tmp_path / "engines"
-    build_engines(copy, plans, engines, device=device)
+    build_plans(copy, plans, engines, device=device)
     backend, request = TensorRtBackend(copy, engines, device=device), Request("eve on the beach", steps=3)
     for guidance in (1.0, 4.0):
         asked = replace(request, guidance=guidance)

@@ -1,4 +1,4 @@
-"""Commands and benchmark with a fake TensorRT and GPU: engines are built, measured, listed in a table, used and timed."""
+"""Commands and benchmark with a fake TensorRT and GPU: engines are built, measured, listed, used and timed."""
 
 from __future__ import annotations
 
