@@ -233,9 +233,8 @@ def main() -> None:
     work = args.work / parts.weights_digest  # what other weights learned and drew is not gone on from
     people = strangers(parts, basis, seeds, work, args.together)
     place = work / "bundle"
-    bundle = (
-        Bundle.open(place) if place.exists() else export_bundle(parts, [], place, ExportOptions(average=basis.mean))
-    )
+    options = ExportOptions(average=basis.mean)
+    bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, options)
     z = np.stack([person(seed) for seed in seeds])
     looks = {
         (p, ahead): [reference_scores(scorer, left, wanted, 77 * 10**6 * r + 1000 * p, right) for r in (1, 2)]

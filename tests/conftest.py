@@ -156,9 +156,8 @@ def exported_path(tiny_parts: DiffusionParts, ann: Identity, tmp_path_factory: p
     """The tiny model's bundle with ann baked in. Exported once for all tests: look at it, change a copy."""
     from celebctl_export import ExportOptions, export_bundle
 
-    return export_bundle(
-        tiny_parts, [ann], tmp_path_factory.mktemp("bundles") / "tiny", ExportOptions(spare_rows=8)
-    ).path
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    return export_bundle(tiny_parts, [ann], path, ExportOptions(spare_rows=8)).path
 
 
 @pytest.fixture

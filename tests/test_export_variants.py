@@ -75,12 +75,7 @@ def test_a_correct_variant_is_kept_and_measured(
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [
-        (another_function, "differs from torch"),
-        (another_shape, ""),
-        (another_operator, "NoSuchThing"),
-        (fails, "gives up"),
-    ],
+    [(another_function, "differs"), (another_shape, ""), (another_operator, "NoSuchThing"), (fails, "gives up")],
 )
 def test_a_wrong_variant_is_discarded_and_the_graph_stays(
     tmp_path: Path,

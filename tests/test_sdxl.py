@@ -129,9 +129,8 @@ def test_a_region_of_everything_is_a_prompt_of_one_person(xl_parts: DiffusionPar
     dan = replace(eve(xl_parts), name="dan", embeddings=AVERAGE)
     layout = "dan@0,0,1,1,eve@0,0,0.001,0.001"
     wanted = [Request("dan and eve", seed=3, steps=3, layout=layout), Request("dan and dan", seed=3, steps=3)]
-    region, whole = (
-        np.asarray(p.image) for p in generate(bundle, OrtBackend(bundle, "cpu", 1), wanted, overrides=[dan])
-    )
+    images = generate(bundle, OrtBackend(bundle, "cpu", 1), wanted, overrides=[dan])
+    region, whole = (np.asarray(generated.image) for generated in images)
     assert np.abs(region.astype(int) - whole.astype(int)).max() <= 1
 
 
@@ -151,7 +150,7 @@ def test_a_picture_equals_diffusers(xl_parts: DiffusionParts, xl_folder: Path) -
 
 
 def test_tensorrt_plans_and_draws_with_both_text_encoders(bundle: Bundle, tmp_path: Path) -> None:
-    """From the dry run to the picture on a make-believe device: both tables are inputs, pooled text and size too."""
+    """From the plan to the image on a fake device: both tables are inputs, pooled text and size too."""
     copy = Bundle.open(Path(shutil.copytree(bundle.path, tmp_path / "copy")))
     height, width = copy.manifest.size.native
     plans = plan_engines(copy.manifest, [EngineSize(1, height, width)], dynamic=False)

@@ -1,4 +1,4 @@
-"""Building engines: the plan is data, builds can be interrupted and repeated, every recorded engine was measured."""
+"""Building engines: plans are data, builds are idempotent and can be interrupted, recorded engines were measured."""
 
 from __future__ import annotations
 
