@@ -19,8 +19,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from celebctl.library import Library, format_model_key
 from celebctl.learning.subject import Subject, analyse_photo, warn_about_similar
+from celebctl.library import Library, format_model_key
 from celebctl_runtime.errors import UsageError
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 

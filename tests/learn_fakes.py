@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from celebctl.learning.trainer import PersonTrainer
-
     from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 NAMES = "ann bob\nanna alice\nalice person\nbob chess\nperson beach\nchess anna\nbeach ann"

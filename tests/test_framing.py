@@ -18,7 +18,7 @@ torch: Any = pytest.importorskip("torch")
 
 from celebctl.basis.celebrities import CelebrityFaces, faces_from_renders, save_faces  # noqa: E402
 from celebctl.basis.name_filtering import render_names  # noqa: E402
-from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config
+from celebctl.learning.config import CLEAN, FAITHFUL, framing_from_config  # noqa: E402
 from celebctl.learning.initialization import describe_framing, with_model_framing  # noqa: E402
 from celebctl.learning.prepared import PreparedModel, prepare  # noqa: E402
 from celebctl.learning.views import make_views  # noqa: E402
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 NAMES = [f"name {number}" for number in range(24)]
-DRAWN = Framing(face_height_min=0.25, face_height_max=0.35, face_center_y=0.38, face_jitter=0.04)  # how the make-believe model draws
+DRAWN = Framing(face_height_min=0.25, face_height_max=0.35, face_center_y=0.38, face_jitter=0.04)
 
 
 def ready(parts: DiffusionParts, folder: Path) -> PreparedModel[DiffusionParts]:
@@ -111,7 +111,9 @@ def test_the_framing_is_the_middle_half_of_what_is_drawn() -> None:
     assert measure_framing(places + np.array([0, 0, 1], np.float32)) is None, "no picture has its faces below itself"
 
 
-@pytest.mark.parametrize("wrong", [{"face_height_min": 0.61}, {"face_center_y": 1.2}, {"face_jitter": -0.1}, {"face_height_max": 9.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"face_height_min": 0.61}, {"face_center_y": 1.2}, {"face_jitter": -0.1}, {"face_height_max": 9.0}]
+)
 def test_shares_that_no_picture_has_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="no framing"):
         Framing.from_dict({**DRAWN.as_dict(), **wrong})
@@ -126,7 +128,8 @@ def draw(prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
     made: list[NDArray[np.uint8]] = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         random = np.random.default_rng([*prompt.encode(), seed])
-        height = 200 * random.uniform(2 * DRAWN.face_height_min - 0.3, 2 * DRAWN.face_height_max - 0.3)  # quartiles .25 and .35
+        # quartiles .25 and .35
+        height = 200 * random.uniform(2 * DRAWN.face_height_min - 0.3, 2 * DRAWN.face_height_max - 0.3)
         middle = 200 * (DRAWN.face_center_y + random.uniform(-2, 2) * DRAWN.face_jitter)
         top, left = round(middle - height / 2), 90
         made.append(np.asarray(photo_of((left, top, left + 20, round(middle + height / 2)), 200)))

@@ -111,7 +111,8 @@ def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(console: Desk) -> None:
     words = ("learn", console.photo("my photo.png"), "--name", "alice", "--steps", "9")
     console.stage.interrupt_at = 2
     said = console(*words)
-    assert said.code == 130 and "continue with: celebctl learn 'my photo.png' --name alice --steps 9 --resume" in said.err
+    command = "celebctl learn 'my photo.png' --name alice --steps 9 --resume"
+    assert said.code == 130 and f"continue with: {command}" in said.err
     assert not console.library.names() and not said.out
     console.stage.interrupt_at = None
     assert console(*words, "--resume").code == 0

@@ -26,8 +26,8 @@ from celebctl.learning.mapper import CoefficientMapper
 from celebctl.learning.prepared import ModelAssets, PreparedModel, prepare
 from celebctl.library import Library
 from celebctl.mapper_training import photo_dataset
-from celebctl.mapper_training.photo_dataset import Encode, FaceDatasetBuilder, list_photos, view_encoder
 from celebctl.mapper_training.mapper_store import load_mapper, save_trained, trained_mapper, trained_mappers
+from celebctl.mapper_training.photo_dataset import Encode, FaceDatasetBuilder, list_photos, view_encoder
 from celebctl.mapper_training.trainer import (
     MIN_PEOPLE,
     FaceDataset,
@@ -116,7 +116,9 @@ def same(one: Any, other: Any) -> bool:
 # Who counts.
 
 
-def builder_for(analyser: InsightFaceAnalyser, work: Path, encode: Encode | None = None, key: str = "key") -> FaceDatasetBuilder:
+def builder_for(
+    analyser: InsightFaceAnalyser, work: Path, encode: Encode | None = None, key: str = "key"
+) -> FaceDatasetBuilder:
     def by_size(photo: Image.Image, face: Any, digest: str) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.full((2, 4, 4, 4), float(face.size)), torch.ones(2, 1, 4, 4)
 
@@ -145,7 +147,8 @@ def test_photos_that_do_not_count_are_counted_with_a_reason(analyser: InsightFac
     people = found.build(files, progress=lambda now: looked.append((now.step, now.total)))
     assert len(people) == 3 and looked[-1] == (10, 10)
     assert {reason: len(names) for reason, names in found.skipped.items()} == {
-        photo_dataset.UNREADABLE: 2, photo_dataset.NO_FACE: 1, photo_dataset.SEVERAL: 1, photo_dataset.MINOR: 1, photo_dataset.DUPLICATE: 2,
+        photo_dataset.UNREADABLE: 2, photo_dataset.NO_FACE: 1, photo_dataset.SEVERAL: 1, photo_dataset.MINOR: 1,
+        photo_dataset.DUPLICATE: 2,
     }  # fmt: skip
     assert f"2 {photo_dataset.DUPLICATE}" in found.skipped_summary()
     small = FaceDatasetBuilder(analyser, found.encode, tmp_path / "small", "key", min_size=1000)
@@ -168,7 +171,11 @@ def test_a_folder_has_to_be_one_and_its_order_does_not_depend_on_where_it_is(pho
 
 
 def test_gathering_goes_on_where_it_stopped(
-    analyser: InsightFaceAnalyser, model: PreparedModel[DiffusionParts], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    analyser: InsightFaceAnalyser,
+    model: PreparedModel[DiffusionParts],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(photo_dataset, "SHARD_SIZE", 8)
     files, encode = list_photos(photos), view_encoder(model, 3)
@@ -209,7 +216,7 @@ def test_a_trained_mapper_serves_people_it_has_not_seen(
 ) -> None:
     config, news = MapperTrainingConfig(steps=24, batch_size=16, learning_rate=3e-2, num_evals=4), list[Progress]()
     shared = torch.randn(dataset.latents.shape[2:], generator=torch.Generator().manual_seed(9))
-    alike = replace(dataset, latents=(0.3 * dataset.latents.float() + shared).half())  # so that there is something to learn
+    alike = replace(dataset, latents=(0.3 * dataset.latents.float() + shared).half())
     # a random model hardly depends on its text: less than a step of bfloat16
     monkeypatch.setattr("celebctl.learning.denoising.has_bfloat16_units", lambda _device: False)
     trainer = MapperTrainer(model, alike, config)
@@ -253,7 +260,7 @@ def test_training_resumes_to_the_very_same_numbers(
     assert error.value.reason == "checkpoint_damaged"
 
 
-def test_a_step_is_the_same_however_the_batch_is_cut(model: PreparedModel[DiffusionParts], dataset: FaceDataset) -> None:
+def test_a_step_does_not_depend_on_the_micro_batch(model: PreparedModel[DiffusionParts], dataset: FaceDataset) -> None:
     trainers = [MapperTrainer(model, dataset, SHORT, size) for size in (64, 3)]
     losses = [trainer.train_step() for trainer in trainers]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -1,1 +1,1 @@
-"""The celeb basis: celebrity names, the principal components of their token embeddings, and identities in that basis."""
+"""The celeb basis: celebrity names, principal components of their token embeddings, and identities in that basis."""

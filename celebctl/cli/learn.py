@@ -36,7 +36,7 @@ def learn(
     ] = None,
     steps: options.Steps = None,
     instant: Annotated[
-        bool, typer.Option("--instant", help="No training: the output of the model's mapper. Draws no sheet by default.")
+        bool, typer.Option("--instant", help="No training: the mapper's output. Draws no sheet by default.")
     ] = False,
     seed: options.Seed = None,
     force: options.Force = False,

@@ -44,8 +44,8 @@ def mix(
     """Make somebody who is between people you know."""
     from celebctl.basis.identity_vectors import mix as mix_identities
     from celebctl.basis.identity_vectors import mixing_weights
-    from celebctl_runtime.errors import UsageError
     from celebctl.library import Library
+    from celebctl_runtime.errors import UsageError
 
     from .naming import listed, name_of_mix, name_person
 

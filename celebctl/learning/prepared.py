@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from celebctl.basis.basis import CelebBasis, build_basis
-from celebctl.basis.celebrities import CelebrityFaces, celebrity_coefficients, has_measured_faces, load_faces, measured_faces
+from celebctl.basis.celebrities import (
+    CelebrityFaces,
+    celebrity_coefficients,
+    has_measured_faces,
+    load_faces,
+    measured_faces,
+)
 from celebctl.basis.names import names_file
 from celebctl.mapper_training.mapper_store import trained_mapper, trained_mappers
 from celebctl_models.faces.framing import PHOTOGRAPHS, Framing
