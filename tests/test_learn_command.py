@@ -48,10 +48,10 @@ def test_names_that_will_not_do_are_code_2(console: Desk, name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("one.png", "two.png", "--name", "alice"), "2 photos and 1 name"),
-        (("one.png", "--name", "alice", "--name", "bob"), "1 photo and 2 names"),
+        (("one.png", "two.png", "--name", "alice"), "photos (2) and of --name (1)"),
+        (("one.png", "--name", "alice", "--name", "bob"), "photos (1) and of --name (2)"),
         (("one.png", "two.png", "--name", "alice", "--name", "Alice"), "alice"),
-        (("one.png", "two.png", "--name", "a1", "--name", "b1", "--face", "1"), "2 photos and 1 --face"),
+        (("one.png", "two.png", "--name", "a1", "--name", "b1", "--face", "1"), "photos (2) and of --face (1)"),
         (("one.png", "--name", "alice", "--steps", "0"), "steps 0"),
         (("one.png", "--name", "alice", "--instant", "--steps", "5"), "steps"),
         (("one.png", "--name", "alice", "--instant", "--steps", "5", "--resume"), "steps"),

@@ -344,7 +344,7 @@ def test_a_stopped_check_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) 
 
 
 def _run(names: Sequence[str], world: World, log: Path) -> list[RenderedName]:
-    return render_names(names, world.draw, world, log, batch=7)
+    return render_names(names, world.draw, world, log, batch_size=7)
 
 
 def test_too_few_faces_to_compare_are_told(tmp_path: Path) -> None:
