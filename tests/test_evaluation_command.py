@@ -166,7 +166,8 @@ def test_the_command_measures_people_of_the_library_by_their_photos(
     """Two people, learned for one step; judged by a face pack of their own and by CLIP."""
     from face_fakes import write_face_models
 
-    from celebctl.basis.basis import build_basis
+    from celebctl.learning.prepared import prepare
+    from celebctl.learning.subject import analyse_photo
     from celebctl.learning.trainer import learn_people
     from celebctl.library import Library
     from celebctl_models.checkpoints.diffusion import load_parts
@@ -186,7 +187,8 @@ def test_the_command_measures_people_of_the_library_by_their_photos(
     config = replace(PRESETS["clean"], steps=1)
     photos = tmp_path / "photos"
     photos.mkdir()
-    learned = learn_people(parts, finder, portraits, names, config, basis=build_basis(parts))
+    subjects = [analyse_photo(finder, portrait, name) for portrait, name in zip(portraits, names, strict=True)]
+    learned = learn_people(prepare(parts), subjects, config)
     old = replace(learned[1], provenance={"preset": "clean"})  # as people were kept before learning was timed
     for person, portrait in zip((learned[0], old), portraits, strict=True):
         Library().save(person)

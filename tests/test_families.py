@@ -16,9 +16,10 @@ torch: Any = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("insightface")
 
-from celebctl.basis.basis import build_basis
 from celebctl.learning.config import CLEAN  # noqa: E402
+from celebctl.learning.prepared import prepare  # noqa: E402
 from celebctl.learning.sampling import draw, rows_of  # noqa: E402
+from celebctl.learning.subject import analyse_photo  # noqa: E402
 from celebctl.learning.trainer import learn_people  # noqa: E402
 from celebctl_export import export_bundle  # noqa: E402
 from celebctl_models.checkpoints.diffusion import guidance_embedding, load_parts  # noqa: E402
@@ -64,10 +65,10 @@ def test_learn_export_and_gen(family: Family, tmp_path: Path) -> None:
     parts = load_parts(folder)
     faces = card_for(locate("mini").path).faces_dir
     assert faces is not None and parts.guidance_is_embedded == (family.name == "lcm")
-    basis = build_basis(parts)
+    subject = analyse_photo(InsightFaceAnalyser(faces), draw_portrait(3, 128), "alice")
     config = replace(CLEAN, steps=2, views=2, learning_rate=0.2)
-    (alice,) = learn_people(parts, InsightFaceAnalyser(faces), [draw_portrait(3, 128)], ["alice"], config, basis=basis)
-    assert len(alice.embeddings) == family.encoders and alice.provenance["start"] == "average"
+    (alice,) = learn_people(prepare(parts), [subject], config)
+    assert len(alice.embeddings) == family.encoders and alice.provenance["init"] == "average"
     assert alice.provenance["framing"].endswith("(assumed)"), "mini's own framing is for mini alone"
     assert all(np.abs(np.asarray(units)).max() > 0 for units in alice.coefficients), "nothing was learned"
     bundle = export_bundle(parts, [alice], tmp_path / "bundle", spare_rows=4)

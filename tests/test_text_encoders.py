@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from single_file_fake import write_single_file
 
-from celebctl.basis.text_features import readings
+from celebctl.basis.text_features import text_features
 from celebctl.learning.sampling import prompt_texts
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.checkpoints.registry import TEXT_FILES, locate
@@ -80,7 +80,7 @@ def test_people_are_read_as_the_whole_prompt_reads_them(
     """Reading stops behind the name; the state there is that of the whole prompt."""
     parts = tiny_parts if which == "tiny" else xl_parts
     rows = [torch.randn(3, 2, parts.token_rows(e).shape[1]) for e in range(len(parts.tokenizers))]
-    found = readings(parts, [part.numpy() for part in rows])
+    found = text_features(parts, [part.numpy() for part in rows])
     people = {f"p{i}": tuple(part[i] for part in rows) for i in range(3)}
     context, _ = prompt_texts(parts, [f"a photo of <{name}>" for name in people], people)
     ids = parts.tokenizers[0]("a photo of", add_special_tokens=False).input_ids
