@@ -61,9 +61,8 @@ class Stage:
         """Make numbers up; the same name and seed give the same numbers."""
         warn_about_similar(photo)
         names = [subject.name for subject in photo]
-        self.calls.append(
-            {"names": names, "faces": [subject.face for subject in photo], "config": config, "resume": resume}
-        )
+        faces = [subject.face for subject in photo]
+        self.calls.append({"names": names, "faces": faces, "config": config, "resume": resume})
         if resume and not (checkpoint and checkpoint.exists()):
             raise NotFoundError("nothing to resume", "", reason="no_checkpoint")
         for step in range(1, 4):

@@ -130,7 +130,7 @@ def test_the_spectrum_is_drawn_where_there_is_room_for_it(shell: Shell) -> None:
     shell("build", "--names", shell.names)
     assert shell("show", "-o", "s.png").code == 0
     with Image.open("s.png") as picture:
-        assert picture.size == (1200, 558)
+        assert picture.size == (1200, 520)
     refused(shell("show", "-o", "s.png"), 2, "s.png exists already")
     refused(shell("show", "-o", "s.tiff"), 2, "s.tiff")
     assert shell("show", "-o", "s.png", "--force").code == 0

@@ -73,9 +73,7 @@ def test_consent_is_kept_with_the_person(console: CommandLine) -> None:
     digest = hashlib.sha256(b"I, Bob, agree.").hexdigest()
     assert console.library.load("bob").provenance["consent"] == f"signed: sha256 {digest}"
     assert digest in console("show", "bob").out
-    refused(
-        console("learn", console.photo("c.png"), "--name", "carol", "--consent", "sure"), 2, "sure", "synthetic"
-    )
+    refused(console("learn", console.photo("c.png"), "--name", "carol", "--consent", "sure"), 2, "sure", "synthetic")
     refused(console("learn", console.photo("c.png"), "--name", "carol", "--consent", "signed:gone.pdf"), 4, "gone.pdf")
     assert "carol" not in console.library.names()
 

@@ -73,8 +73,8 @@ def test_learn_export_and_gen(family: Family, tmp_path: Path) -> None:
     parts = load_parts(folder)
     faces = card_for(locate("mini").path).faces_dir
     assert faces is not None and parts.guidance_is_embedded == (family.name == "lcm")
-    config = replace(CLEAN, steps=2, views=2, learning_rate=0.2)
     subject = analyse_photo(InsightFaceAnalyser(faces), draw_portrait(3, 128), "alice")
+    config = replace(CLEAN, steps=2, views=2, learning_rate=0.2)
     (alice,) = learn_people(prepare(parts), [subject], config)
     assert len(alice.embeddings) == family.encoders and alice.provenance["init"] == "average"
     assert alice.provenance["framing"].endswith("(assumed)"), "mini's own framing is for mini alone"

@@ -172,9 +172,8 @@ def test_no_sampled_identity_is_a_celebrity(world: tuple[CelebBasis, Celebrities
         assert nearest.cosine < MAX_COSINE and nearest == neighbours(person, celebrities, [], basis)[0]
     two = Celebrities(celebrities.names[:2], tuple(rows[:2] for rows in celebrities.rows))
     with pytest.raises(InvalidInputError):  # of two celebrities there is only the line through both
-        sampled_identity(
-            "dana", 1, two, replace(basis, mean=tuple(rows[:2].mean(0) for rows in celebrities.rows)), MODEL
-        )
+        mean = tuple(rows[:2].mean(0) for rows in celebrities.rows)
+        sampled_identity("dana", 1, two, replace(basis, mean=mean), MODEL)
 
 
 def test_a_celebrity_is_nearest_to_themself(world: tuple[CelebBasis, Celebrities]) -> None:

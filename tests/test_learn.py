@@ -191,9 +191,8 @@ def test_the_fitted_start_belongs_to_one_basis_and_survives_the_disk(
     feature = torch.nn.functional.normalize(torch.randn(2, 512, generator=torch.Generator().manual_seed(0)), dim=1)
     mapper = CoefficientMapper(basis, CLEAN, torch.Generator())
     mapper.init_from_pretrained(fitted)
-    assert torch.allclose(
-        mapper.normalized(feature), CLEAN.bound * torch.tanh(fitted(feature) / CLEAN.bound), atol=1e-6
-    )
+    bounded = CLEAN.bound * torch.tanh(fitted(feature) / CLEAN.bound)
+    assert torch.allclose(mapper.normalized(feature), bounded, atol=1e-6)
     trained = [name for name, parameter in mapper.named_parameters() if parameter.requires_grad]
     assert trained == ["linear.weight", "linear.bias"], "learning a person leaves the model's mapper alone"
     save_mapper(fitted, basis, tmp_path / "mapper.safetensors")

@@ -48,10 +48,10 @@ def test_names_that_will_not_do_are_code_2(console: CommandLine, name: str) -> N
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("one.png", "two.png", "--name", "alice"), "2 photos and 1 name"),
-        (("one.png", "--name", "alice", "--name", "bob"), "1 photo and 2 names"),
+        (("one.png", "two.png", "--name", "alice"), "photos (2) and of --name (1)"),
+        (("one.png", "--name", "alice", "--name", "bob"), "photos (1) and of --name (2)"),
         (("one.png", "two.png", "--name", "alice", "--name", "Alice"), "alice"),
-        (("one.png", "two.png", "--name", "a1", "--name", "b1", "--face", "1"), "2 photos and 1 --face"),
+        (("one.png", "two.png", "--name", "a1", "--name", "b1", "--face", "1"), "photos (2) and of --face (1)"),
         (("one.png", "--name", "alice", "--steps", "0"), "steps 0"),
         (("one.png", "--name", "alice", "--instant", "--steps", "5"), "steps"),
         (("one.png", "--name", "alice", "--instant", "--steps", "5", "--resume"), "steps"),
@@ -111,9 +111,8 @@ def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(console: CommandLine) -> N
     words = ("learn", console.photo("my photo.png"), "--name", "alice", "--steps", "9")
     console.stage.interrupt_at = 2
     said = console(*words)
-    assert (
-        said.code == 130 and "continue with: celebctl learn 'my photo.png' --name alice --steps 9 --resume" in said.err
-    )
+    command = "celebctl learn 'my photo.png' --name alice --steps 9 --resume"
+    assert said.code == 130 and f"continue with: {command}" in said.err
     assert not console.library.names() and not said.out
     console.stage.interrupt_at = None
     assert console(*words, "--resume").code == 0

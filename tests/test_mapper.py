@@ -22,9 +22,8 @@ def basis(components: int = 12, width: int = 16) -> CelebBasis:
 
 
 def features(count: int) -> torch.Tensor:
-    return torch.nn.functional.normalize(
-        torch.randn(count, FEATURE_DIM, generator=torch.Generator().manual_seed(1)), dim=1
-    )
+    generator = torch.Generator().manual_seed(1)
+    return torch.nn.functional.normalize(torch.randn(count, FEATURE_DIM, generator=generator), dim=1)
 
 
 def test_faithful_coefficients_are_unit_vectors_so_everybody_is_one_unit_from_the_mean() -> None:
@@ -84,9 +83,8 @@ def test_fresh_weights_come_from_their_seed_and_leave_the_callers_random_numbers
         return [*PretrainedMapper.fresh(24, seed).state_dict().values(), *reader.state_dict().values()]
 
     rng = np.random.default_rng(0)
-    looks, weight, bias = (
-        rng.standard_normal(shape).astype(np.float32) for shape in ((VALIDATION_SIZE + 9, 4), (4, 6), 4)
-    )
+    shapes = (VALIDATION_SIZE + 9, 4), (4, 6), 4
+    looks, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     people = AttributeDataset(features(VALIDATION_SIZE + 9).numpy(), looks, weight, bias, ("{}",))
     before = torch.get_rng_state()
     one = both(7)

@@ -217,9 +217,7 @@ def test_a_trained_mapper_serves_people_it_has_not_seen(
 ) -> None:
     config, news = MapperTrainingConfig(steps=24, batch_size=16, learning_rate=3e-2, num_evals=4), list[Progress]()
     shared = torch.randn(dataset.latents.shape[2:], generator=torch.Generator().manual_seed(9))
-    alike = replace(
-        dataset, latents=(0.3 * dataset.latents.float() + shared).half()
-    )  # so that there is something to learn
+    alike = replace(dataset, latents=(0.3 * dataset.latents.float() + shared).half())
     # a random model hardly depends on its text: less than a step of bfloat16
     monkeypatch.setattr("celebctl.learning.denoising.has_bfloat16_units", Mock(return_value=False))
     trainer = MapperTrainer(model, alike, config)
@@ -263,9 +261,7 @@ def test_training_resumes_to_the_very_same_numbers(
     assert error.value.reason == "checkpoint_damaged"
 
 
-def test_a_step_is_the_same_however_the_batch_is_cut(
-    model: PreparedModel[DiffusionParts], dataset: FaceDataset
-) -> None:
+def test_a_step_does_not_depend_on_the_micro_batch(model: PreparedModel[DiffusionParts], dataset: FaceDataset) -> None:
     trainers = [MapperTrainer(model, dataset, SHORT, size) for size in (64, 3)]
     losses = [trainer.train_step() for trainer in trainers]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

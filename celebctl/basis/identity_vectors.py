@@ -76,9 +76,7 @@ def mixing_weights(count: int, weights: float | Sequence[float] | None = None) -
         raise UsageError("a mix needs at least two people", "give another one", reason="mix_needs_two")
     if isinstance(weights, (int, float)):
         if count != 2 or not 0.0 <= weights <= 1.0:
-            problem = (
-                f"weight {weights:g} is out of range" if count == 2 else f"one weight is for two people, not {count}"
-            )
+            problem = f"weight {weights:g} is out of range" if count == 2 else f"one weight cannot mix {count} people"
             hint = "use 0 (the first) to 1 (the second), or one weight per person"
             raise UsageError(problem, hint, reason="mix_weight", weight=weights)
         weights = (1.0 - weights, weights)
@@ -201,9 +199,8 @@ def neighbours(
     there = deviations(rows, basis)
     first, last = _cosines(here[:, :1], there[:, :1]), _cosines(here[:, 1:], there[:, 1:])
     if read is not None:
-        here, there = _relative_features(
-            read([array[None] for array in person.embeddings]), read(rows), len(celebrities.names)
-        )
+        own = read([array[None] for array in person.embeddings])
+        here, there = _relative_features(own, read(rows), len(celebrities.names))
     whole = _cosines(here, there)
     apart = np.sqrt(np.square(there - here).reshape(len(there), -1).sum(1))
     names = [*celebrities.names, *(one.name for one in known)]

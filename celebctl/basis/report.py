@@ -46,9 +46,7 @@ class BasisReport:
     def rows(self) -> list[tuple[str, str]]:
         """The facts as (name, text), one line each."""
         facts = self.facts
-        rows = [
-            (key, str(facts[key])) for key in ("model", "kind", "coefficients", "names_file") if facts[key] is not None
-        ]
+        rows = [(key, str(facts[key])) for key in ("model", "kind", "coefficients", "names_file")]
         for number, report in enumerate(self.names, 1):
             suffix = f" (tokenizer {number})" if len(self.names) > 1 else ""
             rows.append((f"names{suffix}", f"{report.used} of {report.read} used"))

@@ -36,8 +36,7 @@ def learn(
     ] = None,
     steps: options.Steps = None,
     instant: Annotated[
-        bool,
-        typer.Option("--instant", help="No training: the output of the model's mapper. Draws no sheet by default."),
+        bool, typer.Option("--instant", help="No training: the mapper's output. Draws no sheet by default.")
     ] = False,
     seed: options.Seed = None,
     force: options.Force = False,
@@ -105,7 +104,7 @@ def names_for(photos: Sequence[str], names: Sequence[str] | None, faces: Sequenc
     for option, values in (("--name", names), ("--face", faces)):
         if values and len(values) != len(photos):
             raise UsageError(
-                f"{len(photos)} photos and {len(values)} {option} do not match",
+                f"the numbers of photos ({len(photos)}) and of {option} ({len(values)}) differ",
                 f"give one {option} for each photo, in the same order",
             )
     called = [name_person(name) for name in names] if names else [name_from_file(photo) for photo in photos]

@@ -1,7 +1,7 @@
 """Training views: augmented crops of the one photo, with a loss weight per pixel (paper, section 4, "implementation").
 
-With ``canvas="photo"`` views are resampled once from the photo, at the scale of the model's own faces, with a soft
-mask over face and hair. With ``canvas="black"`` they repeat the release: an aligned face warped at half size and
+With ``canvas="photo"`` views are resampled once from the photo, at the scale at which the model draws faces, with a
+soft mask over face and hair. With ``canvas="black"`` they repeat the release: an aligned face warped at half size and
 enlarged, flipped, jittered, shrunk without antialiasing and pasted on black, with weight 1 everywhere.
 """
 

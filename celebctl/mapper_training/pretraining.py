@@ -1,6 +1,6 @@
 """Pretraining of a mapper on people with known attributes, without generating images. Used for the bundled model.
 
-    python -m celebctl.mapper_training.pretraining --model mini --data mapper-data.safetensors --out mapper.safetensors
+    python -m celebctl.mapper_training.pretraining --model mini --dataset people.safetensors --out mapper.safetensors
 
 An example is a recogniser feature with the attributes of that person. Two stages:
 
