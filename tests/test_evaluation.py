@@ -251,10 +251,10 @@ class FakeScorer:
 
     description = "fake"
 
-    def score(self, pictures: Sequence[NDArray[np.uint8]], texts: Sequence[str], faces: int) -> list[ImageScores]:
-        assert len(texts) == len(pictures)
+    def score(self, images: Sequence[NDArray[np.uint8]], texts: Sequence[str], faces: int) -> list[ImageScores]:
+        assert len(texts) == len(images)
         return [
-            scores_of(PAIR if faces == 2 else SINGLE, *(unit(int(p[0, k, 0])) for k in range(faces))) for p in pictures
+            scores_of(PAIR if faces == 2 else SINGLE, *(unit(int(p[0, k, 0])) for k in range(faces))) for p in images
         ]
 
     def embed_face(self, photo: NDArray[np.uint8]) -> Floats | None:

@@ -25,7 +25,7 @@ _BATCH = 32  # images rendered at once
 
 
 def has_rendered_references(card: ModelCard) -> bool:
-    """Whether reference images of any person can be rendered: only for mini, whose world is drawn. Others need photos."""
+    """Whether reference images can be rendered: only for mini, whose world is drawn. Other models need photos."""
     return card.name == "mini"
 
 

@@ -47,6 +47,7 @@ COLUMNS = (
     Column("expression_diversity", "expressions", 2, "probability that two images show different expressions"),
     Column("learn_seconds", "learning s", 1, "seconds of learning per person"),
     Column("size_bytes", "size on disk", 0, "bytes of the identity file"),
+    Column("payload_bytes", "payload (fp16)", 0, "bytes of the learned numbers in float16, without a file header"),
 )
 
 

@@ -70,7 +70,8 @@ class SubjectRecord:
             "name": self.name, "samples": len(self.samples), "learn_seconds": self.learn_seconds,
             "size_bytes": self.size_bytes,
             "rows": [
-                [s.prompt, s.index, len(s.scores.features), dict(s.scores.attributes), s.scores.clip_score] for s in rows
+                [s.prompt, s.index, len(s.scores.features), dict(s.scores.attributes), s.scores.clip_score]
+                for s in rows
             ],
         }  # fmt: skip
         blobs = [self.photo, *(row.thumbnail for row in rows)]
