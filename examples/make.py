@@ -1,6 +1,6 @@
-"""The picture at the top of the README, drawn again: python examples/make.py (about a minute on two cores).
+"""Regenerate the image at the top of the README: python examples/make.py (about a minute on two cores).
 
-Learns both portraits that lie here in a library of its own, exports, draws, and writes `alice-and-bob.png`.
+Learns both portraits of this folder in a temporary library, exports, generates, and writes `alice-and-bob.png`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def main() -> None:
             out = Path(home) / f"{number}.png"
             run("gen", prompt, "--seed", str(seed), "--out", str(out))
             pictures.append(Image.open(out).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS))
-    said = ["the photo of alice", "the photo of bob", *(prompt for prompt, _ in PROMPTS)]
-    lay_out(pictures, said).save(HERE / "alice-and-bob.png", optimize=True)
+    captions = ["the photo of alice", "the photo of bob", *(prompt for prompt, _ in PROMPTS)]
+    lay_out(pictures, captions).save(HERE / "alice-and-bob.png", optimize=True)
 
 
 if __name__ == "__main__":
