@@ -258,7 +258,7 @@ class AblationRunner:
             self.work / ablation.name / file_stem(variant.label),
             {"model": self.parts.table_hash, "weights": self.parts.weights_digest, "learning": learning.to_dict(),
              "people": numbers, "seeds": self.seeds, "people_per_call": variant.people_per_call,
-            "direct": variant.direct,
+             "direct": variant.direct,
              "prompts": [p.text for p in WORLD_PROMPTS], "mapper": mapper_digest(self.parts)},
         )  # fmt: skip
         store.open(self.force)

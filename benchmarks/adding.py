@@ -96,7 +96,7 @@ def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], 
     )
     step = manifest.graphs["step"]
     memory = {f"memory_{number}": TensorInfo("float32", ("rows", 8, 77, 160)) for number in range(MEMORY)}
-    own = {"step": replace(step, inputs={**step.subjects, **memory})}
+    own = {"step": replace(step, inputs={**step.inputs, **memory})}
     bundle = Bundle.seal(path, replace(manifest, ort_graphs=own))
     for number in range(RESIDENTS):
         bundle.add(random_identity(bundle, f"resident-{number}", 1000 + number))

@@ -7,8 +7,8 @@ Drawn by the exported runtime on one and the same bundle, from the same noise; t
 which neither learning nor drawing ever used. Rows: the plain prompt; the layout that says what the prompt says
 (first-named on the left); and the layout against the prompt, first-named on the right, which no prompt can have; and,
 of all three, the pictures of couples, prompts and seeds in which the plain prompt did not draw both. Per picture:
-whether both people are in it, on whichever side (the best assignment of faces to names, as in `celebctl eval`), whether
-each is on their side, likeness as a share of what true
+whether both people are in it, on whichever side (the best matching of faces to names, as in `celebctl eval`),
+whether each is on their side, likeness as a share of what true
 pictures of the same scene reach, whether the caption holds. What is drawn is kept in ``--work``: the same command goes
 on from there.
 """
@@ -61,7 +61,7 @@ FAILED = "where the prompt alone failed"
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture, judged. assigned: both people are in it; right: each on their side. made, ceiling, floor: cosines;
+    """One scored image. assigned: both people are in it; right: each on their side. made, ceiling, floor: cosines;
     captions: share of what is stated."""
 
     assigned: bool
@@ -119,9 +119,9 @@ def _file(work: Path, seed: int) -> Path:
 
 
 @dataclass(frozen=True, eq=False)
-class Studio:
-    """What images are made and scored with. people: n, ring_partners: the pairs; looks: (prompt, first-named on the
-    left) -> two true pictures of every pair, judged. log: where judged pictures are kept, ``known`` what is there."""
+class LayoutBenchmark:
+    """The bundle and scorer. people: n, neighbours are the pairs; looks: (prompt, first-named on the left) -> scores of
+    two reference images of every pair. log: where judged pictures are kept, ``known`` what is there."""
 
     bundle: Bundle
     backend: OrtBackend
@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
     parser.add_argument(
-        "--people", type=int, default=16, help="ring_partners are the pairs, so there are as many of them"
+        "--people", type=int, default=16, help="neighbours are the pairs, so there are as many pairs"
     )
     parser.add_argument("--first", type=int, default=1000, help="seed of the first person")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each pair and prompt")
@@ -243,12 +243,12 @@ def main() -> None:
     }
     log = work / "shots.json"
     known: dict[str, dict[str, Any]] = json.loads(log.read_text()) if log.exists() else {}
-    studio = Studio(bundle, OrtBackend(bundle, "cpu", args.threads), scorer, people, looks, log, known)
+    benchmark = LayoutBenchmark(bundle, OrtBackend(bundle, "cpu", args.threads), scorer, people, looks, log, known)
     figures: dict[str, object] = {}
     plain: Shots = {}
     print(HEAD, flush=True)
     for kind in args.kinds:
-        shots = studio.shots(kind, args.seeds)
+        shots = benchmark.shots(kind, args.seeds)
         plain = shots if kind == PLAIN else plain
         for said, chosen in ((kind, couples(shots)), (f"{kind}, {FAILED}", couples(shots, plain))):
             if chosen:

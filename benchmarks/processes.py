@@ -38,7 +38,9 @@ def run(words: list[str], folder: Path) -> Run:
 
     Its talk goes on to stderr. Raises RuntimeError with its last words when it fails.
     """
+    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "CELEBCTL_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(paths)  # scripts start scripts of this package
     launch = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(folder / "used"), *words]
     done = subprocess.run(launch, cwd=folder, env=env, capture_output=True, text=True, check=True)
     code, peak, seconds = (folder / "used").read_text().split()

@@ -34,8 +34,8 @@ def stage_words(stage: str, folder: Path, dials: dict[str, int], size: int) -> l
     model = str(folder / "sd15-random")
     celebctl = [sys.executable, "-m", "celebctl", "--json"]
     return {
-        "build": [sys.executable, str(HERE / "true_size_model.py"), model, "--native-size", str(size)],
-        "learn": [sys.executable, str(HERE / "true_size.py"), "--child-learn", json.dumps(dials), "--model", model],
+        "build": [sys.executable, "-m", "benchmarks.true_size_model", model, "--native-size", str(size)],
+        "learn": [sys.executable, "-m", "benchmarks.true_size", "--child-learn", json.dumps(dials), "--model", model],
         "export": [*celebctl, "export", "--model", model],
         "gen": [
             *celebctl, "gen", "alice playing chess", "--steps", "1", "--seed", "1", "--model", model, "-o", "drawn.png",

@@ -32,7 +32,7 @@ def words_of(family: str, dtype: str, model: Path) -> dict[str, list[str]]:
     celebctl = [sys.executable, "-m", "celebctl", "--json"]
     chosen = ["--model", str(model)]
     return {
-        "build": [sys.executable, str(HERE / "true_size_model.py"), str(model), "--family", family],
+        "build": [sys.executable, "-m", "benchmarks.true_size_model", str(model), "--family", family],
         "export": [*celebctl, "export", *chosen, "--dtype", dtype],
         "gen": [
             *celebctl, "gen", "a photo of a person", "--steps", "1", "--seed", "1", *chosen, "--size", "512x512",

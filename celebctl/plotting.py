@@ -1,4 +1,4 @@
-"""The look that all charts share, for matplotlib (extra ``eval``): fonts, colours, and figures as PNG or SVG."""
+"""The style of all charts, for matplotlib (extra ``eval``): fonts, colours, and figures as PNG or SVG."""
 
 # matplotlib leaves the types of its keyword arguments open.
 # pyright: reportUnknownMemberType=false

@@ -1,6 +1,6 @@
-"""Make the image at the top of the README: python examples/make.py (about a minute on two cores).
+"""Regenerate the image at the top of the README: python examples/make.py (about a minute on two cores).
 
-Learns both portraits of this folder in a temporary library, exports, draws, and writes `alice-and-bob.png`.
+Learns both portraits of this folder in a temporary library, exports, generates, and writes `alice-and-bob.png`.
 """
 
 from __future__ import annotations

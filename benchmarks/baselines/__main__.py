@@ -113,7 +113,10 @@ class Protocol:
             self.config, cohort, learner.generators, group=method.name, only=people_of_part(self.part, self.count),
             progress=_printer(method.title),
         )  # fmt: skip
-        return CohortResult(compute_metrics(method.title, records, self.prompts, paired=True), records)
+        metrics = compute_metrics(method.title, records, self.prompts, paired=True)
+        for row in (metrics.summary, *metrics.people.values()):  # methods are compared by payload, not by file
+            row["payload_bytes"] = row.pop("size_bytes")  # type: ignore[assignment]
+        return CohortResult(metrics, records)
 
     def evaluate_celebrities(self, work: Path) -> CohortResult:
         """The model's own celebrities: an upper reference for learned people."""

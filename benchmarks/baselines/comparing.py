@@ -14,8 +14,9 @@ COMPARED = {"likeness": "likeness", "prompt_fidelity": "prompt", "pair_likeness"
 
 
 def lead(ours: CohortMetrics, theirs: CohortMetrics, key: str) -> Estimate | None:
-    """Mean difference of a metric over the pairs that both methods learned. The people are the same, so the interval of
-    the difference is narrower than those of the two means."""
+    """Mean difference of a metric over the pairs that both methods learned.
+
+    They are the same people, so the interval of the difference is narrower than those of the two means."""
     both = [name for name in ours.people if name in theirs.people]
     pairs = [(ours.people[name].get(key), theirs.people[name].get(key)) for name in both]
     return estimate(pair_means(None if a is None or b is None else a - b for a, b in pairs))

@@ -1,8 +1,8 @@
 """Hyperparameters of each method (rate, share of the budget, batch, data), chosen on people who are never scored.
 
 Coordinate search: all learning rates first, and further ones while the best is the first or the last; then each other
-hyperparameter at the best rate, as far as it helps; where one changed, the rates around the best again. The best has
-the highest mean of likeness and prompt fidelity over all prompts of the tuning people.
+hyperparameter at the best rate, as far as it helps; where one changed, the rates around the best once more. The
+best has the highest mean of likeness and prompt fidelity over all prompts of the tuning people.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ class _Sweep:
 
 
 def tune_again(method: Method, file: Path, score: Score, weights: str) -> Hyperparameters:
-    """For a model trained further since the sweep: its best hyperparameters and the rates beside it, as far up or down
-    as that helps. Raises SystemExit when there was no sweep."""
+    """For a model trained further since the sweep: search the rates beside the best one, as far as that helps.
+
+    Raises SystemExit when there was no sweep.
+    """
     best = tuned(method, file)
     sweep = _Sweep(method, file, score, f"again with {weights}")
     return sweep.store_best(_rate_around(best, sweep.value))
@@ -92,7 +94,7 @@ def tune(method: Method, file: Path, score: Score) -> Hyperparameters:
 
 
 def _rate_around(best: Hyperparameters, value: Callable[[Hyperparameters], float]) -> Hyperparameters:
-    """The best rate beside that of hyperparameters, as far up or down as it goes on helping."""
+    """The best rate beside the current one, as far up or down as it helps."""
     for factor in (_FACTOR, 1 / _FACTOR):
         moved = best
         for _ in range(_FURTHER):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ class Workload:
         """diffusers on the hardware of each device; none, with a warning, where it cannot run."""
         from celebctl_models.checkpoints.registry import locate
 
-        missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+        missing = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
         if missing:
             logger.warning("no comparison: %s not installed; pip install 'celebctl[learn]'", ", ".join(missing))
             return []

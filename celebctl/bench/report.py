@@ -55,7 +55,7 @@ def ratios(timings: Sequence[Timings]) -> list[Ratio]:
 
 
 def roofline(timings: Sequence[Timings], measurements: Measurements, dtype: str, gpu: str) -> list[dict[str, Any]]:
-    """Each contender's share of its hardware's limit (Williams et al. 2009): operations by peak, by the step's time.
+    """Share of each contender's hardware limit: operations over peak, over the step's time (Williams et al. 2009).
 
     Peaks are those of the dtype that runs; the CPU's is measured in fp32. Without a peak there is no row.
 

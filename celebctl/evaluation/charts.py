@@ -52,7 +52,7 @@ def bar_chart(rows: Sequence[str], series: Sequence[Series], *, title: str) -> C
             error_style = {"ecolor": rcParams["text.color"], "elinewidth": 1.2, "alpha": 0.75}
             axes.barh(at, means, 0.86 * height, xerr=halves, label=one.label, error_kw=error_style)
             for y, value in zip(at, one.values, strict=True):
-                text, end = (f"{value.mean:.2f}", value.mean + value.half_width) if value else ("not measured", 0.0)
+                text, end = (f"{value.mean:z.2f}", value.mean + value.half_width) if value else ("not measured", 0.0)
                 axes.annotate(text, (max(end, 0.0), y), (5, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.08 * max(axes.get_xlim()[1], 0.01))
 

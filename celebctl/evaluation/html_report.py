@@ -63,7 +63,7 @@ def _render(title: str, about: str, rows: Sequence[CohortMetrics], **parts: Any)
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return templates.get_template("report.html.j2").render(
-        title=title, about=about, rows=rows, columns=used_columns(rows), all_columns=COLUMNS,
+        title=title, about=about, rows=rows, columns=used_columns(rows),
         base64=_base64, capital=_capital, number=_number,
         score=_similarity, person_score=_person_score, request=_request, verdict=_verdict, preview=_preview, **parts,
     )  # fmt: skip

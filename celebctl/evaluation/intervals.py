@@ -28,7 +28,7 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.half_width:.3f}" if self.count > 1 else f"{self.mean:.3f}"
+        return f"{self.mean:z.3f} ± {self.half_width:.3f}" if self.count > 1 else f"{self.mean:z.3f}"
 
 
 def estimate(values: Iterable[float | None]) -> Estimate | None:

@@ -8,8 +8,8 @@ where no face is found | -1 to 1 |
 | likeness | (cosine - floor) / (ceiling - floor): floor between reference images of different people, ceiling between \
 two reference images of one; a face not found counts as the floor; needs a world with references | about 0 to 1 |
 | detection_rate | share of images in which the expected faces were found | 0 to 1 |
-| prompt_fidelity | share of what the prompt states that the attribute reader confirms; for photos the CLIP score, \
-a cosine (Hessel et al. 2021) | 0 to 1; -1 to 1 |
+| prompt_fidelity | share of what the prompt states that the attribute reader confirms; for photographs the CLIP \
+score, a cosine (Hessel et al. 2021) | 0 to 1; -1 to 1 |
 | identity_assignment | two people: share of images in which, after the best matching of faces to names, each face is \
 nearer to its own name than to the other | 0 to 1 |
 | left_right_accuracy | two people: the same without matching, first name on the left | 0 to 1 |

@@ -93,8 +93,8 @@ _ACTIVITIES = (
 )  # fmt: skip
 _FAMOUS = ("Barack Obama", "Elon Musk", *("Anne Hathaway",) * 6)
 
-#: For models of photographs: evaluation prompts of the paper's release (ygtxr1997/CelebBasis, evaluation/), with the
-#: name in place of "a sks person" and without duplicates.
+#: For models of photographs: the evaluation prompts of the paper's release (ygtxr1997/CelebBasis, evaluation/), with
+#: the name in place of "a sks person" and without duplicates.
 PHOTO_PROMPTS: tuple[Prompt, ...] = tuple(
     Prompt(category, text)
     for category, texts in {

@@ -27,7 +27,7 @@ def summary_table(cohorts: Sequence[CohortMetrics]) -> tuple[list[str], list[lis
         row = [cohort.title]
         for column in columns:
             value = cohort.summary.get(column.key)
-            number = "" if value is None else f"{value.mean:,.{column.digits}f}"
+            number = "" if value is None else f"{value.mean:z,.{column.digits}f}"
             row.append(str(value) if value is not None and column.digits > 2 else number)
         rows.append(row)
     return ["cohort", *(column.heading for column in columns)], rows

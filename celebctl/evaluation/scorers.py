@@ -62,7 +62,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, images: Sequence[Pixels], texts: Sequence[str], faces: int) -> list[ImageScores]:
-        """Scores of each image. texts: prompts without learned names. Only the largest ``faces`` faces count."""
+        """Scores of each image, with at most the ``faces`` largest faces. texts: prompts without learned names."""
         ...
 
     def embed_face(self, photo: Pixels) -> Floats | None:
