@@ -97,10 +97,12 @@ def run_checks(deep: bool = False) -> list[Check]:
 
 def _guard(check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
     """The findings of a check; an exception becomes a finding."""
+    from celebctl.cli.hints import hint_for
+
     try:
         yield from check()
     except CelebctlError as error:
-        yield Check("fail", "settings" if error.code == "usage" else "files", error.problem, error.hint)
+        yield Check("fail", "settings" if error.code == "usage" else "files", error.problem, hint_for(error))
     except Exception as error:  # broken packages raise anything when they are imported
         name = getattr(check, "__name__", "check").removeprefix("check_")
         yield Check("fail", name, f"check failed: {error!r}")

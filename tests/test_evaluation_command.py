@@ -196,6 +196,7 @@ def test_library_people_are_evaluated_by_their_photos(
     clip.mkdir()
     prompts = tmp_path / "few.txt"
     prompts.write_text("{} in the snow\n{} and {} playing chess\n")
+    names = [subject.name for subject in subjects]
     words = ["eval", *names, "--photos", str(photos), "--seeds", "1", "--prompts", str(prompts), "--json"]
     assert main([*words, "--judge", str(judge), "--clip", str(tiny_clip(clip)), "-o", str(tmp_path / "out")]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -211,10 +211,10 @@ def test_full_denoising_is_used_only_without_a_layout(bundle: Bundle, layout: st
         def denoise(
             self, state: Any, noise: Any, texts: Conditioning, plan: StepTable, report: Any
         ) -> NDArray[np.float32]:
-            calls.append(plan.steps)
-            for index in range(plan.steps):
-                state = self.step(state, index, noise(index), texts, plan)
-                report(index + 1, plan.steps)
+            calls.append(table.steps)
+            for index in range(table.steps):
+                state = self.step(state, index, noise(index), conditioning, table)
+                progress(Progress("denoising", index + 1, table.steps))
             return state
 
     wanted = Request("alice and bob", layout=layout, sampler="euler_a", steps=7)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 FORMER_OPTIONS: dict[str, dict[str, str]] = {
     "": {"--shelf": "--for-model"},
     "mix": {"--t": "--weight"},
+    "eval": {"--together": "--batch-size"},
+    "bench": {"--alone": "--no-baseline", "--cold": "--cold-starts"},
 }
 
 

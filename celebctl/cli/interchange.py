@@ -174,6 +174,7 @@ def _finish(console: CliConsole, library: "Library", identity: "Identity", path:
     from celebctl.library import format_model_key
     from celebctl_runtime.errors import CelebctlError
 
+    from .hints import hint_for
     from .naming import prompt_idea
 
     model_key = format_model_key(identity.family, identity.table_hash)
@@ -182,7 +183,7 @@ def _finish(console: CliConsole, library: "Library", identity: "Identity", path:
         try:
             add_people(bundle, [identity])
         except CelebctlError as error:  # the person is saved; a full or locked bundle must not undo that
-            console.warn(f"not added to the bundle: {error.problem} ({error.hint})")
+            console.warn(f"not added to the bundle: {error.problem} ({hint_for(error)})")
     console.info(f"imported {identity.name} for {model_key}")
     facts = {
         "name": identity.name,

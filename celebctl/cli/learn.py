@@ -163,12 +163,14 @@ def add_to_bundles(console: CliConsole, library: "Library", model_key: str, peop
     from celebctl.bundles import add_people, bundles_of
     from celebctl_runtime.errors import CelebctlError
 
+    from .hints import hint_for
+
     bundles = bundles_of(library, model_key)
     for bundle in bundles:
         try:
             add_people(bundle, people)
         except CelebctlError as error:  # they are learned and saved; a full or locked bundle must not undo that
-            console.warn(f"not added to the bundle: {error.problem} ({error.hint})")
+            console.warn(f"not added to the bundle: {error.problem} ({hint_for(error)})")
     return bool(bundles)
 
 

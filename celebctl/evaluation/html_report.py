@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from .charts import Chart, Series, bar_chart
-from .columns import COLUMNS, used_columns
+from .columns import used_columns
 from .image_metrics import ImageMetrics, statements_met
 from .intervals import Estimate
 from .metrics import CohortMetrics, CohortResult
