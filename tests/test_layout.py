@@ -209,7 +209,7 @@ def test_full_denoising_is_used_only_without_a_layout(bundle: Bundle, layout: st
 
     class FullDenoise(OrtBackend):
         def denoise(
-            self, state: Any, noise: Any, texts: Conditioning, plan: StepTable, report: Any
+            self, state: Any, noise: Any, conditioning: Conditioning, table: StepTable, progress: Any
         ) -> NDArray[np.float32]:
             calls.append(table.steps)
             for index in range(table.steps):

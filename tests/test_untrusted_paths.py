@@ -107,7 +107,9 @@ def test_bundles_of_any_model_name_are_inside_the_library(tmp_path: Path, model:
 @pytest.mark.parametrize(
     "model_key", ["/etc", "/", "**", "*", "../..", "x" * 5000, "a/b", "[a]", ""], ids=lambda key: key[:9]
 )
-def test_a_model_key_is_not_a_path_or_pattern(console: CommandLine, tmp_path: Path, command: str, model_key: str) -> None:
+def test_a_model_key_is_not_a_path_or_pattern(
+    console: CommandLine, tmp_path: Path, command: str, model_key: str
+) -> None:
     console.know("alice")
     before = tree(tmp_path)
     arguments = {"list": [], "rename": ["alice", "bob"]}.get(command, ["alice"])
