@@ -1,5 +1,5 @@
-"""Packages that are too large or too special to require, fetched from the package index as they really are, unpacked
-into a folder of their own and asked in a process of their own."""
+"""Real packages that are too large to require: fetched from the package index, unpacked into a folder of their own and
+imported in a subprocess."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def cache_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    rooms = [str(ROOT), *(str(ROOT / room) for room in ("models", "runtime", "export"))]
-    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join([str(folder), *rooms])}
+    packages = [str(ROOT), *(str(ROOT / package) for package in ("models", "runtime", "export"))]
+    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join([str(folder), *packages])}
 
 
-def ask(code: str, env: dict[str, str], *arguments: str, given: object = None) -> Any:
+def run_python(code: str, env: dict[str, str], *arguments: str, data: object = None) -> Any:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        input=json.dumps(given),
+        input=json.dumps(data),
         capture_output=True,
         text=True,
         check=False,

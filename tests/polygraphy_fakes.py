@@ -1,4 +1,4 @@
-"""Polygraphy's runners on the make-believe device of tensorrt_doubles.py."""
+"""Polygraphy's runners on the fake device of tensorrt_fakes.py."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, cast
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from tensorrt_fakes import FakeEngine, make_believe, open_session
+from tensorrt_fakes import FakeEngine, fake_device, open_session
 
 
 class OnDevice:
     """A runner with Polygraphy's manners over a fake engine, off by ``error``."""
 
     def __init__(self, path: Path, content: bytes, error: float = 0.0) -> None:
-        _, cudart, _ = make_believe()
+        _, cudart, _ = fake_device()
         self.session = FakeEngine(json.loads(content), cudart).session
         self.error = error
 

@@ -1,6 +1,6 @@
 """TensorRT and the CUDA runtime without either: the same names, rules and bookkeeping, with memory of the host.
 
-A "device" is host memory; a stream runs nothing before somebody waits for it, so a missing wait or an input that was
+A "device" is host memory; a stream runs nothing before it is synchronized, so a missing wait or an input that was
 thrown away too early shows. An "engine" is an ONNX graph with its profiles; it runs ONNX Runtime on what lies at the
 addresses it was given. The rules that the real ones have are kept: 256-byte addresses, shapes within a profile, no
 capture before a first run, no allocation while capturing.
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from celebctl_runtime.backends.cuda_memory import Cuda
 from celebctl_runtime.backends.tensorrt_runner import Device, TensorRt
 
-GPU = "NVIDIA Make-Believe 1000"
+GPU = "NVIDIA Fake 1000"
 Work = Callable[[], object]
 
 
@@ -93,7 +93,7 @@ class FakeCudart:
         if self.used + size > self.room:
             return CudaError.cudaErrorMemoryAllocation, None
         block = (ctypes.c_byte * (size + 256))()
-        ctypes.memset(block, 0x7F, size + 256)  # what nobody wrote is no zero
+        ctypes.memset(block, 0x7F, size + 256)  # unwritten memory is not zero
         address = -(-ctypes.addressof(block) // 256) * 256
         self.blocks[address] = (block, size)
         return CudaError.cudaSuccess, address
@@ -406,7 +406,7 @@ def open_session(model: onnx.ModelProto, folder: Path) -> Any:
     return engine.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def make_believe(
+def fake_device(
     room: int = 1 << 30, version: str = "11.4.0.106", name: str = GPU
 ) -> tuple[FakeTrt, FakeCudart, Device]:
     """A fake TensorRT and a fake device, bare and as the runtime wraps them."""

@@ -47,6 +47,6 @@ def test_a_containers_share_is_the_limit(machine: Path, quota: str, expected: in
     assert cpu_count.physical_core_count() == expected
 
 
-def test_where_nothing_tells_who_shares_a_core_all_count(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_topology_all_cpus_count(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_count, "_TOPOLOGY", machine / "nowhere")
     assert cpu_count.physical_core_count() == 8

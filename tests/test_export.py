@@ -106,7 +106,7 @@ def test_graphs_are_valid_opset_23_with_named_free_axes(exported_path: Path, gra
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_graph_files_tell_nothing_of_the_machine_that_made_them(exported_path: Path, graph: str) -> None:
+def test_graph_files_contain_nothing_of_the_machine_that_made_them(exported_path: Path, graph: str) -> None:
     content = (exported_path / f"{graph}.onnx").read_bytes()
     assert b".py" not in content and b"forward" not in content
 
@@ -161,7 +161,7 @@ def test_one_context_is_guidance_of_one(exported_path: Path, specs: dict[str, Gr
     assert np.abs(step.run(None, inputs)[0] - alone).max() < 1e-4
 
 
-def test_the_manifest_tells_the_facts_of_the_model(exported_path: Path, tiny_parts: DiffusionParts) -> None:
+def test_the_manifest_describes_the_model(exported_path: Path, tiny_parts: DiffusionParts) -> None:
     manifest = Bundle.open(exported_path, verify="full").manifest
     assert manifest.model.table_hash == tiny_parts.table_hash and manifest.scheduler == tiny_parts.scheduler_config
     assert (manifest.size.native, manifest.size.multiple, manifest.size.vae_factor) == ((64, 64), 8, 4)
@@ -255,7 +255,7 @@ def test_a_picture_from_a_picture_equals_that_of_diffusers(
     assert picture.request.to_json()["strength"] == strength
 
 
-def test_onnx_runtimes_form_draws_the_same_and_a_bundle_without_it_still_does(exported_copy: Path) -> None:
+def test_the_optimized_graphs_and_the_plain_ones_draw_the_same(exported_copy: Path) -> None:
     bundle = Bundle.open(exported_copy)
     assert set(bundle.manifest.ort_graphs) == {"reader", "step", "step_nocfg", "vae_decoder", "vae_encoder"}
     used = [node.op_type for file in exported_copy.glob("*.ort.onnx") for node in onnx.load(str(file)).graph.node]
@@ -274,10 +274,10 @@ def test_onnx_runtimes_form_draws_the_same_and_a_bundle_without_it_still_does(ex
         assert np.abs(ours - old).max() <= 1
 
 
-def test_regions_read_their_texts_once(
+def test_regions_project_their_context_once(
     exported_copy: Path, tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime's form of the steps, several conditionings and a guest: as without that form, and no work twice."""
+    """The optimized step graph with several conditionings and an override: as without it, and no work twice."""
     bundle, runs = Bundle.open(exported_copy), list[str]()
     plain = Bundle(exported_copy, replace(bundle.manifest, ort_graphs={}), (0,))
     plain.refresh = lambda: False  # type: ignore[method-assign]
@@ -299,7 +299,7 @@ def test_regions_read_their_texts_once(
     assert runs.count("reader") == 2 and runs.count("step") == 2 * 2 * request.steps
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list what is mapped")
 def test_weights_are_mapped_and_not_read(exported_copy: Path) -> None:
     bundle = Bundle.open(exported_copy)
     backend = OrtBackend(bundle, "cpu", 1)

@@ -156,7 +156,7 @@ def test_a_result_is_not_touched_by_later_runs(bundle: Bundle) -> None:
     assert not np.array_equal(run(ones), kept) and np.array_equal(first, kept) and not zeros.any() and ones.all()
 
 
-def test_prompts_are_encoded_once_until_people_move(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_encoded_once_until_people_change(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, runs = OrtBackend(bundle, "cpu", 1), list[str]()
     plain = OrtBackend._run_raw  # pyright: ignore[reportPrivateUsage]
 
@@ -174,7 +174,7 @@ def test_prompts_are_encoded_once_until_people_move(bundle: Bundle, monkeypatch:
 
 
 def test_an_encoding_is_not_taken_for_that_of_other_rows(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dials and guests in any order draw what they draw alone, and every one of them is read once."""
+    """Likeness and overrides in any order give the same images as alone, and each is encoded once."""
     backend, runs = OrtBackend(bundle, "cpu", 1), list[str]()
     plain = OrtBackend._run_raw  # pyright: ignore[reportPrivateUsage]
 
@@ -385,7 +385,7 @@ def test_a_build_for_another_cuda_asks_for_its_own_libraries() -> None:
         "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
     ],
 )
-def test_no_memory_left_is_said_with_a_cure(complaint: str) -> None:
+def test_out_of_memory_has_a_reason(complaint: str) -> None:
     for cuda in (True, False):
         with pytest.raises(SetupError) as caught, translate_ort_errors(cuda):
             raise RuntimeError(complaint)
@@ -426,7 +426,7 @@ def test_graphs_opened_ahead_are_opened_once(bundle: Bundle, monkeypatch: pytest
     assert np.array_equal(np.asarray(ahead[0].image), np.asarray(plainly.image))
 
 
-def test_a_graph_that_cannot_be_opened_ahead_fails_when_it_is_needed(bundle: Bundle) -> None:
+def test_a_graph_that_cannot_be_opened_is_an_error_when_it_is_needed(bundle: Bundle) -> None:
     path = bundle.file("step.onnx")
     path.write_bytes(bytes(path.stat().st_size))
     backend = OrtBackend(bundle, "cpu", 1)
@@ -465,8 +465,8 @@ def test_options_of_cuda_are_read_from_one_line() -> None:
         assert caught.value.exit_code == 2 and caught.value.hint
 
 
-def test_without_the_forms_for_onnx_runtime_the_picture_is_the_same(bundle: Bundle) -> None:
-    """`plain_graphs` takes the graphs that everybody gets, whatever the bundle has for ONNX Runtime."""
+def test_plain_graphs_draw_the_same(bundle: Bundle) -> None:
+    """`plain_graphs` ignores the graphs optimized for ONNX Runtime."""
     (usual,) = generate(bundle, OrtBackend(bundle, "cpu", 1), Request("alice"))
     broken = replace(bundle.manifest.graphs["step"], file="nowhere.onnx")
     formed = Bundle.open(bundle.path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
-from tensorrt_fakes import make_believe
+from tensorrt_fakes import fake_device
 
 from celebctl_export import ExportOptions, export_bundle
 from celebctl_export.tensorrt_parity import make_feeds
@@ -174,7 +174,7 @@ def test_tensorrt_plans_and_draws_with_both_text_encoders(bundle: Bundle, tmp_pa
             feeds = make_feeds(copy, profile, plan)
             assert {name: array.shape for name, array in feeds.items()} == {n: s[1] for n, s in profile.shapes.items()}
 
-    device, engines = make_believe()[-1], tmp_path / "engines"
+    device, engines = fake_device()[-1], tmp_path / "engines"
     build_plans(copy, plans, engines, device=device)
     backend, request = TensorRtBackend(copy, engines, device=device), Request("eve on the beach", steps=3)
     for guidance in (1.0, 4.0):

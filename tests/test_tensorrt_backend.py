@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from bundle_fakes import make_identity, write_bundle
 from numpy.typing import NDArray
-from tensorrt_fakes import CudaError, FakeCudart, FakeTrt, make_believe
+from tensorrt_fakes import CudaError, FakeCudart, FakeTrt, fake_device
 
 from celebctl_export.tensorrt_plan import EngineSize, plan_engines
 from celebctl_export.to_tensorrt import build_plans
@@ -35,13 +35,13 @@ ROW = 8 * 4  # bytes of a token row in the toy bundle
 
 
 class Bench:
-    """A toy bundle with engines, and the make-believe machine they were built on."""
+    """A toy bundle with engines, and the fake machine they were built on."""
 
     def __init__(self, path: Path, *sizes: str, dynamic: bool = False, room: int = 1 << 30) -> None:
         self.bundle = write_bundle(path / "bundle", spare_rows=16)
         self.bundle.add(make_identity("alice", 1))
         self.bundle.add(make_identity("bob", 2))
-        self.trt, self.cudart, self.device = make_believe(room)
+        self.trt, self.cudart, self.device = fake_device(room)
         self.engines = path / "engines"
         self.build(*sizes, dynamic=dynamic)
 
@@ -96,7 +96,7 @@ def test_pictures_are_those_of_onnx_runtime(bench: Bench, sampler: str, guidance
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_layouts_likeness_and_overrides_equal_onnx_runtime(bench: Bench, guidance: float) -> None:
+def test_layouts_likeness_and_overrides_are_those_of_onnx_runtime(bench: Bench, guidance: float) -> None:
     backend, carol = bench.backend(), make_identity("carol", 3)
     plain = Request("alice and bob", seed=3, guidance=guidance)
     laid_out, dialled = replace(plain, layout="left:bob,right:alice"), replace(plain, likeness=(("bob", 0.5),))
@@ -241,7 +241,7 @@ def test_the_record_names_engine_version_and_gpu(bench: Bench) -> None:
 def test_engines_of_another_gpu_or_version_are_named(bench: Bench) -> None:
     others: list[dict[str, Any]] = [{"name": "NVIDIA Other"}, {"version": "10.16.1.11"}]
     for options in others:
-        *_, device = make_believe(**options)
+        *_, device = fake_device(**options)
         with pytest.raises(NotFoundError, match=re.escape(str(bench.device.machine))) as caught:
             bench.backend(device=device)
         assert caught.value.reason == "no_engines" and caught.value.values["machine"] == device.machine
@@ -265,7 +265,7 @@ def test_a_damaged_record_counts_as_none(bench: Bench, content: str) -> None:
     assert np.array_equal(pixels(bench.bundle, bench.backend(), Request("alice")), bench.expected(Request("alice")))
 
 
-def test_a_full_device_is_an_error_with_a_cure(bench: Bench) -> None:
+def test_a_full_device_is_an_error(bench: Bench) -> None:
     bench.cudart.room = bench.cudart.used + 100
     with pytest.raises(SetupError) as caught:
         generate(bench.bundle, bench.backend(), Request("alice"))
@@ -274,7 +274,7 @@ def test_a_full_device_is_an_error_with_a_cure(bench: Bench) -> None:
     assert np.array_equal(pixels(bench.bundle, bench.backend(), Request("alice")), bench.expected(Request("alice")))
 
 
-def test_tensorrts_own_complaint_is_the_reason(bench: Bench) -> None:
+def test_tensorrts_last_error_is_in_the_message(bench: Bench) -> None:
     bench.device.library.errors.append("left over from before")
     content = b'{"version": "9.0"}'
     with pytest.raises(SetupError, match=r"old\.plan: the plan was made by another version") as caught:
@@ -326,7 +326,7 @@ def test_device_memory_goes_back_with_the_backend(bench: Bench) -> None:
     assert bench.cudart.used == before
 
 
-def test_sessions_used_long_ago_make_room(tmp_path: Path) -> None:
+def test_least_recently_used_sessions_are_dropped(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "1x32x32", dynamic=True)
     backend = bench.backend()
     for width in (32, 40, 48, 56, 64, 16, 24, 32):
@@ -371,7 +371,7 @@ def test_auto_falls_back_with_one_warning_and_trt_raises(
 def test_auto_uses_onnx_runtime_when_engines_are_of_another_gpu(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    *_, device = make_believe(name="NVIDIA Elsewhere 2000")
+    *_, device = fake_device(name="NVIDIA Elsewhere 2000")
     monkeypatch.setattr(Device, "load", lambda: device)
     request = Request("alice", seed=3)
     backend = choose_backend(bench.bundle, "auto", engines=bench.engines, threads=1)
@@ -393,7 +393,7 @@ def test_other_versions_of_tensorrt_are_refused(version: str, monkeypatch: pytes
 def test_the_exported_model_draws_the_same(exported_copy: Path, tmp_path: Path) -> None:
     """Not a toy's graphs but those that export writes: external weights, one file for both kinds of guidance."""
     bundle = Bundle.open(exported_copy)
-    _, cudart, device = make_believe()
+    _, cudart, device = fake_device()
     height, width = bundle.manifest.size.native
     plans = plan_engines(bundle.manifest, [EngineSize(1, height, width)], dynamic=False)
     assert [len(entry.profiles) for entry in plans] == [1, 2, 1, 1]
@@ -410,7 +410,7 @@ def test_the_exported_model_draws_the_same(exported_copy: Path, tmp_path: Path) 
 def test_a_half_precision_table_is_copied_as_it_is(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "half", dtype="float16")
     bundle.add(make_identity("alice"))
-    *_, device = make_believe()
+    *_, device = fake_device()
     build_plans(bundle, plan_engines(bundle.manifest, dynamic=False), tmp_path, device=device)
     backend = TensorRtBackend(bundle, tmp_path, device=device)
     request = replace(Request("alice"), seed=2)

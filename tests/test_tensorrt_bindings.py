@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from genuine_packages import ROOT, ask, cache_folder, environment, fetch
+from genuine_packages import ROOT, cache_folder, environment, fetch, run_python
 
 SOURCES = [
     ROOT / "export" / "celebctl_export" / "to_tensorrt.py",
@@ -77,7 +77,7 @@ monitor = _make_monitor(trt, lambda fraction, phase: seen.append([fraction, phas
 monitor.phase_start("tactics", None, 2)
 goes_on = monitor.step_complete("tactics", 0)
 monitor.phase_finish("tactics")
-said = []
+output = []
 for start in (
     lambda: build_engine(library, Path("."), EnginePlan("x.plan", "x.onnx", "", (), {}), Path("x"), print),
     lambda: library.deserialize(b"", "x.plan"),
@@ -85,9 +85,9 @@ for start in (
     try:
         start()
     except SetupError as problem:
-        said.append(problem.problem)
+        output.append(problem.problem)
 dtypes = [str(trt.nptype(kind).__name__) for kind in (trt.DataType.FLOAT, trt.DataType.HALF, trt.DataType.INT64)]
-print(json.dumps({"version": library.version, "seen": seen, "goes_on": goes_on, "said": said, "dtypes": dtypes,
+print(json.dumps({"version": library.version, "seen": seen, "goes_on": goes_on, "output": output, "dtypes": dtypes,
                   "flag": 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED),
                   "shape": list(trt.Dims((1, 4, 64, 64)))}))
 """
@@ -230,7 +230,7 @@ def test_the_source_is_read_as_meant() -> None:
 
 def test_every_name_exists_in_tensorrt(tensorrt: tuple[str, dict[str, str]]) -> None:
     version, env = tensorrt
-    answers = ask(LOOK_UP, env, "tensorrt", given=sorted(used(tensorrt_name)))
+    answers = run_python(LOOK_UP, env, "tensorrt", data=sorted(used(tensorrt_name)))
     missing = [name for name, doc in answers.items() if doc is None]
     assert not missing, f"TensorRT {version} lacks {missing}"
 
@@ -240,7 +240,7 @@ def test_every_call_fits_a_signature_of_tensorrt(tensorrt: tuple[str, dict[str, 
     made = sorted((name, places, sorted(names)) for name, places, names in calls(tensorrt_name))
     classes = {name for name, _, _ in made if name[0].isupper() and "." not in name}
     asked = {name: f"{name}.__init__" if name in classes else name for name, _, _ in made}
-    answers = ask(LOOK_UP, env, "tensorrt", given=sorted(asked.values()))
+    answers = run_python(LOOK_UP, env, "tensorrt", data=sorted(asked.values()))
     checked = 0
     for name, places, names in made:
         doc, plain = answers[asked[name]], asked[name].rpartition(".")[2]
@@ -266,7 +266,7 @@ def test_our_overrides_have_the_signatures_tensorrt_calls(tensorrt: tuple[str, d
         for method in node.body
         if isinstance(method, ast.FunctionDef)
     }
-    answers = ask(LOOK_UP, env, "tensorrt", given=sorted(methods))
+    answers = run_python(LOOK_UP, env, "tensorrt", data=sorted(methods))
     ours = {name: parameters for name, parameters in methods.items() if answers[name] is not None}
     assert {"ILogger.log", "IProgressMonitor.phase_start", "IProgressMonitor.step_complete"} <= set(ours)
     for name, parameters in ours.items():
@@ -277,22 +277,22 @@ def test_our_overrides_have_the_signatures_tensorrt_calls(tensorrt: tuple[str, d
 def test_our_code_meets_the_genuine_bindings(tensorrt: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     """Loading, logging, progress and refusals, as far as a library goes that starts nothing."""
     version, env = tensorrt
-    answer = ask(START, env)
+    answer = run_python(START, env)
     # The flag's number differs between the two, so it is never written as a number.
     assert answer["version"] == version and answer["flag"] == {"10": 2, "11": 1}[version.partition(".")[0]]
     assert answer["seen"] == [[0.0, "tactics"], [0.5, "tactics"], [0.5, "tactics"]] and answer["goes_on"] is True
-    assert len(answer["said"]) == 2 and all("cannot start" in problem for problem in answer["said"])
+    assert len(answer["output"]) == 2 and all("cannot start" in problem for problem in answer["output"])
     assert answer["dtypes"] == ["float32", "float16", "int64"] and answer["shape"] == [1, 4, 64, 64]
 
 
 def test_every_name_exists_in_the_cuda_runtime(cuda: dict[str, str]) -> None:
-    answers = ask(LOOK_UP, cuda, "cuda.bindings.runtime", given=sorted(used(cuda_name)))
+    answers = run_python(LOOK_UP, cuda, "cuda.bindings.runtime", data=sorted(used(cuda_name)))
     assert not [name for name, doc in answers.items() if doc is None]
 
 
 def test_every_call_of_the_cuda_runtime_has_the_right_number_of_arguments(cuda: dict[str, str]) -> None:
     made = {*deferred_calls(), *((name, places) for name, places, _ in calls(cuda_name))}
-    answers = ask(LOOK_UP, cuda, "cuda.bindings.runtime", given=sorted({name for name, _ in made}))
+    answers = run_python(LOOK_UP, cuda, "cuda.bindings.runtime", data=sorted({name for name, _ in made}))
     assert len(made) > 10
     for name, places in made:
         first = re.match(rf"{name}\((.*)\)", answers[name])
@@ -300,6 +300,6 @@ def test_every_call_of_the_cuda_runtime_has_the_right_number_of_arguments(cuda: 
         assert len([part for part in first[1].split(",") if part.strip()]) == places, (name, first[0])
 
 
-def test_a_machine_without_a_driver_gets_an_error(cuda: dict[str, str]) -> None:
-    answer = ask(NO_DRIVER, cuda)
+def test_a_machine_without_a_driver_is_an_error(cuda: dict[str, str]) -> None:
+    answer = run_python(NO_DRIVER, cuda)
     assert "driver" in answer or "GPU" in answer or "NVIDIA" in answer

@@ -16,7 +16,7 @@ from bundle_fakes import make_identity, write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polygraphy_fakes import runners
-from tensorrt_fakes import make_believe, open_session
+from tensorrt_fakes import fake_device, open_session
 
 from celebctl_export.tensorrt_parity import make_feeds, parity_check, polygraphy_runners
 from celebctl_export.tensorrt_plan import EngineSize, describe, plan_engines
@@ -35,7 +35,7 @@ from celebctl_runtime.bundle.manifest import Manifest
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, SetupError, UsageError
 from celebctl_runtime.progress import Progress
 
-MACHINE = Machine("11.4.0.106", "NVIDIA Make-Believe 1000", "9.0")
+MACHINE = Machine("11.4.0.106", "NVIDIA Fake 1000", "9.0")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def build(bundle: Bundle, *sizes: str, **options: Any) -> list[Any]:
     requests = [EngineSize.parse(size) for size in sizes]
     plans = plan_engines(bundle.manifest, requests, dynamic=options.pop("dynamic", False))
     if "device" not in options:
-        options["device"] = make_believe()[-1]
+        options["device"] = fake_device()[-1]
     return build_plans(bundle, plans, engines_of(bundle), **options)
 
 
@@ -122,7 +122,7 @@ def test_some_engine_fits_every_size_that_was_asked_for(batch: int, rows: int, c
 @pytest.mark.parametrize(
     "text", ["512", "512x512", "0x512x512", "16x32x32", "1x33x32", "1x32x0", "1x32x8192", "axbxc", "-1x32x32"]
 )
-def test_sizes_that_cannot_be(bundle: Bundle, text: str) -> None:
+def test_invalid_sizes_are_refused(bundle: Bundle, text: str) -> None:
     with pytest.raises(UsageError) as caught:
         plan_engines(bundle.manifest, [EngineSize.parse(text)])
     assert caught.value.hint
@@ -154,7 +154,7 @@ def test_the_key_changes_with_all_that_an_engine_is_bound_to(bundle: Bundle, tmp
 
 
 def test_engines_are_built_once(bundle: Bundle) -> None:
-    trt, _, device = make_believe()
+    trt, _, device = fake_device()
     first = build(bundle, "1x32x32", device=device)
     assert len(trt.built) == 4 and find_records(engines_of(bundle), bundle.manifest, device.machine)
     assert build(bundle, "1x32x32", device=device) == first and len(trt.built) == 4
@@ -175,7 +175,7 @@ def test_the_folder_is_its_owners_alone(bundle: Bundle) -> None:
 
 
 def test_one_size_more_takes_nothing_away_from_the_dynamic_engine(bundle: Bundle) -> None:
-    *_, device = make_believe()
+    *_, device = fake_device()
     for size in ("1x64x32", "1x32x96", "1x128x32"):
         build(bundle, size, dynamic=True, device=device)
     records = find_records(engines_of(bundle), bundle.manifest, device.machine)
@@ -192,7 +192,7 @@ def test_the_bundle_stays_what_it_was(bundle: Bundle) -> None:
 
 
 def test_bundles_with_the_same_graphs_share_engines(bundle: Bundle, tmp_path: Path) -> None:
-    trt, _, device = make_believe()
+    trt, _, device = fake_device()
     records = build(bundle, "1x32x32", device=device)
     same, other = write_bundle(tmp_path / "same"), write_bundle(tmp_path / "other", seed=99)
     assert build(same, "1x32x32", device=device) == records and len(trt.built) == 4
@@ -202,7 +202,7 @@ def test_bundles_with_the_same_graphs_share_engines(bundle: Bundle, tmp_path: Pa
         if onnx_sha256(other.manifest, graph) != onnx_sha256(bundle.manifest, bundle.manifest.graphs[name])
     ]
     assert changed and len(build(other, "1x32x32", device=device)) == 4 and len(trt.built) == 4 + len(changed)
-    with pytest.raises(NotFoundError, match="Make-Believe"):
+    with pytest.raises(NotFoundError, match="Fake"):
         find_records(engines_of(bundle), bundle.manifest, replace(device.machine, gpu="other"))
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_bundle_is_not_built_from(bundle: Bundle) -> None:
 
 
 def test_the_timing_cache_is_kept_and_one_that_does_not_fit_is_left(bundle: Bundle) -> None:
-    *_, device = make_believe()
+    *_, device = fake_device()
     build(bundle, "1x32x32", device=device)
     cache = engines_of(bundle) / "timing.cache"
     assert cache.read_bytes().count(b".onnx") == 4
@@ -247,7 +247,7 @@ def test_phases_in_any_order_are_a_fraction(events: list[tuple[str, str, int]]) 
 
 
 def test_ctrl_c_ends_a_build_and_keeps_what_was_finished(bundle: Bundle) -> None:
-    trt, _, device = make_believe()
+    trt, _, device = fake_device()
 
     def stop(progress: Progress) -> None:
         if progress.step > 230:
@@ -261,7 +261,7 @@ def test_ctrl_c_ends_a_build_and_keeps_what_was_finished(bundle: Bundle) -> None
 
 
 def test_a_graph_that_tensorrt_refuses_is_named_with_its_node(bundle: Bundle) -> None:
-    trt, _, device = make_believe()
+    trt, _, device = fake_device()
     trt.refuses = "Resize"
     with pytest.raises(InvalidInputError, match=r"vae_decoder\.onnx: Resize .*not supported") as caught:
         build(bundle, "1x32x32", device=device)
@@ -275,7 +275,7 @@ def test_a_graph_that_tensorrt_refuses_is_named_with_its_node(bundle: Bundle) ->
     ("message", "reason"), [("Out of memory: 12 GiB", "out_of_gpu_memory"), ("no tactic found", "tensorrt_failed")]
 )
 def test_a_build_that_fails_has_a_reason(bundle: Bundle, message: str, reason: str) -> None:
-    trt, _, device = make_believe()
+    trt, _, device = fake_device()
     trt.fails = message
     with pytest.raises(SetupError) as caught:
         build(bundle, "1x32x32", device=device)
@@ -318,7 +318,7 @@ def test_an_engine_that_is_off_is_never_listed(bundle: Bundle, error: float) -> 
 
 
 def test_an_engine_that_could_not_be_measured_is_not_built_again(bundle: Bundle) -> None:
-    trt, _, device = make_believe()
+    trt, _, device = fake_device()
 
     def fails(*_: Any) -> Any:
         raise SetupError("libcudart is missing")

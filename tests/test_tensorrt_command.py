@@ -21,16 +21,16 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_the_plan_is_shown_without_a_gpu(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--trt", "--dry-run", "--bundle", toy, "--engine", "1x32x48", "--json"]) == 0
-    said = capsys.readouterr()
-    document = json.loads(said.out)
+    output = capsys.readouterr()
+    document = json.loads(output.out)
     assert document["machine"] is None and document["strongly_typed"] is True
     assert any(engine["path"].endswith("engines/KEY/step-b1-32x48.plan") for engine in document["engines"])
-    assert "TensorRT is not installed" in said.err
+    assert "TensorRT is not installed" in output.err
     assert not list(Path.cwd().rglob("*.plan"))
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "output"),
     [
         (["export", "--dry-run"], 2, "--trt"),
         (["export", "--trt", "--dry-run", "--engine", "big"], 2, "1x512x512"),
@@ -40,9 +40,9 @@ def test_the_plan_is_shown_without_a_gpu(toy: str, capsys: pytest.CaptureFixture
         (["gen", "an", "--device", "trt", "-o", "x.png"], 6, "celebctl[trt]"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_exit_code(
-    toy: str, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+def test_invalid_uses_have_their_exit_codes(
+    toy: str, capsys: pytest.CaptureFixture[str], words: list[str], code: int, output: str
 ) -> None:
     bundle = [] if words == ["export", "--dry-run"] else ["--bundle", toy]
     assert main([*words, *bundle]) == code
-    assert said in capsys.readouterr().err
+    assert output in capsys.readouterr().err

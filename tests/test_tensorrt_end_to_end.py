@@ -14,7 +14,7 @@ from bundle_fakes import make_identity, write_bundle
 from numpy.typing import NDArray
 from PIL import Image
 from polygraphy_fakes import runners
-from tensorrt_fakes import FakeTrt, make_believe
+from tensorrt_fakes import FakeTrt, fake_device
 
 from celebctl.bench.runner import step_seconds
 from celebctl.bench.worker import EventClock, answer, create_worker
@@ -44,7 +44,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
     """A machine with TensorRT, CUDA and Polygraphy."""
-    trt, _, device = make_believe()
+    trt, _, device = fake_device()
     monkeypatch.setattr(TensorRt, "load", lambda: device.library)
     monkeypatch.setattr(Cuda, "load", lambda: device.cuda)
     monkeypatch.setattr(tensorrt_parity, "polygraphy_runners", lambda: runners(0.0))
@@ -68,8 +68,8 @@ def test_engines_are_built_measured_listed_and_used(
     words = ["export", "--trt", "--bundle", str(bundle.path), "--engine", "1x32x48"]
     graphs, sizes = ("step", "step_nocfg", "vae_decoder", "vae_encoder"), ("b1-32x48", "dynamic")
     assert main([*words, "--json"]) == 0
-    said = capsys.readouterr()
-    built = json.loads(said.out)["engines"]
+    output = capsys.readouterr()
+    built = json.loads(output.out)["engines"]
     expected = {"text_encoder-dynamic", *(f"{graph}-{size}" for graph in graphs for size in sizes)}
     assert {Path(engine["file"]).stem for engine in built} == expected
     assert all(row["max_abs_error"] == 0 and row["tensorrt_ms"] == 2.0 for engine in built for row in engine["parity"])
@@ -81,7 +81,7 @@ def test_engines_are_built_measured_listed_and_used(
     assert np.array_equal(draw(bundle, "trt", *begun), draw(bundle, "cpu", *begun))
 
 
-def test_the_dry_run_tells_which_engines_are_built(
+def test_the_dry_run_shows_which_engines_exist(
     bundle: Bundle, trt: FakeTrt, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def built(size: str) -> dict[str, bool]:
@@ -99,9 +99,9 @@ def test_the_dry_run_tells_which_engines_are_built(
 def test_graphs_are_checked_by_tensorrt(bundle: Bundle, trt: FakeTrt, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["export", "--check", "--bundle", str(bundle.path), "--json"]
     assert main(words) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["tensorrt"] == trt.__version__
-    assert {graph["file"] for graph in said["graphs"]} == {facts.file for facts in bundle.manifest.graphs.values()}
+    output = json.loads(capsys.readouterr().out)
+    assert output["tensorrt"] == trt.__version__
+    assert {graph["file"] for graph in output["graphs"]} == {facts.file for facts in bundle.manifest.graphs.values()}
     trt.refuses = "Resize"
     assert main(words) == 3
     assert "vae_decoder.onnx: Resize " in capsys.readouterr().err and trt.built == []
@@ -113,9 +113,9 @@ def test_the_table_of_measured_engines_fits_a_narrow_terminal(
     monkeypatch.setattr(CliConsole, "interactive", True)
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["export", "--trt", "--bundle", str(bundle.path)]) == 0
-    said = capsys.readouterr().err
-    rows = [line for line in said.splitlines() if "0.0e+00" in line]
-    assert len(rows) == 13 and "TensorRT against ONNX Runtime" in said, "a row for each output, none folded"
+    output = capsys.readouterr().err
+    rows = [line for line in output.splitlines() if "0.0e+00" in line]
+    assert len(rows) == 13 and "TensorRT against ONNX Runtime" in output, "a row for each output, none folded"
     assert any(line.split()[:2] == ["vae_encoder-b1-32x32", "latent"] for line in rows)
 
 
@@ -126,8 +126,8 @@ def test_an_init_image_that_fits_no_engine_is_named(
     words = ["gen", "alice", "--from", "photo.png", "--size", "512x512", "--bundle", str(bundle.path), "-o", "x.png"]
     capsys.readouterr()
     assert main([*words, "--device", "trt"]) == SetupError.exit_code
-    said = capsys.readouterr().err
-    assert "1 image of 512x512 pixels" in said and "export --trt --engine 1x512x512" in said
+    output = capsys.readouterr().err
+    assert "1 image of 512x512 pixels" in output and "export --trt --engine 1x512x512" in output
     assert not Path("x.png").exists() and main(words) == 0
     assert any("1 image of 512x512 pixels" in message for message in caplog.messages)
     capsys.readouterr()
@@ -175,7 +175,7 @@ def test_steps_on_a_gpu_are_timed_by_the_gpu() -> None:
             Event.waited = True
 
         def elapsed_time(self, other: Event) -> float:
-            assert Event.waited, "an event that nobody waited for has no time"
+            assert Event.waited, "an unsynchronized event has no time"
             return other.at - self.at
 
     torch: Any = type("torch", (), {"cuda": type("cuda", (), {"Event": Event})})
@@ -186,24 +186,24 @@ def test_steps_on_a_gpu_are_timed_by_the_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "output"),
     [
         (["--variants", "--device", "trt"], 2, "--device cuda"),
         (["--device", "trt"], 6, "celebctl[trt]"),
         (["--device", "cuda"], 6, "celebctl[cuda]"),
     ],
 )
-def test_what_this_machine_cannot_time_is_refused_first(
+def test_what_this_machine_cannot_time_is_refused_before_anything_is_made(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
     code: int,
-    said: str,
+    output: str,
 ) -> None:
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     without_cuda = SimpleNamespace(get_available_providers=lambda: [ort_session.CPU])
     monkeypatch.setattr(ort_session, "load_onnxruntime", lambda: without_cuda)
     assert main(["bench", *words]) == code
-    assert said in capsys.readouterr().err and not (tmp_path / "home" / "bundles").exists()
+    assert output in capsys.readouterr().err and not (tmp_path / "home" / "bundles").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from bundle_fakes import write_bundle
-from genuine_packages import ask, cache_folder, environment, fetch
+from genuine_packages import cache_folder, environment, fetch, run_python
 
 POLYGRAPHY = ["0.49.20", "0.53.6"]  # the oldest that the extra allows, and the newest known
 
@@ -59,10 +59,10 @@ for kind in (trt.TrtRunner, onnxrt.OnnxrtRunner):
     inspect.signature(kind.__exit__).bind(ours, None, None, None)
 try:
     with ours:
-        said = "started"
+        output = "started"
 except Exception as error:
-    said = str(error)
-print(json.dumps({"type": type(ours).__name__, "profile": ours.optimization_profile, "said": said,
+    output = str(error)
+print(json.dumps({"type": type(ours).__name__, "profile": ours.optimization_profile, "output": output,
                   "used": [name for name in vars(Runner) if name in ("infer", "last_inference_time")]}))
 """
 
@@ -81,7 +81,7 @@ def test_its_onnx_runtime_runs_every_graph_through_our_code(
     """Bit for bit what ONNX Runtime gives, under the outputs' names; compared with itself it is off by nothing."""
     version, env = polygraphy
     bundle = write_bundle(tmp_path / "toy", encodes=True)
-    answer = ask(MEASURE, env, str(bundle.path))
+    answer = run_python(MEASURE, env, str(bundle.path))
     assert answer["version"] == version
     outputs: dict[str, dict[str, bool]] = answer["outputs"]
     assert outputs.keys() == bundle.manifest.graphs.keys()
@@ -95,10 +95,10 @@ def test_its_onnx_runtime_runs_every_graph_through_our_code(
 
 def test_its_tensorrt_takes_our_calls(polygraphy: tuple[str, dict[str, str]]) -> None:
     """As far as it goes without TensorRT: made as we make it, and the first thing it misses is TensorRT."""
-    answer = ask(BIND, polygraphy[1])
+    answer = run_python(BIND, polygraphy[1])
     assert answer["type"] == "TrtRunner" and answer["profile"] == 1
     assert answer["used"] == ["infer", "last_inference_time"]
-    assert "tensorrt" in answer["said"]
+    assert "tensorrt" in answer["output"]
 
 
 def test_it_leaves_stdout_to_us(polygraphy: tuple[str, dict[str, str]]) -> None:
@@ -108,10 +108,10 @@ import contextlib, io, json
 from celebctl_export.tensorrt_parity import polygraphy_runners
 polygraphy_runners()
 from polygraphy.logger import G_LOGGER
-heard = io.StringIO()
-with contextlib.redirect_stdout(heard):
+captured = io.StringIO()
+with contextlib.redirect_stdout(captured):
     G_LOGGER.warning("careful")
     G_LOGGER.info("by the way")
-print(json.dumps(heard.getvalue()))
+print(json.dumps(captured.getvalue()))
 """
-    assert ask(talk, polygraphy[1]) == ""
+    assert run_python(talk, polygraphy[1]) == ""
