@@ -41,8 +41,8 @@ from celebctl.evaluation.report import markdown, summary_table
 from celebctl.evaluation.runner import EvalConfig, ResultsStore, SubjectGenerators, file_stem, ring_partners
 from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.config import PRESETS, LearnConfig
-from celebctl.learning.initialization import mapper_digest
 from celebctl.learning.mapper import CoefficientMapper, PretrainedMapper
+from celebctl.learning.prepared import ModelAssets, PreparedModel
 from celebctl.mapper_training.pretraining import load_mapper, save_mapper
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
@@ -259,7 +259,7 @@ class AblationRunner:
             {"model": self.parts.table_hash, "weights": self.parts.weights_digest, "learning": learning.to_dict(),
              "people": numbers, "seeds": self.seeds, "people_per_call": variant.people_per_call,
              "direct": variant.direct,
-             "prompts": [p.text for p in WORLD_PROMPTS], "mapper": mapper_digest(self.parts)},
+             "prompts": [p.text for p in WORLD_PROMPTS], "mapper": ModelAssets.of(self.parts).mapper_digest},
         )  # fmt: skip
         store.open(self.force)
         own = build_basis(self.parts, release=learning.names == "release")
@@ -270,10 +270,11 @@ class AblationRunner:
         with patch(
             "celebctl.learning.trainer.CoefficientMapper", DirectMapper if variant.direct else CoefficientMapper
         ):
-            learner = PeopleLearner(parts, self.finder, learning, basis, variant.people_per_call)
+            model = PreparedModel(parts, basis, ModelAssets.of(parts))
+            learner = PeopleLearner(model, self.finder, learning, variant.people_per_call)
             learned = learner.learn(numbers, store.folder, _printer(variant.label))
-        model = generator_for(self.parts, [one.identity for one in learned])
-        generators = [SubjectGenerators(model, model, one.learn_seconds, one.size_bytes) for one in learned]
+        images = generator_for(self.parts, [one.identity for one in learned])
+        generators = [SubjectGenerators(images, images, one.learn_seconds, one.size_bytes) for one in learned]
         cohort = unseen_people_cohort(self.scorer, numbers, ring_partners(self.people), variant.label)
         config = EvalConfig(WORLD_PROMPTS, self.seeds, self.scorer)
         progress = _printer(variant.label)

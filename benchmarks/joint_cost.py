@@ -31,8 +31,9 @@ PIXELS = 512
 
 def in_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, float]:
     """Seconds of `learn_people` by number of people."""
-    from celebctl.basis.basis import build_basis
     from celebctl.learning.config import CLEAN
+    from celebctl.learning.prepared import prepare
+    from celebctl.learning.subject import analyse_photo
     from celebctl.learning.trainer import learn_people
     from celebctl_models.checkpoints.diffusion import load_parts
     from celebctl_models.faces.analysis import InsightFaceAnalyser
@@ -41,12 +42,13 @@ def in_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, floa
     parts = load_parts("mini")
     folder = parts.card.faces_dir
     assert folder is not None
-    analyser, basis = InsightFaceAnalyser(folder), build_basis(parts)
+    analyser, model = InsightFaceAnalyser(folder), prepare(parts)
     portraits = [draw_portrait(FIRST + i, PIXELS) for i in range(max(counts))]
+    subjects = [analyse_photo(analyser, portrait, f"p{i}") for i, portrait in enumerate(portraits)]
 
     def learn(count: int, config: Any) -> float:
         begun = time.monotonic()
-        learn_people(parts, analyser, portraits[:count], [f"p{i}" for i in range(count)], config, basis=basis)
+        learn_people(model, subjects[:count], config, analyser)
         return time.monotonic() - begun
 
     config = replace(CLEAN, steps=steps)

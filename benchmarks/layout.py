@@ -27,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.likeness import PAIRS, folder, reference_scores, stated
-from celebctl.basis.basis import CelebBasis, build_basis
 from celebctl.evaluation.image_metrics import match_faces
 from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from celebctl.learning.config import PRESETS
+from celebctl.learning.prepared import PreparedModel, prepare
+from celebctl.learning.subject import analyse_photo
 from celebctl.learning.trainer import learn_people
 from celebctl_export import ExportOptions, export_bundle
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
@@ -92,25 +93,24 @@ class Row:
     pictures: int
 
 
-def strangers(
-    parts: DiffusionParts, basis: CelebBasis, seeds: Sequence[int], work: Path, together: int
+def unseen_people(
+    model: PreparedModel[DiffusionParts], seeds: Sequence[int], work: Path, together: int
 ) -> list[Identity]:
     """People whom the model never saw, learned from one portrait each, and kept in ``work`` for the next time."""
     work.mkdir(parents=True, exist_ok=True)
-    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
+    finder = InsightFaceAnalyser(folder(model.parts.card.faces_dir, "face models"))
     missing = [seed for seed in seeds if not _file(work, seed).exists()]
     for start in range(0, len(missing), together):
         group = missing[start : start + together]
-        names = [f"p{seed}" for seed in group]
-        photos = [draw_portrait(seed) for seed in group]
-        for one in learn_people(parts, finder, photos, names, PRESETS["clean"], basis=basis):
+        subjects = [analyse_photo(finder, draw_portrait(seed), f"p{seed}") for seed in group]
+        for one in learn_people(model, subjects, PRESETS["clean"], finder):
             one.save(work / f"{one.name}.safetensors")
     return [Identity.load(_file(work, seed)) for seed in seeds]
 
 
-def jury_of(parts: DiffusionParts) -> WorldScorer:
+def scorer_of(parts: DiffusionParts) -> WorldScorer:
     """The judges that a model brings."""
-    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
+    finder = InsightFaceAnalyser(folder(model.parts.card.faces_dir, "face models"))
     return WorldScorer(folder(parts.card.scoring_dir, "judges"), finder)
 
 
@@ -229,11 +229,11 @@ def main() -> None:
     args = parser.parse_args()
     seeds = [args.first + i for i in range(args.people)]
     parts = load_parts(args.model)
-    basis, scorer = build_basis(parts), jury_of(parts)
+    model, scorer = prepare(parts), scorer_of(parts)
     work = args.work / parts.weights_digest  # what other weights learned and drew is not gone on from
-    people = strangers(parts, basis, seeds, work, args.together)
+    people = unseen_people(model, seeds, work, args.together)
     place = work / "bundle"
-    options = ExportOptions(average=basis.mean)
+    options = ExportOptions(average=model.basis.mean)
     bundle = Bundle.open(place) if place.exists() else export_bundle(parts, [], place, options)
     z = np.stack([person(seed) for seed in seeds])
     looks = {

@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from celebctl.basis.basis import build_basis
 from celebctl.evaluation.image_metrics import statements_met
 from celebctl.evaluation.prompts import WORLD_PROMPTS
 from celebctl.evaluation.references import stated_scene, to_images
 from celebctl.evaluation.runner import ModelGenerator
 from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from celebctl.learning.config import PRESETS, LearnConfig
+from celebctl.learning.prepared import prepare
 from celebctl.learning.sampling import People, rows_of
+from celebctl.learning.subject import analyse_photo
 from celebctl.learning.trainer import learn_people
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
@@ -201,18 +202,17 @@ def celebrities(count: int, seed: int = 5) -> Cohort:
 def learned(
     parts: DiffusionParts, config: LearnConfig, count: int, together: int, first: int = 1000
 ) -> tuple[Cohort, float]:
-    """Learn ``count`` strangers from one portrait each, ``together`` at a time; returns them and seconds per call."""
+    """Learn ``count`` unseen people from one portrait each, ``together`` at a time; returns them and seconds per call."""
     analyser = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
-    basis = build_basis(parts, release=config.names == "release")
+    model = prepare(parts, release=config.names == "release")
     seeds = [first + i for i in range(count)]
     rows: dict[str, tuple[torch.Tensor, ...]] = {}
     spent: list[float] = []
     for start in range(0, count, together):
         group = seeds[start : start + together]
         begun = time.monotonic()
-        people = learn_people(
-            parts, analyser, [draw_portrait(s) for s in group], [f"p{s}" for s in group], config, basis=basis
-        )
+        subjects = [analyse_photo(analyser, draw_portrait(s), f"p{s}") for s in group]
+        people = learn_people(model, subjects, config, analyser)
         spent.append(time.monotonic() - begun)
         rows |= {p.name: rows_of(p) for p in people}
     return Cohort([f"<p{s}>" for s in seeds], np.stack([person(s) for s in seeds]), rows), float(np.mean(spent))

@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.layout import jury_of, strangers
+from benchmarks.layout import scorer_of, unseen_people
 from benchmarks.likeness import in_batches, reference_scores
-from celebctl.basis.basis import CelebBasis, build_basis
-from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, mixed, sampled_identity
-from celebctl.basis.text_features import readings
+from celebctl.basis.basis import CelebBasis
+from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, sampled_identity
+from celebctl.basis.text_features import text_features
 from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.instant import identity_prior
+from celebctl.learning.prepared import prepare
 from celebctl.learning.sampling import rows_of
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.mini.names import name_book
@@ -135,8 +136,8 @@ def measure_nearest(
     looks = dict(zip(book.names, book.celebrities(), strict=True))
     true = cosines(z, np.stack([looks[name] for name in celebrities.names]))
     ours = [np.stack([one.embeddings[e] for one in people]) for e in range(len(basis.mean))]
-    there = readings(parts, celebrities.rows)
-    read = [points - there.mean(0) for points in (readings(parts, ours), there)]
+    there = text_features(parts, celebrities.rows)
+    read = [points - there.mean(0) for points in (text_features(parts, ours), there)]
     points = [deviations(rows, basis).reshape(len(rows[0]), -1) for rows in (ours, celebrities.rows)]
     units = [in_units(rows, basis) for rows in (ours, celebrities.rows)]
     return {
@@ -170,13 +171,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     parts = load_parts(args.model)
-    basis, scorer = build_basis(parts), jury_of(parts)
+    prepared, scorer = prepare(parts), scorer_of(parts)
+    basis = prepared.basis
     seeds = [args.first + i for i in range(args.people)]
-    people = strangers(parts, basis, seeds, args.work / parts.weights_digest, args.together)
-    celebrities = celebrities_of(parts)
+    people = unseen_people(prepared, seeds, args.work / parts.weights_digest, args.together)
+    celebrities = celebrities_of(parts, prepared.assets.names)
     shuffled: list[int] = np.random.Generator(np.random.PCG64(5)).permutation(len(celebrities.names)).tolist()
     chosen = [celebrities.names[i] for i in shuffled[: args.sampled_identity]]
-    model, met = (parts.family, parts.table_hash), identity_prior(parts, basis)
+    model, met = (parts.family, parts.table_hash), identity_prior(prepared.assets.mapper, basis)
     nobody = [sampled_identity(f"n{k}", k, celebrities, basis, model, met)[0] for k in range(args.sampled_identity)]
     z = np.stack([person(seed) for seed in seeds]).astype(np.float64)
     figures = {

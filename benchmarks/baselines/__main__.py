@@ -38,7 +38,7 @@ from celebctl.evaluation.report import category_table, markdown, summary_table
 from celebctl.evaluation.runner import EvalConfig, ResultsStore, SubjectGenerators
 from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.config import CLEAN, PRESETS
-from celebctl.learning.initialization import mapper_digest
+from celebctl.learning.prepared import ModelAssets
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
@@ -105,7 +105,7 @@ class Protocol:
                     "hyperparameters": asdict(hyperparameters), "people": seeds,
                     "prompts": [p.text for p in self.prompts], "images_per_prompt": self.images_per_prompt}  # fmt: skip
         if method.name in PRESETS:
-            settings |= {"learning": PRESETS[method.name].to_dict(), "mapper": mapper_digest(parts)}
+            settings |= {"learning": PRESETS[method.name].to_dict(), "mapper": ModelAssets.of(parts).mapper_digest}
         store = ResultsStore(work, settings)
         store.open(self.overwrite)
         learner = PairLearner(self.setup, method, hyperparameters, seeds)

@@ -17,7 +17,9 @@ from celebctl.basis.basis import build_basis
 from celebctl.evaluation.runner import ImageGenerator, ModelGenerator
 from celebctl.learning.captions import place_people
 from celebctl.learning.config import PRESETS
+from celebctl.learning.prepared import prepare
 from celebctl.learning.sampling import rows_of
+from celebctl.learning.subject import analyse_photo
 from celebctl.learning.trainer import learn_people
 from celebctl_models.checkpoints.diffusion import DiffusionParts, context_from_ids
 
@@ -243,15 +245,12 @@ def _celeb_basis(preset: str) -> Callable[[Setup, Sequence[Subject], Hyperparame
         config = PRESETS[preset]
         steps = max(1, int(setup.budget * hyper.share) // hyper.batch)
         config = replace(config, learning_rate=hyper.rate, steps=steps, views=hyper.batch, seed=seed)
-        basis = build_basis(setup.parts, release=config.names == "release")
+        model = prepare(setup.parts, release=config.names == "release")
         begun = time.monotonic()
-        people = [
-            person
-            for s in subjects
-            for person in learn_people(setup.parts, setup.analyser, [s.photo], [s.name], config, basis=basis)
-        ]
+        photos = [analyse_photo(setup.analyser, s.photo, s.name) for s in subjects]
+        people = [person for photo in photos for person in learn_people(model, [photo], config, setup.analyser)]
         seconds = (time.monotonic() - begun) / len(subjects)
-        return Learned(ModelGenerator(setup.parts, {p.name: rows_of(p) for p in people}), seconds, FP16 * basis.size)
+        return Learned(ModelGenerator(setup.parts, {p.name: rows_of(p) for p in people}), seconds, FP16 * model.basis.size)
 
     return learn
 
