@@ -60,7 +60,7 @@ class DirectMapper(CoefficientMapper):
         if not hasattr(self, "written"):
             with torch.no_grad():
                 answer = self.linear(features)
-                self.written = nn.Parameter(answer if self.fitted is None else answer + self.fitted(features))
+                self.written = nn.Parameter(answer if self.pretrained is None else answer + self.pretrained(features))
             self.linear.requires_grad_(False)
         bound = self.config.bound
         return self.written if self.config.scale == "unit" else bound * torch.tanh(self.written / bound)

@@ -110,7 +110,7 @@ def unseen_people(
 
 def scorer_of(parts: DiffusionParts) -> WorldScorer:
     """The judges that a model brings."""
-    finder = InsightFaceAnalyser(folder(model.parts.card.faces_dir, "face models"))
+    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
     return WorldScorer(folder(parts.card.scoring_dir, "judges"), finder)
 
 

@@ -202,7 +202,7 @@ def celebrities(count: int, seed: int = 5) -> Cohort:
 def learned(
     parts: DiffusionParts, config: LearnConfig, count: int, together: int, first: int = 1000
 ) -> tuple[Cohort, float]:
-    """Learn ``count`` unseen people from one portrait each, ``together`` at a time; returns them and seconds per call."""
+    """Learn ``count`` unseen people from one portrait each, ``together`` a call; returns them and seconds per call."""
     analyser = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
     model = prepare(parts, release=config.names == "release")
     seeds = [first + i for i in range(count)]

@@ -54,7 +54,7 @@ def learn_in_little(dials: dict[str, int], model: str) -> int:
     from celebctl_models.checkpoints.registry import card_for, locate
     from celebctl_models.mini.world import draw_portrait
 
-    trainer.CACHED_VIEWS, trainer.LIKENESS_EVALS = dials["views_encoded"], dials["looks"]
+    trainer.CACHED_VIEWS, trainer.NUM_EVALS = dials["views_encoded"], dials["looks"]
     PRESETS["clean"] = replace(PRESETS["clean"], views=dials["views"])
     draw_portrait(3, 768).save("alice.png")
     faces = card_for(locate("mini").path).faces_dir

@@ -106,7 +106,7 @@ def predict_memory() -> dict[str, Any]:
             continue
         parts = _parts_of(SHAPES[row.family], row.native_size)
         told = {way: estimate_memory(parts, count, checkpointing=low) for way, (count, low) in views.items()}
-        sizes = {"weights_bytes": told["low_memory"].weights, "picture_bytes": told["low_memory"].picture}
+        sizes = {"weights_bytes": told["low_memory"].weights, "picture_bytes": told["low_memory"].image}
         found[name] = {**sizes, **{f"{way}_bytes": one.total for way, one in told.items()}}
     return found
 

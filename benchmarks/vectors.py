@@ -103,7 +103,7 @@ def measure_mixes(
     half = len(people) // 2
     pairs = list(zip(people[:half], people[half : 2 * half], strict=True))
     parents = see(parts, scorer, people[: 2 * half])
-    straight = [mixed(pair, (0.5, 0.5), f"m{i}") for i, pair in enumerate(pairs)]
+    straight = [mix(pair, (0.5, 0.5), name=f"m{i}") for i, pair in enumerate(pairs)]
     kept = [kept_distance(mix, *pair, basis) for mix, pair in zip(straight, pairs, strict=True)]
     figures: dict[str, object] = {"parents": parents.to_dict()}
     for name, mixes in (("straight line", straight), ("distance kept", kept)):

@@ -250,7 +250,8 @@ def _celeb_basis(preset: str) -> Callable[[Setup, Sequence[Subject], Hyperparame
         photos = [analyse_photo(setup.analyser, s.photo, s.name) for s in subjects]
         people = [person for photo in photos for person in learn_people(model, [photo], config, setup.analyser)]
         seconds = (time.monotonic() - begun) / len(subjects)
-        return Learned(ModelGenerator(setup.parts, {p.name: rows_of(p) for p in people}), seconds, FP16 * model.basis.size)
+        generator = ModelGenerator(setup.parts, {p.name: rows_of(p) for p in people})
+        return Learned(generator, seconds, FP16 * model.basis.size)
 
     return learn
 

@@ -23,6 +23,7 @@ from celebctl.learning.captions import PHOTO
 from celebctl.learning.config import PRESETS
 from celebctl.learning.device import has_bfloat16_units, select_attention
 from celebctl.learning.initialization import with_model_framing
+from celebctl.learning.prepared import prepare
 from celebctl.learning.sampling import draw
 from celebctl.learning.views import make_views
 from celebctl_models.checkpoints.diffusion import DiffusionParts, latents_from_pixels, network_output, read_texts
@@ -109,7 +110,7 @@ class Setup:
         if hyper.data == "clean":
             generator = torch.Generator().manual_seed(0)
             face = self.analyser.analyse(subject.photo)[0]
-            config = with_model_framing(PRESETS["clean"], self.parts)
+            config = with_model_framing(PRESETS["clean"], prepare(self.parts))
             views = make_views(subject.photo, face, size, VIEWS_KEPT, config, generator)
             return self.encode(views.pixels, 0)
         image = subject.photo.convert("RGB").resize((size, size), Resampling.BICUBIC)

@@ -65,7 +65,7 @@ def download(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about the size.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be downloaded.")] = False,
 ) -> None:
-    """Download a model or face models, after showing size and licence. Complete files of an interrupted download are kept."""
+    """Download a model or face models, after showing size and licence. An interrupted download keeps complete files."""
     from .extras import requires_extra
 
     console = ctx.ensure_object(CliConsole)
