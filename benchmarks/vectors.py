@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from benchmarks.layout import scorer_of, unseen_people
 from benchmarks.likeness import in_batches, reference_scores
 from celebctl.basis.basis import CelebBasis
-from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, sampled_identity
+from celebctl.basis.identity_vectors import Celebrities, celebrities_of, deviations, mix, sampled_identity
 from celebctl.basis.text_features import text_features
 from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.instant import identity_prior
