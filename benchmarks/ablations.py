@@ -43,7 +43,7 @@ from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.config import PRESETS, LearnConfig
 from celebctl.learning.mapper import CoefficientMapper, PretrainedMapper
 from celebctl.learning.prepared import ModelAssets, PreparedModel
-from celebctl.mapper_training.pretraining import load_mapper, save_mapper
+from celebctl.mapper_training.mapper_store import load_mapper, save_mapper
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_runtime.files import atomic_write

@@ -132,12 +132,11 @@ def test_the_fakes_have_the_real_signatures() -> None:
     import console_fakes
 
     from celebctl.basis.basis import build_basis
-    from celebctl.model import Model
+    from celebctl.model import LearnOptions, Model
     from celebctl_export import export_bundle
     from celebctl_models.checkpoints.diffusion import load_parts
 
     pairs = [
-        (Stage.learn, Model.learn),
         (console_fakes.contact_sheet, Model.contact_sheet),
         (console_fakes.build_basis, build_basis),
         (Stage().export_bundle, export_bundle),
@@ -145,6 +144,8 @@ def test_the_fakes_have_the_real_signatures() -> None:
     ]
     for fake, real in pairs:
         assert list(inspect.signature(fake).parameters) == list(inspect.signature(real).parameters), real
+    learn = set(inspect.signature(Stage.learn).parameters)
+    assert learn == {"self", "photo", "name", "names", *LearnOptions.__annotations__}
 
 
 def test_the_help_names_the_samplers_there_are() -> None:
@@ -275,7 +276,7 @@ def test_former_options_are_replaced_by_their_current_names() -> None:
 
 def commands_in(hint: str) -> list[list[str]]:
     """The arguments of each `celebctl ...` command in a hint, with the values of an example."""
-    filled = re.sub(r"\{(\w+)\}", lambda found: {"count": "2", "most": "9", "last": "9"}.get(found[1], "value"), hint)
+    filled = re.sub(r"\{(\w+)\}", lambda found: {"count": "2", "most": "9", "last": "9", "spare_rows": "512"}.get(found[1], "value"), hint)
     return [shlex.split(command)[1:] for command in re.findall(r"celebctl [^;,()]+", filled)]
 
 

@@ -308,7 +308,7 @@ CAST = [f"{kind} {number}" for kind in (STEADY, FACELESS, FICKLE) for number in 
 
 
 @pytest.mark.parametrize("common", [0.0, 0.3, 0.8])
-@pytest.mark.parametrize("crowd", [False, True])
+@pytest.mark.parametrize("several", [False, True])
 def test_a_name_stays_when_the_model_draws_one_and_the_same_face_for_it(
     tmp_path: Path, common: float, several: bool
 ) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ import celebctl.basis.identity_vectors  # noqa: F401  # pyright: ignore[reportUn
 from celebctl.basis.basis import basis_from_tables
 from celebctl.basis.identity_vectors import Celebrities
 from celebctl.basis.names import token_pairs
-from celebctl.cli import sample
 from celebctl.grid import GAP
+from celebctl.model import Model
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.pipeline import generate
@@ -154,20 +155,17 @@ def celebrities(monkeypatch: pytest.MonkeyPatch) -> Celebrities:
     """Forty celebrities of the toy model."""
     pairs, rows = token_pairs(Words(), NAMES), table(width=WIDTH)
     basis, found = basis_from_tables([rows], pairs), Celebrities(pairs.names, (rows[np.array(pairs.pairs)],))
-    card = SimpleNamespace(mapper_file=None)
-    parts = SimpleNamespace(name="toy", family=FAMILY, table_hash=TABLE_HASH, card=card)
+    prepared = SimpleNamespace(assets=SimpleNamespace(mapper=None))
 
-    def open_basis(*_: Any) -> Any:
-        return parts, basis, found
+    def reads(_parts: Any, rows: Any) -> Any:
+        return rows[0].reshape(len(rows[0]), -1).astype(float)
 
-    def reader_of(_: Any) -> Any:
-        def read(rows: Any) -> Any:
-            return rows[0].reshape(len(rows[0]), -1).astype(float)
-
-        return read
-
-    monkeypatch.setattr(sample, "open_basis", open_basis)
-    monkeypatch.setattr(sample, "reader_of", reader_of)
+    monkeypatch.setattr(Model, "tables", SimpleNamespace(name="toy", family=FAMILY, table_hash=TABLE_HASH, path=None))
+    monkeypatch.setattr(Model, "basis", basis)
+    monkeypatch.setattr(Model, "celebrities", found)
+    monkeypatch.setattr(Model, "prepared", Mock(return_value=prepared))
+    monkeypatch.setattr("celebctl.basis.text_features.text_features", reads)
+    monkeypatch.setattr("celebctl_models.checkpoints.text_encoders.load_texts", Mock(return_value=None))
     return found
 
 

@@ -382,7 +382,7 @@ def test_a_face_that_learning_would_refuse_is_refused_here(shell: Shell) -> None
         (("-o", "marked.txt"), 2, "marked.txt"),
         (("-o", "a.png"), 2, "a.png"),
         (("--face-models", "nowhere"), 4, "nowhere"),
-        (("--face-models", "antelopev2"), 4, "antelopev2 are not on this machine"),
+        (("--face-models", "antelopev2"), 4, "antelopev2"),
         (("--model", "no such model"), 4, "no such model"),
     ],
 )

@@ -34,7 +34,7 @@ def gradient(trainer: Any) -> Any:
     trainer.generator.set_state(before)
     coefficients = trainer.mapper(trainer.features).detach().requires_grad_()
     rows = [part[batch.person_index] for part in trainer.embed(trainer.mapper.split(coefficients))]
-    loss = (trainer.denoising_loss.error(batch, rows) * batch.weight).sum() * trainer.denoising_loss.loss_scale
+    loss = (trainer.denoising_loss.squared_error(batch, rows) * batch.weight).sum() * trainer.denoising_loss.loss_scale
     return torch.autograd.grad(loss, coefficients)[0]
 
 

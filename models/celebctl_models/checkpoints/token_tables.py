@@ -82,7 +82,7 @@ def load_tables(model: str | Path) -> TokenTableParts:
 
     Example:
         >>> load_tables("mini").token_rows().shape[1]
-        64
+        576
     """
     location = locate(model)
     if location.kind != "file":
