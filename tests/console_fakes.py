@@ -111,7 +111,7 @@ def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu") -> 
     return TABLES
 
 
-TABLES = SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH)
+TABLES = SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH, path=None)
 
 
 def draw_portrait(seed: int, size: int) -> Image.Image:

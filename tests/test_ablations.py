@@ -87,9 +87,9 @@ def test_an_ablation_learns_with_its_changes_and_reports(
     ablations = bench["ablations"]
     asked: list[Any] = []
 
-    def learner(parts: Any, finder: Any, config: Any, basis: Any, *rest: Any) -> Any:
-        asked.append((basis.hash, basis.names, config.background_weight))
-        return PeopleLearner(parts, finder, config, basis, *rest)
+    def learner(model: Any, finder: Any, config: Any, *rest: Any) -> Any:
+        asked.append((model.basis.hash, model.basis.names, config.background_weight))
+        return PeopleLearner(model, finder, config, *rest)
 
     monkeypatch.setattr(ablations, "WORLD_PROMPTS", (Prompt("reconstruction", "a photo of {}", {}),))
     monkeypatch.setattr(ablations, "PeopleLearner", learner)

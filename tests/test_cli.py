@@ -276,7 +276,8 @@ def test_former_options_are_replaced_by_their_current_names() -> None:
 
 def commands_in(hint: str) -> list[list[str]]:
     """The arguments of each `celebctl ...` command in a hint, with the values of an example."""
-    filled = re.sub(r"\{(\w+)\}", lambda found: {"count": "2", "most": "9", "last": "9", "spare_rows": "512"}.get(found[1], "value"), hint)
+    numbers = {"count": "2", "most": "9", "last": "9", "spare_rows": "512"}
+    filled = re.sub(r"\{(\w+)\}", lambda found: numbers.get(found[1], "value"), hint)
     return [shlex.split(command)[1:] for command in re.findall(r"celebctl [^;,()]+", filled)]
 
 

@@ -208,7 +208,7 @@ def test_full_denoising_is_used_only_without_a_layout(bundle: Bundle, layout: st
     calls: list[int] = []
 
     class FullDenoise(OrtBackend):
-        def denoise(
+        def denoise(  # pyright: ignore[reportIncompatibleMethodOverride]
             self, state: Any, noise: Any, conditioning: Conditioning, table: StepTable, progress: Any
         ) -> NDArray[np.float32]:
             calls.append(table.steps)

@@ -97,4 +97,4 @@ def _document(one: "Neighbour") -> dict[str, object]:
 def _cells(one: "Neighbour") -> Sequence[str]:
     name = one.name.title() if one.celebrity else one.name
     numbers = (one.cosine, one.first, one.last, one.distance)
-    return [name, "celebrity" if one.celebrity else "yours", *(f"{round(number, 2) + 0.0:.2f}" for number in numbers)]
+    return [name, "celebrity" if one.celebrity else "learned", *(f"{round(number, 2) + 0.0:.2f}" for number in numbers)]
