@@ -408,6 +408,7 @@ class Model:
         """
         import torch
 
+        from celebctl.basis.average import average_embeddings
         from celebctl_export import ExportOptions, export_bundle
         from celebctl_models.checkpoints.diffusion import load_parts
         from celebctl_runtime.files import refuse_existing
@@ -415,7 +416,7 @@ class Model:
         refuse_existing(Path(path), overwrite)
         # in the dtype that is written: an XL model leaves no room for a second copy of itself
         parts = load_parts(self.source, dtype=torch.float16 if dtype == "fp16" else None)
-        options = ExportOptions(spare_rows=spare_rows, dtype=dtype, average=self.basis.mean)
+        options = ExportOptions(spare_rows, dtype, average_embeddings(parts, self.library))
         return export_bundle(parts, people, Path(path), options, progress)
 
     def contact_sheet(self, people: Sequence[Identity], photos: Sequence[Image]) -> Image:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -34,19 +32,6 @@ def bundle(tmp_path: Path) -> Bundle:
     bundle = write_bundle(tmp_path / "bundle")
     bundle.add(make_identity("alice", 1))
     return bundle
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("bundles", "consent", "doctor", "file_info", "grid", "interpolation_strip", "library", "pipeline"),
-        "textual_inversion",
-    ],
-)
-def test_the_examples_in_the_docstrings_work(module: str, library: Library, bundle: Bundle, tmp_path: Path) -> None:
-    given = {"bundle_path": bundle.path, "folder": tmp_path, "identity": make_identity("alice", 1), "library": library}
-    failed, _ = doctest.testmod(importlib.import_module(f"celebctl.{module}"), extraglobs=given)
-    assert failed == 0
 
 
 @pytest.mark.usefixtures("library")

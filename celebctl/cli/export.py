@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,8 +12,10 @@ from .console import CliConsole
 
 if TYPE_CHECKING:
     from celebctl.library import IdentityFile, Library
-    from celebctl_export import ExportOptions
+    from celebctl.model import Model
     from celebctl_runtime.bundle.bundle import Bundle
+
+Dtype = Literal["fp32", "fp16"]
 
 
 def export(
@@ -51,6 +53,7 @@ def export(
 ) -> None:
     """Export a model and people as a bundle; or change the people of one (--add, --remove)."""
     from celebctl.library import Library
+    from celebctl.model import Model
     from celebctl.settings import Settings
     from celebctl_runtime.errors import UsageError
 
@@ -74,8 +77,9 @@ def export(
         built = engines.build(console, library, opened, engine or [])
         console.output([str(bundle)], {**_facts(opened), "engines": built})
     else:
-        started, settings = time.monotonic(), export_options(dtype, spare_rows)
-        made = make_bundle(console, library, model, out=out, names=names, settings=settings)
+        started, known = time.monotonic(), checked_dtype(dtype)
+        chosen = Model.load(model, library=library)
+        made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
         facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
         if trt:
             facts["engines"] = engines.build(console, library, made, engine or [])
@@ -85,42 +89,30 @@ def export(
 
 def make_bundle(
     console: CliConsole,
-    library: "Library",
-    model: str,
+    model: "Model",
     *,
     names: Sequence[str] | None = None,
     out: Path | None = None,
-    settings: "ExportOptions | None" = None,
+    dtype: Dtype = "fp32",
+    spare_rows: int | None = None,
 ) -> "Bundle":
-    """Export a bundle of these people, or of all, to `out` or the library."""
-    from dataclasses import replace
-
-    from celebctl.basis.average import average_embeddings
-    from celebctl.library import format_model_key
-
+    """Export a bundle of these people, or of all, to `out` or the model's library."""
     from .extras import requires_extra
     from .naming import listed
 
-    started = time.monotonic()
-    with requires_extra("export", "exporting"), console.status(f"exporting {model}") as report:
-        import torch
-
-        from celebctl_export import ExportOptions, export_bundle
-        from celebctl_models.checkpoints.diffusion import load_parts
-
+    started, library = time.monotonic(), model.library
+    with requires_extra("export", "exporting"), console.status(f"exporting {model.source}") as report:
         report("loading the model")
-        settings = settings or ExportOptions()
-        # In the exported dtype: an XL model leaves no memory for a second copy of itself.
-        parts = load_parts(model, dtype=torch.float16 if settings.dtype == "fp16" else None)
-        people = _chosen(library, format_model_key(parts.family, parts.table_hash), names)
-        settings = replace(settings, average=average_embeddings(parts, library))
-        path = out or library.bundle_path(parts.name, parts.table_hash)
-        identities = [entry.load() for entry in people]
-        bundle = export_bundle(parts, identities, path, settings, lambda progress: report(progress.stage))
+        people = [entry.load() for entry in _chosen(library, model.key, names)]
+        path = out or library.bundle_path(model.name, model.tables.table_hash)
+        bundle = model.export(
+            path, people, dtype=dtype, spare_rows=spare_rows, overwrite=True,
+            progress=lambda progress: report(progress.stage),
+        )  # fmt: skip
     if out is None:
-        library.remember_origin(path, model)
-    who, seconds = listed([entry.name for entry in people]) or "no people", time.monotonic() - started
-    console.info(f"exported {parts.name} with {who} ({_megabytes(path)} MB, {seconds:.1f} s)")
+        library.remember_origin(path, model.source)
+    who, seconds = listed([person.name for person in people]) or "no people", time.monotonic() - started
+    console.info(f"exported {model.name} with {who} ({_megabytes(path)} MB, {seconds:.1f} s)")
     return bundle
 
 
@@ -146,14 +138,14 @@ def change_people(
     _suggest(console, bundle)
 
 
-def export_options(dtype: str, spare_rows: int | None = None) -> "ExportOptions":
-    """Options of `export` as the library takes them. Raises UsageError."""
-    from celebctl_export import ExportOptions
+def checked_dtype(dtype: str) -> Dtype:
+    """Raise UsageError for a dtype that `export` does not write."""
     from celebctl_runtime.errors import UsageError
 
-    if dtype not in ("fp32", "fp16"):
-        raise UsageError(f"unknown dtype {dtype!r}", "use --dtype fp32 or fp16", reason="unknown_dtype", dtype=dtype)
-    return ExportOptions(spare_rows, dtype)
+    for known in ("fp32", "fp16"):
+        if dtype == known:
+            return known
+    raise UsageError(f"unknown dtype {dtype!r}", "use --dtype fp32 or fp16", reason="unknown_dtype", dtype=dtype)
 
 
 def _suggest(console: CliConsole, bundle: "Bundle", out: Path | None = None) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from celebctl_runtime.request import Request
     from celebctl_runtime.sampling.init_image import InitImage
 
+    from .export import Dtype
+
 STDOUT = Path("-")
 
 
@@ -62,7 +64,7 @@ def gen(
 ) -> None:
     """Draw images of learned people."""
     from celebctl.library import Library
-    from celebctl.pipeline import as_likeness, make_requests
+    from celebctl.pipeline import as_likeness, make_requests, random_seed
     from celebctl.settings import Settings
     from celebctl_runtime.prompting.layout import normalize_layout
     from celebctl_runtime.prompting.likeness import parse_likeness
@@ -152,15 +154,8 @@ def regen(
         console.output([path], document)
 
 
-def random_seed() -> int:
-    """A random seed of 32 bits, short enough to type."""
-    import secrets
-
-    return secrets.randbelow(2**32)
-
-
 def open_or_export(
-    console: CliConsole, library: "Library", model: str, bundle: Path | None, dtype: str = "fp32"
+    console: CliConsole, library: "Library", model: str, bundle: Path | None, dtype: "Dtype" = "fp32"
 ) -> "Bundle":
     """The bundle at `bundle`, or else the model's bundle in the library, exported in `dtype` if there is none yet."""
     from celebctl.bundles import find_bundle
@@ -168,10 +163,12 @@ def open_or_export(
 
     path = find_bundle(library, model) if bundle is None else bundle
     if path is None:
-        from .export import export_options, make_bundle
+        from celebctl.model import Model
+
+        from .export import make_bundle
 
         console.info(f"there is no bundle of {model} yet: exporting one")
-        path = make_bundle(console, library, model, settings=export_options(dtype)).path
+        path = make_bundle(console, Model.load(model, library=library), dtype=dtype).path
     return Bundle.open(path)
 
 

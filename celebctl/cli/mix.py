@@ -93,10 +93,11 @@ def interpolate(
     from celebctl.bundles import model_key_of
     from celebctl.interpolation_strip import keyframes, labels
     from celebctl.library import Library
+    from celebctl.pipeline import random_seed
     from celebctl.settings import Settings
     from celebctl_runtime.request import Request
 
-    from .gen import open_or_export, open_pipeline, random_seed
+    from .gen import open_or_export, open_pipeline
 
     console = ctx.ensure_object(CliConsole)
     library = Library()

@@ -42,10 +42,10 @@ def sample_photo(
 
 def _draw(path: Path, image_format: str, seed: int | None, size: int) -> int:
     """Draw and write the photo; returns the seed."""
+    from celebctl.pipeline import random_seed
     from celebctl_runtime.files import atomic_write
 
     from .extras import requires_extra
-    from .gen import random_seed
 
     used_seed = random_seed() if seed is None else seed
     with requires_extra("learn", "drawing a portrait"):

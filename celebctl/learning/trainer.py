@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from celebctl_models.faces.analysis import largest_face
 from celebctl_runtime.errors import NotFoundError
 from celebctl_runtime.identity import Identity, check_name
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
@@ -220,7 +221,7 @@ class PersonTrainer:
         for pixels, feature in zip(drawn, self.features.cpu().numpy(), strict=True):
             faces = self.analyser.analyse(Image.fromarray(pixels))
             if faces:
-                cosines.append(float(max(faces, key=lambda face: face.size).feature @ feature))
+                cosines.append(float(largest_face(faces).feature @ feature))
         self.likeness = sum(cosines) / len(cosines) if cosines else None
         return self.likeness
 

@@ -71,7 +71,6 @@ class ModelCard:
 
 _FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_COMMIT = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundE
 from .photos import open_photo as open_photo
 
 SETTINGS_FILE = "faces.json"
-LANDMARKS = 5  # eyes, nose tip, corners of the mouth; the person's right eye first
 CROP = 112  # pixels, the recogniser's template
 FEATURE_DIM = 512  # width of the recogniser's feature
 PADDINGS = (0.0, 0.25, 0.5, 1.0)  # border as a fraction of the longer side: a face that fills the image needs one

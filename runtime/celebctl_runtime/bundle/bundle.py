@@ -62,10 +62,10 @@ class Bundle:
         manifest: The manifest as last read; :meth:`refresh` reads it again if it changed on disk.
 
     Example:
-        >>> bundle = Bundle.open(Path("sd15-bundle"))  # doctest: +SKIP
-        >>> bundle.add(Identity.load(Path("alice.safetensors")))  # doctest: +SKIP
-        >>> bundle.names  # doctest: +SKIP
-        ('alice',)
+        >>> bundle = Bundle.open(bundle_path)
+        >>> bundle.add(identity.renamed("bob"))
+        >>> bundle.names
+        ('alice', 'bob')
     """
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, ...]) -> None:
