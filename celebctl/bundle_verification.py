@@ -14,7 +14,8 @@ from typing import Any, cast
 from celebctl.library import Library
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import SetupError
-from celebctl_runtime.files import atomic_write
+from celebctl_runtime.files import atomic_write, read_regular
+from celebctl_runtime.strict_json import parse_json
 
 _FOLDER = "verified"
 
@@ -49,7 +50,7 @@ def _signature(path: Path, sha256: str) -> list[Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data: object = json.loads(path.read_bytes())
+        data: object = parse_json(read_regular(path))
     except (OSError, ValueError):
         return {}
     return cast("dict[str, Any]", data) if isinstance(data, dict) else {}

@@ -1,5 +1,6 @@
 """What a file or folder is: identities and embeddings in any format, bundles, models, images with a recipe."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,14 @@ def describe(path: Path | str) -> Facts:
     facts: Facts = {"path": str(path)}
     if path.is_dir() or path.name == "manifest.json":
         return facts | _describe_folder(path if path.is_dir() else path.parent)
-    with path.open("rb") as file:
-        is_png = file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
+    try:
+        if not path.is_file():
+            raise OSError(errno.ENXIO, "it is a device or pipe")
+        with path.open("rb") as file:
+            is_png = file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
+    except OSError as error:
+        hint = "check the path and its permissions"
+        raise NotFoundError(f"cannot read {path}: {error.strerror}", hint, reason="unreadable", path=path) from error
     read: Callable[[Path], Facts] = _describe_image if is_png else _describe_tensors
     return facts | read(path)
 

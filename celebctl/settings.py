@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from celebctl_runtime.errors import UsageError
-from celebctl_runtime.files import atomic_write
+from celebctl_runtime.errors import InvalidInputError, UsageError
+from celebctl_runtime.files import atomic_write, read_regular
 from celebctl_runtime.paths import config_folder
 
 PROJECT_FILE = "celebctl.toml"
@@ -151,10 +151,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _text_of(path: Path) -> str:
     """The file's text with its line ends; "" when there is no file."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_regular(path).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, InvalidInputError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the settings in {path}: {error}", "correct the file, or remove it") from error
 
 

@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 
 from celebctl import __version__
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, UsageError
-from celebctl_runtime.files import atomic_write, refuse_existing, sha256_file
+from celebctl_runtime.files import atomic_write, read_regular, refuse_existing, sha256_file
 from celebctl_runtime.identity import TOKENS, Identity
+from celebctl_runtime.strict_json import parse_json
 
 if TYPE_CHECKING:
     from celebctl.basis.basis import CelebBasis
@@ -172,7 +173,7 @@ def read_contents(path: Path) -> EmbeddingFile:
     try:
         if path.stat().st_size > _MAX_BYTES:
             return EmbeddingFile("unknown", f"larger than {_MAX_BYTES >> 20} MiB, too large for an embedding")
-        raw = path.read_bytes()
+        raw = read_regular(path)
     except OSError as error:
         raise NotFoundError(f"cannot read {path}: {error.strerror}", "check the path", reason="missing_file") from error
     suffix = path.suffix.lower()
@@ -205,8 +206,8 @@ def _safe_tensors(raw: bytes, path: Path) -> tuple[dict[str, _Tensor], dict[str,
         _damaged(path, f"its header of {length} bytes does not fit")
     try:
         found = cast("list[tuple[str, dict[str, Any]]]", deserialize(raw))
-        header = cast("dict[str, Any]", json.loads(raw[8 : 8 + length]))
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        header = cast("dict[str, Any]", parse_json(raw[8 : 8 + length]))
+    except (safetensors.SafetensorError, ValueError) as error:
         _damaged(path, str(error), error)
     return {name: _decoded(facts) for name, facts in found}, dict(header.get("__metadata__") or {})
 
@@ -227,9 +228,9 @@ def _decoded(facts: Mapping[str, Any]) -> _Tensor:
 def _origin(metadata: Mapping[str, str]) -> dict[str, str]:
     """What :func:`embedding_file` wrote beside the rows; {} for other files."""
     try:
-        facts = cast("dict[str, Any]", json.loads(metadata.get("celebctl", "{}")))
+        facts = cast("dict[str, Any]", parse_json(metadata.get("celebctl", "{}")))
         return {key: str(value) for key, value in facts.items()}
-    except (ValueError, RecursionError, AttributeError):
+    except (ValueError, AttributeError):
         return {}
 
 

@@ -193,7 +193,6 @@ def test_one_flipped_byte_anywhere_is_found_and_named(bundle: Bundle, damaged: s
     for position in {0, len(raw) // 2, len(raw) - 1, len(raw) - 8 * 32, len(raw) - 8 * 32 + 64}:
         raw[position] ^= 1
         path.write_bytes(raw)
-        Bundle.open(bundle.path, verify="quick")
         with pytest.raises(IntegrityError, match=path.name):
             Bundle.open(bundle.path, verify="full")
         raw[position] ^= 1

@@ -187,7 +187,7 @@ def test_a_full_disk_is_code_6_and_leaves_no_half_picture(
     def refuse(*paths: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     refused(console("gen", "beach", "-o", "beach.png"), 6, "beach.png", "disk is full")
     assert not list(console.folder.iterdir())
 

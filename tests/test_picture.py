@@ -108,11 +108,11 @@ def test_other_files_are_rejected(tmp_path: Path, content: bytes) -> None:
 
 def test_jpegs_directories_and_missing_files_are_rejected(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "x.jpg")
-    for path in (tmp_path / "x.jpg", tmp_path):
-        with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError):
+        read_request(tmp_path / "x.jpg")
+    for path in (tmp_path, tmp_path / "nothing.png", tmp_path / "x.jpg" / "y.png"):
+        with pytest.raises(NotFoundError):
             read_request(path)
-    with pytest.raises(NotFoundError):
-        read_request(tmp_path / "nothing.png")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from celebctl_models.names import WELL_KNOWN
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
-from celebctl_runtime.files import atomic_write, translate_os_errors
+from celebctl_runtime.files import atomic_write, read_regular, translate_os_errors
+from celebctl_runtime.strict_json import parse_json
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.token_tables import TokenTables
@@ -127,7 +128,7 @@ def read_name_list(path: Path) -> list[str]:
     Raises NotFoundError without the file, InvalidInputError when it cannot be read or holds no name.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise NotFoundError(f"there is no list of names at {path}", _FORMAT) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -189,7 +190,7 @@ class ChosenNames:
         Raises IntegrityError when it cannot be read.
         """
         try:
-            values = json.loads(self._origin.read_text(encoding="utf-8"))
+            values = parse_json(read_regular(self._origin))
             return Path(values["source"]), [_report_from(report) for report in values["reports"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IntegrityError(

@@ -250,13 +250,19 @@ class OutputTarget:
 
     def save(self, console: CliConsole, image: "GeneratedImage", *, metadata: bool, scale: int) -> str:
         """Write one image; returns its path, or "-"."""
+        from celebctl_runtime.errors import UsageError
         from celebctl_runtime.picture import png_bytes, save_image
 
         if self.to_stdout:
             console.output_bytes(png_bytes(image, metadata=metadata, scale=scale))
             return str(STDOUT)
-        path = self.path(image.request.seed)
-        return str(save_image(image, path, metadata=metadata, scale=scale, overwrite=self.force))
+        while True:
+            path = self.path(image.request.seed)
+            try:
+                return str(save_image(image, path, metadata=metadata, scale=scale, overwrite=self.force))
+            except UsageError as error:
+                if error.reason != "file_exists" or self.file is not None:
+                    raise  # else another process took the free name meanwhile
 
 
 def save_images(

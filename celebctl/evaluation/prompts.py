@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from celebctl_runtime.errors import NotFoundError, UsageError
+from celebctl_runtime.files import read_regular
 
 #: The paper's categories, in the order of its tables; "celebrity" and "pair" show two people.
 CATEGORIES = ("reconstruction", "action", "expression", "style", "celebrity", "pair")
@@ -134,7 +135,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
         UsageError: The file holds no prompt, or an invalid one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         hint = "pass a text file with one prompt per line"
         raise NotFoundError(f"cannot read prompts from {path}: {error}", hint, reason="prompts_unreadable") from error

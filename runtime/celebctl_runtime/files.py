@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-from .errors import IntegrityError, SetupError, UsageError
+from .errors import IntegrityError, InvalidInputError, SetupError, UsageError
 
 #: errno -> (reason, hint)
 _WRITE_ERRORS = {
@@ -31,38 +31,48 @@ _WRITE_ERRORS = {
     errno.EEXIST: ("invalid_path", "there is a file where a directory is needed: choose another path"),
     errno.EISDIR: ("invalid_path", "the path is a directory: name a file inside it"),
     errno.ENAMETOOLONG: ("invalid_path", "choose a shorter path"),
+    errno.ELOOP: ("invalid_path", "the path runs through a loop of links: choose another path"),
+    errno.EINVAL: ("invalid_path", "choose another path"),
+    errno.EFBIG: ("file_too_large", "raise the limit on file sizes (ulimit -f)"),
 }
+_OTHER_WRITE_ERROR = ("not_writable", "choose another folder, and check the disk")
+MAX_FILE = 256 << 20  # bytes read at once from a file of unknown origin
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
 def translate_os_errors(path: Path) -> Generator[None]:
-    """Turn an OSError raised while writing ``path`` into a SetupError with a hint; other OSErrors pass unchanged."""
+    """Turn an OSError raised while writing ``path`` into a SetupError with a hint."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
-            raise
-        reason, hint = _WRITE_ERRORS[error.errno]
-        raise SetupError(f"cannot write {path}: {error.strerror}", hint, reason=reason, path=path) from error
+        reason, hint = _WRITE_ERRORS.get(error.errno or 0, _OTHER_WRITE_ERROR)
+        problem = f"cannot write {path}: {error.strerror or error}"
+        raise SetupError(problem, hint, reason=reason, path=path) from error
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise UsageError when ``path`` exists, even as a dangling link, unless ``overwrite`` is set."""
     if os.path.lexists(path) and not overwrite:
-        raise UsageError(
-            f"{path} exists already", "choose another name, or pass overwrite=True", reason="file_exists", path=path
-        )
+        raise _exists(path)
 
 
-def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
-    """Write ``path`` in one step, replacing a file that exists; missing parent directories are created.
+def _exists(path: Path) -> UsageError:
+    hint = "choose another name, or pass overwrite=True"
+    return UsageError(f"{path} exists already", hint, reason="file_exists", path=path)
+
+
+def atomic_write(path: Path, content: bytes | Callable[[Path], object], *, overwrite: bool = True) -> None:
+    """Write ``path`` in one step; missing parent directories are created.
 
     Args:
         path: The file to write.
         content: Its bytes, or a function that writes the path it is given (same suffix, same directory).
+        overwrite: Replace a file that exists. If False, of several processes that write ``path`` at the same time one
+            succeeds.
 
     Raises:
+        UsageError: ``path`` exists and ``overwrite`` is False (reason "file_exists").
         SetupError: When the file cannot be written. Then ``path`` is unchanged.
     """
     temporary = _temporary_path(path)
@@ -76,7 +86,10 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
             else:
                 content(temporary)
             _flush_file(temporary)
-            temporary.replace(path)
+            if overwrite:
+                temporary.replace(path)
+            else:
+                _rename_new(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -123,6 +136,41 @@ def regular_path(folder: Path, name: str) -> Path:
         if not (stat.S_ISREG(mode) if number == len(parts) else stat.S_ISDIR(mode)):
             raise _irregular(path, "a regular file" if number == len(parts) else "a directory")
     return path
+
+
+def read_regular(path: Path, limit: int = MAX_FILE) -> bytes:
+    """The content of a file that the user named; links are followed.
+
+    Raises:
+        OSError: It cannot be read. A directory, device, pipe or socket is refused at once instead of blocking.
+        InvalidInputError: It has more than ``limit`` bytes.
+    """
+    flags = os.O_RDONLY
+    for flag in ("O_NONBLOCK", "O_BINARY", "O_CLOEXEC"):  # no system has all three
+        flags |= getattr(os, flag, 0)
+    try:
+        descriptor = os.open(path, flags)
+    except ValueError as error:  # a NUL in the path
+        raise OSError(errno.EINVAL, "the path contains a NUL character") from error
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ENXIO, "it is a device or pipe", str(path))
+        content = b"" if status.st_size > limit else _read_up_to(descriptor, limit)
+    finally:
+        os.close(descriptor)
+    if status.st_size > limit or len(content) > limit:
+        problem = f"{path} has {status.st_size / 1e6:,.0f} MB; the limit is {limit / 1e6:,.0f} MB"
+        raise InvalidInputError(problem, "name a smaller file", reason="file_too_large", path=path, limit=limit)
+    return content
+
+
+def _read_up_to(descriptor: int, limit: int) -> bytes:
+    """The bytes of an open file, at most one more than ``limit``: it may grow meanwhile, and /proc tells no size."""
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        return file.read(limit + 1)
 
 
 def open_regular(path: Path, mode: Literal["rb", "rb+"] = "rb") -> IO[bytes]:
@@ -189,6 +237,25 @@ def flush_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Give a file its name unless that is taken. Raises UsageError."""
+    try:
+        if os.name == "nt":
+            temporary.rename(path)  # which replaces nothing there
+            return
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # a file system without hard links
+            temporary.replace(path)
+            return
+        temporary.unlink()
+    except FileExistsError as error:
+        raise _exists(path) from error
 
 
 def _temporary_path(path: Path) -> Path:

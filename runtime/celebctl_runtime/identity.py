@@ -19,8 +19,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CelebctlError, IntegrityError, NotFoundError, UsageError
-from .files import atomic_write
+from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, UsageError
+from .files import atomic_write, read_regular
+from .strict_json import parse_json
 
 SCHEMA = 1
 TOKENS = 2  # first name, last name
@@ -164,7 +165,7 @@ class Identity:
         _check_schema(metadata, path)
         tensors = _tensors(raw, path)
         try:
-            provenance = cast("dict[str, str]", json.loads(metadata["celebctl.provenance"]))
+            provenance = cast("dict[str, str]", parse_json(metadata["celebctl.provenance"]))
             return cls(
                 name=metadata["celebctl.name"],
                 coefficients=_numbered_tensors(tensors, "coefficients"),
@@ -224,14 +225,14 @@ def _safetensors(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[s
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > _MAX_FILE:
-            raise _unusable(path, f"it is larger than {_MAX_FILE >> 20} MiB")
-        return path.read_bytes()
+        return read_regular(path, _MAX_FILE)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(
             f"there is no identity file {path}", "check the path", reason="no_identity_file", path=path
         ) from error
-    except (IsADirectoryError, PermissionError) as error:
+    except InvalidInputError as error:
+        raise _unusable(path, f"it is larger than {_MAX_FILE >> 20} MiB") from error
+    except OSError as error:
         raise NotFoundError(f"cannot read {path}: {error.strerror}", "name an identity file") from error
 
 
@@ -241,8 +242,8 @@ def _header(raw: bytes, path: Path) -> dict[str, object]:
     if len(raw) < 8 or length > min(_MAX_HEADER, len(raw) - 8):
         raise _unusable(path, f"its header of {length} bytes does not fit")
     try:
-        header: object = json.loads(raw[8 : 8 + length], object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        header: object = parse_json(raw[8 : 8 + length])
+    except ValueError as error:
         raise _unusable(path, f"its header is not valid ({error})") from error
     metadata = cast("dict[str, object]", header).get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict):
@@ -250,16 +251,9 @@ def _header(raw: bytes, path: Path) -> dict[str, object]:
     return cast("dict[str, object]", header)
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key appears twice")
-    return result
-
-
 def _check_schema(metadata: Mapping[str, str], path: Path) -> None:
     schema = str(metadata.get("celebctl.schema", ""))
-    if not schema.isdecimal():
+    if not (schema.isascii() and schema.isdecimal() and len(schema) < 10):
         raise _unusable(path, "it is a tensor file without celebctl's metadata")
     if int(schema) > SCHEMA:
         raise IntegrityError(

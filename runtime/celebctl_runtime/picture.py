@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, out_of_range
-from .files import atomic_write, refuse_existing
+from .files import atomic_write, read_regular, refuse_existing
 from .prompting.likeness import FULL_LIKENESS, likeness_to_json
 from .request import Request
+from .strict_json import parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,7 +72,7 @@ def save_image(
         SetupError: When the file cannot be written.
     """
     refuse_existing(path, overwrite)
-    atomic_write(path, png_bytes(generated, metadata=metadata, scale=scale))
+    atomic_write(path, png_bytes(generated, metadata=metadata, scale=scale), overwrite=overwrite)
     return path
 
 
@@ -104,7 +105,7 @@ def read_request(path: Path) -> tuple[Request, dict[str, Any]]:
     """
     text = _read_chunk(path)
     try:
-        document = cast("dict[str, Any]", json.loads(text))
+        document = cast("dict[str, Any]", parse_json(text))
         version = int(document["schema"])
         if version > SCHEMA:
             raise IntegrityError(
@@ -124,22 +125,32 @@ def _read_chunk(path: Path) -> str:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(read_regular(path)), formats=["PNG"]) as image:
             text: str | None = getattr(image, "text", {}).get(CHUNK)
             if text is None:
                 image.load()  # chunks may also follow the pixels
                 text = getattr(image, "text", {}).get(CHUNK)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"there is no file {path}", "check the path", reason="no_image_file", path=path) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidInputError(
-            f"{path} is not a readable PNG file", "use an image that celebctl saved", reason="no_recipe", path=path
-        ) from error
+    except UnidentifiedImageError as error:
+        raise _no_recipe(path) from error
+    except OSError as error:
+        if error.errno is not None:  # not Pillow's
+            hint = "check the path and its permissions"
+            raise NotFoundError(f"cannot read {path}: {error.strerror}", hint, reason="unreadable") from error
+        raise _no_recipe(path) from error
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _no_recipe(path) from error
     if text is None:
         raise InvalidInputError(
             f"{path} has no recipe", "use an image that celebctl saved with metadata", reason="no_recipe", path=path
         )
     return str(text)
+
+
+def _no_recipe(path: Path) -> InvalidInputError:
+    problem, hint = f"{path} is not a readable PNG file", "use an image that celebctl saved"
+    return InvalidInputError(problem, hint, reason="no_recipe", path=path)
 
 
 def _document(generated: GeneratedImage, scale: int) -> dict[str, Any]:

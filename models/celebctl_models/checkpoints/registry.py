@@ -5,7 +5,6 @@ table in known_models.py, then from the diffusers configs, so that any `StableDi
 """
 
 import difflib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,9 @@ from typing import Any, Literal, cast
 
 from celebctl_models.faces.framing import Framing
 from celebctl_runtime.errors import CelebctlError, IntegrityError, NotFoundError
+from celebctl_runtime.files import read_regular
 from celebctl_runtime.paths import data_root
+from celebctl_runtime.strict_json import parse_json
 
 from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
 
@@ -287,7 +288,7 @@ def vae_factor(vae: Config) -> int:
 def read_json(path: Path) -> Config:
     """One JSON object from a model folder. Raises NotFoundError or IntegrityError."""
     try:
-        value: object = json.loads(path.read_text(encoding="utf-8"))
+        value: object = parse_json(read_regular(path))
     except FileNotFoundError:
         raise NotFoundError(f"{path} is missing", "the model folder is incomplete: download it again") from None
     except (ValueError, OSError) as error:

@@ -7,7 +7,6 @@ licensed for non-commercial research only; celebctl contains none of them.
 
 import contextlib
 import io
-import json
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, SetupError, UsageError
+from celebctl_runtime.files import read_regular
+from celebctl_runtime.strict_json import parse_json
 
 from .photos import open_photo as open_photo
 
@@ -98,7 +99,7 @@ class FaceSettings:
         if not path.is_file():
             return cls()
         try:
-            values = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+            values = cast(dict[str, Any], parse_json(read_regular(path)))
             settings = cls(
                 det_size=tuple(int(side) for side in values.get("det_size", ())),
                 det_thresh=float(values.get("det_thresh", cls.det_thresh)),

@@ -18,7 +18,8 @@ from typing import IO, Any, cast
 
 from celebctl_models.checkpoints.registry import card_for, locate
 from celebctl_runtime.errors import IntegrityError, NotFoundError, PolicyError
-from celebctl_runtime.files import atomic_directory, atomic_write, translate_os_errors
+from celebctl_runtime.files import atomic_directory, atomic_write, read_regular, translate_os_errors
+from celebctl_runtime.strict_json import parse_json
 
 DEFAULT_PACK = "buffalo_l"
 LICENCES_FILE = "licences.json"
@@ -229,7 +230,7 @@ def _licences(root: Path) -> dict[str, Any]:
     """The accepted licences by pack. Raises IntegrityError for a broken file."""
     path = root / LICENCES_FILE
     try:
-        entries: object = json.loads(path.read_text(encoding="utf-8"))
+        entries: object = parse_json(read_regular(path))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:

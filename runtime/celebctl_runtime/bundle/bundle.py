@@ -205,7 +205,7 @@ class Bundle:
         """Check the files against the manifest.
 
         Args:
-            level: "quick" checks presence and sizes, "full" every byte, "none" nothing.
+            level: "quick" checks presence, sizes and the rows of people, "full" every byte, "none" nothing.
 
         Raises:
             IntegrityError: Naming the first file that differs.
@@ -214,6 +214,7 @@ class Bundle:
             return
         try:
             self._verify_sizes()
+            self._verify_people()
             if level == "full":
                 self._verify_content()
         except IntegrityError:
@@ -385,13 +386,17 @@ class Bundle:
             if size != entry.bytes:
                 raise _damaged(path, "is missing" if size < 0 else f"has {size} bytes instead of {entry.bytes}")
 
-    def _verify_content(self) -> None:
+    def _verify_people(self) -> None:
+        """Check the token rows of every person: a few KiB each; damaged ones would show another person."""
         manifest = self._manifest
-        self.verify_files(manifest.files)
         for name, entry in manifest.identities.items():
             rows = _read_rows(self.path, manifest, entry.rows)
             if entry.rows_sha256 and _sha256(rows) != entry.rows_sha256:
                 raise _damaged(self.file(manifest.token_tables[0].file), f"has damaged rows of {name!r}")
+
+    def _verify_content(self) -> None:
+        manifest = self._manifest
+        self.verify_files(manifest.files)
         used = [*(e.rows for e in manifest.identities.values()), *map(self._slot_rows, manifest.pending_slots)]
         for number, table in enumerate(manifest.token_tables):
             if _has_stray_rows(self.file(table.file), table, {row for rows in used for row in rows[number]}):

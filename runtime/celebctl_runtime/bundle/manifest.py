@@ -18,6 +18,7 @@ import numpy as np
 
 from celebctl_runtime.errors import IntegrityError, UsageError
 from celebctl_runtime.identity import TOKENS, check_key, check_name
+from celebctl_runtime.strict_json import parse_json
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -208,8 +209,8 @@ class Manifest:
     def from_bytes(cls, raw: bytes) -> Manifest:
         """The inverse of :meth:`to_bytes`. Raises IntegrityError."""
         try:
-            data: Any = json.loads(raw)
-        except (ValueError, RecursionError) as error:
+            data: Any = parse_json(raw)
+        except ValueError as error:
             raise _damaged(str(error)) from error
         if not isinstance(data, dict):
             raise _wrong("", "a JSON object")

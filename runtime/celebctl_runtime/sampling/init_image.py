@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celebctl_runtime.errors import InvalidInputError, NotFoundError
+from celebctl_runtime.files import read_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,12 +32,12 @@ class InitImage:
         from PIL import Image, ImageOps
 
         try:
-            raw = path.read_bytes()
+            raw = read_regular(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFoundError(
                 f"there is no file {path}", "check the path", reason="no_image_file", path=path
             ) from error
-        except (IsADirectoryError, PermissionError) as error:
+        except OSError as error:
             raise NotFoundError(f"cannot read {path}: {error.strerror}", "name an image file") from error
         try:
             with Image.open(io.BytesIO(raw)) as opened:
