@@ -48,7 +48,7 @@ KNOWN = {
         ),
         SettingSpec("device", "auto", "the device that draws images", parse=parse_device),
         SettingSpec("threads", 0, "CPU threads for drawing; 0 is one per physical core"),
-        SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=0,enable_cuda_graph=0"),
+        SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=1,enable_cuda_graph=0"),
         SettingSpec("preset", "clean", "the learning preset", ("clean", "faithful")),
         SettingSpec(
             "face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"

@@ -18,8 +18,8 @@ Variants = Annotated[
     bool,
     typer.Option(
         "--variants",
-        help="Also without the graphs' optimized forms for ONNX Runtime; on CUDA also without channels-last layout and"
-        " without CUDA graphs.",
+        help="Also without the graphs' optimized forms for ONNX Runtime; on CUDA also without CUDA graphs and with"
+        " channels-last layout.",
     ),
 ]
 

@@ -47,6 +47,7 @@ EXPORT: dict[str, str] = {
     "cuda_failed": "check nvidia-smi, or use --device cpu",
     "cuda_libraries_missing": "pip install 'onnxruntime-gpu[cuda,cudnn]' {cublas}, or use --device cpu",
     "cuda_run_failed": "check nvidia-smi, set cuda_options to enable_cuda_graph=0, or use --device cpu",
+    "cudnn_missing": "pip install 'onnxruntime-gpu[cudnn]', or use --device cpu",
     "driver_missing": "install the NVIDIA driver and check nvidia-smi, or use --device cpu",
     "driver_too_old": "check nvidia-smi and update the NVIDIA driver, or use --device cpu",
     "duplicate_name": "rename one of them: celebctl rename {name} NEW_NAME",

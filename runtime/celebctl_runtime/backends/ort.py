@@ -47,6 +47,7 @@ from .ort_session import (
     one_line,
     open_session,
     translate_ort_errors,
+    why_no_capture,
 )
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ class OrtBackend:
         self._providers = choose_providers(self._ort, spec)
         self._cuda_options = {**CUDA_OPTIONS, "device_id": str(spec.index), **(cuda_options or {})}
         # Only the step graph is captured: the inputs of the others have new addresses every time.
-        self._captures = self._cuda_options.pop("enable_cuda_graph", "1") != "0"
-        self._no_capture_reason = "" if self._captures else "disabled by cuda_options"
+        disabled = self._cuda_options.pop("enable_cuda_graph", "1") == "0"
+        self._no_capture_reason = "disabled by cuda_options" if disabled else why_no_capture(str(self._ort.__version__))
         self._sessions: dict[str, Any] = {}  # InferenceSession (untyped) by file
         self._opening: dict[str, Thread] = {}
         self._loops: OrderedDict[Hashable, IoBindingLoop] = OrderedDict()
@@ -122,6 +123,11 @@ class OrtBackend:
         if CUDA in self._providers:
             self._session("vae_decoder")  # only a session shows whether CUDA works
         return _CUDA_BATCH if CUDA in self._providers else 1
+
+    @property
+    def _captures(self) -> bool:
+        """Whether steps are captured as CUDA graphs."""
+        return CUDA in self._providers and not self._no_capture_reason
 
     def encode(self, ids: NDArray[np.int64], overrides: Sequence[EmbeddingOverride] = ()) -> Encodings:
         """Token ids (B, 77) -> context (B, 77, D) and pooled (B, P); see :meth:`Backend.encode`. Results are cached."""
@@ -178,21 +184,29 @@ class OrtBackend:
 
         def bind() -> IoBindingLoop:
             self._loop_count += 1
-            graph_ids = (2 * self._loop_count, 2 * self._loop_count + 1) if on_cuda and self._captures else None
+            graph_ids = (2 * self._loop_count, 2 * self._loop_count + 1) if self._captures else None
             device = DeviceSpec("cuda", self._device.index) if on_cuda else DeviceSpec("cpu")
             return IoBindingLoop(self._ort, session, device, feeds, graph_ids)
 
-        with translate_ort_errors(on_cuda):
-            loop = cached(self._loops, key, bind, _CACHE_SIZE)
-            return loop.run(feeds, table.steps, noise if table.uses_noise else None, progress)
+        try:
+            with translate_ort_errors(on_cuda):
+                loop = cached(self._loops, key, bind, _CACHE_SIZE)
+                return loop.run(feeds, table.steps, noise if table.uses_noise else None, progress)
+        except CudaFailure as failure:
+            if not self._captures:
+                raise
+            self._stop_capturing(failure.problem)
+        self._sessions.pop(self._graph_info(graph).file)
+        self._loops.clear()
+        return self.denoise(state, noise, conditioning, table, progress)
 
     def decode(self, latent: Array) -> Array:
-        """Latents (B, 4, h, w) -> images (B, 3, H, W) in [-1, 1]."""
-        return self._run("vae_decoder", {"latent": latent})[0]
+        """Latents (B, 4, h, w) -> images (B, 3, H, W) in [-1, 1]; one by one, for large ones fill a GPU's memory."""
+        return np.concatenate([self._run("vae_decoder", {"latent": part[None]})[0] for part in latent])
 
     def encode_image(self, image: Array) -> Array:
         """Images (B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w). Raises IntegrityError without a VAE encoder."""
-        return self._run("vae_encoder", {"image": image})[0]
+        return np.concatenate([self._run("vae_encoder", {"image": part[None]})[0] for part in image])
 
     def describe(self) -> dict[str, str]:
         """Engine, version and device; threads on the CPU, use of CUDA graphs on CUDA."""
@@ -232,7 +246,7 @@ class OrtBackend:
         """Outputs of one run, in the graph's dtypes."""
         session, checked, options = self._session(graph), self._checked(graph, feeds), None
         on_cuda = CUDA in self._providers
-        if on_cuda and self._captures and graph.startswith("step"):
+        if self._captures and graph.startswith("step"):
             options = _run_options(self._ort, NO_CAPTURE)
         with translate_ort_errors(on_cuda):
             return session.run(None, checked, options)
@@ -263,7 +277,7 @@ class OrtBackend:
 
     def _open(self, graph: str) -> Any:
         path, error_message = self._bundle.file(self._graph_info(graph).file), ""
-        if self._captures and CUDA in self._providers and graph.startswith("step"):
+        if self._captures and graph.startswith("step"):
             try:
                 return self._check_provider(self._open_file(path, {**self._cuda_options, "enable_cuda_graph": "1"}))
             except (IntegrityError, CudaFailure) as error:
@@ -278,9 +292,12 @@ class OrtBackend:
             self._fall_back_to_cpu(failure.problem)
             return self._open_file(path, self._cuda_options, initializers)
         if error_message and CUDA in self._providers:
-            self._captures, self._no_capture_reason = False, error_message
-            _log.warning("steps run without a CUDA graph, which is slower: %s", error_message)
+            self._stop_capturing(error_message)
         return session
+
+    def _stop_capturing(self, reason: str) -> None:
+        self._no_capture_reason = reason
+        _log.warning("steps run without a CUDA graph, which is slower: %s", reason)
 
     def _open_file(self, path: Path, cuda_options: Mapping[str, str], initializers: Feeds | None = None) -> Any:
         return open_session(self._ort, path, self._threads, self._providers, cuda_options, initializers)
