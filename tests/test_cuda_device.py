@@ -1,5 +1,6 @@
-"""The genuine CUDA provider of ONNX Runtime on a device without a GPU (cuda_device_fakes.py): where each node runs, what
-is copied, what a captured graph reads, and what each missing part is called. Values and times need a GPU."""
+"""The genuine CUDA provider of ONNX Runtime on a device without a GPU (cuda_device_fakes.py): where each node runs,
+what is copied, what a captured graph reads, and what is said of each missing part. Values and times need a GPU.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +42,12 @@ SHAPE_NODES = {
     "Div",
 }
 
-#: Each operator of our graphs, on data: x (b, 4, 8, 8), kernel (4, 4, 3, 3), square (8, 8), single (1, 8), row (8,), v (4,).
+#: Each operator of our graphs, on data: x (b, 4, 8, 8), kernel (4, 4, 3, 3), square (8, 8), single (1, 8), row (8,) and
+#: v (4,).
 OPERATORS = """
-  Add (x, x); Sub (x, row); Mul (x, row); Div (x, row); Sin (x); Cos (x); Sigmoid (x); Softmax (x); Gelu (x); Equal (x, row);
-  Clip (x, low, high); Cast <to = 10> (x); MatMul (x, square); Gemm (square, square); Conv (x, kernel); Attention (x, x, x);
+  Add (x, x); Sub (x, row); Mul (x, row); Div (x, row); Sin (x); Cos (x); Sigmoid (x); Softmax (x); Gelu (x);
+  Equal (x, row); Clip (x, low, high); Cast <to = 10> (x); MatMul (x, square); Gemm (square, square); Conv (x, kernel);
+  Attention (x, x, x);
   Einsum <equation = "bchw,hw->bc"> (x, square); LayerNormalization (x, row); RMSNormalization (x, row); Shape (x);
   GroupNormalization <num_groups = 2> (x, v, v); Concat <axis = 1> (x, x); Split <axis = 1, num_outputs = 1> (x);
   Slice (x, first, second, first); Gather <axis = 1> (x, first); GatherElements (x, places); Expand (row, large);

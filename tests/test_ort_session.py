@@ -345,11 +345,12 @@ def test_a_capture_that_fails_is_drawn_without_and_noted_once(
 ) -> None:
     fake = FakeCuda(capture_fails=True)
     backend = on_cuda(bundle, fake, monkeypatch)
-    images = generate(bundle, backend, [Request("alice", steps=6), Request("alice", steps=6, width=48)])
+    requests = [Request("alice", steps=6), Request("alice", steps=6, width=48)]
+    images = generate(bundle, backend, requests)
     assert len(caplog.messages) == 1 and "900" in caplog.messages[0]
     assert backend.describe()["cuda_graph"].startswith("no: CUDA failed")
     assert [chosen.get("enable_cuda_graph") for name, chosen in fake.options if name == "step.onnx"] == ["1", None]
-    plain = generate(bundle, OrtBackend(bundle, "cpu"), [Request("alice", steps=6), Request("alice", steps=6, width=48)])
+    plain = generate(bundle, OrtBackend(bundle, "cpu"), requests)
     for image, other in zip(images, plain, strict=True):
         assert np.array_equal(np.asarray(image.image), np.asarray(other.image)), "the loop begins anew"
 

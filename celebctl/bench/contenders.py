@@ -105,9 +105,10 @@ class Workload:
 
     def _celebctl(self, device: str, suffix: str, cuda_options: str, *, plain: bool = False) -> Contender:
         request, name = self.request, f"celebctl {device}{suffix}"
+        searching = parse_cuda_options(f"{CUDA_SEARCH},{cuda_options}")
         spec = {
             "kind": "celebctl", "bundle": str(self.bundle.path), "engines": str(self.engines), "device": device,
-            "threads": self.threads, "cuda_options": parse_cuda_options(f"{CUDA_SEARCH},{cuda_options}"), "request": request.to_json(),
+            "threads": self.threads, "cuda_options": searching, "request": request.to_json(),
             "plain_graphs": plain,
         }  # fmt: skip
         if plain:  # the command line has no option for it

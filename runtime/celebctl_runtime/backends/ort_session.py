@@ -29,8 +29,8 @@ _SPIN_BRIEFLY: Mapping[str, str] = {
 }
 _SPIN_NEVER: Mapping[str, str] = {"session.intra_op.allow_spinning": "0"}
 _HAS_SPIN_DURATION = (1, 32)  # oldest ONNX Runtime seen to obey the duration; older ones ignore it and spin on
-#: Options of the CUDA provider. prefer_nhwc stays 0: with it, nodes that compute shapes move to the GPU, which costs
-#: some hundred copies a step and forbids CUDA graphs. use_tf32 would round what the bundle keeps in float32 to ten bits.
+#: Options of the CUDA provider. prefer_nhwc moves nodes that compute shapes to the GPU, which costs some hundred copies
+#: a step and forbids CUDA graphs. use_tf32 would multiply what a bundle keeps in float32 with ten bits.
 #: An exhaustive search of convolution algorithms takes longer than it saves in a few images.
 CUDA_OPTIONS: Mapping[str, str] = {
     "prefer_nhwc": "0",
