@@ -24,24 +24,27 @@ from celebctl_runtime.request import Request
 from celebctl_runtime.sampling.init_image import InitImage
 
 ort: Any = onnxruntime
+onnx_files: Any = onnx  # whose functions are typed in part only
+Session: Any = ort.InferenceSession
 ort.set_default_logger_severity(4)
 graphs: dict[str, dict[str, Any]] = {}  # by file name: the session that was opened last
 
 
-class Recording(ort.InferenceSession):
+class Recording(Session):
     """A session that leaves its optimized graph beside, and its nodes' providers in :data:`graphs`."""
 
     def __init__(self, path: str, options: Any, **more: Any) -> None:
         name, optimized = Path(path).name, Path(f"optimized-{Path(path).name}").absolute()
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.optimized_model_filepath = str(optimized)
-        super().__init__(path, options, **more)
+        Session.__init__(self, path, options, **more)
         providers: dict[str, Counter[str]] = {}
         for part in self.get_provider_graph_assignment_info():
             found = providers.setdefault(part.ep_name.removesuffix("ExecutionProvider"), Counter())
             found.update(node.op_type for node in part.get_nodes())
         copies = sum(
-            node.op_type.startswith("Memcpy") for node in nodes_of(onnx.load(optimized, load_external_data=False).graph)
+            node.op_type.startswith("Memcpy")
+            for node in nodes_of(onnx_files.load(optimized, load_external_data=False).graph)
         )
         graphs[name] = {"providers": providers, "copies": copies, "options": self.get_provider_options()}
 

@@ -5,7 +5,7 @@ what is copied, what a captured graph reads, and what is said of each missing pa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def mini(device: CudaDevice, tmp_path_factory: pytest.TempPathFactory) -> Callab
     """mini's bundle of a dtype, exported on first use."""
 
     @cache
-    def export(dtype: str) -> Path:
+    def export(dtype: Any) -> Path:
         folder = tmp_path_factory.mktemp(dtype) / "mini"
         return export_bundle(load_parts(locate("mini").path), [], folder, ExportOptions(dtype=dtype)).path
 
@@ -192,7 +192,7 @@ def test_an_operator_without_a_kernel_is_found_without_a_gpu(
     assert placed["providers"].keys() == {provider}
 
 
-def save(path: Path, nodes: list[str], opset: int) -> Path:
+def save(path: Path, nodes: Sequence[str], opset: int) -> Path:
     """A graph of nodes that read the values of :data:`OPERATORS`; all they compute is its output."""
     text = f"""<ir_version: 10, opset_import: ["" : {opset}]>
     g (float[b, 4, 8, 8] x, float[4, 4, 3, 3] kernel, float[8, 8] square, float[1, 8] single, float[8] row, float[4] v,

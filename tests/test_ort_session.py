@@ -447,8 +447,8 @@ def test_a_build_for_another_cuda_asks_for_its_own_libraries() -> None:
 
 def test_windows_has_its_own_names_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "win32")
-    failure = diagnose_cuda(SimpleNamespace(cuda_version="13.0"), Libraries(13, "curand"))
-    assert failure.reason == "cuda_libraries_missing" and "curand64_10.dll" in failure.problem
+    failure = diagnose_cuda(SimpleNamespace(cuda_version="13.0"), Libraries(13, "cublas64"))
+    assert failure.reason == "cuda_libraries_missing" and "cublas64_13.dll" in failure.problem
     assert ".so" not in failure.problem
     assert diagnose_cuda(SimpleNamespace(cuda_version="13.0"), Libraries(13, ".so")).reason == "cuda_failed"
 

@@ -160,7 +160,7 @@ def _show(console: CliConsole, document: dict[str, Any]) -> None:
     lines += [
         f"{name} replays no CUDA graph{answer[2:]}"
         for name, answer in graphs
-        if answer[:3] == "no:" and "switched" not in answer
+        if answer[:3] == "no:" and "disabled" not in answer
     ]
     lines += [document["no_baseline"]] if "no_baseline" in document else []
     lines.append(_adding_line(document["add_person"]))

@@ -42,10 +42,10 @@ CUDA_OPTIONS: Mapping[str, str] = {
 # Before it, every replay of a captured graph reads host memory that was released after the capture, so that images are
 # wrong (microsoft/onnxruntime pull request 32121).
 _CAN_CAPTURE = (1, 30)
-# What the provider is linked to, with the major version of CUDA in place of {}, on Linux and on Windows. It opens cuFFT
-# and cuDNN when it needs them.
+# What the provider of 1.30 and 1.31 is linked to, with the major version of CUDA in place of {}; on Windows it contains
+# the rest. It opens cuFFT and cuDNN when it needs them.
 _LIBRARIES = ("libcublasLt.so.{}", "libcublas.so.{}", "libcudart.so.{}", "libcurand.so.10")
-_DLLS = ("cublasLt64_{}.dll", "cublas64_{}.dll", "cudart64_{}.dll", "curand64_10.dll")
+_DLLS = ("cublasLt64_{}.dll", "cublas64_{}.dll")
 _NEWEST_CUDA = 13  # its packages have no suffix
 # ONNX Runtime's errors have no usable types; these are parts of their messages.
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad_alloc")
