@@ -27,20 +27,7 @@ pytestmark = pytest.mark.cuda_device
 
 WORKER = str(ROOT / "tests" / "cuda_device_worker.py")
 #: What ONNX Runtime computes on the CPU on purpose: shapes, a few integers.
-SHAPE_NODES = {
-    "Shape",
-    "Gather",
-    "Slice",
-    "Concat",
-    "Squeeze",
-    "Unsqueeze",
-    "Reshape",
-    "Cast",
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-}
+SHAPE_NODES = set("Shape Gather Slice Concat Squeeze Unsqueeze Reshape Cast Add Sub Mul Div".split())
 
 #: Each operator of our graphs, on data: x (b, 4, 8, 8), kernel (4, 4, 3, 3), square (8, 8), single (1, 8), row (8,) and
 #: v (4,).
@@ -104,7 +91,7 @@ def test_every_node_runs_on_the_gpu_and_steps_are_replayed(
         assert graph["providers"].get("CPU", {}).keys() <= SHAPE_NODES, name
         assert sum(graph["providers"]["CUDA"].values()) > 20, name
         assert graph["options"]["CUDAExecutionProvider"]["use_tf32"] == "0"
-    # Five loops of other shapes or graphs, of which that of a single image runs three times.
+    # Four loops of two graphs each: two images, one, a wide one, and one without guidance.
     captured, replayed = run.events("captured"), run.events("replayed")
     assert len(captured) == 8 and all(one["kernels"] > 100 and not one["broken"] for one in captured)
     assert not run.events("refused"), "allocating or waiting in a capture"
@@ -150,6 +137,7 @@ def test_what_is_missing_has_its_reason_and_exit_code(
     assert run.code == 6, run.stderr[-3000:]
     error = json.loads(run.stdout)["error"]
     assert error["reason"] == reason and error["hint"] and not list(tmp_path.glob("*.png"))
+    assert "without a CUDA graph" not in run.stderr, "no second cause"
 
 
 def test_the_second_gpu_draws(device: CudaDevice, mini: Callable[[str], Path], tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ class OrtBackend:
                 loop = cached(self._loops, key, bind, _CACHE_SIZE)
                 return loop.run(feeds, table.steps, noise if table.uses_noise else None, progress)
         except CudaFailure as failure:
-            if not self._captures:
+            if not self._captures or failure.reason != "cuda_run_failed":
                 raise
             self._stop_capturing(failure.problem)
         self._sessions.pop(self._graph_info(graph).file)
