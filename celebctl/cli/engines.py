@@ -96,7 +96,7 @@ def check_kernels(console: CliConsole, bundle: "Bundle") -> None:
     with requires_extra("export", "checking graphs"):
         nodes = {file: nodes_without_kernel(bundle.file(file)) for file in sorted(files)}
     for line in (f"{file}: {node}" for file, missing in nodes.items() for node in missing):
-        console.warn(f"{line}: no CUDA kernel in ONNX Runtime, runs on the CPU")
+        console.warn(f"{line}: no CUDA kernel known, ONNX Runtime may run it on the CPU")
 
 
 def open_bundle(library: "Library", model: str, path: Path | None) -> "Bundle":

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from celebctl_runtime.errors import IntegrityError
+
 #: The newest version with a kernel, of each operator in our graphs. Source: docs/OperatorKernels.md of ONNX Runtime; a
 #: test opens a graph of all of them with the CUDA provider. GroupNormalization is expanded into others of this table.
 KERNELS: Mapping[str, int] = {
@@ -25,15 +27,26 @@ KERNELS: Mapping[str, int] = {
 def nodes_without_kernel(file: Path) -> list[str]:
     """The nodes of a graph that run on the CPU although CUDA is used, as "name (operator-version)".
 
-    Operators that are not in :data:`KERNELS` are listed too.
+    Operators that are not in :data:`KERNELS` are listed too. Raises IntegrityError for a damaged file.
     """
     import onnx
 
-    model: Any = cast(Any, onnx).load(str(file), load_external_data=False)
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    found: list[str] = []
-    for node in model.graph.node:
-        schema: Any = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
-        if node.op_type != "Constant" and schema.since_version > KERNELS.get(node.op_type, 0):
-            found.append(f"{node.name or node.output[0]} ({node.op_type}-{schema.since_version})")
-    return found
+    try:
+        model: Any = cast(Any, onnx).load(str(file), load_external_data=False)
+        opsets = {entry.domain: entry.version for entry in model.opset_import}
+        nodes = [(node, _version(node, opsets)) for node in model.graph.node if node.op_type != "Constant"]
+    except Exception as error:  # protobuf's DecodeError, onnx's SchemaError, an opset that is missing
+        hint = "export the bundle again"
+        raise IntegrityError(f"{file} is not a graph: {error}", hint, reason="broken_graph", file=file) from error
+    return [
+        f"{node.name or node.output[0]} ({node.op_type}-{version})"
+        for node, version in nodes
+        if version > KERNELS.get(node.op_type, 0)
+    ]
+
+
+def _version(node: Any, opsets: Mapping[str, int]) -> int:
+    """The opset in which the node's operator was changed last."""
+    import onnx
+
+    return cast(Any, onnx).defs.get_schema(node.op_type, opsets[node.domain], node.domain).since_version
