@@ -184,12 +184,8 @@ def check_runtime() -> Iterator[Check]:
         yield Check("fail", "onnxruntime", detail, _TWO_RUNTIMES)
     elif gpu:
         beside = ", with insightface beside it (a GPU workstation)" if version_of("insightface") else ""
-        reason = why_no_capture(gpu)
-        if reason:
-            fix = 'pip install --upgrade "celebctl[cuda]"'
-            yield Check("warn", "onnxruntime", f"{_GPU_RUNTIME} {gpu}{beside}: a CUDA graph {reason}", fix)
-        else:
-            yield Check("ok", "onnxruntime", f"{_GPU_RUNTIME} {gpu}{beside}")
+        slower = f", without CUDA graphs: {reason}" if (reason := why_no_capture(gpu)) else ""
+        yield Check("ok", "onnxruntime", f"{_GPU_RUNTIME} {gpu}{beside}{slower}")
     elif cpu:
         yield Check("ok", "onnxruntime", f"{_CPU_RUNTIME} {cpu} (CPU)")
     else:
