@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from celebctl_runtime.errors import SetupError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda", "trt")
-_NAME = re.compile(r"(auto|cpu|cuda|trt)|(cuda|trt):(\d{1,3})")
+_NAME = re.compile(r"(auto|cpu|cuda|trt)|(cuda|trt):([0-9]{1,3})")
 
 
 @dataclass(frozen=True)
