@@ -4,6 +4,7 @@
 #   make test     the test suite; with a coverage figure: make test COVERAGE=1; slow tests: .venv/bin/python -m pytest -m slow
 #   make test-fast       the tests that load no model, about a minute: for daily work
 #   make test-wheel      build the wheel, install it in a clean environment, run the three lines there
+#   make test-cuda-device  ONNX Runtime's genuine CUDA provider on a device without a GPU; fetches its wheel (250 MB)
 #   make test-elsewhere  test-fast once more from "with space é/celebctl", a path with a space and a non-ASCII letter
 #   make check    ruff and pyright (strict)
 #   make docs     run the tutorial, write its images and the command reference, build the site in build/site
@@ -35,7 +36,7 @@ MODEL     ?=
 BUILD     := $(abspath build)
 comma     := ,
 
-.PHONY: help demo test test-fast test-wheel test-elsewhere check docs bench-likeness bench-speed bench-gpu clean
+.PHONY: help demo test test-fast test-wheel test-cuda-device test-elsewhere check docs bench-likeness bench-speed bench-gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -80,6 +81,10 @@ test-wheel: $(READY)
 	"$$celebctl" export; \
 	"$$celebctl" gen "alice playing chess" --seed 3 --steps 4 --out alice.png; \
 	test -s alice.png && echo 'the wheel works'
+
+# A C compiler makes the device (tests/cuda_device); wheel and device stay in build/, where `make test` finds them too.
+test-cuda-device: $(READY)
+	CELEBCTL_TEST_CUDA=1 OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -rs -m cuda_device tests/test_cuda_device.py
 
 test-elsewhere: $(READY)
 	@work=$$(mktemp -d) || exit 6; trap 'rm -rf "$$work"' EXIT; trap 'exit 130' INT TERM; set -e; \

@@ -23,7 +23,7 @@ from celebctl.library import Library
 from celebctl.settings import Settings
 from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_models.checkpoints.registry import INDEX_FILE, cached_folder, locate, missing_parts
-from celebctl_runtime.backends.ort_session import one_line
+from celebctl_runtime.backends.ort_session import one_line, why_no_capture
 from celebctl_runtime.errors import CelebctlError, NotFoundError, PolicyError
 
 Status = Literal["ok", "warn", "fail", "skip"]
@@ -38,7 +38,7 @@ EXTRAS = {
 _CPU_RUNTIME, _GPU_RUNTIME = "onnxruntime", "onnxruntime-gpu"
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _TWO_RUNTIMES = 'pip uninstall -y onnxruntime onnxruntime-gpu\n      pip install "celebctl[cpu]"   or "celebctl[cuda]"'
-_CUDA_LIBRARIES = ("cublasLt", "cudart", "curand", "cufft", "cudnn")
+_CUDA_LIBRARIES = ("cublas", "cublasLt", "cudart", "curand", "cudnn")  # cuFFT is for operators that no graph has
 _CUDA_DRIVER = 580  # the oldest driver for CUDA 13, which ONNX Runtime's GPU build needs
 _GB = 1e9
 _LITTLE, _TOO_LITTLE = 2 * _GB, 0.2 * _GB  # free bytes
@@ -184,7 +184,8 @@ def check_runtime() -> Iterator[Check]:
         yield Check("fail", "onnxruntime", detail, _TWO_RUNTIMES)
     elif gpu:
         beside = ", with insightface beside it (a GPU workstation)" if version_of("insightface") else ""
-        yield Check("ok", "onnxruntime", f"{_GPU_RUNTIME} {gpu}{beside}")
+        slower = f", without CUDA graphs: {reason}" if (reason := why_no_capture(gpu)) else ""
+        yield Check("ok", "onnxruntime", f"{_GPU_RUNTIME} {gpu}{beside}{slower}")
     elif cpu:
         yield Check("ok", "onnxruntime", f"{_CPU_RUNTIME} {cpu} (CPU)")
     else:

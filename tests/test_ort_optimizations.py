@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -10,9 +11,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from bundle_fakes import write_bundle
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
+from celebctl.cli import main
+from celebctl_export.cuda_kernels import nodes_without_kernel
 from celebctl_export.ort_optimizations import dedupe_guidance, hoist_text_projections, normalize_groups
 
 onnx_files: Any = onnx  # whose functions are typed in part only
@@ -209,3 +213,27 @@ def test_weights_stay_in_the_file_that_all_variants_share(network: Path) -> None
     graph = onnx_files.load(str(path), load_external_data=False).graph
     places = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
     assert places == {"data.bin"} and path.stat().st_size < 8000
+
+
+def test_operators_without_a_cuda_kernel_are_named(network: Path) -> None:
+    """The version in which an operator was changed last decides: InstanceNormalization has a kernel up to opset 21."""
+    path, _ = changed(network, normalize_groups)
+    assert [node for node in nodes_without_kernel(path) if "ReduceSum" not in node] == []
+    text = """<ir_version: 10, opset_import: ["" : OPSET]> g (float[2, 3, n] x, float[3] v) => (float[2, 3, n] y) {
+      y = InstanceNormalization (x, v, v) }"""
+    for opset, expected in ((21, []), (22, ["y (InstanceNormalization-22)"])):
+        onnx_files.save(parser.parse_model(text.replace("OPSET", str(opset))), str(path))
+        assert nodes_without_kernel(path) == expected
+
+
+def test_the_command_names_them_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    bundle = write_bundle(tmp_path / "bundle")
+    path = bundle.file("step.onnx")
+    whole = path.read_bytes()
+    for operator, code, text in ((b"Cosh", 6, "(Cosh-"), (b"Wash", 5, "step.onnx is not a graph")):
+        path.write_bytes(whole.replace(b"Tanh", operator))
+        assert main(["export", "--check", "--bundle", str(bundle.path)]) == code
+        assert text in capsys.readouterr().err

@@ -18,10 +18,11 @@ import pytest
 from bundle_fakes import make_identity, write_bundle
 from numpy.typing import NDArray
 
-from celebctl.bench.contenders import CUDA_VARIANTS, device_variants
+from celebctl.bench.contenders import CUDA_VARIANTS, Workload, device_variants
 from celebctl.bench.worker import create_worker
 from celebctl_runtime.backends import ort
 from celebctl_runtime.backends.base import Conditioning
+from celebctl_runtime.backends.device import DeviceSpec
 from celebctl_runtime.backends.ort import IoBindingLoop, OrtBackend
 from celebctl_runtime.backends.ort_session import (
     CPU,
@@ -53,11 +54,13 @@ state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_stat
 class FakeCuda:
     """onnxruntime as a machine with CUDA has it: sessions compute on the CPU, and everything asked of CUDA is kept."""
 
-    def __init__(self, *, refuses_capture: bool = False) -> None:
+    def __init__(
+        self, *, refuses_capture: bool = False, capture_fails: bool = False, version: str = "1.31.1"
+    ) -> None:
         import onnxruntime
 
         self.real: Any = onnxruntime
-        self.refuses_capture = refuses_capture
+        self.refuses_capture, self.capture_fails, self.__version__ = refuses_capture, capture_fails, version
         self.options: list[tuple[str, dict[str, str]]] = []
         self.runs: list[tuple[str, str]] = []  # graph file, gpu_graph_id
         self.devices: list[str] = []
@@ -88,6 +91,8 @@ class FakeCuda:
                 return self._real.io_binding()
 
             def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
+                if fake.capture_fails and options is not None and len(fake.runs) > 3:
+                    raise state.Fail("CUDA failure 900: operation not permitted when stream is capturing ; GPU=0")
                 fake.runs.append((self._name, "" if options is None else options.get_run_config_entry("gpu_graph_id")))
                 self._real.run_with_iobinding(binding)
 
@@ -107,9 +112,11 @@ class FakeCuda:
         self.preloaded += 1
 
 
-def on_cuda(bundle: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, **more: Any) -> OrtBackend:
+def on_cuda(
+    bundle: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, device: str = "cuda", **more: Any
+) -> OrtBackend:
     monkeypatch.setattr(ort, "load_onnxruntime", lambda: fake)
-    return OrtBackend(bundle, "cuda", **more)
+    return OrtBackend(bundle, device, **more)
 
 
 def texts_of(backend: OrtBackend, bundle: Bundle) -> Conditioning:
@@ -204,13 +211,22 @@ def test_steps_on_cuda_are_captured_once_for_each_turn(bundle: Bundle, monkeypat
     steps = [number for name, number in fake.runs if name == "step.onnx"]
     assert steps == [steps[0], steps[1], steps[0], steps[1], steps[0]] and steps[0] != steps[1]
     options = dict(fake.options)
-    assert options["step.onnx"]["enable_cuda_graph"] == "1" and options["step.onnx"]["prefer_nhwc"] == "1"
+    assert options["step.onnx"]["enable_cuda_graph"] == "1"
+    assert {(each["prefer_nhwc"], each["use_tf32"]) for each in options.values()} == {("0", "0")}
+    assert {each["cudnn_conv_algo_search"] for each in options.values()} == {"HEURISTIC"}
     assert "enable_cuda_graph" not in options["vae_decoder.onnx"] and set(fake.devices) == {"cuda:0"}
     before = len(fake.devices)
     generate(bundle, backend, Request("alice", seed=4, steps=3))
     assert len(fake.devices) == before, "another number of steps needs no new buffers, and no new capture"
     generate(bundle, backend, Request("alice", width=48))
     assert len(fake.devices) > before and {n for g, n in fake.runs if g == "step.onnx"} > set(steps)
+
+
+def test_another_gpu_holds_sessions_and_buffers(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    (image,) = generate(bundle, on_cuda(bundle, fake, monkeypatch, "cuda:1"), Request("alice", steps=2))
+    assert {chosen["device_id"] for _, chosen in fake.options} == {"1"} and set(fake.devices) == {"cuda:1"}
+    assert image.record["backend"]["device"] == "cuda:1"
 
 
 def broken_cuda(monkeypatch: pytest.MonkeyPatch, complaint: Exception, only: str = "") -> None:
@@ -260,8 +276,8 @@ def test_the_wrapper_of_onnx_runtime_does_not_fall_back_by_itself(
 
 
 def on_the_cpu(plain: Any) -> Any:
-    def bound(ort: Any, session: Any, device: str, *more: Any) -> Any:
-        assert device == "cpu", "a session on CUDA was kept"
+    def bound(ort: Any, session: Any, device: DeviceSpec, *more: Any) -> Any:
+        assert device.kind == "cpu", "a session on CUDA was kept"
         return plain(ort, session, device, *more)
 
     return bound
@@ -324,10 +340,60 @@ def test_a_graph_that_cannot_be_captured_runs_without(
     assert {number for name, number in fake.runs if name == "step.onnx"} == {""}
 
 
+def test_a_capture_that_fails_is_drawn_without_and_noted_once(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = FakeCuda(capture_fails=True)
+    backend = on_cuda(bundle, fake, monkeypatch)
+    requests = [Request("alice", steps=6), Request("alice", steps=6, width=48)]
+    images = generate(bundle, backend, requests)
+    assert len(caplog.messages) == 1 and "900" in caplog.messages[0]
+    assert backend.describe()["cuda_graph"].startswith("no: CUDA failed")
+    assert [chosen.get("enable_cuda_graph") for name, chosen in fake.options if name == "step.onnx"] == ["1", None]
+    plain = generate(bundle, OrtBackend(bundle, "cpu"), requests)
+    for image, other in zip(images, plain, strict=True):
+        assert np.array_equal(np.asarray(image.image), np.asarray(other.image)), "the loop begins anew"
+
+
+def test_a_failure_without_capture_is_not_tried_again(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    backend, failures = on_cuda(bundle, fake, monkeypatch), list[None]()
+
+    def fail(*_: object) -> None:
+        failures.append(None)
+        raise state.Fail("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
+
+    monkeypatch.setattr(fake.InferenceSession, "run_with_iobinding", fail)
+    with pytest.raises(CudaFailure) as caught:
+        generate(bundle, backend, Request("alice"))
+    assert caught.value.reason == "cuda_run_failed" and len(failures) == 2, "with capture, and once without"
+
+
+@pytest.mark.parametrize(("version", "captures"), [("1.28.0", False), ("1.29.1", False), ("1.30.0", True)])
+def test_steps_are_captured_where_replays_are_right(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, version: str, captures: bool
+) -> None:
+    fake = FakeCuda(version=version)
+    backend = on_cuda(bundle, fake, monkeypatch)
+    generate(bundle, backend, Request("alice"))
+    assert ("enable_cuda_graph" in dict(fake.options)["step.onnx"]) is captures
+    assert backend.describe()["cuda_graph"] == ("yes" if captures else "no: needs ONNX Runtime 1.30")
+
+
+def test_large_images_are_decoded_one_by_one(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    requests = [Request("alice", seed=seed) for seed in range(3)]
+    together = generate(bundle, on_cuda(bundle, fake, monkeypatch), requests)
+    assert [name for name, _ in fake.runs].count("vae_decoder.onnx") == 3 and fake.runs[0][0] == "text_encoder.onnx"
+    alone = [generate(bundle, OrtBackend(bundle, "cpu", 1), request)[0] for request in requests]
+    for image, other in zip(together, alone, strict=True):
+        assert np.abs(np.asarray(image.image).astype(int) - np.asarray(other.image)).max() <= 1
+
+
 def test_options_of_cuda_can_be_given(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda()
-    generate(bundle, on_cuda(bundle, fake, monkeypatch, cuda_options={"prefer_nhwc": "0"}), Request("alice"))
-    assert {chosen["prefer_nhwc"] for _, chosen in fake.options} == {"0"}
+    generate(bundle, on_cuda(bundle, fake, monkeypatch, cuda_options={"prefer_nhwc": "1"}), Request("alice"))
+    assert {chosen["prefer_nhwc"] for _, chosen in fake.options} == {"1"}
 
 
 def test_a_single_step_is_not_captured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +429,9 @@ class Libraries:
         (Libraries(None), "driver_missing", ""),
         (Libraries(12), "driver_too_old", "CUDA 12"),
         (Libraries(13, "cublas"), "cuda_libraries_missing", "libcublasLt.so.13"),
-        (Libraries(13, "cudnn"), "cuda_libraries_missing", "libcudnn.so.9"),
+        (Libraries(13, "libcublas.so"), "cuda_libraries_missing", "libcublas.so.13"),
+        (Libraries(13, "cudnn"), "cuda_failed", ""),  # opened later, and by the first convolution
+        (Libraries(13, "cufft"), "cuda_failed", ""),  # opened by operators that no graph has
         (Libraries(13), "cuda_failed", ""),
     ],
 )
@@ -375,6 +443,23 @@ def test_the_reason_why_cuda_is_not_used(libraries: Libraries, reason: str, valu
 def test_a_build_for_another_cuda_asks_for_its_own_libraries() -> None:
     failure = diagnose_cuda(SimpleNamespace(cuda_version="12.8"), Libraries(12, "cublas"))
     assert "libcublasLt.so.12" in failure.problem and failure.values["cublas"] == "nvidia-cublas-cu12"
+
+
+def test_windows_has_its_own_names_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    failure = diagnose_cuda(SimpleNamespace(cuda_version="13.0"), Libraries(13, "cublas64"))
+    assert failure.reason == "cuda_libraries_missing" and "cublas64_13.dll" in failure.problem
+    assert ".so" not in failure.problem
+    assert diagnose_cuda(SimpleNamespace(cuda_version="13.0"), Libraries(13, ".so")).reason == "cuda_failed"
+
+
+def test_a_missing_cudnn_has_a_reason() -> None:
+    complaint = "cuDNN is unavailable or disabled, and no native kernel can run this convolution"
+    with pytest.raises(CudaFailure) as caught, translate_ort_errors(True):
+        raise RuntimeError(complaint)
+    assert caught.value.reason == "cudnn_missing" and caught.value.exit_code == 6
+    with pytest.raises(RuntimeError), translate_ort_errors(False):
+        raise RuntimeError(complaint)
 
 
 @pytest.mark.parametrize(
@@ -476,8 +561,9 @@ def test_plain_graphs_draw_the_same(bundle: Bundle) -> None:
 
 
 def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = device_variants(["cpu", "cuda"], "cudnn_conv_algo_search=HEURISTIC", variants=True)
+    ways = device_variants(["cpu", "cuda"], "use_tf32=1", variants=True)
     assert [name + suffix for name, suffix, _ in ways] == ["cpu", "cuda", *(f"cuda, {name}" for name in CUDA_VARIANTS)]
+    assert [name for name, *_ in device_variants(["trt:1", "cuda:1"], "", variants=True)].count("cuda:1") == 3
     spec: dict[str, Any] = {"kind": "celebctl", "bundle": str(bundle.path), "engines": "none", "threads": 1}
     request = Request("alice", steps=3, guidance=2.5, sampler="ddim", width=32, height=32)
     seen: dict[str, tuple[str, bool]] = {}
@@ -487,11 +573,14 @@ def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, mo
         given = parse_cuda_options(options)
         create_worker({**spec, "device": device, "cuda_options": given, "request": request.to_json()}).generate(1)
         step = dict(fake.options)["step.onnx"]
-        assert step["cudnn_conv_algo_search"] == "HEURISTIC"
+        assert step["use_tf32"] == "1"
         seen[suffix] = step["prefer_nhwc"], "enable_cuda_graph" in step
-    assert seen == {
-        "": ("1", True),
-        ", channels first": ("0", True),
-        ", no CUDA graph": ("1", False),
-        ", neither": ("0", False),
-    }
+    assert seen == {"": ("0", True), ", channels last": ("1", True), ", no CUDA graph": ("0", False)}
+
+
+def test_the_benchmark_searches_for_algorithms_but_not_its_cold_starts(bundle: Bundle) -> None:
+    """A cold start is a command as it is typed; the times of further images are the best that there are."""
+    workload = Workload(bundle, Request("alice", width=32, height=32), bundle.path, cuda_options="use_tf32=1")
+    (contender,) = workload.celebctl_contenders(["cuda"])
+    assert contender.spec["cuda_options"] == {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "1"}
+    assert contender.variables == {"CELEBCTL_CUDA_OPTIONS": "use_tf32=1"}

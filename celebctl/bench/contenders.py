@@ -18,12 +18,10 @@ if TYPE_CHECKING:
     from celebctl_runtime.request import Request
 
 BASELINE = "diffusers"
-#: CUDA variants: ONNX Runtime without one of the options that make it fast there.
-CUDA_VARIANTS = {
-    "channels first": "prefer_nhwc=0",
-    "no CUDA graph": "enable_cuda_graph=0",
-    "neither": "prefer_nhwc=0,enable_cuda_graph=0",
-}
+#: CUDA variants: ONNX Runtime without CUDA graphs, and with the tensor cores' layout, which excludes them.
+CUDA_VARIANTS = {"no CUDA graph": "enable_cuda_graph=0", "channels last": "prefer_nhwc=1"}
+#: Options of all CUDA contenders but their cold starts, which are commands as a user types them.
+CUDA_SEARCH = "cudnn_conv_algo_search=EXHAUSTIVE"
 PLAIN = "plain graphs"  # variant on any device: ONNX Runtime with the graphs as exported
 
 logger = logging.getLogger(__name__)
@@ -52,8 +50,8 @@ class Contender:
 
     @property
     def device_type(self) -> str:
-        """ "cpu" or "cuda": only contenders on the same hardware are compared."""
-        return "cpu" if self.spec["device"] == "cpu" else "cuda"
+        """ "cpu", "cuda" or "cuda:1": only contenders on the same hardware are compared."""
+        return hardware(self.spec["device"])
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Workload:
         """celebctl on each device, and its variants if asked."""
         contenders = [self._celebctl(*way) for way in device_variants(devices, self.cuda_options, variants)]
         if variants:
-            plain = [name for name in devices if name != "trt"]
+            plain = [name for name in devices if not name.startswith("trt")]
             contenders += [self._celebctl(name, f", {PLAIN}", self.cuda_options, plain=True) for name in plain]
         return contenders
 
@@ -95,7 +93,7 @@ class Workload:
             logger.warning("no comparison: %s is not a diffusers folder on this machine", model)
             return []
         contenders: list[Contender] = []
-        for device in dict.fromkeys("cpu" if name == "cpu" else "cuda" for name in devices):
+        for device in dict.fromkeys(map(hardware, devices)):
             for compile_unet in (False, True) if compiled else (False,):
                 spec = {
                     "kind": BASELINE, "model": str(location.path), "device": device, "threads": self.threads,
@@ -107,9 +105,10 @@ class Workload:
 
     def _celebctl(self, device: str, suffix: str, cuda_options: str, *, plain: bool = False) -> Contender:
         request, name = self.request, f"celebctl {device}{suffix}"
+        searching = parse_cuda_options(f"{CUDA_SEARCH},{cuda_options}")
         spec = {
             "kind": "celebctl", "bundle": str(self.bundle.path), "engines": str(self.engines), "device": device,
-            "threads": self.threads, "cuda_options": parse_cuda_options(cuda_options), "request": request.to_json(),
+            "threads": self.threads, "cuda_options": searching, "request": request.to_json(),
             "plain_graphs": plain,
         }  # fmt: skip
         if plain:  # the command line has no option for it
@@ -124,10 +123,21 @@ class Workload:
 
 def device_variants(devices: Sequence[str], cuda_options: str, variants: bool) -> list[tuple[str, str, str]]:
     """(device, suffix of the name, CUDA options) of each celebctl contender. cuda_options: the user's."""
-    ways = [(name, "", cuda_options) for name in devices]
-    if not (variants and "cuda" in devices):
-        return ways
-    return ways + [("cuda", f", {name}", f"{cuda_options},{option}") for name, option in CUDA_VARIANTS.items()]
+    ways = [(device, "", cuda_options) for device in devices]
+    for device in devices if variants else ():
+        if device.startswith("cuda"):
+            ways += [(device, f", {name}", f"{cuda_options},{option}") for name, option in CUDA_VARIANTS.items()]
+    return ways
+
+
+def hardware(device: str) -> str:
+    """The device without its engine: ONNX Runtime and TensorRT run on the same GPU.
+
+    Example:
+        >>> hardware("trt:1")
+        'cuda:1'
+    """
+    return device.replace("trt", "cuda")
 
 
 def _worker_command(spec: Mapping[str, Any]) -> tuple[str, ...]:

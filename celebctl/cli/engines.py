@@ -66,7 +66,11 @@ def show_plan(console: CliConsole, library: "Library", bundle: "Bundle", sizes: 
 
 
 def check(console: CliConsole, bundle: "Bundle") -> None:
-    """Ask TensorRT's parser about every graph. Raises InvalidInputError for unsupported nodes."""
+    """Name nodes without a CUDA kernel in ONNX Runtime, then ask TensorRT's parser about every graph.
+
+    Raises InvalidInputError for nodes that TensorRT does not support. The others only cost time.
+    """
+    check_kernels(console, bundle)
     from celebctl_export.to_tensorrt import unsupported_nodes
     from celebctl_runtime.backends.tensorrt_runner import TensorRt
     from celebctl_runtime.errors import InvalidInputError
@@ -81,6 +85,18 @@ def check(console: CliConsole, bundle: "Bundle") -> None:
         raise InvalidInputError(problem, "use --device cuda")
     document = {"tensorrt": tensorrt.version, "graphs": [{"file": file, "supported": True} for file in nodes]}
     console.output([f"{file}: supported by TensorRT {tensorrt.version}" for file in nodes], document)
+
+
+def check_kernels(console: CliConsole, bundle: "Bundle") -> None:
+    """Warn of nodes that ONNX Runtime runs on the CPU although CUDA is used. Needs neither TensorRT nor a GPU."""
+    from celebctl_export.cuda_kernels import nodes_without_kernel
+
+    manifest = bundle.manifest
+    files = {info.file for info in (*manifest.graphs.values(), *manifest.ort_graphs.values())}
+    with requires_extra("export", "checking graphs"):
+        nodes = {file: nodes_without_kernel(bundle.file(file)) for file in sorted(files)}
+    for line in (f"{file}: {node}" for file, missing in nodes.items() for node in missing):
+        console.warn(f"{line}: no CUDA kernel known, ONNX Runtime may run it on the CPU")
 
 
 def open_bundle(library: "Library", model: str, path: Path | None) -> "Bundle":

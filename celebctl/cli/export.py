@@ -49,7 +49,9 @@ def export(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --trt: only show what would be built.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only list graph nodes that TensorRT rejects.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only list graph nodes without a CUDA kernel, or that TensorRT rejects.")
+    ] = False,
 ) -> None:
     """Export a model and people as a bundle; or change the people of one (--add, --remove)."""
     from celebctl.library import Library

@@ -47,6 +47,7 @@ EXPORT: dict[str, str] = {
     "cuda_failed": "check nvidia-smi, or use --device cpu",
     "cuda_libraries_missing": "pip install 'onnxruntime-gpu[cuda,cudnn]' {cublas}, or use --device cpu",
     "cuda_run_failed": "check nvidia-smi, set cuda_options to enable_cuda_graph=0, or use --device cpu",
+    "cudnn_missing": "pip install 'onnxruntime-gpu[cudnn]', or use --device cpu",
     "driver_missing": "install the NVIDIA driver and check nvidia-smi, or use --device cpu",
     "driver_too_old": "check nvidia-smi and update the NVIDIA driver, or use --device cpu",
     "duplicate_name": "rename one of them: celebctl rename {name} NEW_NAME",
@@ -63,7 +64,7 @@ EXPORT: dict[str, str] = {
     "tensorrt_failed": "check nvidia-smi, use --device cpu, or build the engines again: celebctl export --trt",
     "tensorrt_unavailable": "pip install 'celebctl[trt]', or use --device cpu",
     "too_few_spare_rows": "use --spare-rows {rows}",
-    "unknown_device": "use --device auto, cpu, cuda or trt",
+    "unknown_device": "use --device auto, cpu, cuda or trt; a GPU by its number is cuda:1 or trt:1",
     "unknown_dtype": "use --dtype fp32 or fp16",
     "unsupported_graph": "list what TensorRT does not support: celebctl export --check",
 }

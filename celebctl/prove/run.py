@@ -225,12 +225,13 @@ class ProveRun:
 
 def working_devices() -> Iterator[str]:
     """The devices of this machine, "cpu" first."""
+    from celebctl_runtime.backends.device import DeviceSpec
     from celebctl_runtime.backends.ort_session import choose_providers, load_onnxruntime
     from celebctl_runtime.backends.tensorrt_runner import Device
 
     yield "cpu"
     try:
-        choose_providers(load_onnxruntime(), "cuda")
+        choose_providers(load_onnxruntime(), DeviceSpec("cuda"))
         yield "cuda"
         Device.load()
         yield "trt"

@@ -6,8 +6,8 @@ Each is exact up to rounding, and its result is compared with torch like the ori
   once per image instead of once per step.
 - With guidance the UNet sees every latent twice. What precedes the first cross attention is computed once and repeated
   afterwards; the timestep embedding is computed for one row.
-- GroupNormalization, for which ONNX Runtime has no kernel (it expands it into some fifty nodes), becomes an instance
-  normalization over the groups with float32 statistics, one multiplication and one addition.
+- GroupNormalization, for which ONNX Runtime has no kernel (it expands it into some fifty nodes), becomes a layer
+  normalization of each group with float32 statistics, one multiplication and one addition.
 - Unused nodes are removed.
 
 TensorRT uses the original graphs.
@@ -47,8 +47,7 @@ def _replace_group_norm(model: ir.Model, node: ir.Node) -> None:
     epsilon = float(cast(Any, node.attributes["epsilon"]).value) if "epsilon" in node.attributes else 1e-5
     weight = cast("ir.TensorProtocol", scale.const_value)
     dtype, channels, single = weight.dtype, int(weight.shape.numpy()[0]), ir.DataType.FLOAT
-    ones = _constant(model, f"ones_{groups}", np.ones(groups, np.float32))
-    zeros = _constant(model, f"zeros_{groups}", np.zeros(groups, np.float32))
+    one = _constant(model, "unit_scale", np.ones(1, np.float32))
     by_group = _constant(model, f"into_{groups}_groups", np.array([0, groups, -1]))
     by_channel = _constant(model, f"into_{channels}_channels", np.array([0, channels, -1]))
     new: list[ir.Node] = []
@@ -58,7 +57,11 @@ def _replace_group_norm(model: ir.Model, node: ir.Node) -> None:
         return new[-1].outputs[0]
 
     full = add("Cast", x, to=int(single)) if dtype != single else x
-    normalized = add("InstanceNormalization", add("Reshape", full, by_group), ones, zeros, epsilon=epsilon)
+    grouped = add("Reshape", full, by_group)
+    # Not InstanceNormalization, which CUDA has no kernel for at this opset. The scale needs all elements of a group: a
+    # single one is accepted, but CUDA's kernel does not broadcast it and reads past its end (onnxruntime #28971).
+    scale_of_group = add("Expand", one, add("Shape", grouped, start=2))
+    normalized = add("LayerNormalization", grouped, scale_of_group, axis=-1, epsilon=epsilon, stash_type=1)
     flat = add("Reshape", normalized, by_channel)  # x may have any number of axes after its channels
     typed = add("Cast", flat, to=int(dtype)) if dtype != single else flat
     scaled = add("Add", add("Mul", typed, _per_channel(model, scale)), _per_channel(model, bias))

@@ -19,7 +19,6 @@ from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progres
 from celebctl_runtime.sampling.samplers import StepTable
 
 from .base import (
-    DEVICES,
     STATE_LOOP,
     TABLE_INPUT,
     Array,
@@ -34,6 +33,7 @@ from .base import (
     step_graph,
 )
 from .cpu_count import physical_core_count
+from .device import DeviceSpec, parse_device
 from .ort_session import (
     CPU,
     CUDA,
@@ -47,6 +47,7 @@ from .ort_session import (
     one_line,
     open_session,
     translate_ort_errors,
+    why_no_capture,
 )
 
 if TYPE_CHECKING:
@@ -81,27 +82,30 @@ class OrtBackend:
 
         Args:
             bundle: The bundle to run.
-            device: "auto", "cpu" or "cuda". "auto" logs a warning when CUDA is present but fails.
+            device: "auto", "cpu", "cuda" or "cuda:N". "auto" logs a warning when CUDA is present but fails.
             threads: CPU threads, default one per physical core.
             cuda_options: Added to :data:`CUDA_OPTIONS`; ``enable_cuda_graph="0"`` disables CUDA graphs.
             plain_graphs: Ignore the bundle's graphs that are optimized for ONNX Runtime (for benchmarks).
 
         Raises:
-            UsageError: Unknown device.
-            SetupError: ONNX Runtime or CUDA is missing.
+            UsageError: Unknown device, or one in ``cuda_options``.
+            SetupError: ONNX Runtime, CUDA or a GPU of that number is missing.
         """
-        if device == "trt" or device not in DEVICES:
-            hint = f"use one of {', '.join(DEVICES)}"
-            raise UsageError(f"unknown device {device!r}", hint, reason="unknown_device", device=device)
+        spec = parse_device(device)
+        if spec.kind == "trt":
+            hint = "use auto, cpu or cuda"
+            raise UsageError(f"ONNX Runtime has no device {device!r}", hint, reason="unknown_device", device=device)
+        if "device_id" in (cuda_options or {}):
+            raise UsageError("cuda_options choose no GPU", "leave out device_id, and use a device such as cuda:1")
         self._bundle = bundle
         self._ort = load_onnxruntime()
         self._threads = threads or physical_core_count()
-        self._device, self._plain_graphs = device, plain_graphs
-        self._providers = choose_providers(self._ort, device)
-        self._cuda_options = {**CUDA_OPTIONS, **(cuda_options or {})}
+        self._device, self._plain_graphs = spec, plain_graphs
+        self._providers = choose_providers(self._ort, spec)
+        self._cuda_options = {**CUDA_OPTIONS, "device_id": str(spec.index), **(cuda_options or {})}
         # Only the step graph is captured: the inputs of the others have new addresses every time.
-        self._captures = self._cuda_options.pop("enable_cuda_graph", "1") != "0"
-        self._no_capture_reason = "" if self._captures else "disabled by cuda_options"
+        disabled = self._cuda_options.pop("enable_cuda_graph", "1") == "0"
+        self._no_capture_reason = "disabled by cuda_options" if disabled else why_no_capture(str(self._ort.__version__))
         self._sessions: dict[str, Any] = {}  # InferenceSession (untyped) by file
         self._opening: dict[str, Thread] = {}
         self._loops: OrderedDict[Hashable, IoBindingLoop] = OrderedDict()
@@ -119,6 +123,11 @@ class OrtBackend:
         if CUDA in self._providers:
             self._session("vae_decoder")  # only a session shows whether CUDA works
         return _CUDA_BATCH if CUDA in self._providers else 1
+
+    @property
+    def _captures(self) -> bool:
+        """Whether steps are captured as CUDA graphs."""
+        return CUDA in self._providers and not self._no_capture_reason
 
     def encode(self, ids: NDArray[np.int64], overrides: Sequence[EmbeddingOverride] = ()) -> Encodings:
         """Token ids (B, 77) -> context (B, 77, D) and pooled (B, P); see :meth:`Backend.encode`. Results are cached."""
@@ -175,28 +184,37 @@ class OrtBackend:
 
         def bind() -> IoBindingLoop:
             self._loop_count += 1
-            graph_ids = (2 * self._loop_count, 2 * self._loop_count + 1) if on_cuda and self._captures else None
-            return IoBindingLoop(self._ort, session, "cuda" if on_cuda else "cpu", feeds, graph_ids)
+            graph_ids = (2 * self._loop_count, 2 * self._loop_count + 1) if self._captures else None
+            device = DeviceSpec("cuda", self._device.index) if on_cuda else DeviceSpec("cpu")
+            return IoBindingLoop(self._ort, session, device, feeds, graph_ids)
 
-        with translate_ort_errors(on_cuda):
-            loop = cached(self._loops, key, bind, _CACHE_SIZE)
-            return loop.run(feeds, table.steps, noise if table.uses_noise else None, progress)
+        try:
+            with translate_ort_errors(on_cuda):
+                loop = cached(self._loops, key, bind, _CACHE_SIZE)
+                return loop.run(feeds, table.steps, noise if table.uses_noise else None, progress)
+        except CudaFailure as failure:
+            if not self._captures or failure.reason != "cuda_run_failed":
+                raise
+            self._stop_capturing(failure.problem)
+        self._sessions.pop(self._graph_info(graph).file)
+        self._loops.clear()
+        return self.denoise(state, noise, conditioning, table, progress)
 
     def decode(self, latent: Array) -> Array:
-        """Latents (B, 4, h, w) -> images (B, 3, H, W) in [-1, 1]."""
-        return self._run("vae_decoder", {"latent": latent})[0]
+        """Latents (B, 4, h, w) -> images (B, 3, H, W) in [-1, 1]; one by one, for large ones fill a GPU's memory."""
+        return np.concatenate([self._run("vae_decoder", {"latent": part[None]})[0] for part in latent])
 
     def encode_image(self, image: Array) -> Array:
         """Images (B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w). Raises IntegrityError without a VAE encoder."""
-        return self._run("vae_encoder", {"image": image})[0]
+        return np.concatenate([self._run("vae_encoder", {"image": part[None]})[0] for part in image])
 
     def describe(self) -> dict[str, str]:
         """Engine, version and device; threads on the CPU, use of CUDA graphs on CUDA."""
         facts = {"engine": "onnxruntime", "version": str(self._ort.__version__)}
         if CUDA not in self._providers:
             return {**facts, "device": "cpu", "threads": str(self._threads)}
-        reason = self._no_capture_reason
-        return {**facts, "device": "cuda", "cuda_graph": f"no: {reason}" if reason else "yes"}
+        graph = f"no: {self._no_capture_reason}" if self._no_capture_reason else "yes"
+        return {**facts, "device": str(DeviceSpec("cuda", self._device.index)), "cuda_graph": graph}
 
     def prepare(self, graphs: Iterable[str]) -> None:
         """Create the sessions of these graphs in the background, while the main thread imports and tokenizes."""
@@ -228,7 +246,7 @@ class OrtBackend:
         """Outputs of one run, in the graph's dtypes."""
         session, checked, options = self._session(graph), self._checked(graph, feeds), None
         on_cuda = CUDA in self._providers
-        if on_cuda and self._captures and graph.startswith("step"):
+        if self._captures and graph.startswith("step"):
             options = _run_options(self._ort, NO_CAPTURE)
         with translate_ort_errors(on_cuda):
             return session.run(None, checked, options)
@@ -259,7 +277,7 @@ class OrtBackend:
 
     def _open(self, graph: str) -> Any:
         path, error_message = self._bundle.file(self._graph_info(graph).file), ""
-        if self._captures and CUDA in self._providers and graph.startswith("step"):
+        if self._captures and graph.startswith("step"):
             try:
                 return self._check_provider(self._open_file(path, {**self._cuda_options, "enable_cuda_graph": "1"}))
             except (IntegrityError, CudaFailure) as error:
@@ -269,14 +287,17 @@ class OrtBackend:
         try:
             session = self._check_provider(self._open_file(path, self._cuda_options, initializers))
         except CudaFailure as failure:
-            if self._device == "cuda":
+            if self._device.kind == "cuda":
                 raise
             self._fall_back_to_cpu(failure.problem)
             return self._open_file(path, self._cuda_options, initializers)
         if error_message and CUDA in self._providers:
-            self._captures, self._no_capture_reason = False, error_message
-            _log.warning("steps run without a CUDA graph, which is slower: %s", error_message)
+            self._stop_capturing(error_message)
         return session
+
+    def _stop_capturing(self, reason: str) -> None:
+        self._no_capture_reason = reason
+        _log.warning("steps run without a CUDA graph, which is slower: %s", reason)
 
     def _open_file(self, path: Path, cuda_options: Mapping[str, str], initializers: Feeds | None = None) -> Any:
         return open_session(self._ort, path, self._threads, self._providers, cuda_options, initializers)
@@ -296,7 +317,7 @@ class OrtBackend:
         """The session, if it is on CUDA as requested: ONNX Runtime falls back to the CPU silently."""
         if CUDA in self._providers and CUDA not in session.get_providers():
             failure = diagnose_cuda(self._ort)
-            if self._device == "cuda":
+            if self._device.kind == "cuda":
                 raise failure
             self._fall_back_to_cpu(failure.problem if has_nvidia_driver() else "")
         return session
@@ -345,7 +366,7 @@ class IoBindingLoop:
     """
 
     def __init__(
-        self, ort: Any, session: Any, device: str, feeds: Feeds, graph_ids: tuple[int, int] | None = None
+        self, ort: Any, session: Any, device: DeviceSpec, feeds: Feeds, graph_ids: tuple[int, int] | None = None
     ) -> None:
         """``feeds``: every input, in its final shape and dtype. ``graph_ids``: of even and odd steps' CUDA graphs."""
         self._session = session
@@ -376,9 +397,9 @@ class IoBindingLoop:
         return binding
 
 
-def _ort_value(ort: Any, array: NDArray[Any], device: str) -> Any:
+def _ort_value(ort: Any, array: NDArray[Any], device: DeviceSpec) -> Any:
     """An OrtValue with a buffer of its own; on the CPU ONNX Runtime would use the array's."""
-    return ort.OrtValue.ortvalue_from_numpy(array.copy(), device, 0)
+    return ort.OrtValue.ortvalue_from_numpy(array.copy(), device.kind, device.index)
 
 
 def _run_options(ort: Any, graph_id: int | None) -> Any:

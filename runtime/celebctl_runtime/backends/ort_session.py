@@ -16,6 +16,7 @@ from typing import Any, cast
 from celebctl_runtime.errors import CelebctlError, IntegrityError, SetupError, UsageError
 
 from .cuda_memory import out_of_memory
+from .device import DeviceSpec
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 NO_CAPTURE = -1  # gpu_graph_id of runs that are not captured (ONNX Runtime docs, CUDA provider, "CUDA graphs")
@@ -28,23 +29,29 @@ _SPIN_BRIEFLY: Mapping[str, str] = {
 }
 _SPIN_NEVER: Mapping[str, str] = {"session.intra_op.allow_spinning": "0"}
 _HAS_SPIN_DURATION = (1, 32)  # oldest ONNX Runtime seen to obey the duration; older ones ignore it and spin on
-#: Options of the CUDA provider: the tensor cores' layout, and an exhaustive search of convolution algorithms.
+#: Options of the CUDA provider. prefer_nhwc moves nodes that compute shapes to the GPU, which costs some hundred copies
+#: a step and forbids CUDA graphs. use_tf32 would multiply what a bundle keeps in float32 with ten bits.
+#: An exhaustive search of convolution algorithms takes longer than it saves in a few images.
 CUDA_OPTIONS: Mapping[str, str] = {
-    "prefer_nhwc": "1",
-    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "prefer_nhwc": "0",
+    "use_tf32": "0",
+    "cudnn_conv_algo_search": "HEURISTIC",
     "cudnn_conv_use_max_workspace": "1",
     "arena_extend_strategy": "kSameAsRequested",
 }
-# By CUDA major version: the libraries that the provider opens, and the suffix of the packages that contain them.
-_LIBRARIES = {
-    12: (("libcublasLt.so.12", "libcudart.so.12", "libcurand.so.10", "libcufft.so.11", "libcudnn.so.9"), "-cu12"),
-    13: (("libcublasLt.so.13", "libcudart.so.13", "libcurand.so.10", "libcufft.so.12", "libcudnn.so.9"), ""),
-}
-_NEWEST_CUDA = max(_LIBRARIES)
+# Before it, every replay of a captured graph reads host memory that was released after the capture, so that images are
+# wrong (microsoft/onnxruntime pull request 32121).
+_CAN_CAPTURE = (1, 30)
+# What the provider of 1.30 and 1.31 is linked to, with the major version of CUDA in place of {}; on Windows it contains
+# the rest. It opens cuFFT and cuDNN when it needs them.
+_LIBRARIES = ("libcublasLt.so.{}", "libcublas.so.{}", "libcudart.so.{}", "libcurand.so.10")
+_DLLS = ("cublasLt64_{}.dll", "cublas64_{}.dll")
+_NEWEST_CUDA = 13  # its packages have no suffix
 # ONNX Runtime's errors have no usable types; these are parts of their messages.
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "alloc_failed", "bad_alloc")
 _INVALID_OPTION = ("unknown provider option", "failed to parse provider option")
 _CUDA_ERRORS = ("cuda failure", "cudnn failure", "cublas failure", "cufft failure", "curand failure")
+_NO_CUDNN = "cudnn is unavailable"
 LoadLibrary = Callable[[str], object]
 
 
@@ -64,14 +71,19 @@ def load_onnxruntime() -> Any:
     return ort
 
 
-def choose_providers(ort: Any, device: str) -> list[str]:
-    """Execution providers for "auto", "cpu" or "cuda", best first. Raises SetupError when CUDA is not available."""
+def choose_providers(ort: Any, device: DeviceSpec, load: LoadLibrary = ctypes.CDLL) -> list[str]:
+    """Execution providers for "auto", "cpu" or "cuda", best first.
+
+    Raises SetupError when CUDA is not available, or a GPU of that number. ``load``: see :func:`diagnose_cuda`.
+    """
     available = cast("list[str]", ort.get_available_providers())
-    if device == "cuda" and CUDA not in available:
+    if device.kind == "cuda" and CUDA not in available:
         hint = "pip uninstall onnxruntime; pip install 'celebctl[cuda]'"
         raise SetupError("the installed ONNX Runtime does not support CUDA", hint, reason="ort_without_cuda")
-    if device == "cpu" or CUDA not in available:
+    if device.kind == "cpu" or CUDA not in available:
         return [CPU]
+    if device.index and (driver := _driver(load)) is not None:
+        device.check_index(_gpu_count(driver))
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(sys.stderr):  # it prints warnings, and stdout is for data
             ort.preload_dlls()
@@ -82,8 +94,8 @@ def parse_cuda_options(text: str) -> dict[str, str]:
     """Parse options of the CUDA provider; the last value of a name counts.
 
     Example:
-        >>> parse_cuda_options("prefer_nhwc=0, enable_cuda_graph=0")
-        {'prefer_nhwc': '0', 'enable_cuda_graph': '0'}
+        >>> parse_cuda_options("prefer_nhwc=1, enable_cuda_graph=0")
+        {'prefer_nhwc': '1', 'enable_cuda_graph': '0'}
 
     Raises:
         UsageError: An entry is not ``name=value``.
@@ -93,7 +105,7 @@ def parse_cuda_options(text: str) -> dict[str, str]:
         name, equals, value = (part.strip() for part in entry.partition("="))
         if not (name.replace("_", "").isalnum() and equals and value):
             raise UsageError(
-                f"invalid CUDA option {entry!r}", "write name=value,name=value, such as prefer_nhwc=0", option=entry
+                f"invalid CUDA option {entry!r}", "write name=value,name=value, such as prefer_nhwc=1", option=entry
             )
         options[name] = value
     return options
@@ -157,8 +169,17 @@ def _session_error(ort: Any, path: Path, error: Exception, on_cuda: bool) -> Cel
 
 def spin_options(version: str) -> Mapping[str, str]:
     """Session options for idle threads: spin briefly where ONNX Runtime can limit the time, else not at all."""
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-    return _SPIN_BRIEFLY if numbers >= _HAS_SPIN_DURATION else _SPIN_NEVER
+    return _SPIN_BRIEFLY if _numbers(version) >= _HAS_SPIN_DURATION else _SPIN_NEVER
+
+
+def why_no_capture(version: str) -> str:
+    """Why steps cannot be captured as CUDA graphs in this version of ONNX Runtime; "" where they can."""
+    needed = ".".join(map(str, _CAN_CAPTURE))
+    return "" if _numbers(version) >= _CAN_CAPTURE else f"needs ONNX Runtime {needed}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
 
 @contextlib.contextmanager
@@ -173,6 +194,9 @@ def translate_ort_errors(on_cuda: bool) -> Generator[None]:
                 raise out_of_memory() from error
             hint = "use a smaller image size, or close other programs"
             raise SetupError("out of memory", hint, reason="out_of_memory") from error
+        if on_cuda and _NO_CUDNN in message:
+            hint = "pip install 'onnxruntime-gpu[cudnn]', or use device='cpu'"
+            raise CudaFailure("cuDNN 9 cannot be loaded", hint, reason="cudnn_missing") from error
         if on_cuda and (type(error).__name__ == "EPFail" or any(text in message for text in _CUDA_ERRORS)):
             hint = "check nvidia-smi, try cuda_options enable_cuda_graph=0, or use device='cpu'"
             raise CudaFailure(f"CUDA failed: {one_line(error)}", hint, reason="cuda_run_failed") from error
@@ -192,10 +216,11 @@ def diagnose_cuda(ort: Any, load: LoadLibrary = ctypes.CDLL, message: str = "") 
     if supported < required:
         problem = f"{problem}: the driver supports CUDA {supported}, not {required}"
         return CudaFailure(problem, "update the NVIDIA driver, or use device='cpu'", reason="driver_too_old")
-    names, suffix = _LIBRARIES[_NEWEST_CUDA if required >= _NEWEST_CUDA else 12]
+    names = [name.format(required) for name in (_DLLS if sys.platform == "win32" else _LIBRARIES)]
     missing = [name for name in names if not _can_load(load, name)]
     if missing:
-        problem, cublas = f"{problem}: cannot load {', '.join(missing)}", f"nvidia-cublas{suffix}"
+        cublas = f"nvidia-cublas{'' if required >= _NEWEST_CUDA else f'-cu{required}'}"
+        problem = f"{problem}: cannot load {', '.join(missing)}"
         hint = f"pip install 'onnxruntime-gpu[cuda,cudnn]' {cublas}, or use device='cpu'"
         return CudaFailure(problem, hint, reason="cuda_libraries_missing", cublas=cublas)
     problem = f"{problem}: {one_line(message)}" if message else problem
@@ -221,17 +246,27 @@ def _required_cuda(ort: Any) -> int:
     return int(major) if major.isdecimal() else _NEWEST_CUDA
 
 
+def _driver(load: LoadLibrary) -> Any | None:
+    """The CUDA driver's library; None without a driver."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        with contextlib.suppress(OSError):
+            return load(name)
+    return None
+
+
 def _driver_cuda(load: LoadLibrary) -> int | None:
     """Major version of the newest CUDA that the driver supports; None without a driver."""
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            driver: Any = load(name)
-        except OSError:
-            continue
-        version = ctypes.c_int(0)
-        if driver.cuDriverGetVersion(ctypes.byref(version)) == 0:
-            return version.value // 1000
-    return None
+    driver, version = _driver(load), ctypes.c_int(0)
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000
+
+
+def _gpu_count(driver: Any) -> int:
+    count = ctypes.c_int(0)
+    driver.cuInit(0)
+    driver.cuDeviceGetCount(ctypes.byref(count))  # leaves 0 where the driver does not work
+    return count.value
 
 
 def _can_load(load: LoadLibrary, name: str) -> bool:
