@@ -7,11 +7,12 @@ user's config.toml is read from there, so that one folder holds everything.
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from celebctl_runtime.backends.device import parse_device
 from celebctl_runtime.errors import UsageError
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.paths import config_folder
@@ -22,12 +23,16 @@ USER_FILE = "config.toml"
 
 @dataclass(frozen=True)
 class SettingSpec:
-    """A setting. The type of `default` is its type: text (also for None) or whole number."""
+    """A setting. The type of `default` is its type: text (also for None) or whole number.
+
+    Its values are `choices`, or what `parse` accepts, which raises UsageError.
+    """
 
     name: str
     default: str | int | None
     description: str
     choices: tuple[str, ...] = ()
+    parse: Callable[[str], object] | None = None
 
     @property
     def variable(self) -> str:
@@ -41,7 +46,7 @@ KNOWN = {
         SettingSpec(
             "model", "mini", "the model: a known name, a diffusers folder, a .safetensors or .ckpt file, or a Hub id"
         ),
-        SettingSpec("device", "auto", "the device that draws images", ("auto", "cpu", "cuda", "trt")),
+        SettingSpec("device", "auto", "the device that draws images", parse=parse_device),
         SettingSpec("threads", 0, "CPU threads for drawing; 0 is one per physical core"),
         SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=0,enable_cuda_graph=0"),
         SettingSpec("preset", "clean", "the learning preset", ("clean", "faithful")),
@@ -133,6 +138,11 @@ def _checked(spec: SettingSpec, value: object, origin: str) -> str | int:
         raise UsageError(invalid, f"use {'a whole number' if kind is int else 'text'}: {spec.description}")
     if spec.choices and checked not in spec.choices:
         raise UsageError(invalid, f"choose from {', '.join(spec.choices)}")
+    if spec.parse is not None:
+        try:
+            spec.parse(str(checked))
+        except UsageError as error:
+            raise UsageError(invalid, error.hint) from error
     return checked
 
 

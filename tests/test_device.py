@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0  # noqa: E402
 
 from celebctl.learning.device import (  # noqa: E402
     SMALL_BATCH,
+    DeviceConfig,
     choose_micro_batch,
     estimate_memory,
     has_bfloat16_units,
@@ -24,7 +26,7 @@ from celebctl.learning.device import (  # noqa: E402
 from celebctl.learning.memory_tracker import MemoryTracker  # noqa: E402
 from celebctl_models.checkpoints.diffusion import UNetConditioning, latents_from_pixels, network_output  # noqa: E402
 from celebctl_models.checkpoints.known_models import KNOWN  # noqa: E402
-from celebctl_runtime.errors import SetupError  # noqa: E402
+from celebctl_runtime.errors import SetupError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
@@ -135,6 +137,20 @@ def test_what_a_large_model_takes_is_said_before_it_learns(
         assert record.levelname == level and words in record.getMessage()
 
 
+def test_a_gpu_of_several_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's answers for two cards before Ampere, which only emulate bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert select_device("cuda:1") == DeviceConfig("cuda:1", torch.float16)
+    assert select_device("trt:1").device == "cuda:1" and select_device("cuda:0").device == "cuda"
+    assert torch.device(select_device("cuda:1").device).index == 1
+    with pytest.raises(SetupError) as error:
+        select_device("cuda:2")
+    assert (error.value.reason, error.value.values["gpus"]) == ("no_such_gpu", 2)
+
+
 def test_cuda_is_not_pretended() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
@@ -142,4 +158,7 @@ def test_cuda_is_not_pretended() -> None:
     with pytest.raises(SetupError) as error:
         select_device("cuda")
     assert error.value.reason == "torch_without_cuda"
+    with pytest.raises(UsageError) as unknown:
+        select_device("gpu")
+    assert unknown.value.reason == "unknown_device"
     assert isinstance(has_bfloat16_units(torch.device("cpu")), bool)

@@ -195,6 +195,8 @@ def test_a_full_disk_is_code_6_and_leaves_no_half_picture(
 def test_cuda_without_cuda_is_code_6(console: CommandLine) -> None:
     toy_bundle(console.library)
     refused(console("gen", "beach", "--device", "cuda"), 6, "")
+    refused(console("gen", "beach", "--device", "cuda:1"), 6, "")
+    refused(console("gen", "beach", "--device", "cuda:x"), 2, "cuda:x", "cuda:1")
 
 
 def test_a_damaged_bundle_is_code_5_and_named(console: CommandLine) -> None:

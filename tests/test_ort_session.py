@@ -22,6 +22,7 @@ from celebctl.bench.contenders import CUDA_VARIANTS, device_variants
 from celebctl.bench.worker import create_worker
 from celebctl_runtime.backends import ort
 from celebctl_runtime.backends.base import Conditioning
+from celebctl_runtime.backends.device import DeviceSpec
 from celebctl_runtime.backends.ort import IoBindingLoop, OrtBackend
 from celebctl_runtime.backends.ort_session import (
     CPU,
@@ -107,9 +108,11 @@ class FakeCuda:
         self.preloaded += 1
 
 
-def on_cuda(bundle: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, **more: Any) -> OrtBackend:
+def on_cuda(
+    bundle: Bundle, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, device: str = "cuda", **more: Any
+) -> OrtBackend:
     monkeypatch.setattr(ort, "load_onnxruntime", lambda: fake)
-    return OrtBackend(bundle, "cuda", **more)
+    return OrtBackend(bundle, device, **more)
 
 
 def texts_of(backend: OrtBackend, bundle: Bundle) -> Conditioning:
@@ -213,6 +216,13 @@ def test_steps_on_cuda_are_captured_once_for_each_turn(bundle: Bundle, monkeypat
     assert len(fake.devices) > before and {n for g, n in fake.runs if g == "step.onnx"} > set(steps)
 
 
+def test_another_gpu_holds_sessions_and_buffers(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    (image,) = generate(bundle, on_cuda(bundle, fake, monkeypatch, "cuda:1"), Request("alice", steps=2))
+    assert {chosen["device_id"] for _, chosen in fake.options} == {"1"} and set(fake.devices) == {"cuda:1"}
+    assert image.record["backend"]["device"] == "cuda:1"
+
+
 def broken_cuda(monkeypatch: pytest.MonkeyPatch, complaint: Exception, only: str = "") -> None:
     """The genuine ONNX Runtime, as it is where CUDA is offered and fails for graph files whose name begins so."""
     import onnxruntime
@@ -260,8 +270,8 @@ def test_the_wrapper_of_onnx_runtime_does_not_fall_back_by_itself(
 
 
 def on_the_cpu(plain: Any) -> Any:
-    def bound(ort: Any, session: Any, device: str, *more: Any) -> Any:
-        assert device == "cpu", "a session on CUDA was kept"
+    def bound(ort: Any, session: Any, device: DeviceSpec, *more: Any) -> Any:
+        assert device.kind == "cpu", "a session on CUDA was kept"
         return plain(ort, session, device, *more)
 
     return bound
@@ -478,6 +488,7 @@ def test_plain_graphs_draw_the_same(bundle: Bundle) -> None:
 def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = device_variants(["cpu", "cuda"], "cudnn_conv_algo_search=HEURISTIC", variants=True)
     assert [name + suffix for name, suffix, _ in ways] == ["cpu", "cuda", *(f"cuda, {name}" for name in CUDA_VARIANTS)]
+    assert [name for name, *_ in device_variants(["trt:1", "cuda:1"], "", variants=True)].count("cuda:1") == 4
     spec: dict[str, Any] = {"kind": "celebctl", "bundle": str(bundle.path), "engines": "none", "threads": 1}
     request = Request("alice", steps=3, guidance=2.5, sampler="ddim", width=32, height=32)
     seen: dict[str, tuple[str, bool]] = {}

@@ -52,8 +52,8 @@ class Contender:
 
     @property
     def device_type(self) -> str:
-        """ "cpu" or "cuda": only contenders on the same hardware are compared."""
-        return "cpu" if self.spec["device"] == "cpu" else "cuda"
+        """ "cpu", "cuda" or "cuda:1": only contenders on the same hardware are compared."""
+        return hardware(self.spec["device"])
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Workload:
         """celebctl on each device, and its variants if asked."""
         contenders = [self._celebctl(*way) for way in device_variants(devices, self.cuda_options, variants)]
         if variants:
-            plain = [name for name in devices if name != "trt"]
+            plain = [name for name in devices if not name.startswith("trt")]
             contenders += [self._celebctl(name, f", {PLAIN}", self.cuda_options, plain=True) for name in plain]
         return contenders
 
@@ -95,7 +95,7 @@ class Workload:
             logger.warning("no comparison: %s is not a diffusers folder on this machine", model)
             return []
         contenders: list[Contender] = []
-        for device in dict.fromkeys("cpu" if name == "cpu" else "cuda" for name in devices):
+        for device in dict.fromkeys(map(hardware, devices)):
             for compile_unet in (False, True) if compiled else (False,):
                 spec = {
                     "kind": BASELINE, "model": str(location.path), "device": device, "threads": self.threads,
@@ -124,10 +124,21 @@ class Workload:
 
 def device_variants(devices: Sequence[str], cuda_options: str, variants: bool) -> list[tuple[str, str, str]]:
     """(device, suffix of the name, CUDA options) of each celebctl contender. cuda_options: the user's."""
-    ways = [(name, "", cuda_options) for name in devices]
-    if not (variants and "cuda" in devices):
-        return ways
-    return ways + [("cuda", f", {name}", f"{cuda_options},{option}") for name, option in CUDA_VARIANTS.items()]
+    ways = [(device, "", cuda_options) for device in devices]
+    for device in devices if variants else ():
+        if device.startswith("cuda"):
+            ways += [(device, f", {name}", f"{cuda_options},{option}") for name, option in CUDA_VARIANTS.items()]
+    return ways
+
+
+def hardware(device: str) -> str:
+    """The device without its engine: ONNX Runtime and TensorRT run on the same GPU.
+
+    Example:
+        >>> hardware("trt:1")
+        'cuda:1'
+    """
+    return device.replace("trt", "cuda")
 
 
 def _worker_command(spec: Mapping[str, Any]) -> tuple[str, ...]:

@@ -60,14 +60,14 @@ def roofline(timings: Sequence[Timings], measurements: Measurements, dtype: str,
     Peaks are those of the dtype that runs; the CPU's is measured in fp32. Without a peak there is no row.
 
     Args:
-        gpu: Name of the machine's GPU, for contenders that report only "cuda".
+        gpu: Name of the machine's GPU, for contenders that report only "cuda" or "cuda:1".
     """
     rows: list[dict[str, Any]] = []
     operations = measurements.operations
     for one in timings:
         device = one.facts.get("device", "")
         cpu_peak = measurements.cpu_peak if dtype == "fp32" else None
-        peak = cpu_peak if one.device_type == "cpu" else gpu_peak(gpu if device == "cuda" else device, dtype)
+        peak = cpu_peak if one.device_type == "cpu" else gpu_peak(gpu if device[:4] == "cuda" else device, dtype)
         if not (operations and peak):
             continue
         floor, median = operations["step"] / float(peak["flops"]), _median(one.step)

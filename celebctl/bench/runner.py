@@ -41,7 +41,7 @@ class Timings:
     Attributes:
         name: The contender's name.
         baseline: Whether it is diffusers.
-        device_type: "cpu" or "cuda".
+        device_type: "cpu", "cuda" or "cuda:1".
         facts: Engine, versions, device, threads.
         cold: From the start of a process to the PNG.
         first: Imports, opening the model and one image, in a fresh interpreter.

@@ -121,6 +121,8 @@ class DiffusersWorker:
         import diffusers
         import torch
 
+        from celebctl_runtime.backends.device import parse_device
+
         if spec["threads"]:
             torch.set_num_threads(int(spec["threads"]))
         self._torch, self._request, self._compiled = cast(Any, torch), spec["request"], bool(spec["compile"])
@@ -134,8 +136,11 @@ class DiffusersWorker:
         name, options = SCHEDULERS[self._request["sampler"]]
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
         pipeline.set_progress_bar_config(disable=True)
-        self._pipeline = pipeline.to("cpu" if spec["device"] == "cpu" else "cuda")
-        self._device = "cpu" if spec["device"] == "cpu" else str(self._torch.cuda.get_device_name())
+        device = parse_device(spec["device"])
+        if device.kind != "cpu":
+            self._torch.cuda.set_device(device.index)
+        self._pipeline = pipeline.to(device.kind)
+        self._device = "cpu" if device.kind == "cpu" else str(self._torch.cuda.get_device_name())
         if self._compiled:
             self._pipeline.unet = self._torch.compile(self._pipeline.unet, mode="max-autotune")
 

@@ -12,7 +12,6 @@ from . import engines, options
 from .console import CliConsole
 
 PROMPT = "a portrait of a person"
-DEVICES = ("cpu", "cuda", "trt")
 COLUMNS = ("contender", "cold", "first", "image", "ms per step", "of limit", "memory", "GPU memory")
 
 Variants = Annotated[
@@ -32,7 +31,9 @@ def bench(
     bundle: options.BundleDir = None,
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", help="cpu, cuda or trt; repeat it for several.", show_default="cpu"),
+        typer.Option(
+            "--device", help="cpu, cuda or trt (or cuda:1, trt:1); repeat it for several.", show_default="cpu"
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Images of each contender, in turns.")] = 10,
     cold_starts: Annotated[
@@ -79,7 +80,7 @@ def bench(
     partial_request = Request(prompt, "", 0, steps or 0, guidance, sampler or "", width, height, identities=())
     request = resolve(partial_request, opened.manifest)
     count = settings.number("threads", threads) or None
-    if "trt" in devices:
+    if any(name.startswith("trt") for name in devices):
         engines.ensure(console, library, opened, request)
     workload = Workload(opened, request, library.engines, count, settings.text("cuda_options") or "")
     contenders = workload.celebctl_contenders(devices, variants=variants)
@@ -103,20 +104,22 @@ def bench(
 
 def _checked_devices(names: list[str] | None, variants: bool) -> list[str]:
     """The devices to time. Raises before anything is prepared when this machine lacks one."""
+    from celebctl_runtime.backends.device import parse_device
     from celebctl_runtime.backends.ort_session import choose_providers, load_onnxruntime
     from celebctl_runtime.errors import UsageError
 
-    devices = list(dict.fromkeys(names or ["cpu"]))
-    for name in devices:
-        if name not in DEVICES:
-            raise UsageError(f"unknown --device {name!r}", f"use one or more of {', '.join(DEVICES)}")
-    if variants and devices == ["trt"]:
+    devices = list(dict.fromkeys(parse_device(name) for name in names or ["cpu"]))
+    kinds = {device.kind for device in devices}
+    if "auto" in kinds:
+        raise UsageError("--device auto cannot be timed", "use one or more of --device cpu, cuda and trt")
+    if variants and kinds == {"trt"}:
         raise UsageError("--variants are variants of ONNX Runtime", "add --device cpu or --device cuda")
-    if "trt" in devices:
+    if "trt" in kinds:
         engines.this_machine()
-    if "cuda" in devices:
-        choose_providers(load_onnxruntime(), "cuda")
-    return devices
+    for device in devices:
+        if device.kind == "cuda":
+            choose_providers(load_onnxruntime(), device)
+    return [str(device) for device in devices]
 
 
 def _check_outputs(paths: Sequence[Path], force: bool) -> None:

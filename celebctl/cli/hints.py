@@ -63,7 +63,7 @@ EXPORT: dict[str, str] = {
     "tensorrt_failed": "check nvidia-smi, use --device cpu, or build the engines again: celebctl export --trt",
     "tensorrt_unavailable": "pip install 'celebctl[trt]', or use --device cpu",
     "too_few_spare_rows": "use --spare-rows {rows}",
-    "unknown_device": "use --device auto, cpu, cuda or trt",
+    "unknown_device": "use --device auto, cpu, cuda or trt; a GPU by its number is cuda:1 or trt:1",
     "unknown_dtype": "use --dtype fp32 or fp16",
     "unsupported_graph": "list what TensorRT does not support: celebctl export --check",
 }

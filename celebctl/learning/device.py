@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from celebctl_models.checkpoints.diffusion import latents_from_pixels, pixels_from_latents
+from celebctl_runtime.backends.device import parse_device
 from celebctl_runtime.errors import SetupError
 
 from .memory_tracker import MemoryTracker, storage_key
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """device: "cpu" or "cuda". dtype: of UNet and autoencoder."""
+    """device: "cpu", "cuda" or "cuda:1". dtype: of UNet and autoencoder."""
 
     device: str
     dtype: torch.dtype
@@ -38,24 +39,33 @@ class DeviceConfig:
 def select_device(wanted: str = "auto") -> DeviceConfig:
     """CUDA in bfloat16 (float16 before Ampere) where available, else the CPU in float32.
 
-    Raises SetupError when CUDA is required and torch finds none.
+    Raises SetupError when CUDA is required and torch finds none, or no GPU of that number.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    spec = parse_device(wanted)
+    if spec.kind == "cpu" or (spec.kind == "auto" and not torch.cuda.is_available()):
         return DeviceConfig("cpu", torch.float32)
     if not torch.cuda.is_available():
         raise SetupError(
             f"torch {torch.__version__} finds no CUDA device", "install a CUDA build of torch, or use the CPU",
             reason="torch_without_cuda",
         )  # fmt: skip
-    return DeviceConfig("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    spec.check_index(torch.cuda.device_count())
+    device = torch.device("cuda", spec.index)
+    return DeviceConfig(str(replace(spec, kind="cuda")), torch.bfloat16 if _has_bfloat16(device) else torch.float16)
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 natively, so that autocasting a float32 network is faster."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return _has_bfloat16(device)
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Not emulated, which is slower than float16: torch counts that too when it is not told otherwise."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def select_attention(parts: DiffusionParts) -> None:

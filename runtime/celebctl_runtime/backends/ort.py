@@ -19,7 +19,6 @@ from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progres
 from celebctl_runtime.sampling.samplers import StepTable
 
 from .base import (
-    DEVICES,
     STATE_LOOP,
     TABLE_INPUT,
     Array,
@@ -34,6 +33,7 @@ from .base import (
     step_graph,
 )
 from .cpu_count import physical_core_count
+from .device import DeviceSpec, parse_device
 from .ort_session import (
     CPU,
     CUDA,
@@ -81,24 +81,27 @@ class OrtBackend:
 
         Args:
             bundle: The bundle to run.
-            device: "auto", "cpu" or "cuda". "auto" logs a warning when CUDA is present but fails.
+            device: "auto", "cpu", "cuda" or "cuda:N". "auto" logs a warning when CUDA is present but fails.
             threads: CPU threads, default one per physical core.
             cuda_options: Added to :data:`CUDA_OPTIONS`; ``enable_cuda_graph="0"`` disables CUDA graphs.
             plain_graphs: Ignore the bundle's graphs that are optimized for ONNX Runtime (for benchmarks).
 
         Raises:
-            UsageError: Unknown device.
-            SetupError: ONNX Runtime or CUDA is missing.
+            UsageError: Unknown device, or one in ``cuda_options``.
+            SetupError: ONNX Runtime, CUDA or a GPU of that number is missing.
         """
-        if device == "trt" or device not in DEVICES:
-            hint = f"use one of {', '.join(DEVICES)}"
-            raise UsageError(f"unknown device {device!r}", hint, reason="unknown_device", device=device)
+        spec = parse_device(device)
+        if spec.kind == "trt":
+            hint = "use auto, cpu or cuda"
+            raise UsageError(f"ONNX Runtime has no device {device!r}", hint, reason="unknown_device", device=device)
+        if "device_id" in (cuda_options or {}):
+            raise UsageError("cuda_options choose no GPU", "leave out device_id, and use a device such as cuda:1")
         self._bundle = bundle
         self._ort = load_onnxruntime()
         self._threads = threads or physical_core_count()
-        self._device, self._plain_graphs = device, plain_graphs
-        self._providers = choose_providers(self._ort, device)
-        self._cuda_options = {**CUDA_OPTIONS, **(cuda_options or {})}
+        self._device, self._plain_graphs = spec, plain_graphs
+        self._providers = choose_providers(self._ort, spec)
+        self._cuda_options = {**CUDA_OPTIONS, "device_id": str(spec.index), **(cuda_options or {})}
         # Only the step graph is captured: the inputs of the others have new addresses every time.
         self._captures = self._cuda_options.pop("enable_cuda_graph", "1") != "0"
         self._no_capture_reason = "" if self._captures else "disabled by cuda_options"
@@ -176,7 +179,8 @@ class OrtBackend:
         def bind() -> IoBindingLoop:
             self._loop_count += 1
             graph_ids = (2 * self._loop_count, 2 * self._loop_count + 1) if on_cuda and self._captures else None
-            return IoBindingLoop(self._ort, session, "cuda" if on_cuda else "cpu", feeds, graph_ids)
+            device = DeviceSpec("cuda", self._device.index) if on_cuda else DeviceSpec("cpu")
+            return IoBindingLoop(self._ort, session, device, feeds, graph_ids)
 
         with translate_ort_errors(on_cuda):
             loop = cached(self._loops, key, bind, _CACHE_SIZE)
@@ -195,8 +199,8 @@ class OrtBackend:
         facts = {"engine": "onnxruntime", "version": str(self._ort.__version__)}
         if CUDA not in self._providers:
             return {**facts, "device": "cpu", "threads": str(self._threads)}
-        reason = self._no_capture_reason
-        return {**facts, "device": "cuda", "cuda_graph": f"no: {reason}" if reason else "yes"}
+        graph = f"no: {self._no_capture_reason}" if self._no_capture_reason else "yes"
+        return {**facts, "device": str(DeviceSpec("cuda", self._device.index)), "cuda_graph": graph}
 
     def prepare(self, graphs: Iterable[str]) -> None:
         """Create the sessions of these graphs in the background, while the main thread imports and tokenizes."""
@@ -269,7 +273,7 @@ class OrtBackend:
         try:
             session = self._check_provider(self._open_file(path, self._cuda_options, initializers))
         except CudaFailure as failure:
-            if self._device == "cuda":
+            if self._device.kind == "cuda":
                 raise
             self._fall_back_to_cpu(failure.problem)
             return self._open_file(path, self._cuda_options, initializers)
@@ -296,7 +300,7 @@ class OrtBackend:
         """The session, if it is on CUDA as requested: ONNX Runtime falls back to the CPU silently."""
         if CUDA in self._providers and CUDA not in session.get_providers():
             failure = diagnose_cuda(self._ort)
-            if self._device == "cuda":
+            if self._device.kind == "cuda":
                 raise failure
             self._fall_back_to_cpu(failure.problem if has_nvidia_driver() else "")
         return session
@@ -345,7 +349,7 @@ class IoBindingLoop:
     """
 
     def __init__(
-        self, ort: Any, session: Any, device: str, feeds: Feeds, graph_ids: tuple[int, int] | None = None
+        self, ort: Any, session: Any, device: DeviceSpec, feeds: Feeds, graph_ids: tuple[int, int] | None = None
     ) -> None:
         """``feeds``: every input, in its final shape and dtype. ``graph_ids``: of even and odd steps' CUDA graphs."""
         self._session = session
@@ -376,9 +380,9 @@ class IoBindingLoop:
         return binding
 
 
-def _ort_value(ort: Any, array: NDArray[Any], device: str) -> Any:
+def _ort_value(ort: Any, array: NDArray[Any], device: DeviceSpec) -> Any:
     """An OrtValue with a buffer of its own; on the CPU ONNX Runtime would use the array's."""
-    return ort.OrtValue.ortvalue_from_numpy(array.copy(), device, 0)
+    return ort.OrtValue.ortvalue_from_numpy(array.copy(), device.kind, device.index)
 
 
 def _run_options(ort: Any, graph_id: int | None) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from celebctl_runtime.errors import CelebctlError, IntegrityError, SetupError, UsageError
 
 from .cuda_memory import out_of_memory
+from .device import DeviceSpec
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 NO_CAPTURE = -1  # gpu_graph_id of runs that are not captured (ONNX Runtime docs, CUDA provider, "CUDA graphs")
@@ -64,14 +65,19 @@ def load_onnxruntime() -> Any:
     return ort
 
 
-def choose_providers(ort: Any, device: str) -> list[str]:
-    """Execution providers for "auto", "cpu" or "cuda", best first. Raises SetupError when CUDA is not available."""
+def choose_providers(ort: Any, device: DeviceSpec, load: LoadLibrary = ctypes.CDLL) -> list[str]:
+    """Execution providers for "auto", "cpu" or "cuda", best first.
+
+    Raises SetupError when CUDA is not available, or a GPU of that number. ``load``: see :func:`diagnose_cuda`.
+    """
     available = cast("list[str]", ort.get_available_providers())
-    if device == "cuda" and CUDA not in available:
+    if device.kind == "cuda" and CUDA not in available:
         hint = "pip uninstall onnxruntime; pip install 'celebctl[cuda]'"
         raise SetupError("the installed ONNX Runtime does not support CUDA", hint, reason="ort_without_cuda")
-    if device == "cpu" or CUDA not in available:
+    if device.kind == "cpu" or CUDA not in available:
         return [CPU]
+    if device.index and (driver := _driver(load)) is not None:
+        device.check_index(_gpu_count(driver))
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(sys.stderr):  # it prints warnings, and stdout is for data
             ort.preload_dlls()
@@ -221,17 +227,27 @@ def _required_cuda(ort: Any) -> int:
     return int(major) if major.isdecimal() else _NEWEST_CUDA
 
 
+def _driver(load: LoadLibrary) -> Any | None:
+    """The CUDA driver's library; None without a driver."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        with contextlib.suppress(OSError):
+            return load(name)
+    return None
+
+
 def _driver_cuda(load: LoadLibrary) -> int | None:
     """Major version of the newest CUDA that the driver supports; None without a driver."""
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            driver: Any = load(name)
-        except OSError:
-            continue
-        version = ctypes.c_int(0)
-        if driver.cuDriverGetVersion(ctypes.byref(version)) == 0:
-            return version.value // 1000
-    return None
+    driver, version = _driver(load), ctypes.c_int(0)
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000
+
+
+def _gpu_count(driver: Any) -> int:
+    count = ctypes.c_int(0)
+    driver.cuInit(0)
+    driver.cuDeviceGetCount(ctypes.byref(count))  # leaves 0 where the driver does not work
+    return count.value
 
 
 def _can_load(load: LoadLibrary, name: str) -> bool:

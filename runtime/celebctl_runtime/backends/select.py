@@ -10,6 +10,7 @@ from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import NotFoundError, SetupError
 
 from .base import Backend
+from .device import parse_device
 from .engines import read_records
 from .ort import OrtBackend
 from .tensorrt import TensorRtBackend
@@ -29,8 +30,8 @@ def choose_backend(
 
     Args:
         bundle: The bundle to run.
-        device: "auto", "cpu", "cuda" or "trt". "auto" uses TensorRT where engines fit, ONNX Runtime elsewhere and logs
-            a warning for every part that falls back.
+        device: "auto", "cpu", "cuda" or "trt"; "cuda:1" and "trt:1" are the second GPU. "auto" uses TensorRT where
+            engines fit, ONNX Runtime elsewhere and logs a warning for every part that falls back.
         engines: Cache folder of TensorRT engines; None: no engines.
         threads: CPU threads, default one per physical core.
         cuda_options: Options of ONNX Runtime's CUDA provider, see :class:`OrtBackend`.
@@ -40,7 +41,8 @@ def choose_backend(
         NotFoundError: "trt" without engines for this machine.
         SetupError: A package, driver or GPU is missing.
     """
-    if device == "trt":
+    spec = parse_device(device)
+    if spec.kind == "trt":
         if engines is None:
             raise SetupError("TensorRT needs a folder of engines", "pass engines=FOLDER")
         return TensorRtBackend(bundle, engines)
