@@ -3,27 +3,32 @@ clear errors where an engine is missing, of another machine or too large."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from bundle_fakes import make_identity, write_bundle
 from numpy.typing import NDArray
-from tensorrt_fakes import CudaError, FakeCudart, FakeTrt, fake_device
+from tensorrt_fakes import GPU, CudaError, FakeCudart, FakeTrt, fake_device
 
 from celebctl_export.tensorrt_plan import EngineSize, plan_engines
 from celebctl_export.to_tensorrt import build_plans
-from celebctl_runtime.backends import nvidia_driver
+from celebctl_runtime.backends import nvidia_driver, tensorrt_runner
 from celebctl_runtime.backends.base import Conditioning
-from celebctl_runtime.backends.cuda_memory import Cuda
+from celebctl_runtime.backends.cuda_memory import Cuda, DeviceBuffer, Stream
+from celebctl_runtime.backends.engines import find_records
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.backends.tensorrt import TensorRtBackend
-from celebctl_runtime.backends.tensorrt_runner import Device, TensorRt
+from celebctl_runtime.backends.tensorrt_runner import Device, Session, TensorRt
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import NotFoundError, SetupError
 from celebctl_runtime.pipeline import generate
@@ -271,6 +276,7 @@ def test_a_full_device_is_an_error(bench: Bench) -> None:
     with pytest.raises(SetupError) as caught:
         generate(bench.bundle, bench.backend(), Request("alice"))
     assert caught.value.reason == "out_of_gpu_memory"
+    assert re.search(r"0\.0 GB more are needed, 0\.0 of 0\.0 GB are free", caught.value.problem)
     bench.cudart.room = 1 << 30
     assert np.array_equal(pixels(bench.bundle, bench.backend(), Request("alice")), bench.expected(Request("alice")))
 
@@ -305,9 +311,132 @@ def test_every_error_status_of_cuda_has_a_reason(
     assert caught.value.reason == reason and caught.value.hint
 
 
-def test_a_capture_that_fails_leaves_the_stream_usable(bench: Bench) -> None:
-    from celebctl_runtime.backends.cuda_memory import DeviceBuffer, Stream
+class Cycle:
+    """Garbage that only the collector frees, with a buffer of the device in it."""
 
+    def __init__(self, cuda: Cuda) -> None:
+        self.buffer, self.itself = DeviceBuffer(cuda, 16), self
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_while_a_graph_is_captured(bench: Bench, collects: bool) -> None:
+    cuda, made = bench.device.cuda, bench.cudart.calls
+    stream = Stream(cuda)
+
+    def enqueue() -> None:
+        kept = [[] for _ in range(2000)]  # more than the collector's threshold, unless it is switched off
+        if not collects:
+            gc.collect()
+        del kept
+
+    Cycle(cuda)
+    gc.set_threshold(10)
+    try:
+        if collects:
+            stream.capture(enqueue)
+            assert made["cudaGraphInstantiate"] == 1 and gc.isenabled()
+            gc.collect()
+        else:  # what happens otherwise
+            with pytest.raises(SetupError, match="StreamCaptureInvalidated"):
+                stream.capture(enqueue)
+    finally:
+        gc.set_threshold(700, 10, 10)
+    assert bench.cudart.captured is None
+
+
+@pytest.mark.parametrize("call", ["cudaMalloc", "cudaFree", "cudaStreamSynchronize"])
+def test_a_capture_refuses_what_would_wait_for_the_device(bench: Bench, call: str) -> None:
+    stream, buffer = Stream(bench.device.cuda), DeviceBuffer(bench.device.cuda, 16)
+    argument = {"cudaMalloc": 16, "cudaFree": buffer.address, "cudaStreamSynchronize": 7}[call]
+    with pytest.raises(SetupError, match="StreamCapture"):
+        stream.capture(lambda: getattr(bench.cudart, call)(argument))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
+def test_a_long_run_is_several_graphs(bench: Bench, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 steps as graphs of 2, 2 and 1: two graphs are captured, and three launches give the same picture."""
+    state, noise, texts, steps = inputs(bench.bundle, sampler)
+    whole = bench.backend().denoise(state, noise, texts, steps)
+    before = bench.cudart.calls["cudaGraphLaunch"]
+    monkeypatch.setattr(tensorrt_runner, "MAX_CAPTURED_STEPS", 2)
+    backend, calls = bench.backend(), bench.cudart.calls
+    captured = calls["cudaGraphInstantiate"]
+    for _ in range(2):
+        assert np.array_equal(backend.denoise(state, noise, texts, steps), whole)
+    assert calls["cudaGraphInstantiate"] - captured == 2 and calls["cudaGraphLaunch"] - before == 6
+
+
+def test_a_context_gets_memory_for_its_shapes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dynamic engine's largest shapes need not fit where a small picture does."""
+    bench = Bench(tmp_path, "1x16x16", dynamic=True)
+    latent = np.zeros((1, 4, 4, 4), np.float32)
+    (record,) = (one for one in find_records(bench.engines, bench.bundle.manifest, bench.device.machine)
+                 if one.file == "vae_decoder-dynamic.plan")  # fmt: skip
+    plan = (bench.engines / record.key / record.file).read_bytes()
+    engine = bench.device.library.deserialize(plan, record.file)
+    session = Session(bench.device, Stream(bench.device.cuda), engine, 0, {"latent": latent.shape})
+    small = bench.cudart.used
+    monkeypatch.setattr(bench.trt.ExecutionContextAllocationStrategy, "USER_MANAGED", 0)
+    other = Session(bench.device, Stream(bench.device.cuda), engine, 0, {"latent": latent.shape})
+    assert np.array_equal(session.run({"latent": latent})["image"], other.run({"latent": latent})["image"])
+    assert bench.cudart.used - small > 4 * 4 * 10 * 10, "the default allocates for the largest shapes"
+
+
+def test_the_second_gpu_is_used_from_any_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines belong to the model of that GPU; CUDA's current device is a thread's own."""
+    bench = Bench(tmp_path, "1x32x32")
+    cudart = FakeCudart(1 << 30, (9, 0), "NVIDIA Other 9", GPU)
+    trt = FakeTrt(cudart)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cudart)
+    backend = choose_backend(bench.bundle, "trt:1", engines=bench.engines, threads=1)
+    assert isinstance(backend, TensorRtBackend) and backend.describe()["device"] == GPU
+    with ThreadPoolExecutor(1) as threads:
+        drawn = threads.submit(pixels, bench.bundle, backend, Request("alice")).result()
+    assert np.array_equal(drawn, bench.expected(Request("alice"))) and cudart.devices_used == {1}
+    with pytest.raises(NotFoundError, match="Other 9"):
+        choose_backend(bench.bundle, "trt", engines=bench.engines, threads=1)
+    with pytest.raises(SetupError) as caught:
+        choose_backend(bench.bundle, "trt:2", engines=bench.engines, threads=1)
+    assert (caught.value.reason, caught.value.values["gpus"]) == ("no_such_gpu", 2)
+
+
+def test_a_gpu_too_old_for_tensorrt_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudart = FakeCudart(1 << 30, (6, 1), "NVIDIA GeForce GTX 1080")
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTrt(cudart))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cudart)
+    with pytest.raises(SetupError, match=r"GTX 1080 is too old.* 6\.1.* 7\.5") as caught:
+        Device.load()
+    assert caught.value.reason == "gpu_too_old"
+
+
+@pytest.mark.parametrize(
+    ("supported", "required", "reason", "words"),
+    [
+        (None, 13000, "driver_missing", "no NVIDIA driver"),
+        (12080, 13000, "driver_too_old", "supports CUDA 12.8, and CUDA 13.0 needs driver 580 or newer"),
+        (11080, 12080, "driver_too_old", "supports CUDA 11.8, and CUDA 12.8 needs driver 525 or newer"),
+        (12080, 0, "driver_too_old", "needs a newer driver"),
+    ],
+)
+def test_a_driver_that_is_too_old_is_told_with_both_numbers(
+    supported: int | None, required: int, reason: str, words: str
+) -> None:
+    def load(name: str) -> Any:
+        if supported is None:
+            raise OSError(name)
+
+        def version(place: Any) -> int:
+            ctypes.cast(place, ctypes.POINTER(ctypes.c_int))[0] = supported
+            return 0
+
+        return SimpleNamespace(cuDriverGetVersion=version)
+
+    error = nvidia_driver.driver_error(required, load)
+    assert error.reason == reason and words in error.problem
+
+
+def test_a_capture_that_fails_leaves_the_stream_usable(bench: Bench) -> None:
     stream = Stream(bench.device.cuda)
     with pytest.raises(SetupError):
         stream.capture(lambda: DeviceBuffer(bench.device.cuda, 16) and None)
@@ -318,8 +447,6 @@ def test_a_capture_that_fails_leaves_the_stream_usable(bench: Bench) -> None:
 
 
 def test_device_memory_goes_back_with_the_backend(bench: Bench) -> None:
-    import gc
-
     gc.collect()
     before = bench.cudart.used
     backend = bench.backend()
