@@ -37,11 +37,6 @@ def moved(parts: DiffusionParts) -> DiffusionParts:
     return replace(parts, text_encoders=encoders, unet=unet, vae=vae)
 
 
-def people() -> dict[str, tuple[Any, ...]]:
-    """A person whose embeddings are on the CPU, as they are in an identity."""
-    return {"ann": (torch.ones(2, 32),)}
-
-
 def test_the_device_refuses_what_cuda_refuses() -> None:
     with other_device():
         there, here = torch.ones(3, device=DEVICE), torch.ones(3)
@@ -51,7 +46,7 @@ def test_the_device_refuses_what_cuda_refuses() -> None:
         for mix in (torch.add, lambda a, b: torch.cat([b, a]), lambda a, b: b[a > 1]):
             with pytest.raises(RuntimeError, match="same device"):
                 mix(there, here)
-        with pytest.raises(TypeError):
+        with pytest.raises(RuntimeError):
             there.numpy()
 
 
@@ -77,16 +72,6 @@ def test_pictures_are_drawn_there_as_on_the_cpu(parts: DiffusionParts, sampler: 
     with other_device():
         there = draw(moved(parts), ["a photo of <ann>", "a photo"], [1, 2], ann, **options)
     assert np.abs(here.astype(int) - there.astype(int)).max() <= 1
-
-
-def test_a_run_goes_on_there_from_its_checkpoint(parts: DiffusionParts, tmp_path: Path) -> None:
-    with other_device():
-        first, second = (new_trainer(moved(parts), **SEED) for _ in "12")
-        first.train_step()
-        first.save(tmp_path / "checkpoint.pt")
-        expected = first.train_step()
-        second.load(tmp_path / "checkpoint.pt")
-        assert second.train_step() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

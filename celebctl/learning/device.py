@@ -96,11 +96,11 @@ def full_precision(network: Any) -> Generator[None]:
     bfloat16 has three digits: an autoencoder in it adds its rounding to every latent that learning looks at.
     """
     dtype: torch.dtype = network.dtype
-    network.to(torch.float32)
+    torch.nn.Module.to(network, torch.float32)  # diffusers' own method warns of every cast
     try:
         yield
     finally:
-        network.to(dtype)
+        torch.nn.Module.to(network, dtype)
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
