@@ -18,8 +18,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0  # noqa: E402
 from celebctl.learning.device import (  # noqa: E402
     SMALL_BATCH,
     DeviceConfig,
+    autocast_dtype,
     choose_micro_batch,
     estimate_memory,
+    full_precision,
     has_bfloat16_units,
     max_micro_batch,
     select_device,
@@ -143,6 +145,7 @@ def test_a_gpu_of_several_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert select_device("cuda:1") == DeviceConfig("cuda:1", torch.float16)
     assert select_device("trt:1").device == "cuda:1" and select_device("cuda:0").device == "cuda"

@@ -72,9 +72,10 @@ def _no_cuda() -> SetupError:
 def _check_capability(device: torch.device) -> None:
     """Raise SetupError for a GPU older than all that torch was built for."""
     built_for = [int(name[3:].rstrip("af")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
-    major, minor = torch.cuda.get_device_capability(device)
-    if built_for and 10 * major + minor < min(built_for):
-        oldest = min(built_for)
+    if not built_for:
+        return
+    oldest, (major, minor) = min(built_for), torch.cuda.get_device_capability(device)
+    if 10 * major + minor < oldest:
         raise SetupError(
             f"{torch.cuda.get_device_name(device)} is too old: its compute capability is {major}.{minor}, and torch"
             f" {torch.__version__} needs {oldest // 10}.{oldest % 10}",
