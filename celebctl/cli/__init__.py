@@ -19,8 +19,8 @@ FORMER_OPTIONS: dict[str, dict[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (default: the process's arguments) and return its exit code.
 
-    0 success, 1 bug, 2 usage, 3 invalid input, 4 not found, 5 integrity, 6 environment, 7 policy, 8 reserved, 9 busy,
-    130 interrupted.
+    0 success, 1 bug, 2 usage, 3 invalid input, 4 not found, 5 integrity, 6 environment, 7 policy, 8 partial,
+    9 busy, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["-V"]):

@@ -20,6 +20,7 @@ from .interchange import export_embedding, import_person, inspect_file
 from .learn import learn
 from .mix import interpolate, mix
 from .people import list_people, remove, rename, show
+from .prove import prove
 from .sample import nearest, sample
 from .sample_photo import sample_photo
 
@@ -76,7 +77,13 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "import": import_person,
         "inspect": inspect_file,
     },
-    "Models and this machine": {"use": use, "download": download, "doctor": doctor, "bench": bench},
+    "Models and this machine": {
+        "use": use,
+        "download": download,
+        "doctor": doctor,
+        "bench": bench,
+        "prove": prove,
+    },
 }
 #: Former names of commands, still valid, hidden in the help -> current names.
 FORMER_COMMANDS = {

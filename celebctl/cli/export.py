@@ -71,28 +71,29 @@ def export(
     if (engine or dry_run or no_dynamic or device) and not trt:
         raise UsageError("--engine, --no-dynamic, --device and --dry-run need --trt", "add --trt")
     wanted = engines.Wanted(engine or [], not no_dynamic, engines.trt_device(device))
-    if add or remove:
-        change_people(console, library, engines.open_bundle(library, model, bundle), add or [], remove or [])
-    elif check:
-        engines.check(console, engines.open_bundle(library, model, bundle))
-    elif dry_run:
-        engines.show_plan(console, library, engines.open_bundle(library, model, bundle), wanted)
-    elif bundle is not None:
-        if not trt:
-            hint = "to write a bundle to another folder, use --out DIR"
-            raise UsageError("--bundle needs --add, --remove, --trt or --check", hint)
+    if bundle is not None and not (add or remove or trt or check):
+        hint = "to write a bundle to another folder, use --out DIR"
+        raise UsageError("--bundle needs --add, --remove, --trt or --check", hint)
+    if add or remove or check or dry_run or bundle is not None:
         opened = engines.open_bundle(library, model, bundle)
-        built = engines.build(console, library, opened, wanted)
-        console.output([str(bundle)], {**_facts(opened), "engines": built})
-    else:
-        started, known = time.monotonic(), checked_dtype(dtype)
-        chosen = Model.load(model, library=library)
-        made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
-        facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
-        if trt:
-            facts["engines"] = engines.build(console, library, made, wanted)
-        console.output([str(made.path)], facts)
-        _suggest(console, made, out)
+        if add or remove:
+            change_people(console, library, opened, add or [], remove or [])
+        elif check:
+            engines.check(console, opened)
+        elif dry_run:
+            engines.show_plan(console, library, opened, wanted)
+        else:
+            built = engines.build(console, library, opened, wanted)
+            console.output([str(bundle)], {**_facts(opened), "engines": built})
+        return
+    started, known = time.monotonic(), checked_dtype(dtype)
+    chosen = Model.load(model, library=library)
+    made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
+    facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
+    if trt:
+        facts["engines"] = engines.build(console, library, made, wanted)
+    console.output([str(made.path)], facts)
+    _suggest(console, made, out)
 
 
 def make_bundle(

@@ -145,6 +145,7 @@ LIBRARY: dict[str, str] = {
 #: celebctl.evaluation, celebctl.bench.
 EVALUATION: dict[str, str] = {
     "evaluation_settings_differ": "choose another folder with -o, or replace it with --force",
+    "prove_settings_differ": "choose another folder with -o, or begin again with --force",
     "no_world": "evaluate people of your library: celebctl eval alice bob --photos photos",
     "clip_missing": "give the folder of a CLIP model with --clip, or leave --clip out",
     "clip_invalid": "give another folder with --clip",
