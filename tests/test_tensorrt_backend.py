@@ -318,24 +318,24 @@ class Cycle:
         self.buffer, self.itself = DeviceBuffer(cuda, 16), self
 
 
-@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("collects", [True, False], ids=["by itself", "when asked to"])
 def test_no_garbage_is_collected_while_a_graph_is_captured(bench: Bench, collects: bool) -> None:
     cuda, made = bench.device.cuda, bench.cudart.calls
     stream = Stream(cuda)
 
     def enqueue() -> None:
-        kept = [[] for _ in range(2000)]  # more than the collector's threshold, unless it is switched off
+        gc.set_threshold(10)
+        kept = [[] for _ in range(2000)]  # the collector runs many times, unless it is switched off
         if not collects:
             gc.collect()
         del kept
 
+    gc.collect()  # so that nothing is collected before the capture
     Cycle(cuda)
-    gc.set_threshold(10)
     try:
         if collects:
             stream.capture(enqueue)
             assert made["cudaGraphInstantiate"] == 1 and gc.isenabled()
-            gc.collect()
         else:  # what happens otherwise
             with pytest.raises(SetupError, match="StreamCaptureInvalidated"):
                 stream.capture(enqueue)
