@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils import _python_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("meta")
 aten: Any = torch.ops.aten
+return_and_correct_aliasing: Any = vars(_python_dispatch)["return_and_correct_aliasing"]
 #: Copies between devices, and operations that take CPU indices into a tensor of another device.
 _BETWEEN = {aten._to_copy.default, aten.copy_.default}
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor}
@@ -30,7 +32,7 @@ class OtherDeviceTensor(torch.Tensor):
     data_: torch.Tensor
 
     @staticmethod
-    def __new__(cls, data: torch.Tensor) -> OtherDeviceTensor:
+    def __new__(cls: Any, data: torch.Tensor) -> Any:
         made: Any = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, data.shape, strides=data.stride(), storage_offset=data.storage_offset(), dtype=data.dtype,
             device=DEVICE, requires_grad=data.requires_grad,
@@ -65,11 +67,11 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         there = torch.device(wanted) == DEVICE
         kwargs = {**kwargs, "device": torch.device("cpu")}
     inner = tree_map_only(OtherDeviceTensor, lambda tensor: tensor.data_, (args, kwargs))
-    out = func(*inner[0], **inner[1])
+    out: Any = func(*inner[0], **inner[1])
     if func is aten.copy_.default:
         return args[0]
     if there:
-        out = tree_map_only(torch.Tensor, OtherDeviceTensor, out)
+        out = cast(Any, tree_map_only(torch.Tensor, OtherDeviceTensor, out))
     if any(isinstance(tensor, OtherDeviceTensor) for tensor in tensors) and there:
         return return_and_correct_aliasing(func, args, kwargs, out)
     return out

@@ -183,7 +183,7 @@ def test_why_torch_finds_no_gpu_is_told(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for module in ("celebctl.learning.device", "celebctl_runtime.backends.nvidia_driver"):
-        monkeypatch.setattr(f"{module}.driver_cuda_version", lambda *_: driver)
+        monkeypatch.setattr(f"{module}.driver_cuda_version", Mock(return_value=driver))
     with pytest.raises(SetupError) as error:
         select_device("cuda")
     assert error.value.reason == reason and words in error.value.problem
@@ -198,7 +198,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) ->
         "get_arch_list": ["sm_75", "sm_80", "sm_90a", "compute_120"],
     }.items():
         monkeypatch.setattr(torch.cuda, name, Mock(return_value=value))
-    monkeypatch.setattr("celebctl.learning.device._has_bfloat16", lambda _: capability >= (8, 0))
+    monkeypatch.setattr("celebctl.learning.device._has_bfloat16", Mock(return_value=capability >= (8, 0)))
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((9, 0), torch.bfloat16)])

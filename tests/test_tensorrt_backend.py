@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -305,7 +306,7 @@ def test_every_error_status_of_cuda_has_a_reason(
 ) -> None:
     cudart = FakeCudart()
     cudart.status = status
-    monkeypatch.setattr(nvidia_driver, "driver_cuda_version", lambda _: 12080)
+    monkeypatch.setattr(nvidia_driver, "driver_cuda_version", Mock(return_value=12080))
     with pytest.raises(SetupError) as caught:
         Cuda(cudart).gpu()
     assert caught.value.reason == reason and caught.value.hint
@@ -325,7 +326,7 @@ def test_no_garbage_is_collected_while_a_graph_is_captured(bench: Bench, collect
 
     def enqueue() -> None:
         gc.set_threshold(10)
-        kept = [[] for _ in range(2000)]  # the collector runs many times, unless it is switched off
+        kept = [list[int]() for _ in range(2000)]  # the collector runs many times, unless it is switched off
         if not collects:
             gc.collect()
         del kept
@@ -504,7 +505,7 @@ def test_auto_uses_onnx_runtime_when_engines_are_of_another_gpu(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     *_, device = fake_device(name="NVIDIA Elsewhere 2000")
-    monkeypatch.setattr(Device, "load", lambda *_: device)
+    monkeypatch.setattr(Device, "load", Mock(return_value=device))
     request = Request("alice", seed=3)
     backend = choose_backend(bench.bundle, "auto", engines=bench.engines, threads=1)
     assert np.array_equal(pixels(bench.bundle, backend, request), bench.expected(request))

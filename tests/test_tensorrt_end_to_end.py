@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
     """A machine with TensorRT, CUDA and Polygraphy."""
     trt, _, device = fake_device()
     monkeypatch.setattr(TensorRt, "load", lambda: device.library)
-    monkeypatch.setattr(Cuda, "load", lambda _: device.cuda)
+    monkeypatch.setattr(Cuda, "load", Mock(return_value=device.cuda))
     monkeypatch.setattr(tensorrt_parity, "polygraphy_runners", lambda: runners(0.0))
     return trt
 

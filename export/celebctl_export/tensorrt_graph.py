@@ -91,10 +91,11 @@ def tensors(bundle: Path, plan: EnginePlan, profile: Profile) -> list[TensorSize
     import onnx_ir as ir
     from onnxscript import optimizer
 
-    model = ir.load(bundle / plan.onnx)
+    model: ir.Model = cast(Any, ir).load(bundle / plan.onnx)
     for value in model.graph.inputs:
-        if value.name in profile.shapes:
-            value.shape = ir.Shape(profile.shapes[value.name][2])
+        name = str(value.name)
+        if name in profile.shapes:
+            value.shape = ir.Shape(profile.shapes[name][2])
     for value in model.graph.outputs:
         value.shape = None
     for node in model.graph:
