@@ -176,7 +176,7 @@ def test_cuda_is_not_pretended() -> None:
         (13000, "cuda_failed", "finds no GPU"),
     ],
 )
-def test_why_torch_finds_no_gpu_is_told(
+def test_why_torch_finds_no_gpu_is_reported(
     monkeypatch: pytest.MonkeyPatch, driver: int | None, reason: str, words: str
 ) -> None:
     """A CUDA build of torch says the same with a driver that is too old as without a GPU."""

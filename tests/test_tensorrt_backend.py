@@ -420,7 +420,7 @@ def test_a_gpu_too_old_for_tensorrt_is_one_sentence(monkeypatch: pytest.MonkeyPa
         (12080, 0, "driver_too_old", "needs a newer driver"),
     ],
 )
-def test_a_driver_that_is_too_old_is_told_with_both_numbers(
+def test_a_driver_that_is_too_old_is_reported_with_both_numbers(
     supported: int | None, required: int, reason: str, words: str
 ) -> None:
     def load(name: str) -> Any:

@@ -98,7 +98,7 @@ def test_one_engine_that_fails_is_named_and_the_others_are_there(
     assert len(files) == len(trt.built) == 5 and not any(file.startswith("step-dynamic") for file in files)
 
 
-def test_an_engine_too_large_is_told_with_the_way_on(
+def test_an_engine_too_large_is_refused_with_the_way_on(
     bundle: Bundle, trt: FakeTrt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tensorrt_graph, "MAX_ELEMENTS", 5000)  # a 48x48 picture has 6912 numbers, a 32x32 one 3072

@@ -113,7 +113,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Not emulated, which is slower than float16: torch counts that too when it is not told otherwise."""
+    """Natively: torch counts emulation too unless asked not to, and that is slower than float16."""
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
