@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import torch
@@ -71,7 +71,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is aten.copy_.default:
         return args[0]
     if there:
-        out = cast(Any, tree_map_only(torch.Tensor, OtherDeviceTensor, out))
+        out = tree_map_only(torch.Tensor, OtherDeviceTensor, out)
     if any(isinstance(tensor, OtherDeviceTensor) for tensor in tensors) and there:
         return return_and_correct_aliasing(func, args, kwargs, out)
     return out

@@ -44,7 +44,7 @@ def test_the_device_refuses_what_cuda_refuses() -> None:
         assert torch.equal((there + there).cpu(), here + here) and float((there * torch.tensor(2.0)).sum()) == 6
         assert torch.equal(there[torch.tensor([0, 2])].cpu(), torch.ones(2))
         with pytest.raises(RuntimeError, match="same device"):
-            there + here
+            torch.add(there, here)
         with pytest.raises(RuntimeError, match="same device"):
             torch.cat([here, there])
         with pytest.raises(RuntimeError, match="same device"):
@@ -94,7 +94,7 @@ def test_a_tensor_left_on_the_cpu_is_found(
     """The tests above would fail for each of these mistakes."""
     source = Path(module.__file__).read_text(encoding="utf-8")
     assert source.count(line) == 1
-    changed: dict[str, Any] = dict(vars(module))
+    changed: dict[str, Any] = {**module.__dict__}
     exec(compile(source.replace(line, without), module.__file__, "exec"), changed)
     for name in ("DenoisingLoss", "IdentityEmbeddings", "encode_views"):
         if module is denoising:
