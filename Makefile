@@ -6,12 +6,15 @@
 #   make test-wheel      build the wheel, install it in a clean environment, run the three lines there
 #   make test-cuda-device  ONNX Runtime's genuine CUDA provider on a device without a GPU; fetches its wheel (250 MB)
 #   make test-elsewhere  test-fast once more from "with space é/celebctl", a path with a space and a non-ASCII letter
+#   make test-resolve    what pip would install for every extra, on Python 3.11 to 3.13: one CUDA, one ONNX Runtime
 #   make check    ruff and pyright (strict)
 #   make docs     run the tutorial, write its images and the command reference, build the site in build/site
 #   make bench-likeness   24 unseen people, 3 seeds, ours and the published settings (ten minutes or more)
 #   make bench-speed   cold start, pictures, steps and memory beside diffusers in turns, with a chart (minutes)
 #   make bench-gpu   the same on an NVIDIA GPU, with TensorRT and torch.compile, in .venv-gpu; MODEL=folder, or weights
 #                    drawn at random for a Stable Diffusion 1.5 of true size; DEVICES=cuda where TensorRT is not wanted
+#   make gpu      .venv-gpu for an NVIDIA GPU: learn, export and draw, with TensorRT and insightface; then celebctl doctor.
+#                 GPU_EXTRA=gpu-cu12 for drivers 525 to 579 (CUDA 12)
 #   make clean    remove .venv, .venv-gpu and demo
 
 PYTHON ?= python3
@@ -27,16 +30,18 @@ SEED   ?= 8
 # Any value adds a coverage figure, which takes longer on Python 3.11.
 COVERAGE ?=
 
-# `cpu` and `cuda` exclude one another, and so do `cuda` and insightface: the GPU has an environment of its own.
+# `cpu` and `cuda` exclude one another: the GPU has an environment of its own. insightface asks for plain onnxruntime,
+# which would overwrite onnxruntime-gpu: it comes last, without its dependencies, which the extra has.
 GPU_VENV  ?= .venv-gpu
+GPU_EXTRA ?= gpu
 GPU_BIN   := $(abspath $(GPU_VENV))/bin
 GPU_READY := $(GPU_VENV)/.ready
 DEVICES   ?= cuda trt
 MODEL     ?=
 BUILD     := $(abspath build)
-comma     := ,
 
-.PHONY: help demo test test-fast test-wheel test-cuda-device test-elsewhere check docs bench-likeness bench-speed bench-gpu clean
+.PHONY: help demo test test-fast test-wheel test-cuda-device test-elsewhere test-resolve check docs bench-likeness bench-speed \
+  bench-gpu gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -92,6 +97,9 @@ test-elsewhere: $(READY)
 	git ls-files -z | xargs -0 tar -cf - | tar -x -C "$$place"; cd "$$place"; \
 	$(PYTEST) -m "fast and not slow"
 
+test-resolve: $(READY)
+	"$(BIN)/python" -m pytest -q -m resolve tests/test_resolve.py
+
 check: $(READY)
 	"$(BIN)/ruff" check .
 	"$(BIN)/pyright" --pythonpath "$(BIN)/python"
@@ -121,6 +129,9 @@ bench-gpu: $(GPU_READY)
 	  --size 512x512 --steps 20 --guidance 7.5 --sampler ddim --rounds 30 --cold-starts 5 --force \
 	  --out benchmarks/results/speed_gpu.json --chart benchmarks/results/speed_gpu.png
 
+gpu: $(GPU_READY)
+	"$(GPU_BIN)/celebctl" doctor
+
 clean:
 	rm -rf "$(VENV)" "$(GPU_VENV)" demo
 
@@ -143,6 +154,9 @@ $(GPU_READY): pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo 'celebctl needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 6; }
 	"$(PYTHON)" -m venv "$(GPU_VENV)"
-	"$(GPU_BIN)/python" -m pip install --quiet --disable-pip-version-check --editable \
-	  '.[export,cuda$(if $(filter trt,$(DEVICES)),$(comma)trt)]'
+	"$(GPU_BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[$(GPU_EXTRA)]'
+	"$(GPU_BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps 'insightface>=2.1,<3'
+	@"$(GPU_BIN)/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || { \
+	echo 'pip installed a torch without CUDA: remove --find-links and extra indexes from its configuration;' >&2; \
+	echo 'on Windows, first: pip install torch --index-url https://download.pytorch.org/whl/cu130' >&2; exit 6; }
 	@touch "$@"

@@ -23,7 +23,9 @@ from celebctl.library import Library
 from celebctl.settings import Settings
 from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_models.checkpoints.registry import INDEX_FILE, cached_folder, locate, missing_parts
+from celebctl_runtime.backends.nvidia_driver import OLDEST_DRIVERS
 from celebctl_runtime.backends.ort_session import one_line, why_no_capture
+from celebctl_runtime.backends.tensorrt_runner import OLDEST, TOO_NEW
 from celebctl_runtime.errors import CelebctlError, NotFoundError, PolicyError
 
 Status = Literal["ok", "warn", "fail", "skip"]
@@ -39,7 +41,9 @@ _CPU_RUNTIME, _GPU_RUNTIME = "onnxruntime", "onnxruntime-gpu"
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _TWO_RUNTIMES = 'pip uninstall -y onnxruntime onnxruntime-gpu\n      pip install "celebctl[cpu]"   or "celebctl[cuda]"'
 _CUDA_LIBRARIES = ("cublas", "cublasLt", "cudart", "curand", "cudnn")  # cuFFT is for operators that no graph has
-_CUDA_DRIVER = 580  # the oldest driver for CUDA 13, which ONNX Runtime's GPU build needs
+_CUDA_13_RUNTIME = (1, 27)  # the first ONNX Runtime built for CUDA 13; earlier ones are for 12
+_GPU_EXTRAS = {13: "gpu", 12: "gpu-cu12"}  # by the CUDA of the driver
+_INSIGHTFACE = "pip install --no-deps 'insightface>=2.1,<3'"
 _GB = 1e9
 _LITTLE, _TOO_LITTLE = 2 * _GB, 0.2 * _GB  # free bytes
 _FATAL = 4  # ONNX Runtime's log level
@@ -244,6 +248,12 @@ class Gpu:
     driver: str
     memory: str
 
+    @property
+    def cuda(self) -> int | None:
+        """The newest major version of CUDA that the driver supports, of those we know; None for an older driver."""
+        number = int(self.driver.partition(".")[0] or 0)
+        return max((major for major, oldest in OLDEST_DRIVERS.items() if number >= oldest), default=None)
+
 
 def find_gpus() -> list[Gpu]:
     """NVIDIA GPUs, by nvidia-smi; [] without one. Raises OSError when nvidia-smi fails."""
@@ -269,12 +279,33 @@ def check_gpu() -> Iterator[Check]:
     if not gpus:
         yield Check("skip", "gpu", "no NVIDIA GPU (nvidia-smi not found): images are drawn on the CPU")
     for gpu in gpus:
-        old = int(gpu.driver.partition(".")[0] or 0) < _CUDA_DRIVER
-        detail = f"{gpu.name}, {gpu.memory}, driver {gpu.driver}"
-        if old and version_of(_GPU_RUNTIME):
-            yield Check("warn", "gpu", f"{detail}: CUDA 13 needs {_CUDA_DRIVER}", "install a newer NVIDIA driver")
-        else:
-            yield Check("ok", "gpu", detail)
+        detail, cuda = f"{gpu.name}, {gpu.memory}, driver {gpu.driver}", gpu.cuda
+        if cuda is None:
+            needed = ", ".join(f"CUDA {major} needs {oldest}" for major, oldest in sorted(OLDEST_DRIVERS.items()))
+            yield Check("warn", "gpu", f"{detail}: too old, {needed}", "install a newer NVIDIA driver")
+            continue
+        yield Check("ok", "gpu", f"{detail} (CUDA {cuda})")
+        yield from _check_gpu_packages(cuda)
+
+
+def _check_gpu_packages(cuda: int) -> Iterator[Check]:
+    """Whether the packages for a GPU are installed, and for the CUDA of its driver."""
+    runtime, fix = version_of(_GPU_RUNTIME), f'pip install "celebctl[{_GPU_EXTRAS[cuda]}]"\n      {_INSIGHTFACE}'
+    if runtime is None:
+        detail = "onnxruntime-gpu is not installed: images are drawn on the CPU"
+        yield Check("skip", "gpu set-up", f"{detail}. The set-up for a GPU, in an environment of its own:", fix)
+        return
+    built_for = 13 if _numbers(runtime) >= _CUDA_13_RUNTIME else 12
+    if built_for > cuda:
+        detail = f"{_GPU_RUNTIME} {runtime} is for CUDA {built_for}, and the driver supports CUDA {cuda}"
+        update = f"update the NVIDIA driver to {OLDEST_DRIVERS[built_for]}, or install for CUDA {cuda}:"
+        yield Check("warn", "gpu set-up", detail, f"{update}\n{fix}")
+        return
+    missing = [name for name in ("torch", "insightface") if version_of(name) is None]
+    if _tensorrt_version() is None:
+        missing.append("tensorrt (several GB, from pypi.nvidia.com)")
+    if missing:
+        yield Check("skip", "gpu set-up", f"drawing with CUDA only; not installed: {', '.join(missing)}", fix)
 
 
 def check_cuda() -> Iterator[Check]:
@@ -289,7 +320,7 @@ def check_cuda() -> Iterator[Check]:
 
 
 def _cuda_fix() -> str:
-    return 'pip install "onnxruntime-gpu[cuda,cudnn]" nvidia-cublas'
+    return 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 
 
 def _has_library(name: str) -> bool:
@@ -322,19 +353,26 @@ def check_torch(deep: bool) -> Iterator[Check]:
 
 def check_tensorrt(deep: bool) -> Iterator[Check]:
     """TensorRT, where it is installed; `deep` imports it."""
-    names = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
-    version = next((found for name in names if (found := version_of(name))), None)
+    version = _tensorrt_version()
     if version is None:
         yield Check("skip", "tensorrt", "not installed")
         return
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if not (10, 12) <= (major, minor) < (12, 0):
-        fix = 'pip install "tensorrt>=10.12,<12"'
-        yield Check("warn", "tensorrt", f"{version}: celebctl supports 10.12 up to 11", fix)
+    if not OLDEST <= _numbers(version) < TOO_NEW:
+        fix = 'pip install "tensorrt-cu13>=10.16,<12"   or "tensorrt-cu12>=10.16,<12"'
+        yield Check("warn", "tensorrt", f"{version}: celebctl supports 10.16 up to 11", fix)
         return
     if deep:
         import_module("tensorrt")
     yield Check("ok", "tensorrt", version)
+
+
+def _tensorrt_version() -> str | None:
+    names = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+    return next((found for name in names if (found := version_of(name))), None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 # Models and data.

@@ -2,8 +2,16 @@
 
 A "device" is host memory; a stream runs nothing before it is synchronized, so a missing wait or an input that was
 thrown away too early shows. An "engine" is an ONNX graph with its profiles; it runs ONNX Runtime on what lies at the
-addresses it was given. The rules that the real ones have are kept: 256-byte addresses, shapes within a profile, no
-capture before a first run, no allocation while capturing.
+addresses it was given. The rules that the real ones have are kept, and a call that breaks one fails:
+
+- addresses of 256 bytes, shapes within a profile, no capture before a first run (TensorRT's API reference);
+- nothing is allocated, freed or waited for while capturing (CUDA programming guide, "Prohibited and Unhandled
+  Operations");
+- the current device is a thread's own;
+- a context allocates for the largest shapes of all profiles, or its memory is given to it;
+- Attention exists from 10.14 on, without softmax_precision and softcap; one that is not decomposable needs a fused
+  kernel: half precision, heads of 16 to 256 channels;
+- no tensor has more than 2^31 - 1 elements at the largest shapes of a profile.
 """
 
 from __future__ import annotations
@@ -11,6 +19,8 @@ from __future__ import annotations
 import base64
 import ctypes
 import json
+import math
+import threading
 from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
@@ -39,26 +49,36 @@ class CudaError(IntEnum):
     cudaErrorLaunchFailure = 719
     cudaErrorSystemDriverMismatch = 803
     cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 class FakeCudart:
-    """`cuda.bindings.runtime` with a device of ``room`` bytes."""
+    """`cuda.bindings.runtime` with GPUs of ``room`` bytes together, all alike but for ``names``."""
 
     cudaError_t = CudaError
     cudaStreamNonBlocking = 1
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
-    def __init__(self, room: int = 1 << 30, compute_capability: tuple[int, int] = (9, 0), name: str = GPU) -> None:
+    def __init__(self, room: int = 1 << 30, compute_capability: tuple[int, int] = (9, 0), *names: str) -> None:
         self.room = room
-        self.properties = SimpleNamespace(name=name.encode(), major=compute_capability[0], minor=compute_capability[1])
+        major, minor = compute_capability
+        self.properties = [SimpleNamespace(name=name.encode(), major=major, minor=minor) for name in names or (GPU,)]
         self.calls: Counter[str] = Counter()
         self.copies: list[int] = []  # bytes of each copy to the device
         self.blocks: dict[int, Any] = {}
         self.queue: list[Work] = []
         self.captured: list[Work] | None = None
+        self.capture_failed = False
         self.graphs: dict[int, list[Work]] = {}
         self.status = CudaError.cudaSuccess  # what the next call returns
+        self.thread = threading.local()
+        self.devices_used: set[int] = set()  # by allocations and engines
+
+    @property
+    def device(self) -> int:
+        """The calling thread's current device."""
+        return getattr(self.thread, "device", 0)
 
     def _enter(self, name: str) -> CudaError:
         self.calls[name] += 1
@@ -70,14 +90,25 @@ class FakeCudart:
         (self.queue if self.captured is None else self.captured).append(work)
 
     def cudaGetDeviceCount(self) -> tuple[CudaError, int]:
-        return self._enter("cudaGetDeviceCount"), 1
+        return self._enter("cudaGetDeviceCount"), len(self.properties)
 
-    def cudaGetDevice(self) -> tuple[CudaError, int]:
-        return self._enter("cudaGetDevice"), 0
+    def cudaSetDevice(self, device: int) -> tuple[CudaError]:
+        self.thread.device = device
+        return (self._enter("cudaSetDevice"),)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[CudaError, Any]:
-        assert device == 0
-        return self._enter("cudaGetDeviceProperties"), self.properties
+        return self._enter("cudaGetDeviceProperties"), self.properties[device]
+
+    def cudaMemGetInfo(self) -> tuple[CudaError, int, int]:
+        return self._enter("cudaMemGetInfo"), self.room - self.used, self.room
+
+    def cudaRuntimeGetVersion(self) -> tuple[CudaError, int]:
+        return self._enter("cudaRuntimeGetVersion"), 13000
+
+    def _refused(self) -> bool:
+        """Whether a capture is under way, which a forbidden call ends."""
+        self.capture_failed |= self.captured is not None
+        return self.captured is not None
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[CudaError, int]:
         assert flags == self.cudaStreamNonBlocking
@@ -88,7 +119,8 @@ class FakeCudart:
 
     def cudaMalloc(self, size: int) -> tuple[CudaError, int | None]:
         self._enter("cudaMalloc")
-        if self.captured is not None:
+        self.devices_used.add(self.device)
+        if self._refused():
             return CudaError.cudaErrorStreamCaptureUnsupported, None
         if self.used + size > self.room:
             return CudaError.cudaErrorMemoryAllocation, None
@@ -99,6 +131,8 @@ class FakeCudart:
         return CudaError.cudaSuccess, address
 
     def cudaFree(self, address: int) -> tuple[CudaError]:
+        if self._refused():
+            return (CudaError.cudaErrorStreamCaptureUnsupported,)
         self._drain()
         del self.blocks[address]
         return (self._enter("cudaFree"),)
@@ -121,17 +155,21 @@ class FakeCudart:
         return (self._enter("cudaMemcpyAsync"),)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[CudaError]:
-        assert stream == 7 and self.captured is None
+        assert stream == 7
+        if self._refused():
+            return (CudaError.cudaErrorStreamCaptureUnsupported,)
         self._drain()
         return (self._enter("cudaStreamSynchronize"),)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[CudaError]:
         assert mode == 1
-        self.captured = []
+        self.captured, self.capture_failed = [], False
         return (self._enter("cudaStreamBeginCapture"),)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[CudaError, list[Work] | None]:
         graph, self.captured = self.captured, None
+        if self.capture_failed:
+            return CudaError.cudaErrorStreamCaptureInvalidated, None
         return self._enter("cudaStreamEndCapture"), graph
 
     def cudaGraphInstantiate(self, graph: list[Work], flags: int) -> tuple[CudaError, int]:
@@ -160,8 +198,14 @@ class FakeCudart:
 class FakeContext:
     """An IExecutionContext."""
 
-    def __init__(self, engine: FakeEngine) -> None:
+    def __init__(self, engine: FakeEngine, strategy: int) -> None:
         self.engine, self.cudart = engine, engine.cudart
+        self.memory = 0  # bytes
+        if strategy == FakeTrt.ExecutionContextAllocationStrategy.STATIC:
+            largest = [{name: shapes[2] for name, shapes in profile.items()} for profile in engine.profiles]
+            status, _ = self.cudart.cudaMalloc(max(map(self._needed, largest)))
+            assert status == CudaError.cudaSuccess, "the largest shapes of the largest profile do not fit"
+            self.memory = max(map(self._needed, largest))
         self.profile = -1
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -179,6 +223,18 @@ class FakeContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name] if name in self.shapes else self.engine.output_shapes(self.shapes)[name]
 
+    @staticmethod
+    def _needed(shapes: dict[str, Any]) -> int:
+        """Bytes for what lies between inputs and outputs: as many as the inputs have, here."""
+        return 4 * sum(math.prod(shape) for shape in shapes.values())
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return self._needed(self.shapes) if set(self.shapes) == set(self.engine.inputs) else 0
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0 and self.cudart.inside(memory, size)
+        self.memory = size
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
         return address % 256 == 0
@@ -187,6 +243,9 @@ class FakeContext:
         names = [value.name for value in self.engine.ends]
         if set(self.addresses) != set(names) or (self.cudart.captured is not None and not self.has_run):
             return False
+        if self.memory < self._needed(self.shapes):
+            return False
+        self.cudart.devices_used.add(self.cudart.device)
         self.has_run = True
         addresses, shapes = dict(self.addresses), {name: self.get_tensor_shape(name) for name in names}
         self.cudart.submit(lambda: self.engine.run(addresses, shapes))
@@ -200,6 +259,8 @@ class FakeEngine:
         self.cudart = cudart
         self.profiles: list[dict[str, Any]] = content["profiles"]
         model = onnx.ModelProto.FromString(base64.b64decode(content["onnx"]))
+        for node in attention_nodes(model):
+            allow_onnx_runtime(node)
         self.session: Any = open_session(model, Path(content["path"]).parent)
         self.inputs = [value.name for value in model.graph.input]
         self.ends = [*model.graph.input, *model.graph.output]
@@ -221,8 +282,8 @@ class FakeEngine:
     def get_tensor_dtype(self, name: str) -> Any:
         return self.dtypes[name]
 
-    def create_execution_context(self) -> FakeContext:
-        return FakeContext(self)
+    def create_execution_context(self, strategy: int = 0) -> FakeContext:
+        return FakeContext(self, strategy)
 
     def output_shapes(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """By trying, once per set of shapes."""
@@ -253,6 +314,7 @@ class FakeTrt:
     TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     BuilderFlag = SimpleNamespace(TF32="tf32")
+    ExecutionContextAllocationStrategy = SimpleNamespace(STATIC=0, ON_PROFILE_CHANGE=1, USER_MANAGED=2)
 
     class ILogger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
@@ -265,6 +327,7 @@ class FakeTrt:
         self.__version__ = version
         self.refuses: str = ""  # an operator the parser does not know
         self.fails = ""  # what the builder complains of
+        self.fails_for = ""  # of files with this name, or of all
         self.built: list[str] = []
         self.loaded = 0
         self.interrupt = False
@@ -312,8 +375,13 @@ class FakeTrt:
             monitor.phase_finish(f"tactics {step}")
             monitor.step_complete("build", step)
         monitor.phase_finish("build")
-        if self.fails:
-            log.log(self.ILogger.Severity.ERROR, self.fails)
+        model, complaint = onnx.ModelProto.FromString(network.onnx), ""
+        if self.fails and self.fails_for in network.path:
+            complaint = self.fails
+        for profile in config.profiles:
+            complaint = complaint or unbuildable(model, Path(network.path).parent, profile)
+        if complaint:
+            log.log(self.ILogger.Severity.ERROR, complaint)
             return None
         self.built.append(network.path)
         config.cache.entries += network.path.encode()
@@ -383,10 +451,18 @@ class FakeParser:
 
     def parse(self, model: bytes, path: str) -> bool:
         self.network.onnx, self.network.path = model, path
-        for node in onnx.ModelProto.FromString(model).graph.node:
-            if node.op_type == self.trt.refuses:
-                found = {"node_operator": node.op_type, "node_name": node.name or "unnamed", "desc": "not supported"}
-                self.errors.append(SimpleNamespace(**{key: lambda text=text: text for key, text in found.items()}))
+        parsed = onnx.ModelProto.FromString(model)
+        version = tuple(int(part) for part in self.trt.__version__.split(".")[:2])
+        wrong = [(node, "not supported") for node in parsed.graph.node if node.op_type == self.trt.refuses]
+        for node in attention_nodes(parsed):
+            values = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+            if version < (10, 14):
+                wrong.append((node, "no importer registered"))
+            if "softmax_precision" in values or values.get("softcap"):
+                wrong.append((node, "setting softmax_precision or softcap is not supported"))
+        for node, reason in wrong:
+            found = {"node_operator": node.op_type, "node_name": node.name or "unnamed", "desc": reason}
+            self.errors.append(SimpleNamespace(**{key: lambda text=text: text for key, text in found.items()}))
         return not self.errors
 
     @property
@@ -395,6 +471,56 @@ class FakeParser:
 
     def get_error(self, index: int) -> Any:
         return self.errors[index]
+
+
+def attention_nodes(model: onnx.ModelProto) -> list[Any]:
+    return [node for node in model.graph.node if node.op_type == "Attention"]
+
+
+def unbuildable(model: onnx.ModelProto, folder: Path, profile: dict[str, Any]) -> str:
+    """Why TensorRT cannot build a graph for a profile, as its builder says it; "" where it can."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        for axis, size in zip(value.type.tensor_type.shape.dim, profile[value.name][2], strict=True):
+            axis.Clear()
+            axis.dim_value = size
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    for value in (*inferred.value_info, *inferred.input, *inferred.output):
+        if math.prod(axis.dim_value for axis in value.type.tensor_type.shape.dim) > 2**31 - 1:
+            return f"{value.name}: tensor volume exceeds 2147483647"
+    for node, (dtype, head) in attention_heads(model, folder, profile).items():
+        if dtype != np.float16 or not 16 <= head <= 256 or head % 8:
+            return f"could not find any implementation for node {node}"
+    return ""
+
+
+def attention_heads(model: onnx.ModelProto, folder: Path, profile: dict[str, Any]) -> dict[str, tuple[Any, int]]:
+    """Attention that needs a fused kernel: node -> dtype and channels per head, by running the graph."""
+    needy = onnx.ModelProto()
+    needy.CopyFrom(model)
+    nodes = [node for node in attention_nodes(needy) if not allow_onnx_runtime(node)]
+    needy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(node.input[0]) for node in nodes)
+    if not nodes:
+        return {}
+    feeds = {
+        value.name: np.zeros(
+            profile[value.name][1], onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        )
+        for value in needy.graph.input
+    }
+    queries = open_session(needy, folder).run([node.input[0] for node in nodes], feeds)
+    return {node.name: (query.dtype, query.shape[-1]) for node, query in zip(nodes, queries, strict=True)}
+
+
+def allow_onnx_runtime(node: Any) -> bool:
+    """Take TensorRT's attribute from an Attention node, which ONNX Runtime refuses; returns whether it was set."""
+    found = [one for one in node.attribute if one.name == "TRT_decomposable"]
+    for attribute in found:
+        node.attribute.remove(attribute)
+    return any(attribute.i for attribute in found)
 
 
 def open_session(model: onnx.ModelProto, folder: Path) -> Any:
@@ -410,6 +536,6 @@ def fake_device(
     room: int = 1 << 30, version: str = "11.4.0.106", name: str = GPU
 ) -> tuple[FakeTrt, FakeCudart, Device]:
     """A fake TensorRT and a fake device, bare and as the runtime wraps them."""
-    cudart = FakeCudart(room, name=name)
+    cudart = FakeCudart(room, (9, 0), name)
     trt = FakeTrt(cudart, version)
     return trt, cudart, Device(TensorRt(trt), Cuda(cudart))

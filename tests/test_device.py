@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
@@ -17,8 +18,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0  # noqa: E402
 from celebctl.learning.device import (  # noqa: E402
     SMALL_BATCH,
     DeviceConfig,
+    autocast_dtype,
     choose_micro_batch,
     estimate_memory,
+    full_precision,
     has_bfloat16_units,
     max_micro_batch,
     select_device,
@@ -142,6 +145,7 @@ def test_a_gpu_of_several_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert select_device("cuda:1") == DeviceConfig("cuda:1", torch.float16)
     assert select_device("trt:1").device == "cuda:1" and select_device("cuda:0").device == "cuda"
@@ -162,3 +166,69 @@ def test_cuda_is_not_pretended() -> None:
         select_device("gpu")
     assert unknown.value.reason == "unknown_device"
     assert isinstance(has_bfloat16_units(torch.device("cpu")), bool)
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason", "words"),
+    [
+        (None, "driver_missing", "no NVIDIA driver"),
+        (12080, "driver_too_old", "CUDA 12.8, and CUDA 13.0 needs driver 580 or newer"),
+        (13000, "cuda_failed", "finds no GPU"),
+    ],
+)
+def test_why_torch_finds_no_gpu_is_reported(
+    monkeypatch: pytest.MonkeyPatch, driver: int | None, reason: str, words: str
+) -> None:
+    """A CUDA build of torch says the same with a driver that is too old as without a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for module in ("celebctl.learning.device", "celebctl_runtime.backends.nvidia_driver"):
+        monkeypatch.setattr(f"{module}.driver_cuda_version", Mock(return_value=driver))
+    with pytest.raises(SetupError) as error:
+        select_device("cuda")
+    assert error.value.reason == reason and words in error.value.problem
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    for name, value in {
+        "is_available": True,
+        "device_count": 1,
+        "get_device_capability": capability,
+        "get_device_name": "NVIDIA Pretend",
+        "get_arch_list": ["sm_75", "sm_80", "sm_90a", "compute_120"],
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, Mock(return_value=value))
+    monkeypatch.setattr("celebctl.learning.device._has_bfloat16", Mock(return_value=capability >= (8, 0)))
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((9, 0), torch.bfloat16)])
+def test_half_precision_is_what_the_gpu_computes_in(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: Any
+) -> None:
+    pretend_gpu(monkeypatch, capability)
+    assert select_device("cuda").dtype == dtype
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    network = SimpleNamespace(dtype=torch.float32, parameters=lambda: iter([weight]))
+    assert autocast_dtype(network) == dtype
+    network.dtype = torch.float16
+    assert autocast_dtype(network) == torch.float16
+
+
+def test_a_gpu_that_torch_was_not_built_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (6, 1))
+    with pytest.raises(SetupError, match=r"NVIDIA Pretend is too old.* 6\.1.* 7\.5") as error:
+        select_device("cuda")
+    assert error.value.reason == "gpu_too_old"
+
+
+def test_views_are_encoded_in_float32_and_the_weights_stay_as_they_are(tiny_parts: DiffusionParts) -> None:
+    """An autoencoder in bfloat16 adds its rounding to the latents; the same weights in float32 do not."""
+    vae = copy.deepcopy(tiny_parts.vae).to(torch.bfloat16)
+    rounded, before = copy.deepcopy(vae).float(), {name: one.clone() for name, one in vae.state_dict().items()}
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    exact = latents_from_pixels(rounded, pictures)
+    coarse = latents_from_pixels(vae, pictures.to(torch.bfloat16)).float()
+    with full_precision(vae):
+        assert torch.equal(latents_from_pixels(vae, pictures), exact)
+    assert vae.dtype == torch.bfloat16 and (coarse - exact).abs().max() > 1e-3 * exact.abs().max()
+    assert all(torch.equal(one, before[name]) for name, one in vae.state_dict().items())

@@ -168,8 +168,40 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, installed: dict[str, str]
     assert only(doctor.check_gpu()).status == "skip"
     write_nvidia_smi(tmp_path, "echo 'NVIDIA H100, 580.65.06, 81559 MiB'; echo 'NVIDIA T4, 470.1, 15360 MiB'")
     assert doctor.find_gpus() == [GPU, Gpu("NVIDIA T4", "470.1", "15360 MiB")]
-    installed["onnxruntime-gpu"] = "1.31.1"
-    assert [line.status for line in doctor.check_gpu()] == ["ok", "warn"]
+    assert [gpu.cuda for gpu in doctor.find_gpus()] == [13, None]
+    installed.update({"onnxruntime-gpu": "1.31.1", "torch": "2.13.0", "insightface": "2.1", "tensorrt-cu13": "11.4"})
+    right, old = doctor.check_gpu()
+    assert right.status == "ok" and right.detail.endswith("driver 580.65.06 (CUDA 13)")
+    assert old.status == "warn" and "CUDA 12 needs 525, CUDA 13 needs 580" in old.detail
+
+
+@pytest.mark.parametrize(
+    ("driver", "packages", "status", "said", "extra"),
+    [
+        ("580.65", {"onnxruntime": "1.32.0"}, "skip", "in an environment of its own", "celebctl[gpu]"),
+        ("550.90", {"onnxruntime": "1.32.0"}, "skip", "in an environment of its own", "celebctl[gpu-cu12]"),
+        ("580.65", {"onnxruntime-gpu": "1.31.1", "torch": "2.13.0"}, "skip", "insightface, tensorrt", "celebctl[gpu]"),
+        ("550.90", {"onnxruntime-gpu": "1.31.1"}, "warn", "the driver supports CUDA 12", "celebctl[gpu-cu12]"),
+        ("550.90", {"onnxruntime-gpu": "1.26.0"}, "skip", "several GB", "celebctl[gpu-cu12]"),
+    ],
+)
+def test_the_next_step_to_a_gpu_is_the_line_for_its_driver(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: dict[str, str],
+    driver: str,
+    packages: dict[str, str],
+    status: str,
+    said: str,
+    extra: str,
+) -> None:
+    monkeypatch.setattr(doctor, "find_gpus", lambda: [Gpu("NVIDIA L4", driver, "23034 MiB")])
+    installed.update(packages)
+    first, second = doctor.check_gpu()
+    assert first.status == "ok" and (second.status, second.name) == (status, "gpu set-up")
+    assert said in second.detail and f'pip install "{extra}"' in second.fix and "--no-deps" in second.fix
+    complete = {"torch": "2.13.0", "insightface": "2.1", "tensorrt-cu12": "11.4"}
+    installed.update({**complete, "onnxruntime-gpu": "1.31.1" if driver > "58" else "1.26.0"})
+    assert len(list(doctor.check_gpu())) == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
@@ -196,7 +228,7 @@ def test_cuda_libraries_are_searched(
 
 
 @pytest.mark.parametrize(
-    ("version", "status"), [("10.11.0", "warn"), ("10.16.1.11", "ok"), ("11.4.0.106", "ok"), ("12.0", "warn")]
+    ("version", "status"), [("10.15.1", "warn"), ("10.16.1.11", "ok"), ("11.4.0.106", "ok"), ("12.0", "warn")]
 )
 def test_tensorrt_versions(installed: dict[str, str], version: str, status: str) -> None:
     assert only(doctor.check_tensorrt(False)).status == "skip"

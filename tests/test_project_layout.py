@@ -298,9 +298,11 @@ def test_the_two_onnx_runtimes_never_meet() -> None:
     """onnxruntime and onnxruntime-gpu own one module; insightface asks for the first, so `cuda` is apart."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     gpu = [name for name, needs in extras.items() if any(need.startswith("onnxruntime-gpu") for need in needs)]
-    assert gpu == ["cuda"]
+    assert gpu == ["cuda", "gpu-cu12"]
     # The packages of 1.28.0 to 1.31.1 declare these extras; cuBLAS, which the provider is linked to, comes with cuDNN.
     assert [need.partition(">")[0] for need in extras["cuda"]] == ["onnxruntime-gpu[cuda,cudnn]"]
+    workstation = [*extras["gpu"], *extras["gpu-cu12"]]
+    assert not [need for need in workstation if re.match(r"insightface|opencv-python$|celebctl.*(cpu|learn)", need)]
     base = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert not [need for need in base if re.match(r"torch|diffusers|transformers|onnx", need)]
 

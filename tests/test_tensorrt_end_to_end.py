@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from celebctl.bench.worker import EventClock, answer, create_worker
 from celebctl.cli import engines, main
 from celebctl.cli.console import CliConsole
 from celebctl.library import Library
-from celebctl_export import tensorrt_parity
+from celebctl_export import tensorrt_graph, tensorrt_parity
 from celebctl_runtime.backends import ort_session
 from celebctl_runtime.backends.cuda_memory import Cuda
 from celebctl_runtime.backends.tensorrt_runner import TensorRt
@@ -46,7 +47,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
     """A machine with TensorRT, CUDA and Polygraphy."""
     trt, _, device = fake_device()
     monkeypatch.setattr(TensorRt, "load", lambda: device.library)
-    monkeypatch.setattr(Cuda, "load", lambda: device.cuda)
+    monkeypatch.setattr(Cuda, "load", Mock(return_value=device.cuda))
     monkeypatch.setattr(tensorrt_parity, "polygraphy_runners", lambda: runners(0.0))
     return trt
 
@@ -81,6 +82,31 @@ def test_engines_are_built_measured_listed_and_used(
     assert np.array_equal(draw(bundle, "trt", *begun), draw(bundle, "cpu", *begun))
 
 
+def test_one_engine_that_fails_is_named_and_the_others_are_there(
+    bundle: Bundle, trt: FakeTrt, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["export", "--trt", "--bundle", str(bundle.path), "--no-dynamic"]
+    trt.fails, trt.fails_for = "no tactic found", "vae_encoder.onnx"
+    assert main(words) == SetupError.exit_code
+    assert "no tactic found" in capsys.readouterr().err
+    assert [message.partition(":")[0] for message in caplog.messages] == ["vae_encoder-b1-32x32.plan"]
+    assert np.array_equal(draw(bundle, "trt"), draw(bundle, "cpu"))
+    trt.fails = ""
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    files = [engine["file"] for engine in json.loads(capsys.readouterr().out)["engines"]]
+    assert len(files) == len(trt.built) == 5 and not any(file.startswith("step-dynamic") for file in files)
+
+
+def test_an_engine_too_large_is_refused_with_the_way_on(
+    bundle: Bundle, trt: FakeTrt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tensorrt_graph, "MAX_ELEMENTS", 5000)  # a 48x48 picture has 6912 numbers, a 32x32 one 3072
+    assert main(["export", "--trt", "--bundle", str(bundle.path), "--engine", "1x48x48", "--no-dynamic"]) == 2
+    output = capsys.readouterr().err
+    assert "6,912 elements (1x3x48x48), and the limit is 5,000" in output and "--no-dynamic" in output
+
+
 def test_the_dry_run_shows_which_engines_exist(
     bundle: Bundle, trt: FakeTrt, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +119,7 @@ def test_the_dry_run_shows_which_engines_exist(
     capsys.readouterr()
     assert all(built("1x32x96").values())
     other = built("1x128x32")
-    assert other["text_encoder-dynamic.plan"] and not other["step-dynamic.plan"] and not other["step-b1-128x32.plan"]
+    assert other["text_encoder-dynamic.plan"] and other["step-dynamic.plan"] and not other["step-b1-128x32.plan"]
 
 
 def test_graphs_are_checked_by_tensorrt(bundle: Bundle, trt: FakeTrt, capsys: pytest.CaptureFixture[str]) -> None:

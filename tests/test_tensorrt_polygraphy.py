@@ -6,6 +6,10 @@ GPU is only made, and held against the calls of our source by its signatures.
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import pytest
 from bundle_fakes import write_bundle
 from genuine_packages import cache_folder, environment, fetch, run_python
 
-POLYGRAPHY = ["0.49.20", "0.53.6"]  # the oldest that the extra allows, and the newest known
+POLYGRAPHY = ["0.53.4", "0.53.6"]  # the oldest that the extra allows, and the newest known
 
 # Runs in the other process; what it says on stdout before the answer is Polygraphy's own talk.
 MEASURE = """
@@ -41,7 +45,7 @@ for plan in plan_engines(bundle.manifest, dynamic=False):
     if not plan.inputs_from_data:  # ONNX Runtime in TensorRT's place: the graph is the engine
         both = lambda path, content, profile: [make(path, content, profile)[1] for _ in "12"]
         rows += [[row.graph, row.passed, row.max_abs_error, row.tensorrt_ms, row.onnxruntime_ms]
-                 for row in measure_engine(bundle, plan, b"", both)]
+                 for row in measure_engine(bundle, plan, b"", both, {})]
 print(json.dumps({"version": polygraphy.__version__, "outputs": outputs, "rows": rows}))
 """
 BIND = """
@@ -99,6 +103,29 @@ def test_its_tensorrt_takes_our_calls(polygraphy: tuple[str, dict[str, str]]) ->
     assert answer["type"] == "TrtRunner" and answer["profile"] == 1
     assert answer["used"] == ["infer", "last_inference_time"]
     assert "tensorrt" in answer["output"]
+
+
+def test_it_finds_the_cuda_runtime_of_pips_package(polygraphy: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    """CUDA 13's package has the library where Polygraphy does not look by itself."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("a library to find is built with a C compiler, for Linux")
+    library = tmp_path / "nvidia" / "cu13" / "lib" / "libcudart.so.13"
+    library.parent.mkdir(parents=True)
+    (tmp_path / "empty.c").touch()
+    subprocess.run([compiler, "-shared", "-o", str(library), str(tmp_path / "empty.c")], check=True)
+    env = {**polygraphy[1], "PYTHONPATH": f"{polygraphy[1]['PYTHONPATH']}{os.pathsep}{tmp_path}", "LD_LIBRARY_PATH": ""}
+    find = """
+import json
+from polygraphy.cuda.cuda import Cuda
+try:
+    print(json.dumps(Cuda().handle._name))
+except OSError as error:
+    print(json.dumps(str(error)))
+"""
+    ours = "from celebctl_export.tensorrt_parity import polygraphy_runners\npolygraphy_runners()\n"
+    assert run_python(ours + find, env) == str(library)
+    assert run_python(find, env) != str(library), "it finds it now: show_cuda_runtime can go"
 
 
 def test_it_leaves_stdout_to_us(polygraphy: tuple[str, dict[str, str]]) -> None:

@@ -80,8 +80,9 @@ def bench(
     partial_request = Request(prompt, "", 0, steps or 0, guidance, sampler or "", width, height, identities=())
     request = resolve(partial_request, opened.manifest)
     count = settings.number("threads", threads) or None
-    if any(name.startswith("trt") for name in devices):
-        engines.ensure(console, library, opened, request)
+    for name in devices:
+        if name.startswith("trt"):
+            engines.ensure(console, library, opened, request, name)
     workload = Workload(opened, request, library.engines, count, settings.text("cuda_options") or "")
     contenders = workload.celebctl_contenders(devices, variants=variants)
     if not no_baseline:
@@ -114,9 +115,9 @@ def _checked_devices(names: list[str] | None, variants: bool) -> list[str]:
         raise UsageError("--device auto cannot be timed", "use one or more of --device cpu, cuda and trt")
     if variants and kinds == {"trt"}:
         raise UsageError("--variants are variants of ONNX Runtime", "add --device cpu or --device cuda")
-    if "trt" in kinds:
-        engines.this_machine()
     for device in devices:
+        if device.kind == "trt":
+            engines.this_machine(str(device))
         if device.kind == "cuda":
             choose_providers(load_onnxruntime(), device)
     return [str(device) for device in devices]

@@ -1,6 +1,7 @@
 """TensorRT in `export`: --trt builds engines, --dry-run shows the plan, --check lists unsupported nodes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,53 +10,83 @@ from .extras import requires_extra
 
 if TYPE_CHECKING:
     from celebctl.library import Library
-    from celebctl_runtime.backends.engines import Machine
+    from celebctl_runtime.backends.engines import EngineRecord, Machine
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.request import Request
 
 TITLE, COLUMNS = "TensorRT against ONNX Runtime on the CPU", ("engine", "output", "error", "of", "ms", "CPU ms")
 
 
-def build(
-    console: CliConsole, library: "Library", bundle: "Bundle", sizes: Sequence[str], *, dynamic: bool = True
-) -> list[dict[str, Any]]:
-    """Build the missing engines of a bundle and show their errors and times; returns the facts of all for --json."""
+@dataclass(frozen=True)
+class Wanted:
+    """The engines to build: sizes as "BxHxW", whether dynamic ones too, and the device, "trt" or "trt:1"."""
+
+    sizes: Sequence[str] = ()
+    dynamic: bool = True
+    device: str = "trt"
+
+
+def build(console: CliConsole, library: "Library", bundle: "Bundle", wanted: Wanted) -> list[dict[str, Any]]:
+    """Build the missing engines of a bundle and show their errors and times; returns the facts of all for --json.
+
+    Raises the first error after all other engines were built and shown.
+    """
     from celebctl_export import build_engines
     from celebctl_export.tensorrt_plan import EngineSize
-    from celebctl_runtime.backends.engines import read_records
 
-    parsed, before = [EngineSize.parse(size) for size in sizes], read_records(library.engines, bundle.manifest)
-    with requires_extra("trt", "building engines"), console.progress("building engines") as report:
-        records = build_engines(
-            bundle, library.engines, parsed, dynamic=dynamic, progress=lambda p: report(p.step, p.total, p.stage)
-        )
-    new = [record for record in records if record.key not in {old.key for old in before}]
-    if new:
-        console.table(TITLE, COLUMNS, [_cells(row) for record in new for row in record.parity])
+    sizes, before = [EngineSize.parse(size) for size in wanted.sizes], _keys(library, bundle)
+    try:
+        with requires_extra("trt", "building engines"), console.progress("building engines") as report:
+            records = build_engines(
+                bundle, library.engines, sizes, dynamic=wanted.dynamic, device=wanted.device,
+                progress=lambda p: report(p.step, p.total, p.stage),
+            )  # fmt: skip
+    finally:
+        new = {key: record for key, record in _keys(library, bundle).items() if key not in before}
+        if new:
+            console.table(TITLE, COLUMNS, [_cells(row) for record in new.values() for row in record.parity])
     console.info(f"{len(records)} engines, {len(new)} of them built now")
     return [{"file": r.file, "key": r.key, "seconds": r.seconds, "parity": list(r.parity)} for r in records]
 
 
-def ensure(console: CliConsole, library: "Library", bundle: "Bundle", request: "Request") -> None:
+def _keys(library: "Library", bundle: "Bundle") -> "dict[str, EngineRecord]":
+    from celebctl_runtime.backends.engines import read_records
+
+    return {record.key: record for record in read_records(library.engines, bundle.manifest)}
+
+
+def ensure(console: CliConsole, library: "Library", bundle: "Bundle", request: "Request", device: str = "trt") -> None:
     """Build the missing engines for one image of exactly the request's size."""
-    build(console, library, bundle, [f"1x{request.height}x{request.width}"], dynamic=False)
+    build(console, library, bundle, Wanted([f"1x{request.height}x{request.width}"], dynamic=False, device=device))
 
 
-def this_machine() -> "Machine":
+def this_machine(device: str = "trt") -> "Machine":
     """The TensorRT version and GPU here. Raises SetupError where one is missing."""
+    from celebctl_runtime.backends.device import parse_device
     from celebctl_runtime.backends.tensorrt_runner import Device
 
-    return Device.load().machine
+    return Device.load(parse_device(device)).machine
 
 
-def show_plan(console: CliConsole, library: "Library", bundle: "Bundle", sizes: Sequence[str]) -> None:
+def trt_device(name: str | None) -> str:
+    """The device of --device, by default the first GPU. Raises UsageError for one that runs no engines."""
+    from celebctl_runtime.backends.device import parse_device
+    from celebctl_runtime.errors import UsageError
+
+    spec = parse_device(name or "trt")
+    if spec.kind != "trt":
+        raise UsageError(f"engines are not for the device {name!r}", "use --device trt, or trt:1 for the second GPU")
+    return str(spec)
+
+
+def show_plan(console: CliConsole, library: "Library", bundle: "Bundle", wanted: Wanted) -> None:
     """Show what --trt would build. Needs neither TensorRT nor a GPU, without which built engines are unknown."""
     from celebctl_export.tensorrt_plan import EngineSize, describe, plan_engines
     from celebctl_runtime.errors import SetupError
 
-    plans = plan_engines(bundle.manifest, [EngineSize.parse(size) for size in sizes])
+    plans = plan_engines(bundle.manifest, [EngineSize.parse(size) for size in wanted.sizes], dynamic=wanted.dynamic)
     try:
-        machine = this_machine()
+        machine = this_machine(wanted.device)
     except SetupError as error:
         console.warn(f"{error.problem}: the plan cannot be built on this machine")
         machine = None

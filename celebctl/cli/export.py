@@ -48,6 +48,13 @@ def export(
             "--engine", help="With --trt: a size to optimize for, batch x height x width.", metavar="BxHxW"
         ),
     ] = None,
+    no_dynamic: Annotated[
+        bool, typer.Option("--no-dynamic", help="With --trt: no engines for the sizes around the native one.")
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="With --trt: the GPU; trt:1 is the second one.", show_default="trt"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --trt: only show what would be built.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only list graph nodes without a CUDA kernel, or that TensorRT rejects.")
@@ -63,8 +70,9 @@ def export(
     model = str(Settings.read().text("model", model))
     if (add or remove) and (names or out):
         raise UsageError("--add and --remove change an existing bundle", "omit the other names and --out")
-    if (engine or dry_run) and not trt:
-        raise UsageError("--engine and --dry-run need --trt", "add --trt")
+    if (engine or dry_run or no_dynamic or device) and not trt:
+        raise UsageError("--engine, --no-dynamic, --device and --dry-run need --trt", "add --trt")
+    wanted = engines.Wanted(engine or [], not no_dynamic, engines.trt_device(device))
     if bundle is not None and not (add or remove or trt or check):
         hint = "to write a bundle to another folder, use --out DIR"
         raise UsageError("--bundle needs --add, --remove, --trt or --check", hint)
@@ -75,9 +83,9 @@ def export(
         elif check:
             engines.check(console, opened)
         elif dry_run:
-            engines.show_plan(console, library, opened, engine or [])
+            engines.show_plan(console, library, opened, wanted)
         else:
-            built = engines.build(console, library, opened, engine or [])
+            built = engines.build(console, library, opened, wanted)
             console.output([str(bundle)], {**_facts(opened), "engines": built})
         return
     started, known = time.monotonic(), checked_dtype(dtype)
@@ -85,7 +93,7 @@ def export(
     made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
     facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
     if trt:
-        facts["engines"] = engines.build(console, library, made, engine or [])
+        facts["engines"] = engines.build(console, library, made, wanted)
     console.output([str(made.path)], facts)
     _suggest(console, made, out)
 

@@ -50,6 +50,9 @@ EXPORT: dict[str, str] = {
     "cudnn_missing": "pip install 'onnxruntime-gpu[cudnn]', or use --device cpu",
     "driver_missing": "install the NVIDIA driver and check nvidia-smi, or use --device cpu",
     "driver_too_old": "check nvidia-smi and update the NVIDIA driver, or use --device cpu",
+    "engine_not_measured": "check nvidia-smi and the CUDA libraries (celebctl doctor), then run the command again",
+    "engine_too_large": "use a smaller --engine; --no-dynamic leaves out the engines that cover several sizes",
+    "gpu_too_old": "use --device cpu",
     "duplicate_name": "rename one of them: celebctl rename {name} NEW_NAME",
     "engine_parity": "export with --dtype fp32 and build again; if that fails too, report it with all versions",
     "export_failed": "this model or version of torch is not supported: run with --debug and report it",
@@ -58,7 +61,9 @@ EXPORT: dict[str, str] = {
     "no_engines": "build them: celebctl export --trt",
     "no_img2img": "use --device cpu or --device cuda",
     "ort_without_cuda": "pip uninstall onnxruntime; pip install 'celebctl[cuda]', or use --device cpu",
-    "out_of_gpu_memory": "use a smaller --size, fewer images at once, or --device cpu",
+    "out_of_gpu_memory": (
+        "close other programs on the GPU (nvidia-smi lists them), use a smaller --size or fewer images, or --device cpu"
+    ),
     "out_of_memory": "use a smaller --size, or close other programs",
     "parity": "try --dtype fp32; if that fails too, this model or version of torch is not supported",
     "tensorrt_failed": "check nvidia-smi, use --device cpu, or build the engines again: celebctl export --trt",

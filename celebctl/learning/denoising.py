@@ -18,7 +18,7 @@ from celebctl_models.checkpoints.diffusion import UNetConditioning, latents_from
 from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 from .captions import encode_templates
-from .device import has_bfloat16_units, select_attention
+from .device import autocast_dtype, full_precision, has_bfloat16_units, select_attention
 from .timestep_sampling import TimestepSampler, max_timestep
 from .views import make_views
 
@@ -141,7 +141,7 @@ class DenoisingLoss:
         alpha = self.alphas_cumprod[batch.t].view(-1, 1, 1, 1)
         z_t = alpha.sqrt() * batch.x0 + (1.0 - alpha).sqrt() * batch.noise
         guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.device.type, autocast_dtype(self.parts.unet), enabled=self.autocast):
             context, pooled = read_texts(self.parts, batch.ids, embeddings, batch.positions)
             extras = UNetConditioning(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
             unet = self.parts.unet
@@ -162,7 +162,8 @@ def encode_views(
     """Latents (V, 4, h, w) and loss weights (V, 1, h, w), float32, of ``count`` views of the face in a photo."""
     device = next(parts.unet.parameters()).device
     views = make_views(photo.convert("RGB"), face, parts.card.native_size, count, config, generator)
-    noise = torch.Generator(device).manual_seed(config.seed)
-    pixels = views.pixels.to(device, parts.vae.dtype)
-    latents = torch.cat([latents_from_pixels(parts.vae, part, noise) for part in torch.split(pixels, 16)]).float()
+    noise = torch.Generator().manual_seed(config.seed)  # on the CPU: the same noise on every device
+    with full_precision(parts.vae):
+        parts_of_views = torch.split(views.pixels.to(device), 16)
+        latents = torch.cat([latents_from_pixels(parts.vae, pixels, noise) for pixels in parts_of_views])
     return latents, F.adaptive_avg_pool2d(views.weight, (latents.shape[-2], latents.shape[-1])).to(device)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from celebctl_models.checkpoints.diffusion import latents_from_pixels, pixels_from_latents
 from celebctl_runtime.backends.device import parse_device
+from celebctl_runtime.backends.nvidia_driver import driver_cuda_version, driver_error
 from celebctl_runtime.errors import SetupError
 
 from .memory_tracker import MemoryTracker, storage_key
@@ -39,19 +42,66 @@ class DeviceConfig:
 def select_device(wanted: str = "auto") -> DeviceConfig:
     """CUDA in bfloat16 (float16 before Ampere) where available, else the CPU in float32.
 
-    Raises SetupError when CUDA is required and torch finds none, or no GPU of that number.
+    Raises SetupError when CUDA is required and torch finds none, no GPU of that number, or one that is too old for it.
     """
     spec = parse_device(wanted)
     if spec.kind == "cpu" or (spec.kind == "auto" and not torch.cuda.is_available()):
         return DeviceConfig("cpu", torch.float32)
     if not torch.cuda.is_available():
-        raise SetupError(
-            f"torch {torch.__version__} finds no CUDA device", "install a CUDA build of torch, or use the CPU",
-            reason="torch_without_cuda",
-        )  # fmt: skip
+        raise _no_cuda()
     spec.check_index(torch.cuda.device_count())
     device = torch.device("cuda", spec.index)
+    _check_capability(device)
     return DeviceConfig(str(replace(spec, kind="cuda")), torch.bfloat16 if _has_bfloat16(device) else torch.float16)
+
+
+def _no_cuda() -> SetupError:
+    """Why torch finds no CUDA device: its build, the driver or the GPU."""
+    built_for: str | None = cast(Any, torch).version.cuda
+    if built_for is None:
+        problem = f"torch {torch.__version__} is a build without CUDA"
+        return SetupError(problem, "install a CUDA build of torch, or use the CPU", reason="torch_without_cuda")
+    major, minor = (int(part) for part in built_for.split(".")[:2])
+    required, supported = 1000 * major + 10 * minor, driver_cuda_version()
+    if supported is None or supported // 1000 < major:
+        return driver_error(required)
+    problem = f"torch {torch.__version__} finds no GPU, though the driver supports CUDA {built_for}"
+    return SetupError(problem, "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the CPU", reason="cuda_failed")
+
+
+def _check_capability(device: torch.device) -> None:
+    """Raise SetupError for a GPU older than all that torch was built for."""
+    built_for = [int(name[3:].rstrip("af")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    if not built_for:
+        return
+    oldest, (major, minor) = min(built_for), torch.cuda.get_device_capability(device)
+    if 10 * major + minor < oldest:
+        raise SetupError(
+            f"{torch.cuda.get_device_name(device)} is too old: its compute capability is {major}.{minor}, and torch"
+            f" {torch.__version__} needs {oldest // 10}.{oldest % 10}",
+            "install a torch that was built for it, or use the CPU", reason="gpu_too_old",
+        )  # fmt: skip
+
+
+def autocast_dtype(network: Any) -> torch.dtype:
+    """The half precision to compute in: bfloat16, or float16 for a float16 network or a GPU without bfloat16 units."""
+    device: torch.device = next(network.parameters()).device
+    emulated = device.type == "cuda" and not has_bfloat16_units(device)
+    return torch.float16 if emulated or network.dtype == torch.float16 else torch.bfloat16
+
+
+@contextmanager
+def full_precision(network: Any) -> Generator[None]:
+    """A network in float32 within a `with` block; its weights are the same afterwards.
+
+    bfloat16 has three digits: an autoencoder in it adds its rounding to every latent that learning looks at.
+    """
+    dtype: torch.dtype = network.dtype
+    torch.nn.Module.to(network, torch.float32)  # diffusers' own method warns of every cast
+    try:
+        yield
+    finally:
+        torch.nn.Module.to(network, dtype)
 
 
 def has_bfloat16_units(device: torch.device) -> bool:

@@ -20,6 +20,7 @@ from celebctl_runtime.sampling.samplers import step_table
 from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 from .captions import place_people
+from .device import autocast_dtype
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
@@ -74,8 +75,8 @@ def _guided(parts: DiffusionParts, prompts: Sequence[str], people: People) -> tu
 
 
 class DrawOptions(TypedDict, total=False):
-    """Sampling steps, guidance scale and sampler, by default the model's; ``fast`` (default) runs the UNet in bfloat16,
-    which is precise enough to measure faces."""
+    """Sampling steps, guidance scale and sampler, by default the model's; ``fast`` (default) runs the UNet in half
+    precision, which is precise enough to measure faces."""
 
     steps: int | None
     guidance: float | None
@@ -91,7 +92,7 @@ def draw(
     sampler, steps, guidance = options.get("sampler"), options.get("steps"), options.get("guidance")
     fast = options.get("fast", True)
     device = next(parts.unet.parameters()).device
-    defaults = parts.card.defaults
+    defaults, half = parts.card.defaults, autocast_dtype(parts.unet)
     table = step_table(
         sampler or defaults["sampler"], ScheduleConfig.from_dict(parts.scheduler_config),
         steps or int(defaults["steps"]), float(defaults["guidance"] if guidance is None else guidance),
@@ -105,7 +106,7 @@ def draw(
     history = torch.zeros_like(x)
     for i in range(table.steps):
         scale, timestep, strength = (float(v) for v in table.aux[i])
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+        with torch.autocast(device.type, half, enabled=fast):
             outputs = network_output(
                 parts.unet,
                 (x * scale).repeat(guides, 1, 1, 1),
@@ -120,7 +121,7 @@ def draw(
             noise = torch.as_tensor(np.stack([step_noise(s, i, shape) for s in seeds])).to(device)
         z = torch.stack([x, history, output, noise])
         x, history = torch.einsum("ij,jbchw->ibchw", torch.as_tensor(table.table[i]).to(device), z)
-    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+    with torch.autocast(device.type, half, enabled=fast):
         pixels = pixels_from_latents(parts.vae, x).float()
     return ((pixels.permute(0, 2, 3, 1) + 1.0) * 127.5).round().to(torch.uint8).cpu().numpy()
 

@@ -33,7 +33,8 @@ class TrainerOptions:
     Attributes:
         micro_batch_size: Views per forward pass; gradients are accumulated over the batch.
         checkpoint: File that receives the state every 50 steps and on Ctrl-C.
-        resume: Continue from ``checkpoint``, to exactly the numbers of an uninterrupted run.
+        resume: Continue from ``checkpoint``: on a CPU to exactly the numbers of an uninterrupted run, on a GPU to
+            similar ones, because its kernels add in any order.
     """
 
     micro_batch_size: int = 64

@@ -101,22 +101,27 @@ def build_engines(
     sizes: Sequence[tuple[int, int, int]] = (),
     *,
     dynamic: bool = True,
+    device: str = "trt",
     progress: ProgressCallback = ignore_progress,
 ) -> list[EngineRecord]:
-    """Build and measure the missing TensorRT engines of a bundle for this machine's GPU.
+    """Build and measure the missing TensorRT engines of a bundle for a GPU of this machine.
+
+    An engine that fails is logged, and the others are built. Then the first error is raised.
 
     Args:
         bundle: An exported bundle.
         engines: Cache folder of engines.
         sizes: (batch, height, width) to optimize for, in images and pixels; the native size if empty.
-        dynamic: Also build engines for all sizes around the native one.
+        dynamic: Also build engines for the sizes around the native one.
+        device: "trt", or a GPU by its number, such as "trt:1".
         progress: Called with percent of one engine.
 
     Returns:
         The records of all planned engines, in order, built now or before.
 
     Raises:
-        UsageError: A size that the model does not support.
+        UsageError: A size that the model does not support, or an engine with more elements in a tensor than TensorRT
+            counts.
         InvalidInputError: A graph with nodes that TensorRT does not support.
         IntegrityError: A damaged bundle, or an engine that does not reproduce ONNX Runtime's outputs.
         SetupError: TensorRT, Polygraphy, CUDA or a GPU is missing, or memory is too small.
@@ -124,9 +129,12 @@ def build_engines(
     from celebctl_export.tensorrt_parity import parity_check
     from celebctl_export.tensorrt_plan import EngineSize, plan_engines
     from celebctl_export.to_tensorrt import build_plans
+    from celebctl_runtime.backends.device import parse_device
+    from celebctl_runtime.backends.tensorrt_runner import Device
 
     plans = plan_engines(bundle.manifest, [EngineSize(*size) for size in sizes], dynamic=dynamic)
-    return build_plans(bundle, plans, engines, measure=parity_check(bundle), progress=progress)
+    place = Device.load(parse_device(device))
+    return build_plans(bundle, plans, engines, measure=parity_check(bundle), progress=progress, device=place)
 
 
 def _require_packages() -> None:

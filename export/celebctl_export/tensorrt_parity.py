@@ -7,7 +7,9 @@ files are not found, and reports an interrupted build and an unsupported node as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,6 +23,7 @@ from celebctl_export.parity import Parity, compare
 from celebctl_export.tensorrt_plan import EnginePlan
 from celebctl_runtime.backends.base import encoder_number
 from celebctl_runtime.backends.engines import Profile
+from celebctl_runtime.backends.ort_session import one_line
 from celebctl_runtime.bundle.manifest import Manifest
 from celebctl_runtime.errors import IntegrityError, SetupError
 from celebctl_runtime.sampling.samplers import step_table
@@ -34,11 +37,16 @@ if TYPE_CHECKING:
 TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2}
 _STEPS = 10
 Feeds = dict[str, NDArray[Any]]
+Outputs = tuple[dict[str, NDArray[Any]], float]  # by name, and milliseconds
+References = dict[Hashable, Outputs]  # ONNX Runtime's, by graph and shapes of the inputs
 
 
 @dataclass(frozen=True)
 class EngineParity(Parity):
-    """One output of an engine compared with ONNX Runtime's on the CPU, and milliseconds of one run of each."""
+    """One output of an engine compared with ONNX Runtime's on the CPU, and milliseconds of one run of each.
+
+    TensorRT's is the second run, ONNX Runtime's the only one: the CPU takes minutes for a large model.
+    """
 
     engine: str
     tensorrt_ms: float
@@ -65,10 +73,10 @@ def parity_check(
     bundle: Bundle, make_runners: MakeRunners | None = None
 ) -> Callable[[EnginePlan, bytes], list[EngineParity]]:
     """A function that measures an engine, and raises IntegrityError when it exceeds its tolerance."""
-    make = make_runners or polygraphy_runners()
+    make, references = make_runners or polygraphy_runners(), References()
 
     def measure(plan: EnginePlan, engine: bytes) -> list[EngineParity]:
-        rows = measure_engine(bundle, plan, engine, make)
+        rows = measure_engine(bundle, plan, engine, make, references)
         for row in rows:
             if not row.passed:
                 raise IntegrityError(
@@ -83,16 +91,30 @@ def parity_check(
     return measure
 
 
-def measure_engine(bundle: Bundle, plan: EnginePlan, engine: bytes, make_runners: MakeRunners) -> list[EngineParity]:
-    """Run every profile of an engine at its optimum shapes, on seeded inputs; the second of two runs is timed."""
+def measure_engine(
+    bundle: Bundle, plan: EnginePlan, engine: bytes, make_runners: MakeRunners, references: References
+) -> list[EngineParity]:
+    """Run every profile of an engine at its optimum shapes, on seeded inputs; the second of two runs is timed.
+
+    ``references``: outputs of ONNX Runtime that are known already; new ones are added. Raises SetupError when
+    Polygraphy fails.
+    """
     rows: list[EngineParity] = []
     tolerance = TOLERANCES["fp16" if "16" in bundle.manifest.dtype else "fp32"]
     for index, profile in enumerate(plan.profiles):
         feeds = make_feeds(bundle, profile, plan)
+        shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
         ort_feeds = {name: array for name, array in feeds.items() if name not in plan.inputs_from_data}
         tensorrt, ort = make_runners(bundle.file(plan.onnx), engine, index)
-        actual, tensorrt_ms = _run(tensorrt, feeds)
-        expected, ort_ms = _run(ort, ort_feeds)
+        try:
+            actual, tensorrt_ms = _run(tensorrt, feeds, runs=2)
+            if (profile.graph, shapes) not in references:
+                references[profile.graph, shapes] = _run(ort, ort_feeds, runs=1)
+        except Exception as error:  # Polygraphy raises exceptions of its own, and ctypes' for missing libraries
+            problem = f"Polygraphy cannot run {plan.file}: {one_line(error)}"
+            hint = "check nvidia-smi and the CUDA libraries; the engine is kept and measured by the next build"
+            raise SetupError(problem, hint, reason="engine_not_measured", engine=plan.file) from error
+        expected, ort_ms = references[profile.graph, shapes]
         for output, array in expected.items():
             parity = compare(profile.graph, output, actual[output], array, tolerance)
             rows.append(
@@ -132,10 +154,11 @@ def _tables(manifest: Manifest, profile: Profile) -> Feeds:
     return feeds
 
 
-def _run(opened: AbstractContextManager[Runner], feeds: Feeds) -> tuple[dict[str, NDArray[Any]], float]:
-    """Outputs and milliseconds of the second of two runs."""
+def _run(opened: AbstractContextManager[Runner], feeds: Feeds, runs: int) -> Outputs:
+    """Outputs and milliseconds of the last run."""
     with opened as runner:
-        runner.infer(feeds)
+        for _ in range(runs - 1):
+            runner.infer(feeds)
         outputs = {name: np.array(array) for name, array in runner.infer(feeds).items()}
         return outputs, round(1000 * runner.last_inference_time(), 3)
 
@@ -150,9 +173,20 @@ def polygraphy_runners() -> MakeRunners:
         raise SetupError("measuring engines needs Polygraphy", 'pip install "celebctl[trt]"') from error
     logger.G_LOGGER.use_python_logging_system = True  # by default it prints on stdout,
     logger.G_LOGGER.colors = False  # and warns there when colors are missing
+    show_cuda_runtime()
 
     def make(path: Path, engine: bytes, profile: int) -> tuple[Any, Any]:
         tensorrt = trt.TrtRunner(trt.EngineFromBytes(engine), optimization_profile=profile)
         return tensorrt, onnxrt.OnnxrtRunner(onnxrt.SessionFromOnnx(str(path), providers=["cpu"]))
 
     return make
+
+
+def show_cuda_runtime() -> None:
+    """Put pip's CUDA 13 runtime on the path where Polygraphy 0.53 looks for it, which knows CUDA 12's package only."""
+    variable, place, name = "LD_LIBRARY_PATH", "nvidia/cu13/lib", "libcudart.so*"
+    if sys.platform == "win32":
+        variable, place, name = "PATH", "nvidia/cu13/bin/x86_64", "cudart64_*.dll"
+    folders = dict.fromkeys(str(Path(entry) / place) for entry in sys.path if any((Path(entry) / place).glob(name)))
+    known = os.environ.get(variable, "").split(os.pathsep)
+    os.environ[variable] = os.pathsep.join([*folders, *(path for path in known if path and path not in folders)])

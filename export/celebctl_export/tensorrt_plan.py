@@ -1,7 +1,8 @@
 """The TensorRT engines to build for a bundle and some image sizes. Needs neither TensorRT nor a GPU.
 
-Every size gets an engine of its own, and one more covers all sizes around the native one. Graphs that share a file (the
-step with and without guidance) share an engine and its weights, with one profile each.
+Every size gets an engine of its own, and one more, the dynamic engine, covers the sizes around the native one. Graphs
+that share a file (the step with and without guidance) share an engine and its weights, with one profile each. The
+autoencoder takes one image at a time, whatever the batch: its tensors are the largest by far.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from celebctl_runtime.errors import UsageError
 from celebctl_runtime.request import MAX_SIDE
 from celebctl_runtime.sampling.schedule import ScheduleConfig
 
-DYNAMIC_BATCH = 4
+# Largest shapes of the dynamic engines, which decide about their memory. NVIDIA's demoDiffusion ends at 1360 px too.
+DYNAMIC_SCALE, DYNAMIC_MAX_SIDE = 1.3, 1360
+# Images at once. In float32, attention has no fused kernel and stores the weights of all pairs of latent pixels.
+DYNAMIC_BATCH, DYNAMIC_BATCH_FP32 = 4, 1
 MAX_BATCH = 15  # the graphs are exported for a UNet batch of up to 31, two per image with guidance
 
 Dims = Mapping[str, int]  # size of each named axis of a graph
@@ -76,7 +80,7 @@ class EnginePlan:
 def plan_engines(
     manifest: Manifest, sizes: Sequence[EngineSize] = (), *, dynamic: bool = True
 ) -> list[EnginePlan]:
-    """The engines of a bundle: every graph at each size, and with ``dynamic`` at all sizes around the native one.
+    """The engines of a bundle: every graph at each size, and with ``dynamic`` at the sizes around the native one.
 
     Without sizes: one image of the native size. Raises UsageError for sizes that the model does not support.
     """
@@ -91,10 +95,11 @@ def plan_engines(
         if encoder_number(names[0]) is not None:
             plans.append(_text_encoder_plan(manifest, names[0], sizes))
             continue
-        plans += [_static_plan(manifest, names, size) for size in sizes]
+        single, batch = names[0].startswith("vae_"), DYNAMIC_BATCH if "16" in manifest.dtype else DYNAMIC_BATCH_FP32
+        plans += [_static_plan(manifest, names, size._replace(batch=1) if single else size) for size in sizes]
         if dynamic:
-            plans.append(_dynamic_plan(manifest, names, sizes))
-    return plans
+            plans.append(_dynamic_plan(manifest, names, 1 if single else batch))
+    return list({plan.file: plan for plan in plans}.values())
 
 
 def describe(manifest: Manifest, plans: Iterable[EnginePlan], engines: Path, machine: Machine | None) -> dict[str, Any]:
@@ -127,31 +132,28 @@ def _static_plan(manifest: Manifest, names: Sequence[str], size: EngineSize) -> 
     return _plan(manifest, names, f"b{size.batch}-{size.height}x{size.width}", (dims, dims, dims))
 
 
-def _dynamic_plan(manifest: Manifest, names: Sequence[str], sizes: Sequence[EngineSize]) -> EnginePlan:
-    """From half to twice the native sides, extended to all sizes; optimized for one image of the native size."""
-    (height, width), multiple = manifest.size.native, manifest.size.multiple
-    heights, widths = [size.height for size in sizes], [size.width for size in sizes]
-    halves = [max(multiple, side // 2 // multiple * multiple) for side in (height, width)]
-    smallest = EngineSize(1, min(halves[0], *heights), min(halves[1], *widths))
-    largest = EngineSize(_largest_batch(sizes), max(2 * height, *heights), max(2 * width, *widths))
-    optimum = EngineSize(1, height, width)
-    low, middle, high = (_dims(manifest, size) for size in (smallest, optimum, largest))
+def _dynamic_plan(manifest: Manifest, names: Sequence[str], batch: int) -> EnginePlan:
+    """From half to 1.3 times the native sides; optimized for one image of the native size."""
+    native, multiple = manifest.size.native, manifest.size.multiple
+    smallest = EngineSize(1, *(max(multiple, side // 2 // multiple * multiple) for side in native))
+    largest = EngineSize(batch, *(max(side, _largest_side(side) // multiple * multiple) for side in native))
+    low, middle, high = (_dims(manifest, size) for size in (smallest, EngineSize(1, *native), largest))
     return _plan(manifest, names, "dynamic", (low, middle, high))
+
+
+def _largest_side(native: int) -> int:
+    return min(int(DYNAMIC_SCALE * native), DYNAMIC_MAX_SIDE)
 
 
 def _text_encoder_plan(manifest: Manifest, name: str, sizes: Sequence[EngineSize]) -> EnginePlan:
     """One engine for all sizes: only the batch varies; a prompt comes alone or with its negative prompt."""
-    low, middle, high = ({"batch": count} for count in (1, 2, 2 * _largest_batch(sizes)))
+    low, middle, high = ({"batch": count} for count in (1, 2, 2 * max(DYNAMIC_BATCH, *(size.batch for size in sizes))))
     plan = _plan(manifest, [name], "dynamic", (low, middle, high))
     table = manifest.token_tables[encoder_number(name) or 0]
     shape = (table.rows, table.width)
     (profile,) = plan.profiles
     with_table = replace(profile, shapes={**profile.shapes, TABLE_INPUT: (shape, shape, shape)})
     return replace(plan, profiles=(with_table,), inputs_from_data={TABLE_INPUT: table.file})
-
-
-def _largest_batch(sizes: Sequence[EngineSize]) -> int:
-    return max(DYNAMIC_BATCH, *(size.batch for size in sizes))
 
 
 def _plan(manifest: Manifest, names: Sequence[str], suffix: str, dims: tuple[Dims, Dims, Dims]) -> EnginePlan:

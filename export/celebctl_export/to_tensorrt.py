@@ -1,23 +1,26 @@
 """ONNX graphs to TensorRT engines for this machine's GPU, in the user's cache folder.
 
-One code path for TensorRT 10.16 and 11.4 (see tensorrt_runner.py for the names of its objects). An engine is recorded
-once it was compared with ONNX Runtime. An interrupted build keeps finished engines and the timing cache.
+One code path for TensorRT 10.16 and 11.4 (see tensorrt_runner.py for the names of its objects). An engine is written
+before it is compared with ONNX Runtime, and recorded afterwards. One that fails does not keep the others from being
+built. An interrupted build keeps finished engines and the timing cache.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from celebctl_export.tensorrt_graph import check_volume, graph_bytes
 from celebctl_export.tensorrt_plan import EnginePlan, plan_engines
 from celebctl_runtime.backends.engines import TIMING_CACHE, EngineRecord, make_folder, read_records
 from celebctl_runtime.backends.tensorrt_runner import Device, TensorRt
-from celebctl_runtime.errors import IntegrityError, InvalidInputError, SetupError
+from celebctl_runtime.errors import CelebctlError, IntegrityError, InvalidInputError, SetupError
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 MeasureEngine = Callable[[EnginePlan, bytes], Sequence["Parity"]]  # raises IntegrityError above the tolerance
 PhaseCallback = Callable[[float, str], None]  # fraction done, current phase
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -72,6 +77,8 @@ def build_plans(
 ) -> list[EngineRecord]:
     """Build the missing engines; see :func:`celebctl_export.build_engines`.
 
+    An engine that fails is logged. Its error is raised after the others were built: the first one, of several.
+
     Args:
         bundle: The bundle of the plans.
         plans: See `plan_engines`.
@@ -90,6 +97,7 @@ def build_plans(
     if not records.keys() >= set(keys):
         bundle.verify("full")  # hashes of graphs become part of the engines' keys
         make_folder(engines)
+    failures: list[CelebctlError] = []
     for number, (plan, key) in enumerate(zip(plans, keys, strict=True)):
         if key in records:
             continue
@@ -98,11 +106,18 @@ def build_plans(
             progress(Progress(f"{name}: {phase}", round(100 * (number + fraction)), 100 * len(plans)))
 
         file = engines / key / plan.file
-        seconds = _build_file(device.library, bundle, plan, file, report)
-        report(1.0, "measuring")
-        parity = _measure_file(plan, file, measure)
+        try:
+            seconds = _build_file(device.library, bundle, plan, file, report)
+            report(1.0, "measuring")
+            parity = _measure_file(plan, file, measure)
+        except CelebctlError as failure:
+            _log.warning("%s: %s", plan.file, failure.problem)
+            failures.append(failure)
+            continue
         records[key] = EngineRecord(plan.file, plan.onnx_sha256, plan.profiles, machine, seconds, parity)
         records[key].write(engines)
+    if failures:
+        raise failures[0]
     return [records[key] for key in keys]
 
 
@@ -110,6 +125,7 @@ def _build_file(library: TensorRt, bundle: Bundle, plan: EnginePlan, file: Path,
     """Build an engine; returns the seconds, 0 for one that was built before but not measured."""
     if file.is_file():
         return 0.0
+    check_volume(bundle.path, plan)
     started = time.monotonic()
     atomic_write(file, build_engine(library, bundle.path, plan, file.parent.with_name(TIMING_CACHE), report))
     return round(time.monotonic() - started, 3)
@@ -225,31 +241,3 @@ def _make_monitor(trt: Any, report: PhaseCallback) -> Any:
                 self.stopped = True
 
     return Monitor()
-
-
-def graph_bytes(bundle: Path, plan: EnginePlan) -> bytes:
-    """The graph file, with the plan's ``inputs_from_data`` (the token table) as inputs instead of initializers.
-
-    The runtime then owns the table's buffer, and a new person costs a copy of two rows. Raises IntegrityError when the
-    graph has no such initializer.
-    """
-    import onnx
-
-    path = bundle / plan.onnx
-    if not plan.inputs_from_data:
-        return path.read_bytes()
-    model = cast(Any, onnx).load(str(path), load_external_data=False)
-    graph = model.graph
-    for name, file in plan.inputs_from_data.items():
-        tensors = [tensor for tensor in graph.initializer if tensor.name == name and file in _locations(tensor)]
-        if not tensors:
-            problem = f"{path} has no initializer {name!r} in {file}"
-            raise IntegrityError(problem, "export the bundle again", reason="broken_graph", file=path)
-        (tensor,) = tensors
-        graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
-        graph.initializer.remove(tensor)
-    return model.SerializeToString()
-
-
-def _locations(tensor: Any) -> list[str]:
-    return [entry.value for entry in tensor.external_data if entry.key == "location"]

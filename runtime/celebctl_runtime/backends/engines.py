@@ -23,7 +23,8 @@ from celebctl_runtime.errors import NotFoundError
 from celebctl_runtime.files import atomic_write, translate_os_errors
 
 RECORD, TIMING_CACHE = "engine.json", "timing.cache"
-_BUILD = "strongly typed, no TF32"  # part of the key: the build options of celebctl_export.to_tensorrt
+# Part of the key: how celebctl_export.to_tensorrt builds.
+_BUILD = "strongly typed, no TF32, decomposable attention"
 
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]  # minimum, optimum, maximum

@@ -14,6 +14,7 @@ from .device import parse_device
 from .engines import read_records
 from .ort import OrtBackend
 from .tensorrt import TensorRtBackend
+from .tensorrt_runner import Device
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def choose_backend(
     if spec.kind == "trt":
         if engines is None:
             raise SetupError("TensorRT needs a folder of engines", "pass engines=FOLDER")
-        return TensorRtBackend(bundle, engines)
+        return TensorRtBackend(bundle, engines, device=Device.load(spec))
     if device == "auto" and engines is not None and read_records(engines, bundle.manifest):
         try:
             return TensorRtBackend(bundle, engines, fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options))

@@ -51,7 +51,7 @@ Parts = list[tuple[slice, Engine]]  # slices of a batch, and the engine for each
 
 
 class TensorRtBackend:
-    """TensorRT on the current CUDA device. Engines are loaded when first needed."""
+    """TensorRT on one GPU. Engines are loaded when first needed."""
 
     def __init__(
         self,
@@ -115,6 +115,7 @@ class TensorRtBackend:
 
     def encode(self, ids: NDArray[np.int64], overrides: Sequence[EmbeddingOverride] = ()) -> Encodings:
         """Token ids (B, 77) -> context (B, 77, D) and pooled (B, P); see :meth:`Backend.encode`."""
+        self._device.cuda.select()
         self._refresh_records()
         self._fallback_graphs.clear()
         manifest = self._bundle.manifest
@@ -140,6 +141,7 @@ class TensorRtBackend:
 
     def step(self, state: Array, index: int, noise: Array, conditioning: Conditioning, table: StepTable) -> Array:
         """One step; see :meth:`Backend.step`. Whole runs are faster with :meth:`denoise`."""
+        self._device.cuda.select()
         graph = step_graph(conditioning)
         feeds = self._step_feeds(state, noise, conditioning, table) | {"step": np.array([index], np.int64)}
         parts = self._split(graph, feeds)
@@ -156,6 +158,7 @@ class TensorRtBackend:
         progress: ProgressCallback = ignore_progress,
     ) -> Array:
         """All steps; see :meth:`SupportsFullDenoise.denoise`. Progress is reported after each part of the batch."""
+        self._device.cuda.select()
         graph, first = step_graph(conditioning), noise(0)
         feeds = self._step_feeds(state, first, conditioning, table)
         parts = self._split(graph, feeds)
@@ -172,6 +175,7 @@ class TensorRtBackend:
 
     def decode(self, latent: Array) -> Array:
         """Latents (B, 4, h, w) -> images (B, 3, H, W) in [-1, 1]."""
+        self._device.cuda.select()
         feeds = {"latent": latent}
         parts = self._split("vae_decoder", feeds)
         if not parts:
@@ -180,6 +184,7 @@ class TensorRtBackend:
 
     def encode_image(self, image: Array) -> Array:
         """Images (B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w). Raises SetupError when no engine fits."""
+        self._device.cuda.select()
         feeds = {"image": image}
         parts = self._split("vae_encoder", feeds)
         if parts:

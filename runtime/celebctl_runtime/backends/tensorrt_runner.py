@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -19,10 +20,13 @@ from numpy.typing import NDArray
 from celebctl_runtime.errors import IntegrityError, SetupError
 
 from .base import STATE_LOOP, Array, Feeds, NoiseFunction
-from .cuda_memory import Cuda, DeviceBuffer, Stream, aligned, out_of_memory
+from .cuda_memory import GPU_0, Cuda, DeviceBuffer, Stream, aligned, out_of_memory
+from .device import DeviceSpec
 from .engines import Machine, Shape
 
-_OLDEST, _TOO_NEW = (10, 12), (12, 0)  # strongly typed networks are the default from 10.12 on
+OLDEST, TOO_NEW = (10, 16), (12, 0)  # Attention needs 10.14; 10.16 is the oldest whose bindings the tests check
+OLDEST_GPU = (7, 5)  # compute capability, of TensorRT 10 and 11 (support matrix)
+MAX_CAPTURED_STEPS = 100  # even; a CUDA graph of 50 steps of Stable Diffusion 1.5 has some 15,000 nodes already
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "insufficient memory")
 
 
@@ -45,8 +49,8 @@ class TensorRt:
                 raise _unavailable("TensorRT is not installed") from failure
             raise _unavailable(f"cannot load TensorRT: {failure}") from failure
         numbers = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
-        if not _OLDEST <= numbers < _TOO_NEW:
-            raise _unavailable(f"TensorRT {trt.__version__} is not supported; install 10.12 to 11.x")
+        if not OLDEST <= numbers < TOO_NEW:
+            raise _unavailable(f"TensorRT {trt.__version__} is not supported; install 10.16 to 11.x")
         return cls(trt)
 
     def deserialize(self, plan: bytes, name: str) -> Any:
@@ -66,7 +70,7 @@ class TensorRt:
         """An error with TensorRT's last message as the reason."""
         message = self.errors[-1] if self.errors else ""
         if any(text in message.lower() for text in _OUT_OF_MEMORY):
-            return out_of_memory()
+            return out_of_memory(message[:300])
         hint = "check nvidia-smi, build the engines again, or use device='cpu'"
         return SetupError(f"{problem}: {message[:300]}" if message else problem, hint, reason="tensorrt_failed")
 
@@ -92,15 +96,20 @@ def _make_log(trt: Any, errors: list[str]) -> Any:
 
 @dataclass(frozen=True)
 class Device:
-    """TensorRT and CUDA on this process's current device."""
+    """TensorRT and CUDA on one GPU."""
 
     library: TensorRt
     cuda: Cuda
 
     @classmethod
-    def load(cls) -> Device:
-        """Raises SetupError when TensorRT, cuda-python, the driver or a GPU is missing."""
-        return cls(TensorRt.load(), Cuda.load())
+    def load(cls, device: DeviceSpec = GPU_0) -> Device:
+        """The GPU of a device. Raises SetupError when TensorRT, cuda-python, the driver or a usable GPU is missing."""
+        loaded = cls(TensorRt.load(), Cuda.load(device))
+        gpu = loaded.cuda.gpu()
+        if tuple(int(part) for part in gpu.compute_capability.split(".")) < OLDEST_GPU:
+            problem = f"{gpu.name} is too old: its compute capability is {gpu.compute_capability}, TensorRT needs 7.5"
+            raise SetupError(problem, "use device='cpu'", reason="gpu_too_old", gpu=gpu.name)
+        return loaded
 
     @property
     def machine(self) -> Machine:
@@ -126,7 +135,8 @@ class Session:
         library = device.library
         self._engine = engine  # a context must not outlive its engine
         library.errors.clear()
-        context = engine.create_execution_context()
+        # By default a context allocates for the largest shapes of all profiles.
+        context = engine.create_execution_context(library.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise library.error("TensorRT cannot create an execution context")
         self.context = context
@@ -135,6 +145,8 @@ class Session:
         self.dtypes = {name: np.dtype(library.trt.nptype(engine.get_tensor_dtype(name))) for name in _names(engine)}
         self.buffers: dict[str, DeviceBuffer] = dict(shared or {})
         self.shapes = self._set_shapes(shapes)
+        self._activations = DeviceBuffer(device.cuda, context.update_device_memory_size_for_shapes())
+        context.set_device_memory(self._activations.address, self._activations.nbytes)
         self.outputs = [name for name in self.shapes if name not in shapes]
         for name, shape in self.shapes.items():
             if name not in self.buffers:
@@ -190,36 +202,46 @@ class DenoisingLoop:
     """All N steps of a run as one CUDA graph of the step engine: one launch, no work on the host in between.
 
     Step k reads the buffer that step k - 1 wrote: state and step counter alternate between two buffers each, and
-    nothing is copied. The graph fixes shapes, addresses and N; all values are uploaded before a launch.
+    nothing is copied. The graph fixes shapes, addresses and N; all values are uploaded before a launch. A run of more
+    than :data:`MAX_CAPTURED_STEPS` steps launches graphs of so many steps, one after the other.
     """
 
     def __init__(self, session: Session, steps: int, uses_noise: bool) -> None:
         """``uses_noise``: every step has its own noise (B, 4, h, w); otherwise all share one block."""
         self._session, self._steps = session, steps
         self._stride = aligned(session.buffers["noise"].nbytes) if uses_noise else 0
-        self._noise = DeviceBuffer(session.device.cuda, max(self._stride * steps, session.buffers["noise"].nbytes))
+        nbytes = max(self._stride * min(steps, MAX_CAPTURED_STEPS), session.buffers["noise"].nbytes)
+        self._noise = DeviceBuffer(session.device.cuda, nbytes)
         self._addresses = {ends: tuple(session.buffers[name].address for name in ends) for ends in STATE_LOOP}
         # A context's first run after its shapes changed does deferred setup, which must not be captured.
         session.upload({"step": np.zeros(1, np.int64)})
         session.enqueue()
         session.stream.synchronize()
-        self._graph = session.stream.capture(self._enqueue)
+        lengths = {min(MAX_CAPTURED_STEPS, steps - first) for first in self._starts}
+        self._graphs = {length: session.stream.capture(partial(self._enqueue, length)) for length in lengths}
+
+    @property
+    def _starts(self) -> range:
+        return range(0, self._steps, MAX_CAPTURED_STEPS)
 
     def run(self, feeds: Feeds, noise: NoiseFunction) -> Array:
         """First state in ``feeds`` (every input but noise) to the last, (2, B, 4, h, w)."""
         session = self._session
         arrays = session.upload(feeds)
-        for k in range(self._steps if self._stride else 1):
-            arrays.append(np.ascontiguousarray(noise(k), session.dtypes["noise"]))
-            session.stream.upload(arrays[-1], self._noise.address + k * self._stride)
-        self._graph.launch(session.stream)
+        for first in self._starts:
+            length = min(MAX_CAPTURED_STEPS, self._steps - first)
+            for k in range(length if self._stride else int(first == 0)):
+                arrays.append(np.ascontiguousarray(noise(first + k), session.dtypes["noise"]))
+                session.stream.upload(arrays[-1], self._noise.address + k * self._stride)
+            self._graphs[length].launch(session.stream)
         last = session.read(self._addresses[STATE_LOOP[0]][self._steps % 2], "next_state")
         del arrays
         return last
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, steps: int) -> None:
+        """Queue steps that begin at the first of the two buffers: all graphs but a last one have an even number."""
         session = self._session
-        for k in range(self._steps):
+        for k in range(steps):
             for (source, target), addresses in self._addresses.items():
                 session.bind(source, addresses[k % 2])
                 session.bind(target, addresses[(k + 1) % 2])
