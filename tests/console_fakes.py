@@ -106,7 +106,7 @@ def build_basis(
     return SimpleNamespace(mean=AVERAGE)
 
 
-def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu") -> SimpleNamespace:
+def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu", options: Any = None) -> SimpleNamespace:
     """A model that is only its name."""
     return TABLES
 

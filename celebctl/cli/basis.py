@@ -71,6 +71,8 @@ def build(
         bool, typer.Option("--faces", help="Draw every name, and initialize learning from their faces.")
     ] = False,
     model: options.Model = None,
+    prediction: options.Prediction = None,
+    zero_snr: options.ZeroSnr = None,
     face_models: options.FaceModels = None,
     device: options.Device = None,
     force: options.Force = False,
@@ -82,10 +84,12 @@ def build(
     from celebctl.basis.names import read_name_list
     from celebctl.library import Library
     from celebctl.settings import Settings
+    from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 
     from .extras import requires_extra
 
     console = ctx.ensure_object(CliConsole)
+    checkpoint = CheckpointOptions(prediction, zero_snr)
     library, measured = Library(), None
     if names is not None:
         read_name_list(names)  # errors in it are reported before anything slow begins
@@ -93,7 +97,7 @@ def build(
         from celebctl.basis.choose import LOCK, choose_names, measure_faces, require_faces_useful
         from celebctl.basis.report import basis_report
 
-        chosen = choose_model(Settings.read(), library, model, device, face_models)
+        chosen = choose_model(Settings.read(), library, model, device, face_models, checkpoint)
         if check or faces:
             with console.status(f"loading {chosen.source}"):
                 chosen.prepare()

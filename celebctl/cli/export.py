@@ -24,6 +24,8 @@ def export(
         list[str] | None, typer.Argument(help="People to include.", metavar="[NAME...]", show_default="all")
     ] = None,
     model: options.Model = None,
+    prediction: options.Prediction = None,
+    zero_snr: options.ZeroSnr = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the bundle, instead of the library.")
     ] = None,
@@ -55,6 +57,7 @@ def export(
     from celebctl.library import Library
     from celebctl.model import Model
     from celebctl.settings import Settings
+    from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
     from celebctl_runtime.errors import UsageError
 
     console, library = ctx.ensure_object(CliConsole), Library()
@@ -78,7 +81,7 @@ def export(
         console.output([str(bundle)], {**_facts(opened), "engines": built})
     else:
         started, known = time.monotonic(), checked_dtype(dtype)
-        chosen = Model.load(model, library=library)
+        chosen = Model.load(model, library=library, options=CheckpointOptions(prediction, zero_snr))
         made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
         facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
         if trt:

@@ -84,6 +84,8 @@ MODELS: dict[str, str] = {
     "licence_not_accepted": "read {terms}, then: celebctl download {name} --accept-licence",
     "several_faces": "choose one by its number from the left, such as --face 1",
     "provider_missing": "celebctl doctor shows what is installed and what is missing",
+    "unknown_prediction": "use --prediction epsilon or --prediction v_prediction",
+    "zero_snr_needs_v_prediction": "use --prediction v_prediction, or --no-zero-snr",
     "no_photo": "check the path, or draw a photo: celebctl sample-photo {sample}",
 }
 

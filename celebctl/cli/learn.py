@@ -31,6 +31,8 @@ def learn(
         list[int] | None, typer.Option("--face", help="Which face, from the left, where a photo shows several.")
     ] = None,
     model: options.Model = None,
+    prediction: options.Prediction = None,
+    zero_snr: options.ZeroSnr = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="clean, or faithful to the published release.", show_default="clean")
     ] = None,
@@ -58,10 +60,12 @@ def learn(
     from celebctl.learning.config import config_for
     from celebctl.library import Library
     from celebctl.settings import Settings
+    from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 
     from .extras import requires_extra
 
     console = ctx.ensure_object(CliConsole)
+    checkpoint = CheckpointOptions(prediction, zero_snr)
     started, settings, library = time.monotonic(), Settings.read(), Library()
     method: Literal["train", "instant"] = "instant" if instant else "train"
     called = names_for(photos, names, faces)
@@ -69,12 +73,12 @@ def learn(
     consent_record(consent)
     check_sheet(sheet, force)
     with requires_extra("learn", "learning"):
-        chosen = choose_model(settings, library, model, device, face_models)
+        chosen = choose_model(settings, library, model, device, face_models, checkpoint)
         which = zip(photos, called, faces or [None] * len(photos), strict=True)
         subjects = [chosen.analyse(photo, name=name, face=face) for photo, name, face in which]
         with console.status(f"loading {chosen.source}"):
             chosen.prepare(method)
-        checkpoint = library.checkpoint(called, chosen.key)
+        unfinished = library.checkpoint(called, chosen.key)
         with library.reserve(called, chosen.key):
             if not force:
                 library.require_free(called, chosen.key)
@@ -82,13 +86,13 @@ def learn(
                 with progress_bar(console, f"learning {' and '.join(called)}") as progress:
                     people = chosen.learn(
                         subjects, method=method, config=config, consent=consent, progress=progress,
-                        checkpoint=checkpoint, resume=resume, low_memory=low_memory,
+                        checkpoint=unfinished, resume=resume, low_memory=low_memory,
                     )  # fmt: skip
             except KeyboardInterrupt:
-                suggest_resume(console, checkpoint)
+                suggest_resume(console, unfinished)
                 raise
             files = [library.save(person, overwrite=force) for person in people]
-            checkpoint.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         drawn = None
         if not no_sheet and (sheet or not instant):
             drawn = draw_sheet(console, chosen, people, subjects, sheet)

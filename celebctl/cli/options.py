@@ -14,6 +14,22 @@ Model = Annotated[
         "--model", "-m", help="Model: a known name, diffusers folder, checkpoint file or Hub id.", show_default="mini"
     ),
 ]
+Prediction = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction",
+        help="What the checkpoint's UNet predicts: epsilon or v_prediction.",
+        show_default="as its files state",
+    ),
+]
+ZeroSnr = Annotated[
+    bool | None,
+    typer.Option(
+        "--zero-snr/--no-zero-snr",
+        help="Whether the checkpoint was trained with zero terminal SNR.",
+        show_default="as its files state",
+    ),
+]
 BundleDir = Annotated[
     Path | None, typer.Option("--bundle", help="Use this bundle instead of the one in the library.", metavar="DIR")
 ]

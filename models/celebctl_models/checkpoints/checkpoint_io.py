@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,12 +52,13 @@ def freeze(network: Any, device: str) -> Any:
     return network.eval().requires_grad_(False).to(device)
 
 
-def load_checkpoint_file(path: Path, configs: Path | None) -> Any:
+def load_checkpoint_file(path: Path, configs: Path | None, tensor_names: Collection[str]) -> Any:
     """The diffusers pipeline of a single-file checkpoint, float32. Of a pickle (.ckpt) only the tensors are read.
 
     Args:
         path: The .safetensors or .ckpt file.
         configs: A folder with the configs of the model; None: diffusers downloads those of the base model.
+        tensor_names: The names of its tensors, of which some tell the family.
 
     Raises:
         IntegrityError: The file is damaged, holds more than tensors, or does not fit the configs.
@@ -66,9 +67,8 @@ def load_checkpoint_file(path: Path, configs: Path | None) -> Any:
     import torch
 
     options: dict[str, Any] = {"config": str(configs), "local_files_only": True} if configs else {}
-    names = _tensor_names(path)
     try:
-        pipeline, more = _pipeline_class(names)
+        pipeline, more = _pipeline_class(tensor_names)
         return cast(Any, pipeline).from_single_file(str(path), torch_dtype=torch.float32, **options, **more)
     except Exception as error:  # anything from a network error to tensors that do not fit the configs
         if configs is None:
@@ -78,25 +78,29 @@ def load_checkpoint_file(path: Path, configs: Path | None) -> Any:
         raise IntegrityError(f"cannot load {path.name}: {_first_line(error)}", hint) from error
 
 
-def _tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in a checkpoint file. Raises IntegrityError for a damaged file or an unsafe pickle."""
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a checkpoint file, without their numbers.
+
+    Raises IntegrityError for a damaged file or an unsafe pickle.
+    """
     import torch
     from safetensors import SafetensorError, safe_open
 
     try:
         if path.suffix == ".safetensors":
             with cast(Any, safe_open)(str(path), framework="np") as file:
-                return list(file.keys())
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         checkpoint: Any = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except SafetensorError as error:
         raise IntegrityError(f"{path} is damaged: {error}", "download the file again") from error
     except Exception as error:  # a refused pickle, a truncated file, no zip archive: no common base class
         hint = "download the file again, or use its .safetensors version"
         raise IntegrityError(f"{path.name} cannot be read safely: {_first_line(error)}", hint) from error
-    return list(cast("dict[str, Any]", checkpoint.get("state_dict", checkpoint)))
+    tensors = cast("dict[str, Any]", checkpoint.get("state_dict", checkpoint))
+    return {name: tuple(getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
 
 
-def _pipeline_class(names: list[str]) -> tuple[type, dict[str, Any]]:
+def _pipeline_class(names: Collection[str]) -> tuple[type, dict[str, Any]]:
     """The pipeline class for a checkpoint's tensor names, and its options: SDXL names its text encoders differently."""
     if any(name.startswith("conditioner.embedders.1.") for name in names):
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline

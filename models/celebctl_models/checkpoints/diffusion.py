@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_models.checkpoints.checkpoint_io import freeze, load_component, quiet_libraries, require_packages
+from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 from celebctl_models.checkpoints.hub_download import fetch_folder
 from celebctl_models.checkpoints.registry import INDEX_FILE, Location, ModelCard, card_for, locate, read_json
 from celebctl_models.checkpoints.registry import vae_factor as factor_of
@@ -110,13 +111,20 @@ class DiffusionParts(TextEncoderParts):
         return float(self.vae.config.scaling_factor)
 
 
-def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionParts:
+def load_parts(
+    model: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    options: CheckpointOptions | None = None,
+) -> DiffusionParts:
     """Load a model. Nothing in a file is ever executed: of a .ckpt only the tensors are read.
 
     Args:
         model: A known name, a diffusers folder, a checkpoint file or a hub id (HF_HUB_OFFLINE is honoured).
         dtype: Of UNet and autoencoder (None: float32). Text encoders stay float32: identities are rows of their tables.
         device: A torch device.
+        options: What its files do not state. They go over those in celebctl.json and the marks in a single file.
 
     Raises:
         NotFoundError: No such model.
@@ -127,14 +135,19 @@ def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: s
     location = locate(model)
     require_packages()
     if location.kind == "file":
-        return _load_file(location, dtype, device)
+        return _load_file(location, dtype, device, options)
     folder = fetch_folder(location) if location.kind == "hub" else location.path
-    return _load_folder(folder, card_for(folder, location.name, location.source), dtype, device)
+    return _load_folder(folder, card_for(folder, location.name, location.source), dtype, device, options)
 
 
-def _load_folder(folder: Path, card: ModelCard, dtype: torch.dtype | None, device: str) -> DiffusionParts:
+def _load_folder(
+    folder: Path, card: ModelCard, dtype: torch.dtype | None, device: str, options: CheckpointOptions | None
+) -> DiffusionParts:
     """The model in a diffusers folder."""
     import torch
+
+    stated = (options or CheckpointOptions()).over(card.checkpoint)
+    schedule = stated.schedule(read_json(folder / "scheduler" / "scheduler_config.json"), ())
 
     tokenizers, encoders = load_text_components(folder, device)
     with quiet_libraries():
@@ -148,11 +161,11 @@ def _load_folder(folder: Path, card: ModelCard, dtype: torch.dtype | None, devic
     return DiffusionParts(
         path=folder,
         tokenizers=tokenizers,
-        card=card,
+        card=card.for_schedule(schedule),
         text_encoders=encoders,
         unet=freeze(unet, device),
         vae=freeze(_full_precision(vae) if len(encoders) > 1 else vae, device),
-        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        scheduler_config=schedule,
         zero_empty_prompt=bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False)),
     )
 
@@ -164,20 +177,23 @@ def _full_precision(vae: Any) -> Any:
     return vae.to(torch.float32) if vae.config.force_upcast and vae.dtype == torch.float16 else vae
 
 
-def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> DiffusionParts:
+def _load_file(
+    location: Location, dtype: torch.dtype | None, device: str, options: CheckpointOptions | None
+) -> DiffusionParts:
     """The model in a single-file checkpoint."""
     import torch
 
-    texts, pipe = load_file(location, device)
+    file = load_file(location, device, options)
+    texts, pipe = file.texts, file.pipe
     vae = pipe.vae.to(dtype or torch.float32)
     return DiffusionParts(
         path=texts.path,
         tokenizers=texts.tokenizers,
-        card=texts.card,
+        card=texts.card.for_schedule(file.scheduler_config),
         text_encoders=texts.text_encoders,
         unet=freeze(pipe.unet.to(dtype or torch.float32), device),
         vae=freeze(_full_precision(vae) if len(texts.text_encoders) > 1 else vae, device),
-        scheduler_config=dict(pipe.scheduler.config),
+        scheduler_config=file.scheduler_config,
         zero_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
     )
 

@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, cast
 
 from celebctl_models.faces.framing import Framing
-from celebctl_runtime.errors import CelebctlError, IntegrityError, NotFoundError
+from celebctl_runtime.errors import CelebctlError, IntegrityError, NotFoundError, UsageError
 from celebctl_runtime.paths import data_root
 
+from .checkpoint_options import CheckpointOptions
 from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
 
 CARD_FILE = "celebctl.json"
@@ -24,6 +25,10 @@ INDEX_FILE = "model_index.json"
 FILE_SUFFIXES = (".safetensors", ".ckpt")  # single-file checkpoints
 
 Config = dict[str, Any]
+
+_DEFAULTS: Config = {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m", "layout": "auto"}
+#: What the authors of zero-terminal-SNR models recommend: of the samplers, Euler starts well from noise alone.
+_ZERO_SNR_DEFAULTS: Config = {**_DEFAULTS, "guidance": 5.0, "sampler": "euler"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class ModelCard:
         features_file: Recogniser features of the images the model draws for those names (safetensors).
         scoring_dir: Networks for evaluation only, never used in learning.
         framing: Where the model draws faces.
+        checkpoint: What celebctl.json states about the checkpoint.
     """
 
     name: str
@@ -54,9 +60,7 @@ class ModelCard:
     licence: str
     native_size: int
     display_scale: int = 1
-    defaults: dict[str, Any] = field(
-        default_factory=lambda: {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m", "layout": "auto"}
-    )
+    defaults: dict[str, Any] = field(default_factory=lambda: dict(_DEFAULTS))
     class_noun: str = "person"
     world: str = ""
     names_file: Path | None = None
@@ -65,6 +69,12 @@ class ModelCard:
     features_file: Path | None = None
     scoring_dir: Path | None = None
     framing: Framing | None = None
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+
+    def for_schedule(self, scheduler_config: Config) -> "ModelCard":
+        """The card with the defaults that suit the noise schedule, where the model states none of its own."""
+        suits = self.defaults != _DEFAULTS or not scheduler_config.get("rescale_betas_zero_snr")
+        return self if suits else replace(self, defaults=dict(_ZERO_SNR_DEFAULTS))
 
 
 # Locations.
@@ -322,7 +332,9 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
             changes["defaults"] = {**card.defaults, **cast(Config, value)}
         elif key == "framing" and (framing := _framing(value)) is not None:
             changes["framing"] = framing
-        elif key in {*_TEXTS, *_SIZES, *_PATHS, "defaults", "framing"}:
+        elif key == "checkpoint" and (stated := _checkpoint_options(value)) is not None:
+            changes["checkpoint"] = stated
+        elif key in {*_TEXTS, *_SIZES, *_PATHS, "defaults", "framing", "checkpoint"}:
             raise IntegrityError(f"{path}: '{key}' cannot be {value!r}", "correct it, or download the model again")
     return replace(card, **changes)
 
@@ -332,6 +344,18 @@ def _framing(value: object) -> Framing | None:
     try:
         return Framing.from_dict(cast(Config, value)) if isinstance(value, dict) else None
     except ValueError:
+        return None
+
+
+def _checkpoint_options(value: object) -> CheckpointOptions | None:
+    """The options of a checkpoint in celebctl.json; None for invalid ones."""
+    kinds = {"prediction_type": str, "zero_terminal_snr": bool}
+    stated = cast(Config, value) if isinstance(value, dict) else {"": None}
+    if any(type(stated[key]) is not kinds.get(key) for key in stated):
+        return None
+    try:
+        return CheckpointOptions(**stated)
+    except UsageError:
         return None
 
 

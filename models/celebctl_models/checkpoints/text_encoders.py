@@ -20,7 +20,9 @@ from celebctl_models.checkpoints.checkpoint_io import (
     load_component,
     quiet_libraries,
     require_packages,
+    tensor_shapes,
 )
+from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 from celebctl_models.checkpoints.hub_download import fetch_folder
 from celebctl_models.checkpoints.model_types import TokenTables
 from celebctl_models.checkpoints.registry import TEXT_FILES, Location, card_for, derive_card, locate
@@ -74,7 +76,7 @@ def load_texts(model: str | Path) -> TextEncoderParts:
     location = locate(model)
     require_packages()
     if location.kind == "file":
-        return load_file(location, "cpu")[0]
+        return load_file(location, "cpu").texts
     folder = fetch_folder(location, TEXT_FILES) if location.kind == "hub" else location.path
     tokenizers, encoders = load_text_components(folder, "cpu")
     return TextEncoderParts(folder, tokenizers, card_for(folder, location.name, location.source), encoders)
@@ -100,14 +102,26 @@ def load_text_components(folder: Path, device: str) -> tuple[tuple[Any, ...], tu
     return tuple(tokenizers), tuple(freeze(encoder, device) for encoder in encoders)
 
 
-def load_file(location: Location, device: str) -> tuple[TextEncoderParts, Any]:
-    """A single-file checkpoint: its text encoders, and the diffusers pipeline (float32) that holds the rest.
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A single-file checkpoint, read.
 
-    Its configs come from the folder of the same name beside it, else from the hub.
+    Attributes:
+        texts: Its tokenizers and text encoders.
+        pipe: The diffusers pipeline (float32) that holds the other networks.
+        scheduler_config: Of the pipeline, with what the file's marker tensors and the options state.
     """
-    configs = location.path.with_suffix("")
+
+    texts: TextEncoderParts
+    pipe: Any
+    scheduler_config: dict[str, Any]
+
+
+def load_file(location: Location, device: str, options: CheckpointOptions | None = None) -> CheckpointFile:
+    """Read a single-file checkpoint. Its configs come from the folder of the same name beside it, else from the hub."""
+    configs, shapes = location.path.with_suffix(""), tensor_shapes(location.path)
     with quiet_libraries():
-        pipe = load_checkpoint_file(location.path, configs if configs.is_dir() else None)
+        pipe = load_checkpoint_file(location.path, configs if configs.is_dir() else None, shapes)
     tokenizers, encoders = [pipe.tokenizer], [pipe.text_encoder]
     if getattr(pipe, "text_encoder_2", None) is not None:
         tokenizers, encoders = [*tokenizers, pipe.tokenizer_2], [*encoders, pipe.text_encoder_2]
@@ -118,4 +132,7 @@ def load_file(location: Location, device: str) -> tuple[TextEncoderParts, Any]:
         card = derive_card(location.name, location.source, unet=unet, vae=vae, text_encoders=len(encoders))
     check_vocabularies(tokenizers, card.name)
     frozen = tuple(freeze(encoder, device) for encoder in encoders)
-    return TextEncoderParts(location.path, tuple(tokenizers), card, frozen), pipe
+    texts = TextEncoderParts(location.path, tuple(tokenizers), card, frozen)
+    stated = (options or CheckpointOptions()).over(card.checkpoint)
+    schedule = stated.schedule(dict(pipe.scheduler.config), shapes)
+    return CheckpointFile(texts, pipe, schedule)
