@@ -111,7 +111,7 @@ def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu", opt
     return TABLES
 
 
-TABLES = SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH, path=None)
+TABLES = SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH, path=None, all_rows=list)
 
 
 def draw_portrait(seed: int, size: int) -> Image.Image:

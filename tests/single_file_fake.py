@@ -84,7 +84,7 @@ def write_single_file(
 
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in _unet(parts.unet).items()}
     if vae:
-        tensors |= {f"first_stage_model.{name}": tensor for name, tensor in _vae(parts.vae).items()}
+        tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae_tensors(parts.vae).items()}
     first, *others = parts.text_encoders
     if others:
         tensors |= _clip(first, "conditioner.embedders.0.transformer.")
@@ -128,7 +128,7 @@ def _layer(block: str, layer: int, place: str) -> Rules:
     return [(rf"^{start}\.resnets\.{layer}\.", f"{place}.0."), (rf"^{start}\.attentions\.{layer}\.", f"{place}.1.")]
 
 
-def _vae(vae: Any) -> dict[str, Any]:
+def vae_tensors(vae: Any) -> dict[str, Any]:
     """The original counts the decoder's levels from the picture, and its projections are convolutions of one pixel."""
     last = len(vae.config.block_out_channels) - 1
     rules = [(rf"\.up_blocks\.{level}\.", f".up.{last - level}.") for level in range(last + 1)] + _VAE

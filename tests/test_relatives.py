@@ -16,6 +16,7 @@ from single_file_fake import write_single_file
 from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 from celebctl_models.checkpoints.diffusion import load_parts
 from celebctl_models.checkpoints.registry import CARD_FILE
+from celebctl_models.checkpoints.token_tables import load_tables
 from celebctl_runtime.errors import InvalidInputError, UsageError
 from celebctl_runtime.sampling.noise import initial_noise
 
@@ -23,7 +24,9 @@ torch: Any = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("insightface")
 
-NAMES = ["ann bob", "anna alice", "alice person", "bob chess", "person beach", "chess anna", "beach ann"]
+#: A list of characters as the taggers of anime models write it.
+NAMES = ["ann_bob_(fate)", r"anna_alice_\(series\)", "alice person", "bob_chess", "person_beach (x) (y)", "chess anna",
+         "beach ann"]  # fmt: skip
 PROMPT = "a portrait of ann playing chess"
 #: What the files of NoobAI's v-prediction model state by two empty tensors, in diffusers' terms.
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -96,6 +99,17 @@ def test_zero_terminal_snr_without_v_prediction_is_refused(marks: tuple[str, ...
     assert caught.value.reason == "zero_snr_needs_v_prediction"
 
 
+def test_the_token_tables_of_a_file_need_no_schedule(xl_single: Path) -> None:
+    """A file whose marks are incomplete, until its networks are read with what the user states."""
+    path = xl_single / "half-marked.safetensors"
+    write_single_file(load_parts(xl_single / "xl"), path, marks=("ztsnr",))
+    shutil.copytree(xl_single / "noob", path.with_suffix(""))
+    assert load_tables(path).family == "sdxl"
+    with pytest.raises(InvalidInputError):
+        load_parts(path)
+    assert load_parts(path, options=CheckpointOptions("v_prediction")).prediction_type == "v_prediction"
+
+
 def test_an_unknown_prediction_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         CheckpointOptions(prediction_type="v")
@@ -155,6 +169,7 @@ def test_learn_export_and_gen_from_a_marked_file(noob: Path, tmp_path: Path) -> 
     (alice,) = learn_people(prepare(parts), [subject], replace(CLEAN, steps=2, views=2, learning_rate=0.2))
     bundle = export_bundle(parts, [alice], tmp_path / "bundle", ExportOptions(spare_rows=4))
     assert {key: bundle.manifest.scheduler[key] for key in ZERO_SNR} == ZERO_SNR
+    assert prepare(parts).basis.names == len(NAMES)
     assert (bundle.manifest.defaults.sampler, bundle.manifest.defaults.guidance) == ("euler", 5.0)
     backend = OrtBackend(bundle, "cpu", 1)
     plain, person = (Request(text, seed=7, steps=4) for text in (PROMPT, "alice playing chess"))

@@ -33,6 +33,8 @@ def learn(
     model: options.Model = None,
     prediction: options.Prediction = None,
     zero_snr: options.ZeroSnr = None,
+    clip_skip: options.ClipSkip = None,
+    vae: options.Vae = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="clean, or faithful to the published release.", show_default="clean")
     ] = None,
@@ -65,7 +67,7 @@ def learn(
     from .extras import requires_extra
 
     console = ctx.ensure_object(CliConsole)
-    checkpoint = CheckpointOptions(prediction, zero_snr)
+    checkpoint = CheckpointOptions(prediction, zero_snr, clip_skip, vae)
     started, settings, library = time.monotonic(), Settings.read(), Library()
     method: Literal["train", "instant"] = "instant" if instant else "train"
     called = names_for(photos, names, faces)

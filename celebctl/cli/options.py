@@ -30,6 +30,18 @@ ZeroSnr = Annotated[
         show_default="as its files state",
     ),
 ]
+ClipSkip = Annotated[
+    int | None,
+    typer.Option(
+        "--clip-skip",
+        help="Which layer of the text encoders is read, counted from the last, 1, as in AUTOMATIC1111 and ComfyUI.",
+        show_default="1; for SDXL 2",
+    ),
+]
+Vae = Annotated[
+    Path | None,
+    typer.Option("--vae", help="Use this autoencoder: a diffusers folder or a file.", show_default="the checkpoint's"),
+]
 BundleDir = Annotated[
     Path | None, typer.Option("--bundle", help="Use this bundle instead of the one in the library.", metavar="DIR")
 ]

@@ -75,26 +75,26 @@ class TextEncoderGraph(nn.Module):
     Without the pooled output: CLIP takes it at the largest id, which would be a person's.
     """
 
-    def __init__(self, text_encoder: nn.Module) -> None:
+    def __init__(self, text_encoder: nn.Module, layer: int) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
+        self.text_encoder, self.layer = text_encoder, layer
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return context_from_ids(self.text_encoder, input_ids).float()
+        return context_from_ids(self.text_encoder, input_ids, layer=self.layer).float()
 
 
 class StatesGraph(nn.Module):
-    """One of the two text encoders of XL: input_ids (B, 77) int64 -> context (B, 77, D), its penultimate states.
+    """One of the two text encoders of XL: input_ids (B, 77) int64 -> context (B, 77, D), its states after ``layer``.
 
     With ``end`` (an id) also pooled (B, P), the projected last state at the first end token.
     """
 
-    def __init__(self, text_encoder: nn.Module, end: int | None) -> None:
+    def __init__(self, text_encoder: nn.Module, end: int | None, layer: int) -> None:
         super().__init__()
-        self.text_encoder, self.end = text_encoder, end
+        self.text_encoder, self.end, self.layer = text_encoder, end, layer
 
     def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        context, pooled = states_from_ids(self.text_encoder, input_ids, self.end)
+        context, pooled = states_from_ids(self.text_encoder, input_ids, self.end, self.layer)
         return context.float() if pooled is None else (context.float(), pooled.float())
 
 
@@ -220,9 +220,9 @@ def _text_encoder_spec(parts: DiffusionParts, number: int, encoder: nn.Module) -
 
     outputs: dict[str, Axes] = {"context": ("batch", length, width)}
     if len(parts.text_encoders) == 1:
-        module: nn.Module = TextEncoderGraph(encoder)
+        module: nn.Module = TextEncoderGraph(encoder, parts.context_layer)
     else:
-        module = StatesGraph(encoder, parts.end_id if last else None)
+        module = StatesGraph(encoder, parts.end_id if last else None, parts.context_layer)
         if last:
             outputs["pooled"] = ("batch", parts.pooled_width)
     return GraphSpec(encoder_graph(number), {"input_ids": ("batch", length)}, outputs, module.eval(), make_inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, cast
 
 from celebctl_runtime.errors import InvalidInputError, UsageError
@@ -20,6 +21,9 @@ class CheckpointOptions:
     Attributes:
         prediction_type: What the UNet predicts, in diffusers' terms: "epsilon" or "v_prediction".
         zero_terminal_snr: Whether it was trained with betas rescaled to zero terminal SNR (Lin et al. 2023).
+        clip_skip: Which layer of the text encoders the UNet reads, counted from the last, 1, as in A1111 and ComfyUI.
+            Stable Diffusion 1 and 2 read the last, XL the last but one. diffusers counts from what the family reads.
+        vae: An autoencoder in place of the checkpoint's own: a diffusers folder or a file.
 
     Raises:
         UsageError: A value that is not one of these.
@@ -31,6 +35,8 @@ class CheckpointOptions:
 
     prediction_type: str | None = None
     zero_terminal_snr: bool | None = None
+    clip_skip: int | None = None
+    vae: Path | None = None
 
     def __post_init__(self) -> None:
         if self.prediction_type not in (None, *PREDICTIONS):
@@ -39,6 +45,9 @@ class CheckpointOptions:
                 f"use {' or '.join(PREDICTIONS)}",
                 reason="unknown_prediction",
             )
+        if self.clip_skip is not None and self.clip_skip < 1:
+            problem = f"clip skip {self.clip_skip} is out of range"
+            raise UsageError(problem, "use 1 (the last layer) or more", reason="clip_skip_range")
 
     def over(self, other: CheckpointOptions) -> CheckpointOptions:
         """These options, and those of ``other`` where these are None."""

@@ -332,7 +332,7 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
             changes["defaults"] = {**card.defaults, **cast(Config, value)}
         elif key == "framing" and (framing := _framing(value)) is not None:
             changes["framing"] = framing
-        elif key == "checkpoint" and (stated := _checkpoint_options(value)) is not None:
+        elif key == "checkpoint" and (stated := _checkpoint_options(value, path.parent)) is not None:
             changes["checkpoint"] = stated
         elif key in {*_TEXTS, *_SIZES, *_PATHS, "defaults", "framing", "checkpoint"}:
             raise IntegrityError(f"{path}: '{key}' cannot be {value!r}", "correct it, or download the model again")
@@ -347,12 +347,16 @@ def _framing(value: object) -> Framing | None:
         return None
 
 
-def _checkpoint_options(value: object) -> CheckpointOptions | None:
+def _checkpoint_options(value: object, folder: Path) -> CheckpointOptions | None:
     """The options of a checkpoint in celebctl.json; None for invalid ones."""
-    kinds = {"prediction_type": str, "zero_terminal_snr": bool}
-    stated = cast(Config, value) if isinstance(value, dict) else {"": None}
+    kinds = {"prediction_type": str, "zero_terminal_snr": bool, "clip_skip": int, "vae": str}
+    stated: Config = dict(cast(Config, value)) if isinstance(value, dict) else {"": None}
     if any(type(stated[key]) is not kinds.get(key) for key in stated):
         return None
+    if "vae" in stated:
+        if not _is_inside(folder, stated["vae"]):
+            return None
+        stated["vae"] = folder.resolve() / stated["vae"]
     try:
         return CheckpointOptions(**stated)
     except UsageError:

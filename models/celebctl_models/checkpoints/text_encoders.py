@@ -5,7 +5,7 @@ The celeb basis and the learned rows need nothing else: half a gigabyte of Stabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,13 +22,15 @@ from celebctl_models.checkpoints.checkpoint_io import (
     require_packages,
     tensor_shapes,
 )
-from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
+from celebctl_models.checkpoints.checkpoint_layout import Shapes, refuse_layout
 from celebctl_models.checkpoints.hub_download import fetch_folder
 from celebctl_models.checkpoints.model_types import TokenTables
 from celebctl_models.checkpoints.registry import TEXT_FILES, Location, card_for, derive_card, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_BASE_VAE = {"block_out_channels": (128, 256, 512, 512)}  # of all Stable Diffusion models
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,16 @@ class TextEncoderParts(TokenTables):
     Attributes:
         text_encoders: transformers CLIPTextModel, always float32; the second one of an XL model is a
             CLIPTextModelWithProjection.
+        clip_skip: Which layer is read, counted from the last, 1; 0: the one that the UNet was trained with.
     """
 
     text_encoders: tuple[Any, ...]
+    clip_skip: int = field(default=0, kw_only=True)
+
+    @property
+    def context_layer(self) -> int:
+        """The layer that the context is read from, counted from the last, 1. XL reads the last but one."""
+        return self.clip_skip or len(self.text_encoders)
 
     @property
     def max_length(self) -> int:
@@ -108,18 +117,19 @@ class CheckpointFile:
 
     Attributes:
         texts: Its tokenizers and text encoders.
-        pipe: The diffusers pipeline (float32) that holds the other networks.
-        scheduler_config: Of the pipeline, with what the file's marker tensors and the options state.
+        pipe: The diffusers pipeline (float32) that holds the other networks; no autoencoder where the file has none.
+        shapes: Names and shapes of its tensors.
     """
 
     texts: TextEncoderParts
     pipe: Any
-    scheduler_config: dict[str, Any]
+    shapes: Shapes
 
 
-def load_file(location: Location, device: str, options: CheckpointOptions | None = None) -> CheckpointFile:
+def load_file(location: Location, device: str) -> CheckpointFile:
     """Read a single-file checkpoint. Its configs come from the folder of the same name beside it, else from the hub."""
     configs, shapes = location.path.with_suffix(""), tensor_shapes(location.path)
+    refuse_layout(location.source, shapes)
     with quiet_libraries():
         pipe = load_checkpoint_file(location.path, configs if configs.is_dir() else None, shapes)
     tokenizers, encoders = [pipe.tokenizer], [pipe.text_encoder]
@@ -128,11 +138,8 @@ def load_file(location: Location, device: str, options: CheckpointOptions | None
     if configs.is_dir():
         card = card_for(configs, location.name, location.source)
     else:
-        unet, vae = dict(pipe.unet.config), dict(pipe.vae.config)
+        unet, vae = dict(pipe.unet.config), dict(pipe.vae.config) if pipe.vae else _BASE_VAE
         card = derive_card(location.name, location.source, unet=unet, vae=vae, text_encoders=len(encoders))
     check_vocabularies(tokenizers, card.name)
     frozen = tuple(freeze(encoder, device) for encoder in encoders)
-    texts = TextEncoderParts(location.path, tuple(tokenizers), card, frozen)
-    stated = (options or CheckpointOptions()).over(card.checkpoint)
-    schedule = stated.schedule(dict(pipe.scheduler.config), shapes)
-    return CheckpointFile(texts, pipe, schedule)
+    return CheckpointFile(TextEncoderParts(location.path, tuple(tokenizers), card, frozen), pipe, shapes)

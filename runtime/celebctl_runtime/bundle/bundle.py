@@ -25,6 +25,7 @@ is refused, and so is a write to a table with a second hard link or past the end
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -49,6 +50,8 @@ Verify = Literal["quick", "full", "none"]
 
 _LOCK_NAME = f"{FILE_NAME}.lock"
 _LOCK_SECONDS = 10.0
+
+_log = logging.getLogger(__name__)
 
 
 class Bundle:
@@ -311,8 +314,16 @@ class Bundle:
         atomic_write(self.path / FILE_NAME, manifest.to_bytes())
         self._manifest, self._stamp = manifest, _stamp(self.path)
 
+    def vocabularies(self) -> list[NDArray[np.float32]]:
+        """The token tables (V, D) of the model, without the spare rows."""
+        tables: list[NDArray[np.float32]] = []
+        for table in self._manifest.token_tables:
+            rows = np.memmap(self.file(table.file), table.numpy_dtype, mode="r", shape=(table.rows, table.width))
+            tables.append(rows[: table.first_spare_row].astype(np.float32))
+        return tables
+
     def check_fits(self, identity: Identity) -> None:
-        """Raise IntegrityError unless the identity was learned for the bundle's model."""
+        """Raise IntegrityError unless the identity was learned for the bundle's model; warn about another clip skip."""
         model, tables = self._manifest.model, self._manifest.token_tables
         widths, needed = [array.shape[1] for array in identity.embeddings], [table.width for table in tables]
         if identity.family != model.family or identity.table_hash != model.table_hash:
@@ -323,6 +334,12 @@ class Bundle:
         elif widths != needed:
             problem = f"{identity.name!r} has embeddings of width {widths}, the bundle needs {needed}"
         else:
+            learned = identity.provenance.get("clip_skip", "")
+            if learned and model.clip_skip and learned != str(model.clip_skip):
+                _log.warning(
+                    "%s was learned with clip skip %s, the bundle reads %d: the likeness may be lower",
+                    identity.name, learned, model.clip_skip,
+                )  # fmt: skip
             return
         raise IntegrityError(
             problem,

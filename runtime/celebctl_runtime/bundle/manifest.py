@@ -30,12 +30,18 @@ _MAX_ROWS = 1 << 24
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The model the bundle was exported from. ``family`` and ``table_hash`` must equal those of an identity."""
+    """The model the bundle was exported from. ``family`` and ``table_hash`` must equal those of an identity.
+
+    ``clip_skip``: the layer of the text encoders that is read, counted from the last, 1; 0 when unknown. ``vae``: the
+    file name of an autoencoder that replaced the model's own, else "".
+    """
 
     name: str
     family: str
     source: str
     table_hash: str
+    clip_skip: int = 0
+    vae: str = ""
 
 
 @dataclass(frozen=True)
