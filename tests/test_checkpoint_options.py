@@ -128,7 +128,7 @@ def test_the_bundle_reads_the_layer_that_people_were_learned_with(
     parts = load_parts(deep_folder, options=CheckpointOptions(clip_skip=2))
     trainer = new_trainer(replace(parts, card=replace(parts.card, names_file=names)), steps=1)
     (ann,) = trainer.identities()
-    assert ann.provenance["clip_skip"] == "2"
+    assert (ann.provenance["clip_skip"], ann.provenance["prediction"]) == ("2", "epsilon")
     bundle = export_bundle(parts, [], tmp_path / "bundle", ExportOptions(spare_rows=8))
     assert bundle.manifest.model.clip_skip == 2
     request = Request(PROMPT, seed=7, steps=3, guidance=5.0, sampler="ddim")
@@ -140,8 +140,9 @@ def test_the_bundle_reads_the_layer_that_people_were_learned_with(
     with caplog.at_level(logging.WARNING):
         bundle.add(ann)
         assert "clip skip" not in caplog.text
-        bundle.add(replace(ann, name="bob", provenance={"clip_skip": "1"}))
-    assert "clip skip 1" in caplog.text and sorted(bundle.names) == ["ann", "bob"]
+        bundle.add(replace(ann, name="bob", provenance={"clip_skip": "1", "prediction": "v_prediction"}))
+    assert "clip skip 1" in caplog.text and "prediction v_prediction" in caplog.text
+    assert sorted(bundle.names) == ["ann", "bob"]
 
 
 def test_the_model_folder_may_state_the_options(deep_folder: Path, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_marks_and_defaults_reach_the_parts(noob: Path) -> None:
     assert {key: parts.scheduler_config[key] for key in ZERO_SNR} == ZERO_SNR
     assert (parts.family, parts.prediction_type) == ("sdxl", "v_prediction")
     assert (parts.card.defaults["sampler"], parts.card.defaults["guidance"]) == ("euler", 5.0)
+    assert parts.guidance_rescale == 0.2
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_a_marked_file_draws_what_diffusers_draws(noob: Path, sampler: str, sche
     from celebctl.learning.sampling import draw
 
     pipe = single_pipeline(noob, scheduler, **ZERO_SNR)
-    expected = diffusers_picture(pipe, 7, num_inference_steps=4, guidance_scale=5.0)
+    expected = diffusers_picture(pipe, 7, num_inference_steps=4, guidance_scale=5.0, guidance_rescale=0.2)
     options: dict[str, Any] = {"steps": 4, "guidance": 5.0, "sampler": sampler, "fast": False}
     ours = draw(load_parts(noob), [PROMPT], [7], {}, **options)[0]
     assert np.abs(ours.astype(float) - expected).max() <= 1.0
@@ -171,11 +172,28 @@ def test_learn_export_and_gen_from_a_marked_file(noob: Path, tmp_path: Path) -> 
     assert {key: bundle.manifest.scheduler[key] for key in ZERO_SNR} == ZERO_SNR
     assert prepare(parts).basis.names == len(NAMES)
     assert (bundle.manifest.defaults.sampler, bundle.manifest.defaults.guidance) == ("euler", 5.0)
+    assert bundle.manifest.guidance_rescale == 0.2
     backend = OrtBackend(bundle, "cpu", 1)
     plain, person = (Request(text, seed=7, steps=4) for text in (PROMPT, "alice playing chess"))
     drawn = [np.asarray(made.image).astype(float) for made in generate(bundle, backend, [plain, person])]
     pipe = single_pipeline(noob, "EulerDiscreteScheduler", **ZERO_SNR)
-    expected = diffusers_picture(pipe, 7, num_inference_steps=4, guidance_scale=5.0)
+    expected = diffusers_picture(pipe, 7, num_inference_steps=4, guidance_scale=5.0, guidance_rescale=0.2)
     assert np.abs(drawn[0] - expected).max() <= 1.0
+    assert np.abs(drawn[0] - diffusers_picture(pipe, 7, num_inference_steps=4, guidance_scale=5.0)).max() > 2.0
     torchs = draw(parts, ["<alice> playing chess"], [7], {"alice": rows_of(alice)}, steps=4, fast=False)[0]
     assert np.abs(drawn[1] - torchs.astype(float)).max() <= 1.0
+
+
+def test_a_basis_of_characters_by_the_command_line(
+    xl_single: Path, noob: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Danbooru tags for both text encoders of a single file."""
+    from celebctl.cli import main
+
+    characters = tmp_path / "characters.txt"
+    characters.write_text("\n".join([*NAMES, "ann_bob_(other)", "unheard_of_(series)"]), encoding="utf-8")
+    assert main(["basis", "build", "--names", str(characters), "--model", str(noob), "--json"]) == 0
+    built = json.loads(capsys.readouterr().out)
+    assert [report["used"] for report in built["names"]] == [len(NAMES)] * 2
+    dropped = [name for names in built["names"][0]["examples"].values() for name in names]
+    assert len(built["components"]) == 2 and dropped == ["unheard of"]

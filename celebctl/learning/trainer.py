@@ -234,6 +234,7 @@ class PersonTrainer:
             provenance = base_provenance(self.model, self.config, len(self.names), normalized) | {
                 "torch": str(torch.__version__), "steps": str(self.step), "coefficients": str(flat.size),
                 "framing": describe_framing(self.config, self.model), "clip_skip": str(self.model.parts.context_layer),
+                "prediction": self.model.parts.prediction_type,
                 "seconds": f"{self.seconds / len(self.names):.2f}",  # of the call, divided among its people
             }  # fmt: skip
             if self.likeness is not None:

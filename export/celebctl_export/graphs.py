@@ -22,6 +22,7 @@ from celebctl_models.checkpoints.diffusion import (
     latents_from_pixels,
     network_output,
     pixels_from_latents,
+    rescale_guided,
     states_from_ids,
 )
 
@@ -114,9 +115,9 @@ class StepGraph(nn.Module):
     Everything around the network is float32. Latent consistency models take the guidance as an input of the UNet.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, rescale: float = 0.0) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.rescale = unet, rescale
 
     def forward(
         self,
@@ -134,6 +135,8 @@ class StepGraph(nn.Module):
         outputs = self._network_outputs(state[0] * scale, timestep, context, conditioning)  # (G, B, 4, h, w)
         # Classifier-free guidance. With one context, first and last are the same.
         output = outputs[0] + guidance * (outputs[-1] - outputs[0])
+        if self.rescale:
+            output = rescale_guided(output, outputs[-1], self.rescale)
         terms = torch.cat([state, output.unsqueeze(0), noise.unsqueeze(0)])  # (4, B, 4, h, w)
         matrix = table.index_select(0, step).squeeze(0)  # (2, 4)
         return (matrix @ terms.flatten(1)).reshape_as(state), step + 1
@@ -259,7 +262,7 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
     if pooled:
         inputs |= {"pooled": ("guides", "batch", pooled), "size_ids": (6,)}
     outputs: dict[str, Axes] = {"next_state": inputs["state"], "next_step": (1,)}
-    return GraphSpec("step", inputs, outputs, StepGraph(unet).eval(), make_inputs)
+    return GraphSpec("step", inputs, outputs, StepGraph(unet, parts.guidance_rescale).eval(), make_inputs)
 
 
 def _vae_decoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:

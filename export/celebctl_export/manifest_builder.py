@@ -76,6 +76,7 @@ def build_manifest(
         scaling_factor=parts.scaling_factor,
         parity=tuple(row.to_json() for row in parity),
         guidance_is_embedded=parts.guidance_is_embedded,
+        guidance_rescale=parts.guidance_rescale,
         zero_empty_prompt=parts.zero_empty_prompt,
     )
 

@@ -88,6 +88,11 @@ class DiffusionParts(TextEncoderParts):
         """Whether the guidance scale is an input of the UNet (latent consistency models)."""
         return self.unet.config.time_cond_proj_dim is not None
 
+    @property
+    def guidance_rescale(self) -> float:
+        """How far guided outputs are scaled back, see `rescale_guided`; 0 for most models."""
+        return float(self.card.defaults.get("guidance_rescale", 0.0))
+
     def size_ids(self, height: int, width: int) -> Tensor | None:
         """SDXL's micro-conditioning: original size, crop and target size, (6,) float32; None for other models."""
         import torch
@@ -420,6 +425,22 @@ def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
     rates = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(10000.0) / (half - 1)))
     angles = 1000.0 * (guidance.float() - 1.0).unsqueeze(1) * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def rescale_guided(guided: Tensor, conditional: Tensor, strength: float) -> Tensor:
+    """A guided output scaled towards the standard deviation of the conditional one (Lin et al. 2023, section 3.4).
+
+    Args:
+        guided: (B, 4, h, w), after classifier-free guidance.
+        conditional: (B, 4, h, w), the output for the prompt.
+        strength: 0 (as it is) to 1; diffusers' ``guidance_rescale``.
+    """
+
+    def deviation(output: Tensor) -> Tensor:
+        centred = output - output.mean(dim=(1, 2, 3), keepdim=True)
+        return centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+
+    return guided * (strength * deviation(conditional) / deviation(guided) + (1.0 - strength))
 
 
 def latents_from_pixels(vae: nn.Module, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:

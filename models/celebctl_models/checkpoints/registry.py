@@ -27,8 +27,8 @@ FILE_SUFFIXES = (".safetensors", ".ckpt")  # single-file checkpoints
 Config = dict[str, Any]
 
 _DEFAULTS: Config = {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m", "layout": "auto"}
-#: What the authors of zero-terminal-SNR models recommend: of the samplers, Euler starts well from noise alone.
-_ZERO_SNR_DEFAULTS: Config = {**_DEFAULTS, "guidance": 5.0, "sampler": "euler"}
+#: What NoobAI's model card recommends: other samplers start badly from noise alone, and strong guidance overexposes.
+_ZERO_SNR_DEFAULTS: Config = {**_DEFAULTS, "guidance": 5.0, "guidance_rescale": 0.2, "sampler": "euler"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ModelCard:
         licence: Name of the licence.
         native_size: Side in pixels of the square images the model was trained on.
         display_scale: Whole factor by which user interfaces may enlarge its images.
-        defaults: Default steps, guidance, sampler and layout.
+        defaults: Default steps, guidance, sampler and layout; and guidance_rescale, which bundles cannot change.
         class_noun: The word in prompts for what a learned name stands for.
         world: "mini" for a model of the synthetic world of celebctl_models.mini, whose true images can be rendered.
         names_file: Names the model knows, one "first last" per line.

@@ -323,7 +323,7 @@ class Bundle:
         return tables
 
     def check_fits(self, identity: Identity) -> None:
-        """Raise IntegrityError unless the identity was learned for the bundle's model; warn about another clip skip."""
+        """Raise IntegrityError unless the identity was learned for the bundle's model; warn about other options."""
         model, tables = self._manifest.model, self._manifest.token_tables
         widths, needed = [array.shape[1] for array in identity.embeddings], [table.width for table in tables]
         if identity.family != model.family or identity.table_hash != model.table_hash:
@@ -334,12 +334,7 @@ class Bundle:
         elif widths != needed:
             problem = f"{identity.name!r} has embeddings of width {widths}, the bundle needs {needed}"
         else:
-            learned = identity.provenance.get("clip_skip", "")
-            if learned and model.clip_skip and learned != str(model.clip_skip):
-                _log.warning(
-                    "%s was learned with clip skip %s, the bundle reads %d: the likeness may be lower",
-                    identity.name, learned, model.clip_skip,
-                )  # fmt: skip
+            self._tell_differences(identity)
             return
         raise IntegrityError(
             problem,
@@ -348,6 +343,18 @@ class Bundle:
             name=identity.name,
             model=model.name,
         )
+
+    def _tell_differences(self, identity: Identity) -> None:
+        """Warn when the identity was learned with another clip skip or prediction than the bundle draws with."""
+        drawn = {
+            "clip_skip": str(self._manifest.model.clip_skip or ""),
+            "prediction": str(self._manifest.scheduler.get("prediction_type", "epsilon")),
+        }
+        for key, value in drawn.items():
+            learned = identity.provenance.get(key, "")
+            if learned and value and learned != value:
+                what = key.replace("_", " ")
+                _log.warning("%s was learned with %s %s, the bundle has %s", identity.name, what, learned, value)
 
     def _slot(self, rows: tuple[tuple[int, int], ...]) -> int:
         return (rows[0][0] - self._manifest.token_tables[0].first_spare_row) // TOKENS
