@@ -1,7 +1,7 @@
 # Each target first makes .venv, on a machine that has nothing but Python 3.11+, and then does its work.
 #
 #   make demo     draw two people, learn them, export, make a picture of both; only ./demo is touched
-#   make test     the test suite, with a coverage figure; slow tests: .venv/bin/python -m pytest -m slow
+#   make test     the test suite; with a coverage figure: make test COVERAGE=1; slow tests: .venv/bin/python -m pytest -m slow
 #   make test-fast       the tests that load no model, about a minute: for daily work
 #   make test-wheel      build the wheel, install it in a clean environment, run the three lines there
 #   make test-elsewhere  test-fast once more from "with space é/celebctl", a path with a space and a non-ASCII letter
@@ -23,6 +23,8 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 # Another seed, another game: make demo SEED=9
 SEED   ?= 8
+# Any value adds a coverage figure, which takes longer on Python 3.11.
+COVERAGE ?=
 
 # `cpu` and `cuda` exclude one another, and so do `cuda` and insightface: the GPU has an environment of its own.
 GPU_VENV  ?= .venv-gpu
@@ -55,7 +57,7 @@ demo: $(READY)
 PYTEST := OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
-	$(PYTEST) --cov --cov-report=term:skip-covered
+	$(PYTEST)$(if $(COVERAGE), --cov --cov-report=term:skip-covered)
 
 test-fast: $(READY)
 	$(PYTEST) -m "fast and not slow"

@@ -66,9 +66,9 @@ def pytest_configure() -> None:
 
 #: Files whose tests take longest, longest first: they start first, so that no process waits for them at the end.
 LONGEST = (
-    "test_families", "test_export_half", "test_sdxl", "test_learn", "test_end_to_end", "test_export_variants",
-    "test_export", "test_tensorrt_backend", "test_evaluation_command", "test_names", "test_docs", "test_bench",
-    "test_mapper_training", "test_device",
+    "test_likeness", "test_families", "test_docs", "test_export_half", "test_sdxl", "test_learn", "test_end_to_end",
+    "test_tensorrt_backend", "test_evaluation_command", "test_names", "test_ablations", "test_bench", "test_export",
+    "test_export_variants", "test_mapper_training", "test_device",
 )  # fmt: skip
 #: Files that load no model and run no training: `make test-fast`.
 FAST = (

@@ -68,28 +68,30 @@ def export(
         raise UsageError("--add and --remove change an existing bundle", "omit the other names and --out")
     if (engine or dry_run) and not trt:
         raise UsageError("--engine and --dry-run need --trt", "add --trt")
-    if add or remove:
-        change_people(console, library, engines.open_bundle(library, model, bundle), add or [], remove or [])
-    elif check:
-        engines.check(console, engines.open_bundle(library, model, bundle))
-    elif dry_run:
-        engines.show_plan(console, library, engines.open_bundle(library, model, bundle), engine or [])
-    elif bundle is not None:
-        if not trt:
-            hint = "to write a bundle to another folder, use --out DIR"
-            raise UsageError("--bundle needs --add, --remove, --trt or --check", hint)
+    if bundle is not None and not (add or remove or trt or check):
+        hint = "to write a bundle to another folder, use --out DIR"
+        raise UsageError("--bundle needs --add, --remove, --trt or --check", hint)
+    if add or remove or check or dry_run or bundle is not None:
         opened = engines.open_bundle(library, model, bundle)
-        built = engines.build(console, library, opened, engine or [])
-        console.output([str(bundle)], {**_facts(opened), "engines": built})
-    else:
-        started, known = time.monotonic(), checked_dtype(dtype)
-        chosen = Model.load(model, library=library, options=CheckpointOptions(prediction, zero_snr, clip_skip, vae))
-        made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
-        facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
-        if trt:
-            facts["engines"] = engines.build(console, library, made, engine or [])
-        console.output([str(made.path)], facts)
-        _suggest(console, made, out)
+        if add or remove:
+            change_people(console, library, opened, add or [], remove or [])
+        elif check:
+            engines.check(console, opened)
+        elif dry_run:
+            engines.show_plan(console, library, opened, engine or [])
+        else:
+            built = engines.build(console, library, opened, engine or [])
+            console.output([str(bundle)], {**_facts(opened), "engines": built})
+        return
+    started, known = time.monotonic(), checked_dtype(dtype)
+    checkpoint = CheckpointOptions(prediction, zero_snr, clip_skip, vae)
+    chosen = Model.load(model, library=library, options=checkpoint)
+    made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
+    facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
+    if trt:
+        facts["engines"] = engines.build(console, library, made, engine or [])
+    console.output([str(made.path)], facts)
+    _suggest(console, made, out)
 
 
 def make_bundle(

@@ -3,7 +3,7 @@
 import io
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,7 +72,6 @@ def gen(
 
     console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
-    model, library = str(Settings.read().text("model", model)), Library()
     width, height = options.parse_size(size)
     request = Request(
         prompt,
@@ -88,17 +87,11 @@ def gen(
     )
     requests, init_images = make_requests(request, count, init_image, strength)
     target = OutputTarget.choose(out, prompt, [request.seed for request in requests], force, console.json)
-    opened = open_or_export(console, library, model, bundle)
+    library = Library()
+    opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
-    written: list[dict[str, Any]] = []
-    for image in draw(console, pipe, requests, init_images):
-        path = target.save(console, image, metadata=metadata, scale=enlarge)
-        if not written:
-            _describe(console, image)
-        written.append({"path": path, "request": image.request.to_json(), "record": dict(image.record)})
-        if not (console.json or target.to_stdout):
-            console.output([path], {})
+    written = save_images(console, target, draw(console, pipe, requests, init_images), metadata, enlarge)
     seconds, last = time.monotonic() - started, requests[-1].seed
     console.info(f"seed {request.seed}{f' to {last}' if count > 1 else ''}, {seconds:.1f} s")
     if console.json:
@@ -264,6 +257,21 @@ class OutputTarget:
             return str(STDOUT)
         path = self.path(image.request.seed)
         return str(save_image(image, path, metadata=metadata, scale=scale, overwrite=self.force))
+
+
+def save_images(
+    console: CliConsole, target: OutputTarget, images: "Iterable[GeneratedImage]", metadata: bool, scale: int
+) -> list[dict[str, Any]]:
+    """Write and print every image as soon as it is drawn; returns what --json tells of each."""
+    written: list[dict[str, Any]] = []
+    for image in images:
+        path = target.save(console, image, metadata=metadata, scale=scale)
+        if not written:
+            _describe(console, image)
+        written.append({"path": path, "request": image.request.to_json(), "record": dict(image.record)})
+        if not (console.json or target.to_stdout):
+            console.output([path], {})
+    return written
 
 
 def _describe(console: CliConsole, image: "GeneratedImage") -> None:

@@ -14,7 +14,7 @@ from .loading import choose_model, progress_bar
 
 if TYPE_CHECKING:
     from celebctl.library import Library
-    from celebctl.model import Model, Subject
+    from celebctl.model import LearnOptions, Model, Subject
     from celebctl_runtime.identity import Identity
 
 SHEET_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -80,25 +80,35 @@ def learn(
         subjects = [chosen.analyse(photo, name=name, face=face) for photo, name, face in which]
         with console.status(f"loading {chosen.source}"):
             chosen.prepare(method)
-        unfinished = library.checkpoint(called, chosen.key)
-        with library.reserve(called, chosen.key):
-            if not force:
-                library.require_free(called, chosen.key)
-            try:
-                with progress_bar(console, f"learning {' and '.join(called)}") as progress:
-                    people = chosen.learn(
-                        subjects, method=method, config=config, consent=consent, progress=progress,
-                        checkpoint=unfinished, resume=resume, low_memory=low_memory,
-                    )  # fmt: skip
-            except KeyboardInterrupt:
-                suggest_resume(console, unfinished)
-                raise
-            files = [library.save(person, overwrite=force) for person in people]
-            unfinished.unlink(missing_ok=True)
+        learning: LearnOptions = {
+            "method": method, "config": config, "consent": consent, "resume": resume, "low_memory": low_memory,
+        }  # fmt: skip
+        people, files = learn_and_save(console, chosen, subjects, learning, force)
         drawn = None
         if not no_sheet and (sheet or not instant):
             drawn = draw_sheet(console, chosen, people, subjects, sheet)
     report(console, chosen, people, files, drawn, time.monotonic() - started)
+
+
+def learn_and_save(
+    console: CliConsole, model: "Model", subjects: "list[Subject]", learning: "LearnOptions", overwrite: bool
+) -> "tuple[list[Identity], list[Path]]":
+    """Learn people under their reserved names, with a checkpoint, and save them in the library."""
+    library, names = model.library, [subject.name for subject in subjects]
+    checkpoint = library.checkpoint(names, model.key)
+    with library.reserve(names, model.key):
+        if not overwrite:
+            library.require_free(names, model.key)
+        try:
+            with progress_bar(console, f"learning {' and '.join(names)}") as progress:
+                learning |= {"checkpoint": checkpoint, "progress": progress}
+                people = model.learn(subjects, **learning)
+        except KeyboardInterrupt:
+            suggest_resume(console, checkpoint)
+            raise
+        files = [library.save(person, overwrite=overwrite) for person in people]
+        checkpoint.unlink(missing_ok=True)
+    return people, files
 
 
 def names_for(photos: Sequence[str], names: Sequence[str] | None, faces: Sequence[int] | None) -> list[str]:
