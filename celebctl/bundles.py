@@ -1,16 +1,22 @@
 """The bundles of a library: finding the one of a model, and keeping the people in it up to date. Torch-free."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from celebctl.library import Library, format_model_key, origin_of
 from celebctl_runtime.bundle.bundle import Bundle
-from celebctl_runtime.errors import CelebctlError
+from celebctl_runtime.errors import CelebctlError, IntegrityError
 from celebctl_runtime.prompting.prompt import Mention, split_prompt
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from celebctl_runtime.identity import Identity
+
+_SAME_ROW = 1e-3  # relative distance up to which rows are equal but for the rounding of float16
 
 
 def find_bundle(library: Library, model: str) -> Path | None:
@@ -82,6 +88,58 @@ def people_of_other_models(bundle: Bundle, library: Library, prompts: Iterable[s
     usable = {*bundle.names, *library.names(model_key_of(bundle))}
     others = {entry.name: entry.model_key for entry in library.entries() if entry.name not in usable}
     return [(name, others[name]) for name in _mentions(prompts, {*usable, *others}) if name in others]
+
+
+def refuse_other_models(
+    library: Library, names: Iterable[str], model_key: str, tables: "Callable[[], Sequence[NDArray[np.float32]]]"
+) -> None:
+    """Raise IntegrityError for a name that is known for other models only, with the distance of the token tables.
+
+    Args:
+        library: Where the identities are.
+        names: Of identities.
+        model_key: Of the model that they are wanted for.
+        tables: Returns its token tables, (V, D) each; called when there is such a name.
+    """
+    known = set(library.names(model_key))
+    others = {entry.name: entry.model_key for entry in library.entries() if entry.name not in known}
+    for name in names:
+        if name in others:
+            difference = table_difference(library, others[name], tables())
+            raise IntegrityError(
+                f"{name} was learned for another model ({others[name]}) than this one ({model_key})"
+                + (f": {difference}" if difference else ""),
+                f"learn {name} for this model, or import the embedding for it",
+                reason="other_token_table",
+                name=name,
+                model_key=others[name],
+            )
+
+
+def table_difference(library: Library, model_key: str, tables: "Sequence[NDArray[np.float32]]") -> str:
+    """How far token tables (V, D) are from those of another model, in words; "" unless it has a bundle in the library.
+
+    A row differs when the distance is more than 0.1 % of its length, which is more than float16 rounds.
+    """
+    bundles = bundles_of(library, model_key)
+    if not bundles:
+        return ""
+    theirs = bundles[0].vocabularies()
+    shapes, other_shapes = [[table.shape for table in some] for some in (tables, theirs)]
+    if shapes != other_shapes:
+        return f"its token table is {_sizes(other_shapes)}, this one's {_sizes(shapes)}"
+    distances = np.concatenate([
+        np.linalg.norm(ours - other, axis=1) / np.maximum(np.linalg.norm(other, axis=1), 1e-12)
+        for ours, other in zip(tables, theirs, strict=True)
+    ])  # fmt: skip
+    changed = distances[distances > _SAME_ROW]
+    if not len(changed):
+        return f"the token tables differ only by rounding (all {len(distances)} rows)"
+    return f"{len(changed)} of {len(distances)} rows of the token table differ, by {changed.mean():.1%} on average"
+
+
+def _sizes(shapes: Iterable[tuple[int, ...]]) -> str:
+    return " and ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def _mentions(prompts: Iterable[str], names: set[str]) -> dict[str, None]:

@@ -69,6 +69,9 @@ def _describe_folder(folder: Path) -> Facts:
         "family": manifest.model.family,
         "table_hash": manifest.model.table_hash,
         "dtype": manifest.dtype,
+        "prediction": str(manifest.scheduler.get("prediction_type", "epsilon")),
+        "clip_skip": manifest.model.clip_skip,
+        "vae": manifest.model.vae,
         "people": sorted(manifest.identities),
         "created_by": dict(manifest.created_by),
     }

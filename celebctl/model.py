@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from celebctl.basis.identity_vectors import Celebrities, Neighbour
     from celebctl.learning.config import LearnConfig
     from celebctl.learning.prepared import PreparedModel
+    from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
     from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_models.checkpoints.token_tables import TokenTables
     from celebctl_models.faces.analysis import InsightFaceAnalyser
@@ -76,9 +77,16 @@ class Model:
     Create it with `Model.load`. Networks and tables are loaded when they are first used.
     """
 
-    def __init__(self, source: str, device: str, face_models: str | None, library: Library) -> None:
+    def __init__(
+        self,
+        source: str,
+        device: str,
+        face_models: str | None,
+        library: Library,
+        options: CheckpointOptions | None = None,
+    ) -> None:
         self.source, self.device, self.library = source, device, library
-        self._face_models = face_models
+        self._face_models, self._options = face_models, options
         self._prepared: dict[bool, PreparedModel[TokenTables]] = {}
 
     @classmethod
@@ -89,6 +97,7 @@ class Model:
         device: str = "auto",
         face_models: str | Path | None = None,
         library: Library | None = None,
+        options: CheckpointOptions | None = None,
     ) -> Model:
         """Choose a model.
 
@@ -98,6 +107,7 @@ class Model:
             face_models: A pack ("buffalo_l", "antelopev2") or folder of face detector and recogniser. None uses the
                 model's own, or the default pack.
             library: Where chosen names, caches and identities are; None is the user's library.
+            options: What the model's files leave open, such as v-prediction of a single file.
 
         Returns:
             The model. Its files are read on first use, which raises NotFoundError, InvalidInputError (a kind of model
@@ -107,7 +117,8 @@ class Model:
             >>> Model.load("mini").family
             'sd'
         """
-        return cls(str(model), device, None if face_models is None else str(face_models), library or Library())
+        faces = None if face_models is None else str(face_models)
+        return cls(str(model), device, faces, library or Library(), options)
 
     @property
     def name(self) -> str:
@@ -136,7 +147,7 @@ class Model:
         from celebctl_models.checkpoints.diffusion import load_parts
 
         device = select_device(self.device)
-        return load_parts(self.source, dtype=device.dtype, device=device.device)
+        return load_parts(self.source, dtype=device.dtype, device=device.device, options=self._options)
 
     @cached_property
     def tables(self) -> TokenTables:
@@ -415,7 +426,7 @@ class Model:
 
         refuse_existing(Path(path), overwrite)
         # in the dtype that is written: an XL model leaves no room for a second copy of itself
-        parts = load_parts(self.source, dtype=torch.float16 if dtype == "fp16" else None)
+        parts = load_parts(self.source, dtype=torch.float16 if dtype == "fp16" else None, options=self._options)
         options = ExportOptions(spare_rows, dtype, average_embeddings(parts, self.library))
         return export_bundle(parts, people, Path(path), options, progress)
 

@@ -21,6 +21,7 @@ from celebctl.bundles import (
     find_bundle,
     model_key_of,
     people_of_other_models,
+    table_difference,
 )
 from celebctl.library import Library
 from celebctl_runtime.backends.select import choose_backend
@@ -270,7 +271,11 @@ class Pipeline:
         if added := add_mentioned_people(self.bundle, self.library, prompts):
             _log.info("added to the bundle: %s", ", ".join(added))
         for name, model_key in people_of_other_models(self.bundle, self.library, prompts):
-            _log.warning("%s was learned for another model (%s); here it is an ordinary word", name, model_key)
+            difference = table_difference(self.library, model_key, self.bundle.vocabularies())
+            _log.warning(
+                "%s was learned for another model (%s); here it is an ordinary word%s",
+                name, model_key, f" ({difference})" if difference else "",
+            )  # fmt: skip
 
 
 def make_requests(

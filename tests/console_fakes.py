@@ -106,12 +106,12 @@ def build_basis(
     return SimpleNamespace(mean=AVERAGE)
 
 
-def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu") -> SimpleNamespace:
+def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu", options: Any = None) -> SimpleNamespace:
     """A model that is only its name."""
     return TABLES
 
 
-TABLES = SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH, path=None)
+TABLES = SimpleNamespace(name=MODEL, family=FAMILY, table_hash=TABLE_HASH, path=None, all_rows=list)
 
 
 def draw_portrait(seed: int, size: int) -> Image.Image:

@@ -7,6 +7,7 @@ Three namings: 1.x (CLIP under "cond_stage_model.transformer"), 2.x (OpenCLIP un
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +60,31 @@ _OPEN_CLIP: Rules = [
 ]
 
 
-def write_single_file(parts: DiffusionParts, path: Path, *, open_clip: bool = False) -> None:
-    """`open_clip`: name the one text encoder as 2.x does. A model with two is written as XL."""
+def write_single_file(
+    parts: DiffusionParts,
+    path: Path,
+    *,
+    open_clip: bool = False,
+    half: bool = False,
+    vae: bool = True,
+    marks: Sequence[str] = (),
+) -> None:
+    """Write the file. A model with two text encoders is written as XL.
+
+    Args:
+        parts: The model.
+        path: The file.
+        open_clip: Name the one text encoder as 2.x does.
+        half: float16, with what trainers also leave in a file: position ids, OpenCLIP's logit scale, moving averages.
+        vae: Include the autoencoder.
+        marks: Names of empty tensors, which mark v-prediction and zero terminal SNR.
+    """
+    import torch
     from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in _unet(parts.unet).items()}
-    tensors |= {f"first_stage_model.{name}": tensor for name, tensor in _vae(parts.vae).items()}
+    if vae:
+        tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae_tensors(parts.vae).items()}
     first, *others = parts.text_encoders
     if others:
         tensors |= _clip(first, "conditioner.embedders.0.transformer.")
@@ -74,6 +94,13 @@ def write_single_file(parts: DiffusionParts, path: Path, *, open_clip: bool = Fa
         tensors |= _beyond_penultimate(tensors, "cond_stage_model.model.")
     else:
         tensors |= _clip(first, "cond_stage_model.transformer.")
+    if half:
+        tensors = {name: tensor.half() for name, tensor in tensors.items()} | {
+            "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+            "conditioner.embedders.1.model.logit_scale": torch.ones(()),
+            "model_ema.num_updates": torch.zeros((), dtype=torch.int32),
+        }
+    tensors |= {mark: torch.zeros(0) for mark in marks}
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, str(path))
 
 
@@ -101,7 +128,7 @@ def _layer(block: str, layer: int, place: str) -> Rules:
     return [(rf"^{start}\.resnets\.{layer}\.", f"{place}.0."), (rf"^{start}\.attentions\.{layer}\.", f"{place}.1.")]
 
 
-def _vae(vae: Any) -> dict[str, Any]:
+def vae_tensors(vae: Any) -> dict[str, Any]:
     """The original counts the decoder's levels from the picture, and its projections are convolutions of one pixel."""
     last = len(vae.config.block_out_channels) - 1
     rules = [(rf"\.up_blocks\.{level}\.", f".up.{last - level}.") for level in range(last + 1)] + _VAE

@@ -18,6 +18,7 @@ from PIL import Image
 
 from celebctl.basis.basis import load_basis
 from celebctl.basis.celebrities import load_faces, measured_faces
+from celebctl.basis.name_filtering import IMAGES_PER_NAME
 from celebctl.basis.report import chosen_names
 from celebctl.cli import basis
 from celebctl.cli.console import CliConsole
@@ -79,7 +80,7 @@ def shell(
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CELEBCTL_MODEL", str(tiny_parts.path))
 
-    def load_parts(model: str, *, dtype: Any = None, device: str = "cpu") -> DiffusionParts:
+    def load_parts(model: str, *, dtype: Any = None, device: str = "cpu", options: Any = None) -> DiffusionParts:
         assert model == str(tiny_parts.path) and device == "cpu"
         return tiny_parts
 
@@ -194,7 +195,7 @@ def test_a_check_by_rendering_leaves_out_whom_the_model_cannot_draw_and_says_so(
 ) -> None:
     built = shell("build", "--names", shell.names, "--check-by-rendering", "--json")
     assert built.code == 0, built.err
-    assert len(pictures) == 3 * len(NAMES)
+    assert len(pictures) == IMAGES_PER_NAME * len(NAMES)
     report = built.document["names"][0]
     assert report["used"] == len(NAMES) - 1 and report["examples"]["the model draws no single face for it"] == [
         FACELESS
@@ -202,18 +203,19 @@ def test_a_check_by_rendering_leaves_out_whom_the_model_cannot_draw_and_says_so(
     assert report["read"] == report["used"] + sum(report["dropped"].values())
     assert shell("show", "--json").document == built.document
     again = shell("build", "--names", shell.names, "--check-by-rendering", "--force", "--json")
-    assert again.document == built.document and len(pictures) == 3 * len(NAMES), "what was drawn is not drawn again"
+    assert again.document == built.document
+    assert len(pictures) == IMAGES_PER_NAME * len(NAMES), "what was drawn is not drawn again"
 
 
 def test_a_check_that_is_stopped_keeps_what_it_has_and_chooses_nothing(
     shell: Shell, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("celebctl.basis.name_filtering.MAX_BATCH_PIXELS", 1)  # one name after the other
-    stopped = _until(shell, pictures, 9)
+    stopped = _until(shell, pictures, 3 * IMAGES_PER_NAME)
     assert stopped.code == 130 and "the same command continues" in stopped.err
     assert [Path(name).suffix for name in shell.left()] == [".jsonl"]
     assert shell("build", "--names", shell.names, "--check-by-rendering").code == 0
-    assert len(pictures) == 3 * len(NAMES)
+    assert len(pictures) == IMAGES_PER_NAME * len(NAMES)
 
 
 def _until(shell: Shell, pictures: list[str], count: int, what: str = "--check-by-rendering") -> Said:
@@ -244,7 +246,7 @@ def test_measured_faces_are_where_learning_starts(
 ) -> None:
     built = shell("build", "--names", shell.names, "--faces", "--json")
     assert built.code == 0, built.err
-    assert len(pictures) == 3 * len(NAMES)
+    assert len(pictures) == IMAGES_PER_NAME * len(NAMES)
     cache, models = Library().cache(), shell.folder / "faces"
     assert faces_in(cache) == [Path(built.document["faces"])]
     names = chosen_names(Library(), tiny_parts).file
@@ -283,15 +285,15 @@ def test_measuring_goes_on_where_it_stopped_and_shares_the_pictures_of_a_check(
     shell: Shell, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("celebctl.basis.name_filtering.MAX_BATCH_PIXELS", 1)  # one name after the other
-    stopped = _until(shell, pictures, 9, "--faces")
+    stopped = _until(shell, pictures, 3 * IMAGES_PER_NAME, "--faces")
     assert stopped.code == 130 and "the same command continues" in stopped.err
     assert not faces_in(Library().cache())
     assert shell("build", "--names", shell.names, "--faces", "--check-by-rendering", "--force").code == 0
-    assert len(pictures) == 3 * len(NAMES) and len(faces_in(Library().cache())) == 1
+    assert len(pictures) == IMAGES_PER_NAME * len(NAMES) and len(faces_in(Library().cache())) == 1
     before = shell("show", "--json").document
     again = shell("build", "--faces")
     assert again.code == 0 and shell("show", "--json").document == before, "the names that were chosen stay"
-    assert len(pictures) == 3 * len(NAMES)
+    assert len(pictures) == IMAGES_PER_NAME * len(NAMES)
 
 
 def test_a_model_that_brings_a_start_is_measured_by_force_only(

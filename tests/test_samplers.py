@@ -175,6 +175,26 @@ def test_uncommon_schedules_agree_with_diffusers(
     assert relative_error(run_table(table, noise), expected) < 1e-5
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "leading", None])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_zero_terminal_snr_agrees_with_diffusers(
+    sampler: str, spacing: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rescaled betas and v-prediction, as NoobAI and its relatives are trained, on every sampler.
+
+    diffusers' Euler classes keep the first latent in float32 at its noise level, 4096, so that they round by 5e-4.
+    """
+    limit = 1e-3 if sampler in ("euler", "euler_a") else 1e-5
+    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    config = {**SHIPPED, **zero, **({"timestep_spacing": spacing} if spacing else {})}
+    for steps in (1, 12, 28):
+        noise = draw_noise(steps)
+        expected, timesteps = run_diffusers(sampler, config, steps, noise, monkeypatch)
+        table = step_table(sampler, ScheduleConfig.from_dict(config), steps, 5.0)
+        assert table.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), steps
+        assert relative_error(run_table(table, noise), expected) < limit, steps
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_perfect_network_ends_at_the_image(sampler: str) -> None:
     """If the network always knows the noise, every sampler must end at the image itself (but for a rest of noise)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ from .basis import build_basis
 from .celebrities import cached_faces_path, faces_from_renders, save_faces
 from .name_filtering import (
     IMAGES_PER_NAME,
+    PROMPT,
+    FilteredNames,
     RenderedName,
     filter_names,
     render_batch_size,
@@ -26,6 +28,9 @@ from .names import NameReport, name_report, names_file, read_name_list, read_nam
 from .report import chosen_names
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from celebctl.model import Model
 
 LOCK = "celeb-basis"  # held while names are chosen and measured
@@ -68,18 +73,73 @@ def choose_names(
     if names is None and not check:
         choice.remove()
     else:
-        reports: list[NameReport] = []
+        reports: Sequence[NameReport] = []
         if check:
-            pairs = shared_pairs(model.tables.tokenizers, listed)
-            result = filter_names(draw_names(model, pairs[0].names, progress))
-            reports = [name_report(listed, one).without(result.dropped) for one in pairs]
-            listed = list(result.kept)
+            probe = probe_names(model, source, progress=progress)
+            reports, listed = probe.reports, list(probe.result.kept)
         with TemporaryDirectory() as folder:
             path = Path(folder) / "names.txt"
             path.write_text("\n".join(listed), encoding="utf-8")
             build_basis(model.tables, model.library.cache(), names=path)
         choice.save(listed, source, reports)
     model.refresh()
+
+
+@dataclass(frozen=True, eq=False)
+class NameProbe:
+    """Which names of a list a model draws as one person each.
+
+    Attributes:
+        model: The model's name.
+        result: Names kept and dropped, with their scores.
+        reports: What became of the list, for each tokenizer.
+    """
+
+    model: str
+    result: FilteredNames
+    reports: Sequence[NameReport]
+
+    def text(self) -> str:
+        """A list of names for ``choose_names``: kept names with their separation, dropped ones as comments."""
+        result = self.result
+        scored = sorted(result.kept, key=lambda name: -result.separation[name])
+        lines = [f"# {len(scored)} names that {self.model} draws as one person each, with their separation"]
+        lines += [f"{name}\t{result.separation[name]:.3f}" for name in scored]
+        lines.append(f"# dropped: separation up to {result.min_separation:.3f}, or for another reason")
+        lines += [
+            f"# {name}\t{result.separation.get(name, float('nan')):.3f}\t{reason}"
+            for name, reason in sorted(result.dropped.items())
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def probe_names(
+    model: Model,
+    names: Path | None = None,
+    *,
+    prompt: str = PROMPT,
+    progress: ProgressCallback = ignore_progress,
+) -> NameProbe:
+    """Draw every name four times and keep those the model has a face of its own for (name_filtering.py).
+
+    Args:
+        model: The model.
+        names: A text file with one "first last" a line; None: the model's own list, else celebctl's.
+        prompt: Text with {} for the name.
+        progress: Of drawing. An interrupted run continues where it stopped.
+
+    Raises:
+        UsageError: The prompt has no place for the name.
+        InvalidInputError: The model draws too few faces to compare.
+    """
+    if prompt.count("{}") != 1:
+        problem = f"the prompt {prompt!r} has no place for the name"
+        raise UsageError(problem, "write {} once where the name goes", reason="prompt_without_name")
+    listed = read_name_list(names_file(model.tables, names))
+    pairs = shared_pairs(model.tables.tokenizers, listed)
+    result = filter_names(draw_names(model, pairs[0].names, progress, prompt))
+    reports = [name_report(listed, one).without(result.dropped) for one in pairs]
+    return NameProbe(model.name, result, reports)
 
 
 def require_faces_useful(model: Model, names: Path | None, *, overwrite: bool = False) -> None:
@@ -124,7 +184,9 @@ def measure_faces(
     return path
 
 
-def draw_names(model: Model, names: Sequence[str], progress: ProgressCallback = ignore_progress) -> list[RenderedName]:
+def draw_names(
+    model: Model, names: Sequence[str], progress: ProgressCallback = ignore_progress, prompt: str = PROMPT
+) -> list[RenderedName]:
     """Draw every name and measure the faces; continues an interrupted run. Hours for a large model."""
     from celebctl.learning.sampling import draw
 
@@ -135,7 +197,10 @@ def draw_names(model: Model, names: Sequence[str], progress: ProgressCallback = 
         "%d names, %d images of %d x %d each, %s steps; an interrupted run continues where it stopped",
         len(names), IMAGES_PER_NAME, width, height, steps,
     )  # fmt: skip
-    log = render_log_path(model.library.cache(), parts, model.face_models)
-    images = partial(draw, parts, people={})
+    log = render_log_path(model.library.cache(), parts, model.face_models, prompt)
+
+    def images(some: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        return draw(parts, [prompt.replace("{}", name) for name in some], seeds, {})
+
     size = render_batch_size(parts.native_size)
     return render_names(names, images, model.analyser, log, batch_size=size, progress=progress)

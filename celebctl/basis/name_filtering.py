@@ -1,14 +1,15 @@
 """Which names the model can draw: an optional second filter of the names behind the celeb basis.
 
-A name helps the basis only if the model draws one and the same person for it. Every name is drawn a few times and the
-recogniser measures the images. A name is kept when
+A name helps the basis only if the model draws one and the same person for it, and for no other name. Every name is
+drawn four times and the recogniser measures the images. A name is kept when
 
 1. at least two thirds of its images show exactly one face, and
-2. the mean cosine between those faces exceeds the 95th percentile of groups of as many faces of *different* names,
-   and the midpoint between the mean of those groups and the median of the names that pass the percentile.
+2. its separation, the mean cosine between those faces less the mean cosine with the faces of the three most similar
+   names, exceeds half the upper quartile of all positive separations.
 
-The threshold comes from the model's own images and the recogniser, so it needs no tuning. The percentile alone would
-keep one in twenty names by chance, and words that are no names but always give the same kind of person.
+The threshold comes from the model's own images and the recogniser, so it needs no tuning. Faces of a name that the
+model does not know agree with each other no better than with those of other names: it draws another person each time,
+or the same kind of person for many names.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,19 +35,20 @@ if TYPE_CHECKING:
     from celebctl_models.faces.analysis import FaceAnalyser
 
 Floats = NDArray[np.float32]
-#: Prompts (B) and seeds (B) to images (B, H, W, 3) uint8.
+#: Names (B) and seeds (B) to images (B, H, W, 3) uint8.
 Draw = Callable[[Sequence[str], Sequence[int]], NDArray[np.uint8]]
 
-PROMPT = "a photo of {}"
-IMAGES_PER_NAME = 3
+PROMPT = "a photo of {}"  # of the names, by default
+IMAGES_PER_NAME = 4
 MIN_FACE_RATE = 2 / 3  # of a name's images that must show exactly one face
-PERCENTILE = 0.95  # of groups of different names
 FIRST_SEED = 4711
 MAX_BATCH_PIXELS = 2**21  # of the images drawn together: eight of 512 x 512
-_NUM_GROUPS = 4000  # random groups of different names
+_MIN_NAMES = 3  # that can be compared
+_UPPER = 0.75  # quantile of positive separations: of names that the model knows, unless they are a small part
+_NUM_SIMILAR = 3  # names that a name must differ from; several, for a person may be listed under two names
 
 NO_FACE = "the model draws no single face for it"
-NO_LIKENESS = "the model draws another person each time"
+NO_SEPARATION = "the model draws no person of its own for it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +79,16 @@ class FilteredNames:
     Attributes:
         kept: Names in their order.
         dropped: Name to reason.
-        likeness: Name to the mean cosine between its faces, where there are two or more.
-        threshold: Number of a name's faces to the likeness it must exceed.
+        likeness: Name to the mean cosine between its faces, where there are enough.
+        separation: Name to likeness less the mean cosine with the faces of the most similar names.
+        min_separation: What the separation must exceed.
     """
 
     kept: tuple[str, ...]
     dropped: dict[str, str]
     likeness: dict[str, float]
-    threshold: dict[int, float]
+    separation: dict[str, float]
+    min_separation: float
 
 
 def render_names(
@@ -121,35 +125,38 @@ def render_names(
     return [known[name] for name in names]
 
 
-def filter_names(rendered: Sequence[RenderedName], seed: int = 0) -> FilteredNames:
+def filter_names(rendered: Sequence[RenderedName]) -> FilteredNames:
     """Apply the two rules of this module. Raises InvalidInputError when too few names have faces to compare."""
     with_faces = [one for one in rendered if one.face_rate >= MIN_FACE_RATE and len(one.features) > 1]
-    sizes = sorted({len(one.features) for one in with_faces})
-    pool = [one.features for one in rendered if len(one.features)]
-    if not sizes or len(pool) < max(3, sizes[-1]):
+    if len(with_faces) < _MIN_NAMES:
         raise InvalidInputError(
-            f"only {len(pool)} of {len(rendered)} names give an image with one face, too few to compare",
+            f"only {len(with_faces)} of {len(rendered)} names give images with one face, too few to compare",
             "check that the model draws faces and that the face models fit it, or skip this check",
         )
-    likeness = {one.name: _mean_cosine(one.features) for one in rendered if len(one.features) > 1}
-    threshold = _thresholds([(len(one.features), likeness[one.name]) for one in with_faces], pool, seed)
-    seen = {one.name for one in with_faces}
-    dropped = {one.name: NO_FACE for one in rendered if one.name not in seen}
-    dropped |= {one.name: NO_LIKENESS for one in with_faces if likeness[one.name] <= threshold[len(one.features)]}
+    likeness = {one.name: _mean_cosine(one.features) for one in with_faces}
+    separation = _separations(with_faces, likeness)
+    positive = [value for value in separation.values() if value > 0]
+    least = float(np.quantile(positive, _UPPER)) / 2 if positive else 0.0
+    dropped = {one.name: NO_FACE for one in rendered if one.name not in separation}
+    dropped |= {name: NO_SEPARATION for name, value in separation.items() if value <= least}
     kept = tuple(one.name for one in rendered if one.name not in dropped)
-    return FilteredNames(kept, dropped, likeness, threshold)
+    return FilteredNames(kept, dropped, likeness, separation, least)
 
 
-def render_log_path(cache: Path, parts: DiffusionParts, face_models: Path) -> Path:
-    """The log of a model's rendered names, by text encoders, UNet, sampling defaults, face models and seeds.
+def _separations(rendered: Sequence[RenderedName], likeness: Mapping[str, float]) -> dict[str, float]:
+    """Each name's likeness less the mean cosine with the faces of the most similar names."""
+    centres = np.stack([one.features.mean(0) for one in rendered])
+    cosines = centres @ centres.T  # of means: the mean over all pairs of faces
+    np.fill_diagonal(cosines, -np.inf)
+    similar = np.sort(cosines, axis=1)[:, ::-1][:, : min(_NUM_SIMILAR, len(rendered) - 1)].mean(1)
+    return {one.name: likeness[one.name] - float(other) for one, other in zip(rendered, similar, strict=True)}
 
-    Only the first 64 numbers of each UNet tensor are hashed, which tells any two trainings apart.
-    """
-    defaults = parts.card.defaults, parts.scheduler_config
-    key = (parts.table_hash, face_models_hash(face_models), PROMPT, FIRST_SEED, IMAGES_PER_NAME, *defaults)
+
+def render_log_path(cache: Path, parts: DiffusionParts, face_models: Path, prompt: str) -> Path:
+    """The log of a model's rendered names, by all that decides its images, face models, prompt and seeds."""
+    model = parts.table_hash, parts.weights_digest, parts.card.defaults, parts.scheduler_config, parts.context_layer
+    key = (*model, face_models_hash(face_models), prompt, FIRST_SEED, IMAGES_PER_NAME)
     digest = hashlib.sha256(repr(key).encode())
-    for weights in parts.unet.state_dict().values():
-        digest.update(weights.flatten()[:64].float().cpu().numpy().tobytes())
     return cache / f"rendered-{digest.hexdigest()[:16]}.jsonl"
 
 
@@ -166,8 +173,8 @@ def render_batch_size(size: tuple[int, int]) -> int:
 def _render(names: Sequence[str], draw: Draw, analyser: FaceAnalyser, per_name: int) -> list[RenderedName]:
     from PIL import Image
 
-    prompts = [PROMPT.format(name) for name in names for _ in range(per_name)]
-    drawn = draw(prompts, [FIRST_SEED + k for _ in names for k in range(per_name)])
+    each = [(name, FIRST_SEED + k) for name in names for k in range(per_name)]
+    drawn = draw([name for name, _ in each], [seed for _, seed in each])
     found = [analyser.analyse(Image.fromarray(pixels)) for pixels in drawn]
     rendered: list[RenderedName] = []
     for number, name in enumerate(names):
@@ -193,27 +200,6 @@ def _mean_cosine(features: Floats) -> float:
     n = len(features)
     total = features.astype(np.float64).sum(0)
     return float((total @ total - n) / (n * (n - 1)))
-
-
-def _thresholds(own: Sequence[tuple[int, float]], pool: Sequence[Floats], seed: int) -> dict[int, float]:
-    """Rule 2: number of faces to the likeness to exceed, from each name's (number of faces, likeness)."""
-    random = np.random.default_rng(seed)
-    mixed = {size: _mixed_groups(pool, size, random) for size in sorted({size for size, _ in own})}
-    percentile = {size: float(np.quantile(groups, PERCENTILE)) for size, groups in mixed.items()}
-    passed = [cosine for size, cosine in own if cosine > percentile[size]]
-    if not passed:
-        return percentile
-    median = float(np.median(passed))
-    return {size: max(least, (median + float(mixed[size].mean())) / 2) for size, least in percentile.items()}
-
-
-def _mixed_groups(pool: Sequence[Floats], size: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Mean cosines (_NUM_GROUPS,) within groups of ``size`` faces, each of another name."""
-    groups: list[float] = []
-    for _ in range(_NUM_GROUPS):
-        chosen: list[Floats] = [pool[int(i)] for i in random.choice(len(pool), size, replace=False)]
-        groups.append(_mean_cosine(_rows([faces[int(random.integers(len(faces)))] for faces in chosen])))
-    return np.array(groups)
 
 
 def _to_line(one: RenderedName) -> bytes:

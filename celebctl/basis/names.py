@@ -8,6 +8,7 @@ own, else celebctl's list of well-known people.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SAME_TOKENS = "the same tokens as another name"
 OTHER_TOKENIZER = "dropped for the other text encoder"
+_QUALIFIERS = re.compile(r"(\s*\([^()]*\))+\s*$")
+_SCORE = re.compile(r"\t-?[0-9.]+\s*$")
 _FORMAT = 'give a text file (UTF-8) with one "first last" per line'
 
 
@@ -125,6 +128,9 @@ def name_report(names: Sequence[str], pairs: TokenPairs) -> NameReport:
 def read_name_list(path: Path) -> list[str]:
     """The names in a text file: one a line, UTF-8 with or without BOM; lines that begin with ``#`` are comments.
 
+    A number after a tab is a score, as a probe of the names writes it. Danbooru tags are read as the names that they
+    stand for, see ``plain_name``.
+
     Raises NotFoundError without the file, InvalidInputError when it cannot be read or holds no name.
     """
     try:
@@ -133,11 +139,22 @@ def read_name_list(path: Path) -> list[str]:
         raise NotFoundError(f"there is no list of names at {path}", _FORMAT) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"the list of names {path} cannot be read: {error}", _FORMAT) from error
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    names = [line for line in lines if line and not line.startswith("#")]
+    lines = (_SCORE.sub("", line) for line in text.splitlines() if not line.lstrip().startswith("#"))
+    names = [name for name in map(plain_name, lines) if name]
     if not names:
         raise InvalidInputError(f"the list of names {path} holds no name", _FORMAT)
     return names
+
+
+def plain_name(line: str) -> str:
+    """The name that a Danbooru tag stands for: without underscores, escapes and trailing qualifiers in parentheses.
+
+    Example:
+        >>> plain_name(r"artoria_pendragon_\\(fate\\)"), plain_name("Hatsune  Miku (append) (cosplay)")
+        ('artoria pendragon', 'Hatsune Miku')
+    """
+    text = line.replace("\\(", "(").replace("\\)", ")").replace("_", " ")
+    return " ".join(_QUALIFIERS.sub("", text).split())
 
 
 def names_file(parts: TokenTables, chosen: Path | None = None) -> Path:

@@ -24,6 +24,10 @@ def export(
         list[str] | None, typer.Argument(help="People to include.", metavar="[NAME...]", show_default="all")
     ] = None,
     model: options.Model = None,
+    prediction: options.Prediction = None,
+    zero_snr: options.ZeroSnr = None,
+    clip_skip: options.ClipSkip = None,
+    vae: options.Vae = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the bundle, instead of the library.")
     ] = None,
@@ -64,6 +68,7 @@ def export(
     from celebctl.library import Library
     from celebctl.model import Model
     from celebctl.settings import Settings
+    from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
     from celebctl_runtime.errors import UsageError
 
     console, library = ctx.ensure_object(CliConsole), Library()
@@ -89,7 +94,8 @@ def export(
             console.output([str(bundle)], {**_facts(opened), "engines": built})
         return
     started, known = time.monotonic(), checked_dtype(dtype)
-    chosen = Model.load(model, library=library)
+    checkpoint = CheckpointOptions(prediction, zero_snr, clip_skip, vae)
+    chosen = Model.load(model, library=library, options=checkpoint)
     made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
     facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
     if trt:
@@ -108,12 +114,15 @@ def make_bundle(
     spare_rows: int | None = None,
 ) -> "Bundle":
     """Export a bundle of these people, or of all, to `out` or the model's library."""
+    from celebctl.bundles import refuse_other_models
+
     from .extras import requires_extra
     from .naming import listed
 
     started, library = time.monotonic(), model.library
     with requires_extra("export", "exporting"), console.status(f"exporting {model.source}") as report:
         report("loading the model")
+        refuse_other_models(library, names or (), model.key, model.tables.all_rows)
         people = [entry.load() for entry in _chosen(library, model.key, names)]
         path = out or library.bundle_path(model.name, model.tables.table_hash)
         bundle = model.export(
@@ -131,11 +140,12 @@ def change_people(
     console: CliConsole, library: "Library", bundle: "Bundle", add: Sequence[str], remove: Sequence[str]
 ) -> None:
     """Add and remove people of an existing bundle, without torch."""
-    from celebctl.bundles import add_people, model_key_of
+    from celebctl.bundles import add_people, model_key_of, refuse_other_models
     from celebctl_runtime.errors import NotFoundError
 
     from .naming import listed
 
+    refuse_other_models(library, add, model_key_of(bundle), bundle.vocabularies)
     new = [library.load(name, model_key_of(bundle)) for name in dict.fromkeys(add)]
     for name in remove:
         if name not in bundle.names:

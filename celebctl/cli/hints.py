@@ -90,6 +90,12 @@ MODELS: dict[str, str] = {
     "licence_not_accepted": "read {terms}, then: celebctl download {name} --accept-licence",
     "several_faces": "choose one by its number from the left, such as --face 1",
     "provider_missing": "celebctl doctor shows what is installed and what is missing",
+    "unknown_prediction": "use --prediction epsilon or --prediction v_prediction",
+    "zero_snr_needs_v_prediction": "use --prediction v_prediction, or --no-zero-snr",
+    "clip_skip_range": "use --clip-skip 1 (the last layer) up to the number of layers, 12 for Stable Diffusion 1",
+    "no_vae": "give one of its family with --vae FILE",
+    "vae_of_other_family": "use an autoencoder of the checkpoint's family with --vae, or leave --vae out",
+    "not_an_autoencoder": "give a file or folder of an autoencoder with --vae, or leave --vae out",
     "no_photo": "check the path, or draw a photo: celebctl sample-photo {sample}",
 }
 
@@ -107,6 +113,7 @@ LEARNING: dict[str, str] = {
     "choose_names": "choose the names again: celebctl basis build --force",
     "names_chosen": "replace them with --force; people you have learned keep what they were learned with",
     "too_few_names": "choose more names: celebctl basis build --names names.txt",
+    "prompt_without_name": "write {{}} once where the name goes, such as --prompt 'a photo of {{}}'",
     "faces_not_needed": "measure them nevertheless with --force",
     "mapper_of_other_basis": "use the model's own names, or train one: celebctl basis train photos --force",
     "mapper_exists": "replace it with --force",
@@ -124,6 +131,10 @@ LEARNING: dict[str, str] = {
 
 #: celebctl.library, celebctl.settings, celebctl.textual_inversion, celebctl.pipeline, celebctl.doctor.
 LIBRARY: dict[str, str] = {
+    "other_token_table": (
+        "learn the person for this model (celebctl learn face.jpg --name {name}), or take the embedding as it is"
+        " (celebctl export-embedding {name}; celebctl import {name}.safetensors --name {name})"
+    ),
     "name_taken": "choose another name, or replace the person with --force (see: celebctl show {name})",
     "ambiguous_identity": "choose the model with --for-model, such as: celebctl show {name} --for-model {model_key}",
     "invalid_model_key": "celebctl list shows the model keys",

@@ -31,6 +31,10 @@ def learn(
         list[int] | None, typer.Option("--face", help="Which face, from the left, where a photo shows several.")
     ] = None,
     model: options.Model = None,
+    prediction: options.Prediction = None,
+    zero_snr: options.ZeroSnr = None,
+    clip_skip: options.ClipSkip = None,
+    vae: options.Vae = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="clean, or faithful to the published release.", show_default="clean")
     ] = None,
@@ -58,10 +62,12 @@ def learn(
     from celebctl.learning.config import config_for
     from celebctl.library import Library
     from celebctl.settings import Settings
+    from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 
     from .extras import requires_extra
 
     console = ctx.ensure_object(CliConsole)
+    checkpoint = CheckpointOptions(prediction, zero_snr, clip_skip, vae)
     started, settings, library = time.monotonic(), Settings.read(), Library()
     method: Literal["train", "instant"] = "instant" if instant else "train"
     called = names_for(photos, names, faces)
@@ -69,7 +75,7 @@ def learn(
     consent_record(consent)
     check_sheet(sheet, force)
     with requires_extra("learn", "learning"):
-        chosen = choose_model(settings, library, model, device, face_models)
+        chosen = choose_model(settings, library, model, device, face_models, checkpoint)
         which = zip(photos, called, faces or [None] * len(photos), strict=True)
         subjects = [chosen.analyse(photo, name=name, face=face) for photo, name, face in which]
         with console.status(f"loading {chosen.source}"):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from celebctl.library import Library
     from celebctl.model import Model
     from celebctl.settings import Settings
+    from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
     from celebctl_runtime.progress import Progress, ProgressCallback
 
 #: Metrics that are shown, with their format.
@@ -28,6 +29,7 @@ def choose_model(
     model: str | None,
     device: str | None = None,
     face_models: str | None = None,
+    checkpoint: "CheckpointOptions | None" = None,
 ) -> "Model":
     """The model from the options and the settings; nothing is loaded yet."""
     from celebctl.model import Model
@@ -37,6 +39,7 @@ def choose_model(
         device=str(settings.text("device", device)),
         face_models=settings.text("face_models", face_models),
         library=library,
+        options=checkpoint,
     )
 
 

@@ -14,6 +14,34 @@ Model = Annotated[
         "--model", "-m", help="Model: a known name, diffusers folder, checkpoint file or Hub id.", show_default="mini"
     ),
 ]
+Prediction = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction",
+        help="What the checkpoint's UNet predicts: epsilon or v_prediction.",
+        show_default="as its files state",
+    ),
+]
+ZeroSnr = Annotated[
+    bool | None,
+    typer.Option(
+        "--zero-snr/--no-zero-snr",
+        help="Whether the checkpoint was trained with zero terminal SNR.",
+        show_default="as its files state",
+    ),
+]
+ClipSkip = Annotated[
+    int | None,
+    typer.Option(
+        "--clip-skip",
+        help="Which layer of the text encoders is read, counted from the last, 1, as in AUTOMATIC1111 and ComfyUI.",
+        show_default="1; for SDXL 2",
+    ),
+]
+Vae = Annotated[
+    Path | None,
+    typer.Option("--vae", help="Use this autoencoder: a diffusers folder or a file.", show_default="the checkpoint's"),
+]
 BundleDir = Annotated[
     Path | None, typer.Option("--bundle", help="Use this bundle instead of the one in the library.", metavar="DIR")
 ]

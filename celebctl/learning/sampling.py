@@ -14,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from celebctl_models.checkpoints.diffusion import UNetConditioning, network_output, pixels_from_latents, read_texts
+from celebctl_models.checkpoints.diffusion import (
+    UNetConditioning,
+    network_output,
+    pixels_from_latents,
+    read_texts,
+    rescale_guided,
+)
 from celebctl_runtime.sampling.noise import initial_noise, step_noise
 from celebctl_runtime.sampling.samplers import step_table
 from celebctl_runtime.sampling.schedule import ScheduleConfig
@@ -116,6 +122,8 @@ def draw(
             )
         uncond, cond = outputs.float().chunk(2) if guides == 2 else (outputs.float(),) * 2
         output = uncond + strength * (cond - uncond)
+        if guides == 2 and parts.guidance_rescale:
+            output = rescale_guided(output, cond, parts.guidance_rescale)
         noise = torch.zeros_like(x)
         if table.uses_noise:
             noise = torch.as_tensor(np.stack([step_noise(s, i, shape) for s in seeds])).to(device)

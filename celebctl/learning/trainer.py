@@ -233,7 +233,8 @@ class PersonTrainer:
             normalized = np.divide(flat, spread, out=np.zeros_like(flat), where=spread > 0)[spread > 0]
             provenance = base_provenance(self.model, self.config, len(self.names), normalized) | {
                 "torch": str(torch.__version__), "steps": str(self.step), "coefficients": str(flat.size),
-                "framing": describe_framing(self.config, self.model),
+                "framing": describe_framing(self.config, self.model), "clip_skip": str(self.model.parts.context_layer),
+                "prediction": self.model.parts.prediction_type,
                 "seconds": f"{self.seconds / len(self.names):.2f}",  # of the call, divided among its people
             }  # fmt: skip
             if self.likeness is not None:
@@ -263,7 +264,9 @@ class PersonTrainer:
     def _key(self) -> str:
         """Identifies the run: people, settings, basis and model."""
         photos = np.round(self.features.cpu().numpy(), 3).tobytes().hex()[:64]
-        return "|".join([*self.names, repr(self.config), self.model.basis.hash, self.model.parts.table_hash, photos])
+        parts = self.model.parts
+        model = self.model.basis.hash, parts.table_hash, repr(parts.scheduler_config), str(parts.context_layer)
+        return "|".join([*self.names, repr(self.config), *model, parts.vae_source, photos])
 
 
 @torch.no_grad()

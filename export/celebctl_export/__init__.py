@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
@@ -159,12 +159,9 @@ def _check_options(spare_rows: int, dtype: str) -> None:
 
 
 def _check_model(parts: DiffusionParts) -> None:
-    channels: Any = parts.unet.config.in_channels
-    if channels != parts.latent_channels:
-        raise InvalidInputError(
-            f"the UNet of {parts.name} has {channels} input channels, not {parts.latent_channels}",
-            "use a text-to-image checkpoint, not one for inpainting or depth",
-        )
+    from celebctl_models.checkpoints.checkpoint_layout import refuse_channels
+
+    refuse_channels(parts.name, int(parts.unet.config.in_channels), parts.latent_channels)
     if any(not hasattr(encoder, "text_projection") for encoder in parts.text_encoders[1:]):
         raise InvalidInputError(
             f"the second text encoder of {parts.name} has no pooled output",

@@ -22,6 +22,7 @@ from celebctl_models.checkpoints.diffusion import (
     latents_from_pixels,
     network_output,
     pixels_from_latents,
+    rescale_guided,
     states_from_ids,
 )
 
@@ -75,26 +76,26 @@ class TextEncoderGraph(nn.Module):
     Without the pooled output: CLIP takes it at the largest id, which would be a person's.
     """
 
-    def __init__(self, text_encoder: nn.Module) -> None:
+    def __init__(self, text_encoder: nn.Module, layer: int) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
+        self.text_encoder, self.layer = text_encoder, layer
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return context_from_ids(self.text_encoder, input_ids).float()
+        return context_from_ids(self.text_encoder, input_ids, layer=self.layer).float()
 
 
 class StatesGraph(nn.Module):
-    """One of the two text encoders of XL: input_ids (B, 77) int64 -> context (B, 77, D), its penultimate states.
+    """One of the two text encoders of XL: input_ids (B, 77) int64 -> context (B, 77, D), its states after ``layer``.
 
     With ``end`` (an id) also pooled (B, P), the projected last state at the first end token.
     """
 
-    def __init__(self, text_encoder: nn.Module, end: int | None) -> None:
+    def __init__(self, text_encoder: nn.Module, end: int | None, layer: int) -> None:
         super().__init__()
-        self.text_encoder, self.end = text_encoder, end
+        self.text_encoder, self.end, self.layer = text_encoder, end, layer
 
     def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        context, pooled = states_from_ids(self.text_encoder, input_ids, self.end)
+        context, pooled = states_from_ids(self.text_encoder, input_ids, self.end, self.layer)
         return context.float() if pooled is None else (context.float(), pooled.float())
 
 
@@ -114,9 +115,9 @@ class StepGraph(nn.Module):
     Everything around the network is float32. Latent consistency models take the guidance as an input of the UNet.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, rescale: float = 0.0) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.rescale = unet, rescale
 
     def forward(
         self,
@@ -134,6 +135,8 @@ class StepGraph(nn.Module):
         outputs = self._network_outputs(state[0] * scale, timestep, context, conditioning)  # (G, B, 4, h, w)
         # Classifier-free guidance. With one context, first and last are the same.
         output = outputs[0] + guidance * (outputs[-1] - outputs[0])
+        if self.rescale:
+            output = rescale_guided(output, outputs[-1], self.rescale)
         terms = torch.cat([state, output.unsqueeze(0), noise.unsqueeze(0)])  # (4, B, 4, h, w)
         matrix = table.index_select(0, step).squeeze(0)  # (2, 4)
         return (matrix @ terms.flatten(1)).reshape_as(state), step + 1
@@ -220,9 +223,9 @@ def _text_encoder_spec(parts: DiffusionParts, number: int, encoder: nn.Module) -
 
     outputs: dict[str, Axes] = {"context": ("batch", length, width)}
     if len(parts.text_encoders) == 1:
-        module: nn.Module = TextEncoderGraph(encoder)
+        module: nn.Module = TextEncoderGraph(encoder, parts.context_layer)
     else:
-        module = StatesGraph(encoder, parts.end_id if last else None)
+        module = StatesGraph(encoder, parts.end_id if last else None, parts.context_layer)
         if last:
             outputs["pooled"] = ("batch", parts.pooled_width)
     return GraphSpec(encoder_graph(number), {"input_ids": ("batch", length)}, outputs, module.eval(), make_inputs)
@@ -259,7 +262,7 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
     if pooled:
         inputs |= {"pooled": ("guides", "batch", pooled), "size_ids": (6,)}
     outputs: dict[str, Axes] = {"next_state": inputs["state"], "next_step": (1,)}
-    return GraphSpec("step", inputs, outputs, StepGraph(unet).eval(), make_inputs)
+    return GraphSpec("step", inputs, outputs, StepGraph(unet, parts.guidance_rescale).eval(), make_inputs)
 
 
 def _vae_decoder_spec(parts: DiffusionParts, vae: nn.Module) -> GraphSpec:

@@ -47,7 +47,9 @@ def build_manifest(
     card, tokenizer = parts.card, parts.tokenizers[0]
     infos = _graph_infos(graphs)
     return Manifest(
-        model=ModelInfo(card.name, card.family, card.source, parts.table_hash),
+        model=ModelInfo(
+            card.name, card.family, card.source, parts.table_hash, parts.context_layer, parts.vae_source
+        ),
         size=SizeInfo(
             parts.native_size, parts.size_multiple, parts.vae_factor, parts.latent_channels, card.display_scale
         ),
@@ -74,6 +76,7 @@ def build_manifest(
         scaling_factor=parts.scaling_factor,
         parity=tuple(row.to_json() for row in parity),
         guidance_is_embedded=parts.guidance_is_embedded,
+        guidance_rescale=parts.guidance_rescale,
         zero_empty_prompt=parts.zero_empty_prompt,
     )
 

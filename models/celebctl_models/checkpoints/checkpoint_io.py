@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+from celebctl_models.checkpoints.checkpoint_layout import Shapes, is_xl, latent_channels
 from celebctl_models.checkpoints.known_models import refuse_index
 from celebctl_models.checkpoints.registry import INDEX_FILE, read_json
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, SetupError
@@ -44,7 +45,7 @@ def load_component(cls: Any, folder: Path, component: str, **options: Any) -> An
         raise SetupError(f"no memory left to load {component} of {folder.name}", "close other programs") from error
     except Exception as error:  # the libraries raise anything from OSError to KeyError for a broken file
         hint = "download the model again"
-        raise IntegrityError(f"cannot load {component} of {folder.name}: {_first_line(error)}", hint) from error
+        raise IntegrityError(f"cannot load {component} of {folder.name}: {first_line(error)}", hint) from error
 
 
 def freeze(network: Any, device: str) -> Any:
@@ -52,12 +53,13 @@ def freeze(network: Any, device: str) -> Any:
     return network.eval().requires_grad_(False).to(device)
 
 
-def load_checkpoint_file(path: Path, configs: Path | None) -> Any:
+def load_checkpoint_file(path: Path, configs: Path | None, shapes: Shapes) -> Any:
     """The diffusers pipeline of a single-file checkpoint, float32. Of a pickle (.ckpt) only the tensors are read.
 
     Args:
         path: The .safetensors or .ckpt file.
         configs: A folder with the configs of the model; None: diffusers downloads those of the base model.
+        shapes: Names and shapes of its tensors. The pipeline of a file without an autoencoder has none.
 
     Raises:
         IntegrityError: The file is damaged, holds more than tensors, or does not fit the configs.
@@ -66,39 +68,43 @@ def load_checkpoint_file(path: Path, configs: Path | None) -> Any:
     import torch
 
     options: dict[str, Any] = {"config": str(configs), "local_files_only": True} if configs else {}
-    names = _tensor_names(path)
     try:
-        pipeline, more = _pipeline_class(names)
+        pipeline, more = _pipeline_class(shapes)
+        more |= {"vae": None} if latent_channels(shapes) is None else {}
         return cast(Any, pipeline).from_single_file(str(path), torch_dtype=torch.float32, **options, **more)
     except Exception as error:  # anything from a network error to tensors that do not fit the configs
         if configs is None:
             hint = f"put the configs of its diffusers folder into {path.stem}/ beside it"
-            raise SetupError(f"no configs for the checkpoint {path.name}: {_first_line(error)}", hint) from error
+            raise SetupError(f"no configs for the checkpoint {path.name}: {first_line(error)}", hint) from error
         hint = f"check that {configs.name}/ beside it holds the configs of this model"
-        raise IntegrityError(f"cannot load {path.name}: {_first_line(error)}", hint) from error
+        raise IntegrityError(f"cannot load {path.name}: {first_line(error)}", hint) from error
 
 
-def _tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in a checkpoint file. Raises IntegrityError for a damaged file or an unsafe pickle."""
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a checkpoint file, without their numbers.
+
+    Raises IntegrityError for a damaged file or an unsafe pickle.
+    """
     import torch
     from safetensors import SafetensorError, safe_open
 
     try:
         if path.suffix == ".safetensors":
             with cast(Any, safe_open)(str(path), framework="np") as file:
-                return list(file.keys())
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         checkpoint: Any = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except SafetensorError as error:
         raise IntegrityError(f"{path} is damaged: {error}", "download the file again") from error
     except Exception as error:  # a refused pickle, a truncated file, no zip archive: no common base class
         hint = "download the file again, or use its .safetensors version"
-        raise IntegrityError(f"{path.name} cannot be read safely: {_first_line(error)}", hint) from error
-    return list(cast("dict[str, Any]", checkpoint.get("state_dict", checkpoint)))
+        raise IntegrityError(f"{path.name} cannot be read safely: {first_line(error)}", hint) from error
+    tensors = cast("dict[str, Any]", checkpoint.get("state_dict", checkpoint))
+    return {name: tuple(getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
 
 
-def _pipeline_class(names: list[str]) -> tuple[type, dict[str, Any]]:
-    """The pipeline class for a checkpoint's tensor names, and its options: SDXL names its text encoders differently."""
-    if any(name.startswith("conditioner.embedders.1.") for name in names):
+def _pipeline_class(shapes: Shapes) -> tuple[type, dict[str, Any]]:
+    """The pipeline class for a checkpoint's tensors, and its options."""
+    if is_xl(shapes):
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
         return StableDiffusionXLPipeline, {}
@@ -107,7 +113,7 @@ def _pipeline_class(names: list[str]) -> tuple[type, dict[str, Any]]:
     return StableDiffusionPipeline, {"safety_checker": None}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an exception's message, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_models.checkpoints.checkpoint_io import freeze, load_component, quiet_libraries, require_packages
+from celebctl_models.checkpoints.checkpoint_layout import refuse_channels
+from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 from celebctl_models.checkpoints.hub_download import fetch_folder
+from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_models.checkpoints.registry import INDEX_FILE, Location, ModelCard, card_for, locate, read_json
 from celebctl_models.checkpoints.registry import vae_factor as factor_of
-from celebctl_models.checkpoints.text_encoders import TextEncoderParts, load_file, load_text_components
+from celebctl_models.checkpoints.text_encoders import CheckpointFile, TextEncoderParts, load_file, load_text_components
+from celebctl_models.checkpoints.vae_replacement import ExpectedVae, load_vae
+from celebctl_runtime.errors import InvalidInputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -37,12 +42,14 @@ class DiffusionParts(TextEncoderParts):
         vae: diffusers AutoencoderKL.
         scheduler_config: scheduler_config.json as a dict.
         zero_empty_prompt: Whether an empty negative prompt is encoded as zeros (SDXL base).
+        vae_source: The file name of an autoencoder that replaces the checkpoint's own, else "".
     """
 
     unet: Any
     vae: Any
     scheduler_config: dict[str, Any]
     zero_empty_prompt: bool = False
+    vae_source: str = ""
 
     @property
     def vae_factor(self) -> int:
@@ -81,6 +88,11 @@ class DiffusionParts(TextEncoderParts):
         """Whether the guidance scale is an input of the UNet (latent consistency models)."""
         return self.unet.config.time_cond_proj_dim is not None
 
+    @property
+    def guidance_rescale(self) -> float:
+        """How far guided outputs are scaled back, see `rescale_guided`; 0 for most models."""
+        return float(self.card.defaults.get("guidance_rescale", 0.0))
+
     def size_ids(self, height: int, width: int) -> Tensor | None:
         """SDXL's micro-conditioning: original size, crop and target size, (6,) float32; None for other models."""
         import torch
@@ -110,13 +122,20 @@ class DiffusionParts(TextEncoderParts):
         return float(self.vae.config.scaling_factor)
 
 
-def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionParts:
+def load_parts(
+    model: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    options: CheckpointOptions | None = None,
+) -> DiffusionParts:
     """Load a model. Nothing in a file is ever executed: of a .ckpt only the tensors are read.
 
     Args:
         model: A known name, a diffusers folder, a checkpoint file or a hub id (HF_HUB_OFFLINE is honoured).
         dtype: Of UNet and autoencoder (None: float32). Text encoders stay float32: identities are rows of their tables.
         device: A torch device.
+        options: What its files do not state. They go over those in celebctl.json and the marks in a single file.
 
     Raises:
         NotFoundError: No such model.
@@ -127,33 +146,51 @@ def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: s
     location = locate(model)
     require_packages()
     if location.kind == "file":
-        return _load_file(location, dtype, device)
-    folder = fetch_folder(location) if location.kind == "hub" else location.path
-    return _load_folder(folder, card_for(folder, location.name, location.source), dtype, device)
+        parts = _load_file(location, dtype, device, options)
+    else:
+        folder = fetch_folder(location) if location.kind == "hub" else location.path
+        parts = _load_folder(folder, card_for(folder, location.name, location.source), dtype, device, options)
+    _check_texts(parts)
+    return parts
 
 
-def _load_folder(folder: Path, card: ModelCard, dtype: torch.dtype | None, device: str) -> DiffusionParts:
+def _load_folder(
+    folder: Path, card: ModelCard, dtype: torch.dtype | None, device: str, options: CheckpointOptions | None
+) -> DiffusionParts:
     """The model in a diffusers folder."""
     import torch
 
+    vae_config = read_json(folder / "vae" / "config.json")
+    channels = int(vae_config.get("latent_channels", 4))
+    refuse_channels(card.name, int(read_json(folder / "unet" / "config.json").get("in_channels", 4)), channels)
+    stated = (options or CheckpointOptions()).over(card.checkpoint)
+    schedule = stated.schedule(read_json(folder / "scheduler" / "scheduler_config.json"), ())
+
     tokenizers, encoders = load_text_components(folder, device)
+    safe = {"use_safetensors": True}
     with quiet_libraries():
         # Each class from its own module: the libraries' top-level names import far more than these two.
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        options = {"torch_dtype": dtype or torch.float32, "use_safetensors": True}
-        unet = load_component(UNet2DConditionModel, folder, "unet", **options)
-        vae = load_component(AutoencoderKL, folder, "vae", **options)
+        unet = load_component(UNet2DConditionModel, folder, "unet", torch_dtype=dtype or torch.float32, **safe)
+        # in float32 where another one is compared with it
+        vae_dtype = torch.float32 if dtype is None or stated.vae is not None else dtype
+        vae = load_component(AutoencoderKL, folder, "vae", torch_dtype=vae_dtype, **safe)
+    if stated.vae is not None:
+        expected = ExpectedVae(str(folder), channels, float(vae.config.scaling_factor), vae)
+        vae = load_vae(stated.vae, expected).to(dtype or torch.float32)
     return DiffusionParts(
         path=folder,
         tokenizers=tokenizers,
-        card=card,
+        card=card.for_schedule(schedule),
         text_encoders=encoders,
         unet=freeze(unet, device),
         vae=freeze(_full_precision(vae) if len(encoders) > 1 else vae, device),
-        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        scheduler_config=schedule,
         zero_empty_prompt=bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False)),
+        clip_skip=stated.clip_skip or 0,
+        vae_source=stated.vae.name if stated.vae else "",
     )
 
 
@@ -164,26 +201,76 @@ def _full_precision(vae: Any) -> Any:
     return vae.to(torch.float32) if vae.config.force_upcast and vae.dtype == torch.float16 else vae
 
 
-def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> DiffusionParts:
+def _load_file(
+    location: Location, dtype: torch.dtype | None, device: str, options: CheckpointOptions | None
+) -> DiffusionParts:
     """The model in a single-file checkpoint."""
     import torch
 
-    texts, pipe = load_file(location, device)
-    vae = pipe.vae.to(dtype or torch.float32)
+    file = load_file(location, device)
+    texts, pipe = file.texts, file.pipe
+    stated = (options or CheckpointOptions()).over(texts.card.checkpoint)
+    schedule = stated.schedule(dict(pipe.scheduler.config), file.shapes)
+    vae = _vae_of_file(location, file, stated.vae).to(dtype or torch.float32)
     return DiffusionParts(
         path=texts.path,
         tokenizers=texts.tokenizers,
-        card=texts.card,
+        card=texts.card.for_schedule(schedule),
         text_encoders=texts.text_encoders,
         unet=freeze(pipe.unet.to(dtype or torch.float32), device),
         vae=freeze(_full_precision(vae) if len(texts.text_encoders) > 1 else vae, device),
-        scheduler_config=dict(pipe.scheduler.config),
+        scheduler_config=schedule,
         zero_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
+        clip_skip=stated.clip_skip or 0,
+        vae_source=stated.vae.name if stated.vae else "",
     )
 
 
+def _vae_of_file(location: Location, file: CheckpointFile, source: Path | None) -> Any:
+    """A single file's autoencoder, or the one that replaces it. Raises InvalidInputError when there is none."""
+    own, configs = file.pipe.vae, location.path.with_suffix("")
+    if source is None:
+        if own is None:
+            problem = f"{location.source} holds no autoencoder"
+            raise InvalidInputError(problem, "give one: CheckpointOptions(vae=...)", reason="no_vae")
+        return own
+    base, factor = ("sdxl", 0.13025) if len(file.texts.text_encoders) > 1 else ("sd15", 0.18215)
+    if own is not None:
+        factor = float(own.config.scaling_factor)
+    elif configs.is_dir():
+        factor = float(read_json(configs / "vae" / "config.json").get("scaling_factor", factor))
+    return load_vae(source, ExpectedVae(str(configs) if configs.is_dir() else KNOWN[base].source, 4, factor, own))
+
+
+def _check_texts(parts: DiffusionParts) -> None:
+    """Raise InvalidInputError unless the UNet takes what the text encoders give; UsageError for a missing layer."""
+    takes: Any = parts.unet.config.cross_attention_dim
+    pairs = [("context", parts.context_width, takes if isinstance(takes, int) else max(takes))]
+    if parts.pooled_width:
+        config = parts.unet.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        pairs.append(("pooled text", parts.pooled_width, pooled))
+    for what, given, taken in pairs:
+        if given != taken:
+            raise InvalidInputError(
+                f"the UNet of {parts.name} takes a {what} of width {taken}, its text encoders give {given}",
+                "use the text encoders that it was trained with",
+                reason="text_encoder_of_other_model",
+            )
+    layers = min(int(encoder.config.num_hidden_layers) for encoder in parts.text_encoders)
+    if parts.clip_skip > layers:
+        raise UsageError(
+            f"clip skip {parts.clip_skip} is out of range", f"use 1 (the last layer) to {layers}",
+            reason="clip_skip_range",
+        )  # fmt: skip
+
+
 def context_from_ids(
-    text_encoder: nn.Module, ids: Tensor, inserts: Tensor | None = None, insert_positions: Tensor | None = None
+    text_encoder: Any,
+    ids: Tensor,
+    inserts: Tensor | None = None,
+    insert_positions: Tensor | None = None,
+    layer: int = 1,
 ) -> Tensor:
     """Encode token ids, with rows of the token table replaced at chosen positions.
 
@@ -195,12 +282,17 @@ def context_from_ids(
         ids: (B, 77) int64.
         inserts: (B, n, D), rows for n people.
         insert_positions: (B, n) int64; at a negative position nothing is inserted, for prompts with fewer people.
+        layer: Whose states, counted from the last, 1.
 
     Returns:
-        The context (B, 77, D): the encoder's last hidden state.
+        The context (B, 77, D): the states after that layer, normalised as those after the last are.
     """
     with _inserted(text_encoder, inserts, insert_positions):
-        return cast("Tensor", text_encoder(input_ids=ids).last_hidden_state)
+        if layer == 1:
+            return cast("Tensor", text_encoder(input_ids=ids).last_hidden_state)
+        states = text_encoder(input_ids=ids, output_hidden_states=True).hidden_states[-layer]
+        # transformers has CLIPTextModel with and without a "text_model" around its modules
+        return cast("Tensor", getattr(text_encoder, "text_model", text_encoder).final_layer_norm(states))
 
 
 def texts_from_ids(
@@ -209,11 +301,13 @@ def texts_from_ids(
     end: int,
     inserts: Sequence[Tensor] | None = None,
     insert_positions: Tensor | None = None,
+    layer: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Encode token ids with all text encoders of a model, as its UNet takes them.
 
     Two encoders (SDXL) give the states before their last layer, concatenated, and the second its projected state at the
-    first end token. transformers' own pooling takes the largest id of old configs, which a learned row may have.
+    first end token, which is always the last layer's. transformers' own pooling takes the largest id of old configs,
+    which a learned row may have.
 
     Args:
         text_encoders: One or two.
@@ -221,28 +315,32 @@ def texts_from_ids(
         end: The id of the end token.
         inserts: (B, n, D) for each encoder, as in `context_from_ids`.
         insert_positions: (B, n) int64.
+        layer: Whose states, counted from the last, 1; None: 1 for one encoder, 2 for two.
 
     Returns:
         The context (B, 77, D), and the pooled text (B, P) for two encoders, else None.
     """
     rows_by_encoder = list(inserts) if inserts is not None else [None] * len(ids)
     if len(text_encoders) == 1:
-        return context_from_ids(text_encoders[0], ids[0], rows_by_encoder[0], insert_positions), None
+        return context_from_ids(text_encoders[0], ids[0], rows_by_encoder[0], insert_positions, layer or 1), None
     import torch
 
     states: list[Tensor] = []
     pooled: Tensor | None = None
     for number, (encoder, tokens, rows) in enumerate(zip(text_encoders, ids, rows_by_encoder, strict=True)):
         with _inserted(encoder, rows, insert_positions):
-            context, pooled = states_from_ids(encoder, tokens, end if number == len(ids) - 1 else None)
+            context, pooled = states_from_ids(encoder, tokens, end if number == len(ids) - 1 else None, layer or 2)
         states.append(context)
     return torch.cat(states, dim=-1), pooled
 
 
-def states_from_ids(text_encoder: Any, ids: Tensor, end: int | None) -> tuple[Tensor, Tensor | None]:
-    """One of two text encoders: states (B, 77, D) before its last layer and, given `end`, its pooled text (B, P)."""
+def states_from_ids(
+    text_encoder: Any, ids: Tensor, end: int | None, layer: int = 2
+) -> tuple[Tensor, Tensor | None]:
+    """One of two text encoders: states (B, 77, D) after `layer`, counted from the last, and, given `end`, pooled text
+    (B, P)."""
     out = text_encoder(input_ids=ids, output_hidden_states=True)
-    context = cast("Tensor", out.hidden_states[-2])
+    context = cast("Tensor", out.hidden_states[-layer])
     if end is None:
         return context, None
     at_end = (ids == end).int().argmax(dim=1)
@@ -263,7 +361,7 @@ def read_texts(
     rows = [ids]
     for tokenizer in parts.tokenizers[1:]:
         rows.append(ids.masked_fill(padding > 0, int(tokenizer.pad_token_id)))
-    return texts_from_ids(parts.text_encoders, rows, parts.end_id, inserts, insert_positions)
+    return texts_from_ids(parts.text_encoders, rows, parts.end_id, inserts, insert_positions, parts.context_layer)
 
 
 @contextmanager
@@ -327,6 +425,22 @@ def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
     rates = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(10000.0) / (half - 1)))
     angles = 1000.0 * (guidance.float() - 1.0).unsqueeze(1) * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def rescale_guided(guided: Tensor, conditional: Tensor, strength: float) -> Tensor:
+    """A guided output scaled towards the standard deviation of the conditional one (Lin et al. 2023, section 3.4).
+
+    Args:
+        guided: (B, 4, h, w), after classifier-free guidance.
+        conditional: (B, 4, h, w), the output for the prompt.
+        strength: 0 (as it is) to 1; diffusers' ``guidance_rescale``.
+    """
+
+    def deviation(output: Tensor) -> Tensor:
+        centred = output - output.mean(dim=(1, 2, 3), keepdim=True)
+        return centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+
+    return guided * (strength * deviation(conditional) / deviation(guided) + (1.0 - strength))
 
 
 def latents_from_pixels(vae: nn.Module, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -43,6 +43,10 @@ class TokenTables:
         """The token table of one text encoder, (V, D) float32, on the CPU."""
         raise NotImplementedError
 
+    def all_rows(self) -> list[NDArray[np.float32]]:
+        """The token tables (V, D) of all text encoders."""
+        return [self.token_rows(encoder) for encoder in range(len(self.tokenizers))]
+
     @cached_property
     def table_hash(self) -> str:
         """SHA-256 over all token tables and vocabularies; identities fit the models with the same hash.

@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, cast
 
 from celebctl_models.faces.framing import Framing
-from celebctl_runtime.errors import CelebctlError, IntegrityError, NotFoundError
+from celebctl_runtime.errors import CelebctlError, IntegrityError, NotFoundError, UsageError
 from celebctl_runtime.files import read_regular
 from celebctl_runtime.paths import data_root
 from celebctl_runtime.strict_json import parse_json
 
+from .checkpoint_options import CheckpointOptions
 from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
 
 CARD_FILE = "celebctl.json"
@@ -25,6 +26,10 @@ INDEX_FILE = "model_index.json"
 FILE_SUFFIXES = (".safetensors", ".ckpt")  # single-file checkpoints
 
 Config = dict[str, Any]
+
+_DEFAULTS: Config = {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m", "layout": "auto"}
+#: What NoobAI's model card recommends: other samplers start badly from noise alone, and strong guidance overexposes.
+_ZERO_SNR_DEFAULTS: Config = {**_DEFAULTS, "guidance": 5.0, "guidance_rescale": 0.2, "sampler": "euler"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class ModelCard:
         licence: Name of the licence.
         native_size: Side in pixels of the square images the model was trained on.
         display_scale: Whole factor by which user interfaces may enlarge its images.
-        defaults: Default steps, guidance, sampler and layout.
+        defaults: Default steps, guidance, sampler and layout; and guidance_rescale, which bundles cannot change.
         class_noun: The word in prompts for what a learned name stands for.
         world: "mini" for a model of the synthetic world of celebctl_models.mini, whose true images can be rendered.
         names_file: Names the model knows, one "first last" per line.
@@ -47,6 +52,7 @@ class ModelCard:
         features_file: Recogniser features of the images the model draws for those names (safetensors).
         scoring_dir: Networks for evaluation only, never used in learning.
         framing: Where the model draws faces.
+        checkpoint: What celebctl.json states about the checkpoint.
     """
 
     name: str
@@ -55,9 +61,7 @@ class ModelCard:
     licence: str
     native_size: int
     display_scale: int = 1
-    defaults: dict[str, Any] = field(
-        default_factory=lambda: {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m", "layout": "auto"}
-    )
+    defaults: dict[str, Any] = field(default_factory=lambda: dict(_DEFAULTS))
     class_noun: str = "person"
     world: str = ""
     names_file: Path | None = None
@@ -66,6 +70,12 @@ class ModelCard:
     features_file: Path | None = None
     scoring_dir: Path | None = None
     framing: Framing | None = None
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+
+    def for_schedule(self, scheduler_config: Config) -> "ModelCard":
+        """The card with the defaults that suit the noise schedule, where the model states none of its own."""
+        suits = self.defaults != _DEFAULTS or not scheduler_config.get("rescale_betas_zero_snr")
+        return self if suits else replace(self, defaults=dict(_ZERO_SNR_DEFAULTS))
 
 
 # Locations.
@@ -323,7 +333,9 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
             changes["defaults"] = {**card.defaults, **cast(Config, value)}
         elif key == "framing" and (framing := _framing(value)) is not None:
             changes["framing"] = framing
-        elif key in {*_TEXTS, *_SIZES, *_PATHS, "defaults", "framing"}:
+        elif key == "checkpoint" and (stated := _checkpoint_options(value, path.parent)) is not None:
+            changes["checkpoint"] = stated
+        elif key in {*_TEXTS, *_SIZES, *_PATHS, "defaults", "framing", "checkpoint"}:
             raise IntegrityError(f"{path}: '{key}' cannot be {value!r}", "correct it, or download the model again")
     return replace(card, **changes)
 
@@ -333,6 +345,22 @@ def _framing(value: object) -> Framing | None:
     try:
         return Framing.from_dict(cast(Config, value)) if isinstance(value, dict) else None
     except ValueError:
+        return None
+
+
+def _checkpoint_options(value: object, folder: Path) -> CheckpointOptions | None:
+    """The options of a checkpoint in celebctl.json; None for invalid ones."""
+    kinds = {"prediction_type": str, "zero_terminal_snr": bool, "clip_skip": int, "vae": str}
+    stated: Config = dict(cast(Config, value)) if isinstance(value, dict) else {"": None}
+    if any(type(stated[key]) is not kinds.get(key) for key in stated):
+        return None
+    if "vae" in stated:
+        if not _is_inside(folder, stated["vae"]):
+            return None
+        stated["vae"] = folder.resolve() / stated["vae"]
+    try:
+        return CheckpointOptions(**stated)
+    except UsageError:
         return None
 
 

@@ -5,7 +5,7 @@ The celeb basis and the learned rows need nothing else: half a gigabyte of Stabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,13 +20,17 @@ from celebctl_models.checkpoints.checkpoint_io import (
     load_component,
     quiet_libraries,
     require_packages,
+    tensor_shapes,
 )
+from celebctl_models.checkpoints.checkpoint_layout import Shapes, refuse_layout
 from celebctl_models.checkpoints.hub_download import fetch_folder
 from celebctl_models.checkpoints.model_types import TokenTables
 from celebctl_models.checkpoints.registry import TEXT_FILES, Location, card_for, derive_card, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_BASE_VAE = {"block_out_channels": (128, 256, 512, 512)}  # of all Stable Diffusion models
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,16 @@ class TextEncoderParts(TokenTables):
     Attributes:
         text_encoders: transformers CLIPTextModel, always float32; the second one of an XL model is a
             CLIPTextModelWithProjection.
+        clip_skip: Which layer is read, counted from the last, 1; 0: the one that the UNet was trained with.
     """
 
     text_encoders: tuple[Any, ...]
+    clip_skip: int = field(default=0, kw_only=True)
+
+    @property
+    def context_layer(self) -> int:
+        """The layer that the context is read from, counted from the last, 1. XL reads the last but one."""
+        return self.clip_skip or len(self.text_encoders)
 
     @property
     def max_length(self) -> int:
@@ -74,7 +85,7 @@ def load_texts(model: str | Path) -> TextEncoderParts:
     location = locate(model)
     require_packages()
     if location.kind == "file":
-        return load_file(location, "cpu")[0]
+        return load_file(location, "cpu").texts
     folder = fetch_folder(location, TEXT_FILES) if location.kind == "hub" else location.path
     tokenizers, encoders = load_text_components(folder, "cpu")
     return TextEncoderParts(folder, tokenizers, card_for(folder, location.name, location.source), encoders)
@@ -100,22 +111,35 @@ def load_text_components(folder: Path, device: str) -> tuple[tuple[Any, ...], tu
     return tuple(tokenizers), tuple(freeze(encoder, device) for encoder in encoders)
 
 
-def load_file(location: Location, device: str) -> tuple[TextEncoderParts, Any]:
-    """A single-file checkpoint: its text encoders, and the diffusers pipeline (float32) that holds the rest.
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A single-file checkpoint, read.
 
-    Its configs come from the folder of the same name beside it, else from the hub.
+    Attributes:
+        texts: Its tokenizers and text encoders.
+        pipe: The diffusers pipeline (float32) that holds the other networks; no autoencoder where the file has none.
+        shapes: Names and shapes of its tensors.
     """
-    configs = location.path.with_suffix("")
+
+    texts: TextEncoderParts
+    pipe: Any
+    shapes: Shapes
+
+
+def load_file(location: Location, device: str) -> CheckpointFile:
+    """Read a single-file checkpoint. Its configs come from the folder of the same name beside it, else from the hub."""
+    configs, shapes = location.path.with_suffix(""), tensor_shapes(location.path)
+    refuse_layout(location.source, shapes)
     with quiet_libraries():
-        pipe = load_checkpoint_file(location.path, configs if configs.is_dir() else None)
+        pipe = load_checkpoint_file(location.path, configs if configs.is_dir() else None, shapes)
     tokenizers, encoders = [pipe.tokenizer], [pipe.text_encoder]
     if getattr(pipe, "text_encoder_2", None) is not None:
         tokenizers, encoders = [*tokenizers, pipe.tokenizer_2], [*encoders, pipe.text_encoder_2]
     if configs.is_dir():
         card = card_for(configs, location.name, location.source)
     else:
-        unet, vae = dict(pipe.unet.config), dict(pipe.vae.config)
+        unet, vae = dict(pipe.unet.config), dict(pipe.vae.config) if pipe.vae else _BASE_VAE
         card = derive_card(location.name, location.source, unet=unet, vae=vae, text_encoders=len(encoders))
     check_vocabularies(tokenizers, card.name)
     frozen = tuple(freeze(encoder, device) for encoder in encoders)
-    return TextEncoderParts(location.path, tuple(tokenizers), card, frozen), pipe
+    return CheckpointFile(TextEncoderParts(location.path, tuple(tokenizers), card, frozen), pipe, shapes)

@@ -25,6 +25,7 @@ is refused, and so is a write to a table with a second hard link or past the end
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -49,6 +50,8 @@ Verify = Literal["quick", "full", "none"]
 
 _LOCK_NAME = f"{FILE_NAME}.lock"
 _LOCK_SECONDS = 10.0
+
+_log = logging.getLogger(__name__)
 
 
 class Bundle:
@@ -312,8 +315,16 @@ class Bundle:
         atomic_write(self.path / FILE_NAME, manifest.to_bytes())
         self._manifest, self._stamp = manifest, _stamp(self.path)
 
+    def vocabularies(self) -> list[NDArray[np.float32]]:
+        """The token tables (V, D) of the model, without the spare rows."""
+        tables: list[NDArray[np.float32]] = []
+        for table in self._manifest.token_tables:
+            rows = np.memmap(self.file(table.file), table.numpy_dtype, mode="r", shape=(table.rows, table.width))
+            tables.append(rows[: table.first_spare_row].astype(np.float32))
+        return tables
+
     def check_fits(self, identity: Identity) -> None:
-        """Raise IntegrityError unless the identity was learned for the bundle's model."""
+        """Raise IntegrityError unless the identity was learned for the bundle's model; warn about other options."""
         model, tables = self._manifest.model, self._manifest.token_tables
         widths, needed = [array.shape[1] for array in identity.embeddings], [table.width for table in tables]
         if identity.family != model.family or identity.table_hash != model.table_hash:
@@ -324,6 +335,7 @@ class Bundle:
         elif widths != needed:
             problem = f"{identity.name!r} has embeddings of width {widths}, the bundle needs {needed}"
         else:
+            self._tell_differences(identity)
             return
         raise IntegrityError(
             problem,
@@ -332,6 +344,18 @@ class Bundle:
             name=identity.name,
             model=model.name,
         )
+
+    def _tell_differences(self, identity: Identity) -> None:
+        """Warn when the identity was learned with another clip skip or prediction than the bundle draws with."""
+        drawn = {
+            "clip_skip": str(self._manifest.model.clip_skip or ""),
+            "prediction": str(self._manifest.scheduler.get("prediction_type", "epsilon")),
+        }
+        for key, value in drawn.items():
+            learned = identity.provenance.get(key, "")
+            if learned and value and learned != value:
+                what = key.replace("_", " ")
+                _log.warning("%s was learned with %s %s, the bundle has %s", identity.name, what, learned, value)
 
     def _slot(self, rows: tuple[tuple[int, int], ...]) -> int:
         return (rows[0][0] - self._manifest.token_tables[0].first_spare_row) // TOKENS

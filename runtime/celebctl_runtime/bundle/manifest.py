@@ -31,12 +31,18 @@ _MAX_ROWS = 1 << 24
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The model the bundle was exported from. ``family`` and ``table_hash`` must equal those of an identity."""
+    """The model the bundle was exported from. ``family`` and ``table_hash`` must equal those of an identity.
+
+    ``clip_skip``: the layer of the text encoders that is read, counted from the last, 1; 0 when unknown. ``vae``: the
+    file name of an autoencoder that replaced the model's own, else "".
+    """
 
     name: str
     family: str
     source: str
     table_hash: str
+    clip_skip: int = 0
+    vae: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,7 @@ class Manifest:
         ort_graphs: What ONNX Runtime runs in place of the graph of the same name, and ``reader``, whose outputs are
             further inputs of its steps, the same for all steps.
         guidance_is_embedded: The network takes the guidance as an input and never runs twice per step.
+        guidance_rescale: How far the step graph scales guided outputs back (Lin et al. 2023, section 3.4).
         zero_empty_prompt: An empty negative prompt is encoded as zeros.
         average: File with the token embeddings of the average celebrity, (2, D) float32 per table, or "".
         next_slot, pending_slots: Bookkeeping of spare rows, see bundle.py.
@@ -164,6 +171,7 @@ class Manifest:
     files: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
     ort_graphs: Mapping[str, GraphInfo] = field(default_factory=dict[str, GraphInfo])
     guidance_is_embedded: bool = False
+    guidance_rescale: float = 0.0
     zero_empty_prompt: bool = False
     average: str = ""
     next_slot: int = 0
@@ -317,8 +325,9 @@ def _check_numbers(manifest: Manifest) -> None:
     ):
         if not 1 <= value <= _MAX_SIDE:
             raise _wrong(where, f"1 to {_MAX_SIDE}")
-    if not (math.isfinite(manifest.defaults.guidance) and math.isfinite(manifest.scaling_factor)):
-        raise _wrong("defaults.guidance and scaling_factor", "finite")
+    floats = manifest.defaults.guidance, manifest.scaling_factor, manifest.guidance_rescale
+    if not all(map(math.isfinite, floats)):
+        raise _wrong("defaults.guidance, scaling_factor and guidance_rescale", "finite")
     pads = dict(enumerate((tokenizer.pad, *tokenizer.more_pads)))
     for number, table in enumerate(manifest.token_tables):
         if any(not 0 <= token < table.rows for token in (tokenizer.bos, tokenizer.eos, pads.get(number, 0))):
