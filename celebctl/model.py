@@ -95,8 +95,8 @@ class Model:
         Args:
             model: A known name ("mini", "sd15", ...), a diffusers folder, a checkpoint file or a Hugging Face id.
             device: Where networks run: "auto", "cpu" or "cuda".
-            face_models: A pack ("buffalo_l", "antelopev2") or folder of face detector and recogniser. None uses the
-                model's own, or the default pack.
+            face_models: A pack ("buffalo_l", "antelopev2", "yunet_sface") or folder of face detector and recogniser. None
+                uses the model's own, or the default pack.
             library: Where chosen names, caches and identities are; None is the user's library.
 
         Returns:
@@ -325,7 +325,8 @@ class Model:
             if not one or called.count(one) > 1:
                 problem = f"two people are named {one}" if one else "a person has no name"
                 raise UsageError(problem, "give every person a name of their own", reason="names_not_unique")
-        warn_about_similar(subjects)
+        if len(subjects) > 1:
+            warn_about_similar(subjects, self.analyser.settings.similar)
         return subjects
 
     @cached_property

@@ -59,7 +59,7 @@ class Stage:
         low_memory: bool = False,
     ) -> list[Identity]:
         """Make numbers up; the same name and seed give the same numbers."""
-        warn_about_similar(photo)
+        warn_about_similar(photo, 0.6)
         names = [subject.name for subject in photo]
         faces = [subject.face for subject in photo]
         self.calls.append({"names": names, "faces": faces, "config": config, "resume": resume})
