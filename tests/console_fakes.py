@@ -131,6 +131,7 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
 
     monkeypatch.setattr(Model, "tables", TABLES)
     monkeypatch.setattr(Model, "parts", TABLES)
+    monkeypatch.setattr(Model, "card", None)
     monkeypatch.setattr(Model, "learn", learn)
     monkeypatch.setattr(Model, "contact_sheet", contact_sheet)
     monkeypatch.setattr("celebctl.basis.basis.build_basis", build_basis)

@@ -55,7 +55,10 @@ class DownloadPlan:
 def download(
     ctx: typer.Context,
     target: Annotated[
-        str, typer.Argument(help="Known model, hub id, or face models: buffalo_l, antelopev2, yunet_sface.", metavar="MODEL")
+        str,
+        typer.Argument(
+            help="Known model, hub id, or face models: buffalo_l, antelopev2, yunet_sface.", metavar="MODEL"
+        ),
     ],
     source: Annotated[
         Path | None,

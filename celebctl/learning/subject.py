@@ -29,11 +29,13 @@ class Subject:
         name: Their name in prompts.
         image: The photo, upright RGB.
         face: The face to learn from, with the recogniser's feature (F,).
+        remark: Recorded with the identity: what the model was forced to learn.
     """
 
     name: str
     image: Image
     face: Face
+    remark: str = ""
 
 
 def analyse_photo(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from celebctl.basis.basis import CelebBasis, read_tensors
 from celebctl.basis.name_filtering import face_models_hash
+from celebctl_models.faces.packs import face_models_name
 from celebctl_runtime.errors import IntegrityError
 from celebctl_runtime.files import atomic_write
 
@@ -105,7 +106,7 @@ def save_trained(
 ) -> Path:
     """Write a trained mapper into the cache; returns the file."""
     path = cached_mapper_path(cache, basis, face_models)
-    save_mapper(mapper, basis, path, {**metadata, "face_models": face_models.name})
+    save_mapper(mapper, basis, path, {**metadata, "face_models": face_models_name(face_models)})
     return path
 
 

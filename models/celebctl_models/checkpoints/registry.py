@@ -39,6 +39,8 @@ class ModelCard:
         display_scale: Whole factor by which user interfaces may enlarge its images.
         defaults: Default steps, guidance, sampler and layout.
         class_noun: The word in prompts for what a learned name stands for.
+        pictures: The kind of faces the model knows: "photographs", "drawings" of mini's world, or "" where neither its
+            folder nor the table says.
         world: "mini" for a model of the synthetic world of celebctl_models.mini, whose true images can be rendered.
         names_file: Names the model knows, one "first last" per line.
         faces_dir: Face detector and recogniser for the faces this model draws.
@@ -58,6 +60,7 @@ class ModelCard:
         default_factory=lambda: {"steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m", "layout": "auto"}
     )
     class_noun: str = "person"
+    pictures: str = ""
     world: str = ""
     names_file: Path | None = None
     faces_dir: Path | None = None
@@ -266,10 +269,20 @@ def card_for(path: Path, name: str | None = None, source: str | None = None) -> 
             card,
             licence=known.licence.name,
             native_size=known.native_size,
+            pictures="photographs",
             defaults={**card.defaults, **known.defaults},
         )
     declared = path / CARD_FILE
     return _apply(card, read_json(declared), declared) if declared.is_file() else card
+
+
+def find_card(model: str | Path) -> ModelCard | None:
+    """The card of a known name, folder, file or hub id; None for a file, or a model that is not on this machine.
+
+    Raises NotFoundError, InvalidInputError or IntegrityError as `locate` and `card_for` do.
+    """
+    location = locate(model)
+    return card_for(location.path, location.name, location.source) if location.kind == "folder" else None
 
 
 def derive_card(name: str, source: str, *, unet: Config, vae: Config, text_encoders: int) -> ModelCard:
@@ -300,6 +313,7 @@ def read_json(path: Path) -> Config:
 _MAX_NAME, _MAX_WORDS = 100, 300  # characters
 _TEXTS = ("name", "family", "licence", "class_noun", "world")
 _SIZES = ("native_size", "display_scale")
+_PICTURES = ("photographs", "drawings")
 _PATHS = {
     "names": "names_file",
     "faces": "faces_dir",
@@ -314,7 +328,8 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
     changes: dict[str, Any] = {}
     for key, value in declared.items():
         is_text = key in _TEXTS and isinstance(value, str) and _is_valid_text(key, value)
-        if is_text or (key in _SIZES and isinstance(value, int) and value > 0):
+        is_kind = key == "pictures" and value in _PICTURES
+        if is_text or is_kind or (key in _SIZES and isinstance(value, int) and value > 0):
             changes[key] = value
         elif key in _PATHS and isinstance(value, str) and _is_inside(path.parent, value):
             changes[_PATHS[key]] = path.parent.resolve() / value
@@ -322,7 +337,7 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
             changes["defaults"] = {**card.defaults, **cast(Config, value)}
         elif key == "framing" and (framing := _framing(value)) is not None:
             changes["framing"] = framing
-        elif key in {*_TEXTS, *_SIZES, *_PATHS, "defaults", "framing"}:
+        elif key in {*_TEXTS, *_SIZES, *_PATHS, "pictures", "defaults", "framing"}:
             raise IntegrityError(f"{path}: '{key}' cannot be {value!r}", "correct it, or download the model again")
     return replace(card, **changes)
 

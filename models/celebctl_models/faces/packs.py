@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from celebctl_models.checkpoints.registry import card_for, locate
+from celebctl_models.checkpoints.registry import find_card
 from celebctl_runtime.errors import IntegrityError, NotFoundError, PolicyError
-from celebctl_runtime.files import atomic_directory, atomic_write, translate_os_errors
+from celebctl_runtime.files import atomic_directory, atomic_write, sha256_file, translate_os_errors
 
 DEFAULT_PACK = "buffalo_l"
 LICENCES_FILE = "licences.json"
@@ -93,9 +93,9 @@ class Pack:
         return hashlib.sha256(self.licence.encode()).hexdigest()
 
 
-# Sizes and hashes as published: with insightface's release assets (the files' own were compared between several projects
-# that pin them), and in the Git LFS pointers of OpenCV's model zoo. insightface's archives contain the same detector,
-# under two names, and the same age estimator.
+# Sizes and hashes as published: with insightface's release assets (the files' own were compared between several
+# projects that pin them), and in the Git LFS pointers of OpenCV's model zoo. insightface's archives contain the same
+# detector, under two names, and the same age estimator.
 _DETECTOR = 16_923_827, "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"
 _AGES = PackFile("genderage.onnx", 1_322_532, "4fde69b1c810857b88c64a335084f1c3fe8f01246c9a191b48c7bb756d6652fb")
 PACKS: dict[str, Pack] = {
@@ -188,6 +188,22 @@ def pack_in(folder: Path) -> Pack | None:
     return next((pack for pack in PACKS.values() if _has_files(folder, pack)), None)
 
 
+def face_models_name(folder: Path) -> str:
+    """The name of the face models in a folder, recorded with what is made with them.
+
+    A pack's name, else that in faces.json, else the folder's with the first 8 digits of the networks' SHA-256.
+    """
+    pack = pack_in(folder)
+    if pack is not None:
+        return pack.name
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        name: object = json.loads((folder / "faces.json").read_text(encoding="utf-8")).get("name")
+        if isinstance(name, str) and name:
+            return name
+    digest = hashlib.sha256("".join(sha256_file(path) for path in sorted(folder.glob("*.onnx"))).encode())
+    return f"{folder.name}-{digest.hexdigest()[:8]}"
+
+
 def choose_face_models(choice: str | None, model: str | Path, root: Path, home: Path | None = None) -> Path:
     """The folder of face models to use with a diffusion model.
 
@@ -202,11 +218,9 @@ def choose_face_models(choice: str | None, model: str | Path, root: Path, home: 
         PolicyError: The licence of the pack has not been accepted.
     """
     if choice is None:
-        location = locate(model)
-        is_folder = location.kind == "folder"
-        own = card_for(location.path, location.name, location.source).faces_dir if is_folder else None
-        if own is not None:
-            return own
+        card = find_card(model)
+        if card is not None and card.faces_dir is not None:
+            return card.faces_dir
     name = choice or DEFAULT_PACK
     folder = find_pack(name, root, home) if name in PACKS else Path(name).expanduser()
     pack = pack_in(folder)
