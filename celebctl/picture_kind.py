@@ -45,11 +45,10 @@ def other_kind(
     found = drawnness(image, face, face_models)
     if found.drawn == (card.pictures == "drawings"):
         return None
-    kind, other = ("drawing", "drawings") if found.drawn else ("photograph", "photographs")
-    knows = card.pictures
+    kind, knows = ("drawing", "photographs") if found.drawn else ("photograph", "drawings")
     return InvalidInputError(
-        f"{photo} is a {kind}, and {card.name} knows only faces of {knows}",
-        f"use a model of {other}, or force it",
+        f"{photo} looks like a {kind}, and {card.name} knows only {knows}",
+        f"use a model of {kind}s, or force it",
         reason=f"{kind}_for_{knows}",
         photo=photo,
         model=card.name,

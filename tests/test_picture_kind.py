@@ -162,7 +162,7 @@ def test_one_refused_photo_does_not_lose_the_others(
     assert main(["learn", str(photograph), str(drawn), *words, "--json"]) == 8
     said = capsys.readouterr()
     assert [person["name"] for person in json.loads(said.out)["people"]] == ["alice"]
-    assert f"not learned: {photograph} is a photograph" in said.err and "celebctl download yunet_sface" in said.err
+    assert f"not learned: {photograph} looks like a photograph" in said.err and "celebctl download yunet_sface" in said.err
     assert Library().names() == ["alice"]
     assert main(["learn", str(photograph), *words, "--force"]) == 0 and Library().names() == ["alice", "eileen"]
 
@@ -171,7 +171,7 @@ def test_a_mapper_of_other_face_models_is_refused(tmp_path: Path) -> None:
     """mini's mapper reads features of mini's recogniser; without the mapper any recogniser will do."""
     folder = write_yunet_sface(tmp_path / "yunet_sface")
     photo = Image.new("RGB", (640, 640), (96, 96, 96))
-    photo.paste((255, 0, 0), (256, 256, 352, 352))
+    photo.paste((255, 0, 0), (256, 256, 288, 288))
     other = Model.load("mini", face_models=folder, library=Library(tmp_path / "home"))
     with pytest.raises(IntegrityError) as error:
         other.learn(photo, name="alice", method="instant", force=True)

@@ -5,8 +5,9 @@
 It sees the aligned crops of faces that mini's detector finds. Distances of the recogniser's feature do not tell
 photographs apart: it maps every crop to the 50 dimensions that drawn people differ in (benchmarks/LOG.md). Drawn crops
 come from people of seeds that nothing else uses, as portraits and as scenes before and after mini's autoencoder. The
-others are parts of photographs and textures that scikit-image ships, none of which shows a face, and random shapes.
-Both are degraded alike: compressed, reduced, blurred, grey, with few colours.
+others are parts of photographs and textures that scikit-image and insightface ship, what mini's detector takes for faces
+in them, and random shapes. Both are degraded alike: compressed, reduced, blurred, grey, with few colours. The portraits
+that the network is tested with, scikit-image's astronaut and Matplotlib's Grace Hopper, are not among them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor, nn
 
 from celebctl_models.faces.analysis import CROP, InsightFaceAnalyser
@@ -31,17 +32,17 @@ from celebctl_models.mini.scenes import random_scenes, render
 from celebctl_models.mini.world import draw_portrait
 
 from .assemble import UnitScale, save_onnx
-from .faces import augment
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-PORTRAITS, SCENES, OTHERS = 1200, 400, 4000
+PORTRAITS, SCENES, OTHERS, DETECTIONS = 1200, 400, 4000, 1500
 SEED, SIZE = 1_000_000, 160  # seeds of the drawn people; portraits' pixels
-STEPS, BATCH = 800, 64
-#: Photographs and textures in scikit-image's wheel without a face; those with one are for the test.
+STEPS, BATCH = 2600, 64
+#: Photographs and textures in scikit-image's wheel, and photographs of people in insightface's.
 IMAGES = (
-    "brick cell chelsea clock_motion coffee coins color grass gravel hubble_deep_field ihc moon motorcycle_left page"
-    " retina rocket text"
+    "brick camera cell chelsea clock_motion coffee coins color grass gravel hubble_deep_field ihc moon motorcycle_left"
+    " page retina rocket text"
 ).split()
+PEOPLE = ("Tom_Hanks_54745.png", "t1.jpg")
 Crops = NDArray[np.uint8]
 
 
@@ -112,18 +113,39 @@ def drawn_images(random: np.random.Generator) -> list[Image.Image]:
 
 
 def other_crops(random: np.random.Generator) -> Crops:
-    """Parts (n, 112, 112, 3) of photographs, and random shapes."""
-    data: Any = import_module("skimage.data")
-    images = [Image.fromarray(np.asarray(getattr(data, name)())) for name in IMAGES if hasattr(data, name)]
-    images = [image.convert("RGB") for image in images]
+    """Crops (n, 112, 112, 3) of photographs and random shapes: anywhere, and where mini's detector finds a face."""
+    analyser, images = InsightFaceAnalyser(WEIGHTS / "faces"), photographs()
     made: list[NDArray[np.uint8]] = []
-    for number in range(OTHERS):
+    for number in range(OTHERS + DETECTIONS):
         image = random_shapes(random) if number % 8 == 0 else images[int(random.integers(len(images)))]
         side = int(min(image.size) * random.uniform(0.1, 1.0))
         left, top = (int(random.integers(0, length - side + 1)) for length in image.size)
-        part = degraded(image.crop((left, top, left + side, top + side)), random)
-        made.append(np.asarray(part.resize((CROP, CROP), Image.Resampling.BILINEAR), np.uint8))
+        part = degraded(recoloured(image.crop((left, top, left + side, top + side)), random), random)
+        if number < OTHERS:
+            made.append(np.asarray(part.resize((CROP, CROP), Image.Resampling.BILINEAR), np.uint8))
+        else:
+            made += [face.crop112 for face in analyser.analyse(part)]
     return np.stack(made)
+
+
+def photographs() -> list[Image.Image]:
+    """The photographs of things once, those of people three times."""
+    scikit_image, insightface = (
+        Path(str(import_module(name).__file__)).parent / "data" for name in ("skimage", "insightface")
+    )
+    people = [Image.open(insightface / "images" / name).convert("RGB") for name in PEOPLE]
+    return [Image.open(next(scikit_image.glob(f"{name}.*g"))).convert("RGB") for name in IMAGES] + 3 * people
+
+
+def recoloured(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """An image in other colours and, at times, small on black or white: neither may tell it from a drawn one."""
+    pixels = np.asarray(image)[:, :, random.permutation(3)] if random.random() < 0.5 else np.asarray(image)
+    image = ImageEnhance.Color(Image.fromarray(np.ascontiguousarray(pixels))).enhance(float(random.uniform(0.5, 3.0)))
+    if random.random() < 0.25:
+        border = int(image.width * random.uniform(0.1, 1.0))
+        offset = tuple(int(value) for value in random.integers(-border, border + 1, 2))
+        image = ImageChops.offset(ImageOps.expand(image, border, str(random.choice(["black", "white"]))), *offset)
+    return image
 
 
 def random_shapes(random: np.random.Generator) -> Image.Image:
@@ -145,6 +167,17 @@ def drawn_crops(random: np.random.Generator) -> Crops:
     )
 
 
+def varied(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirrored by chance, with other brightness, contrast and colour balance and a little noise."""
+
+    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(len(pixels), channels, 1, 1, generator=generator)
+
+    pixels = torch.where(uniform(0, 1) < 0.5, pixels.flip(3), pixels)
+    pixels = pixels * uniform(0.75, 1.25) * uniform(0.9, 1.1, 3) + uniform(-0.15, 0.15)
+    return (pixels + uniform(0.0, 0.05) * torch.randn(pixels.shape, generator=generator)).clamp(-1, 1)
+
+
 def train(drawn: Crops, others: Crops) -> DrawnNetwork:
     """The trained network; every batch is half drawn."""
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
@@ -155,8 +188,8 @@ def train(drawn: Crops, others: Crops) -> DrawnNetwork:
     target = torch.cat([torch.ones(BATCH // 2), torch.zeros(BATCH // 2)])
     for step in range(STEPS):
         chosen = [kind[torch.randint(len(kind), (BATCH // 2,), generator=generator)] for kind in kinds]
-        logits = network.logits(augment(torch.cat(chosen), generator))[:, 0]
-        loss = F.binary_cross_entropy_with_logits(logits, target * 0.98 + 0.01)
+        logits = network.logits(varied(torch.cat(chosen), generator))[:, 0]
+        loss = F.binary_cross_entropy_with_logits(logits, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -171,8 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the network that recognises mini's drawn people.")
     parser.add_argument("--out", type=Path, default=WEIGHTS / "pictures" / "drawn.onnx")
     args = parser.parse_args()
-    random = np.random.default_rng(SEED)
-    drawn, others = drawn_crops(random), other_crops(random)
+    drawn, others = drawn_crops(np.random.default_rng(SEED)), other_crops(np.random.default_rng(SEED + 1))
     print(f"{len(drawn)} drawn crops, {len(others)} others")
     example, batch = torch.zeros(2, 3, CROP, CROP), torch.export.Dim.DYNAMIC
     network = UnitScale(train(drawn, others), normalise=False)
