@@ -1,13 +1,14 @@
-"""Trains the network that tells the drawn people of mini's world from everything else (celebctl_models.mini.drawn).
+"""Trains what tells the drawn people of mini's world from everything else (celebctl_models.mini.drawn).
 
-    python -m celebctl_models.mini.training.drawn --out drawn.onnx
+    python -m celebctl_models.mini.training.drawn --out pictures
 
-It sees the aligned crops of faces that mini's detector finds. Distances of the recogniser's feature do not tell
-photographs apart: it maps every crop to the 50 dimensions that drawn people differ in (benchmarks/LOG.md). Drawn crops
-come from people of seeds that nothing else uses, as portraits and as scenes before and after mini's autoencoder. The
-others are parts of photographs and textures that scikit-image and insightface ship, what mini's detector takes for faces
-in them, and random shapes. Both are degraded alike: compressed, reduced, blurred, grey, with few colours. The portraits
-that the network is tested with, scikit-image's astronaut and Matplotlib's Grace Hopper, are not among them.
+The network sees the aligned crops of faces that mini's detector finds. Distances of the recogniser's feature alone do
+not tell photographs apart: it maps every crop to the 50 dimensions that drawn people differ in (benchmarks/LOG.md).
+Drawn crops come from people of seeds that nothing else uses, as portraits and as scenes before and after mini's
+autoencoder. The others are parts of photographs and textures that scikit-image and insightface ship, what mini's
+detector takes for faces in them, and random shapes. Both are degraded alike: compressed, reduced, blurred, grey, with
+few colours. The portraits that the network is tested with, scikit-image's astronaut and Matplotlib's Grace Hopper, are
+not among them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from celebctl_models.faces.analysis import CROP, InsightFaceAnalyser
@@ -34,7 +36,8 @@ from celebctl_models.mini.world import draw_portrait
 from .assemble import UnitScale, save_onnx
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-PORTRAITS, SCENES, OTHERS, DETECTIONS = 1200, 400, 4000, 1500
+PORTRAITS, SCENES, OTHERS, DETECTIONS = 2700, 400, 4000, 1500
+AGREEMENT_CROPS, RIDGE, RANK = 1500, 0.05, 64
 SEED, SIZE = 1_000_000, 160  # seeds of the drawn people; portraits' pixels
 STEPS, BATCH = 2600, 64
 #: Photographs and textures in scikit-image's wheel, and photographs of people in insightface's.
@@ -125,7 +128,7 @@ def other_crops(random: np.random.Generator) -> Crops:
             made.append(np.asarray(part.resize((CROP, CROP), Image.Resampling.BILINEAR), np.uint8))
         else:
             made += [face.crop112 for face in analyser.analyse(part)]
-    return np.stack(made)
+    return np.stack([framed(crop, random) for crop in made])
 
 
 def photographs() -> list[Image.Image]:
@@ -138,14 +141,20 @@ def photographs() -> list[Image.Image]:
 
 
 def recoloured(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """An image in other colours and, at times, small on black or white: neither may tell it from a drawn one."""
+    """An image in other colours, so that bright colours do not make it a drawing."""
     pixels = np.asarray(image)[:, :, random.permutation(3)] if random.random() < 0.5 else np.asarray(image)
-    image = ImageEnhance.Color(Image.fromarray(np.ascontiguousarray(pixels))).enhance(float(random.uniform(0.5, 3.0)))
-    if random.random() < 0.25:
-        border = int(image.width * random.uniform(0.1, 1.0))
-        offset = tuple(int(value) for value in random.integers(-border, border + 1, 2))
-        image = ImageChops.offset(ImageOps.expand(image, border, str(random.choice(["black", "white"]))), *offset)
-    return image
+    return ImageEnhance.Color(Image.fromarray(np.ascontiguousarray(pixels))).enhance(float(random.uniform(0.5, 3.0)))
+
+
+def framed(crop: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
+    """A crop, at times smaller on black, grey or white, as in a screenshot: drawn or not, alike."""
+    if random.random() < 0.8:
+        return crop
+    border = int(CROP * random.uniform(0.02, 0.5))
+    offset = tuple(int(value) for value in random.integers(-border, border + 1, 2))
+    colour = str(random.choice(["black", "#eeeeee", "white"]))
+    image = ImageChops.offset(ImageOps.expand(Image.fromarray(crop), border, colour), *offset)
+    return np.asarray(image.resize((CROP, CROP), Image.Resampling.BILINEAR), np.uint8)
 
 
 def random_shapes(random: np.random.Generator) -> Image.Image:
@@ -162,9 +171,8 @@ def random_shapes(random: np.random.Generator) -> Image.Image:
 def drawn_crops(random: np.random.Generator) -> Crops:
     """Crops (n, 112, 112, 3) of the faces that mini's detector finds in degraded drawn images."""
     analyser = InsightFaceAnalyser(WEIGHTS / "faces")
-    return np.stack(
-        [face.crop112 for image in drawn_images(random) for face in analyser.analyse(degraded(image, random))]
-    )
+    found = [face.crop112 for image in drawn_images(random) for face in analyser.analyse(degraded(image, random))]
+    return np.stack([framed(crop, random) for crop in found])
 
 
 def varied(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -199,16 +207,36 @@ def train(drawn: Crops, others: Crops) -> DrawnNetwork:
     return network.eval()
 
 
+def fit_agreement(features: NDArray[np.float32], judged: NDArray[np.float32]) -> dict[str, NDArray[np.float16]]:
+    """The linear map from unit features (n, 512) of the recogniser to the judge's (n, 256): ridge, then rank 64."""
+    mean, bias = features.mean(0), judged.mean(0)
+    centred = features - mean
+    weight = np.linalg.solve(centred.T @ centred + RIDGE * np.eye(len(mean)), centred.T @ (judged - bias))
+    left, values, right = np.linalg.svd(weight)
+    maps = {"mean": mean, "bias": bias, "down": left[:, :RANK] * values[:RANK], "up": right[:RANK]}
+    return {name: np.ascontiguousarray(array, np.float16) for name, array in maps.items()}
+
+
+def two_features(crops: Crops) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Unit features (n, 512) of the recogniser and (n, 256) of the judge."""
+    analyser = InsightFaceAnalyser(WEIGHTS / "faces")
+    judge: Any = import_module("onnxruntime").InferenceSession(str(WEIGHTS / "scoring" / "judge.onnx"))
+    pixels = crops.transpose(0, 3, 1, 2).astype(np.float32)
+    judged = [judge.run(None, {"pixels": one[None]})[0][0] for one in pixels]
+    return np.stack([analyser.recognise(crop) for crop in crops]), np.stack(judged)
+
+
 def main() -> None:
-    """Train the network and write it."""
+    """Train the network, fit the map, and write both."""
     parser = argparse.ArgumentParser(description="Train the network that recognises mini's drawn people.")
-    parser.add_argument("--out", type=Path, default=WEIGHTS / "pictures" / "drawn.onnx")
+    parser.add_argument("--out", type=Path, default=WEIGHTS / "pictures")
     args = parser.parse_args()
     drawn, others = drawn_crops(np.random.default_rng(SEED)), other_crops(np.random.default_rng(SEED + 1))
     print(f"{len(drawn)} drawn crops, {len(others)} others")
     example, batch = torch.zeros(2, 3, CROP, CROP), torch.export.Dim.DYNAMIC
     network = UnitScale(train(drawn, others), normalise=False)
-    save_onnx(network, example, args.out, (["pixels"], ["logit"]), ({0: batch},))
+    save_onnx(network, example, args.out / "drawn.onnx", (["pixels"], ["logit"]), ({0: batch},))
+    save_file(fit_agreement(*two_features(drawn[:AGREEMENT_CROPS])), args.out / "agreement.safetensors")
 
 
 if __name__ == "__main__":
