@@ -1,13 +1,7 @@
-"""Whether a picture shows a drawn person of mini's world, measured on the crop that mini's detector aligns.
+"""Whether a picture shows a drawn person of mini's world: a small network on the crop that mini's detector aligns.
 
-mini learns only such people, and models of photographs learn none of them. The score adds up three measurements:
-
-- a small network that was trained to tell drawn crops from photographs (`training/drawn.py`),
-- the agreement of two recognisers that were trained apart on drawn people: the cosine between the feature of the second
-  and what a linear map makes of the first one's,
-- the logarithm of the length of the first one's feature, which is shorter for what it has not seen.
-
-The limit in drawn.json was measured on people that nothing was trained on (benchmarks/photographs.py).
+mini learns only such people, and models of photographs learn none of them. `training/drawn.py` trains the network; the
+limit in drawn.json was measured on people that neither it nor mini was trained on (benchmarks/photographs.py).
 """
 
 import json
@@ -20,7 +14,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.numpy import load_file
 
 from celebctl_models.faces.analysis import CPU, Face, InsightFaceAnalyser
 from celebctl_runtime.errors import IntegrityError
@@ -28,12 +21,11 @@ from celebctl_runtime.errors import IntegrityError
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 FACES = WEIGHTS / "faces"
 NOTHING = -99.0  # the score where mini's detector finds no face
-AGREEMENT, LENGTH = 25.0, 10.0  # weights beside the network's output
 
 
 @dataclass(frozen=True)
 class Drawnness:
-    """How much a face looks like a drawn person; drawn from `limit` on."""
+    """How much a face looks like a drawn person. `score`: of the network; drawn from `limit` on."""
 
     score: float
     limit: float
@@ -62,42 +54,17 @@ def drawnness(image: Image.Image, face: Face, face_models: Path) -> Drawnness:
         >>> drawnness(portrait, analyser.analyse(portrait)[0], analyser.folder).drawn
         True
     """
-    measure = _measure()
+    session, limit = _network()
     if face_models == FACES:
-        return Drawnness(measure.score(face.crop112), measure.limit)
+        return Drawnness(_score(session, face.crop112), limit)
     x, y = (face.box[:2] + face.box[2:]) / 2
     found = [one for one in _analyser().analyse(image) if one.box[0] < x < one.box[2] and one.box[1] < y < one.box[3]]
-    return Drawnness(max((measure.score(one.crop112) for one in found), default=NOTHING), measure.limit)
+    return Drawnness(max((_score(session, one.crop112) for one in found), default=NOTHING), limit)
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """The networks by their files' names, the linear map, and the limit."""
-
-    sessions: dict[str, Any]
-    agreement: dict[str, NDArray[np.float32]]
-    limit: float
-
-    def score(self, crop: NDArray[np.uint8]) -> float:
-        """The score of a crop (112, 112, 3) RGB."""
-        pixels = crop.transpose(2, 0, 1)[None].astype(np.float32)
-        inputs = {"drawn": pixels, "recogniser": pixels / 127.5 - 1.0, "judge": pixels}
-        logit, feature, judged = (
-            self.sessions[name].run(None, {self.sessions[name].get_inputs()[0].name: value})[0][0]
-            for name, value in inputs.items()
-        )
-        length = float(np.linalg.norm(feature))
-        agreed = agreement(feature / length, judged, self.agreement)
-        return float(logit[0]) + AGREEMENT * agreed + LENGTH * float(np.log(length))
-
-
-def agreement(feature: NDArray[np.float32], judged: NDArray[np.float32], maps: dict[str, NDArray[np.float32]]) -> float:
-    """Cosine between the second recogniser's feature (256,) and the one expected from the first's unit feature (512,).
-
-    maps: "mean" (512,), "down" (512, r), "up" (r, 256) and "bias" (256,).
-    """
-    expected = (feature - maps["mean"]) @ maps["down"] @ maps["up"] + maps["bias"]
-    return float(expected @ judged / (np.linalg.norm(expected) * np.linalg.norm(judged)))
+def _score(session: Any, crop: NDArray[np.uint8]) -> float:
+    """The network's output for a crop (112, 112, 3) RGB."""
+    return float(session.run(None, {"pixels": crop.transpose(2, 0, 1)[None].astype(np.float32)})[0][0, 0])
 
 
 @cache
@@ -106,17 +73,12 @@ def _analyser() -> InsightFaceAnalyser:
 
 
 @cache
-def _measure() -> _Measure:
-    """Read once."""
+def _network() -> tuple[Any, float]:
+    """The network and the limit."""
     folder = WEIGHTS / "pictures"
-    files = (folder / "drawn.onnx", FACES / "recogniser.onnx", WEIGHTS / "scoring" / "judge.onnx")
     try:
-        session = import_module("onnxruntime").InferenceSession
-        sessions = {file.stem: session(str(file), providers=[CPU]) for file in files}
-        maps = {
-            name: array.astype(np.float32) for name, array in load_file(folder / "agreement.safetensors").items()
-        }
+        session = import_module("onnxruntime").InferenceSession(str(folder / "drawn.onnx"), providers=[CPU])
         values = cast(dict[str, Any], json.loads((folder / "drawn.json").read_text(encoding="utf-8")))
-        return _Measure(sessions, maps, float(values["limit"]))
+        return session, float(values["limit"])
     except Exception as error:  # onnxruntime's errors have no common base class
         raise IntegrityError(f"{folder} cannot be used: {error}", "reinstall celebctl") from error

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOps
-from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from celebctl_models.faces.analysis import CROP, InsightFaceAnalyser
@@ -37,7 +36,6 @@ from .assemble import UnitScale, save_onnx
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 PORTRAITS, SCENES, OTHERS, DETECTIONS = 2700, 400, 4000, 1500
-AGREEMENT_CROPS, RIDGE, RANK = 1500, 0.05, 64
 SEED, SIZE = 1_000_000, 160  # seeds of the drawn people; portraits' pixels
 STEPS, BATCH = 2600, 64
 #: Photographs and textures in scikit-image's wheel, and photographs of people in insightface's.
@@ -207,27 +205,8 @@ def train(drawn: Crops, others: Crops) -> DrawnNetwork:
     return network.eval()
 
 
-def fit_agreement(features: NDArray[np.float32], judged: NDArray[np.float32]) -> dict[str, NDArray[np.float16]]:
-    """The linear map from unit features (n, 512) of the recogniser to the judge's (n, 256): ridge, then rank 64."""
-    mean, bias = features.mean(0), judged.mean(0)
-    centred = features - mean
-    weight = np.linalg.solve(centred.T @ centred + RIDGE * np.eye(len(mean)), centred.T @ (judged - bias))
-    left, values, right = np.linalg.svd(weight)
-    maps = {"mean": mean, "bias": bias, "down": left[:, :RANK] * values[:RANK], "up": right[:RANK]}
-    return {name: np.ascontiguousarray(array, np.float16) for name, array in maps.items()}
-
-
-def two_features(crops: Crops) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Unit features (n, 512) of the recogniser and (n, 256) of the judge."""
-    analyser = InsightFaceAnalyser(WEIGHTS / "faces")
-    judge: Any = import_module("onnxruntime").InferenceSession(str(WEIGHTS / "scoring" / "judge.onnx"))
-    pixels = crops.transpose(0, 3, 1, 2).astype(np.float32)
-    judged = [judge.run(None, {"pixels": one[None]})[0][0] for one in pixels]
-    return np.stack([analyser.recognise(crop) for crop in crops]), np.stack(judged)
-
-
 def main() -> None:
-    """Train the network, fit the map, and write both."""
+    """Train the network and write it."""
     parser = argparse.ArgumentParser(description="Train the network that recognises mini's drawn people.")
     parser.add_argument("--out", type=Path, default=WEIGHTS / "pictures")
     args = parser.parse_args()
@@ -236,7 +215,6 @@ def main() -> None:
     example, batch = torch.zeros(2, 3, CROP, CROP), torch.export.Dim.DYNAMIC
     network = UnitScale(train(drawn, others), normalise=False)
     save_onnx(network, example, args.out / "drawn.onnx", (["pixels"], ["logit"]), ({0: batch},))
-    save_file(fit_agreement(*two_features(drawn[:AGREEMENT_CROPS])), args.out / "agreement.safetensors")
 
 
 if __name__ == "__main__":
