@@ -415,12 +415,12 @@ def check_face_models() -> Iterator[Check]:
         yield Check("ok", "face models", str(folder))
     except (NotFoundError, PolicyError) as error:
         yield Check("warn", "face models", error.problem, hint_for(error))
-    for name in PACKS:
+    for name, pack in PACKS.items():
         with contextlib.suppress(NotFoundError):
-            folder = find_pack(name, root)
-            accepted = accepted_at(name, root)
-            detail = f"{name}, licence {f'accepted {accepted:%Y-%m-%d}' if accepted else 'not accepted'}"
-            yield Check("ok" if accepted else "skip", "face models", detail)
+            find_pack(name, root)
+            accepted, free = accepted_at(name, root), not pack.restricts
+            state = "free for any use" if free else f"accepted {accepted:%Y-%m-%d}" if accepted else "not accepted"
+            yield Check("ok" if accepted or free else "skip", "face models", f"{name}, licence {state}")
 
 
 def check_people() -> Iterator[Check]:
@@ -462,8 +462,9 @@ def check_interrupted() -> Iterator[Check]:
     busy = [path.stem for path in sorted((root / "locks").glob("*.lock")) if _held(path)]
     if busy:
         yield Check("ok", "running", f"another process is working on {', '.join(busy)}")
-    for part in sorted((root / "cache").glob("*.part")):
-        name = part.name.partition(".")[0]
+    cache = root / "cache"
+    names = {part.name.partition(".")[0] for part in cache.glob("*.part")}
+    for name in sorted(names | {part.parent.name for part in cache.glob("*/*.part")}):
         yield Check("warn", "interrupted", f"download of {name}", f"celebctl download {name}")
 
 

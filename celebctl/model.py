@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from celebctl.learning.subject import Subject, analyse_photo, warn_about_similar
 from celebctl.library import Library, format_model_key
+from celebctl.picture_kind import other_kind
 from celebctl_runtime.errors import UsageError
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from celebctl.learning.prepared import PreparedModel
     from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
     from celebctl_models.checkpoints.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.registry import ModelCard
     from celebctl_models.checkpoints.token_tables import TokenTables
     from celebctl_models.faces.analysis import InsightFaceAnalyser
     from celebctl_runtime.bundle.bundle import Bundle
@@ -57,6 +59,7 @@ class LearnOptions(TypedDict, total=False):
         checkpoint: File that receives the state every 50 steps and on Ctrl-C; delete it when it has served.
         resume: Continue from ``checkpoint``.
         low_memory: A third of the memory, slower.
+        force: Learn pictures of another kind than the model knows, too.
     """
 
     preset: str
@@ -69,6 +72,7 @@ class LearnOptions(TypedDict, total=False):
     checkpoint: Path | None
     resume: bool
     low_memory: bool
+    force: bool
 
 
 class Model:
@@ -104,8 +108,8 @@ class Model:
         Args:
             model: A known name ("mini", "sd15", ...), a diffusers folder, a checkpoint file or a Hugging Face id.
             device: Where networks run: "auto", "cpu" or "cuda".
-            face_models: A pack ("buffalo_l", "antelopev2") or folder of face detector and recogniser. None uses the
-                model's own, or the default pack.
+            face_models: A pack ("buffalo_l", "antelopev2", "yunet_sface"), or a folder of face detector and recogniser.
+                None uses the model's own, or the default pack.
             library: Where chosen names, caches and identities are; None is the user's library.
             options: What the model's files leave open, such as v-prediction of a single file.
 
@@ -157,6 +161,13 @@ class Model:
         from celebctl_models.checkpoints.token_tables import load_tables
 
         return load_tables(self.source)
+
+    @cached_property
+    def card(self) -> ModelCard | None:
+        """Facts about the model, without opening it; None for a file, or a model that is not on this machine."""
+        from celebctl_models.checkpoints.registry import find_card
+
+        return find_card(self.source)
 
     @cached_property
     def face_models(self) -> Path:
@@ -212,20 +223,22 @@ class Model:
     def _find_face_models(self) -> Path:
         return self.face_models
 
-    def analyse(self, photo: Photo, *, name: str = "", face: int | None = None) -> Subject:
+    def analyse(self, photo: Photo, *, name: str = "", face: int | None = None, force: bool = False) -> Subject:
         """Find the face to learn from in a photo.
 
         Args:
             photo: A file, or an RGB image of any size.
             name: The person's name; `learn` can set it later. Empty: the file's name without its ending.
             face: Which face, counted from 1 at the left, where the photo shows several.
+            force: Accept a picture of another kind than the model knows.
 
         Returns:
             The photo with its face, to pass to `learn`.
 
         Raises:
             NotFoundError: No such file.
-            InvalidInputError: Not a photo; no face, several faces without ``face``, or a face that is too small.
+            InvalidInputError: Not a photo; no face, several faces without ``face``, or a face that is too small; a
+                photograph for a model of drawings, or the other way round (`celebctl.picture_kind`).
             PolicyError: The face is likely a minor's.
 
         Example:
@@ -242,7 +255,13 @@ class Model:
         name = name or (Path(photo).stem if is_file else "")
         source = str(photo) if is_file else ""
         size = self.analyser.settings.min_face
-        return analyse_photo(self.analyser, image, name, face=face, source=source, min_size=size)
+        subject = analyse_photo(self.analyser, image, name, face=face, source=source, min_size=size)
+        error = other_kind(self.card, image, subject.face, self.face_models, source or f"the photo of {name}")
+        if error is None:
+            return subject
+        if not force:
+            raise error
+        return replace(subject, remark=f"{error.reason}: score {error.values['score']}, limit {error.values['limit']}")
 
     @overload
     def learn(self, photo: Photo, *, name: str | None = None, **options: Unpack[LearnOptions]) -> Identity:
@@ -281,7 +300,7 @@ class Model:
             UsageError: An invalid name or setting.
             InvalidInputError: A photo that cannot be used.
             PolicyError: A likely minor.
-            IntegrityError: The checkpoint belongs to something else.
+            IntegrityError: The checkpoint belongs to something else, or the model's mapper to other face models.
 
         Example:
             >>> from celebctl_models.mini.world import draw_portrait
@@ -291,10 +310,13 @@ class Model:
         """
         from celebctl.consent import consent_record
         from celebctl.learning.config import config_for
+        from celebctl.learning.initialization import require_same_faces
+        from celebctl_models.faces.packs import face_models_name
 
         several = isinstance(photo, (list, tuple))
         photos: Sequence[Photo] = photo if several else [photo]
-        subjects = self._subjects(photos, names if names is not None else [name] if name else None)
+        given_names = names if names is not None else [name] if name else None
+        subjects = self._subjects(photos, given_names, options.get("force", False))
         method = options.get("method", "train")
         given = options.get("config")
         settings = given or config_for(
@@ -302,9 +324,14 @@ class Model:
         )
         if method == "instant" and options.get("resume"):
             raise UsageError("the instant method cannot be resumed", "leave one of them out", reason="instant_resume")
-        record = {"consent": consent_record(options.get("consent"))}
+        consent = consent_record(options.get("consent"))
+        prepared = self.prepared(release=settings.names == "release")
+        require_same_faces(prepared, settings, face_models_name(self.face_models))
         learned = self._instant(subjects, settings) if method == "instant" else self._train(subjects, settings, options)
-        learned = [replace(one, provenance={**one.provenance, **record}) for one in learned]
+        for index, (one, subject) in enumerate(zip(learned, subjects, strict=True)):
+            record = {"consent": consent, "face_models": face_models_name(self.face_models)}
+            record |= {"forced": subject.remark} if subject.remark else {}
+            learned[index] = replace(one, provenance={**one.provenance, **record})
         return learned if several else learned[0]
 
     def _instant(self, subjects: Sequence[Subject], settings: LearnConfig) -> list[Identity]:
@@ -326,17 +353,18 @@ class Model:
         progress = options.get("progress", ignore_progress)
         return learn_people(model, subjects, settings, self.analyser, trainer_options, progress)
 
-    def _subjects(self, photos: Sequence[Photo], names: Sequence[str] | None) -> list[Subject]:
+    def _subjects(self, photos: Sequence[Photo], names: Sequence[str] | None, force: bool) -> list[Subject]:
         """The analysed photos with their names. Raises UsageError when names and photos do not match."""
         if names is not None and len(names) != len(photos):
             raise UsageError(f"{len(photos)} photos and {len(names)} names do not match", "give one name per photo")
-        subjects = [self.analyse(one, name=names[i] if names else "") for i, one in enumerate(photos)]
+        subjects = [self.analyse(one, name=names[i] if names else "", force=force) for i, one in enumerate(photos)]
         called = [subject.name for subject in subjects]
         for one in called:
             if not one or called.count(one) > 1:
                 problem = f"two people are named {one}" if one else "a person has no name"
                 raise UsageError(problem, "give every person a name of their own", reason="names_not_unique")
-        warn_about_similar(subjects)
+        if len(subjects) > 1:
+            warn_about_similar(subjects, self.analyser.settings.similar)
         return subjects
 
     @cached_property

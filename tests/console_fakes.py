@@ -59,7 +59,7 @@ class Stage:
         low_memory: bool = False,
     ) -> list[Identity]:
         """Make numbers up; the same name and seed give the same numbers."""
-        warn_about_similar(photo)
+        warn_about_similar(photo, 0.6)
         names = [subject.name for subject in photo]
         faces = [subject.face for subject in photo]
         self.calls.append({"names": names, "faces": faces, "config": config, "resume": resume})
@@ -131,6 +131,7 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
 
     monkeypatch.setattr(Model, "tables", TABLES)
     monkeypatch.setattr(Model, "parts", TABLES)
+    monkeypatch.setattr(Model, "card", None)
     monkeypatch.setattr(Model, "learn", learn)
     monkeypatch.setattr(Model, "contact_sheet", contact_sheet)
     monkeypatch.setattr("celebctl.basis.basis.build_basis", build_basis)

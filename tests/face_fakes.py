@@ -149,3 +149,66 @@ def _age_estimator() -> Any:
 
 def _tensor(name: str, values: NDArray[np.float32]) -> Any:
     return onnx.numpy_helper.from_array(values, name)
+
+
+def write_yunet_sface(folder: Path, *, side: int | str = 640, random: bool = False) -> Path:
+    """Fill `folder` with doubles of OpenCV's two networks, inputs and outputs as in the published files.
+
+    The detector sees a face where a 32 x 32 cell is pure red, as `write_face_models`' does.
+
+    side: of the detector's input, as published; text for one of any size.
+    random: a detector of random numbers instead: hundreds of overlapping candidates that depend on every pixel.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(_yunet(side, random=random), folder / "face_detection_yunet_2023mar.onnx")
+    _save(_sface(), folder / "face_recognition_sface_2021dec.onnx")
+    return folder
+
+
+def _yunet(side: int | str, *, random: bool) -> Any:
+    nodes: list[Any] = []
+    weights: list[Any] = []
+    outputs: list[Any] = []
+    answers: dict[str, Points] = {
+        "cls": ((0.0,),), "obj": ((0.0,),), "bbox": ((0.5, 0.5, np.log(3.0), np.log(3.0)),), "kps": LANDMARKS
+    }  # fmt: skip
+    for kind, answer in answers.items():
+        for stride in (8, 16, 32):
+            name, width = f"{kind}_{stride}", np.size(answer)
+            kernel, bias = np.zeros((width, 3, stride, stride), np.float32), np.ravel(answer).astype(np.float32)
+            if random:
+                seed = np.random.default_rng([stride, width, len(name)])
+                kernel = seed.normal(scale=0.0005 / stride, size=kernel.shape).astype(np.float32)
+                bias = bias + np.float32(0.6 if width == 1 else 0.0)
+            elif width == 1 and stride == CELL:  # mean red minus half of green and blue: 255 for pure red in BGR
+                kernel[0] = np.array([-0.5, -0.5, 1.0], np.float32)[:, None, None] / (255 * stride**2)
+            weights += [_tensor(f"{name}.weight", kernel), _tensor(f"{name}.bias", bias)]
+            weights.append(onnx.numpy_helper.from_array(np.array([1, -1, width], np.int64), f"{name}.rows"))
+            nodes += _rows(name, stride, sigmoid=False)
+            nodes[-3].input[0] = "input"
+            count = (side // stride) ** 2 if isinstance(side, int) else None
+            outputs.append(_make.make_tensor_value_info(name, TensorProto.FLOAT, [1, count, width]))
+    shape = [1, 3, side, side] if isinstance(side, int) else [1, 3, "h", "w"]
+    picture = _make.make_tensor_value_info("input", TensorProto.FLOAT, shape)
+    return _make.make_graph(nodes, "red-square-yunet", [picture], outputs, weights)
+
+
+def _sface() -> Any:
+    """A random projection of RGB 0 to 255; mean and scale are inside, as in the published file."""
+    random = np.random.default_rng(11)
+    kernel = random.normal(scale=1 / 16, size=(8, 3, 16, 16)).astype(np.float32)
+    project = random.normal(scale=1 / 20, size=(8 * 7 * 7, 128)).astype(np.float32)
+    nodes = [
+        _make.make_node("Sub", ["data", "mean"], ["centred"]),
+        _make.make_node("Mul", ["centred", "scale"], ["scaled"]),
+        _make.make_node("Conv", ["scaled", "kernel"], ["map"], strides=[16, 16]),
+        _make.make_node("Flatten", ["map"], ["flat"]),
+        _make.make_node("MatMul", ["flat", "project"], ["fc1"]),
+    ]
+    crop = _make.make_tensor_value_info("data", TensorProto.FLOAT, [1, 3, 112, 112])
+    feature = _make.make_tensor_value_info("fc1", TensorProto.FLOAT, [1, 128])
+    constants = {"mean": np.float32(127.5), "scale": np.float32(1 / 128)}
+    weights = [_tensor(name, np.array([value], np.float32)) for name, value in constants.items()]
+    return _make.make_graph(
+        nodes, "random-sface", [crop], [feature], [*weights, _tensor("kernel", kernel), _tensor("project", project)]
+    )

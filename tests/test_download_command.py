@@ -385,7 +385,8 @@ def pack(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Pack:
             archive.writestr(name, content)
     detector, recogniser = (PackFile(n, len(c), hashlib.sha256(c).hexdigest()) for n, c in contents.items())
     archived = buffer.getvalue()
-    small = Pack("small", "two files", len(archived), hashlib.sha256(archived).hexdigest(), (detector, recogniser))
+    digest = hashlib.sha256(archived).hexdigest()
+    small = Pack("small", "two files", (detector, recogniser), len(archived), digest)
     monkeypatch.setitem(packs.PACKS, "small", small)
     monkeypatch.setattr("celebctl_models.faces.packs._RELEASES", hub.url)
     hub.files["/v0.7/small.zip"] = archived  # only the older address has it
@@ -423,6 +424,27 @@ def test_a_wrong_archive_is_refused(hub: FakeHub, run: Run, pack: Pack, tmp_path
     hub.files["/v0.7/small.zip"] = bytes(pack.size)
     assert run("download", "small", "--accept-licence").code == 5
     assert not (tmp_path / "home" / "faces").exists()
+
+
+def test_a_free_pack_of_single_files_is_downloaded_without_a_licence_question(
+    hub: FakeHub, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    contents = {"det.onnx": b"detector" * 1000, "rec.onnx": b"recogniser" * 1000}
+    files = tuple(
+        PackFile(name, len(content), hashlib.sha256(content).hexdigest(), (f"{hub.url}/zoo/{name}",))
+        for name, content in contents.items()
+    )
+    monkeypatch.setitem(packs.PACKS, "free", Pack("free", "two files", files, licence="MIT", restricts=False))
+    hub.files |= {f"/zoo/{name}": content for name, content in contents.items()}
+    hub.files["/zoo/rec.onnx"] = b"other" * 2000  # damaged: only the good file is kept
+    assert run("download", "free").code == 5 and not (tmp_path / "home" / "faces").exists()
+    hub.files["/zoo/rec.onnx"] = contents["rec.onnx"]
+    result = run("download", "free", "--json")
+    assert result.code == 0 and json.loads(result.out)["bytes_left"] == 0
+    folder = packs.find_pack("free", tmp_path / "home")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == contents
+    assert hub.fetched("/zoo/det.onnx") == [""] and not packs.accepted_at("free", tmp_path / "home")
+    assert "already" in run("download", "free").err and not list((tmp_path / "home" / "cache").iterdir())
 
 
 # use.

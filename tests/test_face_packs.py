@@ -50,7 +50,7 @@ def toy(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
         data = (unpacked / name).read_bytes()
         return PackFile(name, len(data), hashlib.sha256(data).hexdigest())
 
-    pack = Pack(TOY, "doubles", 1_000_000, "0" * 64, (entry(NAMES[0]), entry(NAMES[1])))
+    pack = Pack(TOY, "doubles", (entry(NAMES[0]), entry(NAMES[1])), 1_000_000, "0" * 64)
     monkeypatch.setattr(packs, "PACKS", {**PACKS, TOY: pack})
     return pack
 
@@ -72,15 +72,17 @@ def zipped(folder: Path, path: Path, names: Sequence[str] = NAMES, inside: str =
 
 
 def test_the_table_is_complete() -> None:
-    assert set(PACKS) == {"buffalo_l", "antelopev2"} and DEFAULT_PACK in PACKS
-    for name, pack in PACKS.items():
-        assert pack.name == name and "non-commercial" in pack.licence
-        assert all(url.startswith("https://github.com/deepinsight/insightface/releases/") for url in pack.urls)
-        assert all(url.endswith(f"/{name}.zip") for url in pack.urls)
-        for digest in (pack.sha256, *(file.sha256 for file in pack.files)):
+    assert set(PACKS) == {"buffalo_l", "antelopev2", "yunet_sface"} and DEFAULT_PACK in PACKS
+    for name in ("buffalo_l", "antelopev2"):
+        pack = PACKS[name]
+        (archive,) = pack.downloads
+        assert pack.name == name and "non-commercial" in pack.licence and pack.restricts
+        assert all(url.startswith("https://github.com/deepinsight/insightface/releases/") for url in archive.urls)
+        assert all(url.endswith(f"/{name}.zip") for url in archive.urls) and archive.size == pack.size
+        for digest in (archive.sha256, *(file.sha256 for file in pack.files)):
             assert len(bytes.fromhex(digest)) == 32
         assert sum(file.size for file in pack.files) < pack.size  # what is left in the archive is the larger part
-    assert len({file.sha256 for pack in PACKS.values() for file in pack.files}) == 4  # one detector under two names
+    assert len({file.sha256 for pack in PACKS.values() for file in pack.files}) == 6  # one detector under two names
 
 
 # Finding.

@@ -332,6 +332,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CELEBCTL_FACE_MODELS", str(write_face_models(tmp_path / "faces")))
     monkeypatch.delenv("CELEBCTL_MODEL", raising=False)
+    monkeypatch.setattr("celebctl.picture_kind.other_kind", lambda *_: None)  # a red square is no drawn person
     return Shell(tmp_path, capsys)
 
 

@@ -24,15 +24,20 @@ def check(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the annotated photo.", metavar="FILE.png")
     ] = None,
-    force: options.Force = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Overwrite what exists; grade pictures that the model does not know.")
+    ] = False,
     model: options.Model = None,
     face_models: options.FaceModels = None,
 ) -> None:
     """Check a photo before learning: size, sharpness, pose, light and framing, with advice."""
     from celebctl.consent import refuse_minor
     from celebctl.library import Library
+    from celebctl.picture_kind import other_kind
     from celebctl.settings import Settings
+    from celebctl_models.checkpoints.registry import find_card
     from celebctl_models.faces.packs import choose_face_models
+    from celebctl_models.faces.photos import open_photo
 
     console = ctx.ensure_object(CliConsole)
     settings = Settings.read()
@@ -42,6 +47,11 @@ def check(
     folder = choose_face_models(settings.text("face_models", face_models), chosen, Library().root)
     report = examine(console, photo, face, folder, native_size(chosen), out)
     refuse_minor(report.face, photo)
+    refused = other_kind(find_card(chosen), open_photo(photo), report.face, folder, photo)
+    if refused is not None and not force:
+        raise refused
+    if refused is not None:
+        console.warn(refused.problem)
     if not report.usable:
         raise_unusable(console, photo, report)
     show_report(console, photo, report, out)
@@ -143,9 +153,7 @@ def check_output(path: Path, force: bool) -> None:
 def native_size(model: str) -> int:
     """The side in pixels of the images a model draws; 512 when the model is not on this machine."""
     from celebctl.photo_quality import NATIVE
-    from celebctl_models.checkpoints.registry import card_for, locate
+    from celebctl_models.checkpoints.registry import find_card
 
-    location = locate(model)
-    if location.kind != "folder":
-        return NATIVE
-    return card_for(location.path, location.name, location.source).native_size
+    card = find_card(model)
+    return NATIVE if card is None else card.native_size

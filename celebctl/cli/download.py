@@ -55,7 +55,10 @@ class DownloadPlan:
 def download(
     ctx: typer.Context,
     target: Annotated[
-        str, typer.Argument(help="Known model, hub id, or face models: buffalo_l, antelopev2.", metavar="MODEL")
+        str,
+        typer.Argument(
+            help="Known model, hub id, or face models: buffalo_l, antelopev2, yunet_sface.", metavar="MODEL"
+        ),
     ],
     source: Annotated[
         Path | None,
@@ -162,7 +165,7 @@ def _plan_pack(pack: "Pack", source: Path | None) -> DownloadPlan | Path:
     from celebctl_runtime.paths import data_root
 
     root = data_root()
-    accepted = accepted_at(pack.name, root) is not None
+    accepted = not pack.restricts or accepted_at(pack.name, root) is not None
     here: Path | None = None
     with contextlib.suppress(NotFoundError):
         here = find_pack(pack.name, root) if source is None else None
@@ -180,11 +183,11 @@ def _plan_pack(pack: "Pack", source: Path | None) -> DownloadPlan | Path:
     return DownloadPlan(
         pack.name,
         pack.about,
-        pack.urls[0] if source is None else str(source),
-        Licence("non-commercial research only", pack.licence, pack.licence_source),
-        [(f"{pack.name}.zip", pack.size, pack.sha256, here is not None)],
+        pack.downloads[0].urls[0] if source is None else str(source),
+        Licence(pack.terms, pack.licence, pack.licence_source, pack.restricts),
+        [(file.name, file.size, file.sha256, here is not None) for file in pack.downloads],
         install,
-        lambda: accept(pack.name, root),
+        (lambda: accept(pack.name, root)) if pack.restricts else (lambda: None),
         accepted,
     )
 

@@ -96,6 +96,12 @@ MODELS: dict[str, str] = {
     "no_vae": "give one of its family with --vae FILE",
     "vae_of_other_family": "use an autoencoder of the checkpoint's family with --vae, or leave --vae out",
     "not_an_autoencoder": "give a file or folder of an autoencoder with --vae, or leave --vae out",
+    "photograph_for_drawings": (
+        "learn it nevertheless with --force, or with a model of photographs:"
+        " celebctl download sd15; celebctl download yunet_sface;"
+        " celebctl learn {photo} --name alice --model sd15 --face-models yunet_sface ({photograph_model})"
+    ),
+    "drawing_for_photographs": "learn it nevertheless with --force, or with mini: celebctl learn {photo} --model mini",
     "no_photo": "check the path, or draw a photo: celebctl sample-photo {sample}",
 }
 
@@ -116,6 +122,10 @@ LEARNING: dict[str, str] = {
     "prompt_without_name": "write {{}} once where the name goes, such as --prompt 'a photo of {{}}'",
     "faces_not_needed": "measure them nevertheless with --force",
     "mapper_of_other_basis": "use the model's own names, or train one: celebctl basis train photos --force",
+    "mapper_of_other_faces": (
+        "leave out --face-models, or train a mapper for them:"
+        " celebctl basis train photos --face-models {face_models} --force"
+    ),
     "mapper_exists": "replace it with --force",
     "model_has_mapper": "train one nevertheless with --force",
     "training_unfinished": "continue with --resume, or begin again with --force",
@@ -171,7 +181,38 @@ def hint_for(error: CelebctlError) -> str:
     template = HINTS.get(error.reason)
     if template is None:
         return error.hint
+    values = {name: shlex.quote(str(value)) for name, value in error.values.items()}
+    if error.reason == "photograph_for_drawings":
+        values["photograph_model"] = photograph_model_facts()
     try:
-        return template.format(**{name: shlex.quote(str(value)) for name, value in error.values.items()})
+        return template.format(**values)
     except KeyError:
         return error.hint
+
+
+#: Seconds of learning with sd15's size: on one CPU core, extrapolated from two steps, an upper bound; on an H100,
+#: computed (benchmarks/results/true_size.json).
+_CORE_SECONDS, _GPU_SECONDS = 40_000, 5
+_MBIT = 100  # megabits per second of the download that is estimated
+
+
+def photograph_model_facts() -> str:
+    """Size, licence and time of learning with Stable Diffusion 1.5 and free face models on this machine."""
+    import shutil
+
+    from celebctl_models.checkpoints.known_models import KNOWN
+    from celebctl_models.faces.packs import PACKS
+    from celebctl_runtime.backends.cpu_count import physical_core_count
+
+    model, pack = KNOWN["sd15"], PACKS["yunet_sface"]
+    minutes = (model.size + pack.size) * 8 / (_MBIT * 1e6) / 60
+    cores = physical_core_count()
+    if shutil.which("nvidia-smi"):
+        time = f"on a GPU learning takes seconds to minutes (computed for an H100: {_GPU_SECONDS} s)"
+    else:
+        hours = _CORE_SECONDS / cores / 3600
+        time = f"on this machine's {cores} CPU cores, without a GPU, learning takes up to {hours:.0f} hours (estimated)"
+    return (
+        f"sd15: {model.size / 1e9:.1f} GB, {model.licence.name}; yunet_sface: {pack.size / 1e6:.0f} MB, {pack.terms};"
+        f" downloading takes about {minutes:.0f} minutes at {_MBIT} Mbit/s; {time}; never tried with real weights"
+    )

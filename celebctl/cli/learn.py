@@ -15,6 +15,7 @@ from .loading import choose_model, progress_bar
 if TYPE_CHECKING:
     from celebctl.library import Library
     from celebctl.model import LearnOptions, Model, Subject
+    from celebctl_runtime.errors import CelebctlError
     from celebctl_runtime.identity import Identity
 
 SHEET_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -43,7 +44,10 @@ def learn(
         bool, typer.Option("--instant", help="No training: the mapper's output. Draws no sheet by default.")
     ] = False,
     seed: options.Seed = None,
-    force: options.Force = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", "-f", help="Overwrite what exists; learn pictures that the model does not know."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where Ctrl-C stopped.")] = False,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="File of the contact sheet.", show_default="./NAME-sheet.png")
@@ -77,7 +81,8 @@ def learn(
     with requires_extra("learn", "learning"):
         chosen = choose_model(settings, library, model, device, face_models, checkpoint)
         which = zip(photos, called, faces or [None] * len(photos), strict=True)
-        subjects = [chosen.analyse(photo, name=name, face=face) for photo, name, face in which]
+        subjects, refused = analyse_photos(console, chosen, list(which), force)
+        called = [subject.name for subject in subjects]
         with console.status(f"loading {chosen.source}"):
             chosen.prepare(method)
         learning: LearnOptions = {
@@ -88,6 +93,38 @@ def learn(
         if not no_sheet and (sheet or not instant):
             drawn = draw_sheet(console, chosen, people, subjects, sheet)
     report(console, chosen, people, files, drawn, time.monotonic() - started)
+    if refused:
+        from celebctl_runtime.errors import PartialBatchError
+
+        raise typer.Exit(PartialBatchError.exit_code)
+
+
+def analyse_photos(
+    console: CliConsole, model: "Model", which: "Sequence[tuple[str, str, int | None]]", force: bool
+) -> "tuple[list[Subject], list[CelebctlError]]":
+    """The analysed photos, and the errors of those of another kind than the model knows. which: photo, name, face.
+
+    Raises the error when it leaves no photo, and any other error.
+    """
+    from celebctl.picture_kind import REASONS
+    from celebctl_runtime.errors import InvalidInputError
+
+    from .hints import hint_for
+
+    subjects: list[Subject] = []
+    refused: list[CelebctlError] = []
+    for photo, name, face in which:
+        try:
+            subjects.append(model.analyse(photo, name=name, face=face, force=force))
+        except InvalidInputError as error:
+            if error.reason not in REASONS:
+                raise
+            refused.append(error)
+    if not subjects:
+        raise refused[0]
+    for error in refused:
+        console.warn(f"not learned: {error.problem} ({hint_for(error)})")
+    return subjects, refused
 
 
 def learn_and_save(

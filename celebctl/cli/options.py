@@ -77,7 +77,9 @@ Layout = Annotated[
 ]
 FaceModels = Annotated[
     str | None,
-    typer.Option("--face-models", help="Face models: buffalo_l, antelopev2, or a folder.", metavar="PACK|DIR"),
+    typer.Option(
+        "--face-models", help="Face models: buffalo_l, antelopev2, yunet_sface, or a folder.", metavar="PACK|DIR"
+    ),
 ]
 LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Use about a third of the memory, slower; for large models.")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from celebctl.basis.basis import read_tensors
+from celebctl_models.faces.packs import face_models_name
+from celebctl_runtime.errors import IntegrityError
 
 from .config import framing_from_config
 
@@ -36,6 +41,27 @@ def initialize(mapper: CoefficientMapper, model: PreparedModel[TokenTables]) -> 
         mapper.fit_linear(*model.celebrity_pairs())
     elif init == "average":
         mapper.init_from_average()
+
+
+def require_same_faces(model: PreparedModel[TokenTables], config: LearnConfig, face_models: str) -> None:
+    """Raise IntegrityError when the initialization uses a file that was not made with the face models ``face_models``.
+
+    A mapper reads the features of one recogniser. Trained mappers and measured faces in the cache are found by their
+    face models; those in a model's folder belong to the face models there, or to those that the file names.
+    """
+    card, assets = model.parts.card, model.assets
+    used = {"fitted": (assets.mapper, card.mapper_file), "celebrities": (assets.faces, card.features_file)}
+    path, own = used.get(available_init(assets, config), (None, None))
+    if path is None or path != own:
+        return
+    with contextlib.suppress(OSError, ValueError):  # a damaged file is reported where it is used
+        made_with = read_tensors(path)[1].get("face_models") or (card.faces_dir and face_models_name(card.faces_dir))
+        if made_with and made_with != face_models:
+            raise IntegrityError(
+                f"{path.name} of {model.parts.name} was made with the face models {made_with}, not {face_models}",
+                "use the model's own face models, or train a mapper for the others",
+                reason="mapper_of_other_faces", made_with=made_with, face_models=face_models, model=model.parts.name,
+            )  # fmt: skip
 
 
 def with_model_framing(config: LearnConfig, model: PreparedModel[TokenTables]) -> LearnConfig:

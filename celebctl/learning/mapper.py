@@ -23,9 +23,10 @@ CODE_DIM, HIDDEN_DIM = 64, 168
 
 
 class PretrainedMapper(nn.Module):
-    """A mapper trained once per model on many people: features (B, 512) to normalized coefficients (B, S).
+    """A mapper trained once per model on many people: features (B, F) to normalized coefficients (B, S).
 
-    512 -> code (64, the identity bottleneck) -> hidden (168) -> coefficients. Frozen while a person is learned.
+    F -> code (64, the identity bottleneck) -> hidden (168) -> coefficients; F is the width of the recogniser's feature.
+    Frozen while a person is learned.
 
     Attributes:
         code_mean: (code,) mean of the training people's codes.
@@ -35,20 +36,22 @@ class PretrainedMapper(nn.Module):
     code_mean: Tensor
     code_cov_sqrt: Tensor
 
-    def __init__(self, coefficients: int, code: int = CODE_DIM, hidden: int = HIDDEN_DIM) -> None:
+    def __init__(
+        self, coefficients: int, code: int = CODE_DIM, hidden: int = HIDDEN_DIM, features: int = FEATURE_DIM
+    ) -> None:
         super().__init__()
-        self.down, self.middle = nn.Linear(FEATURE_DIM, code), nn.Linear(code, hidden)
+        self.down, self.middle = nn.Linear(features, code), nn.Linear(code, hidden)
         self.up = nn.Linear(hidden, coefficients)
         self.register_buffer("code_mean", torch.zeros(code))
         self.register_buffer("code_cov_sqrt", torch.zeros(code, code))
 
     @classmethod
-    def fresh(cls, coefficients: int, seed: int) -> PretrainedMapper:
+    def fresh(cls, coefficients: int, seed: int, features: int = FEATURE_DIM) -> PretrainedMapper:
         """Random weights from a seed, with outputs close to the average celebrity."""
         # the caller's random numbers stay as they are
         with torch.random.fork_rng(devices=[]), torch.no_grad():  # pyright: ignore[reportUnknownMemberType]
             torch.default_generator.manual_seed(seed)
-            mapper = cls(coefficients)
+            mapper = cls(coefficients, features=features)
             mapper.up.weight.normal_(0.0, 0.03)
             mapper.up.bias.zero_()
             mapper.down.weight.normal_()  # a unit feature gives a code of about unit variance
@@ -59,7 +62,7 @@ class PretrainedMapper(nn.Module):
 
     @torch.no_grad()
     def fit_code_statistics(self, features: Tensor) -> None:
-        """Store mean and covariance square root of the codes of features (n, 512); no single code is stored."""
+        """Store mean and covariance square root of the codes of features (n, F); no single code is stored."""
         codes = self.down(features).double()
         centered = codes - codes.mean(0)
         covariance = (centered.T @ centered / max(len(codes) - 1, 1)).cpu().numpy()
@@ -69,7 +72,7 @@ class PretrainedMapper(nn.Module):
 
 
 class CoefficientMapper(nn.Module):
-    """Features (B, 512) of unit length to coefficients (B, S) in units of the token table.
+    """Features (B, F) of unit length to coefficients (B, S) in units of the token table.
 
     S counts the coefficients of all text encoders, one after the other; ``split`` separates them. With a pretrained
     mapper, the linear layer is a correction added to its output.
@@ -82,11 +85,13 @@ class CoefficientMapper(nn.Module):
     spread: Tensor
     pretrained: PretrainedMapper | None
 
-    def __init__(self, basis: CelebBasis, config: LearnConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self, basis: CelebBasis, config: LearnConfig, generator: torch.Generator, features: int = FEATURE_DIM
+    ) -> None:
         super().__init__()
         self.config = config
         self.widths = tuple(components.shape[1] for components in basis.components)  # K per text encoder
-        self.linear = nn.Linear(FEATURE_DIM, basis.size)
+        self.linear = nn.Linear(features, basis.size)
         self.pretrained = None
         self.register_buffer("spread", torch.as_tensor(np.concatenate([spread.ravel() for spread in basis.spread])))
         with torch.no_grad():
@@ -120,7 +125,7 @@ class CoefficientMapper(nn.Module):
         return self.scaled(self.normalized(features))
 
     def fit_linear(self, features: NDArray[np.float32], normalized: NDArray[np.float32]) -> float:
-        """Set the layer to the ridge fit of celebrities' (features (n, 512), coefficients (n, S)); returns its penalty.
+        """Set the layer to the ridge fit of celebrities' (features (n, F), coefficients (n, S)); returns its penalty.
 
         Ridge shrinks uncertain coefficients towards the average celebrity; ``init_gain`` restores the distance.
         """

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from celebctl_models.faces.analysis import Face, FaceAnalyser
 
-SIMILAR = 0.6  # cosine of two features above which images of both people are likely to mix them up
 LOW_SCORE = 0.6  # detector score below which a face is likely turned away, covered or blurred
 
 _log = logging.getLogger(__name__)
@@ -29,12 +28,14 @@ class Subject:
     Attributes:
         name: Their name in prompts.
         image: The photo, upright RGB.
-        face: The face to learn from, with the recogniser's feature (512,).
+        face: The face to learn from, with the recogniser's feature (F,).
+        remark: Recorded with the identity: what the model was forced to learn.
     """
 
     name: str
     image: Image
     face: Face
+    remark: str = ""
 
 
 def analyse_photo(
@@ -64,9 +65,9 @@ def analyse_photo(
     return Subject(name, image, chosen)
 
 
-def warn_about_similar(subjects: Sequence[Subject]) -> None:
-    """Log a warning for every two people whose faces the recogniser hardly tells apart."""
+def warn_about_similar(subjects: Sequence[Subject], cosine_limit: float) -> None:
+    """Log a warning for every two people whose features have a cosine above ``cosine_limit``."""
     for one, other in combinations(subjects, 2):
         cosine = float(one.face.feature @ other.face.feature)
-        if cosine > SIMILAR:
+        if cosine > cosine_limit:
             _log.warning("%s and %s look alike (%.2f); an image of both may mix them up", one.name, other.name, cosine)

@@ -105,7 +105,7 @@ class PersonTrainer:
 
     Attributes:
         mapper: Features to coefficients; its trainable part is what the optimizer updates.
-        features: (P, 512), the recogniser's unit features of the photos.
+        features: (P, F), the recogniser's unit features of the photos.
         latents: (P, V, 4, h, w), encoded views.
         weights: (P, V, 1, h, w), loss weights of the views.
         initial: (P, S), normalized coefficients at initialization.
@@ -133,7 +133,8 @@ class PersonTrainer:
         self.embed = IdentityEmbeddings(model.basis, device)
         self.generator = torch.Generator().manual_seed(config.seed)
 
-        mapper = CoefficientMapper(model.basis, config, self.generator)
+        features = np.stack([subject.face.feature for subject in subjects])
+        mapper = CoefficientMapper(model.basis, config, self.generator, features.shape[1])
         initialize(mapper, model)
         self.mapper = mapper.to(device)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
@@ -141,7 +142,7 @@ class PersonTrainer:
             lr=config.learning_rate, weight_decay=config.weight_decay,
         )  # fmt: skip
 
-        self.features = torch.as_tensor(np.stack([subject.face.feature for subject in subjects])).to(device)
+        self.features = torch.as_tensor(features).to(device)
         self.latents, self.weights = _encode_subjects(model.parts, subjects, config, self.generator)
         with torch.no_grad():
             self.initial = self.mapper.normalized(self.features)

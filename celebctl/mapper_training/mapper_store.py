@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from celebctl.basis.basis import CelebBasis, read_tensors
 from celebctl.basis.name_filtering import face_models_hash
-from celebctl_models.faces.analysis import FEATURE_DIM
+from celebctl_models.faces.packs import face_models_name
 from celebctl_runtime.errors import IntegrityError
 from celebctl_runtime.files import atomic_write
 
@@ -53,7 +53,8 @@ def read_layers(path: Path, basis: CelebBasis) -> dict[str, Floats]:
         tensors, metadata = read_tensors(path)
         layers = {name: tensors[FILE_NAMES.get(name, name)].astype(np.float32) for name in _attributes(tensors)}
         code, hidden = len(layers["code_mean"]), len(layers["middle.bias"])
-        shapes = {"down.weight": (code, FEATURE_DIM), "code_cov_sqrt": (code, code), "up.weight": (basis.size, hidden)}
+        features = layers["down.weight"].shape[-1]
+        shapes = {"down.weight": (code, features), "code_cov_sqrt": (code, code), "up.weight": (basis.size, hidden)}
         fits = all(layers[name].shape == shape for name, shape in shapes.items())
     except (OSError, KeyError, ValueError) as error:
         raise IntegrityError(f"the mapper {path.name} cannot be read: {error}", "download the model again") from error
@@ -75,7 +76,8 @@ def load_mapper(path: Path, basis: CelebBasis) -> PretrainedMapper:
     from celebctl.learning.mapper import PretrainedMapper
 
     layers = read_layers(path, basis)
-    mapper = PretrainedMapper(basis.size, len(layers["down.bias"]), len(layers["middle.bias"]))
+    code, features = layers["down.weight"].shape
+    mapper = PretrainedMapper(basis.size, code, len(layers["middle.bias"]), features)
     mapper.load_state_dict({name: torch.as_tensor(array) for name, array in layers.items()})
     return mapper.eval().requires_grad_(False)
 
@@ -104,7 +106,7 @@ def save_trained(
 ) -> Path:
     """Write a trained mapper into the cache; returns the file."""
     path = cached_mapper_path(cache, basis, face_models)
-    save_mapper(mapper, basis, path, {**metadata, "face_models": face_models.name})
+    save_mapper(mapper, basis, path, {**metadata, "face_models": face_models_name(face_models)})
     return path
 
 

@@ -69,7 +69,7 @@ class FaceDataset:
     """Photos of many people, encoded.
 
     Attributes:
-        features: (n, 512) unit rows of the recogniser.
+        features: (n, F) unit rows of the recogniser.
         latents: (n, V, 4, h, w), views of each photo, any float dtype and device.
         weights: (n, V, 1, h, w), their loss weights.
     """
@@ -120,9 +120,9 @@ class MapperTrainer:
         self.denoising_loss = DenoisingLoss(model.parts, CLEAN.captions)
         device, features = self.denoising_loss.device, dataset.features.float().cpu()
         self.train_idx, self.val_idx = split_people(features, config.seed)
-        self.pretrained = PretrainedMapper.fresh(model.basis.size, config.seed)
+        self.pretrained = PretrainedMapper.fresh(model.basis.size, config.seed, features.shape[1])
         self.init = distill_initialization(self.pretrained, model, features)
-        self.mapper = CoefficientMapper(model.basis, CLEAN, torch.Generator())
+        self.mapper = CoefficientMapper(model.basis, CLEAN, torch.Generator(), features.shape[1])
         self.mapper.init_from_average()
         self.mapper.linear.requires_grad_(False)
         self.mapper.pretrained = self.pretrained
@@ -153,7 +153,7 @@ class MapperTrainer:
         The metrics of ``progress`` are ``loss``, ``validation_loss``, ``average_loss``, ``seconds``, ``eta_seconds``.
         """
         run_training(self, "training the mapper", checkpoint, progress)
-        best = PretrainedMapper(self.model.basis.size)
+        best = PretrainedMapper(self.model.basis.size, features=self.dataset.features.shape[1])
         best.load_state_dict(self.best_state)
         best.fit_code_statistics(self.dataset.features[self.train_idx.to(self.dataset.features.device)].float().cpu())
         return best.eval().requires_grad_(False)
@@ -295,7 +295,7 @@ def distill_initialization(
             mapper.up.weight.zero_()
         return "average"
     known, coefficients = model.celebrity_pairs()
-    fit = CoefficientMapper(model.basis, CLEAN, torch.Generator())
+    fit = CoefficientMapper(model.basis, CLEAN, torch.Generator(), features.shape[1])
     fit.fit_linear(known, coefficients)
     inputs = torch.cat([torch.as_tensor(known), features])
     with torch.no_grad():

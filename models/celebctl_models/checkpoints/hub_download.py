@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_models.faces.download import BLOCK, download, refuse_offline
-from celebctl_models.faces.packs import Pack, install_pack
+from celebctl_models.faces.packs import Pack, PackFile, install_pack
 from celebctl_runtime.errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, SetupError
 from celebctl_runtime.files import atomic_directory, sha256_file
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
@@ -280,34 +280,45 @@ def _translate_hub_errors(source: str, name: str) -> Generator[None]:
 
 
 def fetch_pack(pack: Pack, root: Path, progress: ProgressCallback = ignore_progress) -> Path:
-    """Download the published archive of a pack and install its files in the library `root`; returns their folder.
+    """Download a pack's published archive or files and install it in the library `root`; returns its folder.
 
-    The archive is kept until the files are installed: a full disk does not cost a second download. `progress` gets the
-    bytes of the archive. Raises SetupError, NotFoundError, BusyError or IntegrityError, as `download`.
+    What is downloaded is kept until the pack is installed: a full disk does not cost a second download. `progress` gets
+    the bytes of each file. Raises SetupError, NotFoundError, BusyError or IntegrityError, as `download`.
     """
     refuse_offline(pack.name, pack.name)
-    archive = root / "cache" / f"{pack.name}.zip"
+    cache = root / "cache"
+    downloaded = cache / f"{pack.name}.zip" if pack.archive_size else cache / pack.name
     require_space(root, 2 * pack.size)
-    if not archive.exists():
-        _download_archive(pack, archive, progress)
+    for file in pack.downloads:
+        path = downloaded if pack.archive_size else downloaded / file.name
+        if not path.exists():
+            _download_file(file, path, progress)
     try:
-        folder = install_pack(pack.name, archive, root)
+        folder = install_pack(pack.name, downloaded, root)
     except IntegrityError:
-        archive.unlink(missing_ok=True)
+        _remove(downloaded)
         raise
-    archive.unlink(missing_ok=True)
+    _remove(downloaded)
     return folder
 
 
-def _download_archive(pack: Pack, archive: Path, progress: ProgressCallback) -> None:
-    """Download from the first address that has the archive; all have the same bytes, so a partial file is continued."""
-    *others, last = pack.urls
+def _remove(path: Path) -> None:
+    """Delete a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _download_file(file: PackFile, path: Path, progress: ProgressCallback) -> None:
+    """Download from the first address that has the file; all have the same bytes, so a partial file is continued."""
+    *others, last = file.urls
     for url in others:
         try:
-            return download(url, archive, size=pack.size, sha256=pack.sha256, progress=progress)
+            return download(url, path, size=file.size, sha256=file.sha256, progress=progress)
         except NotFoundError:
             continue
-    return download(last, archive, size=pack.size, sha256=pack.sha256, progress=progress)
+    return download(last, path, size=file.size, sha256=file.sha256, progress=progress)
 
 
 # A model from a folder.

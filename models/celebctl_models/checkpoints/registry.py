@@ -45,6 +45,8 @@ class ModelCard:
         display_scale: Whole factor by which user interfaces may enlarge its images.
         defaults: Default steps, guidance, sampler and layout; and guidance_rescale, which bundles cannot change.
         class_noun: The word in prompts for what a learned name stands for.
+        pictures: The kind of faces the model knows: "photographs", "drawings" of mini's world, or "" where neither its
+            folder nor the table says.
         world: "mini" for a model of the synthetic world of celebctl_models.mini, whose true images can be rendered.
         names_file: Names the model knows, one "first last" per line.
         faces_dir: Face detector and recogniser for the faces this model draws.
@@ -63,6 +65,7 @@ class ModelCard:
     display_scale: int = 1
     defaults: dict[str, Any] = field(default_factory=lambda: dict(_DEFAULTS))
     class_noun: str = "person"
+    pictures: str = ""
     world: str = ""
     names_file: Path | None = None
     faces_dir: Path | None = None
@@ -277,10 +280,20 @@ def card_for(path: Path, name: str | None = None, source: str | None = None) -> 
             card,
             licence=known.licence.name,
             native_size=known.native_size,
+            pictures="photographs",
             defaults={**card.defaults, **known.defaults},
         )
     declared = path / CARD_FILE
     return _apply(card, read_json(declared), declared) if declared.is_file() else card
+
+
+def find_card(model: str | Path) -> ModelCard | None:
+    """The card of a known name, folder, file or hub id; None for a file, or a model that is not on this machine.
+
+    Raises NotFoundError, InvalidInputError or IntegrityError as `locate` and `card_for` do.
+    """
+    location = locate(model)
+    return card_for(location.path, location.name, location.source) if location.kind == "folder" else None
 
 
 def derive_card(name: str, source: str, *, unet: Config, vae: Config, text_encoders: int) -> ModelCard:
@@ -311,6 +324,7 @@ def read_json(path: Path) -> Config:
 _MAX_NAME, _MAX_WORDS = 100, 300  # characters
 _TEXTS = ("name", "family", "licence", "class_noun", "world")
 _SIZES = ("native_size", "display_scale")
+_PICTURES = ("photographs", "drawings")
 _PATHS = {
     "names": "names_file",
     "faces": "faces_dir",
@@ -325,7 +339,8 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
     changes: dict[str, Any] = {}
     for key, value in declared.items():
         is_text = key in _TEXTS and isinstance(value, str) and _is_valid_text(key, value)
-        if is_text or (key in _SIZES and isinstance(value, int) and value > 0):
+        is_kind = key == "pictures" and value in _PICTURES
+        if is_text or is_kind or (key in _SIZES and isinstance(value, int) and value > 0):
             changes[key] = value
         elif key in _PATHS and isinstance(value, str) and _is_inside(path.parent, value):
             changes[_PATHS[key]] = path.parent.resolve() / value
@@ -335,7 +350,7 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
             changes["framing"] = framing
         elif key == "checkpoint" and (stated := _checkpoint_options(value, path.parent)) is not None:
             changes["checkpoint"] = stated
-        elif key in {*_TEXTS, *_SIZES, *_PATHS, "defaults", "framing", "checkpoint"}:
+        elif key in {*_TEXTS, *_SIZES, *_PATHS, "pictures", "defaults", "framing", "checkpoint"}:
             raise IntegrityError(f"{path}: '{key}' cannot be {value!r}", "correct it, or download the model again")
     return replace(card, **changes)
 

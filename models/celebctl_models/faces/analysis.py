@@ -1,8 +1,8 @@
 """Face analysis: box, five landmarks, aligned crop, feature and age of the faces in a photo.
 
-`FaceAnalyser` is the interface, which any recogniser can implement. `InsightFaceAnalyser` runs a folder of ONNX files
-through insightface: mini's own pair or insightface's published packs. Those packs, unlike insightface's code, are
-licensed for non-commercial research only; celebctl contains none of them.
+`FaceAnalyser` is the interface, which any recogniser can implement. `InsightFaceAnalyser` runs a folder of ONNX files:
+mini's own pair or insightface's published packs through insightface, OpenCV's YuNet and SFace through yunet_sface.py.
+insightface's packs, unlike its code, are licensed for non-commercial research only; celebctl contains none of them.
 """
 
 import contextlib
@@ -22,11 +22,12 @@ from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundE
 from celebctl_runtime.files import read_regular
 from celebctl_runtime.strict_json import parse_json
 
+from . import yunet_sface
 from .photos import open_photo as open_photo
 
 SETTINGS_FILE = "faces.json"
 CROP = 112  # pixels, the recogniser's template
-FEATURE_DIM = 512  # width of the recogniser's feature
+FEATURE_DIM = 512  # width of the feature of insightface's recognisers and mini's
 PADDINGS = (0.0, 0.25, 0.5, 1.0)  # border as a fraction of the longer side: a face that fills the image needs one
 HIGH_CONFIDENCE = 0.6  # detector score from which no second detection is made
 NESTED_SCALE = 1.5  # a face is replaced by one around it that is this many times as wide
@@ -45,7 +46,7 @@ class Face:
         score: The detector's score, 0 to 1.
         landmarks: (5, 2) float32, x y in pixels.
         crop112: (112, 112, 3) uint8 RGB, aligned with the ArcFace template by a similarity transform of the landmarks.
-        feature: (512,) float32 of unit length.
+        feature: (F,) float32 of unit length; F is the analyser's ``feature_dim``.
         age: Estimate in years; None where the face models do not estimate it.
     """
 
@@ -86,30 +87,43 @@ class FaceSettings:
         det_size: The detector's input (width, height) in pixels; () for insightface's own choice of 128 and 640.
         det_thresh: Least score of a face.
         min_face: Least side in pixels of a face to learn from.
+        similar: Cosine of two people's features above which images of both are likely to mix them up.
     """
 
     det_size: tuple[int, ...] = ()
     det_thresh: float = 0.5
     min_face: int = 64
+    similar: float = 0.6
 
     @classmethod
     def read(cls, folder: Path) -> "FaceSettings":
-        """The settings of `folder`; the defaults without a faces.json. Raises IntegrityError for a broken one."""
+        """The settings of `folder`, or the defaults of its kind. Raises IntegrityError for a broken faces.json."""
         path = folder / SETTINGS_FILE
+        base = YUNET_SFACE if has_yunet_sface(folder) else cls()
         if not path.is_file():
-            return cls()
+            return base
         try:
             values = cast(dict[str, Any], parse_json(read_regular(path)))
             settings = cls(
-                det_size=tuple(int(side) for side in values.get("det_size", ())),
-                det_thresh=float(values.get("det_thresh", cls.det_thresh)),
-                min_face=int(values.get("min_face", cls.min_face)),
+                det_size=tuple(int(side) for side in values.get("det_size", base.det_size)),
+                det_thresh=float(values.get("det_thresh", base.det_thresh)),
+                min_face=int(values.get("min_face", base.min_face)),
+                similar=float(values.get("similar", base.similar)),
             )
         except (ValueError, TypeError, AttributeError, OSError) as error:
             raise _unusable(path, str(error)) from error
         if len(settings.det_size) not in (0, 2) or any(side < 32 or side % 32 for side in settings.det_size):
             raise _unusable(path, f"det_size {list(settings.det_size)} is not two multiples of 32")
         return settings
+
+
+#: The publishers' thresholds.
+YUNET_SFACE = FaceSettings(det_thresh=yunet_sface.SCORE, similar=yunet_sface.SAME_PERSON)
+
+
+def has_yunet_sface(folder: Path) -> bool:
+    """Whether a folder contains OpenCV's detector, by its file name."""
+    return next(folder.glob(yunet_sface.DETECTOR), None) is not None
 
 
 def _unusable(path: Path, cause: str) -> IntegrityError:
@@ -119,10 +133,11 @@ def _unusable(path: Path, cause: str) -> IntegrityError:
 
 
 class InsightFaceAnalyser:
-    """Face analysis with insightface over the ONNX files of one folder. Nothing is downloaded.
+    """Face analysis with the ONNX files of one folder. Nothing is downloaded.
 
     The folder contains a detector with SCRFD outputs (landmarks included) and a 112 x 112 recogniser with one 512-wide
-    output, and may contain a 96 x 96 age estimator; insightface distinguishes them by their shapes.
+    output, and may contain a 96 x 96 age estimator; insightface distinguishes them by their shapes. Or it contains
+    OpenCV's YuNet and SFace, under their published file names.
 
     Args:
         folder: The face models.
@@ -133,6 +148,9 @@ class InsightFaceAnalyser:
         NotFoundError: There is no such folder.
         SetupError: insightface or the provider is missing.
         IntegrityError: The folder does not contain such networks.
+
+    Attributes:
+        feature_dim: Width of the recogniser's feature: 512, or 128 for SFace.
     """
 
     def __init__(self, folder: Path, providers: Sequence[str] = (CPU,)) -> None:
@@ -141,6 +159,7 @@ class InsightFaceAnalyser:
             raise NotFoundError(problem, "pass an existing folder", reason="face_models_folder")
         self.folder = folder
         self.settings = FaceSettings.read(folder)
+        self.feature_dim = yunet_sface.FEATURE_DIM if has_yunet_sface(folder) else FEATURE_DIM
         models, self._norm_crop = _load(folder, self.settings, providers)
         self._detector, self._recogniser = models["detection"], models["recognition"]
         self._ages = models.get("genderage")
@@ -170,12 +189,12 @@ class InsightFaceAnalyser:
         return []
 
     def recognise(self, crop: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The unit feature (512,) of a crop (112, 112, 3) uint8 RGB that is aligned as `Face.crop112` is."""
+        """The unit feature (F,) of a crop (112, 112, 3) uint8 RGB that is aligned as `Face.crop112` is."""
         with _silenced():
             feature = np.asarray(self._recogniser.get_feat(crop[:, :, ::-1]), dtype=np.float32).reshape(-1)
         length = float(np.linalg.norm(feature))
-        if feature.shape != (FEATURE_DIM,) or not np.isfinite(length) or length == 0.0:
-            problem = f"the recogniser returns {feature.size} numbers of norm {length:g}, not {FEATURE_DIM}"
+        if feature.shape != (self.feature_dim,) or not np.isfinite(length) or length == 0.0:
+            problem = f"the recogniser returns {feature.size} numbers of norm {length:g}, not {self.feature_dim}"
             raise _unusable(self.folder, problem)
         return feature / np.float32(length)
 
@@ -324,10 +343,12 @@ def _padded(pixels: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
 
 
 def _load(folder: Path, settings: FaceSettings, providers: Sequence[str]) -> tuple[dict[str, Any], Callable[..., Any]]:
-    """insightface's models in `folder` by task, and its alignment function."""
+    """The models in `folder` by insightface's names of their tasks, and insightface's alignment function."""
     with _silenced():
         analysis, norm_crop = _import_insightface()
         _check_provider(providers[0])
+        if has_yunet_sface(folder):
+            return _load_yunet_sface(folder, settings, providers), norm_crop
         try:
             app = analysis(
                 name=str(folder),
@@ -346,6 +367,23 @@ def _load(folder: Path, settings: FaceSettings, providers: Sequence[str]) -> tup
     for model in app.models.values():
         _check_running(model.session.get_providers(), providers[0])
     return dict(app.models), norm_crop
+
+
+def _load_yunet_sface(folder: Path, settings: FaceSettings, providers: Sequence[str]) -> dict[str, Any]:
+    """OpenCV's two networks in `folder`, by insightface's names of their tasks."""
+    sessions: list[Any] = []
+    for pattern in (yunet_sface.DETECTOR, yunet_sface.RECOGNISER):
+        path = next(folder.glob(pattern), None)
+        if path is None:
+            raise _unusable(folder, f"there is no {pattern}")
+        try:
+            session = import_module("onnxruntime").InferenceSession(str(path), providers=list(providers))
+        except Exception as error:  # onnxruntime's errors have no common base class
+            raise _unusable(path, str(error).splitlines()[0]) from error
+        _check_running(session.get_providers(), providers[0])
+        sessions.append(session)
+    detector = yunet_sface.YuNet(sessions[0], settings.det_thresh)
+    return {"detection": detector, "recognition": yunet_sface.SFace(sessions[1])}
 
 
 def _check_provider(provider: str) -> None:

@@ -1,7 +1,8 @@
-"""The face model packs that insightface publishes: contents, licence, location, and installation.
+"""The published face model packs: contents, licence, location, and installation.
 
-celebctl contains none of them. They are for non-commercial research only, so a pack is used only after its licence was
-accepted, once; `licences.json` in the library records that. An existing ~/.insightface/models is read, never written.
+celebctl contains none of them. insightface's packs are for non-commercial research only, so one is used only after its
+licence was accepted, once; `licences.json` in the library records that. An existing ~/.insightface/models is read,
+never written. `yunet_sface`, from OpenCV's model zoo, is free for any use.
 """
 
 import contextlib
@@ -16,9 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from celebctl_models.checkpoints.registry import card_for, locate
+from celebctl_models.checkpoints.registry import find_card
 from celebctl_runtime.errors import IntegrityError, NotFoundError, PolicyError
-from celebctl_runtime.files import atomic_directory, atomic_write, read_regular, translate_os_errors
+from celebctl_runtime.files import atomic_directory, atomic_write, read_regular, sha256_file, translate_os_errors
 from celebctl_runtime.strict_json import parse_json
 
 DEFAULT_PACK = "buffalo_l"
@@ -30,46 +31,62 @@ LICENCE = (
 LICENCE_SOURCE = "https://github.com/deepinsight/insightface/tree/master/model_zoo"
 
 _RELEASES = "https://github.com/deepinsight/insightface/releases/download"
+#: The commit of OpenCV's model zoo; its files are in Git LFS, whose pointers state size and SHA-256.
+_ZOO = "https://media.githubusercontent.com/media/opencv/opencv_zoo/47534e27c9851bb1128ccc0102f1145e27f23f98/models"
 _MAX_MEMBERS = 64  # the published archives hold five files
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class PackFile:
-    """One network of a pack: file name, size in bytes, and hexadecimal SHA-256."""
+    """One file of a pack: name, size in bytes, hexadecimal SHA-256, and the URLs that have these bytes, best first."""
 
     name: str
     size: int
     sha256: str
+    urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A published archive of face models.
+    """Published face models.
 
     Attributes:
-        name: As insightface names it.
+        name: As its publisher names it; "yunet_sface" after its two networks.
         about: One line on its networks.
-        size: Bytes of the archive.
-        sha256: Of the archive, hexadecimal.
-        files: Those that celebctl uses: detector, recogniser and age estimator. The archives also contain dense
-            landmark networks, which insightface would load (150 MB) and not use.
+        files: Those that celebctl uses: detector, recogniser and, in some packs, age estimator. insightface's archives
+            also contain dense landmark networks, which insightface would load (150 MB) and not use.
+        archive_size: Bytes of the zip file that has the files; 0 where they are published one by one.
+        archive_sha256: Of the zip file, hexadecimal.
         licence: Its text.
         licence_source: URL of that text.
+        terms: What the licence permits, in a few words.
+        restricts: Whether the user must accept the licence before the pack is used.
     """
 
     name: str
     about: str
-    size: int
-    sha256: str
     files: tuple[PackFile, ...]
+    archive_size: int = 0
+    archive_sha256: str = ""
     licence: str = LICENCE
     licence_source: str = LICENCE_SOURCE
+    terms: str = "non-commercial research only"
+    restricts: bool = True
 
     @property
-    def urls(self) -> tuple[str, str]:
-        """URLs of the archive: the release insightface 2.x itself uses, then the older one. Same bytes."""
-        return f"{_RELEASES}/model-zoo/{self.name}.zip", f"{_RELEASES}/v0.7/{self.name}.zip"
+    def downloads(self) -> tuple[PackFile, ...]:
+        """What is downloaded: the archive, or the files."""
+        if not self.archive_size:
+            return self.files
+        # The release insightface 2.x itself uses, then the older one. Same bytes.
+        urls = tuple(f"{_RELEASES}/{release}/{self.name}.zip" for release in ("model-zoo", "v0.7"))
+        return (PackFile(f"{self.name}.zip", self.archive_size, self.archive_sha256, urls),)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the download."""
+        return sum(file.size for file in self.downloads)
 
     @property
     def licence_sha256(self) -> str:
@@ -77,8 +94,9 @@ class Pack:
         return hashlib.sha256(self.licence.encode()).hexdigest()
 
 
-# Sizes and hashes as published with the release's assets; the files' own were compared between several projects that
-# pin them. Both archives contain the same detector, under two names, and the same age estimator.
+# Sizes and hashes as published: with insightface's release assets (the files' own were compared between several
+# projects that pin them), and in the Git LFS pointers of OpenCV's model zoo. insightface's archives contain the same
+# detector, under two names, and the same age estimator.
 _DETECTOR = 16_923_827, "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"
 _AGES = PackFile("genderage.onnx", 1_322_532, "4fde69b1c810857b88c64a335084f1c3fe8f01246c9a191b48c7bb756d6652fb")
 PACKS: dict[str, Pack] = {
@@ -87,8 +105,6 @@ PACKS: dict[str, Pack] = {
         Pack(
             "buffalo_l",
             "SCRFD-10GF detector, ResNet-50 recogniser trained on WebFace600K",
-            288_621_354,
-            "80ffe37d8a5940d59a7384c201a2a38d4741f2f3c51eef46ebb28218a7b0ca2f",
             (
                 PackFile("det_10g.onnx", *_DETECTOR),
                 PackFile(
@@ -96,12 +112,12 @@ PACKS: dict[str, Pack] = {
                 ),
                 _AGES,
             ),
+            288_621_354,
+            "80ffe37d8a5940d59a7384c201a2a38d4741f2f3c51eef46ebb28218a7b0ca2f",
         ),
         Pack(
             "antelopev2",
             "SCRFD-10GF detector, ResNet-100 recogniser trained on Glint360K",
-            360_662_982,
-            "8e182f14fc6e80b3bfa375b33eb6cff7ee05d8ef7633e738d1c89021dcf0c5c5",
             (
                 PackFile("scrfd_10g_bnkps.onnx", *_DETECTOR),
                 PackFile(
@@ -109,6 +125,30 @@ PACKS: dict[str, Pack] = {
                 ),
                 _AGES,
             ),
+            360_662_982,
+            "8e182f14fc6e80b3bfa375b33eb6cff7ee05d8ef7633e738d1c89021dcf0c5c5",
+        ),
+        Pack(
+            "yunet_sface",
+            "YuNet detector and SFace recogniser of OpenCV's model zoo; estimates no age",
+            (
+                PackFile(
+                    "face_detection_yunet_2023mar.onnx",
+                    232_589,
+                    "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+                    (f"{_ZOO}/face_detection_yunet/face_detection_yunet_2023mar.onnx",),
+                ),
+                PackFile(
+                    "face_recognition_sface_2021dec.onnx",
+                    38_696_353,
+                    "0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
+                    (f"{_ZOO}/face_recognition_sface/face_recognition_sface_2021dec.onnx",),
+                ),
+            ),
+            licence="YuNet is under the MIT licence, SFace under Apache-2.0.",
+            licence_source="https://github.com/opencv/opencv_zoo",
+            terms="free for any use",
+            restricts=False,
         ),
     )
 }
@@ -149,6 +189,22 @@ def pack_in(folder: Path) -> Pack | None:
     return next((pack for pack in PACKS.values() if _has_files(folder, pack)), None)
 
 
+def face_models_name(folder: Path) -> str:
+    """The name of the face models in a folder, recorded with what is made with them.
+
+    A pack's name, else that in faces.json, else the folder's with the first 8 digits of the networks' SHA-256.
+    """
+    pack = pack_in(folder)
+    if pack is not None:
+        return pack.name
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        name: object = json.loads((folder / "faces.json").read_text(encoding="utf-8")).get("name")
+        if isinstance(name, str) and name:
+            return name
+    digest = hashlib.sha256("".join(sha256_file(path) for path in sorted(folder.glob("*.onnx"))).encode())
+    return f"{folder.name}-{digest.hexdigest()[:8]}"
+
+
 def choose_face_models(choice: str | None, model: str | Path, root: Path, home: Path | None = None) -> Path:
     """The folder of face models to use with a diffusion model.
 
@@ -163,11 +219,9 @@ def choose_face_models(choice: str | None, model: str | Path, root: Path, home: 
         PolicyError: The licence of the pack has not been accepted.
     """
     if choice is None:
-        location = locate(model)
-        is_folder = location.kind == "folder"
-        own = card_for(location.path, location.name, location.source).faces_dir if is_folder else None
-        if own is not None:
-            return own
+        card = find_card(model)
+        if card is not None and card.faces_dir is not None:
+            return card.faces_dir
     name = choice or DEFAULT_PACK
     folder = find_pack(name, root, home) if name in PACKS else Path(name).expanduser()
     pack = pack_in(folder)
@@ -214,11 +268,11 @@ def accept(name: str, root: Path, now: datetime | None = None) -> None:
 
 
 def require_accepted(name: str, root: Path) -> None:
-    """Raise PolicyError unless the pack's licence has been accepted."""
-    if accepted_at(name, root) is None:
+    """Raise PolicyError unless the pack's licence has been accepted or restricts nothing."""
+    if known_pack(name).restricts and accepted_at(name, root) is None:
         terms = known_pack(name).licence_source
         raise PolicyError(
-            f"the face models {name} are for non-commercial research only, and this licence has not been accepted",
+            f"the face models {name} are for {known_pack(name).terms}, and this licence has not been accepted",
             f"read {terms}, then accept it with packs.accept",
             reason="licence_not_accepted",
             name=name,
@@ -253,8 +307,8 @@ def install_pack(name: str, archive: Path, root: Path) -> Path:
 
     Args:
         name: The pack.
-        archive: The published zip file, or a folder into which it was unpacked. In both the files may be one folder
-            deep, as in antelopev2. Only files in the table are copied, with size and SHA-256 checked.
+        archive: The published zip file, or a folder with its files. In both the files may be one folder deep, as in
+            antelopev2. Only files in the table are copied, with size and SHA-256 checked.
         root: The library.
 
     Raises:
@@ -278,7 +332,7 @@ def _opened(archive: Path, pack: Pack) -> Generator[Callable[[str], IO[bytes]]]:
         yield lambda name: (folder / name).open("rb")
         return
     if not archive.is_file():
-        raise NotFoundError(f"there is no archive at {archive}", f"it is published at {pack.urls[0]}")
+        raise NotFoundError(f"there is no archive at {archive}", f"it is published at {pack.downloads[0].urls[0]}")
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _members(opened.infolist(), archive, pack)
@@ -294,7 +348,7 @@ def _unpacked_folder(folder: Path, pack: Pack) -> Path:
         if _has_files(candidate, pack):
             return candidate
     names = " and ".join(file.name for file in pack.files)
-    raise NotFoundError(f"{folder} does not contain {names} of {pack.name}", f"unpack {pack.urls[0]} there")
+    raise NotFoundError(f"{folder} does not contain {names} of {pack.name}", f"put {pack.downloads[0].urls[0]} there")
 
 
 def _members(infos: Sequence[zipfile.ZipInfo], archive: Path, pack: Pack) -> dict[str, zipfile.ZipInfo]:

@@ -30,6 +30,7 @@ CARD = {
     "display_scale": 4,
     "defaults": {"steps": 20, "guidance": 2.5, "sampler": "ddim"},
     "class_noun": "person",
+    "pictures": "drawings",
     "world": "mini",
     # tuned on mini's own scenes (benchmarks/LOG.md); measuring the celebrities' faces comes near it
     "framing": {"face_height_min": 0.52, "face_height_max": 0.60, "face_center_y": 0.485, "face_jitter": 0.025},
@@ -141,7 +142,7 @@ def save_faces(folder: Path, recogniser: nn.Module, detector: Detector) -> None:
     )
     outputs = [f"{kind}_{stride}" for kind in ("score", "bbox", "kps") for stride in Detector.STRIDES]
     save_onnx(detector, torch.zeros(1, 3, 128, 128), folder / "detector.onnx", (["input.1"], outputs), None)
-    settings = {"det_size": [128, 128], "det_thresh": 0.5, "min_face": 16}
+    settings = {"name": "mini", "det_size": [128, 128], "det_thresh": 0.5, "min_face": 16}
     (folder / "faces.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
