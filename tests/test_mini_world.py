@@ -94,7 +94,7 @@ def test_captions_say_what_is_not_ordinary_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     assert all("{}" in opening for opening in OPENINGS)
     for _ in range(50):
-        assert "beach" in (said := caption(["ada byron"], (1, 0, 0, 0, 0), rng)) or "sea" in said
+        assert "beach" in (text := caption(["ada byron"], (1, 0, 0, 0, 0), rng)) or "sea" in text
         both = caption(["ada byron", "leo marsh"], (0, 1, 1, 0, 0), rng)
         assert both.index("ada byron") < both.index("leo marsh")
         assert "chess" in both
