@@ -1,13 +1,12 @@
-"""What a new person costs an exported bundle of true size: the token table, the manifest, and nothing of the networks.
+"""Cost of adding a person to an exported bundle of true size: the token table and the manifest, no network file.
 
     python -m benchmarks.adding            # SD 1.5 and SDXL; 0.6 GB of disk, one or two minutes (mostly hashing)
 
-The bundles have the true sizes: token tables of 49,408 rows and 256 spare ones, weight files as long as the published
-networks' (files of zeros that take no room on disk), a manifest with every graph, and 100 people who live there
-already. Graphs are empty files: whoever opened one would fail. What is timed is celebctl's own: `Bundle.add` in a
-process that runs, and `celebctl export --add` from the process's start to its end, medians of `--rounds`. Beside them,
-what a running process read and wrote by system calls while somebody moved in (Linux), and the peak of the memory that
-the command held.
+The bundles have the true sizes: token tables of 49,408 rows and 256 spare ones, weight files as long as those of the
+published networks (sparse files of zeros), a manifest with every graph, and 100 people. The graphs are empty files, so
+opening one would fail. Measured are `Bundle.add` in a running process and `celebctl export --add` as a process from
+start to end (medians of `--rounds`), the bytes that one addition reads and writes by system calls (Linux), and the
+command's peak memory.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from celebctl_runtime.bundle.manifest import (
 )
 
 HERE = Path(__file__).resolve().parent
-VOCABULARY, SPARE, RESIDENTS = 49_408, 256, 100
+VOCABULARY, SPARE, PEOPLE = 49_408, 256, 100
 #: Widths of the token tables, and bytes of the weight files: parameters of the published networks, text encoders
 #: without their tables in float32, the rest in float32 (SD 1.5) or float16 (SDXL).
 MODELS: Mapping[str, tuple[tuple[int, ...], dict[str, int]]] = {
@@ -64,11 +63,11 @@ MODELS: Mapping[str, tuple[tuple[int, ...], dict[str, int]]] = {
         },
     ),
 }
-MEMORY = 32  # keys and values that ONNX Runtime's form of the step takes as inputs
+KEYS_AND_VALUES = 32  # inputs of the step graph optimized for ONNX Runtime
 
 
 def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], name: str) -> Bundle:
-    """A bundle of these sizes, with people in it. Every spare row but theirs is zero, as in a fresh export."""
+    """A bundle with files of these sizes and with ``PEOPLE`` people; unused spare rows are zero, as in an export."""
     path.mkdir(parents=True)
     for file, size in weights.items():
         with (path / file).open("wb") as handle:
@@ -95,17 +94,17 @@ def write_bundle(path: Path, widths: Sequence[int], weights: Mapping[str, int], 
         tuple(tables),
     )
     step = manifest.graphs["step"]
-    memory = {f"memory_{number}": TensorInfo("float32", ("rows", 8, 77, 160)) for number in range(MEMORY)}
-    own = {"step": replace(step, inputs={**step.inputs, **memory})}
-    bundle = Bundle.seal(path, replace(manifest, ort_graphs=own))
-    for number in range(RESIDENTS):
-        bundle.add(random_identity(bundle, f"resident-{number}", 1000 + number))
+    cached = {f"memory_{number}": TensorInfo("float32", ("rows", 8, 77, 160)) for number in range(KEYS_AND_VALUES)}
+    optimized = {"step": replace(step, inputs={**step.inputs, **cached})}
+    bundle = Bundle.seal(path, replace(manifest, ort_graphs=optimized))
+    for number in range(PEOPLE):
+        bundle.add(random_identity(bundle, f"person-{number}", 1000 + number))
     return bundle
 
 
 def _graphs(weights: Mapping[str, int]) -> dict[str, GraphInfo]:
     latent, image = ("batch", 4, "h", "w"), ("batch", 3, "height", "width")
-    ends: dict[str, tuple[dict[str, tuple[int | str, ...]], dict[str, tuple[int | str, ...]]]] = {
+    shapes: dict[str, tuple[dict[str, tuple[int | str, ...]], dict[str, tuple[int | str, ...]]]] = {
         "text_encoder": ({"input_ids": ("batch", 77)}, {"context": ("batch", 77, 768)}),
         "step": (
             {"state": (2, *latent), "noise": latent, "context": ("guides", "batch", 77, 768), "aux": ("steps", 3)},
@@ -114,18 +113,18 @@ def _graphs(weights: Mapping[str, int]) -> dict[str, GraphInfo]:
         "vae_decoder": ({"latent": latent}, {"image": image}),
         "vae_encoder": ({"image": image}, {"latent": latent}),
     }
-    ends["text_encoder_2"] = ends["text_encoder"]
-    found: dict[str, GraphInfo] = {}
+    shapes["text_encoder_2"] = shapes["text_encoder"]
+    graphs: dict[str, GraphInfo] = {}
     for file in weights:
         name = Path(file).stem
-        inputs, outputs = ({key: TensorInfo("float32", shape) for key, shape in side.items()} for side in ends[name])
-        found[name] = GraphInfo(f"{name}.onnx", (file,), inputs, outputs)
-    found["step_nocfg"] = found["step"]
-    return found
+        inputs, outputs = ({key: TensorInfo("float32", shape) for key, shape in side.items()} for side in shapes[name])
+        graphs[name] = GraphInfo(f"{name}.onnx", (file,), inputs, outputs)
+    graphs["step_nocfg"] = graphs["step"]
+    return graphs
 
 
 def system_bytes() -> dict[str, int]:
-    """What this process read and wrote by system calls so far; {} where the system does not tell."""
+    """Bytes that this process read and wrote by system calls; {} on systems without /proc."""
     try:
         lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -134,28 +133,28 @@ def system_bytes() -> dict[str, int]:
 
 
 def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """All figures of one model; see the module's docstring."""
+    """All measurements of one model."""
     widths, weights = MODELS[name]
     bundle = write_bundle(folder / name, widths, weights, name)
-    figures: dict[str, Any] = {
+    results: dict[str, Any] = {
         "weight_file_bytes": sum(weights.values()),
         "token_table_bytes": sum(4 * (VOCABULARY + SPARE) * width for width in widths),
-        "people_there_before": RESIDENTS,
+        "people_there_before": PEOPLE,
         "manifest_bytes": (bundle.path / "manifest.json").stat().st_size,
-        **measure_adding(bundle, folder / "moving", rounds),
+        **measure_adding(bundle, folder / "copy", rounds),
     }
-    person = random_identity(bundle, "watched", 7)
-    before = {path: path.stat().st_mtime_ns for path in map(bundle.file, weights)}
-    was = system_bytes()
+    person = random_identity(bundle, "new", 7)
+    modified = {path: path.stat().st_mtime_ns for path in map(bundle.file, weights)}
+    before = system_bytes()
     bundle.add(person)
-    now = system_bytes()
-    figures |= {f"add_{key}": now[key] - was[key] for key in was}
-    bundle.remove("watched")
+    after = system_bytes()
+    results |= {f"add_{key}": after[key] - before[key] for key in before}
+    bundle.remove("new")
     Library(folder / "home").save(person)
-    words = ["-m", "celebctl", "--json", "--quiet", "export", "--add", "watched", "--bundle", str(bundle.path)]
-    figures["add_command_peak_bytes"] = run([sys.executable, *words], folder).peak_bytes
-    figures["weights_touched"] = [path.name for path, stamp in before.items() if path.stat().st_mtime_ns != stamp]
-    return figures
+    arguments = ["-m", "celebctl", "--json", "--quiet", "export", "--add", "new", "--bundle", str(bundle.path)]
+    results["add_command_peak_bytes"] = run([sys.executable, *arguments], folder).peak_bytes
+    results["weights_touched"] = [path.name for path, time in modified.items() if path.stat().st_mtime_ns != time]
+    return results
 
 
 def main() -> int:
@@ -163,17 +162,17 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "adding.json")
-    parser.add_argument("--note", default="", help="what to know about these figures, kept with them")
+    parser.add_argument("--note", default="", help="remark stored with the results")
     args = parser.parse_args()
-    figures: dict[str, Any] = {"note": args.note, "machine": machine(), "rounds": args.rounds}
+    results: dict[str, Any] = {"note": args.note, "machine": machine(), "rounds": args.rounds}
     for name in args.models:
         folder = Path(tempfile.mkdtemp(prefix="adding-"))
         try:
-            figures[name] = measure(name, folder, args.rounds)
+            results[name] = measure(name, folder, args.rounds)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        print(f"{name}: {figures[name]['add_ms']} ms, as a command {figures[name]['add_command_s']} s", flush=True)
-        args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        print(f"{name}: {results[name]['add_ms']} ms, as a command {results[name]['add_command_s']} s", flush=True)
+        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

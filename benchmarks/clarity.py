@@ -1,14 +1,14 @@
-"""Clarity: prompt fidelity where all methods are right nearly always.
+"""Clarity: prompt fidelity for methods whose prompt accuracy is near 1.
 
     python -m benchmarks.baselines --people 40 --seeds 3 --work DIR
     python -m benchmarks.clarity --work DIR
 
-The attribute reader's logit margin between the stated word and the best other word, averaged over all statements of a
-prompt, the number of people included, on the images that a comparison kept (WebP, all methods alike). Above 0 the
-statement counts as met in `celebctl eval`; larger is clearer. Means with 95 % intervals over pairs of people, and
-celebctl's lead person by person. The last row has reference images of the same people under the same prompts: what a
-perfect method would generate; the last column is how far such a method would be ahead. Results of an earlier run for
-methods whose images are not in --work are kept, as in benchmarks.baselines.
+Clarity is the attribute reader's logit margin between the stated word and the best other word, averaged over all
+statements of a prompt (the number of people is one of them). It is measured on the images that the comparison stored
+(WebP for all methods). A statement with a margin above 0 counts as met in `celebctl eval`. The table has means with 95
+% intervals over pairs of people, and the lead of `clean` person by person. The last row has reference images of the
+same people under the same prompts, which a perfect method would generate; the last column is the lead of that method.
+Results of a previous run are kept for methods without images in --work, as in benchmarks.baselines.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.baselines.comparing import pair_partners, verdict
+from benchmarks.baselines.comparison import describe_difference, pair_partners
 from benchmarks.baselines.methods import METHODS
 from celebctl.evaluation.cohorts import unseen_people_cohort
 from celebctl.evaluation.intervals import Estimate, estimate, pair_means
@@ -39,53 +39,53 @@ from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_runtime.files import atomic_write
 
 RESULT = Path(__file__).parent / "results" / "clarity.json"
-OURS, CELEBRITIES, TRUE = "clean", "celebrities", "true"
-TITLES = {CELEBRITIES: "the model's own celebrities", TRUE: "reference images of the same people"}
-_REFERENCES = 2  # of each prompt
+OURS, CELEBRITIES, REFERENCES = "clean", "celebrities", "references"
+TITLES = {CELEBRITIES: "the model's own celebrities", REFERENCES: "reference images of the same people"}
+_REFERENCES_PER_PROMPT = 2
 
 
-def margin(logits: np.ndarray, right: int) -> float:
-    """Logit of the right word minus that of the best other one."""
-    return float(logits[right] - np.delete(logits, right).max())
+def margin(logits: np.ndarray, stated: int) -> float:
+    """Logit of the stated word minus that of the best other one."""
+    return float(logits[stated] - np.delete(logits, stated).max())
 
 
 def clarity(scorer: WorldScorer, record: SubjectRecord, prompts: Sequence[Prompt] = WORLD_PROMPTS) -> float:
     """Mean margin over a person's images; in each image over all statements of the prompt."""
     images = [np.asarray(Image.open(io.BytesIO(sample.thumbnail)).convert("RGB")) for sample in record.samples]
-    found: list[float] = []
+    values: list[float] = []
     for sample, scores in zip(record.samples, scorer.attribute_logits(images), strict=True):
         prompt = prompts[sample.prompt]
         stated = {"two": "two" if prompt.people == 2 else "one", **prompt.states}
         margins = [margin(scores[name], scorer.vocabulary[name].index(word)) for name, word in stated.items()]
-        found.append(float(np.mean(margins)))
-    return float(np.mean(found))
+        values.append(float(np.mean(margins)))
+    return float(np.mean(values))
 
 
-def people_of(scorer: WorldScorer, folder: Path) -> dict[str, float]:
-    """Clarity of each person with a record in a method's folder of a comparison."""
+def clarity_by_person(scorer: WorldScorer, folder: Path) -> dict[str, float]:
+    """Clarity of each person whose record is in a method's folder of the comparison."""
     records = [SubjectRecord.load(path) for path in sorted(folder.rglob("*.record"))]
     return {record.name: clarity(scorer, record) for record in records if record is not None}
 
 
-def reference_people(scorer: WorldScorer, folder: Path) -> dict[str, float]:
-    """The people of a comparison in reference images of the same prompts, stored like samples (WebP)."""
+def reference_clarity(scorer: WorldScorer, folder: Path) -> dict[str, float]:
+    """Clarity of reference images of each person of the comparison, stored like samples (WebP)."""
     seeds: list[int] = json.loads((folder / SETTINGS_FILE).read_text())["people"]
-    cohort = unseen_people_cohort(scorer, seeds, pair_partners(len(seeds)), TITLES[TRUE])
+    cohort = unseen_people_cohort(scorer, seeds, pair_partners(len(seeds)), TITLES[REFERENCES])
     assert isinstance(cohort.reference, WorldReference)
     empty = ImageScores(np.zeros((0, 1), np.float32), np.zeros((0, 3), np.float32))
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for i, subject in enumerate(cohort.subjects):
         samples = [
-            Sample(number, index, empty, thumbnail(picture))
-            for index in range(_REFERENCES)
-            for number, picture in enumerate(cohort.reference.images(i, WORLD_PROMPTS, index))
+            Sample(number, index, empty, thumbnail(image))
+            for index in range(_REFERENCES_PER_PROMPT)
+            for number, image in enumerate(cohort.reference.images(i, WORLD_PROMPTS, index))
         ]
-        found[subject.name] = clarity(scorer, SubjectRecord(subject.name, tuple(samples), ()))
-    return found
+        values[subject.name] = clarity(scorer, SubjectRecord(subject.name, tuple(samples), ()))
+    return values
 
 
-def earlier(file: Path, model: str, weights: str) -> dict[str, dict[str, float]]:
-    """Clarity by method and person in an earlier result of the same model and weights."""
+def previous_results(file: Path, model: str, weights: str) -> dict[str, dict[str, float]]:
+    """Clarity by method and person in a previous result of the same model and weights."""
     try:
         document: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -108,30 +108,32 @@ def main() -> None:
     args = parser.parse_args()
     parts = load_parts(args.model)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
-        parser.error(f"{args.model} brings no reader of attributes")
+        parser.error(f"{args.model} has no attribute reader")
     scorer = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
-    known = earlier(args.out, args.model, parts.weights_digest)
-    here = {name for name in (*METHODS, CELEBRITIES) if (args.work / name).is_dir()}
-    names = [name for name in (*METHODS, CELEBRITIES) if name in here or name in known]
-    if OURS not in here:
-        parser.error(f"{args.work} holds no pictures of {OURS}: run benchmarks/baselines.py with --work {args.work}")
-    found = {name: people_of(scorer, args.work / name) if name in here else known[name] for name in names}
-    for name in [name for name in names if name != CELEBRITIES and found[name].keys() != found[OURS].keys()]:
-        sys.stderr.write(f"{name} is left out: it has {len(found.pop(name))} people, and not those of {OURS}\n")
-    found[TRUE] = reference_people(scorer, args.work / OURS)
+    previous = previous_results(args.out, args.model, parts.weights_digest)
+    available = {name for name in (*METHODS, CELEBRITIES) if (args.work / name).is_dir()}
+    names = [name for name in (*METHODS, CELEBRITIES) if name in available or name in previous]
+    if OURS not in available:
+        parser.error(f"{args.work} has no images of {OURS}: run python -m benchmarks.baselines --work {args.work}")
+    results = {
+        name: clarity_by_person(scorer, args.work / name) if name in available else previous[name] for name in names
+    }
+    for name in [name for name in names if name != CELEBRITIES and results[name].keys() != results[OURS].keys()]:
+        sys.stderr.write(f"{name} is omitted: its {len(results.pop(name))} people are not those of {OURS}\n")
+    results[REFERENCES] = reference_clarity(scorer, args.work / OURS)
     methods: dict[str, Any] = {}
     cells: list[list[str]] = []
-    for name, people in found.items():
+    for name, people in results.items():
         title = METHODS[name].title if name in METHODS else TITLES[name]
-        one = estimate(pair_means(people.values()))
-        ahead = lead(found[OURS], people) if name not in (OURS, CELEBRITIES) else None
-        faultless = lead(found[TRUE], people) if name not in (TRUE, CELEBRITIES) else None
-        methods[name] = {"title": title, "people": {who: round(value, 4) for who, value in people.items()}}
-        for key, value in (("clarity", one), ("lead of clean", ahead), ("lead of true pictures", faultless)):
+        mean = estimate(pair_means(people.values()))
+        our_lead = lead(results[OURS], people) if name not in (OURS, CELEBRITIES) else None
+        reference_lead = lead(results[REFERENCES], people) if name not in (REFERENCES, CELEBRITIES) else None
+        methods[name] = {"title": title, "people": {person: round(value, 4) for person, value in people.items()}}
+        for key, value in (("clarity", mean), ("lead of clean", our_lead), ("lead of references", reference_lead)):
             if value is not None:
-                methods[name][key] = {"mean": value.mean, "half": value.half_width, "couples": value.count}
-        cells.append([title, str(one), verdict(ahead), verdict(faultless)])
-    print("\n".join(markdown(["who", "clarity", "clean's lead", "lead of true pictures"], cells)))
+                methods[name][key] = {"mean": value.mean, "half_width": value.half_width, "pairs": value.count}
+        cells.append([title, str(mean), describe_difference(our_lead), describe_difference(reference_lead)])
+    print("\n".join(markdown(["method", "clarity", "lead of clean", "lead of references"], cells)))
     document = {"model": args.model, "weights": parts.weights_digest, "unit": "logits", "methods": methods}
     atomic_write(args.out, (json.dumps(document, indent=1) + "\n").encode())
     print(args.out)

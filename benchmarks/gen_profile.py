@@ -1,15 +1,15 @@
-"""Where the time of one `celebctl gen` goes on the CPU, part by part, at any size: seconds, page faults and memory.
+"""Profile of one `celebctl gen` on the CPU at any size: seconds, page faults and memory of each part.
 
     python -m benchmarks.gen_profile mini                                  # a model: it is exported first
-    python -m benchmarks.gen_profile BUNDLE --steps 2 --out result.json    # a bundle, as `celebctl export` makes them
+    python -m benchmarks.gen_profile BUNDLE --steps 2 --out result.json    # an exported bundle
     python -m benchmarks.true_size_model FOLDER && python -m benchmarks.gen_profile FOLDER --steps 2 --size 512x512
 
 The last line is Stable Diffusion 1.5 at its true size: minutes, and 7 GB of disk.
 
-One process draws the way `gen` does, through the runtime alone, and is timed from its start on. Sessions are opened one
-after the other when they are first needed; `gen` itself opens them beside other work. Its wall time is measured beside:
-once with hashing every file, as the first time, and once without. The second picture of the process shows what only the
-first one pays.
+One process generates as `gen` does, with the runtime alone, and is timed from its start. It opens each session when it
+is first needed; `gen` opens sessions in the background. The wall time of `gen` itself is measured too: once with
+hashing every file, as in the first run, and once without. A second image in the process shows which costs occur only
+once.
 """
 
 from __future__ import annotations
@@ -20,21 +20,31 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from unittest.mock import patch
+
+if TYPE_CHECKING:
+    from celebctl_runtime.progress import Progress
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = ("part", "seconds", "share", "page faults", "from disk", "memory MB")
-PICTURES = 2
+IMAGES = 2
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part, without the parts inside it. faults: pages that came into memory, of them from_disk by reading;
-    memory_bytes: resident at its end."""
+    """Cost of one part, without that of the parts inside it.
+
+    Attributes:
+        faults: Page faults; from_disk: those that read from disk.
+        memory_bytes: Resident memory at its end.
+    """
 
     name: str
     seconds: float
@@ -43,150 +53,168 @@ class Part:
     memory_bytes: int
 
 
-class Watch:
-    """Parts in the order of their ends. They may lie in each other; what is inside counts once."""
+class Profiler:
+    """Parts in the order of their ends. Parts may be nested; an inner part is not counted in the outer one."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self._inside: list[list[float]] = []
+        self._nested: list[list[float]] = []
 
     @contextmanager
     def part(self, name: str) -> Generator[None]:
-        self._inside.append([0.0, 0.0, 0.0])
-        before = _now()
+        """Measure the block as a part."""
+        self._nested.append([0.0, 0.0, 0.0])
+        before = _usage()
         try:
             yield
         finally:
-            whole = [after - start for after, start in zip(_now(), before, strict=True)]
-            inside = self._inside.pop()
-            if self._inside:
-                self.count(whole)
-            self.add(name, *(all_of_it - part for all_of_it, part in zip(whole, inside, strict=True)))
+            total = _difference(_usage(), before)
+            nested = self._nested.pop()
+            if self._nested:
+                self.subtract(total)
+            self.add(name, *_difference(total, nested))
+
+    def timed(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
+        """The function with every call as a part."""
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        return call
 
     def add(self, name: str, seconds: float, faults: float, from_disk: float) -> None:
+        """Append a part that was measured elsewhere."""
         self.parts.append(Part(name, round(seconds, 5), int(faults), int(from_disk), resident_bytes()))
 
-    def count(self, spent: Sequence[float]) -> None:
-        """What is spent inside the part that is open now, and is one of its own."""
-        self._inside[-1] = [sum(pair) for pair in zip(self._inside[-1], spent, strict=True)]
+    def subtract(self, used: Sequence[float]) -> None:
+        """Do not count ``used`` in the open part, because it is a part of its own."""
+        self._nested[-1] = [sum(pair) for pair in zip(self._nested[-1], used, strict=True)]
 
 
-class Steps:
-    """What hears of each step: from one to the next, the first from `begin` on, after its session was opened."""
+class StepTimer:
+    """Progress callback that measures each step from the end of the previous one or from `start`."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch, self.last = watch, _now()
+    def __init__(self, profiler: Profiler) -> None:
+        self.profiler, self.last = profiler, _usage()
 
-    def begin(self) -> None:
-        self.last = _now()
+    def start(self) -> None:
+        self.last = _usage()
 
-    def __call__(self, now: Any) -> None:
-        after = _now()
-        spent = [one - other for one, other in zip(after, self.last, strict=True)]
-        self.watch.count(spent)
-        self.watch.add(f"step {now.step}", *spent)
-        self.last = _now()
+    def __call__(self, progress: Progress) -> None:
+        used = _difference(_usage(), self.last)
+        self.profiler.subtract(used)
+        self.profiler.add(f"step {progress.step}", *used)
+        self.last = _usage()
 
 
-def _now() -> tuple[float, float, float]:
+def _usage() -> tuple[float, float, float]:
+    """Time in seconds, page faults, page faults that read from disk."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return time.monotonic(), float(used.ru_minflt + used.ru_majflt), float(used.ru_majflt)
 
 
+def _difference(after: Sequence[float], before: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(after, before, strict=True)]
+
+
 def resident_bytes() -> int:
-    """What is in memory now; 0 where the system does not tell."""
+    """Resident memory; 0 on systems without /proc."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:
         return 0
 
 
-def draw(path: Path, wanted: dict[str, Any], threads: int | None, out: Path, started: float) -> dict[str, Any]:
-    """In the process that draws: everything `gen` does, in order."""
-    watch = Watch()
-    watch.add("start of Python", time.monotonic() - started, *_now()[1:])
-    with watch.part("importing the runtime"):
+def profile(path: Path, fields: dict[str, Any], threads: int | None, out: Path, started: float) -> dict[str, Any]:
+    """Generate ``IMAGES`` images in this process as `gen` does. fields: of the requests; started: of this process."""
+    profiler = Profiler()
+    profiler.add("start of Python", time.monotonic() - started, *_usage()[1:])
+    with profiler.part("importing the runtime"):
         from celebctl_runtime.backends import ort
         from celebctl_runtime.bundle.bundle import Bundle
-        from celebctl_runtime.picture import save_image
+        from celebctl_runtime.picture import GeneratedImage, save_image
         from celebctl_runtime.pipeline import generate
         from celebctl_runtime.request import Request
-    with watch.part("importing ONNX Runtime"):
-        from celebctl_runtime.backends.ort_session import load_onnxruntime
+    with profiler.part("importing ONNX Runtime"):
+        from celebctl_runtime.backends.ort_session import load_onnxruntime, open_session
 
         load_onnxruntime()
-    with watch.part("opening the bundle"):
+    with profiler.part("opening the bundle"):
         bundle = Bundle.open(path, verify="quick")
-    with watch.part("hashing every file (first time only)"):
+    with profiler.part("hashing every file (first time only)"):
         bundle.verify("full")
-    with watch.part("tokenizer"):
+    with profiler.part("tokenizer"):
         bundle.tokenizer()
-    steps, plain = Steps(watch), cast(Any, ort).open_session
+    steps = StepTimer(profiler)
 
-    def open_watched(ort: Any, file: Path, *rest: Any) -> Any:
-        with watch.part(f"session of {file.name}"):
-            session = plain(ort, file, *rest)
-        steps.begin()
+    def open_timed(module: Any, file: Path, *options: Any) -> Any:
+        session = profiler.timed(f"session of {file.name}", open_session)(module, file, *options)
+        steps.start()
         return session
 
-    cast(Any, ort).open_session = open_watched
+    backend = ort.OrtBackend(bundle, "cpu", threads)
+    denoise = backend.denoise
 
-    class Watched(ort.OrtBackend):
-        def encode(self, *given: Any) -> Any:
-            with watch.part("encoding texts"):
-                return super().encode(*given)
+    def denoise_timed(*args: Any) -> Any:
+        steps.start()
+        return denoise(*args)
 
-        def denoise(self, *given: Any) -> Any:
-            with watch.part("steps: getting ready"):
-                steps.begin()
-                return super().denoise(*given)
-
-        def decode(self, latent: Any) -> Any:
-            with watch.part("decoding"):
-                return super().decode(latent)
-
-    backend = Watched(bundle, "cpu", threads)
-    for seed in range(1, PICTURES + 1):
-        with watch.part(f"picture {seed}: the rest"):
-            (picture,) = generate(bundle, backend, Request(seed=seed, **wanted), steps)
-        with watch.part("writing the PNG"):
-            save_image(picture, out / f"{seed}.png", overwrite=True)
-        if seed == 1:
-            first, seconds = len(watch.parts), time.monotonic() - started
-    parts = [asdict(part) for part in watch.parts]
-    request = {key: picture.request.to_json()[key] for key in ("prompt", "steps", "width", "height", "guidance")}
+    methods: dict[str, Callable[..., object]] = {
+        "encode": profiler.timed("encoding texts", backend.encode),
+        "denoise": profiler.timed("preparing the steps", denoise_timed),
+        "decode": profiler.timed("decoding", backend.decode),
+    }
+    for name, method in methods.items():
+        setattr(backend, name, method)
+    parts: list[list[Part]] = []
+    seconds: list[float] = []
+    images: list[GeneratedImage] = []
+    with patch.object(ort, "open_session", open_timed):
+        for seed in range(1, IMAGES + 1):
+            with profiler.part(f"image {seed}: all other"):
+                images += generate(bundle, backend, Request(seed=seed, **fields), steps)
+            profiler.timed("writing the PNG", save_image)(images[-1], out / f"{seed}.png", overwrite=True)
+            parts.append(profiler.parts)
+            seconds.append(time.monotonic() - started)
+            profiler.parts = []
+    request = images[-1].request.to_json()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
-        "request": request, "backend": backend.describe(), "seconds": round(seconds, 4),
-        "first": parts[:first], "second": parts[first:],
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-    }  # fmt: skip
+        "request": {key: request[key] for key in ("prompt", "steps", "width", "height", "guidance")},
+        "backend": backend.describe(),
+        "seconds": round(seconds[0], 4),
+        "first": [asdict(part) for part in parts[0]],
+        "second": [asdict(part) for part in parts[1]],
+        "peak_bytes": peak,
+    }
 
 
-def exported(given: str, folder: Path) -> Path:
-    """The bundle that was given, or a fresh one of the model that was."""
+def export_if_model(model_or_bundle: str, folder: Path) -> Path:
+    """The bundle folder itself, or a new bundle of the model."""
     from benchmarks.processes import run
 
-    if (Path(given) / "manifest.json").is_file():
-        return Path(given).resolve()
-    words = [sys.executable, "-m", "celebctl", "--json", "export", "--model", given, "--out", str(folder / "bundle")]
-    return Path(run(words, folder).said["path"])
+    if (Path(model_or_bundle) / "manifest.json").is_file():
+        return Path(model_or_bundle).resolve()
+    arguments = ["--json", "export", "--model", model_or_bundle, "--out", str(folder / "bundle")]
+    return Path(run([sys.executable, "-m", "celebctl", *arguments], folder).output["path"])
 
 
-def as_command(bundle: Path, wanted: dict[str, Any], threads: int | None, folder: Path) -> list[dict[str, Any]]:
-    """`celebctl gen` itself: the first time, when every file is hashed, and again."""
+def run_command(bundle: Path, fields: dict[str, Any], threads: int | None, folder: Path) -> list[dict[str, Any]]:
+    """Costs of two runs of `celebctl gen`; the first hashes every file."""
     from benchmarks.processes import run
 
-    words = [sys.executable, "-m", "celebctl", "--json", "gen", wanted["prompt"], "--seed", "1", "--device", "cpu"]
-    words += ["--steps", str(wanted["steps"]), "--bundle", str(bundle), "-o", "drawn.png", "--force"]
-    words += ["--threads", str(threads)] if threads else []
-    if wanted.get("width"):
-        words += ["--size", f"{wanted['width']}x{wanted['height']}"]
-    runs = [run(words, folder) for _ in range(2)]
+    command = [sys.executable, "-m", "celebctl", "--json", "gen", fields["prompt"], "--seed", "1", "--device", "cpu"]
+    command += ["--steps", str(fields["steps"]), "--bundle", str(bundle), "-o", "image.png", "--force"]
+    command += ["--threads", str(threads)] if threads else []
+    if fields.get("width"):
+        command += ["--size", f"{fields['width']}x{fields['height']}"]
+    runs = [run(command, folder) for _ in range(2)]
     return [{"seconds": round(one.seconds, 4), "peak_bytes": one.peak_bytes} for one in runs]
 
 
 def table(parts: list[dict[str, Any]]) -> list[str]:
-    """Lines for people."""
+    """Lines of a text table."""
     total = sum(part["seconds"] for part in parts)
     rows = [
         (
@@ -213,36 +241,37 @@ def main() -> int:
     parser.add_argument("--size", help="WxH; default: the model's own")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gen_profile.json")
-    parser.add_argument("--note", default="", help="what to know about these figures, kept with them")
+    parser.add_argument("--note", default="", help="remark stored with the results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        given = json.loads(args.child)
-        said = draw(Path(args.model), given["wanted"], args.threads, Path(given["out"]), given["started"])
-        print(json.dumps(said))
+        child = json.loads(args.child)
+        print(
+            json.dumps(profile(Path(args.model), child["fields"], args.threads, Path(child["out"]), child["started"]))
+        )
         return 0
     from benchmarks.processes import machine, run
 
-    wanted: dict[str, Any] = {"prompt": args.prompt, "steps": args.steps}
+    fields: dict[str, Any] = {"prompt": args.prompt, "steps": args.steps}
     if args.size:
-        wanted["width"], wanted["height"] = map(int, args.size.split("x"))
+        fields["width"], fields["height"] = map(int, args.size.split("x"))
     with tempfile.TemporaryDirectory(prefix="gen-profile-") as name:
         folder = Path(name)
-        bundle = exported(args.model, folder)
-        child = {"wanted": wanted, "out": str(folder), "started": time.monotonic()}
-        words = [sys.executable, str(Path(__file__).resolve()), str(bundle), "--child", json.dumps(child)]
-        words += ["--threads", str(args.threads)] if args.threads else []
-        said = run(words, folder).said
-        figures = {"note": args.note, "machine": machine(), "bundle_bytes": _bytes(bundle), **said}
-        figures["as_command"] = as_command(bundle, wanted, args.threads, folder)
-    request = said["request"]
+        bundle = export_if_model(args.model, folder)
+        child = {"fields": fields, "out": str(folder), "started": time.monotonic()}
+        command = [sys.executable, str(Path(__file__).resolve()), str(bundle), "--child", json.dumps(child)]
+        command += ["--threads", str(args.threads)] if args.threads else []
+        output = run(command, folder).output
+        results = {"note": args.note, "machine": machine(), "bundle_bytes": _bytes(bundle), **output}
+        results["as_command"] = run_command(bundle, fields, args.threads, folder)
+    request = output["request"]
     print(f"{request['width']}x{request['height']}, {request['steps']} steps, guidance {request['guidance']}")
-    for which in ("first", "second"):
-        print("", f"the {which} picture of a process", *table(said[which]), sep="\n")
-    hashed, again = (one["seconds"] for one in figures["as_command"])
-    print(f"\ncelebctl gen: {hashed:.2f} s the first time, with hashing; then {again:.2f} s")
+    for number in ("first", "second"):
+        print("", f"the {number} image of a process", *table(output[number]), sep="\n")
+    first, second = (one["seconds"] for one in results["as_command"])
+    print(f"\ncelebctl gen: {first:.2f} s the first time, with hashing; then {second:.2f} s")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

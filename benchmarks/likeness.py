@@ -1,12 +1,13 @@
-"""How good mini is, and how well people are learned on it, judged by networks that neither training nor learning used.
+"""Likeness of generated images of mini: of its celebrities by name and of people learned from one photo.
 
     python -m benchmarks.likeness                          # the full table: 24 unseen people, 3 seeds
-    python -m benchmarks.likeness --people 6 --seeds 1     # a quick look
+    python -m benchmarks.likeness --people 6 --seeds 1     # a quick check
 
-Everything is a ratio (gen - floor) / (ceiling - floor) of the judge's cosines: ``gen`` between a generated face and
-fresh renders of the same person under the same prompt, ``ceiling`` between two fresh renders of the same person,
-``floor`` between different people. Faces that are not found count as the floor. Caption accuracy counts what the prompt
-states. Nothing here is on the way of learning: people, seeds and poses were never used in training.
+The images are scored by networks that neither training nor learning uses. Every likeness is a ratio (generated - floor)
+/ (ceiling - floor) of cosines between face features: ``generated`` between a generated face and reference renders of
+the same person under the same prompt, ``ceiling`` between two reference renders of the same person, ``floor`` between
+different people. An image without a face counts as the floor. Caption accuracy is the share of the prompt's statements
+that the image meets. People, seeds and poses of this benchmark are not in the training data.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from celebctl.evaluation.image_metrics import statements_met
-from celebctl.evaluation.prompts import WORLD_PROMPTS
-from celebctl.evaluation.references import stated_scene, to_images
+from celebctl.evaluation.prompts import WORLD_PROMPTS, Prompt
+from celebctl.evaluation.references import render_prompts
 from celebctl.evaluation.runner import ModelGenerator
 from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from celebctl.learning.config import PRESETS, LearnConfig
@@ -36,40 +37,49 @@ from celebctl.learning.trainer import learn_people
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.names import name_book
-from celebctl_models.mini.world import PromptFacts, draw_portrait, fresh_renders, person
+from celebctl_models.mini.world import draw_portrait, person
 from celebctl_runtime.errors import NotFoundError
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
-#: The prompts of `celebctl eval` for one person, style apart, and for two learned people; seeds follow their order.
-SINGLE: tuple[tuple[str, PromptFacts], ...] = tuple(
-    (prompt.text, stated_scene(prompt)) for prompt in WORLD_PROMPTS if prompt.people == 1 and prompt.category != "style"
-)
-PAIRS: tuple[tuple[str, PromptFacts], ...] = tuple(
-    (prompt.text, stated_scene(prompt)) for prompt in WORLD_PROMPTS if prompt.category == "pair"
-)
-ORDINARY = asdict(PromptFacts())
-HEAD = """\
-| who | likeness (of ceiling) | of celebrities' | caption | both sides right | likeness in pairs | face found |
+#: The prompts of `celebctl eval` for one person (without styles) and for two. Seeds depend on their order.
+SINGLE_PROMPTS = tuple(prompt for prompt in WORLD_PROMPTS if prompt.people == 1 and prompt.category != "style")
+PAIR_PROMPTS = tuple(prompt for prompt in WORLD_PROMPTS if prompt.category == "pair")
+TABLE_HEAD = """\
+| people | likeness (of ceiling) | of celebrities' | caption | both sides right | likeness in pairs | face found |
 |---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """The people of one measurement: prompt names (or ``<x>`` placeholders), their true looks, their learned rows."""
+    """People to measure.
+
+    Attributes:
+        names: Names in prompts, or ``<x>`` placeholders of learned people.
+        z: Their factors in mini's world, (n, F).
+        rows: Token embeddings of learned people by name.
+    """
 
     names: list[str]
-    z: Floats  # (n, F)
+    z: Floats
     rows: People
 
 
 @dataclass(frozen=True)
 class Score:
-    """likeness: mean ratio and its 95 % interval over people; caption: share of stated things seen; detected: faces
-    found; sides: both people of a pair nearer to their own looks than to the other's; pair_likeness: as likeness, in
-    pairs."""
+    """Metrics of a cohort.
+
+    Attributes:
+        likeness: Mean ratio over people.
+        interval: Half width of its 95 % interval.
+        caption: Share of the prompts' statements that the images meet.
+        detected: Share of images with a face.
+        sides: Share of pair images in which each face is closer to the person on its side than to the other one.
+        pair_likeness: Likeness in pair images.
+        by_prompt: Likeness and caption accuracy of each prompt.
+    """
 
     likeness: float
     interval: float
@@ -80,112 +90,118 @@ class Score:
     by_prompt: dict[str, tuple[float, float]]
 
 
-def folder(found: Path | None, what: str) -> Path:
-    """The folder a model brings for ``what``. Raises NotFoundError when it brings none."""
-    if found is None:
-        raise NotFoundError(f"the model brings no {what}", "likeness can be measured on --model mini")
-    return found
+def require_folder(folder: Path | None, content: str) -> Path:
+    """A folder of a model card. Raises NotFoundError when the model has none."""
+    if folder is None:
+        raise NotFoundError(f"the model has no {content}", "likeness can be measured on --model mini")
+    return folder
+
+
+def load_scorer(parts: DiffusionParts) -> WorldScorer:
+    """The scoring networks of a model. Raises NotFoundError when it has none."""
+    finder = InsightFaceAnalyser(require_folder(parts.card.faces_dir, "face models"))
+    return WorldScorer(require_folder(parts.card.scoring_dir, "scoring networks"), finder)
 
 
 def reference_scores(
-    scorer: WorldScorer, z: Floats, wanted: PromptFacts, first_seed: int, partner: Floats | None = None
+    scorer: WorldScorer, z: Floats, prompt: Prompt, first_seed: int, partner: Floats | None = None
 ) -> list[ImageScores]:
-    """Scores of fresh renders of people ``z`` (n, F), alone or with ``partner`` (n, F) on the right."""
+    """Scores of reference renders of people ``z`` (n, F), alone or with ``partner`` (n, F) on the right."""
     seeds = [first_seed + i for i in range(len(z))]
-    rendered = fresh_renders(z, partner=partner, wanted=[wanted] * len(z), seeds=seeds)
-    return scorer.score(to_images(rendered), faces=1 if partner is None else 2)
+    images = render_prompts(z, [prompt] * len(z), seeds, partner)
+    return scorer.score(images, faces=1 if partner is None else 2)
 
 
-def in_batches(parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: People) -> list[Pixels]:
+def generate_images(parts: DiffusionParts, prompts: list[str], seeds: list[int], rows: People) -> list[Pixels]:
+    """Images (H, W, 3) uint8, one per prompt and seed. rows: token embeddings of learned people by name."""
     return ModelGenerator(parts, rows).generate(prompts, seeds)
 
 
-def one(judged: ImageScores) -> Floats | None:
-    return judged.features[0] if len(judged.features) else None
+def prompt_statements_met(prompt: Prompt, scores: ImageScores) -> list[bool]:
+    """Whether the image shows the number of people, and each attribute that the prompt states."""
+    return statements_met(prompt.states, prompt.people, scores.attributes)
 
 
-def mean_cosine(a: Sequence[Floats | None], b: Sequence[Floats | None], missing: float) -> Doubles:
+def face_cosines(a: Sequence[Floats | None], b: Sequence[Floats | None], missing: float) -> Doubles:
+    """Cosine of each pair of features; ``missing`` where one of them is None."""
     return np.array([missing if x is None or y is None else float(x @ y) for x, y in zip(a, b, strict=True)])
 
 
-def stated(wanted: PromptFacts, two: bool, attributes: Mapping[str, str]) -> list[bool]:
-    """For everything the prompt states (and how many people): is it what the picture shows?"""
-    return statements_met({k: v for k, v in asdict(wanted).items() if v != ORDINARY[k]}, 2 if two else 1, attributes)
-
-
-def singles(
+def measure_single(
     parts: DiffusionParts, scorer: WorldScorer, cohort: Cohort, seeds: int
 ) -> tuple[Doubles, dict[str, tuple[float, float]], float, float]:
-    """Ratios (people, prompts), per-prompt (likeness, caption), caption accuracy and detection over all pictures."""
+    """Ratios (people, prompts), (likeness, caption accuracy) by prompt, caption accuracy and detection rate."""
     n = len(cohort.names)
-    ratios = np.zeros((n, len(SINGLE)))
+    ratios = np.zeros((n, len(SINGLE_PROMPTS)))
     by_prompt: dict[str, tuple[float, float]] = {}
-    captions: list[bool] = []
-    found: list[bool] = []
-    for p, (text, wanted) in enumerate(SINGLE):
-        truth = [reference_scores(scorer, cohort.z, wanted, 10**6 * (r + 1) + 1000 * p) for r in range(2)]
-        a, b = ([one(j) for j in side] for side in truth)
-        floor = float(np.mean([mean_cosine(a, b[k:] + b[:k], 0.0).mean() for k in range(1, min(n, 8))]))
-        ceiling = mean_cosine(a, b, floor)
-        scores: list[Doubles] = []
-        right: list[bool] = []
-        prompts = [text.format(name) for name in cohort.names]
+    all_met: list[bool] = []
+    detected: list[bool] = []
+    for p, prompt in enumerate(SINGLE_PROMPTS):
+        references = [reference_scores(scorer, cohort.z, prompt, 10**6 * (r + 1) + 1000 * p) for r in range(2)]
+        a, b = ([scores.first_face for scores in renders] for renders in references)
+        floor = float(np.mean([face_cosines(a, b[k:] + b[:k], 0.0).mean() for k in range(1, min(n, 8))]))
+        ceiling = face_cosines(a, b, floor)
+        cosines: list[Doubles] = []
+        met: list[bool] = []
+        texts = [prompt.text.format(name) for name in cohort.names]
         for s in range(seeds):
-            noise = [500 + 97 * s + 13 * p + 1009 * i for i in range(n)]
-            judged = scorer.score(in_batches(parts, prompts, noise, cohort.rows))
-            made = [one(j) for j in judged]
-            scores.append((mean_cosine(made, a, floor) + mean_cosine(made, b, floor)) / 2)
-            right += [ok for j in judged for ok in stated(wanted, False, j.attributes)]
-            found += [m is not None for m in made]
-        ratios[:, p] = (np.mean(scores, 0) - floor) / (ceiling.mean() - floor)
-        by_prompt[text.format("X")] = (float(ratios[:, p].mean()), float(np.mean(right)))
-        captions += right
-    return ratios, by_prompt, float(np.mean(captions)), float(np.mean(found))
+            noise_seeds = [500 + 97 * s + 13 * p + 1009 * i for i in range(n)]
+            scored = scorer.score(generate_images(parts, texts, noise_seeds, cohort.rows))
+            faces = [scores.first_face for scores in scored]
+            cosines.append((face_cosines(faces, a, floor) + face_cosines(faces, b, floor)) / 2)
+            met += [ok for scores in scored for ok in prompt_statements_met(prompt, scores)]
+            detected += [face is not None for face in faces]
+        ratios[:, p] = (np.mean(cosines, 0) - floor) / (ceiling.mean() - floor)
+        by_prompt[prompt.text.format("X")] = (float(ratios[:, p].mean()), float(np.mean(met)))
+        all_met += met
+    return ratios, by_prompt, float(np.mean(all_met)), float(np.mean(detected))
 
 
-def pairs(parts: DiffusionParts, scorer: WorldScorer, cohort: Cohort, seeds: int) -> tuple[float, float, float]:
-    """(both on the right side, likeness ratio, caption accuracy) over ring_partners of the cohort."""
+def measure_pairs(parts: DiffusionParts, scorer: WorldScorer, cohort: Cohort, seeds: int) -> tuple[float, float, float]:
+    """(both on their sides, likeness ratio, caption accuracy) over pairs of neighbours in the cohort."""
     n = len(cohort.names)
-    other = [(i + 1) % n for i in range(n)]
-    right_side: list[bool] = []
-    likeness: list[tuple[float, float, float]] = []  # (made, ceiling, floor)
-    captions: list[bool] = []
-    for p, (text, wanted) in enumerate(PAIRS):
-        truth = [
-            reference_scores(scorer, cohort.z, wanted, 77 * 10**6 * (r + 1) + 1000 * p, partner=cohort.z[other])
+    partners = [(i + 1) % n for i in range(n)]
+    sides: list[bool] = []
+    likeness: list[tuple[float, float, float]] = []  # (generated, ceiling, floor)
+    met: list[bool] = []
+    for p, prompt in enumerate(PAIR_PROMPTS):
+        references = [
+            reference_scores(scorer, cohort.z, prompt, 77 * 10**6 * (r + 1) + 1000 * p, partner=cohort.z[partners])
             for r in range(2)
         ]
-        whole = [all(len(t[i].features) == 2 for t in truth) for i in range(n)]
-        prompts = [text.format(cohort.names[i], cohort.names[other[i]]) for i in range(n)]
+        complete = [all(len(renders[i].features) == 2 for renders in references) for i in range(n)]
+        texts = [prompt.text.format(cohort.names[i], cohort.names[partners[i]]) for i in range(n)]
         for s in range(seeds):
-            noise = [900 + 89 * s + 17 * p + 1013 * i for i in range(n)]
-            for i, judged in enumerate(scorer.score(in_batches(parts, prompts, noise, cohort.rows), faces=2)):
-                captions += stated(wanted, True, judged.attributes)
-                if not whole[i]:
+            noise_seeds = [900 + 89 * s + 17 * p + 1013 * i for i in range(n)]
+            images = generate_images(parts, texts, noise_seeds, cohort.rows)
+            for i, scores in enumerate(scorer.score(images, faces=2)):
+                met += prompt_statements_met(prompt, scores)
+                if not complete[i]:
                     continue
-                true_a, true_b = truth[0][i].features, truth[1][i].features
-                ceiling, floor = (true_a * true_b).sum(1), float((true_a[0] @ true_b[1] + true_a[1] @ true_b[0]) / 2)
-                if len(judged.features) < 2:
-                    right_side.append(False)
-                    likeness.append((floor, float(ceiling.mean()), floor))
+                a, b = references[0][i].features, references[1][i].features
+                ceiling, floor = float((a * b).sum(1).mean()), float((a[0] @ b[1] + a[1] @ b[0]) / 2)
+                if len(scores.features) < 2:
+                    sides.append(False)
+                    likeness.append((floor, ceiling, floor))
                     continue
-                cosine = judged.features @ ((true_a + true_b) / 2).T  # (made, true)
-                right_side.append(bool(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0]))
-                likeness.append((float((cosine[0, 0] + cosine[1, 1]) / 2), float(ceiling.mean()), floor))
-    made, ceiling, floor = np.array(likeness).mean(0)
-    return float(np.mean(right_side)), float((made - floor) / (ceiling - floor)), float(np.mean(captions))
+                cosine = scores.features @ ((a + b) / 2).T  # (generated, reference)
+                sides.append(bool(cosine[0, 0] > cosine[0, 1] and cosine[1, 1] > cosine[1, 0]))
+                likeness.append((float((cosine[0, 0] + cosine[1, 1]) / 2), ceiling, floor))
+    generated, ceiling, floor = np.array(likeness).mean(0)
+    return float(np.mean(sides)), float((generated - floor) / (ceiling - floor)), float(np.mean(met))
 
 
 def measure(parts: DiffusionParts, scorer: WorldScorer, cohort: Cohort, seeds: int) -> Score:
-    ratios, by_prompt, caption, detected = singles(parts, scorer, cohort, seeds)
-    sides, pair_likeness, pair_caption = pairs(parts, scorer, cohort, seeds)
+    """All metrics of a cohort. seeds: images per prompt and person."""
+    ratios, by_prompt, caption, detected = measure_single(parts, scorer, cohort, seeds)
+    sides, pair_likeness, pair_caption = measure_pairs(parts, scorer, cohort, seeds)
     per_person = ratios.mean(1)
     interval = 1.96 * float(per_person.std(ddof=1)) / len(per_person) ** 0.5 if len(per_person) > 1 else 0.0
-    share = len(PAIRS) / (len(SINGLE) + len(PAIRS))
+    pair_weight = len(PAIR_PROMPTS) / (len(SINGLE_PROMPTS) + len(PAIR_PROMPTS))
     return Score(
         float(per_person.mean()),
         interval,
-        (1 - share) * caption + share * pair_caption,
+        (1 - pair_weight) * caption + pair_weight * pair_caption,
         detected,
         sides,
         pair_likeness,
@@ -194,70 +210,70 @@ def measure(parts: DiffusionParts, scorer: WorldScorer, cohort: Cohort, seeds: i
 
 
 def celebrities(count: int, seed: int = 5) -> Cohort:
+    """Random celebrities of mini, generated by name."""
     book = name_book()
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(book.names))[:count]
     return Cohort([book.names[i] for i in chosen], book.celebrities()[chosen], {})
 
 
-def learned(
-    parts: DiffusionParts, config: LearnConfig, count: int, together: int, first: int = 1000
+def learn_unseen_people(
+    parts: DiffusionParts, config: LearnConfig, count: int, people_per_call: int, first: int = 1000
 ) -> tuple[Cohort, float]:
-    """Learn ``count`` unseen people from one portrait each, ``together`` a call; returns them and seconds per call."""
-    analyser = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
+    """Learn ``count`` unseen people from one portrait each; returns them and the mean seconds of a learning call."""
+    analyser = InsightFaceAnalyser(require_folder(parts.card.faces_dir, "face models"))
     model = prepare(parts, release=config.names == "release")
     seeds = [first + i for i in range(count)]
     rows: dict[str, tuple[torch.Tensor, ...]] = {}
-    spent: list[float] = []
-    for start in range(0, count, together):
-        group = seeds[start : start + together]
+    seconds: list[float] = []
+    for start in range(0, count, people_per_call):
         begun = time.monotonic()
-        subjects = [analyse_photo(analyser, draw_portrait(s), f"p{s}") for s in group]
+        group = seeds[start : start + people_per_call]
+        subjects = [analyse_photo(analyser, draw_portrait(seed), f"p{seed}") for seed in group]
         people = learn_people(model, subjects, config, analyser)
-        spent.append(time.monotonic() - begun)
+        seconds.append(time.monotonic() - begun)
         rows |= {p.name: rows_of(p) for p in people}
-    return Cohort([f"<p{s}>" for s in seeds], np.stack([person(s) for s in seeds]), rows), float(np.mean(spent))
+    cohort = Cohort([f"<p{seed}>" for seed in seeds], np.stack([person(seed) for seed in seeds]), rows)
+    return cohort, float(np.mean(seconds))
 
 
-def row(name: str, score: Score, against: Score | None) -> str:
-    share = "" if against is None else f"{score.likeness / against.likeness:.3f}"
+def table_row(name: str, score: Score, celebrities: Score | None) -> str:
+    """A row of the table. celebrities: the score that the likeness is compared with."""
+    ratio = "" if celebrities is None else f"{score.likeness / celebrities.likeness:.3f}"
     likeness = f"{score.likeness:.3f} ± {score.interval:.3f}"
     rest = (score.caption, score.sides, score.pair_likeness, score.detected)
-    return f"| {name} | {likeness} | {share} | {' | '.join(f'{value:.3f}' for value in rest)} |"
+    return f"| {name} | {likeness} | {ratio} | {' | '.join(f'{value:.3f}' for value in rest)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--people", type=int, default=24)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--together", type=int, default=8, help="people per learn call")
+    parser.add_argument("--seeds", type=int, default=3, help="images per prompt and person")
+    parser.add_argument("--people-per-call", type=int, default=8, help="people learned in one call")
     parser.add_argument("--presets", nargs="*", default=["clean", "faithful"], choices=[*PRESETS])
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change LearnConfig fields of every preset"
     )
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
     args = parser.parse_args()
     parts = load_parts(args.model)
-    finder = InsightFaceAnalyser(folder(parts.card.faces_dir, "face models"))
-    scorer = WorldScorer(folder(parts.card.scoring_dir, "judges"), finder)
-    print(HEAD, flush=True)
+    scorer = load_scorer(parts)
+    print(TABLE_HEAD, flush=True)
     base = measure(parts, scorer, celebrities(args.people), args.seeds)
-    print(row("the model's own celebrities", base, None), flush=True)
-    figures: dict[str, Any] = {"celebrities": asdict(base)}
+    print(table_row("the model's own celebrities", base, None), flush=True)
+    results: dict[str, Any] = {"celebrities": asdict(base)}
     for preset in args.presets:
         config = PRESETS[preset]
         for change in args.set:
             field, value = change.split("=", 1)
             config = replace(config, **{field: type(getattr(config, field))(value)})
-        cohort, seconds = learned(parts, config, args.people, args.together)
+        cohort, seconds = learn_unseen_people(parts, config, args.people, args.people_per_call)
         score = measure(parts, scorer, cohort, args.seeds)
-        print(
-            row(f"unseen people, {preset}", score, base) + f" learn {args.together} together: {seconds:.1f} s",
-            flush=True,
-        )
-        figures[preset] = {**asdict(score), "learn_seconds": seconds, "config": asdict(config)}
+        row = table_row(f"unseen people, {preset}", score, base)
+        print(f"{row} learning {args.people_per_call} people: {seconds:.1f} s", flush=True)
+        results[preset] = {**asdict(score), "learn_seconds": seconds, "config": asdict(config)}
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A command in a process of its own, with its wall time and the peak of its memory; and the machine it ran on."""
+"""Run a command as a process and measure its wall time and peak memory; describe the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# A process starts with the memory of the one that started it on its account, so a small one comes between.
+# The peak memory of a process includes that of its parent at the fork, so a small launcher starts it.
 _LAUNCHER = """
 import os, subprocess, sys, time
 started = time.monotonic()
@@ -26,39 +26,45 @@ PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxrun
 
 @dataclass(frozen=True)
 class Run:
-    """How one process ended. peak_bytes: most resident memory. said: the JSON document on its stdout, {} for none."""
+    """A finished process.
+
+    Attributes:
+        seconds: Wall time.
+        peak_bytes: Peak resident memory.
+        output: The JSON document on its stdout, {} for none.
+    """
 
     seconds: float
     peak_bytes: int
-    said: dict[str, Any]
+    output: dict[str, Any]
 
 
-def run(words: list[str], folder: Path) -> Run:
-    """Run one process in `folder`, with its `home` as celebctl's library and no network.
+def run(command: list[str], folder: Path) -> Run:
+    """Run a command in ``folder``, with ``folder / "home"`` as celebctl's library and without network access.
 
-    Its talk goes on to stderr. Raises RuntimeError with its last words when it fails.
+    Its stderr is passed on. Raises RuntimeError with the end of its output when it fails.
     """
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "CELEBCTL_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(paths)  # scripts start scripts of this package
-    launch = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(folder / "used"), *words]
+    env["PYTHONPATH"] = os.pathsep.join(paths)  # commands may be modules of this package
+    launch = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(folder / "used"), *command]
     done = subprocess.run(launch, cwd=folder, env=env, capture_output=True, text=True, check=True)
     code, peak, seconds = (folder / "used").read_text().split()
     if int(code) != 0:
-        raise RuntimeError(f"{' '.join(words)} ended with {code}:\n{done.stderr[-4000:]}{done.stdout[-2000:]}")
+        raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{done.stderr[-4000:]}{done.stdout[-2000:]}")
     sys.stderr.write(done.stderr)
-    said: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
+    output: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :]) if "{" in done.stdout else {}
     # kilobytes on Linux, bytes on macOS
-    return Run(float(seconds), int(peak) * (1 if sys.platform == "darwin" else 1024), said)
+    return Run(float(seconds), int(peak) * (1 if sys.platform == "darwin" else 1024), output)
 
 
 def cores() -> int:
-    """Those this process may use."""
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-    """Hardware and versions. Nothing that names a person or a place."""
+    """Processor, memory and package versions; no host or user name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -1,8 +1,8 @@
-"""Operations and memory of learning on the true Stable Diffusion 1.5, counted, and what a GPU would make of them.
+"""Counted operations and memory of learning on the true Stable Diffusion 1.5, and predicted times on GPUs.
 
-Counted on networks that have shapes and no numbers: operations by torch.utils.flop_counter (a multiply-add is two;
-matrix products and convolutions only), memory by celebctl's own estimate. What a GPU makes of its peak is an
-assumption, and said to be one.
+The networks are fake tensors, which have shapes and no data. Operations are counted by torch.utils.flop_counter (a
+multiply-add is two; matrix products and convolutions only), memory by celebctl's own estimate. The share of a GPU's
+peak that is reached is an assumption; the results say so.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.true_size_model import text_encoder, unet, vae
 from benchmarks.true_size_shapes import text_encoders
-from benchmarks.true_size_shapes import unet as unet_of
+from benchmarks.true_size_shapes import unet as unet_of_family
 
-VIEWS = 800  # of the published setting: 400 steps of 2
-KEPT, LOOKS, LOOK_STEPS = 48, 4, 15  # views encoded once; drawn looks at the person on the way, and their steps
-#: Dense bfloat16 peak in operations per second by NVIDIA's data sheets (SXM), and the share assumed to be reached.
+VIEWS = 800  # of the published settings: 400 steps of 2
+CACHED_VIEWS, EVALUATIONS, EVALUATION_STEPS = 48, 4, 15  # views encoded once; generated evaluations and their steps
+#: Dense bfloat16 peak in operations per second (NVIDIA data sheets, SXM), and the share of it that is assumed.
 PEAKS = {"H100": 989.4e12, "H200": 989.4e12}
 UTILISATION = 0.35
-SHAPES = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}  # the shapes that stand for a family
+SHAPES = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}  # model family -> its shapes here
 
 
 def count_operations() -> dict[str, float]:
-    """Operations per sample, at 512 px, by what is done."""
+    """Operations per sample at 512 px of each network."""
     from diffusers.models.attention_processor import AttnProcessor
 
     with FakeTensorMode():
         network, autoencoder, texts = unet(), vae(), text_encoder()
         for one in (network, autoencoder, texts):
             one.requires_grad_(False)
-        network.set_attn_processor(AttnProcessor())  # plain products, which the counter knows on every device
+        network.set_attn_processor(AttnProcessor())  # plain matrix products, which the counter supports on every device
         latent, pixels = torch.empty(1, 4, 64, 64), torch.empty(1, 3, 512, 512)
         time, ids = torch.zeros((), dtype=torch.long), torch.zeros(1, 77, dtype=torch.long)
         context = torch.empty(1, 77, 768, requires_grad=True)
@@ -43,35 +43,37 @@ def count_operations() -> dict[str, float]:
         def predict() -> Any:
             return network(latent, time, encoder_hidden_states=context, return_dict=False)[0]
 
-        def read() -> Any:
-            rows = texts.get_input_embeddings()
+        def encode_text() -> Any:
+            def require_grad(_module: Any, _inputs: Any, output: Any) -> Any:
+                return output.clone().requires_grad_(True)
 
-            def as_learned(_module: Any, _given: Any, made: Any) -> Any:
-                return made.clone().requires_grad_(True)
-
-            handle = rows.register_forward_hook(as_learned)
+            handle = texts.get_input_embeddings().register_forward_hook(require_grad)
             try:
                 return texts(input_ids=ids).last_hidden_state
             finally:
                 handle.remove()
 
         with torch.no_grad():
-            counted = {
+            operations = {
                 "unet_forward": _operations(predict),
-                "text_encoder_forward": _operations(read),
+                "text_encoder_forward": _operations(encode_text),
                 "vae_encode": _operations(lambda: autoencoder.encode(pixels)),
                 "vae_decode": _operations(lambda: autoencoder.decode(latent)),
             }
-        counted["unet_forward_backward"] = _operations(lambda: predict().sum().backward())
-        counted["text_encoder_forward_backward"] = _operations(lambda: read().sum().backward())
-    return counted
+        operations["unet_forward_backward"] = _operations(lambda: predict().sum().backward())
+        operations["text_encoder_forward_backward"] = _operations(lambda: encode_text().sum().backward())
+    return operations
 
 
-def predict_times(counted: dict[str, float]) -> dict[str, Any]:
-    """Seconds of `VIEWS` sample views on each GPU at `UTILISATION` of its peak, and at all of it (the floor)."""
-    view = counted["unet_forward_backward"] + counted["text_encoder_forward_backward"]
-    look = LOOK_STEPS * 2 * counted["unet_forward"] + counted["vae_decode"]
-    parts = {"views": VIEWS * view, "encoding": KEPT * counted["vae_encode"], "looks": LOOKS * look}
+def predict_times(operations: dict[str, float]) -> dict[str, Any]:
+    """Seconds of ``VIEWS`` views on each GPU at ``UTILISATION`` of its peak, and at the peak (the floor)."""
+    view = operations["unet_forward_backward"] + operations["text_encoder_forward_backward"]
+    evaluation = EVALUATION_STEPS * 2 * operations["unet_forward"] + operations["vae_decode"]
+    parts = {
+        "views": VIEWS * view,
+        "encoding": CACHED_VIEWS * operations["vae_encode"],
+        "evaluations": EVALUATIONS * evaluation,
+    }
     total = sum(parts.values())
     return {
         "predicted": True,
@@ -91,37 +93,36 @@ def predict_times(counted: dict[str, float]) -> dict[str, Any]:
 
 
 def predict_memory() -> dict[str, Any]:
-    """Bytes that `celebctl learn` foretells in bfloat16 for each known model, with two views a step as the release
-    learns, four as `clean` does, and with --low-memory; of which `weights` are the networks.
+    """Bytes that `celebctl learn` estimates in bfloat16 for each known model.
 
-    What torch and CUDA take for themselves comes on top.
+    With two views per step (the release), four (`clean`), and with --low-memory; ``weights`` is the networks' part. The
+    memory of torch and CUDA themselves is not included.
     """
     from celebctl.learning.device import estimate_memory
     from celebctl_models.checkpoints.known_models import KNOWN
 
-    found: dict[str, Any] = {"predicted": True, "dtype": "bfloat16"}
-    views = {"two_views": (2, False), "four_views": (4, False), "low_memory": (1, True)}
+    memory: dict[str, Any] = {"predicted": True, "dtype": "bfloat16"}
+    modes = {"two_views": (2, False), "four_views": (4, False), "low_memory": (1, True)}
     for name, row in KNOWN.items():
         if row.bundled:
             continue
         parts = _parts_of(SHAPES[row.family], row.native_size)
-        told = {way: estimate_memory(parts, count, checkpointing=low) for way, (count, low) in views.items()}
-        sizes = {"weights_bytes": told["low_memory"].weights, "picture_bytes": told["low_memory"].image}
-        found[name] = {**sizes, **{f"{way}_bytes": one.total for way, one in told.items()}}
-    return found
+        estimates = {mode: estimate_memory(parts, views, checkpointing=low) for mode, (views, low) in modes.items()}
+        sizes = {"weights_bytes": estimates["low_memory"].weights, "picture_bytes": estimates["low_memory"].image}
+        memory[name] = {**sizes, **{f"{mode}_bytes": one.total for mode, one in estimates.items()}}
+    return memory
 
 
 def _parts_of(family: str, native_size: int) -> Any:
-    """A family's networks for pictures of this side: shapes and no numbers, UNet and autoencoder in bfloat16, texts in
-    float32."""
+    """A family's networks without data for images of this side; UNet and VAE in bfloat16, text encoders in float32."""
     from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_models.checkpoints.registry import derive_card
 
     with FakeTensorMode():
         texts = (text_encoder(),) if family == "sd15" else text_encoders(family)
-        torch.set_default_dtype(torch.bfloat16)  # tensors without numbers cannot be converted
+        torch.set_default_dtype(torch.bfloat16)  # fake tensors cannot be converted
         try:
-            network, autoencoder = unet() if family == "sd15" else unet_of(family), vae()
+            network, autoencoder = unet() if family == "sd15" else unet_of_family(family), vae()
         finally:
             torch.set_default_dtype(torch.float32)
     configs = {"unet": dict(network.config), "vae": dict(autoencoder.config)}

@@ -1,11 +1,11 @@
-"""Stable Diffusion at its true size with random weights: the shapes, the vocabulary and the bytes, and no meaning.
+"""Stable Diffusion at its true size with random weights: published shapes, vocabulary size and file sizes.
 
     python -m benchmarks.true_size_model FOLDER                      # 1.5
     python -m benchmarks.true_size_model FOLDER --family sdxl        # or sd21
 
-The networks have the published configurations and so the published numbers of parameters, which is checked. Weights are
-written in float16: 2.1, 2.6 and 6.9 GB. The tokenizer is a byte-pair encoding of CLIP's own layout and size; its merges
-were learned on our list of well-known people, so that a celeb basis of 512 components can be made of it.
+The networks have the published configurations; their numbers of parameters are checked. Weights are written in float16:
+2.1, 2.6 and 6.9 GB. The tokenizer is a byte-pair encoding with CLIP's layout and size; its merges were learned on our
+list of well-known people, so that the model has a celeb basis of 512 components.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 
 from benchmarks.true_size_shapes import UNET_PARAMETERS, text_encoders
-from benchmarks.true_size_shapes import unet as later_unet
+from benchmarks.true_size_shapes import unet as unet_of_family
 from celebctl_models.names import WELL_KNOWN
 
 #: Parameters of the published checkpoints, by folder.
@@ -56,12 +56,12 @@ def _index(family: str) -> dict[str, Any]:
 
 
 def _scheduler(family: str) -> dict[str, Any]:
-    said = dict(_SCHEDULER)
+    config = dict(_SCHEDULER)
     if family == "sd21":
-        said["prediction_type"] = "v_prediction"
+        config["prediction_type"] = "v_prediction"
     if family == "sdxl":
-        said |= {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
-    return said
+        config |= {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    return config
 
 
 def unet() -> Any:
@@ -113,7 +113,7 @@ def tokenizer() -> Any:
     merges = [(str(a), str(b)) for a, b in json.loads(trained.to_str())["model"]["merges"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)])
-    # the rest of the room goes to pairs of bytes: they come last and so never take a listed word apart
+    # Pairs of bytes fill the vocabulary. They come last, so they never split a listed word.
     for pair in ((a, b) for a in letters for b in letters):
         if len(tokens) == VOCABULARY - len(_SPECIAL):
             break
@@ -125,20 +125,20 @@ def tokenizer() -> Any:
 
 
 def networks(family: str) -> dict[str, Callable[[], Any]]:
-    """What builds each network of a family, by folder."""
+    """The constructor of each network of a family, by folder."""
     if family == "sd15":
         return {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     encoders: dict[str, Callable[[], Any]] = {"text_encoder": lambda: text_encoders(family)[0]}
     if family == "sdxl":
         encoders["text_encoder_2"] = lambda: text_encoders(family)[1]
-    return {**encoders, "unet": lambda: later_unet(family), "vae": lambda: vae(family)}
+    return {**encoders, "unet": lambda: unet_of_family(family), "vae": lambda: vae(family)}
 
 
 def write_model(folder: Path, native_size: int = 0, seed: int = 0, family: str = "sd15") -> None:
-    """Write the whole pipeline folder. `native_size`: side in pixels that its card says it was trained at; 0 for the
-    family's own.
+    """Write the pipeline folder, one network after the other, so that memory holds only the largest.
 
-    The networks are made in float16, one after the other, so that it takes hardly more memory than the largest.
+    Args:
+        native_size: Side in pixels for the model card; 0 for that of the family.
     """
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     torch.set_default_dtype(torch.float16)
@@ -152,16 +152,16 @@ def write_model(folder: Path, native_size: int = 0, seed: int = 0, family: str =
             del network
     finally:
         torch.set_default_dtype(torch.float32)
-    made = tokenizer()
+    clip_tokenizer = tokenizer()
     for name in [key for key in _index(family) if key.startswith("tokenizer")]:
-        made.save_pretrained(str(folder / name))
-    # few steps: a look at pictures of random weights tells nothing
+        clip_tokenizer.save_pretrained(str(folder / name))
+    # few steps, because images of random weights show nothing
     card = {"licence": "none: random weights", "native_size": native_size or NATIVE[family], "defaults": {"steps": 4}}
-    for place, content in {
+    for name, content in {
         "scheduler/scheduler_config.json": _scheduler(family), "model_index.json": _index(family), "celebctl.json": card
     }.items():  # fmt: skip
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""The networks of Stable Diffusion 2.1 and XL with their published configurations. 1.5 is in true_size_model.py.
+"""The networks of Stable Diffusion 2.1 and XL with their published configurations; 1.5 is in true_size_model.py.
 
-Memory is counted on them under a FakeTensorMode, where they take none of their own; true_size_export.py builds them.
+true_size_flops.py builds them under FakeTensorMode, without data.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-#: Parameters of the published UNets, which the shapes must have.
+#: Parameters of the published UNets.
 UNET_PARAMETERS = {"sd21": 865_910_724, "sdxl": 2_567_463_684}
 
 
@@ -15,14 +15,14 @@ def unet(family: str) -> Any:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     if family == "sd21":
-        more: dict[str, Any] = {
+        config: dict[str, Any] = {
             "sample_size": 96, "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": (5, 10, 20, 20),
             "cross_attention_dim": 1024,
             "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
             "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
         }  # fmt: skip
     else:
-        more = {
+        config = {
             "sample_size": 128, "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20),
             "cross_attention_dim": 2048, "transformer_layers_per_block": (1, 2, 10),
             "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
@@ -30,11 +30,11 @@ def unet(family: str) -> Any:
             "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": 2816,
         }  # fmt: skip
-    made = cast(Any, UNet2DConditionModel)(layers_per_block=2, use_linear_projection=True, **more)
-    count = sum(weight.numel() for weight in made.parameters())
+    network = cast(Any, UNet2DConditionModel)(layers_per_block=2, use_linear_projection=True, **config)
+    count = sum(weight.numel() for weight in network.parameters())
     if count != UNET_PARAMETERS[family]:
         raise ValueError(f"the UNet of {family} has {count:,} parameters, the published {UNET_PARAMETERS[family]:,}")
-    return made
+    return network
 
 
 def text_encoders(family: str) -> tuple[Any, ...]:

@@ -370,6 +370,6 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def bench() -> dict[str, Any]:
     """Modules of benchmarks/ by name."""
-    names = ("comparing", "methods", "training", "tuning", "picture")
+    names = ("comparison", "methods", "training", "tuning", "picture")
     modules = {f"baselines.{name}": import_module(f"benchmarks.baselines.{name}") for name in names}
     return modules | {name: import_module(f"benchmarks.{name}") for name in ("ablations", "clarity")}

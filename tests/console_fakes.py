@@ -1,4 +1,4 @@
-"""Fakes for the command line: a model without weights that learns in no time, and an exporter.
+"""Fakes for the command line: a model without weights that learns at once, and an exporter.
 
 `Model` is patched, not the modules behind it; a test compares the fakes' signatures with the real ones.
 """
@@ -35,7 +35,7 @@ MODEL_KEY = format_model_key(FAMILY, TABLE_HASH)
 
 @dataclass
 class Stage:
-    """What the fakes were called with, and how they behave."""
+    """Calls of the fakes, and how they behave."""
 
     calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     interrupt_at: int | None = None
@@ -58,7 +58,7 @@ class Stage:
         resume: bool = False,
         low_memory: bool = False,
     ) -> list[Identity]:
-        """Make numbers up; the same name and seed give the same numbers."""
+        """Random identities; the same name and seed give the same identity."""
         warn_about_similar(photo, 0.6)
         names = [subject.name for subject in photo]
         faces = [subject.face for subject in photo]
@@ -95,19 +95,19 @@ class Stage:
 
 
 def contact_sheet(self: Model, people: Sequence[Identity], photos: Sequence[Image.Image]) -> Image.Image:
-    """A small page."""
+    """A blank image."""
     return Image.new("RGB", (32 * len(photos), 32), "white")
 
 
 def build_basis(
     parts: Any, cache: Path | None = None, *, names: Path | None = None, release: bool = False
 ) -> SimpleNamespace:
-    """Only the mean is used here."""
+    """A basis of which only the mean is used."""
     return SimpleNamespace(mean=AVERAGE)
 
 
 def load_parts(model: str | Path, *, dtype: Any = None, device: str = "cpu", options: Any = None) -> SimpleNamespace:
-    """A model that is only its name."""
+    """A model without networks."""
     return TABLES
 
 
@@ -165,8 +165,8 @@ def recipe(path: Path) -> Request:
 
 
 @dataclass(frozen=True)
-class Said:
-    """How a command ended."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -188,17 +188,17 @@ class CommandLine:
         self.stage, self.folder, self._capsys = stage, folder, capsys
         self.library = Library()
 
-    def __call__(self, *words: str | Path) -> Said:
+    def __call__(self, *words: str | Path) -> CommandResult:
         self._capsys.readouterr()
         code = main([str(word) for word in words])
         out, err = self._capsys.readouterr()
-        return Said(code, out, err)
+        return CommandResult(code, out, err)
 
     def photo(self, name: str = "alice.png", *cells: tuple[int, int]) -> str:
         photo_of(*(cells or ((1, 1),))).save(self.folder / name)
         return name
 
-    def know(self, *names: str) -> None:
+    def add_people(self, *names: str) -> None:
         for number, name in enumerate(names, 1):
             self.library.save(make_identity(name, seed=number))
 
@@ -206,11 +206,11 @@ class CommandLine:
         return Bundle.open(self.library.bundles()[0])
 
 
-def refused(said: Said, code: int, problem: str, hint: str = "") -> None:
+def refused(result: CommandResult, code: int, problem: str, hint: str = "") -> None:
     """An error is one line for the problem and one for the hint, and prints no result."""
-    assert said.code == code, said.err
-    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    hints = [line for line in said.err.splitlines() if line.startswith("hint: ")]
-    assert len(errors) == 1 and problem in errors[0], said.err
-    assert hints and hint in hints[0], said.err
-    assert "Traceback" not in said.err and not said.out
+    assert result.code == code, result.err
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    hints = [line for line in result.err.splitlines() if line.startswith("hint: ")]
+    assert len(errors) == 1 and problem in errors[0], result.err
+    assert hints and hint in hints[0], result.err
+    assert "Traceback" not in result.err and not result.out

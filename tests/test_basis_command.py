@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from console_fakes import Said
+from console_fakes import CommandResult
 from face_fakes import write_face_models
 from numpy.typing import NDArray
 from PIL import Image
@@ -53,7 +53,7 @@ class Shell:
         self.names = folder / "names.txt"
         self.names.write_text("\n".join((*NAMES, *OTHERS)), encoding="utf-8")
 
-    def __call__(self, *words: str | Path) -> Said:
+    def __call__(self, *words: str | Path) -> CommandResult:
         self._capsys.readouterr()
         console, rest = CliConsole.from_argv([str(word) for word in words])
         try:
@@ -61,7 +61,7 @@ class Shell:
         except (Exception, KeyboardInterrupt) as error:
             code = report_error(error, console)
         out, err = self._capsys.readouterr()
-        return Said(code, out, err)
+        return CommandResult(code, out, err)
 
     def left(self) -> dict[str, bytes]:
         """Every file of the library but locks."""
@@ -89,14 +89,14 @@ def shell(
     return Shell(here, capsys)
 
 
-def refused(said: Said, code: int, problem: str) -> None:
-    assert said.code == code and problem in said.err and "hint: " in said.err and not said.out, said
+def refused(result: CommandResult, code: int, problem: str) -> None:
+    assert result.code == code and problem in result.err and "hint: " in result.err and not result.out, result
 
 
 def test_every_word_explains_itself(shell: Shell) -> None:
     for words in (("--help",), ("show", "--help"), ("build", "--help")):
-        said = shell(*words)
-        assert said.code == 0 and "basis" in said.out
+        result = shell(*words)
+        assert result.code == 0 and "basis" in result.out
 
 
 def test_a_built_basis_is_the_one_that_is_shown_and_lies_where_it_says(shell: Shell) -> None:
@@ -218,7 +218,7 @@ def test_a_check_that_is_stopped_keeps_what_it_has_and_chooses_nothing(
     assert len(pictures) == IMAGES_PER_NAME * len(NAMES)
 
 
-def _until(shell: Shell, pictures: list[str], count: int, what: str = "--check-by-rendering") -> Said:
+def _until(shell: Shell, pictures: list[str], count: int, what: str = "--check-by-rendering") -> CommandResult:
     """Run the check, or the measuring of faces, and stop it after so many pictures."""
     from celebctl.learning import sampling
 

@@ -64,7 +64,7 @@ def test_gen_ends_with_the_exit_code_of_damage(
     words = ["gen", "a", "--bundle", str(bundle.path), "-o", str(tmp_path / "a.png")]
     flip(bundle.file("vae_decoder.onnx"))
     assert main(words) == 5
-    said = capsys.readouterr().err
-    assert "vae_decoder.onnx" in said and "celebctl export" in said and not (tmp_path / "a.png").exists()
+    text = capsys.readouterr().err
+    assert "vae_decoder.onnx" in text and "celebctl export" in text and not (tmp_path / "a.png").exists()
     flip(bundle.file("vae_decoder.onnx"))
     assert main(words) == 0

@@ -24,8 +24,8 @@ from celebctl_runtime.errors import UsageError
 
 
 def test_no_arguments_show_the_commands(console: CommandLine) -> None:
-    said = console()
-    assert said.code == 0 and all(name in said.out for name in ("learn", "export", "gen", "rm"))
+    result = console()
+    assert result.code == 0 and all(name in result.out for name in ("learn", "export", "gen", "rm"))
 
 
 @pytest.mark.parametrize("words", [("--version",), ("--version", "--json")])
@@ -41,8 +41,8 @@ def test_version(console: CommandLine, words: tuple[str, ...]) -> None:
     ],
 )
 def test_every_command_explains_itself(console: CommandLine, command: str) -> None:
-    said = console(command, "--help")
-    assert said.code == 0 and f"celebctl {command}" in said.out and not said.err
+    result = console(command, "--help")
+    assert result.code == 0 and f"celebctl {command}" in result.out and not result.err
 
 
 @pytest.mark.parametrize(
@@ -74,24 +74,24 @@ def test_usage_errors_are_code_2(console: CommandLine, words: tuple[str, ...], p
 
 
 def test_json_prints_errors_as_one_document(console: CommandLine) -> None:
-    said = console("show", "alice", "--json")
-    assert said.code == 4
-    assert said.document["error"]["code"] == "not_found" and "alice" in said.document["error"]["problem"]
+    result = console("show", "alice", "--json")
+    assert result.code == 4
+    assert result.document["error"]["code"] == "not_found" and "alice" in result.document["error"]["problem"]
     assert console("--json", "gen").document["error"]["code"] == "usage"
 
 
 def test_global_options_stand_anywhere_but_not_behind_a_double_dash(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     assert console("--json", "list").document == console("list", "--json").document
     toy_bundle(console.library)
-    said = console("gen", "-o", "out.png", "--", "--json")
-    assert said.code == 0 and recipe(console.folder / "out.png").prompt == "--json"
+    result = console("gen", "-o", "out.png", "--", "--json")
+    assert result.code == 0 and recipe(console.folder / "out.png").prompt == "--json"
 
 
 def test_quiet_leaves_results_only(console: CommandLine) -> None:
     toy_bundle(console.library)
-    said = console("gen", "a beach", "--seed", "1", "-q")
-    assert said.lines == ["a-beach-1.png"] and not said.err
+    result = console("gen", "a beach", "--seed", "1", "-q")
+    assert result.lines == ["a-beach-1.png"] and not result.err
 
 
 def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(
@@ -102,8 +102,8 @@ def test_a_bug_is_code_1_without_a_trace_and_with_one_on_demand(
 
     monkeypatch.setattr(Library, "entries", break_down)
     refused(console("list"), 1, "ZeroDivisionError: broken", "--debug")
-    said = console("list", "--debug")
-    assert said.code == 1 and "Traceback" in said.err
+    result = console("list", "--debug")
+    assert result.code == 1 and "Traceback" in result.err
 
 
 def test_ctrl_c_is_130(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_ctrl_c_is_130(console: CommandLine, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_closed_pipe_is_no_error(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     run = f"{shlex.quote(sys.executable)} -m celebctl"
     code = f"{run} show alice | true; {run} show alice --json | true"
     done = subprocess.run(code, shell=True, capture_output=True, text=True, check=True)
@@ -159,9 +159,9 @@ def test_the_help_names_the_samplers_there_are() -> None:
 
 
 def test_sample_photo_draws_and_suggests_the_next_command(console: CommandLine) -> None:
-    said = console("sample-photo", "face.jpg", "--seed", "7")
-    assert said.lines == ["face.jpg"]
-    assert "celebctl learn face.jpg --name alice" in said.err
+    result = console("sample-photo", "face.jpg", "--seed", "7")
+    assert result.lines == ["face.jpg"]
+    assert "celebctl learn face.jpg --name alice" in result.err
     with Image.open("face.jpg") as picture:
         assert picture.format == "JPEG" and picture.size == (512, 512)
 
@@ -176,7 +176,7 @@ def test_sample_photo_draws_and_suggests_the_next_command(console: CommandLine) 
     ],
 )
 def test_sample_photo_suggests_a_free_name(console: CommandLine, file: str, known: list[str], hint: str) -> None:
-    console.know(*known)
+    console.add_people(*known)
     assert f"next: {hint}\n" in console("sample-photo", file, "--seed", "7").err
 
 
@@ -197,7 +197,7 @@ def test_sample_photo_overwrites_only_with_force(console: CommandLine) -> None:
 
 
 def test_list_and_show(console: CommandLine) -> None:
-    console.know("bob", "alice")
+    console.add_people("bob", "alice")
     assert console("list").lines == ["alice", "bob"]
     assert [person["name"] for person in console("list", "--json").document["people"]] == ["alice", "bob"]
     facts = console("show", "Alice", "--json").document
@@ -206,20 +206,20 @@ def test_list_and_show(console: CommandLine) -> None:
 
 
 def test_an_empty_list_is_no_error(console: CommandLine) -> None:
-    said = console("list")
-    assert said.code == 0 and not said.out and "celebctl learn" in said.err
+    result = console("list")
+    assert result.code == 0 and not result.out and "celebctl learn" in result.err
     assert console("list", "--json").document == {"people": []}
 
 
 def test_unknown_people_are_code_4_everywhere(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     for words in (("show", "alcie"), ("rm", "alcie"), ("rename", "alcie", "bob")):
         refused(console(*words), 4, "alcie", "did you mean alice")
     assert console.library.names() == ["alice"]
 
 
 def test_rm_is_all_or_nothing_and_removes_from_bundles(console: CommandLine) -> None:
-    console.know("alice", "bob")
+    console.add_people("alice", "bob")
     toy_bundle(console.library, make_identity("alice", 1))
     refused(console("rm", "alice", "carol"), 4, "carol")
     assert console.library.names() == ["alice", "bob"] and console.bundle().names == ("alice",)
@@ -229,7 +229,7 @@ def test_rm_is_all_or_nothing_and_removes_from_bundles(console: CommandLine) -> 
 
 
 def test_rename_reaches_the_bundle(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     toy_bundle(console.library, make_identity("alice", 1))
     refused(console("rename", "alice", "and"), 2, "'and'")
     assert console("rename", "alice", "carol").code == 0

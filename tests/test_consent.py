@@ -65,8 +65,8 @@ def test_the_line_is_drawn_at_the_age_it_says(tmp_path: Path) -> None:
 
 
 def test_consent_is_kept_with_the_person(console: CommandLine) -> None:
-    said = console("learn", console.photo(), "--name", "alice", "--json")
-    assert said.document["people"][0]["provenance"]["consent"] == "not stated"
+    result = console("learn", console.photo(), "--name", "alice", "--json")
+    assert result.document["people"][0]["provenance"]["consent"] == "not stated"
     paper = Path("agreed.pdf")
     paper.write_bytes(b"I, Bob, agree.")
     console("learn", console.photo("b.png"), "--name", "bob", "--consent", f"signed:{paper}")

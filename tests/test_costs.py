@@ -1,4 +1,4 @@
-"""The scripts behind the figures on cost: they measure what they say, and a model of true size goes all the way."""
+"""Benchmarks of time and memory, and celebctl with a model of true size."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def script(name: str) -> Any:
     return importlib.import_module(f"benchmarks.{name}")
 
 
-def test_a_process_is_measured_and_its_failure_raises(tmp_path: Path) -> None:
+def test_run_measures_a_process_and_raises_when_it_fails(tmp_path: Path) -> None:
     processes = script("processes")
     code = "import json, time; block = bytearray(200_000_000); time.sleep(0.2); print(json.dumps({'made': 3}))"
     done = processes.run([sys.executable, "-c", code], tmp_path)
-    assert done.said == {"made": 3} and 0.2 < done.seconds < 20
+    assert done.output == {"made": 3} and 0.2 < done.seconds < 20
     assert 200e6 < done.peak_bytes < 400e6
     small = processes.run([sys.executable, "-c", "pass"], tmp_path)
-    assert small.peak_bytes < 100e6 and small.said == {}, "each has a peak of its own"
+    assert small.peak_bytes < 100e6 and small.output == {}, "each process has its own peak"
     with pytest.raises(RuntimeError, match="ended with 3"):
         processes.run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
-def test_the_cost_curve_accepts_missing_series(tmp_path: Path) -> None:
+def test_the_chart_accepts_missing_series(tmp_path: Path) -> None:
     for counts, first in (((1,), 0.3), ((1, 2, 4, 8, 16), 300.0)):
         rows = [
             {"people": n, "steps": 5, "seconds_per_person": first / n, "process_seconds_per_person": 2 * first / n}
@@ -42,7 +42,7 @@ def test_the_cost_curve_accepts_missing_series(tmp_path: Path) -> None:
         ]
         if first > 1:
             for row in rows:
-                del row["seconds_per_person"]  # one way only
+                del row["seconds_per_person"]  # one mode only
         script("joint_cost").draw_chart(rows, tmp_path / "chart.png")
         with Image.open(tmp_path / "chart.png") as picture:
             assert picture.size == (900, 500) and len(picture.convert("RGB").getcolors(2**20) or ()) > 50
@@ -51,45 +51,46 @@ def test_the_cost_curve_accepts_missing_series(tmp_path: Path) -> None:
 def test_a_prediction_is_marked_as_predicted() -> None:
     flops = script("true_size_flops")
     parts = ("unet_forward", "unet_forward_backward", "text_encoder_forward_backward", "vae_encode", "vae_decode")
-    said = flops.predict_times(dict.fromkeys(parts, 1e12))
-    assert said["predicted"] is True and said["assumed_utilisation"] == flops.UTILISATION
-    for times in said["seconds"].values():
+    prediction = flops.predict_times(dict.fromkeys(parts, 1e12))
+    assert prediction["predicted"] is True and prediction["assumed_utilisation"] == flops.UTILISATION
+    for times in prediction["seconds"].values():
         assert times["floor_views_only"] < times["predicted_views_only"] < times["predicted_all"]
         assert times["predicted_views_only"] == pytest.approx(
             flops.VIEWS * 2e12 / times["dense_bf16_peak"] / flops.UTILISATION, abs=0.01
         )
 
 
-def test_what_a_person_costs_is_measured_without_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adding_a_person_reads_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adding = script("adding")
     names = ("text_encoder.data", "text_encoder_2.data", "step.data", "vae_decoder.data", "vae_encoder.data")
     for name, value in (
         ("VOCABULARY", 64),
-        ("RESIDENTS", 3),
+        ("PEOPLE", 3),
         ("MODELS", {"tiny": ((8, 12), dict.fromkeys(names, 5_000_000))}),
     ):
         monkeypatch.setattr(adding, name, value)
-    found = adding.measure("tiny", tmp_path, 1)
-    assert found["weight_file_bytes"] == 25_000_000 and found["token_table_bytes"] == (64 + 256) * 20 * 4
-    assert 0 < found["add_ms"] < 1e3 * found["add_command_s"] and found["weights_touched"] == []
-    assert found.get("add_rchar", 0) < 1e6, "adding a person reads no network"
-    assert Bundle.open(tmp_path / "tiny", verify="full").names[-1] == "watched"
+    results = adding.measure("tiny", tmp_path, 1)
+    assert results["weight_file_bytes"] == 25_000_000 and results["token_table_bytes"] == (64 + 256) * 20 * 4
+    assert 0 < results["add_ms"] < 1e3 * results["add_command_s"] and results["weights_touched"] == []
+    assert results.get("add_rchar", 0) < 1e6
+    assert "new" in Bundle.open(tmp_path / "tiny", verify="full").names
 
 
 @pytest.mark.slow
-def test_stable_diffusion_15_holds_at_its_true_size(tmp_path: Path) -> None:
-    """Random weights, 256 px: learned, exported, one step drawn, each below 12 GB. 7 GB of disk, five minutes."""
-    words = [sys.executable, "-m", "benchmarks.true_size", "--reduced", "--out", str(tmp_path / "a.json")]
+def test_stable_diffusion_15_of_true_size_is_learned_exported_and_generated(tmp_path: Path) -> None:
+    """Random weights, 256 px, one step; each process below 12 GB. 7 GB of disk, five minutes."""
+    command = [sys.executable, "-m", "benchmarks.true_size", "--reduced", "--out", str(tmp_path / "a.json")]
     done = subprocess.run(
-        [*words, "--folder", str(tmp_path / "work")], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "--folder", str(tmp_path / "work")], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "a.json").read_text())
-    assert all(found[stage]["peak_rss_bytes"] < 12e9 for stage in ("build", "learn", "export", "gen"))
-    assert found["learn"]["coefficients"] == 1024
-    graphs = {name.partition(" ")[0] for name in found["export"]["worst_parity"]}  # some also in ONNX Runtime's form
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert all(results[stage]["peak_rss_bytes"] < 12e9 for stage in ("build", "learn", "export", "gen"))
+    assert results["learn"]["coefficients"] == 1024
+    # variants for ONNX Runtime have a suffix
+    graphs = {name.partition(" ")[0] for name in results["export"]["worst_parity"]}
     assert graphs == {"text_encoder", "step", "vae_decoder", "vae_encoder"}
-    assert max(found["export"]["worst_parity"].values()) < 1e-4
-    assert (found["gen"]["width"], found["gen"]["steps"]) == (256, 1)
-    assert 1.9 < found["predict"]["operations_per_sample_512px"]["unet_forward_backward"] / 803e9 < 2.3
-    assert not (tmp_path / "work").exists(), "nothing is left behind"
+    assert max(results["export"]["worst_parity"].values()) < 1e-4
+    assert (results["gen"]["width"], results["gen"]["steps"]) == (256, 1)
+    assert 1.9 < results["predict"]["operations_per_sample_512px"]["unet_forward_backward"] / 803e9 < 2.3
+    assert not (tmp_path / "work").exists(), "the files are deleted"

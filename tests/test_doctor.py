@@ -96,7 +96,7 @@ class FakeEngine:
 
 
 @pytest.mark.parametrize(
-    ("bound", "gpus", "status", "said"),
+    ("bound", "gpus", "status", "text"),
     [
         (("CUDAExecutionProvider", "CPUExecutionProvider"), [GPU], "ok", "CUDA, CPU"),
         (("CPUExecutionProvider",), [GPU], "fail", "no session can use it"),
@@ -109,20 +109,20 @@ def test_an_offered_provider_must_bind(
     bound: tuple[str, ...],
     gpus: list[Gpu],
     status: str,
-    said: str,
+    text: str,
 ) -> None:
     """ONNX Runtime lists providers it cannot load; only a session tells."""
     monkeypatch.setitem(sys.modules, "onnxruntime", FakeEngine(*bound))
     monkeypatch.setattr(doctor, "find_gpus", lambda: gpus)
     line = only(doctor.check_providers())
-    assert line.status == status and said in line.detail
+    assert line.status == status and text in line.detail
     assert bool(line.fix) == (status == "fail")
     assert not capsys.readouterr().out
 
 
 def test_the_reason_why_a_provider_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "CUDA failure 35:\n CUDA driver version is insufficient"
-    monkeypatch.setitem(sys.modules, "onnxruntime", FakeEngine("CPUExecutionProvider", complaint=said))
+    message = "CUDA failure 35:\n CUDA driver version is insufficient"
+    monkeypatch.setitem(sys.modules, "onnxruntime", FakeEngine("CPUExecutionProvider", complaint=message))
     monkeypatch.setattr(doctor, "find_gpus", lambda: [GPU])
     line = only(doctor.check_providers())
     assert line.status == "fail" and line.detail.endswith("CUDA failure 35: CUDA driver version is insufficient")
@@ -135,7 +135,7 @@ def test_a_gpu_with_a_cpu_runtime_is_a_warning(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("packages", "status", "said"),
+    ("packages", "status", "text"),
     [
         ({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}, "fail", "overwrite"),
         ({"onnxruntime": "1.32.0"}, "ok", "CPU"),
@@ -146,11 +146,11 @@ def test_a_gpu_with_a_cpu_runtime_is_a_warning(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_the_two_runtimes_and_the_three_environments(
-    installed: dict[str, str], packages: dict[str, str], status: str, said: str
+    installed: dict[str, str], packages: dict[str, str], status: str, text: str
 ) -> None:
     installed.update(packages)
     line = only(doctor.check_runtime())
-    assert line.status == status and said in line.detail and bool(line.fix) == (status == "fail")
+    assert line.status == status and text in line.detail and bool(line.fix) == (status == "fail")
 
 
 # The rest of the machine.

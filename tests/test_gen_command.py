@@ -21,21 +21,21 @@ from celebctl_runtime.picture import read_request
 
 
 def test_export_includes_all_people_or_those_named(console: CommandLine) -> None:
-    console.know("alice", "bob", "carol")
-    said = console("export")
-    assert said.lines == [str(console.library.bundles()[0])]
-    assert console.bundle().names == ("alice", "bob", "carol") and 'celebctl gen "alice and bob' in said.err
-    said = console("export", "bob", "--out", "bundle", "--json")
-    assert said.document["people"] == ["bob"] and Bundle.open(console.folder / "bundle").names == ("bob",)
+    console.add_people("alice", "bob", "carol")
+    result = console("export")
+    assert result.lines == [str(console.library.bundles()[0])]
+    assert console.bundle().names == ("alice", "bob", "carol") and 'celebctl gen "alice and bob' in result.err
+    result = console("export", "bob", "--out", "bundle", "--json")
+    assert result.document["people"] == ["bob"] and Bundle.open(console.folder / "bundle").names == ("bob",)
     refused(console("export", "bbo", "--out", "other"), 4, "bbo", "did you mean bob")
 
 
 def test_people_are_added_and_removed_without_an_export(console: CommandLine) -> None:
-    console.know("alice", "bob")
+    console.add_people("alice", "bob")
     refused(console("export", "--add", "alice"), 4, "no bundle", "celebctl export")
     toy_bundle(console.library, make_identity("carol", 9))
-    said = console("export", "--add", "alice", "--add", "bob", "--remove", "carol", "--json")
-    assert said.document["people"] == ["alice", "bob"] and not console.stage.calls
+    result = console("export", "--add", "alice", "--add", "bob", "--remove", "carol", "--json")
+    assert result.document["people"] == ["alice", "bob"] and not console.stage.calls
     refused(console("export", "--remove", "carol"), 4, "carol", "alice and bob")
     assert console.bundle().names == ("alice", "bob")
 
@@ -44,25 +44,25 @@ def test_people_are_added_and_removed_without_an_export(console: CommandLine) ->
 
 
 def test_gen_names_the_image_after_prompt_and_seed(console: CommandLine) -> None:
-    console.know("alice", "bob")
+    console.add_people("alice", "bob")
     toy_bundle(console.library)
-    said = console("gen", "Alice and Bob, playing chess!", "--seed", "4")
-    assert said.lines == ["alice-and-bob-playing-chess-4.png"], said.err
-    assert recipe(console.folder / said.lines[0]).identities == ("alice", "bob")
-    assert "alice and bob;" in said.err and "draw it again: celebctl regen" in said.err
+    result = console("gen", "Alice and Bob, playing chess!", "--seed", "4")
+    assert result.lines == ["alice-and-bob-playing-chess-4.png"], result.err
+    assert recipe(console.folder / result.lines[0]).identities == ("alice", "bob")
+    assert "alice and bob;" in result.err and "draw it again: celebctl regen" in result.err
 
 
 def test_gen_makes_a_bundle_when_there_is_none(console: CommandLine) -> None:
-    console.know("alice")
-    said = console("gen", "alice", "--seed", "1")
-    assert said.lines == ["alice-1.png"] and "no bundle of toy yet" in said.err
+    console.add_people("alice")
+    result = console("gen", "alice", "--seed", "1")
+    assert result.lines == ["alice-1.png"] and "no bundle of toy yet" in result.err
     assert console("gen", "alice", "--seed", "2").code == 0 and len(console.stage.calls) == 1
 
 
 def test_gen_adds_the_people_of_the_prompt_to_the_bundle(console: CommandLine) -> None:
     """Only the people of the prompt: a bundle has rows for some, a library has thousands."""
     toy_bundle(console.library, make_identity("alice", 1))
-    console.know("alice", "bob", "carol")
+    console.add_people("alice", "bob", "carol")
     assert "added to the bundle: bob" in console("gen", "alice and bob").err
     assert console.bundle().names == ("alice", "bob")
     console.library.save(make_identity("alice", 77), overwrite=True)
@@ -71,7 +71,7 @@ def test_gen_adds_the_people_of_the_prompt_to_the_bundle(console: CommandLine) -
 
 
 def test_a_given_bundle_is_left_as_it_is(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     bundle = toy_bundle(Library(console.folder / "elsewhere"))
     before = (bundle.path / "manifest.json").read_bytes()
     assert console("gen", "alice", "--bundle", bundle.path).code == 0
@@ -80,7 +80,7 @@ def test_a_given_bundle_is_left_as_it_is(console: CommandLine) -> None:
 
 
 def test_an_unknown_name_in_brackets_is_code_4_with_a_suggestion(console: CommandLine) -> None:
-    console.know("carol")
+    console.add_people("carol")
     toy_bundle(console.library)
     refused(console("gen", "<carl> on the beach"), 4, "<carl>", "carol")
     assert not list(console.folder.glob("*.png"))
@@ -89,21 +89,21 @@ def test_an_unknown_name_in_brackets_is_code_4_with_a_suggestion(console: Comman
 def test_people_of_another_model_are_ordinary_words_with_a_warning(console: CommandLine) -> None:
     toy_bundle(console.library)
     console.library.save(make_identity("zoe", table_hash="f" * 64))
-    said = console("gen", "zoe", "--seed", "1")
-    assert said.code == 0 and "note: zoe was learned for another model (toy-ffffffff)" in said.err
+    result = console("gen", "zoe", "--seed", "1")
+    assert result.code == 0 and "note: zoe was learned for another model (toy-ffffffff)" in result.err
     assert recipe(console.folder / "zoe-1.png").identities == ()
 
 
 def test_text_that_does_not_fit_is_reported(console: CommandLine) -> None:
     toy_bundle(console.library)
-    said = console("gen", "of chess " * 60 + "zebra", "--seed", "1")
-    assert said.code == 0 and "left out: " in said.err and "zebra" in said.err
+    result = console("gen", "of chess " * 60 + "zebra", "--seed", "1")
+    assert result.code == 0 and "left out: " in result.err and "zebra" in result.err
 
 
 def test_picture_k_has_seed_k_and_equals_the_single_one(console: CommandLine) -> None:
     toy_bundle(console.library)
-    said = console("gen", "beach", "-n", "3", "--seed", "5")
-    assert said.lines == ["beach-5.png", "beach-6.png", "beach-7.png"]
+    result = console("gen", "beach", "-n", "3", "--seed", "5")
+    assert result.lines == ["beach-5.png", "beach-6.png", "beach-7.png"]
     console("gen", "beach", "--seed", "6", "-o", "six.png")
     with Image.open("beach-6.png") as one, Image.open("six.png") as other:
         assert one.tobytes() == other.tobytes()
@@ -111,9 +111,9 @@ def test_picture_k_has_seed_k_and_equals_the_single_one(console: CommandLine) ->
 
 def test_a_random_seed_is_reported(console: CommandLine) -> None:
     toy_bundle(console.library)
-    said = console("gen", "beach", "--json")
-    (picture,) = said.document["images"]
-    assert f"seed {picture['request']['seed']}" in said.err and Path(picture["path"]).is_file()
+    result = console("gen", "beach", "--json")
+    (picture,) = result.document["images"]
+    assert f"seed {picture['request']['seed']}" in result.err and Path(picture["path"]).is_file()
 
 
 def test_every_option_is_in_the_recipe(console: CommandLine) -> None:
@@ -218,7 +218,7 @@ def test_stdout_gets_the_whole_image(console: CommandLine) -> None:
 
 
 def test_gen_never_loads_torch(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     toy_bundle(console.library)
     code = (
         "import sys; from celebctl.cli import main\n"
@@ -233,28 +233,28 @@ def test_gen_never_loads_torch(console: CommandLine) -> None:
 
 
 def test_regen_draws_the_same_pixels(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     toy_bundle(console.library)
     (path,) = console("gen", "alice", "--seed", "5", "--sampler", "euler_a", "--scale", "3").lines
-    said = console("regen", path)
-    assert said.lines == ["alice-5-regen.png"] and "identical" in said.err
+    result = console("regen", path)
+    assert result.lines == ["alice-5-regen.png"] and "identical" in result.err
     assert console("regen", path, "--json").document["identical"] is True
     assert recipe(console.folder / "alice-5-regen.png") == recipe(console.folder / path)
 
 
 def test_regen_reports_changed_people(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     toy_bundle(console.library)
     console("gen", "alice", "-o", "then.png")
     console.library.save(make_identity("alice", 50), overwrite=True)
     console("gen", "alice", "-o", "now.png")
-    said = console("regen", "then.png", "--json")
-    assert said.code == 0 and said.document["identical"] is False
-    assert "alice has changed" in said.err and "changed since: people" in said.err
+    result = console("regen", "then.png", "--json")
+    assert result.code == 0 and result.document["identical"] is False
+    assert "alice has changed" in result.err and "changed since: people" in result.err
 
 
 def test_regen_adds_removed_people_again(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     toy_bundle(console.library)
     console("gen", "alice", "-o", "then.png")
     console.bundle().remove("alice")

@@ -103,11 +103,11 @@ def test_the_command_learns_without_torch_and_without_a_sheet(basis: CelebBasis,
     home = {**os.environ, "CELEBCTL_HOME": str(tmp_path / "home"), "CELEBCTL_MODEL": "mini"}
     for name in ("CELEBCTL_FACE_MODELS", "CELEBCTL_PRESET"):
         home.pop(name, None)
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path, env=home
     )
-    assert said.returncode == 0, said.stderr
-    file, torch_is_there = said.stdout.splitlines()
+    assert result.returncode == 0, result.stderr
+    file, torch_is_there = result.stdout.splitlines()
     person = Identity.load(Path(file))
     assert torch_is_there == "False" and person.basis_hash == basis.hash and person.provenance["steps"] == "0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["face.png", "home"], "no sheet unless asked for"

@@ -12,21 +12,21 @@ from celebctl.learning.config import CLEAN
 
 
 def test_learn_keeps_a_person_and_shows_them(console: CommandLine) -> None:
-    said = console("learn", console.photo(), "--name", "alice")
-    assert said.code == 0, said.err
-    file, sheet = said.lines
+    result = console("learn", console.photo(), "--name", "alice")
+    assert result.code == 0, result.err
+    file, sheet = result.lines
     assert Path(file) == console.library.find("alice").path and sheet == "alice-sheet.png"
-    assert Path(sheet).is_file() and "next: celebctl export" in said.err
+    assert Path(sheet).is_file() and "next: celebctl export" in result.err
     assert not list((console.library.root / "checkpoints").rglob("*.checkpoint"))
 
 
 def test_learn_several_together_in_order(console: CommandLine) -> None:
     photos = [console.photo("one.png", (0, 0)), console.photo("two.png", (2, 2))]
-    said = console("learn", *photos, "--name", "alice", "--name", "Bob", "--json")
-    assert [person["name"] for person in said.document["people"]] == ["alice", "bob"]
+    result = console("learn", *photos, "--name", "alice", "--name", "Bob", "--json")
+    assert [person["name"] for person in result.document["people"]] == ["alice", "bob"]
     (call,) = console.stage.calls
     assert call["names"] == ["alice", "bob"] and len(call["faces"]) == 2
-    assert said.document["sheet"] == "alice-bob-sheet.png" and console.library.names() == ["alice", "bob"]
+    assert result.document["sheet"] == "alice-bob-sheet.png" and console.library.names() == ["alice", "bob"]
 
 
 def test_learn_takes_the_name_from_the_file(console: CommandLine) -> None:
@@ -82,14 +82,14 @@ def test_two_faces_ask_which_one(console: CommandLine) -> None:
     both = console.photo("both.png", (0, 0), (3, 3))
     refused(console("learn", both, "--name", "alice"), 3, "2 faces: 1: ", "--face 1")
     refused(console("learn", both, "--name", "alice", "--face", "3"), 2, "no face number 3")
-    said = console("learn", both, both, "--name", "alice", "--name", "bob", "--face", "2", "--face", "1")
-    assert said.code == 0, said.err
+    result = console("learn", both, both, "--name", "alice", "--name", "bob", "--face", "2", "--face", "1")
+    assert result.code == 0, result.err
     first, second = console.stage.calls[0]["faces"]
     assert first.box[0] > second.box[0]
 
 
 def test_a_name_clash_is_refused_before_the_work_and_loses_nothing(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     before = console.library.load("alice")
     refused(console("learn", console.photo(), "--name", "alice"), 2, "alice", "--force")
     assert not console.stage.calls and console.library.load("alice") == before
@@ -110,10 +110,10 @@ def test_presets_and_dials_reach_the_method(console: CommandLine, monkeypatch: p
 def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(console: CommandLine) -> None:
     words = ("learn", console.photo("my photo.png"), "--name", "alice", "--steps", "9")
     console.stage.interrupt_at = 2
-    said = console(*words)
+    result = console(*words)
     command = "celebctl learn 'my photo.png' --name alice --steps 9 --resume"
-    assert said.code == 130 and f"continue with: {command}" in said.err
-    assert not console.library.names() and not said.out
+    assert result.code == 130 and f"continue with: {command}" in result.err
+    assert not console.library.names() and not result.out
     console.stage.interrupt_at = None
     assert console(*words, "--resume").code == 0
     assert console.stage.calls[1]["resume"] and console.library.names() == ["alice"]
@@ -122,8 +122,8 @@ def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(console: CommandLine) -> N
 
 def test_ctrl_c_before_there_is_anything_to_keep(console: CommandLine) -> None:
     console.stage.interrupt_at, console.stage.keep_checkpoint = 1, False
-    said = console("learn", console.photo(), "--name", "alice")
-    assert said.code == 130 and "before the first checkpoint" in said.err
+    result = console("learn", console.photo(), "--name", "alice")
+    assert result.code == 130 and "before the first checkpoint" in result.err
 
 
 def test_a_person_being_learned_elsewhere_is_busy(console: CommandLine) -> None:
@@ -148,8 +148,8 @@ def test_the_sheet_goes_to_the_library_when_here_is_read_only(
         write(path, content)
 
     monkeypatch.setattr(files, "atomic_write", only_absolute)
-    said = console("learn", console.photo(), "--name", "alice")
-    assert said.code == 0 and said.lines[1] == str(console.library.root / "sheets" / "alice-sheet.png")
+    result = console("learn", console.photo(), "--name", "alice")
+    assert result.code == 0 and result.lines[1] == str(console.library.root / "sheets" / "alice-sheet.png")
     refused(console("learn", console.photo(), "--name", "bob", "--sheet", "here.png"), 6, "here.png")
 
 
@@ -162,30 +162,30 @@ def test_sheets_overwrite_nothing_and_can_be_left_out(console: CommandLine) -> N
 
 
 def test_people_who_look_alike_are_pointed_out(console: CommandLine, caplog: pytest.LogCaptureFixture) -> None:
-    said = console("learn", console.photo("a1.png"), console.photo("b1.png"), "--name", "ann", "--name", "anna")
-    assert said.code == 0 and any("ann and anna" in record.getMessage() for record in caplog.records)
+    result = console("learn", console.photo("a1.png"), console.photo("b1.png"), "--name", "ann", "--name", "anna")
+    assert result.code == 0 and any("ann and anna" in record.getMessage() for record in caplog.records)
 
 
 def test_the_learned_move_into_a_bundle_that_is_there(console: CommandLine) -> None:
     toy_bundle(console.library)
-    said = console("learn", console.photo(), "--name", "alice")
-    assert "next: celebctl gen" in said.err and console.bundle().names == ("alice",)
+    result = console("learn", console.photo(), "--name", "alice")
+    assert "next: celebctl gen" in result.err and console.bundle().names == ("alice",)
     console("learn", console.photo(), "--name", "alice", "--force", "--seed", "3")
     assert console.bundle().manifest.identities["alice"].digest == console.library.load("alice").digest
 
 
 def test_a_full_bundle_does_not_undo_the_learning(console: CommandLine) -> None:
     toy_bundle(console.library, *(make_identity(name) for name in ("p1", "p2", "p3", "p4")))
-    said = console("learn", console.photo(), "--name", "alice")
-    assert said.code == 0 and "note: not added to the bundle" in said.err
+    result = console("learn", console.photo(), "--name", "alice")
+    assert result.code == 0 and "note: not added to the bundle" in result.err
     assert console.library.names() == ["alice"]
 
 
 def test_a_model_without_face_models_says_what_to_give(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CELEBCTL_FACE_MODELS")
     monkeypatch.setenv("HOME", str(console.library.root))  # insightface's own folder would be found there
-    said = console("learn", console.photo(), "--name", "alice", "--model", "owner/model")
-    refused(said, 4, "buffalo_l", "celebctl download buffalo_l")
+    result = console("learn", console.photo(), "--name", "alice", "--model", "owner/model")
+    refused(result, 4, "buffalo_l", "celebctl download buffalo_l")
     refused(console("learn", console.photo(), "--name", "alice", "--face-models", "nowhere"), 4, "nowhere")
 
 

@@ -59,8 +59,8 @@ def test_the_start_is_what_the_mapper_then_says() -> None:
     mapper = CoefficientMapper(basis(), config, torch.Generator().manual_seed(0))
     x, units = features(200), np.random.default_rng(5).standard_normal((200, 24)).astype(np.float32)
     mapper.fit_linear(x.numpy(), units)
-    said = mapper.normalized(x).detach().numpy()
-    error = np.abs(said - units.mean(0)).mean()
+    predicted = mapper.normalized(x).detach().numpy()
+    error = np.abs(predicted - units.mean(0)).mean()
     assert error < np.abs(units - units.mean(0)).mean()
 
 

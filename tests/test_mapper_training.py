@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from console_fakes import Said
+from console_fakes import CommandResult
 from face_fakes import photo_of, write_face_models
 from PIL import Image
 from test_basis_command import NAMES, Shell, refused
@@ -309,8 +309,8 @@ def test_a_trained_mapper_goes_before_one_that_came_along_and_belongs_to_basis_a
     assert len(digests) == 3 and "" in digests, "results with either are told apart"
     mapper = CoefficientMapper(basis, CLEAN, torch.Generator())
     initialize(mapper, ready)
-    said, meant = (ask(dataset.features) for ask in (mapper.normalized, fitted))
-    torch.testing.assert_close(said, CLEAN.bound * torch.tanh(meant / CLEAN.bound), rtol=1e-2, atol=1e-3)
+    result, meant = (ask(dataset.features) for ask in (mapper.normalized, fitted))
+    torch.testing.assert_close(result, CLEAN.bound * torch.tanh(meant / CLEAN.bound), rtol=1e-2, atol=1e-3)
     assert [str(one) for one in trained_mappers(tmp_path, basis)] == ["trained on 35 people in 6 steps"]
     others = shutil.copytree(analyser.folder, tmp_path / "others")
     (others / "recogniser.onnx").write_bytes(b"another one")
@@ -352,7 +352,7 @@ def shell(
     return shell
 
 
-def train(shell: Shell, photos: Path, *more: str) -> Said:
+def train(shell: Shell, photos: Path, *more: str) -> CommandResult:
     return shell("train", photos, "--steps", "6", *more)
 
 
@@ -360,11 +360,11 @@ def test_the_command_trains_what_learning_then_begins_with(
     shell: Shell, photos: Path, parts: DiffusionParts, analyser: InsightFaceAnalyser
 ) -> None:
     assert shell("show", "--json").document["mapper"] is None
-    said = train(shell, photos, "--json")
-    assert said.code == 0, said.err
-    facts = said.document
+    result = train(shell, photos, "--json")
+    assert result.code == 0, result.err
+    facts = result.document
     assert (facts["people"] + facts["validation_people"], facts["steps"], facts["skipped"]) == (PEOPLE, 6, {})
-    assert "--instant" in said.err
+    assert "--instant" in result.err
     basis = build_basis(parts)
     assert str(trained_mapper(basis, Library().cache(), analyser.folder)) == facts["mapper"]
     prior = identity_prior(Path(facts["mapper"]), basis)

@@ -12,13 +12,21 @@ from celebctl_models.faces.analysis import InsightFaceAnalyser
 from celebctl_models.mini.captions import OPENINGS, caption, vocabulary
 from celebctl_models.mini.names import CELEBRITIES, name_book
 from celebctl_models.mini.people import FACTORS, blend_names, sample_people, uniform_from_normal
-from celebctl_models.mini.scenes import ACTS, EXPRESSIONS, PLACES, WORN
+from celebctl_models.mini.scenes import ACTS, EXPRESSIONS, PLACES, WORN, Rendered, render
 from celebctl_models.mini.tokenizer import COMMON, build_tokenizer
 from celebctl_models.mini.training.denoiser import CaptionedLatents
 from celebctl_models.mini.training.faces import TEMPLATE, crop_112, similarity
 from celebctl_models.mini.training.on_device_data import draw_faces, draw_pictures
 from celebctl_models.mini.training.trainer import TrainingContext
-from celebctl_models.mini.world import PromptFacts, draw_portrait, fresh_renders, person
+from celebctl_models.mini.world import PromptFacts, build_scenes, draw_portrait, person
+
+
+def render_people(z: Any, facts: list[PromptFacts], seeds: list[int], partner: Any = None, size: int = 64) -> Rendered:
+    """Renders of people ``z`` (B, F), with ``partner`` (B, F) on the right if given."""
+    first = torch.as_tensor(uniform_from_normal(z))
+    second = first if partner is None else torch.as_tensor(uniform_from_normal(partner))
+    scenes = build_scenes(torch.stack([first, second], 1), two=partner is not None, facts=facts, seeds=seeds)
+    return render(scenes, size)
 
 
 def test_there_are_691_celebrities_with_enough_distinct_words_for_512_components() -> None:
@@ -55,7 +63,7 @@ def test_a_portrait_is_decided_by_its_seed() -> None:
 def test_the_first_named_stands_on_the_left() -> None:
     pale, dark = person(1).copy(), person(2).copy()
     pale[FACTORS.index("skin_tone")], dark[FACTORS.index("skin_tone")] = -4.0, 4.0
-    drawn = fresh_renders(pale[None], partner=dark[None], wanted=[PromptFacts()], seeds=[5])
+    drawn = render_people(pale[None], partner=dark[None], facts=[PromptFacts()], seeds=[5])
     left, right = drawn.landmarks[0, 0, 2], drawn.landmarks[0, 1, 2]  # noses, px
     assert left[0] < right[0]
     brightness = [float(drawn.image[0, :, int(y) - 2, int(x)].mean()) for x, y in (left, right)]
@@ -64,16 +72,16 @@ def test_the_first_named_stands_on_the_left() -> None:
 
 def test_every_stated_thing_changes_the_picture() -> None:
     z = person(7)[None]
-    plain = fresh_renders(z, wanted=[PromptFacts()], seeds=[1]).image
+    plain = render_people(z, facts=[PromptFacts()], seeds=[1]).image
     changes = [PromptFacts(place=p) for p in PLACES[1:]] + [PromptFacts(act=a) for a in ACTS[1:4]]
     changes += [PromptFacts(expression=e) for e in EXPRESSIONS[1:]] + [PromptFacts(worn=w) for w in WORN[1:]]
-    for wanted in changes:
-        difference = (fresh_renders(z, wanted=[wanted], seeds=[1]).image - plain).abs()
-        assert int((difference.amax(1) > 0.1).sum()) >= 15, wanted
+    for facts in changes:
+        difference = (render_people(z, facts=[facts], seeds=[1]).image - plain).abs()
+        assert int((difference.amax(1) > 0.1).sum()) >= 15, facts
 
 
 def test_landmarks_lead_to_the_arcface_template() -> None:
-    drawn = fresh_renders(person(9)[None], wanted=[PromptFacts()], seeds=[2], size=256)
+    drawn = render_people(person(9)[None], facts=[PromptFacts()], seeds=[2], size=256)
     theta = similarity(drawn.landmarks[:, 0])  # template -> picture
     placed = TEMPLATE @ theta[0, :, :2].T + theta[0, :, 2]
     eye_distance = float(torch.dist(drawn.landmarks[0, 0, 1], drawn.landmarks[0, 0, 0]))
@@ -86,7 +94,7 @@ def test_captions_say_what_is_not_ordinary_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     assert all("{}" in opening for opening in OPENINGS)
     for _ in range(50):
-        assert "beach" in (said := caption(["ada byron"], (1, 0, 0, 0, 0), rng)) or "sea" in said
+        assert "beach" in (text := caption(["ada byron"], (1, 0, 0, 0, 0), rng)) or "sea" in text
         both = caption(["ada byron", "leo marsh"], (0, 1, 1, 0, 0), rng)
         assert both.index("ada byron") < both.index("leo marsh")
         assert "chess" in both
@@ -108,11 +116,11 @@ def test_every_word_of_the_world_is_one_token(tmp_path: Path) -> None:
 
 def test_rendering_does_not_depend_on_the_batch() -> None:
     z = np.stack([person(i) for i in range(4)])
-    wanted = [PromptFacts(act="chess"), PromptFacts(), PromptFacts(worn="crown"), PromptFacts(place="city")]
+    facts = [PromptFacts(act="chess"), PromptFacts(), PromptFacts(worn="crown"), PromptFacts(place="city")]
     seeds = [1, 2, 3, 4]
-    together = fresh_renders(z, wanted=wanted, seeds=seeds).image
+    together = render_people(z, facts=facts, seeds=seeds).image
     alone = torch.cat(
-        [fresh_renders(z[i : i + 1], wanted=wanted[i : i + 1], seeds=seeds[i : i + 1]).image for i in range(4)]
+        [render_people(z[i : i + 1], facts=facts[i : i + 1], seeds=seeds[i : i + 1]).image for i in range(4)]
     )
     torch.testing.assert_close(together, alone)
 

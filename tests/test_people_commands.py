@@ -29,24 +29,24 @@ from celebctl_runtime.request import Request
 
 @pytest.mark.parametrize("command", ["mix", "interpolate", "sample", "nearest"])
 def test_every_command_explains_itself(console: CommandLine, command: str) -> None:
-    said = console(command, "--help")
-    assert said.code == 0 and f"celebctl {command}" in said.out and not said.err
+    result = console(command, "--help")
+    assert result.code == 0 and f"celebctl {command}" in result.out and not result.err
 
 
 # mix
 
 
 def test_mix_saves_a_weighted_average(console: CommandLine) -> None:
-    console.know("alice", "bob")
-    said = console("mix", "alice", "bob", "--weight", "0.3", "--name", "carol")
-    assert said.code == 0 and "carol is 70 % alice and 30 % bob" in said.err and "next: celebctl gen" in said.err
+    console.add_people("alice", "bob")
+    result = console("mix", "alice", "bob", "--weight", "0.3", "--name", "carol")
+    assert result.code == 0 and "carol is 70 % alice and 30 % bob" in result.err and "next: celebctl gen" in result.err
     carol, alice, bob = (console.library.load(name) for name in ("carol", "alice", "bob"))
     assert np.allclose(carol.embeddings[0], 0.7 * alice.embeddings[0] + 0.3 * bob.embeddings[0], atol=1e-6)
     assert "mixed_from" in console("show", "carol").out
 
 
 def test_mix_of_three_as_a_document(console: CommandLine) -> None:
-    console.know("alice", "bob", "carol")
+    console.add_people("alice", "bob", "carol")
     document = console("mix", "alice", "bob", "carol", "--weights", "2,1,1", "--name", "dora", "--json").document
     assert [(parent["name"], parent["weight"]) for parent in document["parents"]] == [
         ("alice", 0.5), ("bob", 0.25), ("carol", 0.25),
@@ -54,7 +54,7 @@ def test_mix_of_three_as_a_document(console: CommandLine) -> None:
 
 
 def test_invalid_mixes_are_refused(console: CommandLine) -> None:
-    console.know("alice", "bob")
+    console.add_people("alice", "bob")
     console.library.save(make_identity("zoe", table_hash="f" * 16))
     refused(console("mix", "alice", "--name", "carol"), 2, "at least two")
     refused(console("mix", "alice", "carol", "--name", "dora"), 4, "carol")
@@ -68,10 +68,10 @@ def test_invalid_mixes_are_refused(console: CommandLine) -> None:
 
 
 def test_a_mix_without_a_name_is_named_after_its_parents(console: CommandLine) -> None:
-    console.know("alice", "bob", "b" * 30)
+    console.add_people("alice", "bob", "b" * 30)
     for name in ("alice-bob", "alice-bob-2"):
-        said = console("mix", "alice", "bob", "--weight", "0.3")
-        assert said.code == 0 and f"{name} is 70 % alice and 30 % bob" in said.err, said.err
+        result = console("mix", "alice", "bob", "--weight", "0.3")
+        assert result.code == 0 and f"{name} is 70 % alice and 30 % bob" in result.err, result.err
     assert console.library.load("alice-bob") == console.library.load("alice-bob-2").renamed("alice-bob")
     assert console("mix", "alice", "bob", "--json", "--force").document["name"] == "alice-bob-3"
     long = [console("mix", "alice", "b" * 30, "--json").document["name"] for _ in range(2)]
@@ -82,11 +82,11 @@ def test_a_mix_without_a_name_is_named_after_its_parents(console: CommandLine) -
 
 
 def test_interpolate_writes_an_animation_unless_disabled(console: CommandLine) -> None:
-    console.know("alice", "bob")
+    console.add_people("alice", "bob")
     toy_bundle(console.library)
     words = ("interpolate", "alice", "bob", "--frames", "3", "--seed", "3", "--prompt", "{} as an")
-    said = console(*words, "--out", "way.png")
-    assert said.code == 0 and said.lines == ["way.png", "way.gif"], said.err
+    result = console(*words, "--out", "way.png")
+    assert result.code == 0 and result.lines == ["way.png", "way.gif"], result.err
     with Image.open("way.gif") as moving:
         assert getattr(moving, "n_frames", 1) == 4, "there and back"
     assert console(*words, "--no-gif", "--json").document["gif"] is None
@@ -96,7 +96,7 @@ def test_interpolate_writes_an_animation_unless_disabled(console: CommandLine) -
 
 
 def test_interpolate_leaves_the_bundle_alone_and_starts_with_the_first_person(console: CommandLine) -> None:
-    console.know("alice", "bob")
+    console.add_people("alice", "bob")
     bundle = toy_bundle(console.library)
     before = {path.name: path.read_bytes() for path in bundle.path.iterdir() if path.is_file()}
     words = (
@@ -112,8 +112,8 @@ def test_interpolate_leaves_the_bundle_alone_and_starts_with_the_first_person(co
         "--gif",
         "strip.gif",
     )
-    said = console(*words)
-    assert said.code == 0 and said.lines == ["strip.png", "strip.gif"], said.err
+    result = console(*words)
+    assert result.code == 0 and result.lines == ["strip.png", "strip.gif"], result.err
     assert {path.name: path.read_bytes() for path in bundle.path.iterdir() if path.is_file()} == before
     with Image.open("strip.png") as sheet:
         left = np.asarray(sheet.convert("RGB").crop((GAP, GAP, GAP + 128, GAP + 128)))
@@ -126,17 +126,17 @@ def test_interpolate_leaves_the_bundle_alone_and_starts_with_the_first_person(co
 
 
 def test_interpolate_needs_one_free_slot_of_the_bundle(console: CommandLine) -> None:
-    console.know("alice", "bob", "carol")
+    console.add_people("alice", "bob", "carol")
     bundle = toy_bundle(console.library, *(make_identity(f"p{number}", number) for number in range(2)))
-    said = console("interpolate", "alice", "bob", "carol", "--frames", "5", "--seed", "1", "--prompt", "{} of carol")
-    assert said.code == 0, said.err
+    result = console("interpolate", "alice", "bob", "carol", "--frames", "5", "--seed", "1", "--prompt", "{} of carol")
+    assert result.code == 0, result.err
     bundle.add(make_identity("p2", 5))
     bundle.add(make_identity("p3", 6))
     refused(console("interpolate", "alice", "bob", "--force"), 6, "0 more people", "--spare-rows")
 
 
 def test_invalid_interpolations_are_refused(console: CommandLine) -> None:
-    console.know("alice", "bob")
+    console.add_people("alice", "bob")
     refused(console("interpolate", "alice"), 2, "at least two")
     refused(console("interpolate", "alice", "bob", "--frames", "1"), 2, "--frames 1")
     refused(console("interpolate", "alice", "bob", "--prompt", "a photo"), 2, "{}")
@@ -171,8 +171,8 @@ def celebrities(monkeypatch: pytest.MonkeyPatch) -> Celebrities:
 
 @pytest.mark.usefixtures("celebrities")
 def test_sample_is_reproducible(console: CommandLine) -> None:
-    said = console("sample", "--seed", "5", "--name", "dana")
-    assert said.code == 0 and "created dana from seed 5; nearest celebrity: First" in said.err
+    result = console("sample", "--seed", "5", "--name", "dana")
+    assert result.code == 0 and "created dana from seed 5; nearest celebrity: First" in result.err
     dana = console.library.load("dana")
     refused(console("sample", "--seed", "6", "--name", "dana"), 2, "'dana' is taken")
     document = console("sample", "--seed", "5", "--name", "dora", "--json").document
@@ -188,9 +188,9 @@ def test_sample_is_reproducible(console: CommandLine) -> None:
 def test_nearest_lists_celebrities_and_learned_people(console: CommandLine) -> None:
     for name, seed in (("dana", "5"), ("dora", "5"), ("dina", "9")):
         console("sample", "--seed", seed, "--name", name)
-    said = console("nearest", "dana", "--top", "3")
-    assert said.code == 0 and len(said.lines) == 3
-    assert said.lines[0].split("\t") == ["dora", "learned", "1.00", "1.00", "1.00", "0.00"]
+    result = console("nearest", "dana", "--top", "3")
+    assert result.code == 0 and len(result.lines) == 3
+    assert result.lines[0].split("\t") == ["dora", "learned", "1.00", "1.00", "1.00", "0.00"]
     found = console("nearest", "dana", "--top", "100", "--json").document["nearest"]
     assert len(found) == 42 and {one["kind"] for one in found} == {"celebrity", "identity"}
     refused(console("nearest", "dana", "--top", "0"), 2, "--top 0")
@@ -203,16 +203,16 @@ def test_nearest_lists_celebrities_and_learned_people(console: CommandLine) -> N
 
 
 def test_likeness_and_layout_are_in_the_recipe_and_regen_uses_them(console: CommandLine) -> None:
-    console.know("alice", "bob")
+    console.add_people("alice", "bob")
     toy_bundle(console.library)
     words = ("gen", "alice and bob", "-s", "4", "--likeness", "alice=0.5,bob=1", "--layout", "right:alice,left:bob")
-    said = console(*words)
-    assert "guidance 2.5, likeness alice=0.5,bob=1, layout right:alice,left:bob" in said.err
-    path = Path(said.lines[0])
+    result = console(*words)
+    assert "guidance 2.5, likeness alice=0.5,bob=1, layout right:alice,left:bob" in result.err
+    path = Path(result.lines[0])
     request = recipe(path)
     assert request.likeness == (("alice", 0.5), ("bob", 1.0)) and request.layout == "right:alice,left:bob"
-    said = console("regen", path)
-    assert said.code == 0 and "identical" in said.err
+    result = console("regen", path)
+    assert result.code == 0 and "identical" in result.err
     with Image.open(path) as picture:
         assert "Layout" in picture.info["parameters"] and "Likeness" in picture.info["parameters"]
     plain = Path(console("gen", "alice and bob", "-s", "4", "-o", "plain.png").lines[0])
@@ -239,14 +239,14 @@ def test_likeness_and_layout_are_in_the_recipe_and_regen_uses_them(console: Comm
 def test_gen_refuses_invalid_likeness_and_layout(
     console: CommandLine, words: tuple[str, str], problem: str
 ) -> None:  # fmt: skip
-    console.know("alice", "bob")
+    console.add_people("alice", "bob")
     toy_bundle(console.library)
     refused(console("gen", "alice", *words), 2, problem)
     assert not list(Path().glob("*.png"))
 
 
 def test_export_stores_the_average_celebrity(console: CommandLine) -> None:
-    console.know("alice")
+    console.add_people("alice")
     assert console("export").code == 0
     bundle: Bundle = console.bundle()
     assert np.array_equal(bundle.average_embeddings()[0], AVERAGE[0])

@@ -400,7 +400,7 @@ def test_sunglasses_are_detected_and_hats_are_not() -> None:
     torch: Any = pytest.importorskip("torch")
     from celebctl_models.mini.people import uniform_from_normal
     from celebctl_models.mini.scenes import render
-    from celebctl_models.mini.world import PromptFacts, person, staged
+    from celebctl_models.mini.world import PromptFacts, build_scenes, person
 
     faces = card_for(locate("mini").path).faces_dir
     assert faces is not None
@@ -408,7 +408,7 @@ def test_sunglasses_are_detected_and_hats_are_not() -> None:
     for worn, verdict in (("nothing", "good"), ("red hat", "good"), ("sunglasses", "fair")):
         for seed in range(7000, 7006):
             factors = torch.as_tensor(uniform_from_normal(person(seed)))[None, None].expand(1, 2, -1)
-            scenes = staged(factors, two=False, wanted=[PromptFacts(worn=worn)], seeds=[seed])
+            scenes = build_scenes(factors, two=False, facts=[PromptFacts(worn=worn)], seeds=[seed])
             drawn = render(scenes, 384, crop=(0.0, 0.0, 0.86)).image[0].permute(1, 2, 0).numpy()
             (face,) = analyser.analyse(Image.fromarray((drawn * 255 + 0.5).astype(np.uint8)))
             assert grade_eyes(face.crop112).verdict == verdict, (worn, seed)

@@ -48,7 +48,7 @@ def test_an_empty_variable_is_no_value(tmp_path: Path, home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("toml", "said"),
+    ("toml", "text"),
     [
         ("modle = 'mini'", "did you mean model"),
         ("colour = 'blue'", "known settings"),
@@ -61,13 +61,13 @@ def test_an_empty_variable_is_no_value(tmp_path: Path, home: Path) -> None:
         ("model = ", "write lines like"),
     ],
 )
-def test_mistakes_are_refused_with_a_cure(tmp_path: Path, home: Path, toml: str, said: str) -> None:
+def test_mistakes_are_refused_with_a_cure(tmp_path: Path, home: Path, toml: str, text: str) -> None:
     (tmp_path / "celebctl.toml").write_text(toml)
     with pytest.raises(UsageError) as error:
         found = read(tmp_path, home)
         for name in KNOWN:
             found.get(name)
-    assert said in error.value.hint
+    assert text in error.value.hint
 
 
 def test_numbers_may_come_as_text_from_the_environment(tmp_path: Path, home: Path) -> None:

@@ -34,9 +34,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Wi
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Every path below a folder with its content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def write_identity(path: Path, **metadata: str) -> Path:
@@ -110,7 +108,7 @@ def test_bundles_of_any_model_name_are_inside_the_library(tmp_path: Path, model:
 def test_a_model_key_is_not_a_path_or_pattern(
     console: CommandLine, tmp_path: Path, command: str, model_key: str
 ) -> None:
-    console.know("alice")
+    console.add_people("alice")
     before = tree(tmp_path)
     arguments = {"list": [], "rename": ["alice", "bob"]}.get(command, ["alice"])
     refused(console(command, *arguments, "--for-model", model_key), 2, "")

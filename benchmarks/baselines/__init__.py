@@ -1,5 +1,5 @@
-"""Other people's methods, in the same harness as celebctl's: same frozen model, photo, budget and judge.
+"""Baselines: published methods with the same frozen model, photo, budget and scorer as celebctl.
 
-Each is a plain loop over the loaded diffusers modules that follows an official training script (named in its module).
-What differs from the scripts is said where it does. They live here, not in the product.
+Each is a training loop over diffusers modules after an official script, which `methods.METHODS` names. Docstrings state
+the differences from it.
 """

@@ -1,18 +1,18 @@
-"""celebctl's learning against published methods: same frozen model, one photo, same budget, same scorer.
+"""celebctl and published methods compared: same frozen model, one photo, same budget, same scorer.
 
-    python -m benchmarks.baselines --tune                          # each method's hyperparameters, on people not scored
-    python -m benchmarks.baselines --tune --again                  # rates beside those, for a model trained further
+    python -m benchmarks.baselines --tune                          # each method's hyperparameters, on other people
+    python -m benchmarks.baselines --tune --again                  # rates around those, after more training of mini
     python -m benchmarks.baselines --people 40 --seeds 3           # the comparison, all methods
     python -m benchmarks.baselines --people 40 --seeds 3 --methods ti2 dreambooth
 
 No method's hyperparameters, ours included, were chosen on the people who are scored (--first).
 
-The budget is views through the UNet with gradient per person (240: 60 steps of 4); class images of prior preservation
-count. People come in pairs: for prompts with two learned people, methods that change weights learn both in one model,
-with both budgets; for all other prompts each person is learned alone. Records are kept per method and person in --work,
-so an interrupted run continues; --part 2/8 evaluates every eighth pair from the second on and writes no result, so that
-eight processes can share the work before a last run without --part. Writes results/baselines.json, where methods of
-earlier runs with the same settings stay, and a page beside it with the images of this run.
+The budget is the number of views through the UNet with gradient per person (240: 60 steps of 4); class images of prior
+preservation count. People come in pairs: for prompts with two learned people, methods that change weights learn both in
+one model, with both budgets; for all other prompts each person is learned alone. Records are kept per method and person
+in --work, so that an interrupted run continues. --part 2/8 evaluates every eighth pair from the second on and writes no
+result, so that eight processes can share the work before a last run without --part. Writes results/baselines.json,
+where methods of previous runs with the same settings stay, and a page beside it with the images of this run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.baselines.comparing import earlier, lead_table, pair_partners, parse_part, people_of_part
-from benchmarks.baselines.methods import METHODS, Learned, Method
+from benchmarks.baselines.comparison import lead_table, pair_partners, parse_part, people_of_part, previous_results
+from benchmarks.baselines.methods import METHODS, LearnedPeople, Method
 from benchmarks.baselines.training import Hyperparameters, Setup, Subject
 from benchmarks.baselines.tuning import FIRST_SCORED, FIRST_TUNING, describe, tune, tune_again, tuned
 from celebctl.evaluation.cohorts import celebrity_cohort, generator_for, unseen_name, unseen_people_cohort
@@ -52,13 +52,13 @@ OURS, CELEBRITIES = "clean", "celebrities"
 
 @dataclass
 class PairLearner:
-    """Learns people when their images are generated. A pair that was learned is kept for its second half."""
+    """Learns people when their images are generated. A learned pair is kept for its second person."""
 
     setup: Setup
     method: Method
     hyperparameters: Hyperparameters
     seeds: Sequence[int]
-    _pairs: dict[int, Learned] = field(default_factory=dict[int, Learned])
+    _pairs: dict[int, LearnedPeople] = field(default_factory=dict[int, LearnedPeople])
 
     def generators(self, person: int) -> SubjectGenerators:
         pair = self._pairs.pop(person // 2, None)
@@ -68,7 +68,7 @@ class PairLearner:
         single = self._learn([person]) if self.method.joint else pair
         return SubjectGenerators(single.generator, pair.generator, single.seconds, single.payload_bytes)
 
-    def _learn(self, people: Sequence[int]) -> Learned:
+    def _learn(self, people: Sequence[int]) -> LearnedPeople:
         subjects = [Subject(unseen_name(self.seeds[i]), draw_portrait(self.seeds[i])) for i in people]
         return self.method.learn(self.setup, subjects, self.hyperparameters, self.seeds[people[0]])
 
@@ -78,9 +78,10 @@ class Protocol:
     """What all methods of a run share.
 
     Attributes:
-        first: Seed of the first person; count: an even number of people.
+        first: Seed of the first person.
+        count: Number of people, even.
         images_per_prompt: Images per prompt and person.
-        part: Share of the pairs, for processes side by side.
+        part: Part of the pairs, for parallel processes.
         overwrite: Discard records of other settings.
     """
 
@@ -136,8 +137,8 @@ def _printer(title: str) -> Any:
     start = time.monotonic()
 
     def show(event: Progress) -> None:
-        spent = time.monotonic() - start
-        left = f", about {spent / event.step * (event.total - event.step) / 60:.1f} min left" if event.step else ""
+        elapsed = time.monotonic() - start
+        left = f", about {elapsed / event.step * (event.total - event.step) / 60:.1f} min left" if event.step else ""
         end = "\n" if event.step == event.total else ""
         sys.stderr.write(f"\r{title}: {event.step}/{event.total} people{left}   {end}")
         sys.stderr.flush()
@@ -163,21 +164,21 @@ def sweep(protocol: Protocol, methods: Sequence[Method], args: argparse.Namespac
 
 
 def hyperparameters_of(method: Method, args: argparse.Namespace) -> Hyperparameters:
-    """What the sweep chose for a method, or its second rate with --untuned. Ours are as it ships."""
+    """The tuned hyperparameters of a method, or its second rate with --untuned; for ours the defaults."""
     if method.name == OURS:
         return Hyperparameters(CLEAN.learning_rate, 1.0, CLEAN.views)
     return Hyperparameters(method.rates[1]) if args.untuned else tuned(method, args.tuning)
 
 
 def report(results: Sequence[CohortResult], args: argparse.Namespace, weights: str) -> None:
-    """Tables on stdout, JSON and page beside it. Results of an earlier run with the same settings are kept."""
+    """Tables on stdout, JSON and page beside it. Results of a previous run with the same settings are kept."""
     settings: dict[str, Any] = {
         "model": args.model, "weights": weights, "people": args.people, "images_per_prompt": args.seeds,
         "budget_in_views": args.views, "first": args.first,
     }  # fmt: skip
-    now = dict(zip([*args.methods, CELEBRITIES], (result.metrics for result in results), strict=True))
-    known = {**earlier(args.out, settings, now), **now}
-    by_name = {name: known[name] for name in [*METHODS, CELEBRITIES] if name in known}
+    measured = dict(zip([*args.methods, CELEBRITIES], (result.metrics for result in results), strict=True))
+    available = {**previous_results(args.out, settings, measured), **measured}
+    by_name = {name: available[name] for name in [*METHODS, CELEBRITIES] if name in available}
     shown = list(by_name.values())
     tables = [summary_table(shown), category_table(shown)]
     if OURS in by_name:
@@ -193,9 +194,9 @@ def report(results: Sequence[CohortResult], args: argparse.Namespace, weights: s
     }
     atomic_write(args.out, (json.dumps(document, indent=1) + "\n").encode())
     title = f"{len(args.methods)} methods, {args.people} people, one photo each"
-    in_words = {**{name.replace("_", " "): str(value) for name, value in settings.items()}, **chosen}
+    labelled = {**{name.replace("_", " "): str(value) for name, value in settings.items()}, **chosen}
     about = f"{args.views} views through the UNet per person; {len(WORLD_PROMPTS)} prompts, {args.seeds} images each"
-    atomic_write(args.out.with_suffix(".html"), render_report(title, about, results, in_words).encode())
+    atomic_write(args.out.with_suffix(".html"), render_report(title, about, results, labelled).encode())
     print(f"{args.out}, {args.out.with_suffix('.html')}")
 
 
@@ -206,22 +207,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=40, help="an even number")
     parser.add_argument("--first", type=int, default=FIRST_SCORED, help="seed of the first person who is scored")
     parser.add_argument("--seeds", type=int, default=3, help="images per prompt")
-    parser.add_argument("--views", type=int, default=240, help="budget of each person")
+    parser.add_argument("--views", type=int, default=240, help="budget per person")
     parser.add_argument("--tune", action="store_true", help="only choose each method's hyperparameters")
-    parser.add_argument("--again", action="store_true", help="with --tune: only the rates beside the chosen ones")
+    parser.add_argument("--again", action="store_true", help="with --tune: only the rates around the chosen ones")
     parser.add_argument("--tuning-people", type=int, default=6, help="people for tuning; an even number")
-    parser.add_argument("--untuned", action="store_true", help="each method's second rate; to try the command")
-    parser.add_argument("--tuning", type=Path, default=TUNING, help="file of the sweep's result")
+    parser.add_argument("--untuned", action="store_true", help="use each method's second rate; to try the command")
+    parser.add_argument("--tuning", type=Path, default=TUNING, help="result file of the sweep")
     parser.add_argument("--work", type=Path, default=Path("out/baselines"), help="records per method and person")
     parser.add_argument("--out", type=Path, default=RESULTS / "baselines.json")
-    parser.add_argument("--part", type=parse_part, default=(1, 1), help="K/N: a share of the people")
+    parser.add_argument("--part", type=parse_part, default=(1, 1), help="K/N: a part of the people")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--force", action="store_true", help="discard records of other settings in --work")
     args = parser.parse_args()
     if args.people % 2 or args.tuning_people % 2 or min(args.people, args.tuning_people) < 2:
         parser.error("people come in pairs: give even numbers")
     if args.tune and args.part != (1, 1):
-        parser.error("--part shares the comparison's people; a sweep needs all of its own")
+        parser.error("--part divides the people of the comparison; tuning needs all of its people")
     return args
 
 
@@ -229,7 +230,7 @@ def main() -> None:
     args = parse_arguments()
     parts = load_parts(args.model, device=args.device)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
-        raise SystemExit(f"{args.model} has no scoring networks and no world; the comparison runs on mini")
+        raise SystemExit(f"{args.model} has no scoring networks; the comparison runs on mini")
     finder = InsightFaceAnalyser(parts.card.faces_dir)
     scorer, setup = WorldScorer(parts.card.scoring_dir, finder), Setup(parts, finder, args.views)
     methods = [METHODS[name] for name in args.methods]

@@ -1,4 +1,4 @@
-"""The methods. Each learns one or more people and returns a generator of their images."""
+"""The methods: functions that learn one or more people and return a generator of their images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from celebctl.learning.subject import analyse_photo
 from celebctl.learning.trainer import learn_people
 from celebctl_models.checkpoints.diffusion import DiffusionParts, context_from_ids
 
-from .training import OBJECT_TEMPLATES, Hyperparameters, Person, Setup, Subject, captions_of, tokenise, train
+from .training import OBJECT_TEMPLATES, Hyperparameters, Setup, Subject, TrainingPerson, captions_of, tokenise, train
 
 Pixels = NDArray[np.uint8]
 FP16 = 2  # bytes per number
@@ -33,8 +33,8 @@ RARE = ("sks", "ks")
 
 
 @dataclass(frozen=True)
-class Learned:
-    """Learned people.
+class LearnedPeople:
+    """LearnedPeople people.
 
     Attributes:
         generator: Generates images of them.
@@ -49,24 +49,29 @@ class Learned:
 
 @dataclass(frozen=True)
 class Method:
-    """name: on the command line. rates: learning rates that the sweep begins with.
+    """A method and its tuning.
 
-    joint: two people in one picture need a model that learned both (weights change, and half of each batch shows other
-    people of the class), else what was learned apart is put together.
+    Attributes:
+        name: On the command line.
+        rates: Initial learning rates of the sweep.
+        joint: Images of two people need a model that learned both, because weights change. Otherwise embeddings that
+            were learned separately are used together.
+        source: The script that it follows.
+        tunable: Hyperparameters that the sweep changes besides the rate.
     """
 
     name: str
     title: str
     rates: tuple[float, ...]
     joint: bool
-    learn: Callable[[Setup, Sequence[Subject], Hyperparameters, int], Learned]
+    learn: Callable[[Setup, Sequence[Subject], Hyperparameters, int], LearnedPeople]
     source: str
     tunable: tuple[str, ...] = ("share", "batch", "data")
 
 
 @dataclass(frozen=True)
 class PhraseGenerator:
-    """Generates with other phrases in place of ``<name>``."""
+    """Replaces ``<name>`` with a phrase before it generates."""
 
     inner: ImageGenerator
     words: dict[str, str]
@@ -82,46 +87,50 @@ class PhraseGenerator:
 
 
 def _token_rows(
-    setup: Setup, subject: Subject, hyper: Hyperparameters, seed: int, start: Tensor, pull: float
+    setup: Setup, subject: Subject, values: Hyperparameters, seed: int, start: Tensor, l2_weight: float
 ) -> tuple[Tensor, int]:
-    """Two free token embeddings (2, D) from ``start``, pulled to it by ``pull`` per squared distance."""
+    """Two free token embeddings (2, D) from ``start``; ``l2_weight`` penalizes the squared distance to it."""
     parts = setup.parts
-    with_model_framing = [
+    placed = [
         place_people(parts.tokenizers[0], parts.max_length, text.split("{}"))
-        for text in captions_of(hyper, OBJECT_TEMPLATES)
+        for text in captions_of(values, OBJECT_TEMPLATES)
     ]
-    ids = torch.stack([row for row, _ in with_model_framing]).to(setup.device)
-    positions = torch.stack([at[0] for _, at in with_model_framing]).to(setup.device)
+    ids = torch.stack([row for row, _ in placed]).to(setup.device)
+    positions = torch.stack([at[0] for _, at in placed]).to(setup.device)
     rows = nn.Parameter(start.clone())
-    person = Person(ids, setup.latents(subject, hyper, True), rows, positions)
-    penalty = None if pull == 0 else lambda: pull * ((rows - start) ** 2).sum()
-    steps = train(setup, parts.unet, [person], [rows], hyper, seed, penalty=penalty)
+    person = TrainingPerson(ids, setup.latents(subject, values, True), rows, positions)
+    penalty = None if l2_weight == 0 else lambda: l2_weight * ((rows - start) ** 2).sum()
+    steps = train(setup, parts.unet, [person], [rows], values, seed, penalty=penalty)
     return rows.detach(), steps
 
 
-def _apart(
-    setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int, start: Tensor, pull: float
-) -> Learned:
+def _learn_separately(
+    setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int, start: Tensor, l2_weight: float
+) -> LearnedPeople:
     begun = time.monotonic()
-    rows = {s.name: (_token_rows(setup, s, hyper, seed, start, pull)[0],) for s in subjects}
+    rows = {s.name: (_token_rows(setup, s, values, seed, start, l2_weight)[0],) for s in subjects}
     seconds = (time.monotonic() - begun) / len(subjects)
-    return Learned(ModelGenerator(setup.parts, rows), seconds, FP16 * start.numel())
+    return LearnedPeople(ModelGenerator(setup.parts, rows), seconds, FP16 * start.numel())
 
 
-def textual_inversion_two(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
+def textual_inversion_two(
+    setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int
+) -> LearnedPeople:
     """Two vectors, both from the class noun (`--num_vectors 2 --initializer_token person`)."""
-    return _apart(setup, subjects, hyper, seed, _noun_row(setup.parts).expand(2, -1), 0.0)
+    return _learn_separately(setup, subjects, values, seed, _noun_row(setup.parts).expand(2, -1), 0.0)
 
 
-def cross_initialization(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
-    """Two vectors from the text encoder's output for the mean celebrity name, pull 1e-5 (Pang et al. 2024)."""
+def cross_initialization(
+    setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int
+) -> LearnedPeople:
+    """Two vectors from the text encoder's output for the mean celebrity name, L2 weight 1e-5 (Pang et al. 2024)."""
     parts = setup.parts
     mean = torch.as_tensor(build_basis(parts).mean[0]).to(setup.device)
     ids, at = place_people(parts.tokenizers[0], parts.max_length, ["", ""])
-    here = at[0].to(setup.device)
+    positions = at[0].to(setup.device)
     with torch.no_grad():
-        context = context_from_ids(parts.text_encoders[0], ids[None].to(setup.device), mean[None], here[None])
-    return _apart(setup, subjects, hyper, seed, context[0, here], 1e-5)
+        context = context_from_ids(parts.text_encoders[0], ids[None].to(setup.device), mean[None], positions[None])
+    return _learn_separately(setup, subjects, values, seed, context[0, positions], 1e-5)
 
 
 def _noun_row(parts: DiffusionParts) -> Tensor:
@@ -129,20 +138,22 @@ def _noun_row(parts: DiffusionParts) -> Tensor:
     return parts.token_table()[ids[:1]].clone()
 
 
-def textual_inversion_one(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
-    """One vector from the class noun; it takes the place of a rare word's row in a copy of the table."""
+def textual_inversion_one(
+    setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int
+) -> LearnedPeople:
+    """One vector from the class noun; it replaces the embedding of a rare word in a copy of the table."""
     begun = time.monotonic()
     words = _words(subjects)
     rows: dict[str, Tensor] = {}
     for subject in subjects:
-        texts = [template.format(words[subject.name]) for template in captions_of(hyper, OBJECT_TEMPLATES)]
+        texts = [template.format(words[subject.name]) for template in captions_of(values, OBJECT_TEMPLATES)]
         row = nn.Parameter(_noun_row(setup.parts))
-        person = _with_word(setup, subject, hyper, texts, words[subject.name], row)
-        train(setup, setup.parts.unet, [person], [row], hyper, seed)
+        person = _with_word(setup, subject, values, texts, words[subject.name], row)
+        train(setup, setup.parts.unet, [person], [row], values, seed)
         rows[words[subject.name]] = row.detach()
     seconds = (time.monotonic() - begun) / len(subjects)
     generator = PhraseGenerator(ModelGenerator(_with_rows(setup.parts, rows), {}), words)
-    return Learned(generator, seconds, FP16 * setup.parts.context_width)
+    return LearnedPeople(generator, seconds, FP16 * setup.parts.context_width)
 
 
 def _words(subjects: Sequence[Subject]) -> dict[str, str]:
@@ -157,16 +168,16 @@ def _word_id(parts: DiffusionParts, word: str) -> int:
 
 
 def _with_word(
-    setup: Setup, subject: Subject, hyper: Hyperparameters, texts: Sequence[str], word: str, row: Tensor
-) -> Person:
-    """A person whose word has a row of its own during training."""
+    setup: Setup, subject: Subject, values: Hyperparameters, texts: Sequence[str], word: str, row: Tensor
+) -> TrainingPerson:
+    """A person whose rare word has a trainable embedding."""
     ids = tokenise(setup.parts, texts)
     positions = (ids == _word_id(setup.parts, word)).int().argmax(1, keepdim=True)
-    return Person(ids, setup.latents(subject, hyper, True), row, positions)
+    return TrainingPerson(ids, setup.latents(subject, values, True), row, positions)
 
 
 def _with_rows(parts: DiffusionParts, rows: dict[str, Tensor]) -> DiffusionParts:
-    """The model with other rows for some words, in a copy of its text encoder."""
+    """The model with a copy of its text encoder in which some words have other embeddings."""
     encoder = copy.deepcopy(parts.text_encoders[0])
     table = encoder.get_input_embeddings().weight
     with torch.no_grad():
@@ -178,44 +189,44 @@ def _with_rows(parts: DiffusionParts, rows: dict[str, Tensor]) -> DiffusionParts
 # Weights
 
 
-def dreambooth(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
+def dreambooth(setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int) -> LearnedPeople:
     """Every weight of the UNet, with prior preservation (Ruiz et al. 2023)."""
     unet = copy.deepcopy(setup.parts.unet).requires_grad_(True).train()
-    return _dreambooth(setup, subjects, hyper, seed, unet, unet.parameters())
+    return _dreambooth(setup, subjects, values, seed, unet, unet.parameters())
 
 
-def dreambooth_lora(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
+def dreambooth_lora(setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int) -> LearnedPeople:
     """Low-rank updates of the attention layers, rank 4, with prior preservation."""
-    from peft import LoraConfig  # pyright: ignore  (asked for by this method alone)
+    from peft import LoraConfig  # pyright: ignore  (only this method needs it)
 
     unet = copy.deepcopy(setup.parts.unet)
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
-    return _dreambooth(setup, subjects, hyper, seed, unet, [p for p in unet.parameters() if p.requires_grad])
+    return _dreambooth(setup, subjects, values, seed, unet, [p for p in unet.parameters() if p.requires_grad])
 
 
 def _dreambooth(
-    setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int, unet: Any, parameters: Any
-) -> Learned:
+    setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int, unet: Any, parameters: Any
+) -> LearnedPeople:
     begun = time.monotonic()
     trained = [p for p in parameters if p.requires_grad]
     phrases = {name: f"{word} {setup.parts.card.class_noun}" for name, word in _words(subjects).items()}
-    people: list[Person] = []
+    people: list[TrainingPerson] = []
     for subject in subjects:
-        texts = [text.format(phrases[subject.name]) for text in captions_of(hyper, ("a photo of {}",))]
-        people.append(Person(tokenise(setup.parts, texts), setup.latents(subject, hyper, False)))
-    train(setup, unet, people, trained, hyper, seed, prior=True)
+        texts = [text.format(phrases[subject.name]) for text in captions_of(values, ("a photo of {}",))]
+        people.append(TrainingPerson(tokenise(setup.parts, texts), setup.latents(subject, values, False)))
+    train(setup, unet, people, trained, values, seed, prior=True)
     unet.eval().requires_grad_(False)
     seconds = (time.monotonic() - begun) / len(subjects)
     generator = PhraseGenerator(ModelGenerator(replace(setup.parts, unet=unet), {}), phrases)
-    return Learned(generator, seconds, FP16 * sum(p.numel() for p in trained) // len(subjects))
+    return LearnedPeople(generator, seconds, FP16 * sum(p.numel() for p in trained) // len(subjects))
 
 
-def custom_diffusion(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
+def custom_diffusion(setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int) -> LearnedPeople:
     """Keys and values of cross attention and one new token each, with prior preservation (Kumari et al. 2023).
 
-    As train_custom_diffusion.py with --hflip and --noaug: no random enlarging of the photo.
+    As train_custom_diffusion.py with --hflip and --noaug: no random resizing of the photo.
     """
     begun = time.monotonic()
     unet = copy.deepcopy(setup.parts.unet)
@@ -225,33 +236,33 @@ def custom_diffusion(setup: Setup, subjects: Sequence[Subject], hyper: Hyperpara
     words, table = _words(subjects), setup.parts.token_table()
     rows = {word: nn.Parameter(table[[_word_id(setup.parts, word)]].clone()) for word in words.values()}
     phrases = {name: f"{word} {setup.parts.card.class_noun}" for name, word in words.items()}
-    people: list[Person] = []
+    people: list[TrainingPerson] = []
     for subject in subjects:
-        texts = [text.format(phrases[subject.name]) for text in captions_of(hyper, ("photo of a {}",))]
-        people.append(_with_word(setup, subject, hyper, texts, words[subject.name], rows[words[subject.name]]))
-    train(setup, unet, people, [*trained, *rows.values()], hyper, seed, prior=True)
+        texts = [text.format(phrases[subject.name]) for text in captions_of(values, ("photo of a {}",))]
+        people.append(_with_word(setup, subject, values, texts, words[subject.name], rows[words[subject.name]]))
+    train(setup, unet, people, [*trained, *rows.values()], values, seed, prior=True)
     unet.requires_grad_(False)
     parts = replace(_with_rows(setup.parts, {w: row.detach() for w, row in rows.items()}), unet=unet)
-    kept = sum(p.numel() for p in trained) // len(subjects) + setup.parts.context_width
+    stored = sum(p.numel() for p in trained) // len(subjects) + setup.parts.context_width
     seconds = (time.monotonic() - begun) / len(subjects)
-    return Learned(PhraseGenerator(ModelGenerator(parts, {}), phrases), seconds, FP16 * kept)
+    return LearnedPeople(PhraseGenerator(ModelGenerator(parts, {}), phrases), seconds, FP16 * stored)
 
 
 # The celeb basis
 
 
-def _celeb_basis(preset: str) -> Callable[[Setup, Sequence[Subject], Hyperparameters, int], Learned]:
-    def learn(setup: Setup, subjects: Sequence[Subject], hyper: Hyperparameters, seed: int) -> Learned:
+def _celeb_basis(preset: str) -> Callable[[Setup, Sequence[Subject], Hyperparameters, int], LearnedPeople]:
+    def learn(setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int) -> LearnedPeople:
         config = PRESETS[preset]
-        steps = max(1, int(setup.budget * hyper.share) // hyper.batch)
-        config = replace(config, learning_rate=hyper.rate, steps=steps, views=hyper.batch, seed=seed)
+        steps = max(1, int(setup.budget * values.share) // values.batch)
+        config = replace(config, learning_rate=values.rate, steps=steps, views=values.batch, seed=seed)
         model = prepare(setup.parts, release=config.names == "release")
         begun = time.monotonic()
         photos = [analyse_photo(setup.analyser, s.photo, s.name) for s in subjects]
         people = [person for photo in photos for person in learn_people(model, [photo], config, setup.analyser)]
         seconds = (time.monotonic() - begun) / len(subjects)
         generator = ModelGenerator(setup.parts, {p.name: rows_of(p) for p in people})
-        return Learned(generator, seconds, FP16 * model.basis.size)
+        return LearnedPeople(generator, seconds, FP16 * model.basis.size)
 
     return learn
 

@@ -1,4 +1,4 @@
-"""Charts of a report: bars and lines of estimates with their confidence intervals."""
+"""Charts of a report: bars of estimates with their confidence intervals."""
 
 # matplotlib leaves the types of its keyword arguments open.
 # pyright: reportUnknownMemberType=false
@@ -25,7 +25,7 @@ _WIDTH = 6.4  # inches
 
 @dataclass(frozen=True)
 class Series:
-    """One colour of a chart. values: one estimate per row or position, None where there is none."""
+    """One colour of a chart. values: one estimate per row, None where there is none."""
 
     label: str
     values: Sequence[Estimate | None]
@@ -57,21 +57,6 @@ def bar_chart(rows: Sequence[str], series: Sequence[Series], *, title: str) -> C
         axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.08 * max(axes.get_xlim()[1], 0.01))
 
     return _chart(plot, title, 0.9 + 0.22 * len(series) * len(rows) + 0.12 * len(rows), series)
-
-
-def line_chart(positions: Sequence[str], series: Sequence[Series], *, title: str, x_label: str) -> Chart:
-    """Lines over the ordered settings of one parameter, evenly spaced, with bands for the intervals."""
-
-    def plot(axes: Axes) -> None:
-        at = np.arange(len(positions))
-        for one in series:
-            means, halves = _arrays(one.values)
-            axes.plot(at, means, marker="o", label=one.label)
-            axes.fill_between(at, means - halves, means + halves, alpha=0.16)
-        axes.set_xticks(at, list(positions))
-        axes.set_xlabel(x_label)
-
-    return _chart(plot, title, 3.4, series)
 
 
 def _arrays(values: Sequence[Estimate | None]) -> tuple[Any, Any]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -45,27 +44,15 @@ def render_report(title: str, about: str, results: Sequence[CohortResult], setti
     main = next((result for result in results if any(record.photo for record in result.records)), results[-1])
     ordered = [main, *(result for result in results if result is not main)]
     rows = [result.metrics for result in results]
-    return _render(
-        title, about, rows,
-        results=results if len(results) > 2 else ordered, tiles=_tiles(ordered), charts=_category_charts(rows),
-        worst=_worst_cases(main), compared=results[0].records[:_COMPARED], settings=settings,
-    )  # fmt: skip
-
-
-def render_chart_page(title: str, about: str, chart: Chart, rows: Sequence[CohortMetrics]) -> str:
-    """One chart and the table of metrics behind it as HTML."""
-    return _render(title, about, rows, chart=chart)
-
-
-def _render(title: str, about: str, rows: Sequence[CohortMetrics], **parts: Any) -> str:
-    """The template, filled in. Parts that are not given are left out of the page."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return templates.get_template("report.html.j2").render(
-        title=title, about=about, rows=rows, columns=used_columns(rows),
-        base64=_base64, capital=_capital, number=_number,
-        score=_similarity, person_score=_person_score, request=_request, verdict=_verdict, preview=_preview, **parts,
+        title=title, about=about, rows=rows, columns=used_columns(rows), settings=settings,
+        results=results if len(results) > 2 else ordered, tiles=_tiles(ordered), charts=_category_charts(rows),
+        worst=_worst_cases(main), compared=results[0].records[:_COMPARED],
+        base64=_base64, capital=_capital, number=_number, score=_similarity,
+        person_score=_person_score, request=_request, verdict=_verdict, preview=_preview,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from celebctl_models.checkpoints.registry import ModelCard
 from celebctl_models.mini.people import uniform_from_normal
 from celebctl_models.mini.scenes import STYLES, render
-from celebctl_models.mini.world import PromptFacts, staged
+from celebctl_models.mini.world import PromptFacts, build_scenes
 
 from .prompts import Prompt
 from .scorers import ImageScores, Scorer
@@ -99,8 +99,8 @@ def render_prompts(
     """Renders (size, size, 3) of people ``z`` (B, F), with ``partner`` (B, F) on the right, one per prompt and seed."""
     first = torch.as_tensor(uniform_from_normal(z))
     second = first if partner is None else torch.as_tensor(uniform_from_normal(partner))
-    scenes = staged(
-        torch.stack([first, second], 1), two=partner is not None, wanted=[stated_scene(p) for p in prompts], seeds=seeds
+    scenes = build_scenes(
+        torch.stack([first, second], 1), two=partner is not None, facts=[stated_scene(p) for p in prompts], seeds=seeds
     )
     style = torch.tensor([STYLES.index(prompt.states.get("style", STYLES[0])) for prompt in prompts])
     scenes = replace(scenes, style=style)

@@ -19,7 +19,6 @@ from celebctl_models.mini.scenes import Scenes, random_scenes, render
 from .trainer import TrainingContext
 
 SHARD = 4096
-KINDS = ("celebrity", "ordinary", "anyone")
 #: What a shard knows about each scene beside its pixels, by column of ``facts``.
 FACTS = ("two", "place", "act", "expression", "worn", "style")
 TWO = 0.42  # share of scenes with two people
@@ -34,7 +33,7 @@ def facts_of(scenes: Scenes) -> NDArray[np.int64]:
 class People:
     """Two people per scene.
 
-    kind: (N, 2) index into KINDS; pair: (N, 2, 2) first/last name index, -1 if unnamed; z: (N, 2, F).
+    kind: (N, 2), 0 celebrity, 1 ordinary, 2 anyone; pair: (N, 2, 2) first/last name index, -1 if unnamed; z: (N, 2, F).
     """
 
     kind: NDArray[np.int64]

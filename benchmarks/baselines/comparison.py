@@ -1,4 +1,4 @@
-"""Comparison of methods: differences person by person, and results of earlier runs."""
+"""Comparison of methods: differences person by person, and results of previous runs."""
 
 from __future__ import annotations
 
@@ -22,39 +22,40 @@ def lead(ours: CohortMetrics, theirs: CohortMetrics, key: str) -> Estimate | Non
     return estimate(pair_means(None if a is None or b is None else a - b for a, b in pairs))
 
 
-def verdict(one: Estimate | None) -> str:
-    """The difference in words: ahead, behind, or within the interval."""
-    if one is None:
+def describe_difference(difference: Estimate | None) -> str:
+    """The difference with its interval, and whether it is ahead, behind or within the interval."""
+    if difference is None:
         return ""
-    word = "ahead" if one.mean > one.half_width else "behind" if one.mean < -one.half_width else "no difference shown"
-    return f"{one.mean:+.3f} ± {one.half_width:.3f} ({word})"
+    mean, half_width = difference.mean, difference.half_width
+    word = "ahead" if mean > half_width else "behind" if mean < -half_width else "no difference shown"
+    return f"{mean:+.3f} ± {half_width:.3f} ({word})"
 
 
 def headroom(theirs: CohortMetrics) -> Estimate | None:
-    """How far a method with perfect prompt fidelity would be ahead."""
+    """The lead of a method with perfect prompt fidelity."""
     values = [row.get("prompt_fidelity") for row in theirs.people.values()]
-    return estimate(pair_means(None if share is None else 1.0 - share for share in values))
+    return estimate(pair_means(None if value is None else 1.0 - value for value in values))
 
 
 def lead_table(ours: CohortMetrics, others: Sequence[CohortMetrics]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: our lead over each method, and the largest possible lead in prompt fidelity."""
+    """Headings and rows: the lead over each method, and the largest possible lead in prompt fidelity."""
     rows: list[list[str]] = []
     for other in others:
-        most = headroom(other)
-        text = "" if most is None else f"{most.mean:+.4f} ± {most.half_width:.4f}"
-        rows.append([other.title, *(verdict(lead(ours, other, key)) for key in COMPARED), text])
+        possible = headroom(other)
+        text = "" if possible is None else f"{possible.mean:+.4f} ± {possible.half_width:.4f}"
+        rows.append([other.title, *(describe_difference(lead(ours, other, key)) for key in COMPARED), text])
     return [f"{ours.title} against", *COMPARED.values(), "prompt, headroom"], rows
 
 
-def earlier(file: Path, settings: Mapping[str, Any], known: Collection[str]) -> dict[str, CohortMetrics]:
-    """CohortMetrics of methods in an earlier result with the same settings, by name, but for those ``known`` now."""
+def previous_results(file: Path, settings: Mapping[str, Any], measured: Collection[str]) -> dict[str, CohortMetrics]:
+    """CohortMetrics of methods in a previous result with the same settings, by name, without those ``measured`` now."""
     try:
         document: Mapping[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
     if document["settings"] != dict(settings):
         return {}
-    return {name: CohortMetrics.from_json(one) for name, one in document["methods"].items() if name not in known}
+    return {name: CohortMetrics.from_json(one) for name, one in document["methods"].items() if name not in measured}
 
 
 def pair_partners(count: int) -> list[int]:
@@ -70,7 +71,7 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def people_of_part(share: tuple[int, int], people: int) -> list[int]:
-    """The people of a part, whole pairs, because pairs are learned together."""
-    number, of = share
+def people_of_part(part: tuple[int, int], people: int) -> list[int]:
+    """Indices of the people of a part; pairs stay together, because they are learned together."""
+    number, of = part
     return [i for i in range(people) if i // 2 % of == number - 1]
