@@ -40,8 +40,7 @@ DEVICES   ?= cuda trt
 MODEL     ?=
 BUILD     := $(abspath build)
 
-.PHONY: help demo test test-fast test-wheel test-cuda-device test-elsewhere test-resolve check docs bench-likeness bench-speed \
-  bench-gpu gpu clean
+.PHONY: help demo test test-fast test-wheel test-cuda-device test-elsewhere test-resolve check docs bench-likeness bench-speed bench-gpu gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile

@@ -1,6 +1,6 @@
 """Whether a picture is of the kind that a model knows: drawn people of mini's world, or photographs.
 
-A model that never saw such a face learns a person from it who looks like nobody. Only mini's drawn people are
+A model that never saw such a face learns a person from it who looks like no-one. Only mini's drawn people are
 recognised; other drawings count as photographs.
 """
 

@@ -57,6 +57,7 @@ class Stage:
         checkpoint: Path | None = None,
         resume: bool = False,
         low_memory: bool = False,
+        force: bool = False,
     ) -> list[Identity]:
         """Random identities; the same name and seed give the same identity."""
         warn_about_similar(photo, 0.6)

@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 RUN_PAGES = [ROOT / "README.md", DOCS / "tutorial.md"]
 IMAGES = {"README.md": ["alice.png", "chess.png"], "tutorial.md": read_images(DOCS / "tutorial.md")}
 EXPORT = ["-m", "celebctl", "export"]
-LANGUAGES = {"console", "python", "text", "toml", "mermaid", "bibtex"}
+LANGUAGES = {"json", "console", "python", "text", "toml", "mermaid", "bibtex"}
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 COMMANDS = [name for name, command in vars(typer.main.get_command(app))["commands"].items() if not command.hidden]
 #: docs/index.md says that learning takes this many steps in the tests.
