@@ -26,6 +26,7 @@ from celebctl_models.mini.drawn import FACES, WEIGHTS, drawnness
 from celebctl_models.mini.world import draw_portrait
 from celebctl_runtime.files import atomic_write
 
+FIRST_SEED = 5000  # the limit was set on the people 0 to 999
 Form = Callable[[Image.Image], Image.Image]
 
 
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     analyser = InsightFaceAnalyser(FACES)
-    people = [partial(portrait, seed, args.work) for seed in range(args.people)]
+    people = [partial(portrait, seed, args.work) for seed in range(FIRST_SEED, FIRST_SEED + args.people)]
     others = [partial(Image.Image.copy, image) for image in photographs().values()]
     results = {
         "limit": json.loads((WEIGHTS / "pictures" / "drawn.json").read_text())["limit"],

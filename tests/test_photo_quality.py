@@ -326,13 +326,17 @@ class Shell:
         return "a.png"
 
 
+def no_other_kind(*_: object) -> None:
+    """In place of `other_kind`: every picture is of the kind that the model knows."""
+
+
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CELEBCTL_FACE_MODELS", str(write_face_models(tmp_path / "faces")))
     monkeypatch.delenv("CELEBCTL_MODEL", raising=False)
-    monkeypatch.setattr("celebctl.picture_kind.other_kind", lambda *_: None)  # a red square is no drawn person
+    monkeypatch.setattr("celebctl.picture_kind.other_kind", no_other_kind)  # a red square is no drawn person
     return Shell(tmp_path, capsys)
 
 

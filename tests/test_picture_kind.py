@@ -6,6 +6,7 @@ The photographs are the public-domain portraits that scikit-image and Matplotlib
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def astronaut() -> Image.Image:
     """Head and shoulders."""
     import skimage.data
 
-    return Image.fromarray(skimage.data.astronaut()).crop((120, 0, 340, 220))
+    photo: Any = skimage.data.astronaut()  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+    return Image.fromarray(photo).crop((120, 0, 340, 220))
 
 
 def hopper() -> Image.Image:
@@ -47,7 +49,7 @@ def compressed(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-FORMS: dict[str, Any] = {
+FORMS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "as it is": lambda image: image,
     "JPEG 70": lambda image: compressed(image, 70),
     "reduced": lambda image: image.resize((96, 96), Image.Resampling.BICUBIC),
@@ -96,7 +98,7 @@ def test_a_photograph_is_refused_and_can_be_forced(model: Model, photograph: Pat
         model.learn(photograph, method="instant")
     values = error.value.values
     assert error.value.reason == "photograph_for_drawings" and error.value.exit_code == 3
-    assert values["model"] == "mini" and values["photo"] == str(photograph) and values["score"] < values["limit"]
+    assert values["model"] == "mini" and values["photo"] == str(photograph) and float(str(values["score"])) < float(str(values["limit"]))
     eileen = model.learn(photograph, method="instant", force=True)
     assert eileen.provenance["forced"].startswith("photograph_for_drawings: score ")
     assert model.learn(draw_portrait(7, 256), name="alice", method="instant", force=True).provenance.keys() >= {

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from celebctl_models.faces.analysis import FaceSettings, InsightFaceAnalyser
-from celebctl_models.faces.packs import PACKS, choose_face_models
+from celebctl_models.faces.packs import PACKS, Pack, choose_face_models
 from celebctl_models.faces.yunet_sface import YuNet
 from celebctl_runtime.errors import IntegrityError
 
@@ -53,7 +53,7 @@ def test_faces_are_those_of_opencv(tmp_path: Path, threshold: float) -> None:
 @pytest.mark.parametrize("size", [(960, 1280), (320, 200)])
 def test_photos_of_any_size_are_searched(folder: Path, size: tuple[int, int]) -> None:
     """A larger photo is reduced to the fixed input; boxes are in its own pixels."""
-    photo = Image.new("RGB", size[::-1], (96, 96, 96))
+    photo = Image.new("RGB", (size[1], size[0]), (96, 96, 96))
     scale = max(1, max(size) // 640)
     cell = 32 * scale
     photo.paste((255, 0, 0), (2 * cell, cell, 3 * cell, 2 * cell))
@@ -110,5 +110,9 @@ def test_the_pack_is_free_and_published_with_hashes(tmp_path: Path, monkeypatch:
     for file in pack.files:
         assert len(bytes.fromhex(file.sha256)) == 32
         assert all(url.endswith(f"/{file.name}") for url in file.urls)
-    monkeypatch.setattr("celebctl_models.faces.packs._has_files", lambda _, other: other is pack)
+
+    def only_this(_: Path, other: Pack) -> bool:
+        return other is pack
+
+    monkeypatch.setattr("celebctl_models.faces.packs._has_files", only_this)
     assert choose_face_models("yunet_sface", "mini", tmp_path).name == "yunet_sface"  # no licence to accept

@@ -60,7 +60,8 @@ class YuNet:
 
     def _decode(self, outputs: dict[str, Floats]) -> tuple[Floats, Floats]:
         """Boxes (n, 5) and landmarks (n, 5, 2), in pixels of the input, of all cells above the threshold."""
-        boxes, points = [np.zeros((0, 5), np.float32)], [np.zeros((0, 5, 2), np.float32)]
+        boxes: list[NDArray[Any]] = [np.zeros((0, 5), np.float32)]
+        points: list[NDArray[Any]] = [np.zeros((0, 5, 2), np.float32)]
         for stride in STRIDES:
             columns = self.size[0] // stride
             cls, obj = (outputs[f"{kind}_{stride}"].reshape(-1).clip(0.0, 1.0) for kind in ("cls", "obj"))

@@ -197,8 +197,8 @@ def train(drawn: Crops, others: Crops) -> DrawnNetwork:
         logits = network.logits(varied(torch.cat(chosen), generator))[:, 0]
         loss = F.binary_cross_entropy_with_logits(logits, target)
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         schedule.step()
         if step % 100 == 99:
             print(f"step {step + 1}: loss {loss.item():.4f}")
