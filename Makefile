@@ -15,6 +15,8 @@
 #                    drawn at random for a Stable Diffusion 1.5 of true size; DEVICES=cuda where TensorRT is not wanted
 #   make gpu      .venv-gpu for an NVIDIA GPU: learn, export and draw, with TensorRT and insightface; then celebctl doctor.
 #                 GPU_EXTRA=gpu-cu12 for drivers 525 to 579 (CUDA 12)
+#   make prove    everything on this machine as one report in build/proof, to send to the project; MODEL=name or folder,
+#                 or weights drawn at random for a Stable Diffusion 1.5 of true size; PHOTOS=folder of NAME.jpg
 #   make clean    remove .venv, .venv-gpu and demo
 
 PYTHON ?= python3
@@ -38,9 +40,10 @@ GPU_BIN   := $(abspath $(GPU_VENV))/bin
 GPU_READY := $(GPU_VENV)/.ready
 DEVICES   ?= cuda trt
 MODEL     ?=
+PHOTOS    ?=
 BUILD     := $(abspath build)
 
-.PHONY: help demo test test-fast test-wheel test-cuda-device test-elsewhere test-resolve check docs bench-likeness bench-speed bench-gpu gpu clean
+.PHONY: help demo test test-fast test-wheel test-cuda-device test-elsewhere test-resolve check docs bench-likeness bench-speed bench-gpu prove gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -127,6 +130,14 @@ bench-gpu: $(GPU_READY)
 	"$(GPU_BIN)/celebctl" bench --model "$$model" $(DEVICES:%=--device %) --compile --variants \
 	  --size 512x512 --steps 20 --guidance 7.5 --sampler ddim --rounds 30 --cold-starts 5 --force \
 	  --out benchmarks/results/speed_gpu.json --chart benchmarks/results/speed_gpu.png
+
+# With a GPU in .venv-gpu, else in .venv. The run stays in build/, so that an interrupted one continues.
+PROVE_READY := $(if $(shell command -v nvidia-smi),$(GPU_READY),$(READY))
+prove: $(PROVE_READY)
+	@mkdir -p "$(BUILD)" || exit 6; model="$(MODEL)"; python="$(BUILD)/../$(dir $(PROVE_READY))bin/python"; \
+	if [ -z "$$model" ]; then model="$(BUILD)/true-size-sd15"; \
+	  [ -f "$$model/celebctl.json" ] || "$$python" -m benchmarks.true_size_model "$$model" || exit; fi; \
+	"$$python" -m celebctl prove --model "$$model" $(if $(PHOTOS),--photos "$(PHOTOS)") --out "$(BUILD)/proof"
 
 gpu: $(GPU_READY)
 	"$(GPU_BIN)/celebctl" doctor

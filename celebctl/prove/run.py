@@ -178,8 +178,9 @@ class ProveRun:
 
     @cached_property
     def subjects(self) -> list[Subject]:
-        """The analysed photos."""
-        return [self.model.analyse(own[0], name=name) for name, own in self.photos.items()]
+        """The analysed photos; drawn stand-ins are accepted by models of photographs, too."""
+        stand_ins = self.options.photos is None
+        return [self.model.analyse(own[0], name=name, force=stand_ins) for name, own in self.photos.items()]
 
     @property
     def identity_files(self) -> dict[str, Path]:

@@ -4,6 +4,7 @@
 |---|---|
 | machine | hardware and versions, devices that work, findings of `doctor` |
 | model | name, family, hashes, whether weights are random, its celeb basis |
+| names | which of the first celebrities the model draws as one person each |
 | learn | seconds, likeness at the end, peak memory |
 | export | seconds, size, errors of every graph against torch |
 | images | seconds on every device; largest pixel difference from the CPU; whether CUDA graphs change a pixel |
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from celebctl_runtime.errors import SetupError
+from celebctl_runtime.files import atomic_write
 
 from .run import ProveRun, Skipped
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 COMPARED_STEPS = 4  # of the image that is drawn on every device: on a CPU a full one takes minutes at true size
 SEED = 5
+PROBED_NAMES = 24
 Stage = Callable[[ProveRun], Mapping[str, Any]]
 _MIB = 1 << 20
 
@@ -59,6 +62,21 @@ def check_model(run: ProveRun) -> Mapping[str, Any]:
         "table_hash": parts.table_hash, "weights_digest": parts.weights_digest, "native_size": list(parts.native_size),
         "names": names, "positions": report.facts["positions"], "coefficients": report.facts["coefficients"],
     }  # fmt: skip
+
+
+def check_names(run: ProveRun) -> Mapping[str, Any]:
+    """Draw the first names of the list four times each."""
+    from celebctl.basis.choose import probe_names
+    from celebctl.basis.names import names_file, read_name_list
+
+    if run.result("model").get("random_weights"):
+        raise Skipped("the weights are random: they know no names")
+    listed = read_name_list(names_file(run.model.tables, None))[:PROBED_NAMES]
+    file = run.folder / "names.txt"
+    atomic_write(file, ("\n".join(listed) + "\n").encode())
+    result = probe_names(run.model, file, progress=run.progress).result
+    separation = {name: round(value, 3) for name, value in result.separation.items()}
+    return {"kept": list(result.kept), "dropped": result.dropped, "separation": separation}
 
 
 def learn_people(run: ProveRun) -> Mapping[str, Any]:
@@ -188,6 +206,7 @@ def score_likeness(run: ProveRun) -> Mapping[str, Any]:
 STAGES: dict[str, Stage] = {
     "machine": check_machine,
     "model": check_model,
+    "names": check_names,
     "learn": learn_people,
     "export": export_bundle,
     "engines": build_engines,
