@@ -7,11 +7,13 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celebctl_runtime.backends.ort_session import parse_cuda_options
+from celebctl_runtime.backends.base import parse_options
+
+from .worker import hardware_of
 
 if TYPE_CHECKING:
     from celebctl_runtime.bundle.bundle import Bundle
@@ -24,7 +26,8 @@ CUDA_VARIANTS = {
     "no CUDA graph": "enable_cuda_graph=0",
     "neither": "prefer_nhwc=0,enable_cuda_graph=0",
 }
-PLAIN = "plain graphs"  # variant on any device: ONNX Runtime with the graphs as exported
+BFLOAT16 = "INFERENCE_PRECISION_HINT=bf16"  # variant of OpenVINO
+PLAIN = "plain graphs"  # variant of ONNX Runtime on any device, with the graphs as exported
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class Contender:
     @property
     def device_type(self) -> str:
         """ "cpu" or "cuda": only contenders on the same hardware are compared."""
-        return "cpu" if self.spec["device"] == "cpu" else "cuda"
+        return hardware_of(str(self.spec["device"]))
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Workload:
         engines: Folder of TensorRT engines.
         threads: CPU threads; None leaves the choice to each program.
         cuda_options: The user's options of ONNX Runtime's CUDA provider.
+        openvino_options: The user's options of OpenVINO.
     """
 
     bundle: Bundle
@@ -73,12 +77,16 @@ class Workload:
     engines: Path
     threads: int | None = None
     cuda_options: str = ""
+    openvino_options: str = ""
 
     def celebctl_contenders(self, devices: Sequence[str], *, variants: bool = False) -> list[Contender]:
         """celebctl on each device, and its variants if asked."""
         contenders = [self._celebctl(*way) for way in device_variants(devices, self.cuda_options, variants)]
+        if variants and "openvino" in devices:
+            bfloat16 = replace(self, openvino_options=f"{self.openvino_options},{BFLOAT16}")
+            contenders.append(bfloat16._celebctl("openvino", ", bfloat16", self.cuda_options))
         if variants:
-            plain = [name for name in devices if name != "trt"]
+            plain = [name for name in devices if name not in ("trt", "openvino")]
             contenders += [self._celebctl(name, f", {PLAIN}", self.cuda_options, plain=True) for name in plain]
         return contenders
 
@@ -95,7 +103,7 @@ class Workload:
             logger.warning("no comparison: %s is not a diffusers folder on this machine", model)
             return []
         contenders: list[Contender] = []
-        for device in dict.fromkeys("cpu" if name == "cpu" else "cuda" for name in devices):
+        for device in dict.fromkeys(map(hardware_of, devices)):
             for compile_unet in (False, True) if compiled else (False,):
                 spec = {
                     "kind": BASELINE, "model": str(location.path), "device": device, "threads": self.threads,
@@ -109,7 +117,8 @@ class Workload:
         request, name = self.request, f"celebctl {device}{suffix}"
         spec = {
             "kind": "celebctl", "bundle": str(self.bundle.path), "engines": str(self.engines), "device": device,
-            "threads": self.threads, "cuda_options": parse_cuda_options(cuda_options), "request": request.to_json(),
+            "threads": self.threads, "cuda_options": parse_options(cuda_options),
+            "openvino_options": parse_options(self.openvino_options), "request": request.to_json(),
             "plain_graphs": plain,
         }  # fmt: skip
         if plain:  # the command line has no option for it
@@ -119,7 +128,8 @@ class Workload:
         words += ["--sampler", request.sampler, "--size", f"{request.width}x{request.height}", "--scale", "1"]
         words += ["--bundle", str(self.bundle.path), "--device", device, *threads, "--force", "--out"]
         command = (sys.executable, "-m", "celebctl", "--quiet", "gen", *words)
-        return Contender(name, spec, command, {"CELEBCTL_CUDA_OPTIONS": cuda_options})
+        variables = {"CELEBCTL_CUDA_OPTIONS": cuda_options, "CELEBCTL_OPENVINO_OPTIONS": self.openvino_options}
+        return Contender(name, spec, command, variables)
 
 
 def device_variants(devices: Sequence[str], cuda_options: str, variants: bool) -> list[tuple[str, str, str]]:

@@ -119,7 +119,8 @@ def machine_of(report: Mapping[str, Any]) -> str:
     machine, packages = report["machine"], report["machine"]["packages"]
     threads = report["settings"]["threads"] or machine["cores"]
     hardware = [*machine["gpus"], f"{machine['cpu']}, {threads} thread{'' if threads == 1 else 's'}"]
-    versions = [f"{name} {packages[name]}" for name in ("onnxruntime", "torch", "diffusers") if name in packages]
+    shown = ("onnxruntime", "openvino", "torch", "diffusers")
+    versions = [f"{name} {packages[name]}" for name in shown if name in packages]
     return "; ".join([*hardware, ", ".join(versions)])
 
 

@@ -88,7 +88,12 @@ class CelebctlWorker:
             self._backend: Backend = backend
         else:
             self._backend = choose_backend(
-                self._bundle, device, engines=engines, threads=threads, cuda_options=options
+                self._bundle,
+                device,
+                engines=engines,
+                threads=threads,
+                cuda_options=options,
+                openvino_options=spec.get("openvino_options"),
             )
         self._request = Request.from_json(spec["request"])
         self._loop = time_loops(self._backend)
@@ -311,6 +316,11 @@ def measured_peak(threads: int | None) -> dict[str, Any]:
     return {"flops": 2.0 * size**3 / best, "source": f"measured: float32 product of {size} x {size} matrices, {by}"}
 
 
+def hardware_of(device: str) -> str:
+    """ "cpu" or "cuda", by the name of a device."""
+    return "cpu" if device in ("cpu", "openvino") else "cuda"
+
+
 def create_worker(spec: Spec) -> Worker:
     """The worker of a SPEC."""
     return CelebctlWorker(spec) if spec["kind"] == "celebctl" else DiffusersWorker(spec)
@@ -329,7 +339,7 @@ def answer(command: Mapping[str, Any], worker: Worker, spec: Spec, latest: list[
         return {"count": worker.count()}
     if what == "peak":
         return {"peak": measured_peak(spec["threads"])}
-    return {"bytes": peak_memory(), "gpu_bytes": 0 if spec["device"] == "cpu" else gpu_memory()}
+    return {"bytes": peak_memory(), "gpu_bytes": 0 if hardware_of(spec["device"]) == "cpu" else gpu_memory()}
 
 
 def main(argv: list[str]) -> int:
@@ -341,7 +351,7 @@ def main(argv: list[str]) -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries may print to stdout
     try:
-        on_gpu = spec["device"] != "cpu"
+        on_gpu = hardware_of(spec["device"]) != "cpu"
         before = used_on_gpus() if on_gpu else 0
         start = time.monotonic()
         worker = create_worker(spec)

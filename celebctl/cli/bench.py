@@ -12,7 +12,7 @@ from . import engines, options
 from .console import CliConsole
 
 PROMPT = "a portrait of a person"
-DEVICES = ("cpu", "cuda", "trt")
+DEVICES = ("cpu", "cuda", "trt", "openvino")
 COLUMNS = ("contender", "cold", "first", "image", "ms per step", "of limit", "memory", "GPU memory")
 
 Variants = Annotated[
@@ -20,7 +20,7 @@ Variants = Annotated[
     typer.Option(
         "--variants",
         help="Also without the graphs' optimized forms for ONNX Runtime; on CUDA also without channels-last layout and"
-        " without CUDA graphs.",
+        " without CUDA graphs; of OpenVINO also in bfloat16.",
     ),
 ]
 
@@ -32,7 +32,7 @@ def bench(
     bundle: options.BundleDir = None,
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", help="cpu, cuda or trt; repeat it for several.", show_default="cpu"),
+        typer.Option("--device", help="cpu, cuda, trt or openvino; repeat it for several.", show_default="cpu"),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Images of each contender, in turns.")] = 10,
     cold_starts: Annotated[
@@ -56,6 +56,7 @@ def bench(
     from celebctl.bench.report import report
     from celebctl.bench.roofline import machine
     from celebctl.bench.runner import check_counts, run_benchmark
+    from celebctl.bench.worker import hardware_of
     from celebctl.library import Library
     from celebctl.settings import Settings
     from celebctl_runtime.request import Request, resolve
@@ -71,7 +72,7 @@ def bench(
     devices = _checked_devices(device, variants)
     settings, library = Settings.read(), Library()
     chosen = str(settings.text("model", model))
-    on_gpu = "cpu" not in devices
+    on_gpu = all(hardware_of(name) == "cuda" for name in devices)
     opened = open_or_export(console, library, chosen, bundle, "fp16" if on_gpu else "fp32")
     if on_gpu and opened.manifest.dtype == "fp32":
         console.warn("the bundle is fp32; celebctl export --dtype fp16 makes one that is faster on GPUs")
@@ -81,7 +82,8 @@ def bench(
     count = settings.number("threads", threads) or None
     if "trt" in devices:
         engines.ensure(console, library, opened, request)
-    workload = Workload(opened, request, library.engines, count, settings.text("cuda_options") or "")
+    engine_options = (settings.text("cuda_options") or "", settings.text("openvino_options") or "")
+    workload = Workload(opened, request, library.engines, count, *engine_options)
     contenders = workload.celebctl_contenders(devices, variants=variants)
     if not no_baseline:
         contenders += workload.baselines(chosen, devices, compiled=compiled)
@@ -103,6 +105,7 @@ def bench(
 
 def _checked_devices(names: list[str] | None, variants: bool) -> list[str]:
     """The devices to time. Raises before anything is prepared when this machine lacks one."""
+    from celebctl_runtime.backends.openvino import load_openvino
     from celebctl_runtime.backends.ort_session import choose_providers, load_onnxruntime
     from celebctl_runtime.errors import UsageError
 
@@ -114,6 +117,8 @@ def _checked_devices(names: list[str] | None, variants: bool) -> list[str]:
         raise UsageError("--variants are variants of ONNX Runtime", "add --device cpu or --device cuda")
     if "trt" in devices:
         engines.this_machine()
+    if "openvino" in devices:
+        load_openvino()
     if "cuda" in devices:
         choose_providers(load_onnxruntime(), "cuda")
     return devices

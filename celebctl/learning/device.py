@@ -38,9 +38,10 @@ class DeviceConfig:
 def select_device(wanted: str = "auto") -> DeviceConfig:
     """CUDA in bfloat16 (float16 before Ampere) where available, else the CPU in float32.
 
+    ``wanted``: "cpu", "cuda" (or "trt", which needs it); other devices only draw, and count as "auto".
     Raises SetupError when CUDA is required and torch finds none.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if wanted == "cpu" or (wanted not in ("cuda", "trt") and not torch.cuda.is_available()):
         return DeviceConfig("cpu", torch.float32)
     if not torch.cuda.is_available():
         raise SetupError(

@@ -78,27 +78,6 @@ def choose_providers(ort: Any, device: str) -> list[str]:
     return [CUDA, CPU]
 
 
-def parse_cuda_options(text: str) -> dict[str, str]:
-    """Parse options of the CUDA provider; the last value of a name counts.
-
-    Example:
-        >>> parse_cuda_options("prefer_nhwc=0, enable_cuda_graph=0")
-        {'prefer_nhwc': '0', 'enable_cuda_graph': '0'}
-
-    Raises:
-        UsageError: An entry is not ``name=value``.
-    """
-    options: dict[str, str] = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (part.strip() for part in entry.partition("="))
-        if not (name.replace("_", "").isalnum() and equals and value):
-            raise UsageError(
-                f"invalid CUDA option {entry!r}", "write name=value,name=value, such as prefer_nhwc=0", option=entry
-            )
-        options[name] = value
-    return options
-
-
 def open_session(
     ort: Any,
     path: Path,
@@ -171,12 +150,17 @@ def translate_ort_errors(on_cuda: bool) -> Generator[None]:
         if any(text in message for text in _OUT_OF_MEMORY):
             if on_cuda:
                 raise out_of_memory() from error
-            hint = "use a smaller image size, or close other programs"
-            raise SetupError("out of memory", hint, reason="out_of_memory") from error
+            raise out_of_memory_on_cpu() from error
         if on_cuda and (type(error).__name__ == "EPFail" or any(text in message for text in _CUDA_ERRORS)):
             hint = "check nvidia-smi, try cuda_options enable_cuda_graph=0, or use device='cpu'"
             raise CudaFailure(f"CUDA failed: {one_line(error)}", hint, reason="cuda_run_failed") from error
         raise
+
+
+def out_of_memory_on_cpu() -> SetupError:
+    """The error of a full main memory."""
+    hint = "use a smaller image size, or close other programs"
+    return SetupError("out of memory", hint, reason="out_of_memory")
 
 
 def diagnose_cuda(ort: Any, load: LoadLibrary = ctypes.CDLL, message: str = "") -> CudaFailure:

@@ -11,6 +11,7 @@ from celebctl_runtime.errors import NotFoundError, SetupError
 
 from .base import Backend
 from .engines import read_records
+from .openvino import OpenVinoBackend
 from .ort import OrtBackend
 from .tensorrt import TensorRtBackend
 
@@ -24,19 +25,21 @@ def choose_backend(
     engines: Path | None = None,
     threads: int | None = None,
     cuda_options: Mapping[str, str] | None = None,
+    openvino_options: Mapping[str, str] | None = None,
 ) -> Backend:
     """The backend for a device.
 
     Args:
         bundle: The bundle to run.
-        device: "auto", "cpu", "cuda" or "trt". "auto" uses TensorRT where engines fit, ONNX Runtime elsewhere and logs
-            a warning for every part that falls back.
-        engines: Cache folder of TensorRT engines; None: no engines.
+        device: "auto", "cpu", "cuda", "trt" or "openvino". "auto" uses TensorRT where engines fit, ONNX Runtime
+            elsewhere and logs a warning for every part that falls back.
+        engines: Cache folder of TensorRT engines and graphs compiled by OpenVINO; None: no engines, no cache.
         threads: CPU threads, default one per physical core.
         cuda_options: Options of ONNX Runtime's CUDA provider, see :class:`OrtBackend`.
+        openvino_options: Properties of OpenVINO's CPU plugin, see :class:`OpenVinoBackend`.
 
     Raises:
-        UsageError: Unknown device or CUDA option.
+        UsageError: Unknown device, or option of an engine.
         NotFoundError: "trt" without engines for this machine.
         SetupError: A package, driver or GPU is missing.
     """
@@ -44,6 +47,8 @@ def choose_backend(
         if engines is None:
             raise SetupError("TensorRT needs a folder of engines", "pass engines=FOLDER")
         return TensorRtBackend(bundle, engines)
+    if device == "openvino":
+        return OpenVinoBackend(bundle, engines, threads, openvino_options)
     if device == "auto" and engines is not None and read_records(engines, bundle.manifest):
         try:
             return TensorRtBackend(bundle, engines, fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options))
