@@ -149,8 +149,8 @@ def _write(console: CliConsole, document: dict[str, Any], out: Path | None, char
 def _show(console: CliConsole, document: dict[str, Any]) -> None:
     from celebctl.bench.report import machine_of, title_of
 
-    shares = {row["name"]: f"{row['share_of_limit']:.0%}" for row in document["roofline"] if row["share_of_limit"]}
-    rows = [_cells(row, shares.get(row["name"], "")) for row in document["contenders"]]
+    shares = {row["name"]: share_of(row) for row in document["roofline"] if row["share_of_limit"]}
+    rows = [cells_of(row, shares.get(row["name"], "")) for row in document["contenders"]]
     lines = [
         ", ".join(
             f"{name} {cell}" if name != "contender" else cell for name, cell in zip(COLUMNS, row, strict=True) if cell
@@ -165,6 +165,7 @@ def _show(console: CliConsole, document: dict[str, Any]) -> None:
         if answer[:3] == "no:" and "switched" not in answer
     ]
     lines += [document["no_baseline"]] if "no_baseline" in document else []
+    lines += noise_lines(document)
     lines.append(_adding_line(document["add_person"]))
     console.info(f"{title_of(document)}\n{machine_of(document)}")
     console.output_table(lines, document, partial(_table, console, rows, lines[len(rows) :]))
@@ -177,12 +178,37 @@ def _table(console: CliConsole, rows: Sequence[Sequence[str]], lines: Sequence[s
         console.info(line)
 
 
-def _cells(row: dict[str, Any], share: str) -> list[str]:
-    seconds = [f"{row[key]:.2f} s" if row[key] else "" for key in ("cold", "first")]
-    image = f"{1e3 * row['picture']:.0f} ms"
-    step = f"{row['step_ms']:.2f}" if row["step_ms"] else ""
+def share_of(row: dict[str, Any]) -> str:
+    """Share of the hardware's limit; more than all of it cannot be."""
+    return f"{row['share_of_limit']:.0%}" + ("" if row["reliable"] else " (unreliable)")
+
+
+def cells_of(row: dict[str, Any], share: str) -> list[str]:
+    """A row of the table: medians, and their quartiles where there are several rounds."""
+    cold = f"{row['cold']:.2f} s{_quartiles(row, 'cold', '.2f')}" if row["cold"] else ""
+    first = f"{row['first']:.2f} s" if row["first"] else ""
+    image = f"{1e3 * row['picture']:.0f} ms{_quartiles(row, 'picture', '.0f', 1e3)}"
+    step = f"{row['step_ms']:.2f}{_quartiles(row, 'step_ms', '.2f')}" if row["step_ms"] else ""
     memory = [f"{row[key]:,} MiB" if row[key] else "" for key in ("memory_mib", "gpu_memory_mib")]
-    return [row["name"], *seconds, image, step, share, *memory]
+    return [row["name"], cold, first, image, step, share, *memory]
+
+
+def _quartiles(row: dict[str, Any], key: str, form: str, factor: float = 1.0) -> str:
+    """First and third quartile of the rounds, where there are several."""
+    quartiles = [format(factor * value, form) for value in row["spread"].get(key, ())]
+    return f" ({'-'.join(quartiles)})" if quartiles else ""
+
+
+def noise_lines(document: dict[str, Any]) -> list[str]:
+    """What makes the figures uncertain."""
+    from celebctl.bench.report import busy_share
+
+    over = [row["name"] for row in document["roofline"] if not row["reliable"]]
+    lines = [f"{name} is over the hardware's limit: that share is not reliable" for name in over]
+    busy = busy_share(document)
+    if busy is not None:
+        lines.append(f"the machine was busy: in half of the rounds it reached at most {busy:.0%} of its limit")
+    return lines
 
 
 def _adding_line(adding: dict[str, float]) -> str:
@@ -193,5 +219,6 @@ def _adding_line(adding: dict[str, float]) -> str:
 def _ratio_line(ratio: dict[str, Any]) -> str:
     labels = {"cold": "cold start", "first": "first image", "picture": "image", "step": "step", "memory": "memory"}
     labels["gpu_memory"] = "GPU memory"
-    text = ", ".join(f"{labels[key]} {value:.2f}x" for key, value in ratio["values"].items())
+    spread = {key: "-".join(f"{value:.2f}" for value in pair) for key, pair in ratio["spread"].items()}
+    text = ", ".join(f"{labels[key]} {value:.2f}x ({spread[key]})" for key, value in ratio["values"].items())
     return f"{ratio['ours']} against {ratio['theirs']}: {text}"
