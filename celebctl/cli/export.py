@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 import typer
 
@@ -12,7 +12,7 @@ from .console import CliConsole
 
 if TYPE_CHECKING:
     from celebctl.library import IdentityFile, Library
-    from celebctl.model import Model
+    from celebctl.model import BundleOptions, Model
     from celebctl_runtime.bundle.bundle import Bundle
 
 Dtype = Literal["fp32", "fp16"]
@@ -41,6 +41,15 @@ def export(
             "--spare-rows", help="Token rows reserved for people, two each.", show_default="for 128 people or more"
         ),
     ] = None,
+    tiny_vae: Annotated[
+        Path | None,
+        typer.Option(
+            "--tiny-vae",
+            help="A tiny autoencoder (TAESD) in place of the model's own: a diffusers folder, or a file"
+            " NAME_decoder.safetensors with its encoder beside it.",
+            metavar="FOLDER|FILE",
+        ),
+    ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build TensorRT engines for this machine's GPU.")] = False,
     engine: Annotated[
         list[str] | None,
@@ -63,6 +72,8 @@ def export(
         raise UsageError("--add and --remove change an existing bundle", "omit the other names and --out")
     if (engine or dry_run) and not trt:
         raise UsageError("--engine and --dry-run need --trt", "add --trt")
+    if tiny_vae and (add or remove or check or dry_run or bundle):
+        raise UsageError("--tiny-vae is for a new bundle", "omit --add, --remove, --bundle, --check and --dry-run")
     if add or remove:
         change_people(console, library, engines.open_bundle(library, model, bundle), add or [], remove or [])
     elif check:
@@ -79,7 +90,9 @@ def export(
     else:
         started, known = time.monotonic(), checked_dtype(dtype)
         chosen = Model.load(model, library=library)
-        made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
+        made = make_bundle(
+            console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows, tiny_vae=tiny_vae
+        )
         facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
         if trt:
             facts["engines"] = engines.build(console, library, made, engine or [])
@@ -93,8 +106,7 @@ def make_bundle(
     *,
     names: Sequence[str] | None = None,
     out: Path | None = None,
-    dtype: Dtype = "fp32",
-    spare_rows: int | None = None,
+    **bundle_options: "Unpack[BundleOptions]",
 ) -> "Bundle":
     """Export a bundle of these people, or of all, to `out` or the model's library."""
     from .extras import requires_extra
@@ -106,9 +118,8 @@ def make_bundle(
         people = [entry.load() for entry in _chosen(library, model.key, names)]
         path = out or library.bundle_path(model.name, model.tables.table_hash)
         bundle = model.export(
-            path, people, dtype=dtype, spare_rows=spare_rows, overwrite=True,
-            progress=lambda progress: report(progress.stage),
-        )  # fmt: skip
+            path, people, overwrite=True, progress=lambda progress: report(progress.stage), **bundle_options
+        )
     if out is None:
         library.remember_origin(path, model.source)
     who, seconds = listed([person.name for person in people]) or "no people", time.monotonic() - started

@@ -110,6 +110,8 @@ LEARNING: dict[str, str] = {
     "mapper_not_better": "add photos of more people, or use more --steps; with --resume the photos are not read again",
     "mapper_steps": "use --steps 1 to 1000000",
     "mapper_seed": "use --seed 0 to 4611686018427387903",
+    "not_a_tiny_autoencoder": "give --tiny-vae a diffusers folder of an AutoencoderTiny, or NAME_decoder.safetensors",
+    "tiny_autoencoder_mismatch": "use taesd for Stable Diffusion 1.x and 2.x, taesdxl for XL, or leave --tiny-vae out",
     "torch_without_cuda": "install a CUDA build of torch, or use --device cpu",
     "different_models": "learn both for the same model: celebctl learn photo.jpg --name {name}",
     "identity_of_other_model": "choose the model they were learned for with --model",

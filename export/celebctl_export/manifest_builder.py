@@ -75,6 +75,7 @@ def build_manifest(
         parity=tuple(row.to_json() for row in parity),
         guidance_is_embedded=parts.guidance_is_embedded,
         zero_empty_prompt=parts.zero_empty_prompt,
+        autoencoder=type(parts.vae).__name__,
     )
 
 

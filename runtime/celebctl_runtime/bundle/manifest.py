@@ -142,6 +142,7 @@ class Manifest:
             further inputs of its steps, the same for all steps.
         guidance_is_embedded: The network takes the guidance as an input and never runs twice per step.
         zero_empty_prompt: An empty negative prompt is encoded as zeros.
+        autoencoder: diffusers' class of the VAE: the model's own, or AutoencoderTiny in its place.
         average: File with the token embeddings of the average celebrity, (2, D) float32 per table, or "".
         next_slot, pending_slots: Bookkeeping of spare rows, see bundle.py.
         extra: Entries of the file that this version does not know.
@@ -164,6 +165,7 @@ class Manifest:
     ort_graphs: Mapping[str, GraphInfo] = field(default_factory=dict[str, GraphInfo])
     guidance_is_embedded: bool = False
     zero_empty_prompt: bool = False
+    autoencoder: str = "AutoencoderKL"
     average: str = ""
     next_slot: int = 0
     pending_slots: tuple[int, ...] = ()
