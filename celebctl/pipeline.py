@@ -145,7 +145,8 @@ class Pipeline:
 
         Args:
             bundle: A bundle, its folder, or the name of a model with a bundle in the library.
-            device: "auto", "cpu", "cuda", "trt" (TensorRT) or "openvino".
+            device: "auto", "cpu", "cuda", "trt" (TensorRT), "openvino", or a plug-in of ONNX Runtime: "webgpu", "mlx",
+                "rtx".
             threads: CPU threads; None is one per physical core.
             library: Where models' bundles and people are; default: the user's library.
             add_people: Whether prompts add the library's people to the bundle; None: for a model's name only.

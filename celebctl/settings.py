@@ -35,13 +35,15 @@ class SettingSpec:
         return f"CELEBCTL_{self.name.upper()}"
 
 
+# A copy of celebctl_runtime.backends.base.DEVICES, whose import would load numpy for every command.
+DEVICES = ("auto", "cpu", "cuda", "trt", "openvino", "webgpu", "mlx", "rtx")
 KNOWN = {
     spec.name: spec
     for spec in (
         SettingSpec(
             "model", "mini", "the model: a known name, a diffusers folder, a .safetensors or .ckpt file, or a Hub id"
         ),
-        SettingSpec("device", "auto", "the device that draws images", ("auto", "cpu", "cuda", "trt", "openvino")),
+        SettingSpec("device", "auto", "the device that draws images", DEVICES),
         SettingSpec("threads", 0, "CPU threads for drawing; 0 is one per physical core"),
         SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=0,enable_cuda_graph=0"),
         SettingSpec("openvino_options", None, "options of OpenVINO, like INFERENCE_PRECISION_HINT=bf16"),

@@ -22,7 +22,10 @@ Seed = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option("--steps", help="Number of steps. Default: the model's or preset's.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, trt or openvino.", show_default="auto")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="auto, cpu, cuda, trt, openvino, webgpu, mlx or rtx.", show_default="auto"),
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="one per physical core")]
 Likeness = Annotated[
     str | None,

@@ -23,7 +23,7 @@ from celebctl_runtime.sampling.samplers import StepTable
 if TYPE_CHECKING:
     from celebctl_runtime.bundle.manifest import Manifest
 
-DEVICES = ("auto", "cpu", "cuda", "trt", "openvino")
+DEVICES = ("auto", "cpu", "cuda", "trt", "openvino", "webgpu", "mlx", "rtx")
 TABLE_INPUT = "token_table"  # initializer of a text encoder that backends replace
 #: Outputs of the step graph that are inputs of the next step.
 STATE_LOOP = (("state", "next_state"), ("step", "next_step"))

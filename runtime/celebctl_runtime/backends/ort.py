@@ -1,4 +1,4 @@
-"""ONNX Runtime as a :class:`Backend`, on the CPU or a CUDA device."""
+"""ONNX Runtime as a :class:`Backend`, on the CPU, a CUDA device or the device of a plug-in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celebctl_runtime.bundle.overrides import EmbeddingOverride, digests_by_row, overridden_table
-from celebctl_runtime.errors import IntegrityError, UsageError
+from celebctl_runtime.errors import IntegrityError, SetupError, UsageError
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 from celebctl_runtime.sampling.samplers import StepTable
 
@@ -31,6 +31,7 @@ from .base import (
 )
 from .cpu_count import physical_core_count
 from .onnx_backend import CACHE_SIZE, OnnxBackend
+from .ort_plugins import PLUGINS
 from .ort_session import (
     CPU,
     CUDA,
@@ -53,14 +54,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _CUDA_BATCH = 4
-_DEVICES = ("auto", "cpu", "cuda")
+_DEVICES = ("auto", "cpu", "cuda", *PLUGINS)
 
 
 class OrtBackend(OnnxBackend):
-    """ONNX Runtime on the CPU or a CUDA device. Sessions are created when first needed and kept.
+    """ONNX Runtime on the CPU, a CUDA device or that of a plug-in. Sessions are created when first needed and kept.
 
-    On the CPU images run one at a time: batches are no faster there, and an image cannot depend on its batch. On CUDA
-    up to four run at once; their pixels equal single ones up to rounding.
+    On the CPU and on plug-ins images run one at a time: batches are no faster on a CPU, and an image cannot depend on
+    its batch. On CUDA up to four run at once; their pixels equal single ones up to rounding.
     """
 
     def __init__(
@@ -76,14 +77,15 @@ class OrtBackend(OnnxBackend):
 
         Args:
             bundle: The bundle to run.
-            device: "auto", "cpu" or "cuda". "auto" logs a warning when CUDA is present but fails.
+            device: "auto", "cpu", "cuda", or one of :data:`PLUGINS`. "auto" logs a warning when CUDA is present but
+                fails.
             threads: CPU threads, default one per physical core.
             cuda_options: Added to :data:`CUDA_OPTIONS`; ``enable_cuda_graph="0"`` disables CUDA graphs.
             plain_graphs: Ignore the bundle's graphs that are optimized for ONNX Runtime (for benchmarks).
 
         Raises:
             UsageError: Unknown device.
-            SetupError: ONNX Runtime or CUDA is missing.
+            SetupError: ONNX Runtime, CUDA or the plug-in is missing.
         """
         if device not in _DEVICES:
             hint = f"use one of {', '.join(DEVICES)}"
@@ -152,14 +154,15 @@ class OrtBackend(OnnxBackend):
         """Engine, version and device; threads on the CPU, use of CUDA graphs on CUDA."""
         facts = {"engine": "onnxruntime", "version": str(self._ort.__version__)}
         if CUDA not in self._providers:
-            return {**facts, "device": "cpu", "threads": str(self._threads)}
+            device = self._device if self._device in PLUGINS else "cpu"
+            return {**facts, "device": device, "threads": str(self._threads)}
         reason = self._no_capture_reason
         return {**facts, "device": "cuda", "cuda_graph": f"no: {reason}" if reason else "yes"}
 
     def prepare(self, graphs: Iterable[str]) -> None:
         """Create the sessions of these graphs in the background, while the main thread imports and tokenizes."""
-        if CUDA in self._providers:
-            return  # the first session on CUDA decides the provider of the others
+        if self._providers != [CPU]:
+            return  # the first session on CUDA decides the provider of the others; plug-ins may not take two at once
         self._drop_stale_sessions()
         for graph in graphs:
             file = self._graph_info(graph).file
@@ -235,7 +238,11 @@ class OrtBackend(OnnxBackend):
         return {TABLE_INPUT: self._tables[graph]}
 
     def _check_provider(self, session: Any) -> Any:
-        """The session, if it is on CUDA as requested: ONNX Runtime falls back to the CPU silently."""
+        """The session, if it is on the device requested: ONNX Runtime falls back to the CPU silently."""
+        if self._device in PLUGINS and PLUGINS[self._device].provider not in session.get_providers():
+            package = PLUGINS[self._device].package
+            problem = f"ONNX Runtime does not use {package}"
+            raise SetupError(problem, "use device='cpu'", reason="provider_unused", package=package)
         if CUDA in self._providers and CUDA not in session.get_providers():
             failure = diagnose_cuda(self._ort)
             if self._device == "cuda":

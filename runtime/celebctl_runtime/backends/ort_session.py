@@ -16,6 +16,7 @@ from typing import Any, cast
 from celebctl_runtime.errors import CelebctlError, IntegrityError, SetupError, UsageError
 
 from .cuda_memory import out_of_memory
+from .ort_plugins import PLUGINS, plugin_device
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 NO_CAPTURE = -1  # gpu_graph_id of runs that are not captured (ONNX Runtime docs, CUDA provider, "CUDA graphs")
@@ -64,8 +65,13 @@ def load_onnxruntime() -> Any:
     return ort
 
 
-def choose_providers(ort: Any, device: str) -> list[str]:
-    """Execution providers for "auto", "cpu" or "cuda", best first. Raises SetupError when CUDA is not available."""
+def choose_providers(ort: Any, device: str) -> list[Any]:
+    """Execution providers for a device, best first: names, or the OrtEpDevice of a plug-in.
+
+    Raises SetupError when CUDA or the plug-in is not available.
+    """
+    if device in PLUGINS:
+        return [plugin_device(ort, device), CPU]
     available = cast("list[str]", ort.get_available_providers())
     if device == "cuda" and CUDA not in available:
         hint = "pip uninstall onnxruntime; pip install 'celebctl[cuda]'"
@@ -82,7 +88,7 @@ def open_session(
     ort: Any,
     path: Path,
     threads: int,
-    providers: list[str],
+    providers: list[Any],
     cuda_options: Mapping[str, str] | None = None,
     initializers: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -110,7 +116,11 @@ def open_session(
         options.add_session_config_entry(key, value)
     for name, value in (initializers or {}).items():
         options.add_initializer(name, value)
-    chosen = [(name, dict(cuda_options)) if name == CUDA and cuda_options else name for name in providers]
+    devices = [provider for provider in providers if not isinstance(provider, str)]
+    if devices:  # ONNX Runtime adds the CPU for what a plug-in does not support
+        options.add_provider_for_devices(devices, {})
+    named = [(name, dict(cuda_options)) if name == CUDA and cuda_options else name for name in providers]
+    chosen = None if devices else named
     try:
         with translate_ort_errors(CUDA in providers):
             return ort.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)

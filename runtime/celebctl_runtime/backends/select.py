@@ -31,8 +31,8 @@ def choose_backend(
 
     Args:
         bundle: The bundle to run.
-        device: "auto", "cpu", "cuda", "trt" or "openvino". "auto" uses TensorRT where engines fit, ONNX Runtime
-            elsewhere and logs a warning for every part that falls back.
+        device: "auto", "cpu", "cuda", "trt", "openvino", "webgpu", "mlx" or "rtx". "auto" uses TensorRT where engines
+            fit, ONNX Runtime elsewhere and logs a warning for every part that falls back.
         engines: Cache folder of TensorRT engines and graphs compiled by OpenVINO; None: no engines, no cache.
         threads: CPU threads, default one per physical core.
         cuda_options: Options of ONNX Runtime's CUDA provider, see :class:`OrtBackend`.
