@@ -144,10 +144,25 @@ def test_what_is_wrong_is_named(openvino: Any, toy: Bundle) -> None:
     for options, named in (({"WARP_SPEED": "9"}, "WARP_SPEED"), ({"INFERENCE_PRECISION_HINT": "int3"}, "int3")):
         with pytest.raises(UsageError, match=named):
             pixels(OpenVinoBackend(toy, options=options), toy, [Request("a photo", steps=2)])
-    (toy.path / "vae_decoder.onnx").write_bytes(b"no graph")
-    with pytest.raises(IntegrityError) as caught:
-        pixels(OpenVinoBackend(toy, threads=1), toy, [Request("a photo", steps=2)])
-    assert caught.value.reason == "broken_graph"
+    for name, content in (("vae_decoder", b"no graph"), ("text_encoder", (toy.path / "vae_encoder.onnx").read_bytes())):
+        (toy.path / f"{name}.onnx").write_bytes(content)
+        with pytest.raises(IntegrityError) as caught:
+            pixels(OpenVinoBackend(toy, threads=1), toy, [Request("a photo", steps=2)])
+        assert caught.value.reason == "broken_graph"
+
+
+def test_a_cache_that_cannot_be_written_or_is_damaged_does_no_harm(
+    openvino: Any, exported_copy: Path, tmp_path: Path
+) -> None:
+    bundle, requests = Bundle.open(exported_copy), [Request("ann", seed=1, steps=2)]
+    (tmp_path / "file").touch()
+    drawn = pixels(OpenVinoBackend(bundle, tmp_path / "file", 1), bundle, requests)[0]
+    assert np.array_equal(pixels(OpenVinoBackend(bundle, tmp_path / "cache", 1), bundle, requests)[0], drawn)
+    for path in (tmp_path / "cache").rglob("*.blob"):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[: len(content) // 2])
+    assert np.array_equal(pixels(OpenVinoBackend(bundle, tmp_path / "cache", 1), bundle, requests)[0], drawn)
 
 
 def test_the_command_line_draws_with_openvino(

@@ -26,7 +26,7 @@ from celebctl_runtime.errors import IntegrityError, SetupError, UsageError
 from .base import TABLE_INPUT, Feeds, encoder_number
 from .cpu_count import physical_core_count
 from .engines import Shape, make_folder
-from .onnx_backend import OnnxBackend
+from .onnx_backend import OnnxBackend, outdated
 from .ort_session import one_line, out_of_memory_on_cpu
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class OpenVinoBackend(OnnxBackend):
         request = self._request(graph, {name: array.shape for name, array in inputs.items()})
         with _translate_memory_errors():
             results = request.infer(inputs, share_inputs=True)
-        return [results[name] for name in self._graph_info(graph).outputs]
+        return [results[number] for number in range(len(results))]
 
     def _request(self, graph: str, shapes: Mapping[str, Shape]) -> Any:
         """The InferRequest of a graph for inputs of these shapes. Raises UsageError for an invalid option."""
@@ -154,7 +154,10 @@ class OpenVinoBackend(OnnxBackend):
         if self._cache is None or len(weights) != 1:
             return {}
         folder = self._cache / "openvino" / self._fingerprint[:16]
-        make_folder(folder)
+        try:
+            make_folder(folder)
+        except SetupError:  # a library that is only read
+            return {}
         return {
             "CACHE_DIR": str(folder),
             "CACHE_MODE": "OPTIMIZE_SIZE",
@@ -179,7 +182,9 @@ def load_openvino() -> Any:
 
 def _make_table_an_input(ov: Any, model: Any) -> None:
     """Replace the constant token table of a text encoder by an input of the same name."""
-    constant = next(node for node in model.get_ops() if node.get_friendly_name() == TABLE_INPUT)
+    constant = next((node for node in model.get_ops() if node.get_friendly_name() == TABLE_INPUT), None)
+    if constant is None:
+        raise outdated(f"a text encoder has no initializer {TABLE_INPUT!r}", "text_encoder")
     table = ov.opset13.parameter(constant.get_output_shape(0), constant.get_element_type(), name=TABLE_INPUT)
     table.output(0).set_names({TABLE_INPUT})
     constant.output(0).replace(table.output(0))
