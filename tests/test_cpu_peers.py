@@ -21,6 +21,17 @@ def found(seconds: float, gigabytes: float = 1.0) -> dict[str, Any]:
     return {"seconds": seconds, "load_seconds": 1.0, "peak_bytes": int(gigabytes * 1e9), "version": "1.0"}
 
 
+class Scripted:
+    """Runs of peers with the given results, in order."""
+
+    def __init__(self, results: list[dict[str, Any]]) -> None:
+        self.results, self.asked = iter(results), list[str]()
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        self.asked.append(name)
+        return next(self.results)
+
+
 def test_peers_take_turns_and_a_run_continues_where_it_stopped(tmp_path: Path) -> None:
     path, order = tmp_path / "result.json", list[str]()
 
@@ -34,18 +45,18 @@ def test_peers_take_turns_and_a_run_continues_where_it_stopped(tmp_path: Path) -
         peers.measure(path, NAMES, 2, SETTINGS, stopping)
     assert order == [*NAMES, NAMES[1]], "the second round starts with the second peer"
     assert [len(one) for one in json.loads(path.read_text())["rounds"]] == [3, 1]
-    again: list[str] = []
-    document = peers.measure(path, NAMES, 2, SETTINGS, lambda name: again.append(name) or found(2.0))
-    assert again == [NAMES[2], NAMES[0]] and all(len(one) == 3 for one in document["rounds"])
+    again = Scripted([found(2.0)] * 2)
+    document = peers.measure(path, NAMES, 2, SETTINGS, again)
+    assert again.asked == [NAMES[2], NAMES[0]] and all(len(one) == 3 for one in document["rounds"])
     with pytest.raises(ValueError, match="choose another file"):
-        peers.measure(path, NAMES, 2, {**SETTINGS, "steps": 3}, lambda _: found(1.0))
+        peers.measure(path, NAMES, 2, {**SETTINGS, "steps": 3}, again)
 
 
 def test_a_failure_is_kept_and_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    document = peers.measure(path, NAMES[:1], 1, SETTINGS, lambda _: {"error": "no | memory"})
+    document = peers.measure(path, NAMES[:1], 1, SETTINGS, Scripted([{"error": "no | memory"}]))
     assert "did not run: no   memory" in peers.table(document)
-    document = peers.measure(path, NAMES[:1], 1, SETTINGS, lambda _: found(3.0))
+    document = peers.measure(path, NAMES[:1], 1, SETTINGS, Scripted([found(3.0)]))
     assert document["rounds"] == [{"diffusers": found(3.0)}]
 
 
@@ -86,8 +97,8 @@ def test_every_peer_has_a_worker_and_an_environment(tmp_path: Path, monkeypatch:
         (tmp_path / "one" / "lib" / "python3" / "site-packages").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(peers.subprocess, "run", run)
-    for _ in range(2):  # made once
-        python = peers.make_environment(tmp_path / "one", ["torch", "diffusers"])
+    python = peers.make_environment(tmp_path / "one", ["torch", "diffusers"])
+    assert peers.make_environment(tmp_path / "one", ["torch", "diffusers"]) == python, "made once"
     assert [command[1:3] for command in commands] == [["-m", "venv"], ["-m", "pip"]] and commands[1][0] == str(python)
     assert commands[1][-1] == "diffusers", "torch is shared, not installed"
     shared = (tmp_path / "one/lib/python3/site-packages/shared.pth").read_text().strip()

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from celebctl.cli import main
@@ -23,6 +23,8 @@ from celebctl_runtime.pipeline import generate
 from celebctl_runtime.request import Request
 
 WIDTH = 8
+save_file: Any = cast(Any, safetensors.torch).save_file
+from_numpy: Any = cast(Any, torch).from_numpy
 
 
 class Clamp(nn.Module):
@@ -98,8 +100,8 @@ def test_a_bundle_decodes_with_the_tiny_autoencoder(
     latents = seed.standard_normal((1, 4, 16, 24), np.float32)
     pixels = seed.uniform(-1, 1, (1, 3, 64, 96)).astype(np.float32)
     with torch.no_grad():
-        decoded = tiny.decode(torch.from_numpy(latents)).sample.clamp(-1, 1).numpy()
-        encoded = tiny.encode(torch.from_numpy(pixels)).latents.numpy()
+        decoded = tiny.decode(from_numpy(latents)).sample.clamp(-1, 1).numpy()
+        encoded = tiny.encode(from_numpy(pixels)).latents.numpy()
     np.testing.assert_allclose(backend.decode(latents), decoded, atol=2e-5)
     np.testing.assert_allclose(backend.encode_image(pixels), encoded, atol=2e-5)
     assert generate(bundle, backend, Request("a photo", seed=1, steps=2))[0].image.size == (64, 64)

@@ -85,11 +85,11 @@ def _original_files(path: Path) -> tuple[Path, Path]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    import safetensors.torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return cast(Any, safetensors.torch).load_file(path)
     except SafetensorError as error:
         raise IntegrityError(f"{path} is damaged: {error}", "download the file again") from error
 
