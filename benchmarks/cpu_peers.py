@@ -42,7 +42,8 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "stable-diffusion.cpp": ("stable-diffusion-cpp-python",),
     "OpenVINO GenAI": ("openvino-genai",),
 }
-_CONVERTER = ("torch", "optimum-intel[openvino]")  # writes what OpenVINO GenAI reads
+# Writes what OpenVINO GenAI reads. It needs an older huggingface_hub than the newest diffusers does.
+_CONVERTER = ("torch", "optimum-intel[openvino]", "diffusers<0.39")
 _PROMPT = "a photo of a person playing chess"
 Run = dict[str, Any]  # one image: seconds, load_seconds, peak_bytes, version; or error
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from celebctl.bench.contenders import Workload
 from celebctl.cli import main
+from celebctl_runtime.backends import openvino as openvino_backend
 from celebctl_runtime.backends.openvino import OpenVinoBackend, load_openvino
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.backends.select import choose_backend
@@ -114,7 +115,7 @@ def test_xl_has_two_text_encoders(openvino: Any, xl_parts: Any, tmp_path: Path) 
 
 
 def test_compiled_graphs_are_kept_without_weights_and_used_again(
-    openvino: Any, exported_copy: Path, tmp_path: Path
+    openvino: Any, exported_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, cache, requests = Bundle.open(exported_copy), tmp_path / "cache", [Request("ann", seed=1, steps=2)]
     drawn = pixels(OpenVinoBackend(bundle, cache, 1), bundle, requests)[0]
@@ -127,6 +128,9 @@ def test_compiled_graphs_are_kept_without_weights_and_used_again(
     wide = [replace(requests[0], width=bundle.manifest.size.native[1] * 2)]
     assert difference(bundle, wide, OpenVinoBackend(bundle, cache, 1)) <= 1
     assert len(list(cache.rglob("*.blob"))) > len(files), "another size is another graph"
+    monkeypatch.setattr(openvino_backend, "_MAX_CACHED", 0)
+    pixels(OpenVinoBackend(bundle, tmp_path / "large", 1), bundle, requests)
+    assert not list((tmp_path / "large").rglob("*.blob")), "large networks are not kept"
 
 
 def test_a_bundle_that_is_exported_again_is_read_again(toy: Bundle, tmp_path: Path) -> None:

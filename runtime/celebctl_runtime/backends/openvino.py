@@ -3,7 +3,7 @@
 A graph is compiled for the shapes of its inputs. The token table of a text encoder becomes an input: people are then
 rows of an array in memory, and adding one compiles nothing again.
 
-    <cache>/openvino/<fingerprint of the bundle>/*.blob     compiled graphs, without the weights of the bundle
+    <cache>/openvino/<fingerprint of the bundle>/*.blob     compiled graphs of small networks, without their weights
 
 Compiled graphs are loaded only from this folder (mode 0700), which may be deleted at any time.
 """
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 PRECISION = "INFERENCE_PRECISION_HINT"
 _OLDEST = (2026, 4)  # 2026.0 has no Attention, 2026.2 never loads a compiled graph that has no weights
 _CPU = "CPU"
+# Bytes of weights up to which compiled graphs are kept. First image of mini: 0.4 s with, 0.7 s without. UNet of Stable
+# Diffusion 1.5 in float32 (3.4 GB): no faster with, and the peak of memory is 11.0 GB instead of 8.1.
+_MAX_CACHED = 1 << 30
 _INVALID_OPTION = ("Unsupported property", "for property")
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "not enough memory")
 
@@ -151,7 +154,7 @@ class OpenVinoBackend(OnnxBackend):
         """Where to keep the compiled graph, and where its weights are: they are not stored a second time."""
         tables = {table.file for table in self._bundle.manifest.token_tables}
         weights = [name for name in info.data if name not in tables]
-        if self._cache is None or len(weights) != 1:
+        if self._cache is None or len(weights) != 1 or self._bundle.file(weights[0]).stat().st_size > _MAX_CACHED:
             return {}
         folder = self._cache / "openvino" / self._fingerprint[:16]
         try:
