@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
 
 from benchmarks.true_size_shapes import UNET_PARAMETERS, text_encoders
@@ -134,6 +135,17 @@ def networks(family: str) -> dict[str, Callable[[], Any]]:
     return {**encoders, "unet": lambda: unet_of_family(family), "vae": lambda: vae(family)}
 
 
+def publish_names(path: Path) -> None:
+    """Give a text encoder's tensors the names of the published checkpoints, which transformers 5 writes shortened.
+
+    transformers reads both; stable-diffusion.cpp knows a model by the published ones.
+    """
+    tensors: dict[str, Any] = cast(Any, safetensors.torch).load_file(path)
+    known = ("text_model.", "text_projection.")
+    renamed = {key if key.startswith(known) else f"text_model.{key}": tensor for key, tensor in tensors.items()}
+    cast(Any, safetensors.torch).save_file(renamed, path, metadata={"format": "pt"})
+
+
 def write_model(folder: Path, native_size: int = 0, seed: int = 0, family: str = "sd15") -> None:
     """Write the pipeline folder, one network after the other, so that memory holds only the largest.
 
@@ -149,6 +161,8 @@ def write_model(folder: Path, native_size: int = 0, seed: int = 0, family: str =
             if count != published:
                 raise ValueError(f"{name} has {count:,} parameters, the published one {published:,}")
             network.save_pretrained(str(folder / name), max_shard_size="100GB")
+            if name.startswith("text_encoder"):
+                publish_names(folder / name / "model.safetensors")
             del network
     finally:
         torch.set_default_dtype(torch.float32)

@@ -34,6 +34,7 @@ Status = Literal["ok", "warn", "fail", "skip"]
 EXTRAS = {
     "learn": ("torch", "diffusers", "transformers", "huggingface_hub", "insightface", "scikit-image"),
     "export": ("torch", "diffusers", "transformers", "huggingface_hub", "onnx", "onnxscript"),
+    "openvino": ("openvino",),
     "eval": ("jinja2", "matplotlib", "scipy"),
     "heif": ("pillow-heif",),
 }

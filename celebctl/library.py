@@ -4,7 +4,7 @@
     <root>/bundles/<model>-<table hash>/                            exported bundles (.NAME.origin: the model exported)
     <root>/checkpoints/<model key>/<names>.checkpoint               interrupted learning
     <root>/cache/, <root>/locks/
-    <root>/cache/engines/                                           TensorRT engines (celebctl_runtime.backends.engines)
+    <root>/cache/engines/                                           what engines compiled (celebctl_runtime.backends)
 
 An identity belongs to the token table it was learned for, so a name is unique per model. The *model key*, such as
 "sd1-0123abcd", is the name of a model's folder. Files are written whole or not at all. A name that is being learned is

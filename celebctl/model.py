@@ -75,6 +75,21 @@ class LearnOptions(TypedDict, total=False):
     force: bool
 
 
+class BundleOptions(TypedDict, total=False):
+    """Options of `Model.export`.
+
+    Attributes:
+        dtype: Of UNet and autoencoder.
+        spare_rows: Token rows reserved for people, two each; None: 256, or twice as many as the people need.
+        tiny_vae: A tiny autoencoder in place of the model's own, see
+            `celebctl_models.checkpoints.tiny_autoencoders.load_tiny_autoencoder`.
+    """
+
+    dtype: Literal["fp32", "fp16"]
+    spare_rows: int | None
+    tiny_vae: str | Path | None
+
+
 class Model:
     """A Stable Diffusion model and what belongs to it in a library: names, basis, mapper, face models.
 
@@ -426,23 +441,22 @@ class Model:
         path: str | Path,
         people: Sequence[Identity] = (),
         *,
-        dtype: Literal["fp32", "fp16"] = "fp32",
-        spare_rows: int | None = None,
         overwrite: bool = False,
         progress: ProgressCallback = ignore_progress,
+        **options: Unpack[BundleOptions],
     ) -> Bundle:
         """Write the model and people as a bundle that runs without torch.
 
         Args:
             path: Folder of the bundle.
             people: Identities to include; more can be added later.
-            dtype: Of UNet and autoencoder.
-            spare_rows: Token rows reserved for people, two each; None: 256, or twice as many as the people need.
             overwrite: Replace a bundle at ``path``.
             progress: Receives the stage.
+            options: See :class:`BundleOptions`.
 
         Raises:
             UsageError: ``path`` exists, or options that do not fit.
+            InvalidInputError: A tiny autoencoder of another kind of model.
             IntegrityError: People of another model, or graphs that do not reproduce torch's output.
         """
         import torch
@@ -450,13 +464,19 @@ class Model:
         from celebctl.basis.average import average_embeddings
         from celebctl_export import ExportOptions, export_bundle
         from celebctl_models.checkpoints.diffusion import load_parts
+        from celebctl_models.checkpoints.tiny_autoencoders import check_tiny_autoencoder, load_tiny_autoencoder
         from celebctl_runtime.files import refuse_existing
 
         refuse_existing(Path(path), overwrite)
+        dtype, tiny_vae = options.get("dtype", "fp32"), options.get("tiny_vae")
+        tiny = None if tiny_vae is None else load_tiny_autoencoder(Path(tiny_vae))
         # in the dtype that is written: an XL model leaves no room for a second copy of itself
         parts = load_parts(self.source, dtype=torch.float16 if dtype == "fp16" else None, options=self._options)
-        options = ExportOptions(spare_rows, dtype, average_embeddings(parts, self.library))
-        return export_bundle(parts, people, Path(path), options, progress)
+        if tiny is not None:
+            check_tiny_autoencoder(tiny, parts)
+            parts = replace(parts, vae=tiny)
+        settings = ExportOptions(options.get("spare_rows"), dtype, average_embeddings(parts, self.library))
+        return export_bundle(parts, people, Path(path), settings, progress)
 
     def contact_sheet(self, people: Sequence[Identity], photos: Sequence[Image]) -> Image:
         """Each person's photo and six generated images, and pairs of people, as one image."""

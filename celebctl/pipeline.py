@@ -131,7 +131,7 @@ class Pipeline:
         ['alice.png']
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  two engines have options of their own
         self,
         bundle: Bundle | Path | str,
         *,
@@ -140,16 +140,19 @@ class Pipeline:
         library: Library | None = None,
         add_people: bool | None = None,
         cuda_options: Mapping[str, str] | None = None,
+        openvino_options: Mapping[str, str] | None = None,
     ) -> None:
         """Open the bundle, check its files, and start the engine.
 
         Args:
             bundle: A bundle, its folder, or the name of a model with a bundle in the library.
-            device: "auto", "cpu", "cuda" or "trt" (TensorRT).
+            device: "auto", "cpu", "cuda", "trt" (TensorRT), "openvino", or a plug-in of ONNX Runtime: "webgpu", "mlx",
+                "rtx".
             threads: CPU threads; None is one per physical core.
             library: Where models' bundles and people are; default: the user's library.
             add_people: Whether prompts add the library's people to the bundle; None: for a model's name only.
             cuda_options: Options of ONNX Runtime's CUDA provider.
+            openvino_options: Properties of OpenVINO's CPU plugin; float32 unless INFERENCE_PRECISION_HINT is "bf16".
 
         Raises:
             NotFoundError: There is no such bundle (reason "no_bundle" for a model without one).
@@ -168,7 +171,12 @@ class Pipeline:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), verify="quick")
         verify_once(self.library, self.bundle)
         self.backend = choose_backend(
-            self.bundle, device, engines=self.library.engines, threads=threads, cuda_options=dict(cuda_options or {})
+            self.bundle,
+            device,
+            engines=self.library.engines,
+            threads=threads,
+            cuda_options=cuda_options,
+            openvino_options=openvino_options,
         )
 
     def __call__(

@@ -12,23 +12,34 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import typer
 from bundle_fakes import write_bundle
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from celebctl.bench import worker
-from celebctl.bench.chart import draw_report
+from celebctl.bench.chart import draw_report, make_figure
 from celebctl.bench.contenders import Contender
-from celebctl.bench.report import ratios, report
+from celebctl.bench.report import busy_share, ratios, report
 from celebctl.bench.roofline import gpu_peak, machine
-from celebctl.bench.runner import Measurements, Timings, WorkerProcess, largest_difference, run_benchmark, step_seconds
+from celebctl.bench.runner import (
+    Measurements,
+    Timings,
+    WorkerProcess,
+    largest_difference,
+    run_benchmark,
+    step_seconds,
+    time_rounds,
+)
 from celebctl.bench.worker import SCHEDULERS
 from celebctl.cli import main
 from celebctl.cli.app import app
+from celebctl.cli.bench import cells_of, noise_lines, share_of
+from celebctl.plotting import chart_style
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import NotFoundError, SetupError
 from celebctl_runtime.progress import Progress
@@ -70,6 +81,7 @@ def test_ratios_are_medians_of_pairs_within_a_round() -> None:
     """A machine that slows down for a whole round slows down both, so pairs are compared and not medians."""
     (ratio,) = ratios(some_timings())
     assert ratio.values == {"cold": 4.5, "first": 8.0, "picture": 2.0, "step": 2.0, "memory": 2.5}
+    assert ratio.spread["cold"] == (4.25, 4.75) and ratio.spread["first"] == (8.0, 8.0)
 
 
 def test_contenders_on_other_hardware_are_not_compared() -> None:
@@ -93,6 +105,90 @@ def test_the_limit_is_operations_over_peak() -> None:
     document = report(some_timings(), extras, SETTINGS, machine())
     row = document["roofline"][0]
     assert row["floor_ms_per_step"] == 5.0 and row["share_of_limit"] == 0.5 and row["source"] == "measured"
+
+
+class ScriptedWorker:
+    """A contender on a CPU of 400 Gflop/s; `speeds`: what other programs leave of it, in each round."""
+
+    def __init__(self, name: str, speeds: list[float], share: float) -> None:
+        spec = {"kind": "celebctl", "device": "cpu", "request": {"steps": 2}}
+        self.contender = Contender(name, spec, ())
+        self.speeds, self.share, self.round = speeds, share, 0
+
+    def ask(self, do: str, seed: int = 0) -> dict[str, Any]:
+        if do == "peak":
+            return {"peak": {"flops": 400e9 * self.speeds[self.round], "source": "scripted"}}
+        self.round = seed - 1
+        step = 2e9 / (400e9 * self.share * self.speeds[self.round])
+        return {"seconds": 2 * step, "marks": [step, 2 * step]}
+
+
+def scripted_report(speeds: list[float], share: float) -> dict[str, Any]:
+    workers: Any = [ScriptedWorker(name, speeds, share) for name in ("celebctl cpu", "celebctl cpu, plain graphs")]
+    timings = {one.contender.name: Timings(one.contender.name, False, "cpu") for one in workers}
+    peak = time_rounds(workers, timings, len(speeds), lambda _: None)
+    return report(list(timings.values()), Measurements({"step": 2e9}, peak), SETTINGS, machine())
+
+
+@pytest.mark.parametrize("noisy", [0, 2, 4])
+def test_a_noisy_round_leaves_the_share_of_the_limit_as_it_is(noisy: int) -> None:
+    """Measured once, in the noisy round, the limit would be a tenth of the real one and the share 800 %."""
+    speeds = [0.1 if number == noisy else 1.0 for number in range(5)]
+    document = scripted_report(speeds, share=0.8)
+    row = document["roofline"][0]
+    assert row["share_of_limit"] == pytest.approx(0.8) and row["reliable"]
+    assert document["cpu_peak"]["rounds"] == [400e9 * speed for speed in speeds]
+    assert document["contenders"][0]["step_ms"] == pytest.approx(6.25) and busy_share(document) is None
+    assert document["contenders"][0]["spread"]["step_ms"] == pytest.approx((6.25, 6.25))
+
+
+def test_what_is_over_its_limit_is_called_unreliable() -> None:
+    document = scripted_report([1.0, 1.0, 1.0], share=1.9)
+    assert document["roofline"][0]["share_of_limit"] == pytest.approx(1.9) and not document["roofline"][0]["reliable"]
+    assert "\n".join(noise_lines(document)).count("not reliable") == 2
+    assert "unreliable" in share_of(document["roofline"][0])
+
+
+def test_a_busy_machine_and_the_spread_are_shown() -> None:
+    speeds = [1.0, 0.5, 0.25, 0.5, 0.5]
+    document = scripted_report(speeds, share=0.5)
+    assert busy_share(document) == 0.5
+    row = document["contenders"][0]
+    assert row["step_ms"] == 20.0 and row["spread"]["step_ms"] == (20.0, 20.0)
+    assert json.loads(json.dumps(document))["contenders"][0]["spread"]["picture"] == [0.04, 0.04]
+    slower = scripted_report([1.0, 0.5, 0.25], share=0.5)["contenders"][0]
+    assert slower["spread"]["step_ms"] == (15.0, 30.0)
+    cells = cells_of(slower, "")
+    assert "20.00 (15.00-30.00)" in cells and "40 ms (30-60)" in cells
+
+
+def test_the_fastest_product_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_MATMUL", 8)
+    times = iter([0.0, 10.0, 10.0, 11.0, 11.0, 16.0])
+    assert worker.measured_peak(None, lambda: next(times))["flops"] == 2 * 8**3
+
+
+def test_no_float32_limit_is_held_against_bfloat16() -> None:
+    found = some_timings()
+    found[0].facts["precision"] = "bf16"
+    extras = Measurements({"step": 2e9}, {"flops": 400e9, "source": "measured"})
+    assert [row["name"] for row in report(found, extras, SETTINGS, machine())["roofline"]] == ["diffusers cpu"]
+
+
+@pytest.mark.parametrize("gflop", [1.0, 4.0, 9.0, 40.0])
+def test_labels_of_the_chart_do_not_touch_the_limits(gflop: float) -> None:
+    """Limits inside the bars, at their ends, where the labels were, and far beyond."""
+    extras = Measurements({"step": gflop * 1e9}, {"flops": 400e9, "source": "measured"})
+    with chart_style():
+        figure = make_figure(report(some_timings(), extras, SETTINGS, machine()))
+        figure.draw_without_rendering()
+        (axes,) = [one for one in figure.axes if one.collections]
+        segments = [cast(Any, line).get_segments()[0] for line in axes.collections]
+        lines = [Bbox(axes.transData.transform(segment)) for segment in segments]
+        labels = [text.get_window_extent() for text in axes.texts]
+        assert len(lines) == len(labels) == 2
+        assert not any(label.overlaps(line) for line in lines for label in labels)
+        assert all(one.x1 <= figure.bbox.x1 for one in labels), "a label leaves the page"
 
 
 def test_peaks_of_gpus_are_found_by_name() -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from celebctl.bench.contenders import CUDA_VARIANTS, Workload, device_variants
 from celebctl.bench.worker import create_worker
 from celebctl_runtime.backends import ort
-from celebctl_runtime.backends.base import Conditioning
+from celebctl_runtime.backends.base import Conditioning, parse_options
 from celebctl_runtime.backends.device import DeviceSpec
 from celebctl_runtime.backends.ort import IoBindingLoop, OrtBackend
 from celebctl_runtime.backends.ort_session import (
@@ -30,7 +30,6 @@ from celebctl_runtime.backends.ort_session import (
     CudaFailure,
     diagnose_cuda,
     load_onnxruntime,
-    parse_cuda_options,
     spin_options,
     translate_ort_errors,
 )
@@ -538,15 +537,15 @@ def test_an_option_that_cuda_does_not_have_is_no_fault_of_the_bundle(
 
 
 def test_options_of_cuda_are_read_from_one_line() -> None:
-    assert parse_cuda_options("") == {}
-    assert parse_cuda_options(" prefer_nhwc=0, enable_cuda_graph = 1,") == {
+    assert parse_options("") == {}
+    assert parse_options(" prefer_nhwc=0, enable_cuda_graph = 1,") == {
         "prefer_nhwc": "0",
         "enable_cuda_graph": "1",
     }
-    assert parse_cuda_options("a=1,a=2") == {"a": "2"}, "what comes later counts"
+    assert parse_options("a=1,a=2") == {"a": "2"}, "what comes later counts"
     for wrong in ("prefer_nhwc", "=1", "a=", "a b=1"):
         with pytest.raises(UsageError) as caught:
-            parse_cuda_options(wrong)
+            parse_options(wrong)
         assert caught.value.exit_code == 2 and caught.value.hint
 
 
@@ -570,7 +569,7 @@ def test_the_benchmark_times_each_way_of_cuda_as_it_is_called(bundle: Bundle, mo
     for device, suffix, options in ways[1:]:
         fake = FakeCuda()
         monkeypatch.setattr(ort, "load_onnxruntime", lambda fake=fake: fake)
-        given = parse_cuda_options(options)
+        given = parse_options(options)
         create_worker({**spec, "device": device, "cuda_options": given, "request": request.to_json()}).generate(1)
         step = dict(fake.options)["step.onnx"]
         assert step["use_tf32"] == "1"

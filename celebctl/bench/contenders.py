@@ -7,11 +7,13 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celebctl_runtime.backends.ort_session import parse_cuda_options
+from celebctl_runtime.backends.base import parse_options
+
+from .worker import hardware_of
 
 if TYPE_CHECKING:
     from celebctl_runtime.bundle.bundle import Bundle
@@ -22,7 +24,8 @@ BASELINE = "diffusers"
 CUDA_VARIANTS = {"no CUDA graph": "enable_cuda_graph=0", "channels last": "prefer_nhwc=1"}
 #: Options of all CUDA contenders but their cold starts, which are commands as a user types them.
 CUDA_SEARCH = "cudnn_conv_algo_search=EXHAUSTIVE"
-PLAIN = "plain graphs"  # variant on any device: ONNX Runtime with the graphs as exported
+BFLOAT16 = "INFERENCE_PRECISION_HINT=bf16"  # variant of OpenVINO
+PLAIN = "plain graphs"  # variant of ONNX Runtime on any device, with the graphs as exported
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class Contender:
     @property
     def device_type(self) -> str:
         """ "cpu", "cuda" or "cuda:1": only contenders on the same hardware are compared."""
-        return hardware(self.spec["device"])
+        return hardware_of(str(self.spec["device"]))
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Workload:
         engines: Folder of TensorRT engines.
         threads: CPU threads; None leaves the choice to each program.
         cuda_options: The user's options of ONNX Runtime's CUDA provider.
+        openvino_options: The user's options of OpenVINO.
     """
 
     bundle: Bundle
@@ -71,12 +75,16 @@ class Workload:
     engines: Path
     threads: int | None = None
     cuda_options: str = ""
+    openvino_options: str = ""
 
     def celebctl_contenders(self, devices: Sequence[str], *, variants: bool = False) -> list[Contender]:
         """celebctl on each device, and its variants if asked."""
         contenders = [self._celebctl(*way) for way in device_variants(devices, self.cuda_options, variants)]
+        if variants and "openvino" in devices:
+            bfloat16 = replace(self, openvino_options=f"{self.openvino_options},{BFLOAT16}")
+            contenders.append(bfloat16._celebctl("openvino", ", bfloat16", self.cuda_options))
         if variants:
-            plain = [name for name in devices if not name.startswith("trt")]
+            plain = [name for name in devices if name != "openvino" and not name.startswith("trt")]
             contenders += [self._celebctl(name, f", {PLAIN}", self.cuda_options, plain=True) for name in plain]
         return contenders
 
@@ -93,7 +101,7 @@ class Workload:
             logger.warning("no comparison: %s is not a diffusers folder on this machine", model)
             return []
         contenders: list[Contender] = []
-        for device in dict.fromkeys(map(hardware, devices)):
+        for device in dict.fromkeys(map(hardware_of, devices)):
             for compile_unet in (False, True) if compiled else (False,):
                 spec = {
                     "kind": BASELINE, "model": str(location.path), "device": device, "threads": self.threads,
@@ -105,10 +113,10 @@ class Workload:
 
     def _celebctl(self, device: str, suffix: str, cuda_options: str, *, plain: bool = False) -> Contender:
         request, name = self.request, f"celebctl {device}{suffix}"
-        searching = parse_cuda_options(f"{CUDA_SEARCH},{cuda_options}")
         spec = {
             "kind": "celebctl", "bundle": str(self.bundle.path), "engines": str(self.engines), "device": device,
-            "threads": self.threads, "cuda_options": searching, "request": request.to_json(),
+            "threads": self.threads, "cuda_options": parse_options(f"{CUDA_SEARCH},{cuda_options}"),
+            "openvino_options": parse_options(self.openvino_options), "request": request.to_json(),
             "plain_graphs": plain,
         }  # fmt: skip
         if plain:  # the command line has no option for it
@@ -118,7 +126,8 @@ class Workload:
         words += ["--sampler", request.sampler, "--size", f"{request.width}x{request.height}", "--scale", "1"]
         words += ["--bundle", str(self.bundle.path), "--device", device, *threads, "--force", "--out"]
         command = (sys.executable, "-m", "celebctl", "--quiet", "gen", *words)
-        return Contender(name, spec, command, {"CELEBCTL_CUDA_OPTIONS": cuda_options})
+        variables = {"CELEBCTL_CUDA_OPTIONS": cuda_options, "CELEBCTL_OPENVINO_OPTIONS": self.openvino_options}
+        return Contender(name, spec, command, variables)
 
 
 def device_variants(devices: Sequence[str], cuda_options: str, variants: bool) -> list[tuple[str, str, str]]:
@@ -128,16 +137,6 @@ def device_variants(devices: Sequence[str], cuda_options: str, variants: bool) -
         if device.startswith("cuda"):
             ways += [(device, f", {name}", f"{cuda_options},{option}") for name, option in CUDA_VARIANTS.items()]
     return ways
-
-
-def hardware(device: str) -> str:
-    """The device without its engine: ONNX Runtime and TensorRT run on the same GPU.
-
-    Example:
-        >>> hardware("trt:1")
-        'cuda:1'
-    """
-    return device.replace("trt", "cuda")
 
 
 def _worker_command(spec: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """The benchmark report as one JSON document.
 
 Keys: ``machine`` and ``settings``; ``contenders``: medians of each (``cold``, ``first``, ``picture`` in seconds,
-``step_ms``, ``memory_mib``, ``gpu_memory_mib``) and ``rounds``; ``ratios``: how many times faster, or smaller, ``ours``
-is than ``theirs``, as medians of paired rounds; ``roofline``: each contender's step next to the hardware's limit;
-``operations`` and ``pixel_differences``; ``no_baseline``: why there is no comparison. `celebctl bench` adds
-``add_person`` (`measure_adding`).
+``step_ms``, ``memory_mib``, ``gpu_memory_mib``), their ``spread`` (first and third quartile) and ``rounds``;
+``ratios``: how many times faster, or smaller, ``ours`` is than ``theirs``, as medians of paired rounds with their
+``spread``; ``roofline``: each contender's step next to the hardware's limit, and whether that figure is ``reliable``;
+``cpu_peak``: the limit as measured, by round; ``operations`` and ``pixel_differences``; ``no_baseline``: why there is
+no comparison. `celebctl bench` adds ``add_person`` (`measure_adding`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 from .roofline import gpu_peak
 from .runner import Measurements, Timings
 
-SCHEMA = 2
+SCHEMA = 3
 _MIB = 1 << 20
+_BUSY = 0.8  # an idle machine repeats its matrix product within a few per cent
 _OPERATIONS_NOTE = (
     "operations of the networks as diffusers runs them; ONNX Runtime's form of the step leaves out what is"
     " the same for both halves of guidance, or for all steps"
@@ -28,11 +30,17 @@ _OPERATIONS_NOTE = (
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster (or, of memory, smaller) ``ours`` is than ``theirs``: medians over paired rounds."""
+    """How many times faster (or, of memory, smaller) ``ours`` is than ``theirs``.
+
+    Attributes:
+        values: Medians over paired rounds.
+        spread: First and third quartile of the pairs.
+    """
 
     ours: str
     theirs: str
     values: Mapping[str, float]
+    spread: Mapping[str, tuple[float, float]]
 
 
 def ratios(timings: Sequence[Timings]) -> list[Ratio]:
@@ -49,15 +57,18 @@ def ratios(timings: Sequence[Timings]) -> list[Ratio]:
             for key in ("memory", "gpu_memory"):
                 one, other = getattr(ours, key), getattr(theirs, key)
                 pairs[key] = [other / one] if one and other else []
-            medians = {key: median for key, values in pairs.items() if (median := _median(values)) is not None}
-            rows.append(Ratio(ours.name, theirs.name, {key: round(value, 3) for key, value in medians.items()}))
+            known = {key: median for key, values in pairs.items() if (median := _median(values)) is not None}
+            medians = {key: round(median, 3) for key, median in known.items()}
+            quartiles = {key: spread(pairs[key], 3) or (median, median) for key, median in medians.items()}
+            rows.append(Ratio(ours.name, theirs.name, medians, quartiles))
     return rows
 
 
 def roofline(timings: Sequence[Timings], measurements: Measurements, dtype: str, gpu: str) -> list[dict[str, Any]]:
     """Share of each contender's hardware limit: operations over peak, over the step's time (Williams et al. 2009).
 
-    Peaks are those of the dtype that runs; the CPU's is measured in fp32. Without a peak there is no row.
+    Peaks are those of the dtype that runs; the CPU's is measured in fp32. Without a peak there is no row. A share above
+    1 is not reliable: the limit was measured too low, or the contender runs fewer operations than were counted.
 
     Args:
         gpu: Name of the machine's GPU, for contenders that report only "cuda" or "cuda:1".
@@ -66,11 +77,13 @@ def roofline(timings: Sequence[Timings], measurements: Measurements, dtype: str,
     operations = measurements.operations
     for one in timings:
         device = one.facts.get("device", "")
-        cpu_peak = measurements.cpu_peak if dtype == "fp32" else None
+        in_fp32 = dtype == "fp32" and one.facts.get("precision", "f32") == "f32"
+        cpu_peak = measurements.cpu_peak if in_fp32 else None
         peak = cpu_peak if one.device_type == "cpu" else gpu_peak(gpu if device[:4] == "cuda" else device, dtype)
         if not (operations and peak):
             continue
         floor, median = operations["step"] / float(peak["flops"]), _median(one.step)
+        share = None if median is None else round(floor / median, 4)
         rows.append(
             {
                 "name": one.name,
@@ -78,7 +91,8 @@ def roofline(timings: Sequence[Timings], measurements: Measurements, dtype: str,
                 "limit_gflops": round(float(peak["flops"]) / 1e9, 1),
                 "source": peak["source"],
                 "floor_ms_per_step": round(1e3 * floor, 4),
-                "share_of_limit": None if median is None else round(floor / median, 4),
+                "share_of_limit": share,
+                "reliable": share is None or share <= 1,
             }
         )
     return rows
@@ -96,6 +110,7 @@ def report(
         "contenders": [_row(one) for one in timings],
         "ratios": [asdict(ratio) for ratio in ratios(timings)],
         "roofline": roofline(timings, measurements, settings["dtype"], gpu),
+        "cpu_peak": measurements.cpu_peak,
         "operations": measurements.operations,
         "pixel_differences": measurements.pixel_differences,
     }
@@ -104,6 +119,13 @@ def report(
     if not any(one.baseline for one in timings):
         document["no_baseline"] = "no comparison: diffusers did not run"
     return document
+
+
+def busy_share(report: Mapping[str, Any]) -> float | None:
+    """Median over best of the limits measured in the rounds, where that shows other load on the machine; else None."""
+    peak = report["cpu_peak"]
+    share = statistics.median(peak["rounds"]) / peak["flops"] if peak and "rounds" in peak else 1.0
+    return share if share < _BUSY else None
 
 
 def title_of(report: Mapping[str, Any]) -> str:
@@ -119,7 +141,8 @@ def machine_of(report: Mapping[str, Any]) -> str:
     machine, packages = report["machine"], report["machine"]["packages"]
     threads = report["settings"]["threads"] or machine["cores"]
     hardware = [*machine["gpus"], f"{machine['cpu']}, {threads} thread{'' if threads == 1 else 's'}"]
-    versions = [f"{name} {packages[name]}" for name in ("onnxruntime", "torch", "diffusers") if name in packages]
+    shown = ("onnxruntime", "openvino", "torch", "diffusers")
+    versions = [f"{name} {packages[name]}" for name in shown if name in packages]
     return "; ".join([*hardware, ", ".join(versions)])
 
 
@@ -134,10 +157,33 @@ def _row(one: Timings) -> dict[str, Any]:
         "first": first and round(first, 4),
         "picture": picture and round(picture, 5),
         "step_ms": None if step is None else round(1e3 * step, 3),
+        "spread": _spreads(one),
         "memory_mib": round(one.memory / _MIB) or None,
         "gpu_memory_mib": round(one.gpu_memory / _MIB) or None,
         "rounds": {key: [round(value, 5) for value in getattr(one, key)] for key in ("cold", "picture")},
     }
+
+
+def _spreads(one: Timings) -> dict[str, tuple[float, float]]:
+    """Quartiles of the rounds, by the key and in the unit of the median."""
+    step = [1e3 * seconds for seconds in one.step]
+    measured = {"cold": (one.cold, 4), "picture": (one.picture, 5), "step_ms": (step, 3)}
+    found = {key: spread(values, digits) for key, (values, digits) in measured.items()}
+    return {key: quartiles for key, quartiles in found.items() if quartiles is not None}
+
+
+def spread(values: Sequence[float], digits: int) -> tuple[float, float] | None:
+    """First and third quartile of the values that are not NaN; None for fewer than two.
+
+    Example:
+        >>> spread([1.0, 2.0, 3.0, 4.0, 50.0], 1)
+        (2.0, 4.0)
+    """
+    known = [value for value in values if not math.isnan(value)]
+    if len(known) < 2:
+        return None
+    first, _, third = statistics.quantiles(known, n=4, method="inclusive")
+    return round(first, digits), round(third, digits)
 
 
 def _median(values: Sequence[float]) -> float | None:

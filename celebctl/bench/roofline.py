@@ -21,7 +21,8 @@ _PEAKS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("A100",), 312e12),
 )
 _PACKAGES = (
-    "celebctl numpy onnxruntime onnxruntime-gpu tensorrt torch diffusers transformers tokenizers pillow typer".split()
+    *"celebctl numpy onnxruntime onnxruntime-gpu openvino tensorrt".split(),
+    *"torch diffusers transformers tokenizers pillow typer".split(),
 )
 
 

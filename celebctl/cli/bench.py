@@ -12,6 +12,7 @@ from . import engines, options
 from .console import CliConsole
 
 PROMPT = "a portrait of a person"
+KINDS = ("cpu", "cuda", "trt", "openvino")
 COLUMNS = ("contender", "cold", "first", "image", "ms per step", "of limit", "memory", "GPU memory")
 
 Variants = Annotated[
@@ -19,7 +20,7 @@ Variants = Annotated[
     typer.Option(
         "--variants",
         help="Also without the graphs' optimized forms for ONNX Runtime; on CUDA also without CUDA graphs and with"
-        " channels-last layout.",
+        " channels-last layout; of OpenVINO also in bfloat16.",
     ),
 ]
 
@@ -32,7 +33,9 @@ def bench(
     device: Annotated[
         list[str] | None,
         typer.Option(
-            "--device", help="cpu, cuda or trt (or cuda:1, trt:1); repeat it for several.", show_default="cpu"
+            "--device",
+            help="cpu, cuda, trt or openvino (or cuda:1, trt:1); repeat it for several.",
+            show_default="cpu",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Images of each contender, in turns.")] = 10,
@@ -57,6 +60,7 @@ def bench(
     from celebctl.bench.report import report
     from celebctl.bench.roofline import machine
     from celebctl.bench.runner import check_counts, run_benchmark
+    from celebctl.bench.worker import hardware_of
     from celebctl.library import Library
     from celebctl.settings import Settings
     from celebctl_runtime.request import Request, resolve
@@ -72,7 +76,7 @@ def bench(
     devices = _checked_devices(device, variants)
     settings, library = Settings.read(), Library()
     chosen = str(settings.text("model", model))
-    on_gpu = "cpu" not in devices
+    on_gpu = all(hardware_of(name) != "cpu" for name in devices)
     opened = open_or_export(console, library, chosen, bundle, "fp16" if on_gpu else "fp32")
     if on_gpu and opened.manifest.dtype == "fp32":
         console.warn("the bundle is fp32; celebctl export --dtype fp16 makes one that is faster on GPUs")
@@ -83,7 +87,8 @@ def bench(
     for name in devices:
         if name.startswith("trt"):
             engines.ensure(console, library, opened, request, name)
-    workload = Workload(opened, request, library.engines, count, settings.text("cuda_options") or "")
+    engine_options = (settings.text("cuda_options") or "", settings.text("openvino_options") or "")
+    workload = Workload(opened, request, library.engines, count, *engine_options)
     contenders = workload.celebctl_contenders(devices, variants=variants)
     if not no_baseline:
         contenders += workload.baselines(chosen, devices, compiled=compiled)
@@ -106,18 +111,21 @@ def bench(
 def _checked_devices(names: list[str] | None, variants: bool) -> list[str]:
     """The devices to time. Raises before anything is prepared when this machine lacks one."""
     from celebctl_runtime.backends.device import parse_device
+    from celebctl_runtime.backends.openvino import load_openvino
     from celebctl_runtime.backends.ort_session import choose_providers, load_onnxruntime
     from celebctl_runtime.errors import UsageError
 
     devices = list(dict.fromkeys(parse_device(name) for name in names or ["cpu"]))
     kinds = {device.kind for device in devices}
-    if "auto" in kinds:
-        raise UsageError("--device auto cannot be timed", "use one or more of --device cpu, cuda and trt")
+    for kind in sorted(kinds.difference(KINDS)):
+        raise UsageError(f"--device {kind} cannot be timed", f"use one or more of --device {', '.join(KINDS)}")
     if variants and kinds == {"trt"}:
         raise UsageError("--variants are variants of ONNX Runtime", "add --device cpu or --device cuda")
     for device in devices:
         if device.kind == "trt":
             engines.this_machine(str(device))
+        if device.kind == "openvino":
+            load_openvino()
         if device.kind == "cuda":
             choose_providers(load_onnxruntime(), device)
     return [str(device) for device in devices]
@@ -148,8 +156,8 @@ def _write(console: CliConsole, document: dict[str, Any], out: Path | None, char
 def _show(console: CliConsole, document: dict[str, Any]) -> None:
     from celebctl.bench.report import machine_of, title_of
 
-    shares = {row["name"]: f"{row['share_of_limit']:.0%}" for row in document["roofline"] if row["share_of_limit"]}
-    rows = [_cells(row, shares.get(row["name"], "")) for row in document["contenders"]]
+    shares = {row["name"]: share_of(row) for row in document["roofline"] if row["share_of_limit"]}
+    rows = [cells_of(row, shares.get(row["name"], "")) for row in document["contenders"]]
     lines = [
         ", ".join(
             f"{name} {cell}" if name != "contender" else cell for name, cell in zip(COLUMNS, row, strict=True) if cell
@@ -164,6 +172,7 @@ def _show(console: CliConsole, document: dict[str, Any]) -> None:
         if answer[:3] == "no:" and "disabled" not in answer
     ]
     lines += [document["no_baseline"]] if "no_baseline" in document else []
+    lines += noise_lines(document)
     lines.append(_adding_line(document["add_person"]))
     console.info(f"{title_of(document)}\n{machine_of(document)}")
     console.output_table(lines, document, partial(_table, console, rows, lines[len(rows) :]))
@@ -176,12 +185,37 @@ def _table(console: CliConsole, rows: Sequence[Sequence[str]], lines: Sequence[s
         console.info(line)
 
 
-def _cells(row: dict[str, Any], share: str) -> list[str]:
-    seconds = [f"{row[key]:.2f} s" if row[key] else "" for key in ("cold", "first")]
-    image = f"{1e3 * row['picture']:.0f} ms"
-    step = f"{row['step_ms']:.2f}" if row["step_ms"] else ""
+def share_of(row: dict[str, Any]) -> str:
+    """Share of the hardware's limit; more than all of it cannot be."""
+    return f"{row['share_of_limit']:.0%}" + ("" if row["reliable"] else " (unreliable)")
+
+
+def cells_of(row: dict[str, Any], share: str) -> list[str]:
+    """A row of the table: medians, and their quartiles where there are several rounds."""
+    cold = f"{row['cold']:.2f} s{_quartiles(row, 'cold', '.2f')}" if row["cold"] else ""
+    first = f"{row['first']:.2f} s" if row["first"] else ""
+    image = f"{1e3 * row['picture']:.0f} ms{_quartiles(row, 'picture', '.0f', 1e3)}"
+    step = f"{row['step_ms']:.2f}{_quartiles(row, 'step_ms', '.2f')}" if row["step_ms"] else ""
     memory = [f"{row[key]:,} MiB" if row[key] else "" for key in ("memory_mib", "gpu_memory_mib")]
-    return [row["name"], *seconds, image, step, share, *memory]
+    return [row["name"], cold, first, image, step, share, *memory]
+
+
+def _quartiles(row: dict[str, Any], key: str, form: str, factor: float = 1.0) -> str:
+    """First and third quartile of the rounds, where there are several."""
+    quartiles = [format(factor * value, form) for value in row["spread"].get(key, ())]
+    return f" ({'-'.join(quartiles)})" if quartiles else ""
+
+
+def noise_lines(document: dict[str, Any]) -> list[str]:
+    """What makes the figures uncertain."""
+    from celebctl.bench.report import busy_share
+
+    over = [row["name"] for row in document["roofline"] if not row["reliable"]]
+    lines = [f"{name} is over the hardware's limit: that share is not reliable" for name in over]
+    busy = busy_share(document)
+    if busy is not None:
+        lines.append(f"the machine was busy: in half of the rounds it reached at most {busy:.0%} of its limit")
+    return lines
 
 
 def _adding_line(adding: dict[str, float]) -> str:
@@ -192,5 +226,6 @@ def _adding_line(adding: dict[str, float]) -> str:
 def _ratio_line(ratio: dict[str, Any]) -> str:
     labels = {"cold": "cold start", "first": "first image", "picture": "image", "step": "step", "memory": "memory"}
     labels["gpu_memory"] = "GPU memory"
-    text = ", ".join(f"{labels[key]} {value:.2f}x" for key, value in ratio["values"].items())
+    spread = {key: "-".join(f"{value:.2f}" for value in pair) for key, pair in ratio["spread"].items()}
+    text = ", ".join(f"{labels[key]} {value:.2f}x ({spread[key]})" for key, value in ratio["values"].items())
     return f"{ratio['ours']} against {ratio['theirs']}: {text}"

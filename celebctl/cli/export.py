@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 import typer
 
@@ -12,7 +12,7 @@ from .console import CliConsole
 
 if TYPE_CHECKING:
     from celebctl.library import IdentityFile, Library
-    from celebctl.model import Model
+    from celebctl.model import BundleOptions, Model
     from celebctl_runtime.bundle.bundle import Bundle
 
 Dtype = Literal["fp32", "fp16"]
@@ -43,6 +43,15 @@ def export(
         int | None,
         typer.Option(
             "--spare-rows", help="Token rows reserved for people, two each.", show_default="for 128 people or more"
+        ),
+    ] = None,
+    tiny_vae: Annotated[
+        Path | None,
+        typer.Option(
+            "--tiny-vae",
+            help="A tiny autoencoder (TAESD) in place of the model's own: a diffusers folder, or a file"
+            " NAME_decoder.safetensors with its encoder beside it.",
+            metavar="FOLDER|FILE",
         ),
     ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build TensorRT engines for this machine's GPU.")] = False,
@@ -77,6 +86,10 @@ def export(
         raise UsageError("--add and --remove change an existing bundle", "omit the other names and --out")
     if (engine or dry_run or no_dynamic or device) and not trt:
         raise UsageError("--engine, --no-dynamic, --device and --dry-run need --trt", "add --trt")
+    if tiny_vae and vae:
+        raise UsageError("--vae and --tiny-vae exclude each other", "give one of them: a bundle has one autoencoder")
+    if tiny_vae and (add or remove or check or dry_run or bundle):
+        raise UsageError("--tiny-vae is for a new bundle", "omit --add, --remove, --bundle, --check and --dry-run")
     wanted = engines.Wanted(engine or [], not no_dynamic, engines.trt_device(device))
     if bundle is not None and not (add or remove or trt or check):
         hint = "to write a bundle to another folder, use --out DIR"
@@ -96,7 +109,7 @@ def export(
     started, known = time.monotonic(), checked_dtype(dtype)
     checkpoint = CheckpointOptions(prediction, zero_snr, clip_skip, vae)
     chosen = Model.load(model, library=library, options=checkpoint)
-    made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows)
+    made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows, tiny_vae=tiny_vae)
     facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
     if trt:
         facts["engines"] = engines.build(console, library, made, wanted)
@@ -110,8 +123,7 @@ def make_bundle(
     *,
     names: Sequence[str] | None = None,
     out: Path | None = None,
-    dtype: Dtype = "fp32",
-    spare_rows: int | None = None,
+    **bundle_options: "Unpack[BundleOptions]",
 ) -> "Bundle":
     """Export a bundle of these people, or of all, to `out` or the model's library."""
     from celebctl.bundles import refuse_other_models
@@ -126,9 +138,8 @@ def make_bundle(
         people = [entry.load() for entry in _chosen(library, model.key, names)]
         path = out or library.bundle_path(model.name, model.tables.table_hash)
         bundle = model.export(
-            path, people, dtype=dtype, spare_rows=spare_rows, overwrite=True,
-            progress=lambda progress: report(progress.stage),
-        )  # fmt: skip
+            path, people, overwrite=True, progress=lambda progress: report(progress.stage), **bundle_options
+        )
     if out is None:
         library.remember_origin(path, model.source)
     who, seconds = listed([person.name for person in people]) or "no people", time.monotonic() - started

@@ -168,10 +168,10 @@ def open_or_export(
 def open_pipeline(
     library: "Library", bundle: "Bundle", device: str | None, threads: int | None, *, add_people: bool = False
 ) -> "Pipeline":
-    """The pipeline with the device, threads and CUDA options of the command line and the settings."""
+    """The pipeline with the device, threads and engine options of the command line and the settings."""
     from celebctl.pipeline import Pipeline
     from celebctl.settings import Settings
-    from celebctl_runtime.backends.ort_session import parse_cuda_options
+    from celebctl_runtime.backends.base import parse_options
 
     settings = Settings.read()
     return Pipeline(
@@ -180,7 +180,8 @@ def open_pipeline(
         threads=settings.number("threads", threads) or None,
         library=library,
         add_people=add_people,
-        cuda_options=parse_cuda_options(settings.text("cuda_options") or ""),
+        cuda_options=parse_options(settings.text("cuda_options") or ""),
+        openvino_options=parse_options(settings.text("openvino_options") or ""),
     )
 
 

@@ -61,15 +61,22 @@ EXPORT: dict[str, str] = {
     "no_engines": "build them: celebctl export --trt",
     "no_img2img": "use --device cpu or --device cuda",
     "ort_without_cuda": "pip uninstall onnxruntime; pip install 'celebctl[cuda]', or use --device cpu",
+    "openvino_too_old": "pip install 'openvino>={oldest}', or use --device cpu",
     "out_of_gpu_memory": (
         "close other programs on the GPU (nvidia-smi lists them), use a smaller --size or fewer images, or --device cpu"
     ),
     "out_of_memory": "use a smaller --size, or close other programs",
     "parity": "try --dtype fp32; if that fails too, this model or version of torch is not supported",
+    "provider_failed": "install versions of onnxruntime and {package} that fit, or use --device cpu",
+    "provider_not_installed": "pip install {package}, or use --device cpu",
+    "provider_unused": "use --device cpu",
+    "provider_without_device": "check that the device and its driver are supported, or use --device cpu",
     "tensorrt_failed": "check nvidia-smi, use --device cpu, or build the engines again: celebctl export --trt",
     "tensorrt_unavailable": "pip install 'celebctl[trt]', or use --device cpu",
     "too_few_spare_rows": "use --spare-rows {rows}",
-    "unknown_device": "use --device auto, cpu, cuda or trt; a GPU by its number is cuda:1 or trt:1",
+    "unknown_device": (
+        "use --device auto, cpu, cuda, trt, openvino, webgpu, mlx or rtx; a GPU by its number is cuda:1 or trt:1"
+    ),
     "unknown_dtype": "use --dtype fp32 or fp16",
     "unsupported_graph": "list what TensorRT does not support: celebctl export --check",
 }
@@ -132,6 +139,8 @@ LEARNING: dict[str, str] = {
     "mapper_not_better": "add photos of more people, or use more --steps; with --resume the photos are not read again",
     "mapper_steps": "use --steps 1 to 1000000",
     "mapper_seed": "use --seed 0 to 4611686018427387903",
+    "not_a_tiny_autoencoder": "give --tiny-vae a diffusers folder of an AutoencoderTiny, or NAME_decoder.safetensors",
+    "tiny_autoencoder_mismatch": "use taesd for Stable Diffusion 1.x and 2.x, taesdxl for XL, or leave --tiny-vae out",
     "torch_without_cuda": "install a CUDA build of torch, or use --device cpu",
     "different_models": "learn both for the same model: celebctl learn photo.jpg --name {name}",
     "identity_of_other_model": "choose the model they were learned for with --model",

@@ -52,7 +52,11 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Number of steps. Def
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="auto, cpu, cuda or trt; cuda:1 and trt:1 are the second GPU.", show_default="auto"),
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda, trt, openvino, webgpu, mlx or rtx; cuda:1 and trt:1 are the second GPU.",
+        show_default="auto",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="one per physical core")]
 Likeness = Annotated[

@@ -42,10 +42,11 @@ class DeviceConfig:
 def select_device(wanted: str = "auto") -> DeviceConfig:
     """CUDA in bfloat16 (float16 before Ampere) where available, else the CPU in float32.
 
+    ``wanted``: "cpu", "cuda" or "cuda:1" (or "trt", which needs it); other devices only draw, and count as "auto".
     Raises SetupError when CUDA is required and torch finds none, no GPU of that number, or one that is too old for it.
     """
     spec = parse_device(wanted)
-    if spec.kind == "cpu" or (spec.kind == "auto" and not torch.cuda.is_available()):
+    if spec.kind == "cpu" or (spec.kind not in ("cuda", "trt") and not torch.cuda.is_available()):
         return DeviceConfig("cpu", torch.float32)
     if not torch.cuda.is_available():
         raise _no_cuda()

@@ -78,6 +78,7 @@ def build_manifest(
         guidance_is_embedded=parts.guidance_is_embedded,
         guidance_rescale=parts.guidance_rescale,
         zero_empty_prompt=parts.zero_empty_prompt,
+        autoencoder=type(parts.vae).__name__,
     )
 
 

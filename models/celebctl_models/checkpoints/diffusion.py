@@ -39,7 +39,7 @@ class DiffusionParts(TextEncoderParts):
 
     Attributes:
         unet: diffusers UNet2DConditionModel.
-        vae: diffusers AutoencoderKL.
+        vae: diffusers AutoencoderKL, or an AutoencoderTiny in its place.
         scheduler_config: scheduler_config.json as a dict.
         zero_empty_prompt: Whether an empty negative prompt is encoded as zeros (SDXL base).
         vae_source: The file name of an autoencoder that replaces the checkpoint's own, else "".
@@ -446,11 +446,15 @@ def rescale_guided(guided: Tensor, conditional: Tensor, strength: float) -> Tens
 def latents_from_pixels(vae: nn.Module, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w) as the UNet sees them.
 
-    With a generator they are sampled from the encoder's distribution, as in training; without, its mode is returned.
+    With a generator they are sampled from the encoder's distribution, as in training; without, its mode is returned. A
+    tiny autoencoder has no distribution.
     """
     network = cast(Any, vae)
-    distribution = network.encode(pixels).latent_dist
-    latents = distribution.mode() if generator is None else distribution.sample(generator)
+    encoded = network.encode(pixels)
+    if hasattr(encoded, "latents"):
+        latents = encoded.latents
+    else:
+        latents = encoded.latent_dist.mode() if generator is None else encoded.latent_dist.sample(generator)
     return cast("Tensor", latents * network.config.scaling_factor)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celebctl_runtime.bundle.overrides import EmbeddingOverride
+from celebctl_runtime.errors import UsageError
 from celebctl_runtime.progress import ProgressCallback
 from celebctl_runtime.sampling.samplers import StepTable
 
@@ -138,6 +139,26 @@ def step_feeds(
     if conditioning.pooled is not None and conditioning.size_ids is not None:
         feeds |= {"pooled": conditioning.pooled, "size_ids": conditioning.size_ids}
     return feeds
+
+
+def parse_options(text: str) -> dict[str, str]:
+    """Parse options of an engine, ``name=value`` separated by commas; the last value of a name counts.
+
+    Example:
+        >>> parse_options("prefer_nhwc=1, enable_cuda_graph=0")
+        {'prefer_nhwc': '1', 'enable_cuda_graph': '0'}
+
+    Raises:
+        UsageError: An entry is not ``name=value``.
+    """
+    options: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in entry.partition("="))
+        if not (name.replace("_", "").isalnum() and equals and value):
+            hint = "write name=value,name=value, such as prefer_nhwc=1"
+            raise UsageError(f"invalid option of an engine {entry!r}", hint, option=entry)
+        options[name] = value
+    return options
 
 
 def cached(cache: OrderedDict[Hashable, Value], key: Hashable, make: Callable[[], Value], size: int) -> Value:

@@ -1,4 +1,4 @@
-"""Names of devices: "auto", "cpu", "cuda" and "trt", the last two with the number of a GPU, as in "cuda:1"."""
+"""Names of devices. "cuda" and "trt" may have the number of a GPU, as in "cuda:1"."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from celebctl_runtime.errors import SetupError, UsageError
 
-DEVICES = ("auto", "cpu", "cuda", "trt")
-_NAME = re.compile(r"(auto|cpu|cuda|trt)|(cuda|trt):([0-9]{1,3})")
+DEVICES = ("auto", "cpu", "cuda", "trt", "openvino", "webgpu", "mlx", "rtx")
+_NAME = re.compile(rf"({'|'.join(DEVICES)})|(cuda|trt):([0-9]{{1,3}})")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""ONNX Runtime as a :class:`Backend`, on the CPU or a CUDA device."""
+"""ONNX Runtime as a :class:`Backend`, on the CPU, a CUDA device or the device of a plug-in."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from celebctl_runtime.bundle.overrides import EmbeddingOverride, digests_by_row, overridden_table
-from celebctl_runtime.errors import IntegrityError, UsageError
+from celebctl_runtime.errors import IntegrityError, SetupError, UsageError
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 from celebctl_runtime.sampling.samplers import StepTable
 
@@ -23,17 +22,16 @@ from .base import (
     TABLE_INPUT,
     Array,
     Conditioning,
-    Encodings,
     Feeds,
     NoiseFunction,
     cached,
     encoder_number,
-    ids_for,
-    step_feeds,
     step_graph,
 )
 from .cpu_count import physical_core_count
 from .device import DeviceSpec, parse_device
+from .onnx_backend import CACHE_SIZE, OnnxBackend
+from .ort_plugins import PLUGINS
 from .ort_session import (
     CPU,
     CUDA,
@@ -54,19 +52,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from celebctl_runtime.bundle.bundle import Bundle
-    from celebctl_runtime.bundle.manifest import GraphInfo
 
 _log = logging.getLogger(__name__)
 _CUDA_BATCH = 4
-_CACHE_SIZE = 4  # bound loops (one per set of shapes), encoded prompts
-_READER = "reader"
+_KINDS = ("auto", "cpu", "cuda", *PLUGINS)
 
 
-class OrtBackend:
-    """ONNX Runtime on the CPU or a CUDA device. Sessions are created when first needed and kept.
+class OrtBackend(OnnxBackend):
+    """ONNX Runtime on the CPU, a CUDA device or that of a plug-in. Sessions are created when first needed and kept.
 
-    On the CPU images run one at a time: batches are no faster there, and an image cannot depend on its batch. On CUDA
-    up to four run at once; their pixels equal single ones up to rounding.
+    On the CPU and on plug-ins images run one at a time: batches are no faster on a CPU, and an image cannot depend on
+    its batch. On CUDA up to four run at once; their pixels equal single ones up to rounding.
     """
 
     def __init__(
@@ -82,25 +78,26 @@ class OrtBackend:
 
         Args:
             bundle: The bundle to run.
-            device: "auto", "cpu", "cuda" or "cuda:N". "auto" logs a warning when CUDA is present but fails.
+            device: "auto", "cpu", "cuda", "cuda:N", or one of :data:`PLUGINS`. "auto" logs a warning when CUDA is
+                present but fails.
             threads: CPU threads, default one per physical core.
             cuda_options: Added to :data:`CUDA_OPTIONS`; ``enable_cuda_graph="0"`` disables CUDA graphs.
             plain_graphs: Ignore the bundle's graphs that are optimized for ONNX Runtime (for benchmarks).
 
         Raises:
             UsageError: Unknown device, or one in ``cuda_options``.
-            SetupError: ONNX Runtime, CUDA or a GPU of that number is missing.
+            SetupError: ONNX Runtime, CUDA, a GPU of that number or the plug-in is missing.
         """
         spec = parse_device(device)
-        if spec.kind == "trt":
-            hint = "use auto, cpu or cuda"
+        if spec.kind not in _KINDS:
+            hint = f"use one of {', '.join(_KINDS)}"
             raise UsageError(f"ONNX Runtime has no device {device!r}", hint, reason="unknown_device", device=device)
         if "device_id" in (cuda_options or {}):
             raise UsageError("cuda_options choose no GPU", "leave out device_id, and use a device such as cuda:1")
-        self._bundle = bundle
+        super().__init__(bundle, plain_graphs=plain_graphs)
         self._ort = load_onnxruntime()
         self._threads = threads or physical_core_count()
-        self._device, self._plain_graphs = spec, plain_graphs
+        self._device = spec
         self._providers = choose_providers(self._ort, spec)
         self._cuda_options = {**CUDA_OPTIONS, "device_id": str(spec.index), **(cuda_options or {})}
         # Only the step graph is captured: the inputs of the others have new addresses every time.
@@ -110,8 +107,6 @@ class OrtBackend:
         self._opening: dict[str, Thread] = {}
         self._loops: OrderedDict[Hashable, IoBindingLoop] = OrderedDict()
         self._loop_count = 0
-        self._encodings: OrderedDict[Hashable, Encodings] = OrderedDict()
-        self._projections: WeakKeyDictionary[Conditioning, dict[str, NDArray[Any]]] = WeakKeyDictionary()
         self._fingerprint = ""
         self._overrides: tuple[EmbeddingOverride, ...] = ()  # those of the text encoder sessions
         self._tables: dict[str, Any] = {}  # OrtValue by graph: overridden tables, which sessions do not copy
@@ -129,42 +124,15 @@ class OrtBackend:
         """Whether steps are captured as CUDA graphs."""
         return CUDA in self._providers and not self._no_capture_reason
 
-    def encode(self, ids: NDArray[np.int64], overrides: Sequence[EmbeddingOverride] = ()) -> Encodings:
-        """Token ids (B, 77) -> context (B, 77, D) and pooled (B, P); see :meth:`Backend.encode`. Results are cached."""
-        manifest = self._bundle.manifest
-        digests = digests_by_row(manifest, overrides)
-        people = tuple(sorted((row, digests[row]) for row in set(ids.ravel().tolist()) & digests.keys()))
-        key = (manifest.fingerprint, ids.tobytes(), people)
-        encodings = self._encodings.get(key) or self._encode(ids, digests, overrides)
-        if self._bundle.is_current():  # a bundle changing meanwhile may have been read half-written
-            return cached(self._encodings, key, lambda: encodings, _CACHE_SIZE)
-        return encodings
-
-    def _encode(
-        self, ids: NDArray[np.int64], digests: dict[int, str], overrides: Sequence[EmbeddingOverride]
-    ) -> Encodings:
+    def _use_overrides(self, ids: NDArray[np.int64], overrides: Sequence[EmbeddingOverride]) -> None:
         self._drop_stale_sessions()
-        manifest = self._bundle.manifest
-        graphs = ["text_encoder", *(f"text_encoder_{n}" for n in range(2, len(manifest.token_tables) + 1))]
+        digests = digests_by_row(self._bundle.manifest, overrides)
         # A session on a GPU, or one that copied the table, does not see rows written after it was created.
         if any(digests.get(row) != self._digests.get(row) for row in set(ids.ravel().tolist())):
-            for graph in graphs:
+            for graph in self._text_encoders():
                 self._sessions.pop(self._graph_info(graph).file, None)
         if self._graph_info("text_encoder").file not in self._sessions:
             self._digests, self._overrides = digests, tuple(overrides)
-        outputs = [
-            self._run(graph, {"input_ids": ids_for(manifest, number, ids)}) for number, graph in enumerate(graphs)
-        ]
-        context = np.concatenate([encoded[0] for encoded in outputs], axis=-1)
-        return context, outputs[-1][1] if len(outputs[-1]) > 1 else None
-
-    def step(self, state: Array, index: int, noise: Array, conditioning: Conditioning, table: StepTable) -> Array:
-        """One step; see :meth:`Backend.step`. Whole runs are faster with :meth:`denoise`."""
-        if conditioning not in self._projections:
-            self._projections[conditioning] = self._project(conditioning)
-        feeds = self._step_feeds(state, noise, conditioning, table) | self._projections[conditioning]
-        feeds["step"] = np.array([index], dtype=np.int64)
-        return self._run(step_graph(conditioning), feeds)[0]
 
     def denoise(
         self,
@@ -190,7 +158,7 @@ class OrtBackend:
 
         try:
             with translate_ort_errors(on_cuda):
-                loop = cached(self._loops, key, bind, _CACHE_SIZE)
+                loop = cached(self._loops, key, bind, CACHE_SIZE)
                 return loop.run(feeds, table.steps, noise if table.uses_noise else None, progress)
         except CudaFailure as failure:
             if not self._captures or failure.reason != "cuda_run_failed":
@@ -200,26 +168,19 @@ class OrtBackend:
         self._loops.clear()
         return self.denoise(state, noise, conditioning, table, progress)
 
-    def decode(self, latent: Array) -> Array:
-        """Latents (B, 4, h, w) -> images (B, 3, H, W) in [-1, 1]; one by one, for large ones fill a GPU's memory."""
-        return np.concatenate([self._run("vae_decoder", {"latent": part[None]})[0] for part in latent])
-
-    def encode_image(self, image: Array) -> Array:
-        """Images (B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w). Raises IntegrityError without a VAE encoder."""
-        return np.concatenate([self._run("vae_encoder", {"image": part[None]})[0] for part in image])
-
     def describe(self) -> dict[str, str]:
         """Engine, version and device; threads on the CPU, use of CUDA graphs on CUDA."""
         facts = {"engine": "onnxruntime", "version": str(self._ort.__version__)}
         if CUDA not in self._providers:
-            return {**facts, "device": "cpu", "threads": str(self._threads)}
+            device = self._device.kind if self._device.kind in PLUGINS else "cpu"
+            return {**facts, "device": device, "threads": str(self._threads)}
         graph = f"no: {self._no_capture_reason}" if self._no_capture_reason else "yes"
         return {**facts, "device": str(DeviceSpec("cuda", self._device.index)), "cuda_graph": graph}
 
     def prepare(self, graphs: Iterable[str]) -> None:
         """Create the sessions of these graphs in the background, while the main thread imports and tokenizes."""
-        if CUDA in self._providers:
-            return  # the first session on CUDA decides the provider of the others
+        if self._providers != [CPU]:
+            return  # the first session on CUDA decides the provider of the others; plug-ins may not take two at once
         self._drop_stale_sessions()
         for graph in graphs:
             file = self._graph_info(graph).file
@@ -227,23 +188,7 @@ class OrtBackend:
                 self._opening[file] = Thread(target=self._open_in_background, args=(graph, file))
                 self._opening[file].start()
 
-    def _step_feeds(
-        self, state: Array, noise: Array, conditioning: Conditioning, table: StepTable
-    ) -> dict[str, NDArray[Any]]:
-        return step_feeds(state, noise, conditioning, table, self._bundle.schedule.num_train_timesteps)
-
-    def _project(self, conditioning: Conditioning) -> dict[str, NDArray[Any]]:
-        """Keys and values of the cross attention, the same in every step, where the bundle has a graph for them."""
-        reader = None if self._plain_graphs else self._bundle.manifest.ort_graphs.get(_READER)
-        if reader is None:
-            return {}
-        return dict(zip(reader.outputs, self._run_raw(_READER, {"context": conditioning.context}), strict=True))
-
-    def _run(self, graph: str, feeds: Feeds) -> list[Array]:
-        return [output.astype(np.float32, copy=False) for output in self._run_raw(graph, feeds)]
-
     def _run_raw(self, graph: str, feeds: Feeds) -> list[NDArray[Any]]:
-        """Outputs of one run, in the graph's dtypes."""
         session, checked, options = self._session(graph), self._checked(graph, feeds), None
         on_cuda = CUDA in self._providers
         if self._captures and graph.startswith("step"):
@@ -314,7 +259,12 @@ class OrtBackend:
         return {TABLE_INPUT: self._tables[graph]}
 
     def _check_provider(self, session: Any) -> Any:
-        """The session, if it is on CUDA as requested: ONNX Runtime falls back to the CPU silently."""
+        """The session, if it is on the device requested: ONNX Runtime falls back to the CPU silently."""
+        plugin = PLUGINS.get(self._device.kind)
+        if plugin is not None and plugin.provider not in session.get_providers():
+            package = plugin.package
+            problem = f"ONNX Runtime does not use {package}"
+            raise SetupError(problem, "use device='cpu'", reason="provider_unused", package=package)
         if CUDA in self._providers and CUDA not in session.get_providers():
             failure = diagnose_cuda(self._ort)
             if self._device.kind == "cuda":
@@ -329,32 +279,6 @@ class OrtBackend:
         self._providers = [CPU]
         self._sessions.clear()
         self._loops.clear()
-
-    def _graph_info(self, graph: str) -> GraphInfo:
-        """The graph optimized for ONNX Runtime where the bundle has it, else the graph itself."""
-        manifest = self._bundle.manifest
-        info = (None if self._plain_graphs else manifest.ort_graphs.get(graph)) or manifest.graphs.get(graph)
-        if info is None or graph not in (*manifest.graphs, _READER):
-            raise _outdated(f"the bundle {self._bundle.path} has no graph {graph!r}", graph)
-        return info
-
-    def _checked(self, graph: str, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """The feeds in the dtypes that the manifest declares. Raises IntegrityError for other names or shapes."""
-        declared = self._graph_info(graph).inputs
-        if declared.keys() != feeds.keys():
-            raise _outdated(f"graph {graph!r} has inputs {sorted(declared)}, not {sorted(feeds)}", graph)
-        for name, array in feeds.items():
-            shape = declared[name].shape
-            if len(shape) != array.ndim or any(
-                size != actual for size, actual in zip(shape, array.shape, strict=True) if not isinstance(size, str)
-            ):
-                problem = f"input {name!r} of graph {graph!r} has shape {list(array.shape)}, declared {list(shape)}"
-                raise _outdated(problem, graph)
-        return {name: np.ascontiguousarray(array, declared[name].dtype) for name, array in feeds.items()}
-
-
-def _outdated(problem: str, graph: str) -> IntegrityError:
-    return IntegrityError(problem, "export the bundle again", reason="broken_graph", file=graph)
 
 
 class IoBindingLoop:

@@ -17,6 +17,7 @@ from celebctl_runtime.errors import CelebctlError, IntegrityError, SetupError, U
 
 from .cuda_memory import out_of_memory
 from .device import DeviceSpec
+from .ort_plugins import PLUGINS, plugin_device
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 NO_CAPTURE = -1  # gpu_graph_id of runs that are not captured (ONNX Runtime docs, CUDA provider, "CUDA graphs")
@@ -71,11 +72,14 @@ def load_onnxruntime() -> Any:
     return ort
 
 
-def choose_providers(ort: Any, device: DeviceSpec, load: LoadLibrary = ctypes.CDLL) -> list[str]:
-    """Execution providers for "auto", "cpu" or "cuda", best first.
+def choose_providers(ort: Any, device: DeviceSpec, load: LoadLibrary = ctypes.CDLL) -> list[Any]:
+    """Execution providers for a device, best first: names, or the OrtEpDevice of a plug-in.
 
-    Raises SetupError when CUDA is not available, or a GPU of that number. ``load``: see :func:`diagnose_cuda`.
+    Raises SetupError when CUDA or the plug-in is not available, or a GPU of that number. ``load``: see
+    :func:`diagnose_cuda`.
     """
+    if device.kind in PLUGINS:
+        return [plugin_device(ort, device.kind), CPU]
     available = cast("list[str]", ort.get_available_providers())
     if device.kind == "cuda" and CUDA not in available:
         hint = "pip uninstall onnxruntime; pip install 'celebctl[cuda]'"
@@ -90,32 +94,11 @@ def choose_providers(ort: Any, device: DeviceSpec, load: LoadLibrary = ctypes.CD
     return [CUDA, CPU]
 
 
-def parse_cuda_options(text: str) -> dict[str, str]:
-    """Parse options of the CUDA provider; the last value of a name counts.
-
-    Example:
-        >>> parse_cuda_options("prefer_nhwc=1, enable_cuda_graph=0")
-        {'prefer_nhwc': '1', 'enable_cuda_graph': '0'}
-
-    Raises:
-        UsageError: An entry is not ``name=value``.
-    """
-    options: dict[str, str] = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (part.strip() for part in entry.partition("="))
-        if not (name.replace("_", "").isalnum() and equals and value):
-            raise UsageError(
-                f"invalid CUDA option {entry!r}", "write name=value,name=value, such as prefer_nhwc=1", option=entry
-            )
-        options[name] = value
-    return options
-
-
 def open_session(
     ort: Any,
     path: Path,
     threads: int,
-    providers: list[str],
+    providers: list[Any],
     cuda_options: Mapping[str, str] | None = None,
     initializers: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -143,7 +126,11 @@ def open_session(
         options.add_session_config_entry(key, value)
     for name, value in (initializers or {}).items():
         options.add_initializer(name, value)
-    chosen = [(name, dict(cuda_options)) if name == CUDA and cuda_options else name for name in providers]
+    devices = [provider for provider in providers if not isinstance(provider, str)]
+    if devices:  # ONNX Runtime adds the CPU for what a plug-in does not support
+        options.add_provider_for_devices(devices, {})
+    named = [(name, dict(cuda_options)) if name == CUDA and cuda_options else name for name in providers]
+    chosen = None if devices else named
     try:
         with translate_ort_errors(CUDA in providers):
             return ort.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
@@ -192,8 +179,7 @@ def translate_ort_errors(on_cuda: bool) -> Generator[None]:
         if any(text in message for text in _OUT_OF_MEMORY):
             if on_cuda:
                 raise out_of_memory() from error
-            hint = "use a smaller image size, or close other programs"
-            raise SetupError("out of memory", hint, reason="out_of_memory") from error
+            raise out_of_memory_on_cpu() from error
         if on_cuda and _NO_CUDNN in message:
             hint = "pip install 'onnxruntime-gpu[cudnn]', or use device='cpu'"
             raise CudaFailure("cuDNN 9 cannot be loaded", hint, reason="cudnn_missing") from error
@@ -201,6 +187,12 @@ def translate_ort_errors(on_cuda: bool) -> Generator[None]:
             hint = "check nvidia-smi, try cuda_options enable_cuda_graph=0, or use device='cpu'"
             raise CudaFailure(f"CUDA failed: {one_line(error)}", hint, reason="cuda_run_failed") from error
         raise
+
+
+def out_of_memory_on_cpu() -> SetupError:
+    """The error of a full main memory."""
+    hint = "use a smaller image size, or close other programs"
+    return SetupError("out of memory", hint, reason="out_of_memory")
 
 
 def diagnose_cuda(ort: Any, load: LoadLibrary = ctypes.CDLL, message: str = "") -> CudaFailure:

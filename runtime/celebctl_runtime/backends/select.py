@@ -12,6 +12,7 @@ from celebctl_runtime.errors import NotFoundError, SetupError
 from .base import Backend
 from .device import parse_device
 from .engines import read_records
+from .openvino import OpenVinoBackend
 from .ort import OrtBackend
 from .tensorrt import TensorRtBackend
 from .tensorrt_runner import Device
@@ -26,19 +27,22 @@ def choose_backend(
     engines: Path | None = None,
     threads: int | None = None,
     cuda_options: Mapping[str, str] | None = None,
+    openvino_options: Mapping[str, str] | None = None,
 ) -> Backend:
     """The backend for a device.
 
     Args:
         bundle: The bundle to run.
-        device: "auto", "cpu", "cuda" or "trt"; "cuda:1" and "trt:1" are the second GPU. "auto" uses TensorRT where
-            engines fit, ONNX Runtime elsewhere and logs a warning for every part that falls back.
-        engines: Cache folder of TensorRT engines; None: no engines.
+        device: "auto", "cpu", "cuda", "trt", "openvino", "webgpu", "mlx" or "rtx"; "cuda:1" and "trt:1" are the second
+            GPU. "auto" uses TensorRT where engines fit, ONNX Runtime elsewhere and logs a warning for every part that
+            falls back.
+        engines: Cache folder of TensorRT engines and graphs compiled by OpenVINO; None: no engines, no cache.
         threads: CPU threads, default one per physical core.
         cuda_options: Options of ONNX Runtime's CUDA provider, see :class:`OrtBackend`.
+        openvino_options: Properties of OpenVINO's CPU plugin, see :class:`OpenVinoBackend`.
 
     Raises:
-        UsageError: Unknown device or CUDA option.
+        UsageError: Unknown device, or option of an engine.
         NotFoundError: "trt" without engines for this machine.
         SetupError: A package, driver or GPU is missing.
     """
@@ -47,6 +51,8 @@ def choose_backend(
         if engines is None:
             raise SetupError("TensorRT needs a folder of engines", "pass engines=FOLDER")
         return TensorRtBackend(bundle, engines, device=Device.load(spec))
+    if spec.kind == "openvino":
+        return OpenVinoBackend(bundle, engines, threads, openvino_options)
     if device == "auto" and engines is not None and read_records(engines, bundle.manifest):
         try:
             return TensorRtBackend(bundle, engines, fallback=lambda: OrtBackend(bundle, "auto", threads, cuda_options))

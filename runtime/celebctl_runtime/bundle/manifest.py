@@ -150,6 +150,7 @@ class Manifest:
         guidance_is_embedded: The network takes the guidance as an input and never runs twice per step.
         guidance_rescale: How far the step graph scales guided outputs back (Lin et al. 2023, section 3.4).
         zero_empty_prompt: An empty negative prompt is encoded as zeros.
+        autoencoder: diffusers' class of the VAE: the model's own, or AutoencoderTiny in its place.
         average: File with the token embeddings of the average celebrity, (2, D) float32 per table, or "".
         next_slot, pending_slots: Bookkeeping of spare rows, see bundle.py.
         extra: Entries of the file that this version does not know.
@@ -173,6 +174,7 @@ class Manifest:
     guidance_is_embedded: bool = False
     guidance_rescale: float = 0.0
     zero_empty_prompt: bool = False
+    autoencoder: str = "AutoencoderKL"
     average: str = ""
     next_slot: int = 0
     pending_slots: tuple[int, ...] = ()
