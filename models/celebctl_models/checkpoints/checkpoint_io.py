@@ -26,13 +26,13 @@ def check_model_class(folder: Path) -> None:
 
 
 def check_vocabularies(tokenizers: Sequence[Any], name: str) -> None:
-    """Raise InvalidInputError unless both tokenizers of an XL model have one vocabulary.
+    """Raise InvalidInputError unless both tokenizers of an XL or SD3 model have one vocabulary.
 
     A learned name is encoded as the same ids for both text encoders.
     """
     first, *others = (tokenizer.get_vocab() for tokenizer in tokenizers)
     if any(other != first for other in others):
-        hint = "use a Stable Diffusion XL checkpoint with its own tokenizers"
+        hint = "use a checkpoint with its own tokenizers"
         raise InvalidInputError(f"the two tokenizers of {name} have different vocabularies", hint)
 
 
@@ -60,6 +60,7 @@ def load_checkpoint_file(path: Path, configs: Path | None) -> Any:
         configs: A folder with the configs of the model; None: diffusers downloads those of the base model.
 
     Raises:
+        InvalidInputError: A model of another family.
         IntegrityError: The file is damaged, holds more than tensors, or does not fit the configs.
         SetupError: The configs are not available.
     """
@@ -67,6 +68,9 @@ def load_checkpoint_file(path: Path, configs: Path | None) -> Any:
 
     options: dict[str, Any] = {"config": str(configs), "local_files_only": True} if configs else {}
     names = _tensor_names(path)
+    if any(name.startswith("model.diffusion_model.joint_blocks.") for name in names):
+        hint = "use its diffusers folder or hub id"
+        raise InvalidInputError(f"{path.name} is Stable Diffusion 3 as a single file, which is not supported", hint)
     try:
         pipeline, more = _pipeline_class(names)
         return cast(Any, pipeline).from_single_file(str(path), torch_dtype=torch.float32, **options, **more)

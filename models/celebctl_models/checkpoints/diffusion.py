@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_models.checkpoints.checkpoint_io import freeze, load_component, quiet_libraries, require_packages
 from celebctl_models.checkpoints.hub_download import fetch_folder
+from celebctl_models.checkpoints.joint_attention import attends_jointly, transformer_output
+from celebctl_models.checkpoints.known_models import denoiser_of
 from celebctl_models.checkpoints.registry import INDEX_FILE, Location, ModelCard, card_for, locate, read_json
 from celebctl_models.checkpoints.registry import vae_factor as factor_of
 from celebctl_models.checkpoints.text_encoders import TextEncoderParts, load_file, load_text_components
+from celebctl_runtime.errors import IntegrityError
+from celebctl_runtime.request import MAX_SIDE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -33,7 +37,7 @@ class DiffusionParts(TextEncoderParts):
     The networks are typed `Any`: diffusers' classes are partly untyped, and the functions below are their interface.
 
     Attributes:
-        unet: diffusers UNet2DConditionModel.
+        unet: The denoiser: diffusers UNet2DConditionModel, or the SD3Transformer2DModel of `StableDiffusion3Parts`.
         vae: diffusers AutoencoderKL.
         scheduler_config: scheduler_config.json as a dict.
         zero_empty_prompt: Whether an empty negative prompt is encoded as zeros (SDXL base).
@@ -55,6 +59,11 @@ class DiffusionParts(TextEncoderParts):
         return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @property
+    def max_side(self) -> int:
+        """Largest image height and width in pixels."""
+        return MAX_SIDE
+
+    @property
     def native_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.card.native_size, self.card.native_size
@@ -71,10 +80,15 @@ class DiffusionParts(TextEncoderParts):
 
     @property
     def pooled_width(self) -> int:
-        """Width P of the pooled text embedding that an XL UNet takes as input; 0 for other UNets."""
+        """Width P of the pooled text embedding that the denoiser takes as input; 0 for UNets before XL."""
         if self.unet.config.addition_embed_type != "text_time":
             return 0
         return int(self.text_encoders[-1].config.projection_dim)
+
+    @property
+    def upcasts_vae(self) -> bool:
+        """Whether the autoencoder must not be in float16: SDXL's overflows unless its config says otherwise."""
+        return len(self.text_encoders) > 1 and bool(self.vae.config.force_upcast)
 
     @property
     def guidance_is_embedded(self) -> bool:
@@ -101,13 +115,66 @@ class DiffusionParts(TextEncoderParts):
 
     @property
     def prediction_type(self) -> str:
-        """What the UNet predicts: "epsilon", "v_prediction" or "sample" (diffusers' terms)."""
+        """What the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow_prediction" (diffusers' terms)."""
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
     @property
     def scaling_factor(self) -> float:
         """Factor from the autoencoder's latents to those of the UNet."""
         return float(self.vae.config.scaling_factor)
+
+
+@dataclass(frozen=True)
+class StableDiffusion3Parts(DiffusionParts):
+    """Stable Diffusion 3 or 3.5 with its two CLIP text encoders, without T5; `unet` is an SD3Transformer2DModel.
+
+    Raises:
+        IntegrityError: Text encoders that do not fit the transformer.
+    """
+
+    def __post_init__(self) -> None:
+        config = self.unet.config
+        pooled = sum(int(encoder.config.projection_dim) for encoder in self.text_encoders)
+        if self.context_width > config.joint_attention_dim or pooled != config.pooled_projection_dim:
+            raise IntegrityError(
+                f"the text encoders of {self.name} have states of {self.context_width} and pooled texts of {pooled}"
+                f" numbers; its transformer takes up to {config.joint_attention_dim} and {config.pooled_projection_dim}",
+                "the files belong to different models: download them again",
+            )
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be multiples of this: the transformer's patches are squares of latent pixels."""
+        return self.vae_factor * int(self.unet.config.patch_size)
+
+    @property
+    def max_side(self) -> int:
+        """Largest image height and width in pixels: the transformer has position embeddings for so many patches."""
+        return min(super().max_side, int(self.unet.config.pos_embed_max_size) * self.size_multiple)
+
+    @property
+    def pooled_width(self) -> int:
+        """Width P of the pooled text of both text encoders."""
+        return int(self.unet.config.pooled_projection_dim)
+
+    @property
+    def upcasts_vae(self) -> bool:
+        """Its autoencoder runs in float16, as in diffusers' pipeline; its config has force_upcast only by default."""
+        return False
+
+    @property
+    def guidance_is_embedded(self) -> bool:
+        """The guidance scale is no input of the transformer."""
+        return False
+
+    def size_ids(self, height: int, width: int) -> Tensor | None:
+        """None: the transformer takes no sizes."""
+        return None
+
+    @property
+    def prediction_type(self) -> str:
+        """The transformer predicts the flow, noise minus image."""
+        return "flow_prediction"
 
 
 def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionParts:
@@ -137,31 +204,45 @@ def _load_folder(folder: Path, card: ModelCard, dtype: torch.dtype | None, devic
     import torch
 
     tokenizers, encoders = load_text_components(folder, device)
+    index = read_json(folder / INDEX_FILE)
+    denoiser = denoiser_of(index)
     with quiet_libraries():
         # Each class from its own module: the libraries' top-level names import far more than these two.
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         options = {"torch_dtype": dtype or torch.float32, "use_safetensors": True}
-        unet = load_component(UNet2DConditionModel, folder, "unet", **options)
+        unet = load_component(_denoiser_class(denoiser), folder, denoiser, **options)
         vae = load_component(AutoencoderKL, folder, "vae", **options)
-    return DiffusionParts(
+    parts = (StableDiffusion3Parts if attends_jointly(unet) else DiffusionParts)(
         path=folder,
         tokenizers=tokenizers,
         card=card,
         text_encoders=encoders,
         unet=freeze(unet, device),
-        vae=freeze(_full_precision(vae) if len(encoders) > 1 else vae, device),
+        vae=vae,
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
-        zero_empty_prompt=bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False)),
+        zero_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
     )
+    return _with_frozen_vae(parts, device)
 
 
-def _full_precision(vae: Any) -> Any:
-    """SDXL's autoencoder overflows in float16 unless its config says otherwise (force_upcast); then float32."""
+def _denoiser_class(denoiser: str) -> Any:
+    """The diffusers class of the denoiser in this folder of a model."""
+    if denoiser == "transformer":
+        from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+        return SD3Transformer2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return UNet2DConditionModel
+
+
+def _with_frozen_vae(parts: DiffusionParts, device: str) -> DiffusionParts:
+    """The model with its autoencoder frozen, and in float32 where it would overflow in float16."""
     import torch
 
-    return vae.to(torch.float32) if vae.config.force_upcast and vae.dtype == torch.float16 else vae
+    vae = parts.vae.to(torch.float32) if parts.upcasts_vae and parts.vae.dtype == torch.float16 else parts.vae
+    return replace(parts, vae=freeze(vae, device))
 
 
 def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> DiffusionParts:
@@ -169,17 +250,17 @@ def _load_file(location: Location, dtype: torch.dtype | None, device: str) -> Di
     import torch
 
     texts, pipe = load_file(location, device)
-    vae = pipe.vae.to(dtype or torch.float32)
-    return DiffusionParts(
+    parts = DiffusionParts(
         path=texts.path,
         tokenizers=texts.tokenizers,
         card=texts.card,
         text_encoders=texts.text_encoders,
         unet=freeze(pipe.unet.to(dtype or torch.float32), device),
-        vae=freeze(_full_precision(vae) if len(texts.text_encoders) > 1 else vae, device),
+        vae=pipe.vae.to(dtype or torch.float32),
         scheduler_config=dict(pipe.scheduler.config),
         zero_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
     )
+    return _with_frozen_vae(parts, device)
 
 
 def context_from_ids(
@@ -210,10 +291,11 @@ def texts_from_ids(
     inserts: Sequence[Tensor] | None = None,
     insert_positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Encode token ids with all text encoders of a model, as its UNet takes them.
+    """Encode token ids with all text encoders of a model, as its denoiser takes them.
 
-    Two encoders (SDXL) give the states before their last layer, concatenated, and the second its projected state at the
-    first end token. transformers' own pooling takes the largest id of old configs, which a learned row may have.
+    Two encoders give the states before their last layer, concatenated; those with a projection (SDXL's second, both of
+    SD3) also their projected state at the first end token. transformers' own pooling takes the largest id of old
+    configs, which a learned row may have.
 
     Args:
         text_encoders: One or two.
@@ -231,12 +313,18 @@ def texts_from_ids(
     import torch
 
     states: list[Tensor] = []
-    pooled: Tensor | None = None
-    for number, (encoder, tokens, rows) in enumerate(zip(text_encoders, ids, rows_by_encoder, strict=True)):
+    pooled: list[Tensor] = []
+    for encoder, tokens, rows in zip(text_encoders, ids, rows_by_encoder, strict=True):
         with _inserted(encoder, rows, insert_positions):
-            context, pooled = states_from_ids(encoder, tokens, end if number == len(ids) - 1 else None)
+            context, projected = states_from_ids(encoder, tokens, end if has_projection(encoder) else None)
         states.append(context)
-    return torch.cat(states, dim=-1), pooled
+        pooled += [] if projected is None else [projected]
+    return torch.cat(states, dim=-1), torch.cat(pooled, dim=-1)
+
+
+def has_projection(text_encoder: Any) -> bool:
+    """Whether a text encoder has a pooled output, its projected state at the end token."""
+    return hasattr(text_encoder, "text_projection")
 
 
 def states_from_ids(text_encoder: Any, ids: Tensor, end: int | None) -> tuple[Tensor, Tensor | None]:
@@ -291,10 +379,10 @@ def _inserted(text_encoder: Any, inserts: Tensor | None, insert_positions: Tenso
 
 @dataclass(frozen=True)
 class UNetConditioning:
-    """Inputs that some UNets take besides the context.
+    """Inputs that some denoisers take besides the context.
 
     Attributes:
-        pooled: Pooled text (B, P), for XL models.
+        pooled: Pooled text (B, P), for XL and SD3 models.
         size_ids: Micro-conditioning (6,), for XL models.
         guidance: Guidance scale (B,) or (1,), for latent consistency models.
     """
@@ -307,7 +395,10 @@ class UNetConditioning:
 def network_output(
     unet: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor, extras: UNetConditioning | None = None
 ) -> Tensor:
-    """The UNet's raw prediction (B, 4, h, w), epsilon or v as trained, for latents x at timesteps (B,) or scalar."""
+    """The denoiser's raw prediction (B, C, h, w), as it was trained, for latents x at timesteps (B,) or scalar."""
+    if attends_jointly(unet):
+        assert extras is not None and extras.pooled is not None  # every SD3 model has pooled texts
+        return transformer_output(unet, x, timesteps, context, extras.pooled)
     options: dict[str, Any] = {}
     if extras is not None and extras.pooled is not None and extras.size_ids is not None:
         sizes = extras.size_ids.to(context).unsqueeze(0).expand(context.shape[0], -1)
@@ -330,18 +421,22 @@ def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
 
 
 def latents_from_pixels(vae: nn.Module, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w) as the UNet sees them.
+    """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w) as the denoiser sees them.
 
     With a generator they are sampled from the encoder's distribution, as in training; without, its mode is returned.
     """
     network = cast(Any, vae)
     distribution = network.encode(pixels).latent_dist
     latents = distribution.mode() if generator is None else distribution.sample(generator)
-    return cast("Tensor", latents * network.config.scaling_factor)
+    shift = network.config.shift_factor  # None before SD3
+    shifted = latents - shift if shift else latents
+    return cast("Tensor", shifted * network.config.scaling_factor)
 
 
 def pixels_from_latents(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Latents (B, 4, h, w) as the UNet sees them -> pixels (B, 3, H, W), clamped to [-1, 1]."""
+    """Latents (B, C, h, w) as the denoiser sees them -> pixels (B, 3, H, W), clamped to [-1, 1]."""
     network = cast(Any, vae)
-    decoded = network.decode(latents / network.config.scaling_factor, return_dict=False)[0]
+    shift = network.config.shift_factor
+    scaled = latents / network.config.scaling_factor
+    decoded = network.decode(scaled + shift if shift else scaled, return_dict=False)[0]
     return cast("Tensor", decoded.clamp(-1.0, 1.0))

@@ -210,21 +210,34 @@ def known_by_source(source: str) -> KnownModel | None:
 
 # Unsupported models.
 
-_CLIP_ONLY = "celebctl needs CLIP text encoders and a UNet whose only other input is the prompt"
-_HINT = "use a Stable Diffusion 1.x, 2.x or XL checkpoint"
+_CLIP_ONLY = (
+    "celebctl needs CLIP text encoders and a UNet, or the transformer of Stable Diffusion 3, whose only other input is"
+    " the prompt"
+)
+_HINT = "use a Stable Diffusion 1.x, 2.x, XL or 3 checkpoint"
+_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _PART_CLASSES = {
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer": _CLIP_TOKENIZERS,
     "text_encoder": ("CLIPTextModel",),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast", ""),  # only XL models have a second
+    "tokenizer_2": (*_CLIP_TOKENIZERS, ""),  # only XL models have a second
     "text_encoder_2": ("CLIPTextModelWithProjection", ""),
     "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+SD3_TRANSFORMER = "SD3Transformer2DModel"
+#: Of Stable Diffusion 3 and 3.5. Their third text encoder, T5, is optional and never read.
+_SD3_PART_CLASSES = {
+    "tokenizer": _CLIP_TOKENIZERS,
+    "text_encoder": ("CLIPTextModelWithProjection",),
+    "tokenizer_2": _CLIP_TOKENIZERS,
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "transformer": (SD3_TRANSFORMER,),
     "vae": ("AutoencoderKL",),
 }
 #: In names of pipelines with the same components, whose UNets have an image or mask as another input.
 _OTHER_TASKS = ("Inpaint", "InstructPix2Pix", "Depth2Img", "Upscale", "LDM3D", "ImageVariation")
 #: Prefixes, in lower case, of short names and hub ids of other families, which are refused before any download.
 _OTHER_FAMILIES = {
-    "Stable Diffusion 3": "sd3 sd-3 stabilityai/stable-diffusion-3",
     "Flux": "flux black-forest-labs/",
     "PixArt": "pixart pixart-alpha/",
     "Hunyuan": "hunyuan tencent/hunyuan tencent-hunyuan/",
@@ -252,11 +265,17 @@ def why_unsupported(index: dict[str, Any]) -> str | None:
         return f"{pipeline} needs an image or mask besides the prompt"
     if class_of(index, "text_encoder_2") and not class_of(index, "text_encoder"):
         return "it has only the second of XL's two text encoders, like a refiner: use the base model"
-    for part, classes in _PART_CLASSES.items():
+    part_classes = _SD3_PART_CLASSES if denoiser_of(index) == "transformer" else _PART_CLASSES
+    for part, classes in part_classes.items():
         name = class_of(index, part)
         if name not in classes:
             return f"its {part} is {name or 'missing'}, not {classes[0]}; {_CLIP_ONLY}"
     return None
+
+
+def denoiser_of(index: dict[str, Any]) -> str:
+    """The folder of the denoising network by model_index.json: "transformer" for Stable Diffusion 3, else "unet"."""
+    return "transformer" if class_of(index, "transformer") == SD3_TRANSFORMER else "unet"
 
 
 def class_of(index: dict[str, Any], part: str) -> str:

@@ -1,0 +1,149 @@
+"""Stable Diffusion 3.5 without T5, on a small random model of its structure: against diffusers, from folder to image."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from family_fakes import sd3
+
+from celebctl_models.checkpoints.diffusion import (
+    StableDiffusion3Parts,
+    latents_from_pixels,
+    load_parts,
+    pixels_from_latents,
+    read_texts,
+)
+from celebctl_models.checkpoints.hub_download import check_folder
+from celebctl_models.checkpoints.joint_attention import joint_context
+from celebctl_models.checkpoints.registry import files_in, missing_parts
+from celebctl_models.checkpoints.text_encoders import load_texts
+from celebctl_models.checkpoints.token_tables import load_tables
+from celebctl_runtime.errors import IntegrityError, InvalidInputError
+
+if TYPE_CHECKING:
+    from celebctl_models.checkpoints.diffusion import DiffusionParts
+
+torch: Any = pytest.importorskip("torch")
+
+PROMPTS = ["a portrait of ann and bob playing chess", "beach"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-sd3") / "tiny-sd3"
+    sd3(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(folder: Path) -> DiffusionParts:
+    return load_parts(folder)
+
+
+def pipeline(folder: Path) -> Any:
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+
+    without = {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = cast(Any, StableDiffusion3Pipeline).from_pretrained(folder, local_files_only=True, **without)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def ids_of(parts: DiffusionParts, prompts: list[str]) -> Any:
+    options = {"padding": "max_length", "max_length": 77, "return_tensors": "pt"}
+    return parts.tokenizers[0](prompts, **options).input_ids
+
+
+# Loading.
+
+
+def test_the_parts_of_an_sd3_folder(parts: DiffusionParts) -> None:
+    assert isinstance(parts, StableDiffusion3Parts) and parts.family == "sd3"
+    assert (parts.context_width, parts.pooled_width, parts.latent_channels) == (80, 72, 16)
+    assert (parts.size_multiple, parts.native_size, parts.max_side) == (16, (128, 128), 768)
+    assert parts.prediction_type == "flow_prediction" and not parts.guidance_is_embedded
+    assert parts.size_ids(128, 128) is None and not parts.zero_empty_prompt
+    assert parts.card.defaults["sampler"] == "euler"
+
+
+def test_text_encoders_and_tables_alone_are_those_of_the_model(parts: DiffusionParts, folder: Path) -> None:
+    assert load_texts(folder).table_hash == load_tables(folder).table_hash == parts.table_hash
+    assert [type(encoder).__name__ for encoder in load_texts(folder).text_encoders] == ["CLIPTextModelWithProjection"] * 2
+
+
+def test_the_third_text_encoder_is_neither_needed_nor_copied(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "text_encoder_3").mkdir()
+    (copy / "text_encoder_3" / "model.safetensors").write_bytes(b"19 GB")
+    assert not missing_parts(copy) and not any(name.startswith("text_encoder_3") for name in files_in(copy))
+    check_folder(copy)
+    (copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert missing_parts(copy) == ["transformer/diffusion_pytorch_model.safetensors"]
+
+
+def test_a_folder_without_a_clip_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "text_encoder_2": [None, None]}))
+    with pytest.raises(InvalidInputError, match="text_encoder_2 is missing"):
+        load_parts(copy)
+
+
+def test_text_encoders_of_another_model_are_refused(tmp_path: Path) -> None:
+    sd3(tmp_path / "narrow", joint_attention_dim=64)
+    with pytest.raises(IntegrityError, match="states of 80"):
+        load_parts(tmp_path / "narrow")
+
+
+def test_a_transformer_of_other_channels_is_found_before_it_is_loaded(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    config = copy / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 4}))
+    with pytest.raises(IntegrityError, match="in_channels 4"):
+        check_folder(copy)
+
+
+def test_a_single_file_is_refused_by_name(tmp_path: Path) -> None:
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+
+    name = "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"
+    save_file({name: torch.zeros(1)}, str(tmp_path / "sd3.5_medium.safetensors"))
+    with pytest.raises(InvalidInputError, match="single file"):
+        load_parts(tmp_path / "sd3.5_medium.safetensors")
+
+
+# Prompts and images.
+
+
+def test_texts_equal_diffusers_encoding(parts: DiffusionParts, folder: Path) -> None:
+    """CLIP's states padded with zeros, zeros for T5's tokens, and both pooled texts."""
+    context, pooled = read_texts(parts, ids_of(parts, PROMPTS))
+    theirs = pipeline(folder).encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)
+    torch.testing.assert_close(joint_context(context, 96), theirs[0])
+    torch.testing.assert_close(pooled, theirs[2])
+
+
+def test_inserted_rows_equal_rows_of_both_tables(folder: Path) -> None:
+    parts = load_parts(folder)
+    ids = ids_of(parts, PROMPTS)
+    rows = [torch.randn(1, 2, 32).expand(2, -1, -1), torch.randn(1, 2, 48).expand(2, -1, -1)]
+    inserted = read_texts(parts, ids, rows, torch.tensor([[4, 6], [-1, -1]]))
+    before = read_texts(parts, ids)
+    for encoder, given in enumerate(rows):
+        parts.token_table(encoder)[ids[0, [4, 6]]] = given[0]
+    baked = read_texts(parts, ids)
+    for a, b, c in zip(inserted, baked, before, strict=True):
+        assert a is not None and c is not None and torch.equal(a, b) and not torch.equal(a[0], c[0])
+
+
+def test_latents_are_shifted_and_scaled(parts: DiffusionParts) -> None:
+    """(latents - shift) x scale, as SD3 is trained; and back again before decoding, as diffusers does."""
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    latents = latents_from_pixels(parts.vae, pixels)
+    torch.testing.assert_close(latents, (parts.vae.encode(pixels).latent_dist.mode() - 0.0609) * 1.5305)
+    decoded = parts.vae.decode(latents / 1.5305 + 0.0609, return_dict=False)[0].clamp(-1, 1)
+    torch.testing.assert_close(pixels_from_latents(parts.vae, latents), decoded)
