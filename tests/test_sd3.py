@@ -1,4 +1,4 @@
-"""Stable Diffusion 3.5 without T5, on a small random model of its structure: against diffusers, from folder to image."""
+"""Stable Diffusion 3.5 without T5, on a small random model of its structure, against diffusers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pytest
 from family_fakes import sd3
+from memory_fakes import really_saved
 
 from celebctl_models.checkpoints.diffusion import (
     StableDiffusion3Parts,
@@ -23,11 +25,15 @@ from celebctl_models.checkpoints.registry import files_in, missing_parts
 from celebctl_models.checkpoints.text_encoders import load_texts
 from celebctl_models.checkpoints.token_tables import load_tables
 from celebctl_runtime.errors import IntegrityError, InvalidInputError
+from celebctl_runtime.sampling.noise import initial_noise
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 torch: Any = pytest.importorskip("torch")
+
+from celebctl.learning.device import estimate_memory  # noqa: E402
+from celebctl.learning.sampling import draw  # noqa: E402
 
 PROMPTS = ["a portrait of ann and bob playing chess", "beach"]
 
@@ -71,8 +77,9 @@ def test_the_parts_of_an_sd3_folder(parts: DiffusionParts) -> None:
 
 
 def test_text_encoders_and_tables_alone_are_those_of_the_model(parts: DiffusionParts, folder: Path) -> None:
-    assert load_texts(folder).table_hash == load_tables(folder).table_hash == parts.table_hash
-    assert [type(encoder).__name__ for encoder in load_texts(folder).text_encoders] == ["CLIPTextModelWithProjection"] * 2
+    texts = load_texts(folder)
+    assert texts.table_hash == load_tables(folder).table_hash == parts.table_hash
+    assert {type(encoder).__name__ for encoder in texts.text_encoders} == {"CLIPTextModelWithProjection"}
 
 
 def test_the_third_text_encoder_is_neither_needed_nor_copied(folder: Path, tmp_path: Path) -> None:
@@ -147,3 +154,52 @@ def test_latents_are_shifted_and_scaled(parts: DiffusionParts) -> None:
     torch.testing.assert_close(latents, (parts.vae.encode(pixels).latent_dist.mode() - 0.0609) * 1.5305)
     decoded = parts.vae.decode(latents / 1.5305 + 0.0609, return_dict=False)[0].clamp(-1, 1)
     torch.testing.assert_close(pixels_from_latents(parts.vae, latents), decoded)
+
+
+@pytest.mark.parametrize("scheduler", [{}, {"use_dynamic_shifting": True}])
+def test_an_image_equals_diffusers(scheduler: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    """The same noise and steps give the image of an untouched StableDiffusion3Pipeline without T5."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    config = copy / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **scheduler}))
+    ours = draw(load_parts(copy), PROMPTS[:1], [7], {}, steps=4, guidance=5.0, fast=False)[0]
+    latents = torch.as_tensor(initial_noise(7, (16, 16, 16)))[None]
+    options = {"num_inference_steps": 4, "guidance_scale": 5.0, "latents": latents, "output_type": "np"}
+    theirs = pipeline(copy)(PROMPTS[0], **options).images[0]
+    assert np.abs(ours.astype(float) - theirs * 255).max() <= 1.0 and ours.std() > 10
+
+
+# Learning.
+
+
+def test_the_loss_is_that_of_flow_matching(parts: DiffusionParts) -> None:
+    """The transformer's prediction at (1 - sigma) x0 + sigma noise against noise - x0."""
+    from celebctl.learning.denoising import DenoisingLoss
+
+    loss = DenoisingLoss(parts, "photo")
+    x0, weight = torch.randn(2, 16, 16, 16), torch.ones(2, 1, 16, 16)
+    batch = loss.sample_batch(x0, weight, torch.arange(2), torch.Generator().manual_seed(1))
+    rows = [torch.randn(2, 2, 32), torch.randn(2, 2, 48)]
+    with torch.no_grad():
+        error = loss.squared_error(batch, rows)
+        context, pooled = read_texts(parts, batch.ids, rows, batch.positions)
+        sigma = (batch.t / 1000).view(-1, 1, 1, 1)
+        (expected,) = parts.unet(
+            hidden_states=(1 - sigma) * x0 + sigma * batch.noise,
+            encoder_hidden_states=joint_context(context, 96),
+            pooled_projections=pooled,
+            timestep=batch.t,
+            return_dict=False,
+        )
+    tolerance = {"rtol": 0.1, "atol": 0.1} if loss.autocast else {}
+    torch.testing.assert_close(error, (expected - (batch.noise - x0)) ** 2, **tolerance)
+    assert float(batch.t.min()) > 0 and float(batch.t.max()) < 1000 and batch.t.dtype == torch.float32
+
+
+def test_the_predicted_memory_covers_position_embeddings(parts: DiffusionParts) -> None:
+    """What autograd saves is predicted from the configuration; weights include the table of positions."""
+    report = estimate_memory(parts, 2)
+    networks = (*parts.text_encoders, parts.unet, parts.vae)
+    assert report.weights >= sum(4 * p.numel() for n in networks for p in n.parameters()) + 4 * 48 * 48 * 32
+    assert report.saved == pytest.approx(really_saved(parts, 2), rel=0.05)
+    assert estimate_memory(parts, 2, checkpointing=True).saved < 0.6 * report.saved

@@ -26,6 +26,7 @@ RUNTIME: dict[str, str] = {
     "engine_without_init_images": "use --device cpu or --device cuda",
     "init_image_missing": "name the image with --from IMAGE",
     "unknown_person": "learn the person (celebctl learn face.jpg --name {name}), or write \\<{name}> for plain text",
+    "sampler_does_not_fit": "use --sampler {fitting}",
     "seed_out_of_range": "use --seed {minimum} to {maximum}",
     "steps_out_of_range": "use --steps {minimum} to {maximum}",
     "guidance_out_of_range": "use --cfg {minimum} to {maximum}",

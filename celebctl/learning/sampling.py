@@ -17,7 +17,6 @@ from torch import Tensor
 from celebctl_models.checkpoints.diffusion import UNetConditioning, network_output, pixels_from_latents, read_texts
 from celebctl_runtime.sampling.noise import initial_noise, step_noise
 from celebctl_runtime.sampling.samplers import step_table
-from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 from .captions import place_people
 
@@ -74,8 +73,8 @@ def _guided(parts: DiffusionParts, prompts: Sequence[str], people: People) -> tu
 
 
 class DrawOptions(TypedDict, total=False):
-    """Sampling steps, guidance scale and sampler, by default the model's; ``fast`` (default) runs the UNet in bfloat16,
-    which is precise enough to measure faces."""
+    """Sampling steps, guidance scale and sampler, by default the model's; ``fast`` (default) runs the denoiser in
+    bfloat16, which is precise enough to measure faces."""
 
     steps: int | None
     guidance: float | None
@@ -93,7 +92,7 @@ def draw(
     device = next(parts.unet.parameters()).device
     defaults = parts.card.defaults
     table = step_table(
-        sampler or defaults["sampler"], ScheduleConfig.from_dict(parts.scheduler_config),
+        sampler or defaults["sampler"], parts.schedule,
         steps or int(defaults["steps"]), float(defaults["guidance"] if guidance is None else guidance),
     )  # fmt: skip
     height, width = (side // parts.vae_factor for side in parts.native_size)

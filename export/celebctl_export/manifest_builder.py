@@ -49,7 +49,12 @@ def build_manifest(
     return Manifest(
         model=ModelInfo(card.name, card.family, card.source, parts.table_hash),
         size=SizeInfo(
-            parts.native_size, parts.size_multiple, parts.vae_factor, parts.latent_channels, card.display_scale
+            parts.native_size,
+            parts.size_multiple,
+            parts.vae_factor,
+            parts.latent_channels,
+            card.display_scale,
+            parts.max_side,
         ),
         dtype=dtype,
         scheduler=parts.scheduler_config,

@@ -22,6 +22,7 @@ from celebctl_models.checkpoints.registry import vae_factor as factor_of
 from celebctl_models.checkpoints.text_encoders import TextEncoderParts, load_file, load_text_components
 from celebctl_runtime.errors import IntegrityError
 from celebctl_runtime.request import MAX_SIDE
+from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -119,6 +120,12 @@ class DiffusionParts(TextEncoderParts):
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
     @property
+    def schedule(self) -> ScheduleConfig:
+        """The noise schedule, at the native size. Raises IntegrityError for one that is not supported."""
+        height, width = self.native_size
+        return ScheduleConfig.from_dict(self.scheduler_config).for_image(height * width // self.size_multiple**2)
+
+    @property
     def scaling_factor(self) -> float:
         """Factor from the autoencoder's latents to those of the UNet."""
         return float(self.vae.config.scaling_factor)
@@ -137,8 +144,8 @@ class StableDiffusion3Parts(DiffusionParts):
         pooled = sum(int(encoder.config.projection_dim) for encoder in self.text_encoders)
         if self.context_width > config.joint_attention_dim or pooled != config.pooled_projection_dim:
             raise IntegrityError(
-                f"the text encoders of {self.name} have states of {self.context_width} and pooled texts of {pooled}"
-                f" numbers; its transformer takes up to {config.joint_attention_dim} and {config.pooled_projection_dim}",
+                f"the text encoders of {self.name} give states of {self.context_width} and pooled texts of {pooled}"
+                f" numbers; its transformer takes {config.joint_attention_dim} and {config.pooled_projection_dim}",
                 "the files belong to different models: download them again",
             )
 

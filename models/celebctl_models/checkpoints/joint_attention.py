@@ -22,7 +22,7 @@ def attends_jointly(network: Any) -> bool:
 def joint_context(context: Tensor, width: int) -> Tensor:
     """The transformer's text tokens: CLIP's states, and zeros in place of T5's.
 
-    The transformer was trained with the text encoders dropped at random (section 5.2.2 of the paper), as zeros.
+    The transformer was trained with text encoders left out at random, so that it works without T5.
 
     Args:
         context: CLIP's states (B, 77, D).
