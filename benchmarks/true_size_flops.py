@@ -124,7 +124,7 @@ def _parts_of(family: str, native_size: int) -> Any:
             network, autoencoder = unet() if family == "sd15" else unet_of(family), vae()
         finally:
             torch.set_default_dtype(torch.float32)
-    configs = {"unet": dict(network.config), "vae": dict(autoencoder.config)}
+    configs = {"denoiser": dict(network.config), "vae": dict(autoencoder.config)}
     card = derive_card(family, family, **configs, text_encoders=len(texts))
     return DiffusionParts(Path(), (), replace(card, native_size=native_size), texts, network, autoencoder, {})
 
