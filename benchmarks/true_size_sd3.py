@@ -1,6 +1,5 @@
 """Does the step graph of Stable Diffusion 3.5 medium hold at its true size? Random weights, each stage below 10 GB.
 
-    python -m benchmarks.true_size_sd3 FOLDER --stage predict       # memory of learning, counted without weights
     python -m benchmarks.true_size_sd3 FOLDER --stage export        # the transformer in float16 to FOLDER/step.onnx
     python -m benchmarks.true_size_sd3 FOLDER --stage reference     # torch in float32 on the same weights
     python -m benchmarks.true_size_sd3 FOLDER --stage compare       # ONNX Runtime on the CPU
@@ -43,7 +42,7 @@ VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4, "use_quant_conv": False, "use_post_quant_conv": False,
 }  # fmt: skip
 STEP = 2  # of the graphs, after two text encoders
-SIZE = Size(batch=1, h=16, w=24, guides=1)
+SIZE = Size(batch=1, h=32, w=32)  # 256 px, with guidance
 
 
 def transformer() -> Any:
@@ -80,17 +79,13 @@ def step_spec(made: Any) -> GraphSpec:
     return graph_makers(parts_with(made))[STEP](torch.float16)
 
 
-def predict(_: Path) -> dict[str, Any]:
-    """Bytes that `celebctl learn` predicts in bfloat16, as benchmarks/true_size_flops.py counts them."""
+def parts_without_weights() -> StableDiffusion3Parts:
+    """The whole model in bfloat16, to predict the memory of learning: shapes and no data."""
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
-    from celebctl.learning.device import estimate_memory
-
     with torch.device("meta"):
-        parts = parts_with(cast(Any, SD3Transformer2DModel)(**TRANSFORMER).to(torch.bfloat16))
-    views = {"four_views": (4, False), "low_memory": (1, True)}
-    told = {way: estimate_memory(parts, count, checkpointing=low) for way, (count, low) in views.items()}
-    return {"weights": told["low_memory"].weights, **{way: one.total for way, one in told.items()}}
+        made = cast(Any, SD3Transformer2DModel)(**TRANSFORMER).to(torch.bfloat16)
+    return parts_with(made)
 
 
 class Upcast(nn.Module):
@@ -146,7 +141,7 @@ def compare_runtime(folder: Path) -> dict[str, Any]:
     return {"max_abs_error": row.max_abs_error, "largest_value": row.largest_value, "passed": row.passed}
 
 
-STAGES = {"predict": predict, "export": export, "reference": reference, "compare": compare_runtime}
+STAGES = {"export": export, "reference": reference, "compare": compare_runtime}
 
 
 def main() -> None:

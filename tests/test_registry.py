@@ -47,7 +47,7 @@ def test_rows_are_complete(name: str) -> None:
     row = KNOWN[name]
     assert set(row.defaults) - {"layout"} == {"steps", "guidance", "sampler"} and row.defaults["sampler"] in SAMPLERS
     assert row.licence.url.startswith("https://") and row.licence.means.endswith(".")
-    assert row.prediction in ("epsilon", "v_prediction")
+    assert row.prediction in ("epsilon", "v_prediction", "flow_prediction")
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in row.sha256.values())
     if not row.bundled:
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", row.source) and row.size > 1e9
@@ -138,7 +138,7 @@ def test_names_of_other_families_are_refused_before_any_download(name: str) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["flux-fan/sd15-mix", "stabilityai/stable-diffusion-3.5-medium", *(KNOWN[name].source for name in FETCHED)],
+    ["flux-fan/sd15-mix", "stabilityai/stable-diffusion-3-medium-diffusers", *(KNOWN[name].source for name in FETCHED)],
 )
 def test_similar_names_are_accepted(name: str) -> None:
     assert locate(name).kind == "hub"

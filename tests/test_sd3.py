@@ -25,6 +25,7 @@ from celebctl_models.checkpoints.registry import files_in, missing_parts
 from celebctl_models.checkpoints.text_encoders import load_texts
 from celebctl_models.checkpoints.token_tables import load_tables
 from celebctl_runtime.errors import IntegrityError, InvalidInputError
+from celebctl_runtime.request import Request
 from celebctl_runtime.sampling.noise import initial_noise
 
 if TYPE_CHECKING:
@@ -203,3 +204,19 @@ def test_the_predicted_memory_covers_position_embeddings(parts: DiffusionParts) 
     assert report.weights >= sum(4 * p.numel() for n in networks for p in n.parameters()) + 4 * 48 * 48 * 32
     assert report.saved == pytest.approx(really_saved(parts, 2), rel=0.05)
     assert estimate_memory(parts, 2, checkpointing=True).saved < 0.6 * report.saved
+
+
+def test_the_baseline_of_bench_is_diffusers_without_t5(parts: DiffusionParts, folder: Path) -> None:
+    from celebctl.bench.worker import DiffusersWorker
+
+    request = Request(PROMPTS[0], seed=3, steps=3, sampler="euler", guidance=5.0, width=128, height=128)
+    spec: dict[str, Any] = {
+        "model": str(folder), "device": "cpu", "threads": torch.get_num_threads(), "dtype": "fp32", "compile": False,
+        "request": request.to_json(),
+    }  # fmt: skip
+    baseline = DiffusersWorker(spec)
+    image = np.asarray(baseline.generate(3).image, np.int16)
+    (ours,) = draw(parts, PROMPTS[:1], [3], {}, steps=3, guidance=5.0, fast=False)
+    assert np.abs(image - ours.astype(np.int16)).max() <= 1
+    counted = baseline.count()
+    assert counted is not None and counted["step"] > 1e8

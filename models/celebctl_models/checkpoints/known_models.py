@@ -88,8 +88,8 @@ class KnownModel:
 
 _FEW_STEPS = {"steps": 4, "guidance": 1.0, "sampler": "euler_a"}  # distilled: no guidance
 
-# Revisions and hashes were compared between several public projects that pin them. Sizes are those of the float32
-# safetensors, the only weights that are downloaded.
+# Revisions and hashes were compared between several public projects that pin them. Sizes are those of the safetensors
+# without a variant in their names, the only weights that are downloaded: float32, of SD 3.5 float16.
 KNOWN: dict[str, KnownModel] = {
     "mini": KnownModel(
         "mini/weights",
@@ -199,6 +199,20 @@ KNOWN: dict[str, KnownModel] = {
         memory=(10_700_000_000, 3_500_000_000),
         revision="a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
         note="Its UNet takes the guidance scale as input (time_cond_proj_dim 256): no second pass per step.",
+    ),
+    "sd35-medium": KnownModel(
+        "stabilityai/stable-diffusion-3.5-medium",
+        "Stable Diffusion 3.5 medium, a transformer",
+        "sd3",
+        _STABILITY,
+        6_750_000_000,
+        1024,
+        {"steps": 40, "guidance": 4.5, "sampler": "euler"},
+        prediction="flow_prediction",
+        memory=(42_200_000_000, 10_400_000_000),
+        revision="b940f670f0eda2d07fbb75229e779da1ad11eb80",
+        gated=True,
+        note="Its third text encoder, T5, is not used and not downloaded.",
     ),
 }
 
