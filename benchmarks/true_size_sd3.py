@@ -71,7 +71,8 @@ def parts_with(made: Any) -> StableDiffusion3Parts:
         encoders = (cast(Any, CLIPTextModelWithProjection)(first.config), second)
         vae = cast(Any, AutoencoderKL)(**VAE).to(made.dtype)
     card = ModelCard("sd35-medium", "sd3", "random weights", "none", 1024)
-    return StableDiffusion3Parts(Path(), (), card, encoders, made, vae, {"shift": 3.0})
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    return StableDiffusion3Parts(Path(), (), card, encoders, made, vae, scheduler)
 
 
 def step_spec(made: Any) -> GraphSpec:

@@ -266,16 +266,16 @@ DYNAMIC = {**FLOW, "use_dynamic_shifting": True}
 def test_flow_matching_agrees_with_diffusers(config: dict[str, Any], skip: int) -> None:
     """Whole trajectories from noise, and from the middle with an init image; a dynamic shift depends on the size."""
     import torch as any_torch
-    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     torch: Any = any_torch
+    pipeline: Any = import_module("diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3")
     image = np.random.default_rng(5).standard_normal((1, 4, 8, 8), dtype=np.float32)
     for steps, tokens in itertools.product((4, 15, 28), (256, 1024, 4096)):
         scheduler: Any = cast(Any, FlowMatchEulerDiscreteScheduler).from_config(config)
         sizes = (config.get("base_shift", 0.5), 1.15)
-        mu = {"mu": calculate_shift(tokens, 256, 4096, *sizes)} if config.get("use_dynamic_shifting") else {}
-        scheduler.set_timesteps(steps, **mu)
+        mu = pipeline.calculate_shift(tokens, 256, 4096, *sizes) if config.get("use_dynamic_shifting") else None
+        scheduler.set_timesteps(steps, mu=mu)
         scheduler.set_begin_index(skip)
         noise = draw_noise(steps)
         latent = torch.from_numpy(noise[0])

@@ -107,6 +107,13 @@ def test_text_encoders_of_another_model_are_refused(tmp_path: Path) -> None:
         load_parts(tmp_path / "narrow")
 
 
+def test_a_scheduler_of_diffusion_is_refused(tmp_path: Path) -> None:
+    sd3(tmp_path / "other", scheduler={"_class_name": "EulerDiscreteScheduler"})
+    with pytest.raises(IntegrityError) as caught:
+        load_parts(tmp_path / "other")
+    assert caught.value.reason == "unsupported_scheduler"
+
+
 def test_a_transformer_of_other_channels_is_found_before_it_is_loaded(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     config = copy / "transformer" / "config.json"
@@ -219,4 +226,4 @@ def test_the_baseline_of_bench_is_diffusers_without_t5(parts: DiffusionParts, fo
     (ours,) = draw(parts, PROMPTS[:1], [3], {}, steps=3, guidance=5.0, fast=False)
     assert np.abs(image - ours.astype(np.int16)).max() <= 1
     counted = baseline.count()
-    assert counted is not None and counted["step"] > 1e8
+    assert counted is not None and counted["step"] > 5e7

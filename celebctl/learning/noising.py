@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from .timestep_sampling import REFERENCE_SIDE, TimestepSampler, max_timestep, st
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
+
+_special = cast(Any, torch.special)  # its functions are untyped
 
 
 class Noising(Protocol):
@@ -96,12 +98,12 @@ class FlowNoising:
         self.schedule, self.device = schedule, device
         self.end = 1.0  # share of the levels that is drawn
         if max_ratio:  # shifting multiplies the ratio of noise to signal by the shift
-            self.end = float(torch.special.ndtr(torch.tensor(max_ratio / schedule.shift).double().log()))
+            self.end = float(_special.ndtr(torch.tensor(max_ratio / schedule.shift).double().log()))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Timesteps (count,) float32, one from each of ``count`` equal shares of the distribution, in random order."""
         shares = stratified(count, generator).double() * self.end
-        levels = torch.special.ndtri(shares).sigmoid()
+        levels: Tensor = _special.ndtri(shares).sigmoid()
         sigma = torch.as_tensor(self.schedule.shifted(levels.numpy()))
         return (sigma * self.schedule.num_train_timesteps).float().to(self.device)
 

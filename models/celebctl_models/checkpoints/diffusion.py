@@ -22,7 +22,7 @@ from celebctl_models.checkpoints.registry import vae_factor as factor_of
 from celebctl_models.checkpoints.text_encoders import TextEncoderParts, load_file, load_text_components
 from celebctl_runtime.errors import IntegrityError
 from celebctl_runtime.request import MAX_SIDE
-from celebctl_runtime.sampling.schedule import ScheduleConfig
+from celebctl_runtime.sampling.schedule import FLOW, ScheduleConfig
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -136,10 +136,16 @@ class StableDiffusion3Parts(DiffusionParts):
     """Stable Diffusion 3 or 3.5 with its two CLIP text encoders, without T5; `unet` is an SD3Transformer2DModel.
 
     Raises:
-        IntegrityError: Text encoders that do not fit the transformer.
+        IntegrityError: Text encoders or a scheduler that do not fit the transformer.
     """
 
     def __post_init__(self) -> None:
+        if self.schedule.prediction_type != self.prediction_type:
+            raise IntegrityError(
+                f"the scheduler of {self.name} is not one of flow matching",
+                "use the scheduler config that came with the model, a FlowMatchEulerDiscreteScheduler",
+                reason="unsupported_scheduler",
+            )
         config = self.unet.config
         pooled = sum(int(encoder.config.projection_dim) for encoder in self.text_encoders)
         if self.context_width > config.joint_attention_dim or pooled != config.pooled_projection_dim:
@@ -181,7 +187,7 @@ class StableDiffusion3Parts(DiffusionParts):
     @property
     def prediction_type(self) -> str:
         """The transformer predicts the flow, noise minus image."""
-        return "flow_prediction"
+        return FLOW
 
 
 def load_parts(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> DiffusionParts:

@@ -58,7 +58,7 @@ class KnownModel:
         size: Bytes of the files that celebctl downloads.
         native_size: Pixels.
         defaults: Default steps, guidance, sampler and layout.
-        prediction: What the UNet predicts, in diffusers' terms.
+        prediction: What the denoiser predicts, in diffusers' terms.
         memory: Estimated bytes of GPU memory for learning, networks included: with a micro batch of four, and in low
             memory mode (computed by benchmarks/true_size.py, not measured).
         bundled: Whether the model comes with the package.
