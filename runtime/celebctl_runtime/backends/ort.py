@@ -29,6 +29,7 @@ from .base import (
     cached,
     encoder_number,
     ids_for,
+    join_encodings,
     step_feeds,
     step_graph,
 )
@@ -155,8 +156,8 @@ class OrtBackend:
         outputs = [
             self._run(graph, {"input_ids": ids_for(manifest, number, ids)}) for number, graph in enumerate(graphs)
         ]
-        context = np.concatenate([encoded[0] for encoded in outputs], axis=-1)
-        return context, outputs[-1][1] if len(outputs[-1]) > 1 else None
+        pooled = [array for encoded in outputs for array in encoded[1:]]
+        return join_encodings([encoded[0] for encoded in outputs], pooled)
 
     def step(self, state: Array, index: int, noise: Array, conditioning: Conditioning, table: StepTable) -> Array:
         """One step; see :meth:`Backend.step`. Whole runs are faster with :meth:`denoise`."""
