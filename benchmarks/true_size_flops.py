@@ -15,6 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import true_size_sd3
 from benchmarks.true_size_model import text_encoder, unet, vae
 from benchmarks.true_size_shapes import text_encoders
 from benchmarks.true_size_shapes import unet as unet_of_family
@@ -24,7 +25,7 @@ CACHED_VIEWS, EVALUATIONS, EVALUATION_STEPS = 48, 4, 15  # views encoded once; g
 #: Dense bfloat16 peak in operations per second (NVIDIA data sheets, SXM), and the share of it that is assumed.
 PEAKS = {"H100": 989.4e12, "H200": 989.4e12}
 UTILISATION = 0.35
-SHAPES = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}  # model family -> its shapes here
+SHAPES = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "sd3": "sd35-medium"}  # model family -> its shapes here
 
 
 def count_operations() -> dict[str, float]:
@@ -118,6 +119,8 @@ def _parts_of(family: str, native_size: int) -> Any:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_models.checkpoints.registry import derive_card
 
+    if family == "sd35-medium":
+        return true_size_sd3.parts_without_weights()
     with FakeTensorMode():
         texts = (text_encoder(),) if family == "sd15" else text_encoders(family)
         torch.set_default_dtype(torch.bfloat16)  # fake tensors cannot be converted
@@ -125,7 +128,7 @@ def _parts_of(family: str, native_size: int) -> Any:
             network, autoencoder = unet() if family == "sd15" else unet_of_family(family), vae()
         finally:
             torch.set_default_dtype(torch.float32)
-    configs = {"unet": dict(network.config), "vae": dict(autoencoder.config)}
+    configs = {"denoiser": dict(network.config), "vae": dict(autoencoder.config)}
     card = derive_card(family, family, **configs, text_encoders=len(texts))
     return DiffusionParts(Path(), (), replace(card, native_size=native_size), texts, network, autoencoder, {})
 

@@ -2,7 +2,7 @@
 
     tensors in the file        programs
     emb_params (n, D)          web UI, ComfyUI, InvokeAI, kohya's trainers
-    clip_l, clip_g             the same, for Stable Diffusion XL
+    clip_l, clip_g             the same, for Stable Diffusion XL and 3
     <alice> (n, D)             diffusers: the tensor's name is the token
     string_to_param            the web UI's own training and the textual inversion paper's code (.pt)
     a tensor without a name    scripts/extract_pt.py of Celeb Basis (.pt): id_embedding, id_coefficient, celeb_basis
@@ -45,7 +45,7 @@ Kind = Literal["identity", "embedding", "coefficients", "basis", "unknown"]
 #: Programs whose textual inversion files can be written; all but diffusers read the same file.
 FORMATS = ("diffusers", "webui", "comfyui", "invoke")
 #: Widths of the text encoders' token tables, and the models known by them.
-FAMILIES = {(768,): "Stable Diffusion 1.x", (1024,): "Stable Diffusion 2.x", (768, 1280): "Stable Diffusion XL"}
+FAMILIES = {(768,): "Stable Diffusion 1.x", (1024,): "Stable Diffusion 2.x", (768, 1280): "Stable Diffusion XL or 3"}
 
 _MAX_BYTES = 64 << 20  # an identity is some KiB, a celeb basis 3 MiB
 _MAX_HEADER_BYTES = 1 << 20

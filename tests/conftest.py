@@ -236,8 +236,8 @@ def write_pipeline(
     _unet(width, unet_channels, **(unet or {})).save_pretrained(str(folder / "unet"))
     _vae(vae_channels).save_pretrained(str(folder / "vae"))
     wanted = {**SCHEDULER, "prediction_type": prediction_type, **(scheduler or {})}
-    _write_json(folder / "scheduler" / "scheduler_config.json", wanted)
-    _write_json(folder / "model_index.json", _index())
+    write_json(folder / "scheduler" / "scheduler_config.json", wanted)
+    write_json(folder / "model_index.json", _index())
 
 
 def write_xl_pipeline(
@@ -266,11 +266,11 @@ def write_xl_pipeline(
     cast(Any, CLIPTextModelWithProjection(second)).save_pretrained(str(folder / "text_encoder_2"))
     _xl_unet().save_pretrained(str(folder / "unet"))
     _vae(vae_channels).save_pretrained(str(folder / "vae"))
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler or {**SCHEDULER, **XL_SCHEDULER})
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler or {**SCHEDULER, **XL_SCHEDULER})
     two = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"], "tokenizer_2": _index()["tokenizer"]}
     one = {key: value for key, value in _index().items() if "safety" not in key}
     kind = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
-    _write_json(folder / "model_index.json", {**one, **two, **kind})
+    write_json(folder / "model_index.json", {**one, **two, **kind})
 
 
 def _xl_unet() -> Any:
@@ -362,7 +362,7 @@ def _index() -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 

@@ -7,9 +7,9 @@ for time; text encoders have two layers; autoencoders have four levels, 8 pixels
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from conftest import SCHEDULER, write_pipeline, write_xl_pipeline
+from conftest import SCHEDULER, WORDS, build_tokenizer, write_json, write_pipeline, write_xl_pipeline
 
 TRAILING = {**SCHEDULER, "_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
 LCM = {"_class_name": "LCMScheduler", "original_inference_steps": 50}
@@ -56,3 +56,74 @@ def xl_v(folder: Path) -> None:
 def xl_turbo(folder: Path) -> None:
     """XL, distilled as SD-Turbo (diffusers' page "SDXL Turbo")."""
     write_xl_pipeline(folder, vae_channels=VAE, scheduler=TRAILING)
+
+
+#: SD3.5's own, but for the autoencoder's channels and `layers_per_block`.
+SD3_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": VAE,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "latent_channels": 16,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+#: As SD3.5-medium's: dual attention in the first half of the blocks, and normalized queries and keys.
+SD3_TRANSFORMER: dict[str, Any] = {
+    "sample_size": 16,
+    "num_layers": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "caption_projection_dim": 32,
+    "joint_attention_dim": 96,
+    "pooled_projection_dim": 32 + 40,
+    "pos_embed_max_size": 48,
+    "dual_attention_layers": (0, 1),
+    "qk_norm": "rms_norm",
+}
+SD3_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+
+
+def sd3(folder: Path, *, scheduler: dict[str, Any] | None = None, **transformer: Any) -> None:
+    """Stable Diffusion 3.5 without T5, which its index lists as the published one does; text widths 32 and 48.
+
+    `scheduler` and `transformer` go over the configurations of these parts.
+    """
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    tokenizer.pad_token = "!"
+    tokenizer.save_pretrained(str(folder / "tokenizer_2"))
+    common: dict[str, Any] = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 77}
+    common |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "initializer_factor": 4.0}
+    first = CLIPTextConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, projection_dim=32, **common)
+    common["hidden_act"] = "gelu"
+    second = CLIPTextConfig(hidden_size=48, intermediate_size=96, num_attention_heads=3, projection_dim=40, **common)
+    for name, config in (("text_encoder", first), ("text_encoder_2", second)):
+        cast(Any, CLIPTextModelWithProjection(config)).save_pretrained(str(folder / name))
+    denoiser = cast(Any, SD3Transformer2DModel)(**{**SD3_TRANSFORMER, **transformer})
+    denoiser.save_pretrained(str(folder / "transformer"))
+    cast(Any, AutoencoderKL)(**SD3_VAE).save_pretrained(str(folder / "vae"))
+    write_json(folder / "scheduler" / "scheduler_config.json", {**SD3_SCHEDULER, **(scheduler or {})})
+    clip = ["transformers", "CLIPTextModelWithProjection"]
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": clip,
+        "text_encoder_2": clip,
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "tokenizer_3": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
+from memory_fakes import really_saved
 
 torch: Any = pytest.importorskip("torch")
 
@@ -27,35 +28,12 @@ from celebctl.learning.device import (  # noqa: E402
     select_device,
 )
 from celebctl.learning.memory_tracker import MemoryTracker  # noqa: E402
-from celebctl_models.checkpoints.diffusion import UNetConditioning, latents_from_pixels, network_output  # noqa: E402
+from celebctl_models.checkpoints.diffusion import latents_from_pixels  # noqa: E402
 from celebctl_models.checkpoints.known_models import KNOWN  # noqa: E402
 from celebctl_runtime.errors import SetupError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
-
-
-def really_saved(parts: DiffusionParts, batch: int) -> int:
-    """Bytes of distinct tensors that autograd keeps in a real forward pass, weights not counted."""
-    size = parts.native_size[0] // parts.vae_factor
-    context = torch.randn(batch, 77, parts.context_width, requires_grad=True)
-    pooled = torch.randn(batch, parts.pooled_width) if parts.pooled_width else None
-    weights = {p.untyped_storage().data_ptr() for p in parts.unet.parameters()}
-    kept: dict[int, Any] = {}
-
-    def keep(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    def keep_not(tensor: Any) -> Any:
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, keep_not):
-        extras = UNetConditioning(pooled, parts.size_ids(*parts.native_size))
-        network_output(parts.unet, torch.randn(batch, 4, size, size), torch.tensor(5), context, extras)
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize("which", ["tiny_parts", "xl_parts"])

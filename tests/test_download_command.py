@@ -461,7 +461,7 @@ def test_use_sets_the_model_and_suggests_the_next_command(run: Run, tmp_path: Pa
 
 
 def test_use_refuses_what_it_cannot_find(run: Run) -> None:
-    assert run("use", "minni").code == 4 and run("use", "sd3").code == 3
+    assert run("use", "minni").code == 4 and run("use", "flux").code == 3
     assert Settings.read().get("model").origin == "default"
 
 

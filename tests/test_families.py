@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from family_fakes import lcm, sd1, sd2, sd_turbo, xl, xl_turbo
+from family_fakes import lcm, sd1, sd2, sd3, sd_turbo, xl, xl_turbo
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -52,11 +52,12 @@ FAMILIES = [
     Family("lcm", lcm, "lcm", 8.0, steps=4),
     Family("sdxl", xl, "euler", 5.0, encoders=2),
     Family("sdxl-turbo", xl_turbo, "euler_a", 0.0, steps=1, encoders=2),
+    Family("sd3", sd3, "euler", 5.0, encoders=2),
 ]
 
 
 #: Exporting takes a minute each: by default one family per network structure, with `-m slow` the others.
-EVERY_TIME = {"sd2", "lcm", "sdxl-turbo"}
+EVERY_TIME = {"sd2", "lcm", "sdxl-turbo", "sd3"}
 CASES = [
     pytest.param(family, id=family.name, marks=() if family.name in EVERY_TIME else pytest.mark.slow)
     for family in FAMILIES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,9 @@ def test_the_use_in_other_programs_is_printed(shell: Shell, doll_basis: tuple[Di
     shell.library.save(alice_xl())
     _, _, err = shell("export-embedding", "alice", "--to", "diffusers")
     assert "text_encoder=pipe.text_encoder_2" in err and "note" not in err
+    shell.library.save(replace(alice_xl(), name="eve", family="sd3"))
+    assert "--to comfyui" in shell("export-embedding", "eve", "--to", "diffusers")[2]
+    assert "embedding:eve" in shell("export-embedding", "eve", "--force", "--to", "comfyui")[2]
     shell.library.save(make_identity(doll_basis[0], "ann", seed=1))
     assert "note: webui supports" in shell("export-embedding", "ann")[2]
     assert 'pipe.load_textual_inversion("ann' in shell("export-embedding", "ann", "--force", "--to", "diffusers")[2]
@@ -261,7 +265,7 @@ def test_inspect_knows_every_kind_of_file(shell: Shell) -> None:
     assert {file: facts["kind"] for file, facts in report.items()} == kinds
     xl = report["xl.safetensors"]
     assert (xl["name"], xl["vectors"], xl["widths"], xl["dtype"]) == ("alice", 2, [768, 1280], "float32")
-    assert xl["likely_for"] == "Stable Diffusion XL" and len(xl["norms"]) == 2 and not xl["warnings"]
+    assert xl["likely_for"] == "Stable Diffusion XL or 3" and len(xl["norms"]) == 2 and not xl["warnings"]
     assert report["identity.safetensors"]["table_hash"] == FACTS["table_hash"]
     assert report["celeb_basis.pt"]["components"] == 7 and report["id_coefficient_000.pt"]["coefficients"] == [2, 7]
     assert report["bundle"]["model"] == bundle.manifest.model.name and report["a.png"]["prompt"] == "alice smiling"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -273,3 +273,60 @@ def test_init_images_agree_with_diffusers(
         table = step_table(sampler, ScheduleConfig.from_dict(config), 15, 2.5, skip)
         assert table.aux[:, 1].tolist() == pytest.approx(timesteps, abs=1e-3), (spacing, skip)
         assert relative_error(run_table(table, noise, image), expected) < 1e-5, (spacing, skip)
+
+
+FLOW: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+DYNAMIC = {**FLOW, "use_dynamic_shifting": True}
+
+
+@pytest.mark.parametrize(
+    "config", [FLOW, {**FLOW, "shift": 1.0}, DYNAMIC, {**DYNAMIC, "time_shift_type": "linear", "base_shift": 1.2}]
+)
+@pytest.mark.parametrize("skip", [0, 3])
+def test_flow_matching_agrees_with_diffusers(config: dict[str, Any], skip: int) -> None:
+    """Whole trajectories from noise, and from the middle with an init image; a dynamic shift depends on the size."""
+    import torch as any_torch
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    torch: Any = any_torch
+    pipeline: Any = import_module("diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3")
+    image = np.random.default_rng(5).standard_normal((1, 4, 8, 8), dtype=np.float32)
+    for steps, tokens in itertools.product((4, 15, 28), (256, 1024, 4096)):
+        scheduler: Any = cast(Any, FlowMatchEulerDiscreteScheduler).from_config(config)
+        sizes = (config.get("base_shift", 0.5), 1.15)
+        mu = pipeline.calculate_shift(tokens, 256, 4096, *sizes) if config.get("use_dynamic_shifting") else None
+        scheduler.set_timesteps(steps, mu=mu)
+        scheduler.set_begin_index(skip)
+        noise = draw_noise(steps)
+        latent = torch.from_numpy(noise[0])
+        if skip:
+            latent = scheduler.scale_noise(torch.from_numpy(image), scheduler.timesteps[skip : skip + 1], latent)
+        for timestep in scheduler.timesteps[skip:]:
+            output = torch.from_numpy(network(latent.numpy(), float(timestep)))
+            latent = scheduler.step(output, timestep, latent, return_dict=False)[0]
+        schedule = ScheduleConfig.from_dict(config).for_image(tokens)
+        table = step_table("euler", schedule, steps, 4.5, skip)
+        assert table.aux[:, 1].tolist() == pytest.approx(scheduler.timesteps[skip:].tolist(), abs=1e-3)
+        assert not table.uses_noise and table.init_sigma == 1.0
+        assert relative_error(run_table(table, noise, image if skip else None), latent.numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "euler"])
+def test_samplers_of_diffusion_do_not_fit_flow_matching(sampler: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        step_table(sampler, ScheduleConfig.from_dict(FLOW), 10, 1.0)
+    assert caught.value.reason == "sampler_does_not_fit" and caught.value.values["fitting"] == "euler"
+
+
+def test_a_flow_takes_up_to_a_thousand_steps() -> None:
+    config = ScheduleConfig.from_dict(FLOW)
+    assert [step_table("euler", config, steps, 1.0).steps for steps in (1, 1000)] == [1, 1000]
+    with pytest.raises(UsageError):
+        step_table("euler", config, 1001, 1.0)
+
+
+@pytest.mark.parametrize("key", ["shift_terminal", "use_karras_sigmas", "stochastic_sampling", "invert_sigmas"])
+def test_other_settings_of_flow_matching_are_refused(key: str) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        ScheduleConfig.from_dict({**FLOW, key: 0.1})
+    assert caught.value.reason == "unsupported_scheduler"

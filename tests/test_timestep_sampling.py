@@ -1,4 +1,4 @@
-"""Timestep sampling: stratified, and only up to the configured noise-to-signal ratio."""
+"""Timestep sampling: as the model was trained, stratified, and only up to the configured noise-to-signal ratio."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import pytest
 from learn_fakes import load_named, new_trainer
 
 torch: Any = pytest.importorskip("torch")
+SHIFTED = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 
 from celebctl.learning.config import CLEAN, FAITHFUL  # noqa: E402
+from celebctl.learning.noising import DiffusionNoising, FlowNoising  # noqa: E402
 from celebctl.learning.timestep_sampling import TimestepSampler, max_timestep  # noqa: E402
+from celebctl_runtime.sampling.schedule import ScheduleConfig  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +48,43 @@ def test_the_default_leaves_noise_out_and_the_published_settings_do_not(tiny_fol
     clean, published = (
         new_trainer(parts, init="average", max_noise_sigma=config.max_noise_sigma) for config in (CLEAN, FAITHFUL)
     )
-    end = clean.denoising_loss.timesteps.end
-    assert published.denoising_loss.timesteps.end == len(clean.denoising_loss.alphas_cumprod) > end
+    noising, other = clean.denoising_loss.noising, published.denoising_loss.noising
+    assert isinstance(noising, DiffusionNoising) and isinstance(other, DiffusionNoising)
+    end = noising.timesteps.end
+    assert other.timesteps.end == len(noising.alphas_cumprod) > end
     assert int(torch.cat([clean.sample_batch().t for _ in range(50)]).max()) < end
+
+
+def flow_levels(noising: FlowNoising, batches: int) -> Any:
+    """Noise levels before the shift of 3, as their logits."""
+    t = torch.cat([noising.draw(8, torch.Generator().manual_seed(seed)) for seed in range(batches)]) / 1000
+    return torch.logit((t / (3 - 2 * t)).double())
+
+
+def test_levels_of_a_flow_are_logit_normal_before_they_are_shifted() -> None:
+    noising = FlowNoising(ScheduleConfig.from_dict(SHIFTED), 0.0, torch.device("cpu"))
+    logits = flow_levels(noising, 500)
+    assert float(logits.mean()) == pytest.approx(0, abs=0.02) and float(logits.std()) == pytest.approx(1, abs=0.02)
+    for seed in range(20):
+        shares = torch.special.ndtr(flow_levels(noising, seed + 1)[-8:])
+        assert sorted((shares * 8).long().tolist()) == list(range(8)), "one level of every eighth"
+
+
+def test_the_highest_noise_of_a_flow_is_a_ratio_to_the_image() -> None:
+    """Ratios are those of sigma to 1 - sigma; below the highest the distribution keeps its form."""
+    schedule = ScheduleConfig.from_dict(SHIFTED)
+    noising = FlowNoising(schedule, 6.0, torch.device("cpu"))
+    whole = flow_levels(FlowNoising(schedule, 0.0, torch.device("cpu")), 500)
+    logits, limit = flow_levels(noising, 500), float(torch.tensor(6.0 / 3.0).log())
+    assert limit - 0.01 < float(logits.max()) <= limit + 1e-4
+    assert float(logits.median()) == pytest.approx(float(whole[whole < limit].median()), abs=0.04)
+
+
+def test_a_flow_mixes_image_and_noise_and_points_from_one_to_the_other() -> None:
+    noising = FlowNoising(ScheduleConfig.from_dict(SHIFTED), 0.0, torch.device("cpu"))
+    x0, noise = torch.randn(2, 3, 16, 4, 4)
+    t = torch.tensor([0.0, 250.0, 1000.0])
+    mixed = noising.add_noise(x0, noise, t)
+    assert torch.equal(mixed[0], x0[0]) and torch.equal(mixed[2], noise[2])
+    torch.testing.assert_close(mixed[1], 0.75 * x0[1] + 0.25 * noise[1])
+    torch.testing.assert_close(mixed - t.view(-1, 1, 1, 1) / 1000 * noising.target(x0, noise, t), x0)

@@ -134,13 +134,15 @@ class DiffusersWorker:
         self._torch, self._request, self._compiled = cast(Any, torch), spec["request"], bool(spec["compile"])
         cast(Any, diffusers).utils.logging.disable_progress_bar()
         dtype = torch.float16 if spec["dtype"] == "fp16" else torch.float32
-        # No other contender runs a safety checker.
+        # No other contender runs a safety checker, or the third text encoder of Stable Diffusion 3.
         index = json.loads((Path(spec["model"]) / "model_index.json").read_text(encoding="utf-8"))
-        without = {"safety_checker": None} if "safety_checker" in index else {}
+        without = dict.fromkeys({"safety_checker", "text_encoder_3", "tokenizer_3"} & index.keys())
         load: Any = cast(Any, diffusers).DiffusionPipeline.from_pretrained
         pipeline: Any = load(str(spec["model"]), torch_dtype=dtype, **without)
-        name, options = SCHEDULERS[self._request["sampler"]]
-        pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
+        self._denoiser = "unet" if hasattr(pipeline, "unet") else "transformer"
+        if self._denoiser == "unet":  # a transformer has one sampler only, its own
+            name, options = SCHEDULERS[self._request["sampler"]]
+            pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
         pipeline.set_progress_bar_config(disable=True)
         device = parse_device(spec["device"])
         if device.kind != "cpu":
@@ -148,7 +150,8 @@ class DiffusersWorker:
         self._pipeline = pipeline.to(device.kind)
         self._device = "cpu" if device.kind == "cpu" else str(self._torch.cuda.get_device_name())
         if self._compiled:
-            self._pipeline.unet = self._torch.compile(self._pipeline.unet, mode="max-autotune")
+            network = getattr(self._pipeline, self._denoiser)
+            setattr(self._pipeline, self._denoiser, self._torch.compile(network, mode="max-autotune"))
 
     def generate(self, seed: int) -> TimedImage:
         """One image, timed from the prompt to the pixels."""
@@ -186,20 +189,21 @@ class DiffusersWorker:
         """Operations of the network's part of one guided step, and of decoding, by torch's own counter."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        pipe, torch = self._pipeline, self._torch
-        unet = getattr(pipe.unet, "_orig_mod", pipe.unet)
-        noise = self._noise(0)
-        guides = 2 if float(self._request["guidance"]) > 1.0 and unet.config.time_cond_proj_dim is None else 1
-        width = int(unet.config.cross_attention_dim)
-        text = torch.zeros(guides, 77, width, dtype=noise.dtype, device=noise.device)
-        more: dict[str, Any] = {}
-        if unet.config.addition_embed_type == "text_time":
-            pooled = int(pipe.text_encoder_2.config.projection_dim)
-            sizes = torch.zeros(guides, 6, dtype=noise.dtype, device=noise.device)
-            more["added_cond_kwargs"] = {"text_embeds": text[:, 0, :pooled], "time_ids": sizes}
+        from celebctl_models.checkpoints.diffusion import UNetConditioning, has_projection, network_output
+
+        pipe, torch, noise = self._pipeline, self._torch, self._noise(0)
+        network = getattr(pipe, self._denoiser)
+        network = getattr(network, "_orig_mod", network)
+        embedded = network.config.get("time_cond_proj_dim") is not None
+        guides = 2 if float(self._request["guidance"]) > 1.0 and not embedded else 1
+        encoders = [pipe.text_encoder, *([pipe.text_encoder_2] if hasattr(pipe, "text_encoder_2") else [])]
+        widths = [int(encoder.config.hidden_size) for encoder in encoders]
+        pooled = [int(encoder.config.projection_dim) for encoder in encoders if has_projection(encoder)]
+        text, pools = (noise.new_zeros(guides, *shape) for shape in ((77, sum(widths)), (sum(pooled),)))
+        extras = UNetConditioning(pools, noise.new_zeros(6)) if pooled else None
         with torch.inference_mode():
             with FlopCounterMode(display=False) as step:
-                unet(noise.repeat(guides, 1, 1, 1), 500, encoder_hidden_states=text, **more)
+                network_output(network, noise.repeat(guides, 1, 1, 1), noise.new_tensor(500), text, extras)
             with FlopCounterMode(display=False) as decode:
                 pipe.vae.decode(noise.to(pipe.vae.dtype))
         return {"step": float(step.get_total_flops()), "decode": float(decode.get_total_flops())}
@@ -207,10 +211,11 @@ class DiffusersWorker:
     def _noise(self, seed: int) -> Any:
         from celebctl_runtime.sampling.noise import initial_noise
 
-        factor, channels = self._pipeline.vae_scale_factor, self._pipeline.unet.config.in_channels
+        network = getattr(self._pipeline, self._denoiser)
+        factor, channels = self._pipeline.vae_scale_factor, network.config.in_channels
         shape = (channels, self._request["height"] // factor, self._request["width"] // factor)
         noise = self._torch.from_numpy(initial_noise(seed, shape))[None]
-        return noise.to(self._pipeline.unet.device, self._pipeline.unet.dtype)
+        return noise.to(network.device, network.dtype)
 
 
 class Clock:

@@ -28,6 +28,7 @@ _USE_XL = (
     ' token="<{name}>") and pipe.load_textual_inversion(tensors["clip_g"], token="<{name}>",'
     " text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)"
 )
+_USE_SD3 = "not known to load embeddings for Stable Diffusion 3, unlike ComfyUI: --to comfyui"
 # Names that programs give to files and tokens; they do not identify a person.
 _GENERIC_NAMES = re.compile(
     r"\W*|learned_embeds.*|emb_params|(id_)?(embedding|coefficient|embed)s?([-_].*)?|celeb_basis.*|model"
@@ -60,6 +61,7 @@ def export_embedding(
             f"{to} supports the widths of Stable Diffusion only; those of {identity.name} are {format_widths(widths)}"
         )
     use = _USE_XL if to == "diffusers" and len(widths) > 1 else USES[to]
+    use = _USE_SD3 if identity.family == "sd3" and to != "comfyui" else use
     console.info(f"in {to}: {use.format(path=path, stem=path.stem, name=identity.name)}")
     facts = {"path": str(path), "to": to, "name": identity.name, "family": identity.family, "widths": list(widths)}
     console.output([str(path)], facts)

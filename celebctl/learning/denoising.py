@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from celebctl_models.checkpoints.diffusion import UNetConditioning, latents_from_pixels, network_output, read_texts
-from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 from .captions import encode_templates
 from .device import autocast_dtype, full_precision, has_bfloat16_units, select_attention
-from .timestep_sampling import TimestepSampler, max_timestep
+from .noising import noising_of
 from .views import make_views
 
 if TYPE_CHECKING:
@@ -58,11 +57,11 @@ class Batch:
     """B views to denoise.
 
     Attributes:
-        x0: Latents (B, 4, h, w).
+        x0: Latents (B, C, h, w).
         weight: Loss weights (B, 1, h, w).
         person_index: (B,) int64.
-        t: Timesteps (B,) int64.
-        noise: (B, 4, h, w), standard normal.
+        t: Timesteps (B,) as the denoiser takes them.
+        noise: (B, C, h, w), standard normal.
         ids: Token ids of the captions, (B, 77).
         positions: Where the two tokens of the person are in the captions, (B, 2).
     """
@@ -84,12 +83,15 @@ class Batch:
 class DenoisingLoss:
     """Equation 1 of the paper, weighted per latent pixel: E ||w (eps - eps_theta(z_t, t, c(embeddings)))||^2.
 
+    In place of the noise eps stands what the model predicts, and z_t is noised as the model was trained (noising.py).
+
     Args:
         parts: The frozen model, on its device.
         captions: Kind of caption templates, "photo" or "imagenet".
         max_noise_sigma: Highest noise-to-signal ratio that is sampled (LearnConfig); 0 samples all timesteps.
 
     Attributes:
+        noising: The model's noising process.
         autocast: Whether the networks compute in bfloat16 (float32 weights on hardware with bfloat16 units).
         loss_scale: Factor on gradients, which would underflow in a float16 network below 6e-8.
     """
@@ -98,18 +100,14 @@ class DenoisingLoss:
         self.parts = parts
         self.device: torch.device = next(parts.unet.parameters()).device
         self.captions = encode_templates(parts.tokenizers[0], parts.max_length, captions)
-        schedule = ScheduleConfig.from_dict(parts.scheduler_config)
-        self.alphas_cumprod = torch.as_tensor(schedule.alphas_cumprod()).float().to(self.device)
-        latent_side = parts.native_size[0] // parts.vae_factor
-        end = max_timestep(self.alphas_cumprod, max_noise_sigma, latent_side)
-        self.timesteps = TimestepSampler(end, self.device)
+        self.noising = noising_of(parts, max_noise_sigma, self.device)
         self.autocast = parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
         self.loss_scale = 1024.0 if parts.unet.dtype == torch.float16 else 1.0
         select_attention(parts)
 
     def sample_batch(self, x0: Tensor, weight: Tensor, person_index: Tensor, generator: torch.Generator) -> Batch:
         """Draw a timestep, noise and a caption for every view."""
-        t = self.timesteps.draw(len(person_index), generator)
+        t = self.noising.draw(len(person_index), generator)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         ids, positions = self.captions.draw(len(person_index), generator)
         return Batch(x0, weight, person_index, t, noise, ids.to(self.device), positions.to(self.device))
@@ -137,29 +135,22 @@ class DenoisingLoss:
         return torch.cat(losses)
 
     def squared_error(self, batch: Batch, embeddings: list[Tensor]) -> Tensor:
-        """||target - unet(z_t, t, c)||^2 per latent pixel, (B, 4, h, w), with ``embeddings`` in the captions."""
-        alpha = self.alphas_cumprod[batch.t].view(-1, 1, 1, 1)
-        z_t = alpha.sqrt() * batch.x0 + (1.0 - alpha).sqrt() * batch.noise
+        """||target - unet(z_t, t, c)||^2 per latent pixel, (B, C, h, w), with ``embeddings`` in the captions."""
+        z_t = self.noising.add_noise(batch.x0, batch.noise, batch.t)
         guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=self.device)
         with torch.autocast(self.device.type, autocast_dtype(self.parts.unet), enabled=self.autocast):
             context, pooled = read_texts(self.parts, batch.ids, embeddings, batch.positions)
             extras = UNetConditioning(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
             unet = self.parts.unet
             predicted = network_output(unet, z_t.to(unet.dtype), batch.t, context.to(unet.dtype), extras)
-        return (predicted.float() - self._target(batch.x0, batch.noise, alpha)) ** 2
-
-    def _target(self, x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-        """What the UNet is trained to predict."""
-        if self.parts.prediction_type == "v_prediction":
-            return alpha.sqrt() * noise - (1.0 - alpha).sqrt() * x0
-        return noise if self.parts.prediction_type == "epsilon" else x0
+        return (predicted.float() - self.noising.target(batch.x0, batch.noise, batch.t)) ** 2
 
 
 @torch.no_grad()
 def encode_views(
     parts: DiffusionParts, photo: Image, face: Face, count: int, config: LearnConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Latents (V, 4, h, w) and loss weights (V, 1, h, w), float32, of ``count`` views of the face in a photo."""
+    """Latents (V, C, h, w) and loss weights (V, 1, h, w), float32, of ``count`` views of the face in a photo."""
     device = next(parts.unet.parameters()).device
     views = make_views(photo.convert("RGB"), face, parts.card.native_size, count, config, generator)
     noise = torch.Generator().manual_seed(config.seed)  # on the CPU: the same noise on every device

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from celebctl_models.checkpoints.diffusion import latents_from_pixels, pixels_from_latents
+from celebctl_models.checkpoints.diffusion import (
+    UNetConditioning,
+    latents_from_pixels,
+    network_output,
+    pixels_from_latents,
+)
 from celebctl_runtime.backends.device import parse_device
 from celebctl_runtime.backends.nvidia_driver import driver_cuda_version, driver_error
 from celebctl_runtime.errors import SetupError
@@ -120,13 +125,15 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def select_attention(parts: DiffusionParts) -> None:
-    """On a CPU, use unfused attention for small latents, which trains 1.4 times faster.
+    """On a CPU, use unfused attention for small latents, which trains a UNet 1.4 times faster.
 
-    It stores a weight for every pair of pixels, so large latents keep the fused kernel.
+    It stores a weight for every pair of pixels, so large latents keep the fused kernel. Joint attention has no other.
     """
-    from diffusers.models.attention_processor import AttnProcessor
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-    if next(parts.unet.parameters()).device.type == "cpu" and parts.native_size[0] // parts.vae_factor <= _SMALL_LATENT:
+    small = parts.native_size[0] // parts.vae_factor <= _SMALL_LATENT
+    fused = all(isinstance(processor, AttnProcessor2_0) for processor in parts.unet.attn_processors.values())
+    if small and fused and next(parts.unet.parameters()).device.type == "cpu":
         parts.unet.set_attn_processor(AttnProcessor())
 
 
@@ -211,13 +218,14 @@ def estimate_memory(parts: DiffusionParts, batch: int, *, checkpointing: bool = 
 
 
 def weight_bytes(parts: DiffusionParts) -> int:
-    """Bytes of the weights of all networks, as they are loaded."""
+    """Bytes of the weights of all networks, as they are loaded; with buffers, such as SD3's position embeddings."""
     networks = (*parts.text_encoders, parts.unet, parts.vae)
-    return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+    tensors = (tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _step_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> tuple[int, int]:
-    """Bytes saved by autograd after the UNet's forward pass, and the peak of both passes, without the weights."""
+    """Bytes saved by autograd after the denoiser's forward pass, and the peak of both passes, without the weights."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     config, dtype = dict(parts.unet.config), parts.unet.dtype
@@ -227,10 +235,8 @@ def _step_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> tuple
         unet = _fake_network(type(parts.unet), config, dtype)
         x = torch.empty(batch, parts.latent_channels, size, size, dtype=dtype)
         context = torch.empty(batch, parts.max_length, width, dtype=dtype, requires_grad=True)
-        options: dict[str, Any] = {}
-        if pooled_width:
-            pooled = torch.empty(batch, pooled_width, dtype=dtype)
-            options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.empty(batch, 6, dtype=dtype)}
+        pooled = torch.empty(batch, pooled_width, dtype=dtype) if pooled_width else None
+        extras = UNetConditioning(pooled, parts.size_ids(*parts.native_size))
         if checkpointing:
             unet.train()
             unet.enable_gradient_checkpointing()
@@ -245,7 +251,7 @@ def _step_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> tuple
         with MemoryTracker(unet.parameters()) as live:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 zero = torch.zeros((), dtype=torch.long)
-                (out,) = unet(x, zero, encoder_hidden_states=context, return_dict=False, **options)
+                out = network_output(unet, x, zero, context, extras)
             saved = sum(kept.values())
             torch.autograd.backward(out.float().square().sum())
     return saved, live.peak

@@ -23,7 +23,6 @@ from celebctl_models.checkpoints.diffusion import (
 )
 from celebctl_runtime.sampling.noise import initial_noise, step_noise
 from celebctl_runtime.sampling.samplers import step_table
-from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 from .captions import place_people
 from .device import autocast_dtype
@@ -81,7 +80,7 @@ def _guided(parts: DiffusionParts, prompts: Sequence[str], people: People) -> tu
 
 
 class DrawOptions(TypedDict, total=False):
-    """Sampling steps, guidance scale and sampler, by default the model's; ``fast`` (default) runs the UNet in half
+    """Sampling steps, guidance scale and sampler, by default the model's; ``fast`` (default) runs the denoiser in half
     precision, which is precise enough to measure faces."""
 
     steps: int | None
@@ -100,7 +99,7 @@ def draw(
     device = next(parts.unet.parameters()).device
     defaults, half = parts.card.defaults, autocast_dtype(parts.unet)
     table = step_table(
-        sampler or defaults["sampler"], ScheduleConfig.from_dict(parts.scheduler_config),
+        sampler or defaults["sampler"], parts.schedule,
         steps or int(defaults["steps"]), float(defaults["guidance"] if guidance is None else guidance),
     )  # fmt: skip
     height, width = (side // parts.vae_factor for side in parts.native_size)

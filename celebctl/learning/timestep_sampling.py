@@ -16,9 +16,14 @@ class TimestepSampler:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Timesteps (count,) int64, one from each of ``count`` equal intervals, in random order."""
-        u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        u = u[torch.randperm(count, generator=generator)]
+        u = stratified(count, generator)
         return (u * self.end).long().clamp(max=self.end - 1).to(self.device)
+
+
+def stratified(count: int, generator: torch.Generator) -> Tensor:
+    """Numbers (count,) in [0, 1), one from each of ``count`` equal intervals, in random order."""
+    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return u[torch.randperm(count, generator=generator)]
 
 
 def max_timestep(alphas_cumprod: Tensor, max_noise_sigma: float, side: int) -> int:

@@ -106,7 +106,7 @@ class PersonTrainer:
     Attributes:
         mapper: Features to coefficients; its trainable part is what the optimizer updates.
         features: (P, F), the recogniser's unit features of the photos.
-        latents: (P, V, 4, h, w), encoded views.
+        latents: (P, V, C, h, w), encoded views.
         weights: (P, V, 1, h, w), loss weights of the views.
         initial: (P, S), normalized coefficients at initialization.
         ema_sum: (P, S), weighted sum of the coefficients of past steps.
@@ -274,7 +274,7 @@ class PersonTrainer:
 def _encode_subjects(
     parts: DiffusionParts, subjects: Sequence[Subject], config: LearnConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Latents (P, V, 4, h, w) and weights (P, V, 1, h, w) of all views; the photos are not needed again."""
+    """Latents (P, V, C, h, w) and weights (P, V, 1, h, w) of all views; the photos are not needed again."""
     count = CACHED_VIEWS if config.steps else 1
     encoded = [encode_views(parts, one.image, one.face, count, config, generator) for one in subjects]
     latents, weights = zip(*encoded, strict=True)

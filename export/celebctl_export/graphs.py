@@ -19,6 +19,7 @@ from celebctl_models.checkpoints.diffusion import (
     DiffusionParts,
     UNetConditioning,
     context_from_ids,
+    has_projection,
     latents_from_pixels,
     network_output,
     pixels_from_latents,
@@ -85,7 +86,7 @@ class TextEncoderGraph(nn.Module):
 
 
 class StatesGraph(nn.Module):
-    """One of the two text encoders of XL: input_ids (B, 77) int64 -> context (B, 77, D), its states after ``layer``.
+    """One of two text encoders: input_ids (B, 77) int64 -> context (B, 77, D), its states after ``layer``.
 
     With ``end`` (an id) also pooled (B, P), the projected last state at the first end token.
     """
@@ -103,13 +104,14 @@ class StepGraph(nn.Module):
     """One step of any linear multistep sampler, with classifier-free guidance and the UNet.
 
     Inputs:
-        state (2, B, 4, h, w): current latent and history.
+        state (2, B, C, h, w): current latent and history.
         step (1,) int64: row of the tables.
-        noise (B, 4, h, w).
+        noise (B, C, h, w).
         context (2, B, 77, D): negative prompt, then prompt; (1, B, 77, D) without guidance, for half the work.
         table (N, 2, 4): rows new latent and new history; columns latent, history, network output, noise.
         aux (N, 3): scale of the network's input, timestep, guidance.
-        pooled (G, B, P) and size_ids (6,): XL models only.
+        pooled (G, B, P): XL and SD3 models only.
+        size_ids (6,): XL models only.
     Outputs: the next state, and step + 1, so that a loop needs no work on the host.
 
     Everything around the network is float32. Latent consistency models take the guidance as an input of the UNet.
@@ -154,7 +156,7 @@ class StepGraph(nn.Module):
 
 
 class VaeDecoderGraph(nn.Module):
-    """Scaled latent (B, 4, h, w) float32 -> image (B, 3, H, W) float32 in [-1, 1]."""
+    """Scaled latent (B, C, h, w) float32 -> image (B, 3, H, W) float32 in [-1, 1]."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
@@ -165,7 +167,7 @@ class VaeDecoderGraph(nn.Module):
 
 
 class VaeEncoderGraph(nn.Module):
-    """Image (B, 3, H, W) float32 in [-1, 1] -> scaled latent (B, 4, h, w) float32.
+    """Image (B, 3, H, W) float32 in [-1, 1] -> scaled latent (B, C, h, w) float32.
 
     The mean of the encoder's distribution: deterministic.
     """
@@ -181,15 +183,14 @@ class VaeEncoderGraph(nn.Module):
 def graph_makers(parts: DiffusionParts) -> list[GraphMaker]:
     """Functions that make the graphs of a bundle on the CPU, one at a time, as networks may be copied to another dtype.
 
-    UNet and VAE compute in the given dtype; text encoders, and VAEs with ``force_upcast``, in float32.
+    Denoiser and VAE compute in the given dtype; text encoders, and VAEs that must be upcast, in float32.
     """
-    upcast = bool(parts.vae.config.force_upcast and parts.pooled_width)
 
     def text_encoder(number: int, _: torch.dtype) -> GraphSpec:
         return _text_encoder_spec(parts, number, _as(parts.text_encoders[number], torch.float32))
 
     def vae(dtype: torch.dtype) -> Any:
-        return _as(parts.vae, torch.float32 if upcast else dtype)
+        return _as(parts.vae, torch.float32 if parts.upcasts_vae else dtype)
 
     return [
         *(partial(text_encoder, number) for number in range(len(parts.text_encoders))),
@@ -214,7 +215,7 @@ def _as(network: Any, dtype: torch.dtype) -> Any:
 
 def _text_encoder_spec(parts: DiffusionParts, number: int, encoder: nn.Module) -> GraphSpec:
     rows, width = parts.token_table(number).shape
-    length, last = parts.max_length, number == len(parts.text_encoders) - 1
+    length, pooled = parts.max_length, has_projection(encoder)
 
     def make_inputs(size: Size) -> dict[str, Tensor]:
         ids = torch.randint(parts.end_id, (size.batch, length), generator=_seeded()) % rows
@@ -225,15 +226,15 @@ def _text_encoder_spec(parts: DiffusionParts, number: int, encoder: nn.Module) -
     if len(parts.text_encoders) == 1:
         module: nn.Module = TextEncoderGraph(encoder, parts.context_layer)
     else:
-        module = StatesGraph(encoder, parts.end_id if last else None, parts.context_layer)
-        if last:
-            outputs["pooled"] = ("batch", parts.pooled_width)
+        module = StatesGraph(encoder, parts.end_id if pooled else None, parts.context_layer)
+        if pooled:
+            outputs["pooled"] = ("batch", int(cast(Any, encoder).config.projection_dim))
     return GraphSpec(encoder_graph(number), {"input_ids": ("batch", length)}, outputs, module.eval(), make_inputs)
 
 
 def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
     width, channels, length = parts.context_width, parts.latent_channels, parts.max_length
-    pooled = parts.pooled_width
+    pooled, takes_sizes = parts.pooled_width, parts.size_ids(*parts.native_size) is not None
 
     def make_inputs(size: Size) -> dict[str, Tensor]:
         (batch, h, w, guides), seed, steps = size, _seeded(), 11
@@ -248,6 +249,7 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
         }
         if pooled:
             inputs["pooled"] = torch.randn(guides, batch, pooled, generator=seed)
+        if takes_sizes:
             inputs["size_ids"] = torch.tensor([16.0, 24.0, 0.0, 0.0, 16.0, 24.0])
         return inputs
 
@@ -260,7 +262,9 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
         "aux": ("steps", 3),
     }
     if pooled:
-        inputs |= {"pooled": ("guides", "batch", pooled), "size_ids": (6,)}
+        inputs["pooled"] = ("guides", "batch", pooled)
+    if takes_sizes:
+        inputs["size_ids"] = (6,)
     outputs: dict[str, Axes] = {"next_state": inputs["state"], "next_step": (1,)}
     return GraphSpec("step", inputs, outputs, StepGraph(unet, parts.guidance_rescale).eval(), make_inputs)
 

@@ -51,7 +51,12 @@ def build_manifest(
             card.name, card.family, card.source, parts.table_hash, parts.context_layer, parts.vae_source
         ),
         size=SizeInfo(
-            parts.native_size, parts.size_multiple, parts.vae_factor, parts.latent_channels, card.display_scale
+            parts.native_size,
+            parts.size_multiple,
+            parts.vae_factor,
+            parts.latent_channels,
+            card.display_scale,
+            parts.max_side,
         ),
         dtype=dtype,
         scheduler=parts.scheduler_config,

@@ -146,7 +146,7 @@ def make_feeds(bundle: Bundle, profile: Profile, plan: EnginePlan) -> Feeds:
 
 
 def _tables(manifest: Manifest, profile: Profile) -> Feeds:
-    steps = step_table("ddim", ScheduleConfig.from_dict(manifest.scheduler), _STEPS, manifest.defaults.guidance)
+    steps = step_table("euler", ScheduleConfig.from_dict(manifest.scheduler), _STEPS, manifest.defaults.guidance)
     feeds: Feeds = {}
     for name, rows in (("table", steps.table), ("aux", steps.aux)):
         feeds[name] = np.zeros(profile.shapes[name][1], np.float32)

@@ -120,10 +120,10 @@ def describe(manifest: Manifest, plans: Iterable[EnginePlan], engines: Path, mac
 def _check(size: EngineSize, manifest: Manifest) -> None:
     if not 1 <= size.batch <= MAX_BATCH:
         raise UsageError(f"engine size {size}: the batch must be 1 to {MAX_BATCH}", "use a smaller batch", size=size)
-    multiple = manifest.size.multiple
+    multiple, largest = manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side)
     for side in (size.height, size.width):
-        if side % multiple or not multiple <= side <= MAX_SIDE:
-            hint = f"use sides that are multiples of {multiple}, from {multiple} to {MAX_SIDE}"
+        if side % multiple or not multiple <= side <= largest:
+            hint = f"use sides that are multiples of {multiple}, from {multiple} to {largest}"
             raise UsageError(f"engine size {size}: this model does not support it", hint, size=size)
 
 

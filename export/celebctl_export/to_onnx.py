@@ -28,12 +28,12 @@ _PAGE_BYTES, _LINE_BYTES = 4096, 64
 _EXAMPLE = Size(batch=3, h=5, w=7)
 
 
-def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
-    """Export one graph whose latent height and width are multiples of ``block``.
+def to_onnx(spec: GraphSpec, block: int, max_blocks: int = 1024) -> ir.Model:
+    """Export one graph whose latent height and width are up to ``max_blocks`` times ``block``.
 
     Raises IntegrityError when the module cannot be exported with its axes dynamic; none is ever fixed silently.
     """
-    dims = _dynamic_dims(block, spec.pixels)
+    dims = _dynamic_dims(block, max_blocks, spec.pixels)
     shapes = {
         name: {axis: dims[dim] for axis, dim in enumerate(axes) if isinstance(dim, str)}
         for name, axes in spec.inputs.items()
@@ -56,11 +56,11 @@ def to_onnx(spec: GraphSpec, block: int) -> ir.Model:
     return cast("ir.Model", model)
 
 
-def _dynamic_dims(block: int, pixels: int) -> dict[str, Any]:
+def _dynamic_dims(block: int, max_blocks: int, pixels: int) -> dict[str, Any]:
     # 31: with guidance the UNet's batch is twice as large, and from 64 on diffusers takes another (equivalent) branch,
     # which torch.export requires to be excluded. The graph itself has no such limit.
     dim = torch.export.Dim
-    h, w = (dim(name, min=1, max=1024) for name in ("h_blocks", "w_blocks"))
+    h, w = (dim(name, min=1, max=max_blocks) for name in ("h_blocks", "w_blocks"))
     return {
         "batch": dim("batch", min=1, max=31),
         "h": block * h,

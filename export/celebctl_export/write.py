@@ -64,7 +64,7 @@ def write_graphs(
         spec = make(_DTYPES[dtype])
         graph = spec.io
         progress(Progress(f"exporting {graph.name}", number, len(makers)))
-        _write_graph(spec, folder, block, spare_rows)
+        _write_graph(spec, folder, parts, spare_rows)
         del spec
         progress(Progress(f"measuring {graph.name}", number, len(makers)))
         expected = reference_outputs(make(torch.float32), sizes)
@@ -78,8 +78,8 @@ def write_graphs(
     return graphs, variants, parity
 
 
-def _write_graph(spec: GraphSpec, folder: Path, block: int, spare_rows: int) -> None:
-    model = to_onnx(spec, block)
+def _write_graph(spec: GraphSpec, folder: Path, parts: DiffusionParts, spare_rows: int) -> None:
+    model = to_onnx(spec, parts.size_multiple // parts.vae_factor, parts.max_side // parts.size_multiple)
     if spec.name in TABLE_FILES:
         move_table(model, _table_name(spec), folder / TABLE_FILES[spec.name], spare_rows)
     save_graph(model, folder / f"{spec.name}.onnx", folder / DATA_FILES[spec.name])

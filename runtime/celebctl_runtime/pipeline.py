@@ -158,7 +158,7 @@ def _check_mentioned(field: str, names: Sequence[str], mentioned: Sequence[str])
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Requests that run together. ``shape``: (4, h, w) of a latent; ``regions``: of the layout that all have."""
+    """Requests that run together. ``shape``: (C, h, w) of a latent; ``regions``: of the layout that all have."""
 
     indices: Sequence[int]
     requests: Sequence[Request]
@@ -170,7 +170,8 @@ class _Batch:
     def create(cls, bundle: Bundle, prompts: _Prompts, indices: Sequence[int]) -> _Batch:
         requests, size = [prompts.requests[index] for index in indices], bundle.manifest.size
         first = requests[0]
-        steps = step_table(first.sampler, bundle.schedule, first.steps, first.guidance or 0.0, first.skipped)
+        schedule = bundle.schedule.for_image(first.height * first.width // size.multiple**2)
+        steps = step_table(first.sampler, schedule, first.steps, first.guidance or 0.0, first.skipped)
         shape = (size.latent_channels, first.height // size.vae_factor, first.width // size.vae_factor)
         return cls(indices, requests, steps, shape, parse_layout(first.layout))
 
@@ -264,7 +265,8 @@ def _encode(
         context, pooled = backend.encode(np.stack(ids), overrides) if overrides else backend.encode(np.stack(ids))
         if bundle.is_current():
             zero = [bundle.manifest.zero_empty_prompt and not request.negative for request in batch.requests]
-            return encoded, _conditionings(batch, context, pooled, np.array(zero) if is_guided else None)
+            conditionings = _conditionings(batch, context, pooled, np.array(zero) if is_guided else None)
+            return encoded, [replace(one, size_ids=_size_ids(bundle, batch.requests[0])) for one in conditionings]
         fingerprint = bundle.manifest.fingerprint
         bundle.refresh()
         if bundle.manifest.fingerprint != fingerprint:
@@ -275,12 +277,11 @@ def _encode(
 def _conditionings(
     batch: _Batch, context: NDArray[np.float32], pooled: NDArray[np.float32] | None, zero: NDArray[np.bool_] | None
 ) -> list[Conditioning]:
-    """The conditionings out of encodings of (B negative prompts,) B prompts, and B prompts of each region.
+    """The conditionings, without sizes, of (B negative prompts,) B prompts, and B prompts of each region.
 
     ``zero`` (B,): which negative prompts are zeros instead; None when there are no negative prompts.
     """
-    count, request = len(batch.requests), batch.requests[0]
-    size_ids = np.array([request.height, request.width, 0, 0, request.height, request.width], dtype=np.float32)
+    count = len(batch.requests)
 
     def select(encodings: NDArray[np.float32], number: int) -> NDArray[np.float32]:
         sets = encodings.reshape(-1, count, *encodings.shape[1:])
@@ -291,9 +292,16 @@ def _conditionings(
         return selected
 
     numbers = range(0 if zero is None else 1, len(context) // count)
-    if pooled is None:
-        return [Conditioning(select(context, number)) for number in numbers]
-    return [Conditioning(select(context, number), select(pooled, number), size_ids) for number in numbers]
+    return [
+        Conditioning(select(context, number), None if pooled is None else select(pooled, number)) for number in numbers
+    ]
+
+
+def _size_ids(bundle: Bundle, request: Request) -> NDArray[np.float32] | None:
+    """XL's micro-conditioning (6,); None for models that do not take it."""
+    if "size_ids" not in bundle.manifest.graphs["step"].inputs:
+        return None
+    return np.array([request.height, request.width, 0, 0, request.height, request.width], dtype=np.float32)
 
 
 def _first_state(backend: Backend, batch: _Batch, sources: Mapping[str, InitImage]) -> NDArray[np.float32]:

@@ -144,7 +144,7 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_text("prompt", full.prompt)
     _check_text("negative prompt", full.negative)
     _check_numbers(full)
-    _check_size(full, manifest.size.multiple)
+    _check_size(full, manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side))
     check_likeness(full.likeness)
     return replace(full, layout=normalize_layout(full.layout))
 
@@ -186,13 +186,13 @@ def unknown_sampler(name: str) -> UsageError:
     return UsageError(f"there is no sampler {name!r}", hint, reason="unknown_sampler", name=name)
 
 
-def _check_size(request: Request, multiple: int) -> None:
+def _check_size(request: Request, multiple: int, largest: int) -> None:
     for side in (request.width, request.height):
-        if side < multiple or side > MAX_SIDE or side % multiple:
-            near = min(max(round(side / multiple), 1) * multiple, MAX_SIDE // multiple * multiple)
+        if side < multiple or side > largest or side % multiple:
+            near = min(max(round(side / multiple), 1) * multiple, largest // multiple * multiple)
             raise UsageError(
                 f"invalid size {request.width}x{request.height}: {side} is not a multiple of {multiple}"
-                f" from {multiple} to {MAX_SIDE}",
+                f" from {multiple} to {largest}",
                 f"use {near} instead of {side}",
                 reason="invalid_size",
                 side=side,

@@ -27,13 +27,13 @@ def check_model_class(folder: Path) -> None:
 
 
 def check_vocabularies(tokenizers: Sequence[Any], name: str) -> None:
-    """Raise InvalidInputError unless both tokenizers of an XL model have one vocabulary.
+    """Raise InvalidInputError unless both tokenizers of an XL or SD3 model have one vocabulary.
 
     A learned name is encoded as the same ids for both text encoders.
     """
     first, *others = (tokenizer.get_vocab() for tokenizer in tokenizers)
     if any(other != first for other in others):
-        hint = "use a Stable Diffusion XL checkpoint with its own tokenizers"
+        hint = "use a checkpoint with its own tokenizers"
         raise InvalidInputError(f"the two tokenizers of {name} have different vocabularies", hint)
 
 
@@ -62,6 +62,7 @@ def load_checkpoint_file(path: Path, configs: Path | None, shapes: Shapes) -> An
         shapes: Names and shapes of its tensors. The pipeline of a file without an autoencoder has none.
 
     Raises:
+        InvalidInputError: A model of another family.
         IntegrityError: The file is damaged, holds more than tensors, or does not fit the configs.
         SetupError: The configs are not available.
     """

@@ -20,7 +20,7 @@ _LORA = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".lora.down.", ".lo
 _OTHER_FAMILIES = {"joint_blocks.": "Stable Diffusion 3", "double_blocks.": "Flux", "cap_embedder.": "Lumina"}
 #: Channels of a UNet's input besides those of the latents: what they are for.
 _TASKS = {5: "for inpainting", 1: "for depth", 4: "for instructions on an image"}
-_HINT = "use a text-to-image checkpoint of Stable Diffusion 1.x, 2.x or XL"
+_HINT = "use a text-to-image checkpoint of Stable Diffusion 1.x, 2.x or XL, or the diffusers folder of one of 3"
 
 
 def is_xl(shapes: Shapes) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,12 +17,15 @@ from celebctl_models.checkpoints.checkpoint_io import freeze, load_component, qu
 from celebctl_models.checkpoints.checkpoint_layout import refuse_channels
 from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 from celebctl_models.checkpoints.hub_download import fetch_folder
-from celebctl_models.checkpoints.known_models import KNOWN
+from celebctl_models.checkpoints.joint_attention import attends_jointly, transformer_output
+from celebctl_models.checkpoints.known_models import KNOWN, denoiser_of
 from celebctl_models.checkpoints.registry import INDEX_FILE, Location, ModelCard, card_for, locate, read_json
 from celebctl_models.checkpoints.registry import vae_factor as factor_of
 from celebctl_models.checkpoints.text_encoders import CheckpointFile, TextEncoderParts, load_file, load_text_components
 from celebctl_models.checkpoints.vae_replacement import ExpectedVae, load_vae
-from celebctl_runtime.errors import InvalidInputError, UsageError
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, UsageError
+from celebctl_runtime.request import MAX_SIDE
+from celebctl_runtime.sampling.schedule import FLOW, ScheduleConfig
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -38,7 +41,7 @@ class DiffusionParts(TextEncoderParts):
     The networks are typed `Any`: diffusers' classes are partly untyped, and the functions below are their interface.
 
     Attributes:
-        unet: diffusers UNet2DConditionModel.
+        unet: The denoiser: diffusers UNet2DConditionModel, or the SD3Transformer2DModel of `StableDiffusion3Parts`.
         vae: diffusers AutoencoderKL, or an AutoencoderTiny in its place.
         scheduler_config: scheduler_config.json as a dict.
         zero_empty_prompt: Whether an empty negative prompt is encoded as zeros (SDXL base).
@@ -62,6 +65,11 @@ class DiffusionParts(TextEncoderParts):
         return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @property
+    def max_side(self) -> int:
+        """Largest image height and width in pixels."""
+        return MAX_SIDE
+
+    @property
     def native_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.card.native_size, self.card.native_size
@@ -78,10 +86,15 @@ class DiffusionParts(TextEncoderParts):
 
     @property
     def pooled_width(self) -> int:
-        """Width P of the pooled text embedding that an XL UNet takes as input; 0 for other UNets."""
+        """Width P of the pooled text embedding that the denoiser takes as input; 0 for UNets before XL."""
         if self.unet.config.addition_embed_type != "text_time":
             return 0
         return int(self.text_encoders[-1].config.projection_dim)
+
+    @property
+    def upcasts_vae(self) -> bool:
+        """Whether the autoencoder must not be in float16: SDXL's overflows unless its config says otherwise."""
+        return len(self.text_encoders) > 1 and bool(self.vae.config.force_upcast)
 
     @property
     def guidance_is_embedded(self) -> bool:
@@ -113,13 +126,78 @@ class DiffusionParts(TextEncoderParts):
 
     @property
     def prediction_type(self) -> str:
-        """What the UNet predicts: "epsilon", "v_prediction" or "sample" (diffusers' terms)."""
+        """What the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow_prediction" (diffusers' terms)."""
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """The noise schedule, at the native size. Raises IntegrityError for one that is not supported."""
+        height, width = self.native_size
+        return ScheduleConfig.from_dict(self.scheduler_config).for_image(height * width // self.size_multiple**2)
 
     @property
     def scaling_factor(self) -> float:
         """Factor from the autoencoder's latents to those of the UNet."""
         return float(self.vae.config.scaling_factor)
+
+
+@dataclass(frozen=True)
+class StableDiffusion3Parts(DiffusionParts):
+    """Stable Diffusion 3 or 3.5 with its two CLIP text encoders, without T5; `unet` is an SD3Transformer2DModel.
+
+    Raises:
+        IntegrityError: Text encoders or a scheduler that do not fit the transformer.
+    """
+
+    def __post_init__(self) -> None:
+        if self.schedule.prediction_type != self.prediction_type:
+            raise IntegrityError(
+                f"the scheduler of {self.name} is not one of flow matching",
+                "use the scheduler config that came with the model, a FlowMatchEulerDiscreteScheduler",
+                reason="unsupported_scheduler",
+            )
+        config = self.unet.config
+        pooled = sum(int(encoder.config.projection_dim) for encoder in self.text_encoders)
+        if self.context_width > config.joint_attention_dim or pooled != config.pooled_projection_dim:
+            raise IntegrityError(
+                f"the text encoders of {self.name} give states of {self.context_width} and pooled texts of {pooled}"
+                f" numbers; its transformer takes {config.joint_attention_dim} and {config.pooled_projection_dim}",
+                "the files belong to different models: download them again",
+            )
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be multiples of this: the transformer's patches are squares of latent pixels."""
+        return self.vae_factor * int(self.unet.config.patch_size)
+
+    @property
+    def max_side(self) -> int:
+        """Largest image height and width in pixels: the transformer has position embeddings for so many patches."""
+        return min(super().max_side, int(self.unet.config.pos_embed_max_size) * self.size_multiple)
+
+    @property
+    def pooled_width(self) -> int:
+        """Width P of the pooled text of both text encoders."""
+        return int(self.unet.config.pooled_projection_dim)
+
+    @property
+    def upcasts_vae(self) -> bool:
+        """Its autoencoder runs in float16, as in diffusers' pipeline; its config has force_upcast only by default."""
+        return False
+
+    @property
+    def guidance_is_embedded(self) -> bool:
+        """The guidance scale is no input of the transformer."""
+        return False
+
+    def size_ids(self, height: int, width: int) -> Tensor | None:
+        """None: the transformer takes no sizes."""
+        return None
+
+    @property
+    def prediction_type(self) -> str:
+        """The transformer predicts the flow, noise minus image."""
+        return FLOW
 
 
 def load_parts(
@@ -150,7 +228,9 @@ def load_parts(
     else:
         folder = fetch_folder(location) if location.kind == "hub" else location.path
         parts = _load_folder(folder, card_for(folder, location.name, location.source), dtype, device, options)
-    _check_texts(parts)
+    if not isinstance(parts, StableDiffusion3Parts):
+        _check_texts(parts)
+    _check_layer(parts)
     return parts
 
 
@@ -160,10 +240,18 @@ def _load_folder(
     """The model in a diffusers folder."""
     import torch
 
+    index = read_json(folder / INDEX_FILE)
+    denoiser = denoiser_of(index)
     vae_config = read_json(folder / "vae" / "config.json")
     channels = int(vae_config.get("latent_channels", 4))
-    refuse_channels(card.name, int(read_json(folder / "unet" / "config.json").get("in_channels", 4)), channels)
+    refuse_channels(card.name, int(read_json(folder / denoiser / "config.json").get("in_channels", 4)), channels)
     stated = (options or CheckpointOptions()).over(card.checkpoint)
+    if denoiser == "transformer" and (stated.prediction_type is not None or stated.zero_terminal_snr is not None):
+        raise UsageError(
+            f"{card.name} is trained by flow matching, which has no other prediction and no zero terminal SNR",
+            "state neither",
+            reason="flow_has_one_schedule",
+        )
     schedule = stated.schedule(read_json(folder / "scheduler" / "scheduler_config.json"), ())
 
     tokenizers, encoders = load_text_components(folder, device)
@@ -171,34 +259,46 @@ def _load_folder(
     with quiet_libraries():
         # Each class from its own module: the libraries' top-level names import far more than these two.
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        unet = load_component(UNet2DConditionModel, folder, "unet", torch_dtype=dtype or torch.float32, **safe)
+        unet = load_component(_denoiser_class(denoiser), folder, denoiser, torch_dtype=dtype or torch.float32, **safe)
         # in float32 where another one is compared with it
         vae_dtype = torch.float32 if dtype is None or stated.vae is not None else dtype
         vae = load_component(AutoencoderKL, folder, "vae", torch_dtype=vae_dtype, **safe)
     if stated.vae is not None:
         expected = ExpectedVae(str(folder), channels, float(vae.config.scaling_factor), vae)
         vae = load_vae(stated.vae, expected).to(dtype or torch.float32)
-    return DiffusionParts(
+    parts = (StableDiffusion3Parts if attends_jointly(unet) else DiffusionParts)(
         path=folder,
         tokenizers=tokenizers,
         card=card.for_schedule(schedule),
         text_encoders=encoders,
         unet=freeze(unet, device),
-        vae=freeze(_full_precision(vae) if len(encoders) > 1 else vae, device),
+        vae=vae,
         scheduler_config=schedule,
-        zero_empty_prompt=bool(read_json(folder / INDEX_FILE).get("force_zeros_for_empty_prompt", False)),
+        zero_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
         clip_skip=stated.clip_skip or 0,
         vae_source=stated.vae.name if stated.vae else "",
     )
+    return _with_frozen_vae(parts, device)
 
 
-def _full_precision(vae: Any) -> Any:
-    """SDXL's autoencoder overflows in float16 unless its config says otherwise (force_upcast); then float32."""
+def _denoiser_class(denoiser: str) -> Any:
+    """The diffusers class of the denoiser in this folder of a model."""
+    if denoiser == "transformer":
+        from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+        return SD3Transformer2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return UNet2DConditionModel
+
+
+def _with_frozen_vae(parts: DiffusionParts, device: str) -> DiffusionParts:
+    """The model with its autoencoder frozen, and in float32 where it would overflow in float16."""
     import torch
 
-    return vae.to(torch.float32) if vae.config.force_upcast and vae.dtype == torch.float16 else vae
+    vae = parts.vae.to(torch.float32) if parts.upcasts_vae and parts.vae.dtype == torch.float16 else parts.vae
+    return replace(parts, vae=freeze(vae, device))
 
 
 def _load_file(
@@ -211,19 +311,19 @@ def _load_file(
     texts, pipe = file.texts, file.pipe
     stated = (options or CheckpointOptions()).over(texts.card.checkpoint)
     schedule = stated.schedule(dict(pipe.scheduler.config), file.shapes)
-    vae = _vae_of_file(location, file, stated.vae).to(dtype or torch.float32)
-    return DiffusionParts(
+    parts = DiffusionParts(
         path=texts.path,
         tokenizers=texts.tokenizers,
         card=texts.card.for_schedule(schedule),
         text_encoders=texts.text_encoders,
         unet=freeze(pipe.unet.to(dtype or torch.float32), device),
-        vae=freeze(_full_precision(vae) if len(texts.text_encoders) > 1 else vae, device),
+        vae=_vae_of_file(location, file, stated.vae).to(dtype or torch.float32),
         scheduler_config=schedule,
         zero_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
         clip_skip=stated.clip_skip or 0,
         vae_source=stated.vae.name if stated.vae else "",
     )
+    return _with_frozen_vae(parts, device)
 
 
 def _vae_of_file(location: Location, file: CheckpointFile, source: Path | None) -> Any:
@@ -242,8 +342,18 @@ def _vae_of_file(location: Location, file: CheckpointFile, source: Path | None) 
     return load_vae(source, ExpectedVae(str(configs) if configs.is_dir() else KNOWN[base].source, 4, factor, own))
 
 
+def _check_layer(parts: DiffusionParts) -> None:
+    """Raise UsageError unless the text encoders have the layer that is read."""
+    layers = min(int(encoder.config.num_hidden_layers) for encoder in parts.text_encoders)
+    if parts.clip_skip > layers:
+        raise UsageError(
+            f"clip skip {parts.clip_skip} is out of range", f"use 1 (the last layer) to {layers}",
+            reason="clip_skip_range",
+        )  # fmt: skip
+
+
 def _check_texts(parts: DiffusionParts) -> None:
-    """Raise InvalidInputError unless the UNet takes what the text encoders give; UsageError for a missing layer."""
+    """Raise InvalidInputError unless the UNet takes what the text encoders give."""
     takes: Any = parts.unet.config.cross_attention_dim
     pairs = [("context", parts.context_width, takes if isinstance(takes, int) else max(takes))]
     if parts.pooled_width:
@@ -257,12 +367,6 @@ def _check_texts(parts: DiffusionParts) -> None:
                 "use the text encoders that it was trained with",
                 reason="text_encoder_of_other_model",
             )
-    layers = min(int(encoder.config.num_hidden_layers) for encoder in parts.text_encoders)
-    if parts.clip_skip > layers:
-        raise UsageError(
-            f"clip skip {parts.clip_skip} is out of range", f"use 1 (the last layer) to {layers}",
-            reason="clip_skip_range",
-        )  # fmt: skip
 
 
 def context_from_ids(
@@ -303,11 +407,11 @@ def texts_from_ids(
     insert_positions: Tensor | None = None,
     layer: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Encode token ids with all text encoders of a model, as its UNet takes them.
+    """Encode token ids with all text encoders of a model, as its denoiser takes them.
 
-    Two encoders (SDXL) give the states before their last layer, concatenated, and the second its projected state at the
-    first end token, which is always the last layer's. transformers' own pooling takes the largest id of old configs,
-    which a learned row may have.
+    Two encoders give the states before their last layer, concatenated; those with a projection (SDXL's second, both of
+    SD3) also their projected state at the first end token, which is always the last layer's. transformers' own pooling
+    takes the largest id of old configs, which a learned row may have.
 
     Args:
         text_encoders: One or two.
@@ -326,12 +430,20 @@ def texts_from_ids(
     import torch
 
     states: list[Tensor] = []
-    pooled: Tensor | None = None
-    for number, (encoder, tokens, rows) in enumerate(zip(text_encoders, ids, rows_by_encoder, strict=True)):
+    pooled: list[Tensor] = []
+    for encoder, tokens, rows in zip(text_encoders, ids, rows_by_encoder, strict=True):
         with _inserted(encoder, rows, insert_positions):
-            context, pooled = states_from_ids(encoder, tokens, end if number == len(ids) - 1 else None, layer or 2)
+            context, projected = states_from_ids(
+                encoder, tokens, end if has_projection(encoder) else None, layer or 2
+            )
         states.append(context)
-    return torch.cat(states, dim=-1), pooled
+        pooled += [] if projected is None else [projected]
+    return torch.cat(states, dim=-1), torch.cat(pooled, dim=-1)
+
+
+def has_projection(text_encoder: Any) -> bool:
+    """Whether a text encoder has a pooled output, its projected state at the end token."""
+    return hasattr(text_encoder, "text_projection")
 
 
 def states_from_ids(
@@ -389,10 +501,10 @@ def _inserted(text_encoder: Any, inserts: Tensor | None, insert_positions: Tenso
 
 @dataclass(frozen=True)
 class UNetConditioning:
-    """Inputs that some UNets take besides the context.
+    """Inputs that some denoisers take besides the context.
 
     Attributes:
-        pooled: Pooled text (B, P), for XL models.
+        pooled: Pooled text (B, P), for XL and SD3 models.
         size_ids: Micro-conditioning (6,), for XL models.
         guidance: Guidance scale (B,) or (1,), for latent consistency models.
     """
@@ -405,7 +517,10 @@ class UNetConditioning:
 def network_output(
     unet: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor, extras: UNetConditioning | None = None
 ) -> Tensor:
-    """The UNet's raw prediction (B, 4, h, w), epsilon or v as trained, for latents x at timesteps (B,) or scalar."""
+    """The denoiser's raw prediction (B, C, h, w), as it was trained, for latents x at timesteps (B,) or scalar."""
+    if attends_jointly(unet):
+        assert extras is not None and extras.pooled is not None  # every SD3 model has pooled texts
+        return transformer_output(unet, x, timesteps, context, extras.pooled)
     options: dict[str, Any] = {}
     if extras is not None and extras.pooled is not None and extras.size_ids is not None:
         sizes = extras.size_ids.to(context).unsqueeze(0).expand(context.shape[0], -1)
@@ -444,22 +559,26 @@ def rescale_guided(guided: Tensor, conditional: Tensor, strength: float) -> Tens
 
 
 def latents_from_pixels(vae: nn.Module, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, 4, h, w) as the UNet sees them.
+    """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w) as the denoiser sees them.
 
     With a generator they are sampled from the encoder's distribution, as in training; without, its mode is returned. A
     tiny autoencoder has no distribution.
     """
     network = cast(Any, vae)
-    encoded = network.encode(pixels)
+    encoded, config = network.encode(pixels), network.config
     if hasattr(encoded, "latents"):
         latents = encoded.latents
     else:
         latents = encoded.latent_dist.mode() if generator is None else encoded.latent_dist.sample(generator)
-    return cast("Tensor", latents * network.config.scaling_factor)
+    shift = config.shift_factor  # None before SD3
+    shifted = latents - shift if shift else latents
+    return cast("Tensor", shifted * config.scaling_factor)
 
 
 def pixels_from_latents(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Latents (B, 4, h, w) as the UNet sees them -> pixels (B, 3, H, W), clamped to [-1, 1]."""
+    """Latents (B, C, h, w) as the denoiser sees them -> pixels (B, 3, H, W), clamped to [-1, 1]."""
     network = cast(Any, vae)
-    decoded = network.decode(latents / network.config.scaling_factor, return_dict=False)[0]
+    shift = network.config.shift_factor
+    scaled = latents / network.config.scaling_factor
+    decoded = network.decode(scaled + shift if shift else scaled, return_dict=False)[0]
     return cast("Tensor", decoded.clamp(-1.0, 1.0))

@@ -409,6 +409,7 @@ def check_folder(folder: Path) -> None:
     index = read_json(folder / INDEX_FILE)
     for part, config_key, tensor in (
         ("unet", "in_channels", "conv_in.weight"),
+        ("transformer", "in_channels", "pos_embed.proj.weight"),
         ("vae", "latent_channels", "post_quant_conv.weight"),
         ("text_encoder", "hidden_size", "embeddings.token_embedding.weight"),
         ("text_encoder_2", "hidden_size", "embeddings.token_embedding.weight"),

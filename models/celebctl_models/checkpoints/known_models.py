@@ -58,7 +58,7 @@ class KnownModel:
         size: Bytes of the files that celebctl downloads.
         native_size: Pixels.
         defaults: Default steps, guidance, sampler and layout.
-        prediction: What the UNet predicts, in diffusers' terms.
+        prediction: What the denoiser predicts, in diffusers' terms.
         memory: Estimated bytes of GPU memory for learning, networks included: with a micro batch of four, and in low
             memory mode (computed by benchmarks/true_size.py, not measured).
         bundled: Whether the model comes with the package.
@@ -88,8 +88,8 @@ class KnownModel:
 
 _FEW_STEPS = {"steps": 4, "guidance": 1.0, "sampler": "euler_a"}  # distilled: no guidance
 
-# Revisions and hashes were compared between several public projects that pin them. Sizes are those of the float32
-# safetensors, the only weights that are downloaded.
+# Revisions and hashes were compared between several public projects that pin them. Sizes are those of the safetensors
+# without a variant in their names, the only weights that are downloaded: float32, of SD 3.5 float16.
 KNOWN: dict[str, KnownModel] = {
     "mini": KnownModel(
         "mini/weights",
@@ -200,6 +200,20 @@ KNOWN: dict[str, KnownModel] = {
         revision="a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
         note="Its UNet takes the guidance scale as input (time_cond_proj_dim 256): no second pass per step.",
     ),
+    "sd35-medium": KnownModel(
+        "stabilityai/stable-diffusion-3.5-medium",
+        "Stable Diffusion 3.5 medium, a transformer",
+        "sd3",
+        _STABILITY,
+        6_750_000_000,
+        1024,
+        {"steps": 40, "guidance": 4.5, "sampler": "euler"},
+        prediction="flow_prediction",
+        memory=(42_200_000_000, 10_400_000_000),
+        revision="b940f670f0eda2d07fbb75229e779da1ad11eb80",
+        gated=True,
+        note="Its third text encoder, T5, is not used and not downloaded.",
+    ),
 }
 
 
@@ -210,21 +224,34 @@ def known_by_source(source: str) -> KnownModel | None:
 
 # Unsupported models.
 
-_CLIP_ONLY = "celebctl needs CLIP text encoders and a UNet whose only other input is the prompt"
-_HINT = "use a Stable Diffusion 1.x, 2.x or XL checkpoint"
+_CLIP_ONLY = (
+    "celebctl needs CLIP text encoders and a UNet, or the transformer of Stable Diffusion 3, whose only other input is"
+    " the prompt"
+)
+_HINT = "use a Stable Diffusion 1.x, 2.x, XL or 3 checkpoint"
+_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _PART_CLASSES = {
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer": _CLIP_TOKENIZERS,
     "text_encoder": ("CLIPTextModel",),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast", ""),  # only XL models have a second
+    "tokenizer_2": (*_CLIP_TOKENIZERS, ""),  # only XL models have a second
     "text_encoder_2": ("CLIPTextModelWithProjection", ""),
     "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+SD3_TRANSFORMER = "SD3Transformer2DModel"
+#: Of Stable Diffusion 3 and 3.5. Their third text encoder, T5, is optional and never read.
+_SD3_PART_CLASSES = {
+    "tokenizer": _CLIP_TOKENIZERS,
+    "text_encoder": ("CLIPTextModelWithProjection",),
+    "tokenizer_2": _CLIP_TOKENIZERS,
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "transformer": (SD3_TRANSFORMER,),
     "vae": ("AutoencoderKL",),
 }
 #: In names of pipelines with the same components, whose UNets have an image or mask as another input.
 _OTHER_TASKS = ("Inpaint", "InstructPix2Pix", "Depth2Img", "Upscale", "LDM3D", "ImageVariation")
 #: Prefixes, in lower case, of short names and hub ids of other families, which are refused before any download.
 _OTHER_FAMILIES = {
-    "Stable Diffusion 3": "sd3 sd-3 stabilityai/stable-diffusion-3",
     "Flux": "flux black-forest-labs/",
     "PixArt": "pixart pixart-alpha/",
     "Hunyuan": "hunyuan tencent/hunyuan tencent-hunyuan/",
@@ -252,11 +279,17 @@ def why_unsupported(index: dict[str, Any]) -> str | None:
         return f"{pipeline} needs an image or mask besides the prompt"
     if class_of(index, "text_encoder_2") and not class_of(index, "text_encoder"):
         return "it has only the second of XL's two text encoders, like a refiner: use the base model"
-    for part, classes in _PART_CLASSES.items():
+    part_classes = _SD3_PART_CLASSES if denoiser_of(index) == "transformer" else _PART_CLASSES
+    for part, classes in part_classes.items():
         name = class_of(index, part)
         if name not in classes:
             return f"its {part} is {name or 'missing'}, not {classes[0]}; {_CLIP_ONLY}"
     return None
+
+
+def denoiser_of(index: dict[str, Any]) -> str:
+    """The folder of the denoising network by model_index.json: "transformer" for Stable Diffusion 3, else "unet"."""
+    return "transformer" if class_of(index, "transformer") == SD3_TRANSFORMER else "unet"
 
 
 def class_of(index: dict[str, Any], part: str) -> str:

@@ -19,7 +19,7 @@ from celebctl_runtime.paths import data_root
 from celebctl_runtime.strict_json import parse_json
 
 from .checkpoint_options import CheckpointOptions
-from .known_models import KNOWN, KnownModel, class_of, known_by_source, refuse_unsupported
+from .known_models import KNOWN, KnownModel, class_of, denoiser_of, known_by_source, refuse_unsupported
 
 CARD_FILE = "celebctl.json"
 INDEX_FILE = "model_index.json"
@@ -38,7 +38,7 @@ class ModelCard:
 
     Attributes:
         name: Short name.
-        family: "sd1", "sd2", "sdxl", or "sd" for other Stable Diffusion models.
+        family: "sd1", "sd2", "sdxl", "sd3", or "sd" for other Stable Diffusion models.
         source: Origin for manifests: a hub id, a known name, or a file name.
         licence: Name of the licence.
         native_size: Side in pixels of the square images the model was trained on.
@@ -84,6 +84,7 @@ class ModelCard:
 # Locations.
 
 _FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2"}
+_FLOW_DEFAULTS = {"steps": 28, "guidance": 7.0, "sampler": "euler"}  # as diffusers' StableDiffusion3Pipeline
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -177,12 +178,13 @@ _WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
     "unet": "diffusion_pytorch_model",
+    "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
 _WEIGHT_SUFFIXES = (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 #: Glob patterns of the files that are read of a model: full names, because repositories have the same weights in many
-#: precisions and formats. `TEXT_FILES`: those that are read without UNet and autoencoder weights.
+#: precisions and formats. `TEXT_FILES`: those that are read without the weights of denoiser and autoencoder.
 TEXT_FILES = (
     INDEX_FILE,
     CARD_FILE,
@@ -193,7 +195,7 @@ TEXT_FILES = (
 )
 MODEL_FILES = (
     *TEXT_FILES,
-    *(f"{part}/diffusion_pytorch_model{suffix}" for part in ("unet", "vae") for suffix in _WEIGHT_SUFFIXES),
+    *(f"{part}/{name}{suffix}" for part, name in _WEIGHTS.items() for suffix in _WEIGHT_SUFFIXES if name != "model"),
 )
 
 
@@ -203,7 +205,7 @@ _SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*")
 def parts_of(index: Config) -> list[str]:
     """The folders of a model that celebctl reads, by its model_index.json."""
     second = [part for part in ("tokenizer_2", "text_encoder_2") if class_of(index, part)]
-    return ["tokenizer", "text_encoder", *second, "unet", "vae", "scheduler"]
+    return ["tokenizer", "text_encoder", *second, denoiser_of(index), "vae", "scheduler"]
 
 
 def wanted_files(names: Iterable[str]) -> list[str]:
@@ -270,7 +272,7 @@ def card_for(path: Path, name: str | None = None, source: str | None = None) -> 
     card = derive_card(
         fallback,
         source or fallback,
-        unet=read_json(path / "unet" / "config.json"),
+        denoiser=read_json(path / denoiser_of(read_json(path / INDEX_FILE)) / "config.json"),
         vae=read_json(path / "vae" / "config.json"),
         text_encoders=1 + (path / "text_encoder_2").is_dir(),
     )
@@ -296,10 +298,13 @@ def find_card(model: str | Path) -> ModelCard | None:
     return card_for(location.path, location.name, location.source) if location.kind == "folder" else None
 
 
-def derive_card(name: str, source: str, *, unet: Config, vae: Config, text_encoders: int) -> ModelCard:
+def derive_card(name: str, source: str, *, denoiser: Config, vae: Config, text_encoders: int) -> ModelCard:
     """The card of a model from its diffusers configs alone."""
-    native_size = int(unet.get("sample_size") or 64) * vae_factor(vae)
-    family = "sdxl" if text_encoders > 1 else _FAMILY_BY_WIDTH.get(unet.get("cross_attention_dim", 0), "sd")
+    native_size = int(denoiser.get("sample_size") or 64) * vae_factor(vae)
+    if "joint_attention_dim" in denoiser:
+        card = ModelCard(name, "sd3", source, "unknown", native_size)
+        return replace(card, defaults={**card.defaults, **_FLOW_DEFAULTS})
+    family = "sdxl" if text_encoders > 1 else _FAMILY_BY_WIDTH.get(denoiser.get("cross_attention_dim", 0), "sd")
     return ModelCard(name, family, source, "unknown", native_size)
 
 

@@ -24,8 +24,17 @@ from celebctl_models.checkpoints.checkpoint_io import (
 )
 from celebctl_models.checkpoints.checkpoint_layout import Shapes, refuse_layout
 from celebctl_models.checkpoints.hub_download import fetch_folder
+from celebctl_models.checkpoints.known_models import class_of
 from celebctl_models.checkpoints.model_types import TokenTables
-from celebctl_models.checkpoints.registry import TEXT_FILES, Location, card_for, derive_card, locate
+from celebctl_models.checkpoints.registry import (
+    INDEX_FILE,
+    TEXT_FILES,
+    Location,
+    card_for,
+    derive_card,
+    locate,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +47,9 @@ class TextEncoderParts(TokenTables):
     """Tokenizers and text encoders of a text-to-image model, frozen, in evaluation mode; an XL model has two of each.
 
     Attributes:
-        text_encoders: transformers CLIPTextModel, always float32; the second one of an XL model is a
-            CLIPTextModelWithProjection.
-        clip_skip: Which layer is read, counted from the last, 1; 0: the one that the UNet was trained with.
+        text_encoders: transformers CLIPTextModel, always float32; the second one of an XL model, and both of Stable
+            Diffusion 3, are a CLIPTextModelWithProjection.
+        clip_skip: Which layer is read, counted from the last, 1; 0: the one that the denoiser was trained with.
     """
 
     text_encoders: tuple[Any, ...]
@@ -102,8 +111,10 @@ def load_text_components(folder: Path, device: str) -> tuple[tuple[Any, ...], tu
         from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
         fp32 = {"dtype": torch.float32, "use_safetensors": True}
+        projects = class_of(read_json(folder / INDEX_FILE), "text_encoder") == CLIPTextModelWithProjection.__name__
+        first = CLIPTextModelWithProjection if projects else CLIPTextModel
         tokenizers = [load_component(CLIPTokenizer, folder, "tokenizer")]
-        encoders = [load_component(CLIPTextModel, folder, "text_encoder", **fp32)]
+        encoders = [load_component(first, folder, "text_encoder", **fp32)]
         if (folder / "text_encoder_2").is_dir():
             tokenizers.append(load_component(CLIPTokenizer, folder, "tokenizer_2"))
             encoders.append(load_component(CLIPTextModelWithProjection, folder, "text_encoder_2", **fp32))
@@ -139,7 +150,7 @@ def load_file(location: Location, device: str) -> CheckpointFile:
         card = card_for(configs, location.name, location.source)
     else:
         unet, vae = dict(pipe.unet.config), dict(pipe.vae.config) if pipe.vae else _BASE_VAE
-        card = derive_card(location.name, location.source, unet=unet, vae=vae, text_encoders=len(encoders))
+        card = derive_card(location.name, location.source, denoiser=unet, vae=vae, text_encoders=len(encoders))
     check_vocabularies(tokenizers, card.name)
     frozen = tuple(freeze(encoder, device) for encoder in encoders)
     return CheckpointFile(TextEncoderParts(location.path, tuple(tokenizers), card, frozen), pipe, shapes)

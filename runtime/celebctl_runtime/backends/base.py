@@ -32,7 +32,7 @@ _TEXT_ENCODER = re.compile(r"text_encoder(?:_(\d+))?")
 Array = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]  # inputs of a graph by name
 NoiseFunction = Callable[[int], Array]  # step -> noise (B, 4, h, w)
-Encodings = tuple[Array, Array | None]  # context (B, 77, D), pooled (B, P) of XL models
+Encodings = tuple[Array, Array | None]  # context (B, 77, D), pooled (B, P) of XL and SD3 models
 Value = TypeVar("Value")
 
 
@@ -42,7 +42,7 @@ class Conditioning:
 
     Attributes:
         context: (G, B, 77, D).
-        pooled: (G, B, P), XL models only.
+        pooled: (G, B, P), XL and SD3 models only.
         size_ids: (6,), XL models only: height, width, crop top, crop left, target height, target width, in pixels.
     """
 
@@ -60,7 +60,7 @@ class Backend(Protocol):
         ...
 
     def encode(self, ids: NDArray[np.int64], overrides: Sequence[EmbeddingOverride] = ()) -> Encodings:
-        """Token ids (B, 77) -> context (B, 77, D) and, for XL models, pooled (B, P).
+        """Token ids (B, 77) -> context (B, 77, D) and, for XL and SD3 models, pooled (B, P).
 
         ``overrides`` replace rows of the bundle's token tables for this call.
         """
@@ -121,6 +121,11 @@ def ids_for(manifest: Manifest, encoder: int, ids: NDArray[np.int64]) -> NDArray
     return np.where(after_end, (tokenizer.pad, *tokenizer.more_pads)[encoder], ids)
 
 
+def join_encodings(contexts: Sequence[Array], pooled: Sequence[Array]) -> Encodings:
+    """The outputs of all text encoders side by side; only some have a pooled one."""
+    return np.concatenate(contexts, axis=-1), np.concatenate(pooled, axis=-1) if pooled else None
+
+
 def step_graph(conditioning: Conditioning) -> str:
     """Name of the step graph: with or without guidance."""
     return "step" if len(conditioning.context) == 2 else "step_nocfg"
@@ -136,9 +141,8 @@ def step_feeds(
         "state": state, "step": np.zeros(1, np.int64), "noise": noise,
         "context": conditioning.context, "table": padded, "aux": aux,
     }  # fmt: skip
-    if conditioning.pooled is not None and conditioning.size_ids is not None:
-        feeds |= {"pooled": conditioning.pooled, "size_ids": conditioning.size_ids}
-    return feeds
+    more = {"pooled": conditioning.pooled, "size_ids": conditioning.size_ids}
+    return feeds | {name: array for name, array in more.items() if array is not None}
 
 
 def parse_options(text: str) -> dict[str, str]:

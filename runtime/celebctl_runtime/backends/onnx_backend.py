@@ -15,7 +15,7 @@ from celebctl_runtime.bundle.overrides import EmbeddingOverride, digests_by_row
 from celebctl_runtime.errors import IntegrityError
 from celebctl_runtime.sampling.samplers import StepTable
 
-from .base import Array, Conditioning, Encodings, Feeds, cached, ids_for, step_feeds, step_graph
+from .base import Array, Conditioning, Encodings, Feeds, cached, ids_for, join_encodings, step_feeds, step_graph
 
 if TYPE_CHECKING:
     from celebctl_runtime.bundle.bundle import Bundle
@@ -60,8 +60,8 @@ class OnnxBackend(ABC):
             self._run(graph, {"input_ids": ids_for(manifest, number, ids)})
             for number, graph in enumerate(self._text_encoders())
         ]
-        context = np.concatenate([encoded[0] for encoded in outputs], axis=-1)
-        return context, outputs[-1][1] if len(outputs[-1]) > 1 else None
+        pooled = [array for encoded in outputs for array in encoded[1:]]
+        return join_encodings([encoded[0] for encoded in outputs], pooled)
 
     def step(self, state: Array, index: int, noise: Array, conditioning: Conditioning, table: StepTable) -> Array:
         """One step; see :meth:`Backend.step`."""

@@ -34,6 +34,7 @@ from .base import (
     cached,
     encoder_number,
     ids_for,
+    join_encodings,
     step_feeds,
     step_graph,
 )
@@ -126,8 +127,8 @@ class TensorRtBackend:
             if not parts[graph]:
                 return self._fall_back(graph, f"{len(ids)} prompts at once").encode(ids, overrides)
         outputs = [self._encode_one(graph, feeds[graph], parts[graph], overrides) for graph in encoders]
-        context = np.concatenate([encoded["context"] for encoded in outputs], axis=-1)
-        return context, outputs[-1].get("pooled")
+        pooled = [encoded["pooled"] for encoded in outputs if "pooled" in encoded]
+        return join_encodings([encoded["context"] for encoded in outputs], pooled)
 
     def _encode_one(
         self, graph: str, feeds: Feeds, parts: Parts, overrides: Sequence[EmbeddingOverride]

@@ -48,13 +48,15 @@ class ModelInfo:
 @dataclass(frozen=True)
 class SizeInfo:
     """Image sizes in pixels: ``native`` is (height, width), both sides must be multiples of ``multiple``, and a latent
-    element covers ``vae_factor`` pixels. ``display_scale``: the default enlargement of saved images."""
+    element covers ``vae_factor`` pixels. ``display_scale``: the default enlargement of saved images. ``max_side``: the
+    largest height and width, for networks that have one."""
 
     native: tuple[int, int]
     multiple: int
     vae_factor: int
     latent_channels: int = 4
     display_scale: int = 1
+    max_side: int = _MAX_SIDE
 
 
 @dataclass(frozen=True)
@@ -322,6 +324,7 @@ def _check_numbers(manifest: Manifest) -> None:
         ("size.vae_factor", size.vae_factor),
         ("size.latent_channels", size.latent_channels),
         ("size.display_scale", size.display_scale),
+        ("size.max_side", size.max_side),
         ("defaults.steps", manifest.defaults.steps),
         ("tokenizer.max_length", tokenizer.max_length),
     ):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from celebctl_runtime.errors import UsageError
 from celebctl_runtime.request import SAMPLERS, unknown_sampler
 
-from .schedule import ScheduleConfig, spaced_timesteps
+from .schedule import FLOW, ScheduleConfig, spaced_timesteps
 
 __all__ = ["SAMPLERS", "StepTable", "step_table"]
 
@@ -84,17 +84,16 @@ def step_table(sampler: str, config: ScheduleConfig, steps: int, guidance: float
         skip: How many of the first steps to leave out, for an init image.
 
     Raises:
-        UsageError: For an unknown sampler, or a number of steps that the schedule does not allow.
+        UsageError: For an unknown sampler, or a sampler or number of steps that the schedule does not allow.
     """
-    if sampler not in _BUILDERS:
-        raise unknown_sampler(sampler)
+    builder = _builder(sampler, config)
     if not 1 <= steps <= config.num_train_timesteps:
         raise _too_many(sampler, steps, config.num_train_timesteps)
     with np.errstate(divide="ignore", invalid="ignore"):
-        rows, init_sigma = _BUILDERS[sampler](config, steps)
+        rows, init_sigma = builder(config, steps)
     table = np.array([_matrix(row, config.prediction_type) for row in rows])
     timesteps = np.array([row.timestep for row in rows])
-    in_range = timesteps.min() >= 0 and timesteps.max() <= config.num_train_timesteps - 1
+    in_range = timesteps.min() >= 0 and timesteps.max() <= config.last_timestep
     if len(rows) != steps or not in_range or not np.isfinite(table).all():
         raise _too_many(sampler, steps, config.num_train_timesteps)
     rows = rows[skip:]
@@ -104,6 +103,18 @@ def step_table(sampler: str, config: ScheduleConfig, steps: int, guidance: float
     init_mix = rows[0].alpha / rows[0].scale, rows[0].sigma / rows[0].scale
     uses_noise = any(row.s for row in rows)
     return StepTable(table.astype(np.float32), aux.astype(np.float32), init_sigma, uses_noise, init_mix)
+
+
+def _builder(sampler: str, config: ScheduleConfig) -> _Builder:
+    """What builds the rows of a sampler. Raises UsageError."""
+    if sampler not in _BUILDERS:
+        raise unknown_sampler(sampler)
+    builders = _FLOW_BUILDERS if config.prediction_type == FLOW else _BUILDERS
+    if sampler not in builders:
+        fitting = ", ".join(builders)
+        problem = f"{sampler} is no sampler for a model of flow matching"
+        raise UsageError(problem, f"use {fitting}", reason="sampler_does_not_fit", name=sampler, fitting=fitting)
+    return builders[sampler]
 
 
 def _matrix(step: _Step, prediction: str) -> list[list[float]]:
@@ -117,6 +128,8 @@ def _x0_weights(step: _Step, prediction: str) -> tuple[float, float]:
         return float(np.float64(step.scale) / step.alpha), float(-np.float64(step.sigma) / step.alpha)
     if prediction == "v_prediction":
         return step.alpha * step.scale, -step.sigma
+    if prediction == FLOW:  # m = noise - x0 and x = (1 - sigma) x0 + sigma noise
+        return 1.0, -step.sigma
     return 0.0, 1.0
 
 
@@ -196,6 +209,19 @@ def _lcm(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
     return rows, 1.0
 
 
+def _flow_euler(config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
+    """Euler's method on a rectified flow (Esser et al. 2024): x' = x + (sigma' - sigma) m, from sigma 1 to 0."""
+    total = config.num_train_timesteps
+    # diffusers shifts the lowest level twice, except with dynamic shifting
+    lowest = np.array(1 / total) if config.use_dynamic_shifting else config.shifted(np.array(1 / total))
+    sigmas = config.shifted(np.linspace(1.0, float(lowest), steps)).tolist()
+    rows = [
+        _Step(total * sigma, 1 - sigma, sigma, p=following / sigma, q=1 - following / sigma)
+        for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True)
+    ]
+    return rows, 1.0
+
+
 def _euler_schedule(config: ScheduleConfig, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Noise levels (steps + 1,) ending in 0, timesteps (steps,), and the scale of the initial noise."""
     spacing, total = config.timestep_spacing or "linspace", config.num_train_timesteps
@@ -251,7 +277,8 @@ def _too_many(sampler: str, steps: int, limit: int) -> UsageError:
     )
 
 
-_BUILDERS: dict[str, Callable[[ScheduleConfig, int], tuple[list[_Step], float]]] = {
+_Builder = Callable[[ScheduleConfig, int], tuple[list[_Step], float]]
+_BUILDERS: dict[str, _Builder] = {
     "ddim": _ddim,
     "euler": _euler,
     "euler_a": _euler_ancestral,
@@ -259,3 +286,4 @@ _BUILDERS: dict[str, Callable[[ScheduleConfig, int], tuple[list[_Step], float]]]
     "dpmpp_2m_karras": _dpmpp_2m_karras,
     "lcm": _lcm,
 }
+_FLOW_BUILDERS: dict[str, _Builder] = {"euler": _flow_euler}

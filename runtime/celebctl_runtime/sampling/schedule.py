@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from celebctl_runtime.errors import IntegrityError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+FLOW = "flow_prediction"  # of models trained by flow matching, whose scheduler configs do not name it
 SPACINGS = ("leading", "trailing", "linspace")
+_FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+_FLOW_UNSUPPORTED = (
+    "invert_sigmas", "shift_terminal", "stochastic_sampling", "use_beta_sigmas", "use_exponential_sigmas",
+    "use_karras_sigmas",
+)  # fmt: skip
 _NEARLY_ZERO = 2.0**-24  # diffusers' replacement for a zero last alpha where 1 / alpha is needed
 
 
@@ -27,6 +33,7 @@ class ScheduleConfig:
     """Training facts under diffusers' own names and defaults.
 
     ``timestep_spacing`` is None when the config does not set it; each sampler then uses its own diffusers default.
+    From ``shift`` on, the settings are those of flow matching (``prediction_type`` "flow_prediction").
     """
 
     num_train_timesteps: int = 1000
@@ -41,6 +48,13 @@ class ScheduleConfig:
     rescale_betas_zero_snr: bool = False
     original_inference_steps: int = 50  # lcm
     timestep_scaling: float = 10.0  # lcm
+    shift: float = 1.0
+    use_dynamic_shifting: bool = False
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    time_shift_type: str = "exponential"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ScheduleConfig:
@@ -52,15 +66,38 @@ class ScheduleConfig:
             values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
         config = cls(**values)
         if data.get("thresholding"):
-            raise IntegrityError(
-                "the model's scheduler uses thresholding, which is not supported",
-                "export the model with another scheduler config",
-                reason="unsupported_scheduler",
-            )
+            raise _unsupported("the model's scheduler uses thresholding, which is not supported", "another one")
         _check_choice("prediction_type", config.prediction_type, PREDICTIONS)
         _check_choice("timestep_spacing", config.timestep_spacing or SPACINGS[0], SPACINGS)
         _check_choice("beta_schedule", config.beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
-        return config
+        if data.get("_class_name") != _FLOW_SCHEDULER:
+            return config
+        for key in _FLOW_UNSUPPORTED:
+            if data.get(key):
+                raise _unsupported(f"the model's scheduler has {key}, which is not supported", f"one without {key}")
+        _check_choice("time_shift_type", config.time_shift_type, ("exponential", "linear"))
+        return replace(config, prediction_type=FLOW)
+
+    @property
+    def last_timestep(self) -> int:
+        """The timestep of the highest noise: the number of a training step, or 1000 times the noise level of a flow."""
+        return self.num_train_timesteps - (self.prediction_type != FLOW)
+
+    def for_image(self, tokens: int) -> ScheduleConfig:
+        """The schedule for images of so many of the network's patches.
+
+        It differs with ``use_dynamic_shifting`` only: ``shift`` then grows with the image, as in diffusers'
+        StableDiffusion3Pipeline.
+        """
+        if not self.use_dynamic_shifting:
+            return self
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        mu = self.base_shift + slope * (tokens - self.base_image_seq_len)
+        return replace(self, shift=math.exp(mu) if self.time_shift_type == "exponential" else mu)
+
+    def shifted(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Noise levels of a flow, 0 to 1, moved towards 1 by ``shift`` (Esser et al. 2024, section 5.3.2)."""
+        return self.shift * levels / (1 + (self.shift - 1) * levels)
 
     def betas(self) -> NDArray[np.float64]:
         """Variance added at each training step, (T,) float64."""
@@ -102,8 +139,9 @@ def spaced_timesteps(spacing: str, total: int, steps: int, offset: int) -> NDArr
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise IntegrityError(
-            f"the model's scheduler has the unsupported {key} {value!r}",
-            f"export the model with a scheduler config of {', '.join(choices)}",
-            reason="unsupported_scheduler",
-        )
+        raise _unsupported(f"the model's scheduler has the unsupported {key} {value!r}", f"one of {', '.join(choices)}")
+
+
+def _unsupported(problem: str, instead: str) -> IntegrityError:
+    hint = f"export the model with another scheduler config: {instead}"
+    return IntegrityError(problem, hint, reason="unsupported_scheduler")
