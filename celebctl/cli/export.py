@@ -1,9 +1,9 @@
 """export: a model and learned people as a bundle that runs without torch."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
 import typer
 
@@ -78,22 +78,11 @@ def export(
     from celebctl.model import Model
     from celebctl.settings import Settings
     from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
-    from celebctl_runtime.errors import UsageError
 
     console, library = ctx.ensure_object(CliConsole), Library()
     model = str(Settings.read().text("model", model))
-    if (add or remove) and (names or out):
-        raise UsageError("--add and --remove change an existing bundle", "omit the other names and --out")
-    if (engine or dry_run or no_dynamic or device) and not trt:
-        raise UsageError("--engine, --no-dynamic, --device and --dry-run need --trt", "add --trt")
-    if tiny_vae and vae:
-        raise UsageError("--vae and --tiny-vae exclude each other", "give one of them: a bundle has one autoencoder")
-    if tiny_vae and (add or remove or check or dry_run or bundle):
-        raise UsageError("--tiny-vae is for a new bundle", "omit --add, --remove, --bundle, --check and --dry-run")
+    check_options(ctx.params)
     wanted = engines.Wanted(engine or [], not no_dynamic, engines.trt_device(device))
-    if bundle is not None and not (add or remove or trt or check):
-        hint = "to write a bundle to another folder, use --out DIR"
-        raise UsageError("--bundle needs --add, --remove, --trt or --check", hint)
     if add or remove or check or dry_run or bundle is not None:
         opened = engines.open_bundle(library, model, bundle)
         if add or remove:
@@ -115,6 +104,26 @@ def export(
         facts["engines"] = engines.build(console, library, made, wanted)
     console.output([str(made.path)], facts)
     _suggest(console, made, out)
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that do not go together. given: the parameters by name; None or False if left out."""
+    from celebctl_runtime.errors import UsageError
+
+    def any_of(*names: str) -> bool:
+        return any(given[name] for name in names)
+
+    if any_of("add", "remove") and any_of("names", "out"):
+        raise UsageError("--add and --remove change an existing bundle", "omit the other names and --out")
+    if any_of("engine", "dry_run", "no_dynamic", "device") and not given["trt"]:
+        raise UsageError("--engine, --no-dynamic, --device and --dry-run need --trt", "add --trt")
+    if given["tiny_vae"] and given["vae"]:
+        raise UsageError("--vae and --tiny-vae exclude each other", "give one of them: a bundle has one autoencoder")
+    if given["tiny_vae"] and any_of("add", "remove", "check", "dry_run", "bundle"):
+        raise UsageError("--tiny-vae is for a new bundle", "omit --add, --remove, --bundle, --check and --dry-run")
+    if given["bundle"] and not any_of("add", "remove", "trt", "check"):
+        hint = "to write a bundle to another folder, use --out DIR"
+        raise UsageError("--bundle needs --add, --remove, --trt or --check", hint)
 
 
 def make_bundle(
