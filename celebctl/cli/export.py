@@ -107,7 +107,7 @@ def export(
 
 
 def check_options(given: Mapping[str, Any]) -> None:
-    """Raise UsageError for options that do not go together. given: the parameters by name; None or False if left out."""
+    """Raise UsageError for options that exclude one another. given: parameters by name, None or False if left out."""
     from celebctl_runtime.errors import UsageError
 
     def any_of(*names: str) -> bool:
