@@ -323,7 +323,7 @@ def measured_peak(threads: int | None, clock: Callable[[], float] = time.perf_co
 
 
 def hardware_of(device: str) -> str:
-    """The device without its engine: ONNX Runtime and TensorRT run on the same GPU, ONNX Runtime and OpenVINO on the CPU.
+    """The device without its engine: TensorRT runs on the same GPU as ONNX Runtime, OpenVINO on the CPU.
 
     Example:
         >>> hardware_of("trt:1"), hardware_of("openvino")

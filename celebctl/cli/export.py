@@ -86,10 +86,8 @@ def export(
         raise UsageError("--add and --remove change an existing bundle", "omit the other names and --out")
     if (engine or dry_run or no_dynamic or device) and not trt:
         raise UsageError("--engine, --no-dynamic, --device and --dry-run need --trt", "add --trt")
-    if tiny_vae and vae:
-        raise UsageError("--vae and --tiny-vae exclude each other", "give one of them: a bundle has one autoencoder")
-    if tiny_vae and (add or remove or check or dry_run or bundle):
-        raise UsageError("--tiny-vae is for a new bundle", "omit --add, --remove, --bundle, --check and --dry-run")
+    if tiny_vae:
+        _check_tiny_vae(vae, bool(add or remove or check or dry_run or bundle))
     wanted = engines.Wanted(engine or [], not no_dynamic, engines.trt_device(device))
     if bundle is not None and not (add or remove or trt or check):
         hint = "to write a bundle to another folder, use --out DIR"
@@ -115,6 +113,16 @@ def export(
         facts["engines"] = engines.build(console, library, made, wanted)
     console.output([str(made.path)], facts)
     _suggest(console, made, out)
+
+
+def _check_tiny_vae(vae: str | None, existing: bool) -> None:
+    """Raise UsageError for --tiny-vae beside --vae, or for an existing bundle."""
+    from celebctl_runtime.errors import UsageError
+
+    if vae:
+        raise UsageError("--vae and --tiny-vae exclude each other", "give one of them: a bundle has one autoencoder")
+    if existing:
+        raise UsageError("--tiny-vae is for a new bundle", "omit --add, --remove, --bundle, --check and --dry-run")
 
 
 def make_bundle(
