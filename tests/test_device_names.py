@@ -22,7 +22,8 @@ def test_a_name_is_a_kind_and_a_number() -> None:
     assert [parse_device(name) for name in DEVICES] == [DeviceSpec(name) for name in DEVICES]
     assert parse_device("cuda:1") == DeviceSpec("cuda", 1) and parse_device("trt:12") == DeviceSpec("trt", 12)
     assert parse_device("cuda:0") == parse_device("cuda")
-    for wrong in ("", "gpu", "CUDA", "cpu:0", "auto:1", "cuda:", "cuda:-1", "cuda:1 ", "cuda:１", "cuda:9999", "trt1"):
+    others = ("cpu:0", "auto:1", "rtx:1", "openvino:0")
+    for wrong in (*others, "", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:1 ", "cuda:１", "cuda:9999", "trt1"):
         with pytest.raises(UsageError) as caught:
             parse_device(wrong)
         assert caught.value.reason == "unknown_device" and caught.value.values["device"] == wrong

@@ -582,4 +582,4 @@ def test_the_benchmark_searches_for_algorithms_but_not_its_cold_starts(bundle: B
     workload = Workload(bundle, Request("alice", width=32, height=32), bundle.path, cuda_options="use_tf32=1")
     (contender,) = workload.celebctl_contenders(["cuda"])
     assert contender.spec["cuda_options"] == {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "1"}
-    assert contender.variables == {"CELEBCTL_CUDA_OPTIONS": "use_tf32=1"}
+    assert contender.variables == {"CELEBCTL_CUDA_OPTIONS": "use_tf32=1", "CELEBCTL_OPENVINO_OPTIONS": ""}

@@ -150,5 +150,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_the_command_takes_it_for_a_new_bundle_only(tmp_path: Path) -> None:
     assert main(["export", "--tiny-vae", str(tmp_path), "--add", "alice"]) == 2
+    assert main(["export", "--tiny-vae", str(tmp_path), "--vae", str(tmp_path)]) == 2
     assert main(["export", "--model", "mini", "--tiny-vae", str(tmp_path / "none"), "-o", str(tmp_path / "out")]) == 3
     assert not (tmp_path / "out").exists()
