@@ -3,7 +3,7 @@
     python -m celebctl_models.mini.training.drawn --out pictures
 
 The network sees the aligned crops of faces that mini's detector finds. Distances of the recogniser's feature alone do
-not tell photographs apart: it maps every crop to the 50 dimensions that drawn people differ in
+not tell photographs apart: it maps every crop to the 50 dimensions that drawn people differ in 
 Drawn crops come from people of seeds that nothing else uses, as portraits and as scenes before and after mini's
 autoencoder. The others are parts of photographs and textures that scikit-image and insightface ship, what mini's
 detector takes for faces in them, and random shapes. Both are degraded alike: compressed, reduced, blurred, grey, with
