@@ -159,6 +159,27 @@ def test_texts_equal_diffusers_encoding(parts: DiffusionParts, folder: Path) -> 
     torch.testing.assert_close(pooled, theirs[2])
 
 
+def test_clip_skip_is_that_of_diffusers(folder: Path) -> None:
+    """diffusers counts from the last but one, which it reads by default."""
+    parts = load_parts(folder, options=CheckpointOptions(clip_skip=1))
+    context, pooled = read_texts(parts, ids_of(parts, PROMPTS))
+    theirs = pipeline(folder).encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False, clip_skip=-1)
+    torch.testing.assert_close(joint_context(context, 96), theirs[0])
+    torch.testing.assert_close(pooled, theirs[2])
+    assert not torch.equal(context, read_texts(load_parts(folder), ids_of(parts, PROMPTS))[0])
+
+
+def test_another_autoencoder_of_the_family_replaces_its_own(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder / "vae", tmp_path / "tuned"))
+    parts = load_parts(folder, options=CheckpointOptions(vae=copy))
+    assert isinstance(parts, StableDiffusion3Parts) and parts.vae_source == "tuned"
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.13025}))
+    with pytest.raises(InvalidInputError) as caught:
+        load_parts(folder, options=CheckpointOptions(vae=copy))
+    assert caught.value.reason == "vae_of_other_family"
+
+
 def test_inserted_rows_equal_rows_of_both_tables(folder: Path) -> None:
     parts = load_parts(folder)
     ids = ids_of(parts, PROMPTS)
