@@ -115,7 +115,7 @@ def export(
     _suggest(console, made, out)
 
 
-def _check_tiny_vae(vae: str | None, existing: bool) -> None:
+def _check_tiny_vae(vae: Path | None, existing: bool) -> None:
     """Raise UsageError for --tiny-vae beside --vae, or for an existing bundle."""
     from celebctl_runtime.errors import UsageError
 
