@@ -6,6 +6,7 @@ JSON: seconds to load and to draw, peak resident memory, version.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -19,24 +20,27 @@ Settings = dict[str, Any]  # model, bundle, ir, threads, steps, size, guidance, 
 Draw = Callable[[int], Any]  # steps -> anything
 
 
+def _module(name: str) -> Any:
+    """A package that only the environment of its program has."""
+    return importlib.import_module(name)
+
+
 def celebctl(settings: Settings, device: str) -> Draw:
     from celebctl_runtime import Bundle, Request, generate
     from celebctl_runtime.backends.select import choose_backend
 
     bundle = Bundle.open(Path(settings["bundle"]), verify="none")
     backend = choose_backend(bundle, device, engines=Path(settings["cache"]), threads=settings["threads"])
-    base = {"seed": 1, "guidance": settings["guidance"], "sampler": "euler"}
+    base: dict[str, Any] = {"seed": 1, "guidance": settings["guidance"], "sampler": "euler"}
     base |= {"width": settings["size"], "height": settings["size"]}
     return lambda steps: generate(bundle, backend, Request(settings["prompt"], steps=steps, **base))
 
 
 def diffusers(settings: Settings, compiled: bool) -> Draw:
-    import torch
-    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
-
+    torch, library = _module("torch"), _module("diffusers")
     torch.set_num_threads(settings["threads"])
-    pipe: Any = StableDiffusionPipeline.from_pretrained(settings["model"], dtype=torch.float32, safety_checker=None)
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe = library.StableDiffusionPipeline.from_pretrained(settings["model"], dtype=torch.float32, safety_checker=None)
+    pipe.scheduler = library.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     if compiled:
         pipe.unet = torch.compile(pipe.unet)
@@ -54,9 +58,7 @@ def diffusers(settings: Settings, compiled: bool) -> Draw:
 
 
 def stable_diffusion_cpp(settings: Settings) -> Draw:
-    from stable_diffusion_cpp import StableDiffusion
-
-    model = StableDiffusion(
+    model = _module("stable_diffusion_cpp").StableDiffusion(
         model_path=settings["model"], n_threads=settings["threads"], wtype="f32", verbose=False
     )
     side = settings["size"]
@@ -67,11 +69,10 @@ def stable_diffusion_cpp(settings: Settings) -> Draw:
 
 
 def openvino_genai(settings: Settings) -> Draw:
-    import openvino_genai as genai
-
+    genai = _module("openvino_genai")
     options = {"INFERENCE_NUM_THREADS": settings["threads"], "INFERENCE_PRECISION_HINT": "f32"}
     options |= {"CACHE_DIR": settings["cache"]}
-    pipe: Any = genai.Text2ImagePipeline(settings["ir"], "CPU", **options)
+    pipe = genai.Text2ImagePipeline(settings["ir"], "CPU", **options)
     euler = genai.Scheduler.Type.EULER_DISCRETE
     pipe.set_scheduler(genai.Scheduler.from_config(f"{settings['ir']}/scheduler/scheduler_config.json", euler))
     side = settings["size"]

@@ -89,6 +89,14 @@ def parts_without_weights() -> StableDiffusion3Parts:
     return parts_with(made)
 
 
+def _to_float32(layer: nn.Module, _: Any) -> None:
+    layer.float()
+
+
+def _to_float16(layer: nn.Module, _: Any, __: Any) -> None:
+    layer.half()
+
+
 class Upcast(nn.Module):
     """A float16 network that computes in float32, with the weights of one layer converted at a time."""
 
@@ -99,8 +107,8 @@ class Upcast(nn.Module):
         self.network, self.config = network, network.config
         for layer in network.modules():
             if next(layer.parameters(recurse=False), None) is not None:
-                layer.register_forward_pre_hook(lambda module, _: module.float() and None)
-                layer.register_forward_hook(lambda module, _, __: module.half() and None)
+                layer.register_forward_pre_hook(_to_float32)
+                layer.register_forward_hook(_to_float16)
 
     def forward(self, **inputs: Any) -> Any:
         return self.network(**inputs)
@@ -120,7 +128,8 @@ def reference(folder: Path) -> dict[str, Any]:
     inputs = step_spec(made).make_inputs(SIZE)
     with torch.no_grad():
         state, _ = StepGraph(Upcast(made))(**inputs)
-    np.savez(folder / "reference.npz", next_state=state.numpy(), **{name: t.numpy() for name, t in inputs.items()})
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in inputs.items()}
+    np.savez(folder / "reference.npz", next_state=state.numpy(), **arrays)
     return {"largest_value": float(state.abs().max())}
 
 
