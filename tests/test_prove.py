@@ -109,6 +109,7 @@ def test_a_damaged_document_begins_anew(content: str, tmp_path: Path, monkeypatc
     ("options", "reason"),
     [
         ({"devices": ("tpu",)}, "unknown_device"),
+        ({"devices": ("openvino",)}, "unknown_device"),
         ({"rounds": 0}, "count_out_of_range"),
         ({"minutes": -1}, "count_out_of_range"),
     ],
@@ -117,6 +118,14 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], reason: str) 
     with pytest.raises(UsageError) as caught:
         ProveOptions(**options)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("devices", "torch_device"), [(("cpu",), "cpu"), (("cpu", "cuda:1"), "cuda:1"), (("trt:1", "cpu"), "cuda:1")]
+)
+def test_learning_runs_on_the_first_gpu_asked_for(devices: tuple[str, ...], torch_device: str, tmp_path: Path) -> None:
+    run = ProveRun(tmp_path, ProveOptions(devices=devices), Library(tmp_path / "home"))
+    assert run.model.device == torch_device
 
 
 def test_no_path_of_the_user_is_in_the_document(tmp_path: Path) -> None:

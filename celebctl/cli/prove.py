@@ -24,7 +24,9 @@ def prove(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report; continues there.")] = Path("proof"),
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", help="cpu, cuda or trt; repeat it for several.", show_default="all that work"),
+        typer.Option(
+            "--device", help="cpu, cuda, trt, cuda:1, ...; repeat it for several.", show_default="all that work"
+        ),
     ] = None,
     face_models: options.FaceModels = None,
     judge: Annotated[

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celebctl.library import Library
+from celebctl_runtime.backends.device import DeviceSpec, parse_device
 from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError, UsageError
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
@@ -46,7 +47,7 @@ class ProveOptions:
         model: A name, folder or file of a model.
         photos: Folder of ``NAME.jpg``, one for each of up to four people, and further photos of them as
             ``NAME-2.jpg``; None: two people drawn by mini, read with mini's face models.
-        devices: "cpu", "cuda", "trt"; empty: all that work on this machine.
+        devices: "cpu", "cuda", "trt", of a further GPU "cuda:1", "trt:1"; empty: all that work on this machine.
         face_models: A pack or folder for learning; None: the model's own, or the default pack.
         scoring_face_models: Another pack or folder, which scores; None: the model's own scoring networks, or the pack
             of learning, whose scores are too high.
@@ -66,10 +67,10 @@ class ProveOptions:
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value out of range."""
-        unknown = [name for name in self.devices if name not in DEVICES]
-        if unknown:
-            hint = f"use {', '.join(DEVICES)}"
-            raise UsageError(f"unknown device {unknown[0]!r}", hint, reason="unknown_device", device=unknown[0])
+        for name in self.devices:
+            if parse_device(name).kind not in DEVICES:
+                hint = f"use {', '.join(DEVICES)}"
+                raise UsageError(f"{name!r} cannot be proven", hint, reason="unknown_device", device=name)
         for name, value, least in (("rounds", self.rounds, 1), ("minutes", self.minutes, 0)):
             if not least <= value <= 1000:
                 problem = f"{value:g} {name} are out of range"
@@ -146,7 +147,7 @@ class ProveRun:
         face_models = self.options.face_models
         if self.options.photos is None and face_models is None:
             face_models = str(card_for(locate("mini").path).faces_dir)
-        device = "cuda" if self.gpu else "cpu"
+        device = next((name for name in self.devices if name != "cpu"), "cpu").replace("trt", "cuda")
         return Model.load(self.options.model, device=device, face_models=face_models, library=self.library)
 
     @cached_property
@@ -226,7 +227,6 @@ class ProveRun:
 
 def working_devices() -> Iterator[str]:
     """The devices of this machine, "cpu" first."""
-    from celebctl_runtime.backends.device import DeviceSpec
     from celebctl_runtime.backends.ort_session import choose_providers, load_onnxruntime
     from celebctl_runtime.backends.tensorrt_runner import Device
 

@@ -17,6 +17,7 @@ from celebctl_runtime.errors import CelebctlError, IntegrityError, SetupError, U
 
 from .cuda_memory import out_of_memory
 from .device import DeviceSpec
+from .nvidia_driver import driver_cuda_version
 from .ort_plugins import PLUGINS, plugin_device
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -248,10 +249,8 @@ def _driver(load: LoadLibrary) -> Any | None:
 
 def _driver_cuda(load: LoadLibrary) -> int | None:
     """Major version of the newest CUDA that the driver supports; None without a driver."""
-    driver, version = _driver(load), ctypes.c_int(0)
-    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return None
-    return version.value // 1000
+    version = driver_cuda_version(load)
+    return None if version is None else version // 1000
 
 
 def _gpu_count(driver: Any) -> int:
