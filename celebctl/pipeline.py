@@ -253,9 +253,7 @@ class Pipeline:
         prompts = list(dict.fromkeys(text for request in requests for text in (request.prompt, request.negative)))
         if self.add_people and not overrides:
             self._add_mentioned(prompts)
-        return generate(
-            self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides
-        )
+        return generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """`requests` in groups as large as the engine draws at once."""

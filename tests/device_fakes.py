@@ -57,8 +57,10 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         first = args[0] if func in _INDEXING else None
         for tensor in tensors:
             index = first is not None and tensor is not first and tensor.dtype in (torch.int64, torch.bool)
-            if not isinstance(tensor, OtherDeviceTensor) and tensor.dim() and not (
-                index and isinstance(first, OtherDeviceTensor)
+            if (
+                not isinstance(tensor, OtherDeviceTensor)
+                and tensor.dim()
+                and not (index and isinstance(first, OtherDeviceTensor))
             ):
                 raise RuntimeError(f"{func}: expected all tensors to be on the same device, cpu and {DEVICE} found")
         if isinstance(first, torch.Tensor) and not isinstance(first, OtherDeviceTensor):

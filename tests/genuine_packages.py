@@ -35,9 +35,7 @@ def fetch(requirements: list[str], folder: Path) -> Path:
         "-d",
         str(wheels),
     ]
-    done = subprocess.run(
-        [*command, *requirements], capture_output=True, text=True, check=False, timeout=300, env=KEPT
-    )
+    done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False, timeout=300, env=KEPT)
     if done.returncode:
         pytest.skip(f"no package index gives {requirements}: {done.stderr.strip().splitlines()[-1:]}")
     unfinished = folder.with_name(f"{folder.name}.part")

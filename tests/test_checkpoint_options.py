@@ -236,9 +236,7 @@ def test_an_autoencoder_of_another_family_is_refused_by_a_number(
     assert caught.value.reason == "vae_of_other_family" and caught.value.values["channels"] == 16
 
 
-def test_a_file_without_an_autoencoder_needs_one(
-    xl_parts: DiffusionParts, xl_folder: Path, tmp_path: Path
-) -> None:
+def test_a_file_without_an_autoencoder_needs_one(xl_parts: DiffusionParts, xl_folder: Path, tmp_path: Path) -> None:
     """The token tables need none."""
     file = tmp_path / "bare.safetensors"
     write_single_file(xl_parts, file, vae=False)
@@ -283,9 +281,7 @@ INPAINTING = {"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}
         ({}, "not_a_checkpoint", "no UNet"),
     ],
 )
-def test_files_that_are_no_text_to_image_checkpoint(
-    shapes: dict[str, tuple[int, ...]], reason: str, part: str
-) -> None:
+def test_files_that_are_no_text_to_image_checkpoint(shapes: dict[str, tuple[int, ...]], reason: str, part: str) -> None:
     with pytest.raises(InvalidInputError, match=part) as caught:
         refuse_layout("file.safetensors", shapes)
     assert caught.value.reason == reason

@@ -68,9 +68,7 @@ def test_the_face_of_a_view_stands_where_the_framing_says(framing: Framing) -> N
         assert np.ptp(seen[:, 2]) > framing.face_jitter
 
 
-def test_the_config_wins_then_the_card_then_the_measurement(
-    tiny_parts: DiffusionParts, tmp_path: Path
-) -> None:
+def test_the_config_wins_then_the_card_then_the_measurement(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
     assert ready(tiny_parts, tmp_path).framing == (PHOTOGRAPHS, "assumed")
     faces = CelebrityFaces(tuple(NAMES), np.eye(24, 512, dtype=np.float32), DRAWN)
     save_faces(faces, tiny_parts.table_hash, tmp_path / "faces.safetensors")

@@ -84,9 +84,7 @@ def test_faithful_differs_from_clean_in_the_config_alone() -> None:
     )
 
 
-def test_same_seed_same_numbers(
-    model: Trainable, subjects: list[Subject]
-) -> None:
+def test_same_seed_same_numbers(model: Trainable, subjects: list[Subject]) -> None:
     one, again = (learn_people(model, subjects[:1], SHORT)[0] for _ in range(2))
     assert one.digest == again.digest
     other = learn_people(model, subjects[:1], replace(SHORT, seed=5))[0]
@@ -135,9 +133,7 @@ def test_people_learned_together_are_different_people_and_carry_their_provenance
     assert Identity.load(tmp_path / "alice.safetensors") == alice
 
 
-def test_the_faithful_preset_lands_one_unit_from_the_mean(
-    parts: DiffusionParts, subjects: list[Subject]
-) -> None:
+def test_the_faithful_preset_lands_one_unit_from_the_mean(parts: DiffusionParts, subjects: list[Subject]) -> None:
     faithful = prepare(parts, release=True)
     release, config = faithful.basis, replace(PRESETS["faithful"], steps=3)
     person = learn_people(faithful, subjects[:1], config)[0]
@@ -252,9 +248,7 @@ def test_celebrities_measured_faces_can_be_the_start(parts: DiffusionParts, basi
     assert available_init(ModelAssets.of(parts), replace(CLEAN, init="celebrities")) == "average"
 
 
-def test_images_do_not_depend_on_the_batch(
-    parts: DiffusionParts, model: Trainable, subjects: list[Subject]
-) -> None:
+def test_images_do_not_depend_on_the_batch(parts: DiffusionParts, model: Trainable, subjects: list[Subject]) -> None:
     alice = learn_people(model, subjects[:1], SHORT)[0]
     rows = {"alice": rows_of(alice)}
     prompts = ["a photo of <alice>", "<alice> on the beach"]

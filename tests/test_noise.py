@@ -35,4 +35,3 @@ def test_seeds_and_steps_have_different_noise() -> None:
     draws += [step_noise(seed, step, shape) for seed in (0, 1) for step in (0, 1, 50)]
     for i, draw in enumerate(draws):
         assert all(np.abs(draw - other).max() > 0.5 for other in draws[:i])
-

@@ -53,9 +53,7 @@ state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_stat
 class FakeCuda:
     """onnxruntime as a machine with CUDA has it: sessions compute on the CPU, and everything asked of CUDA is kept."""
 
-    def __init__(
-        self, *, refuses_capture: bool = False, capture_fails: bool = False, version: str = "1.31.1"
-    ) -> None:
+    def __init__(self, *, refuses_capture: bool = False, capture_fails: bool = False, version: str = "1.31.1") -> None:
         import onnxruntime
 
         self.real: Any = onnxruntime

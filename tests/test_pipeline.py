@@ -150,9 +150,7 @@ def test_progress_counts_the_steps_of_all_images(bundle: Bundle, backend: OrtBac
         (Request("x", width=33), UsageError),
     ],
 )
-def test_errors_come_before_any_image(
-    bundle: Bundle, backend: OrtBackend, bad: Request, kind: type[Exception]
-) -> None:
+def test_errors_come_before_any_image(bundle: Bundle, backend: OrtBackend, bad: Request, kind: type[Exception]) -> None:
     events: list[Progress] = []
     with pytest.raises(kind):
         generate(bundle, backend, [Request("alice"), bad], events.append)

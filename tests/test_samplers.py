@@ -261,9 +261,7 @@ def test_defaults_that_diffusers_filled_in_are_ignored() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lcm"])
-def test_init_images_agree_with_diffusers(
-    sampler: str, prediction: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_init_images_agree_with_diffusers(sampler: str, prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From any first step: the image with that step's noise, and no history of skipped steps."""
     image = np.random.default_rng(5).standard_normal((1, 4, 8, 8), dtype=np.float32)
     for spacing, skip in itertools.product(("leading", "trailing"), (0, 1, 7, 14)):

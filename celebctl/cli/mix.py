@@ -26,9 +26,7 @@ TwoOrMore = Annotated[list[str], typer.Argument(help="Two or more learned people
 def mix(
     ctx: typer.Context,
     people: TwoOrMore,
-    name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Name of the mix.", show_default="alice-bob")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the mix.", show_default="alice-bob")] = None,
     weight: Annotated[
         float | None,
         typer.Option(

@@ -18,9 +18,7 @@ MAX_ROWS = 1000
 
 def sample(
     ctx: typer.Context,
-    name: Annotated[
-        str | None, typer.Option("--name", "-n", help="The name.", show_default="sample-1")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="The name.", show_default="sample-1")] = None,
     seed: options.Seed = None,
     model: options.Model = None,
     force: options.Force = False,

@@ -27,9 +27,7 @@ def contact_sheet(parts: DiffusionParts, identities: Sequence[Identity], photos:
     pairs = [
         f"<{a}> and <{b}> {act}" for a, b in itertools.pairwise(names) for act in ("playing chess", "shaking hands")
     ][: len(PROMPTS)]
-    drawn = draw(
-        parts, [*prompts, *pairs], [11 + i % len(PROMPTS) for i in range(len(prompts) + len(pairs))], people
-    )
+    drawn = draw(parts, [*prompts, *pairs], [11 + i % len(PROMPTS) for i in range(len(prompts) + len(pairs))], people)
     pictures = [Image.fromarray(pixels) for pixels in drawn]
     rows = [
         (name, [photo, *pictures[i * len(PROMPTS) : (i + 1) * len(PROMPTS)]])

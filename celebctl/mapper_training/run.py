@@ -149,9 +149,7 @@ class _Run:
         else:
             self.clear()
 
-    def build_dataset(
-        self, files: Sequence[Path], progress: ProgressCallback
-    ) -> tuple[FaceDataset, dict[str, int]]:
+    def build_dataset(self, files: Sequence[Path], progress: ProgressCallback) -> tuple[FaceDataset, dict[str, int]]:
         """Filter and encode the photos."""
         model, analyser = self.model.prepared(), InsightFaceAnalyser(self.model.face_models)
         parts, seed = self.model.parts, str(self.config.seed)

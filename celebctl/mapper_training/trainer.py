@@ -145,9 +145,7 @@ class MapperTrainer:
         """Steps in all."""
         return self.config.steps
 
-    def train(
-        self, checkpoint: Path | None = None, progress: ProgressCallback = ignore_progress
-    ) -> PretrainedMapper:
+    def train(self, checkpoint: Path | None = None, progress: ProgressCallback = ignore_progress) -> PretrainedMapper:
         """Take the remaining steps; returns the mapper with the lowest validation loss, frozen, on the CPU.
 
         The metrics of ``progress`` are ``loss``, ``validation_loss``, ``average_loss``, ``seconds``, ``eta_seconds``.
@@ -283,9 +281,7 @@ def split_people(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return train_idx, val_idx
 
 
-def distill_initialization(
-    mapper: PretrainedMapper, model: PreparedModel[DiffusionParts], features: Tensor
-) -> str:
+def distill_initialization(mapper: PretrainedMapper, model: PreparedModel[DiffusionParts], features: Tensor) -> str:
     """Initialize a new mapper to the ridge fit to the celebrities' faces, else to the average celebrity.
 
     features: (n, 512), faces it will see. Returns "celebrities" or "average".

@@ -47,9 +47,7 @@ def build_manifest(
     card, tokenizer = parts.card, parts.tokenizers[0]
     infos = _graph_infos(graphs)
     return Manifest(
-        model=ModelInfo(
-            card.name, card.family, card.source, parts.table_hash, parts.context_layer, parts.vae_source
-        ),
+        model=ModelInfo(card.name, card.family, card.source, parts.table_hash, parts.context_layer, parts.vae_source),
         size=SizeInfo(
             parts.native_size,
             parts.size_multiple,

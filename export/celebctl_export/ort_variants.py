@@ -74,7 +74,5 @@ def _tensor_info(value: ir.Value) -> TensorInfo:
     """Dtype and axes; dynamic ones, first of all the batch, are named rows, rows1 and so on."""
     if value.shape is None or value.dtype is None:
         raise AssertionError(f"shape inference failed for {value.name}")
-    axes = tuple(
-        axis if isinstance(axis, int) else f"rows{number or ''}" for number, axis in enumerate(value.shape)
-    )
+    axes = tuple(axis if isinstance(axis, int) else f"rows{number or ''}" for number, axis in enumerate(value.shape))
     return TensorInfo(str(value.dtype.numpy()), axes)

@@ -117,9 +117,7 @@ def measure_engine(
         expected, ort_ms = references[profile.graph, shapes]
         for output, array in expected.items():
             parity = compare(profile.graph, output, actual[output], array, tolerance)
-            rows.append(
-                EngineParity(**vars(parity), engine=plan.file, tensorrt_ms=tensorrt_ms, onnxruntime_ms=ort_ms)
-            )
+            rows.append(EngineParity(**vars(parity), engine=plan.file, tensorrt_ms=tensorrt_ms, onnxruntime_ms=ort_ms))
     return rows
 
 

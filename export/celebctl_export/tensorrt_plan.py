@@ -77,9 +77,7 @@ class EnginePlan:
         return engine_key(self.onnx_sha256, self.profiles, machine)
 
 
-def plan_engines(
-    manifest: Manifest, sizes: Sequence[EngineSize] = (), *, dynamic: bool = True
-) -> list[EnginePlan]:
+def plan_engines(manifest: Manifest, sizes: Sequence[EngineSize] = (), *, dynamic: bool = True) -> list[EnginePlan]:
     """The engines of a bundle: every graph at each size, and with ``dynamic`` at the sizes around the native one.
 
     Without sizes: one image of the native size. Raises UsageError for sizes that the model does not support.

@@ -140,9 +140,7 @@ def _measure_file(plan: EnginePlan, file: Path, measure: MeasureEngine | None) -
         raise
 
 
-def build_engine(
-    library: TensorRt, bundle: Path, plan: EnginePlan, timing_cache: Path, report: PhaseCallback
-) -> bytes:
+def build_engine(library: TensorRt, bundle: Path, plan: EnginePlan, timing_cache: Path, report: PhaseCallback) -> bytes:
     """A serialized engine. Raises as :func:`celebctl_export.build_engines`, and KeyboardInterrupt."""
     trt = library.trt
     builder, network, parser = _start(library)

@@ -433,9 +433,7 @@ def texts_from_ids(
     pooled: list[Tensor] = []
     for encoder, tokens, rows in zip(text_encoders, ids, rows_by_encoder, strict=True):
         with _inserted(encoder, rows, insert_positions):
-            context, projected = states_from_ids(
-                encoder, tokens, end if has_projection(encoder) else None, layer or 2
-            )
+            context, projected = states_from_ids(encoder, tokens, end if has_projection(encoder) else None, layer or 2)
         states.append(context)
         pooled += [] if projected is None else [projected]
     return torch.cat(states, dim=-1), torch.cat(pooled, dim=-1)
@@ -446,9 +444,7 @@ def has_projection(text_encoder: Any) -> bool:
     return hasattr(text_encoder, "text_projection")
 
 
-def states_from_ids(
-    text_encoder: Any, ids: Tensor, end: int | None, layer: int = 2
-) -> tuple[Tensor, Tensor | None]:
+def states_from_ids(text_encoder: Any, ids: Tensor, end: int | None, layer: int = 2) -> tuple[Tensor, Tensor | None]:
     """One of two text encoders: states (B, 77, D) after `layer`, counted from the last, and, given `end`, pooled text
     (B, P)."""
     out = text_encoder(input_ids=ids, output_hidden_states=True)

@@ -382,9 +382,7 @@ def _copy_checked(source: IO[bytes], path: Path, file: PackFile, archive: Path) 
             if size <= file.size:
                 copy.write(block)
     if size != file.size or digest.hexdigest() != file.sha256:
-        raise IntegrityError(
-            f"{file.name} in {archive} is not the published file", "download the archive again"
-        )
+        raise IntegrityError(f"{file.name} in {archive} is not the published file", "download the archive again")
 
 
 def _has_files(folder: Path, pack: Pack) -> bool:

@@ -115,9 +115,7 @@ def render(scenes: Scenes, size: int = 64, crop: tuple[float, float, float] | No
         canvas.x, canvas.y = canvas.x * crop[2] + crop[0], canvas.y * crop[2] + crop[1]
     _background(canvas, scenes)
     figures = [
-        Figure(
-            canvas, scenes.factors[:, who], pose_of(scenes, who), scenes.two | torch.tensor(who == 0, device=device)
-        )
+        Figure(canvas, scenes.factors[:, who], pose_of(scenes, who), scenes.two | torch.tensor(who == 0, device=device))
         for who in (1, 0)
     ]
     for figure in figures:

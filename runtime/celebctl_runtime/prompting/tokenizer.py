@@ -90,9 +90,7 @@ class PromptTokenizer:
         """
         return self.encode_parts(split_prompt(prompt, names), names)
 
-    def encode_parts(
-        self, parts: Sequence[PlainText | Mention], names: Mapping[str, tuple[int, ...]]
-    ) -> EncodedPrompt:
+    def encode_parts(self, parts: Sequence[PlainText | Mention], names: Mapping[str, tuple[int, ...]]) -> EncodedPrompt:
         """:meth:`encode` for a prompt that :func:`split_prompt` has split."""
         pieces = [piece for number, part in enumerate(parts) for piece in self._pieces(part, number, names)]
         kept, dropped = self._fit(pieces)
