@@ -48,7 +48,7 @@ from celebctl.learning.prepared import ModelAssets, PreparedModel
 from celebctl.mapper_training.mapper_store import load_mapper, save_mapper
 from celebctl.plotting import chart_style, to_image
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.progress import Progress, ProgressCallback
 
@@ -255,7 +255,7 @@ class AblationRunner:
 
     parts: DiffusionParts
     scorer: WorldScorer
-    finder: InsightFaceAnalyser
+    finder: OnnxFaceAnalyser
     config: LearnConfig
     people: int
     first: int
@@ -379,7 +379,7 @@ def main() -> None:
     parts = load_parts(args.model)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None or len(parts.text_encoders) != 1:
         parser.error(f"{args.model} has no scoring networks; ablations run on mini")
-    finder = InsightFaceAnalyser(parts.card.faces_dir)
+    finder = OnnxFaceAnalyser(parts.card.faces_dir)
     config = PRESETS[args.preset] if args.steps is None else replace(PRESETS[args.preset], steps=args.steps)
     scorer = WorldScorer(parts.card.scoring_dir, finder)
     runner = AblationRunner(

@@ -35,7 +35,7 @@ from celebctl.evaluation.results import Sample, SubjectRecord
 from celebctl.evaluation.runner import SETTINGS_FILE, thumbnail
 from celebctl.evaluation.scorers import ImageScores, WorldScorer
 from celebctl_models.checkpoints.diffusion import load_parts
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_runtime.files import atomic_write
 
 RESULT = Path(__file__).parent / "results" / "clarity.json"
@@ -109,7 +109,7 @@ def main() -> None:
     parts = load_parts(args.model)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
         parser.error(f"{args.model} has no attribute reader")
-    scorer = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    scorer = WorldScorer(parts.card.scoring_dir, OnnxFaceAnalyser(parts.card.faces_dir))
     previous = previous_results(args.out, args.model, parts.weights_digest)
     available = {name for name in (*METHODS, CELEBRITIES) if (args.work / name).is_dir()}
     names = [name for name in (*METHODS, CELEBRITIES) if name in available or name in previous]

@@ -38,13 +38,13 @@ def in_process(counts: Sequence[int], steps: int, repeat: int) -> dict[int, floa
     from celebctl.learning.subject import analyse_photo
     from celebctl.learning.trainer import learn_people
     from celebctl_models.checkpoints.diffusion import load_parts
-    from celebctl_models.faces.analysis import InsightFaceAnalyser
+    from celebctl_models.faces.analysis import OnnxFaceAnalyser
     from celebctl_models.mini.world import draw_portrait
 
     parts = load_parts("mini")
     folder = parts.card.faces_dir
     assert folder is not None
-    analyser, model = InsightFaceAnalyser(folder), prepare(parts)
+    analyser, model = OnnxFaceAnalyser(folder), prepare(parts)
     portraits = [draw_portrait(FIRST_SEED + i, PIXELS) for i in range(max(counts))]
     subjects = [analyse_photo(analyser, portrait, f"p{i}") for i, portrait in enumerate(portraits)]
 

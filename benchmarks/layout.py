@@ -43,7 +43,7 @@ from celebctl.learning.subject import analyse_photo
 from celebctl.learning.trainer import learn_people
 from celebctl_export import ExportOptions, export_bundle
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.mini.world import draw_portrait, person
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.bundle.bundle import Bundle
@@ -114,7 +114,7 @@ def unseen_people(
 ) -> list[Identity]:
     """People outside mini's training data, learned from one portrait each; those in ``work`` are read from there."""
     work.mkdir(parents=True, exist_ok=True)
-    finder = InsightFaceAnalyser(require_folder(model.parts.card.faces_dir, "face models"))
+    finder = OnnxFaceAnalyser(require_folder(model.parts.card.faces_dir, "face models"))
     missing = [seed for seed in seeds if not _identity_file(work, seed).exists()]
     for start in range(0, len(missing), people_per_call):
         group = missing[start : start + people_per_call]

@@ -35,7 +35,7 @@ from celebctl.learning.sampling import People, rows_of
 from celebctl.learning.subject import analyse_photo
 from celebctl.learning.trainer import learn_people
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.mini.names import name_book
 from celebctl_models.mini.world import draw_portrait, person
 from celebctl_runtime.errors import NotFoundError
@@ -99,7 +99,7 @@ def require_folder(folder: Path | None, content: str) -> Path:
 
 def load_scorer(parts: DiffusionParts) -> WorldScorer:
     """The scoring networks of a model. Raises NotFoundError when it has none."""
-    finder = InsightFaceAnalyser(require_folder(parts.card.faces_dir, "face models"))
+    finder = OnnxFaceAnalyser(require_folder(parts.card.faces_dir, "face models"))
     return WorldScorer(require_folder(parts.card.scoring_dir, "scoring networks"), finder)
 
 
@@ -220,7 +220,7 @@ def learn_unseen_people(
     parts: DiffusionParts, config: LearnConfig, count: int, people_per_call: int, first: int = 1000
 ) -> tuple[Cohort, float]:
     """Learn ``count`` unseen people from one portrait each; returns them and the mean seconds of a learning call."""
-    analyser = InsightFaceAnalyser(require_folder(parts.card.faces_dir, "face models"))
+    analyser = OnnxFaceAnalyser(require_folder(parts.card.faces_dir, "face models"))
     model = prepare(parts, release=config.names == "release")
     seeds = [first + i for i in range(count)]
     rows: dict[str, tuple[torch.Tensor, ...]] = {}

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image, ImageFilter, ImageOps
 
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.mini.drawn import FACES, WEIGHTS, drawnness
 from celebctl_models.mini.world import draw_portrait
 from celebctl_runtime.files import atomic_write
@@ -88,7 +88,7 @@ def portrait(seed: int, work: Path) -> Image.Image:
 
 
 def measured(
-    images: Sequence[Callable[[], Image.Image]], forms: dict[str, Form], analyser: InsightFaceAnalyser
+    images: Sequence[Callable[[], Image.Image]], forms: dict[str, Form], analyser: OnnxFaceAnalyser
 ) -> dict[str, Any]:
     """For each form: images, with a face, drawn (by the largest face), lowest and highest score."""
     rows: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    analyser = InsightFaceAnalyser(FACES)
+    analyser = OnnxFaceAnalyser(FACES)
     people = [partial(portrait, seed, args.work) for seed in range(FIRST_SEED, FIRST_SEED + args.people)]
     others = [partial(Image.Image.copy, image) for image in photographs().values()]
     results = {

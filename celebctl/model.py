@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
     from celebctl_models.checkpoints.registry import ModelCard
     from celebctl_models.checkpoints.token_tables import TokenTables
-    from celebctl_models.faces.analysis import InsightFaceAnalyser
+    from celebctl_models.faces.analysis import OnnxFaceAnalyser
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.identity import Identity
 
@@ -192,11 +192,11 @@ class Model:
         return choose_face_models(self._face_models, self.source, self.library.root)
 
     @cached_property
-    def analyser(self) -> InsightFaceAnalyser:
+    def analyser(self) -> OnnxFaceAnalyser:
         """The face detector and recogniser."""
-        from celebctl_models.faces.analysis import InsightFaceAnalyser
+        from celebctl_models.faces.analysis import OnnxFaceAnalyser
 
-        return InsightFaceAnalyser(self.face_models)
+        return OnnxFaceAnalyser(self.face_models)
 
     @property
     def chosen_names(self) -> Path | None:

@@ -32,12 +32,12 @@ def new_trainer(parts: DiffusionParts, **settings: Any) -> PersonTrainer:
     from celebctl.learning.prepared import prepare
     from celebctl.learning.subject import analyse_photo
     from celebctl.learning.trainer import PersonTrainer
-    from celebctl_models.faces.analysis import InsightFaceAnalyser
+    from celebctl_models.faces.analysis import OnnxFaceAnalyser
     from celebctl_models.mini.world import draw_portrait
 
     folder = card_for(locate("mini").path).faces_dir
     assert folder is not None
-    subject = analyse_photo(InsightFaceAnalyser(folder), draw_portrait(3, 128), "ann")
+    subject = analyse_photo(OnnxFaceAnalyser(folder), draw_portrait(3, 128), "ann")
     config = replace(CLEAN, **{"steps": 4, "views": 2, "seed": 5, **settings})
     trainer = PersonTrainer(prepare(parts), [subject], config)
     trainer.denoising_loss.autocast = False

@@ -18,7 +18,7 @@ def really_saved(parts: DiffusionParts, batch: int) -> int:
     size = parts.native_size[0] // parts.vae_factor
     context = torch.randn(batch, 77, parts.context_width, requires_grad=True)
     pooled = torch.randn(batch, parts.pooled_width) if parts.pooled_width else None
-    weights = {p.untyped_storage().data_ptr() for p in parts.unet.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in parts.denoiser.parameters()}
     kept: dict[int, Any] = {}
 
     def keep(tensor: Any) -> Any:
@@ -33,5 +33,5 @@ def really_saved(parts: DiffusionParts, batch: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, keep_not):
         extras = UNetConditioning(pooled, parts.size_ids(*parts.native_size))
         x = torch.randn(batch, parts.latent_channels, size, size)
-        network_output(parts.unet, x, torch.tensor(5), context, extras)
+        network_output(parts.denoiser, x, torch.tensor(5), context, extras)
     return sum(storage.nbytes() for storage in kept.values())

@@ -82,7 +82,7 @@ def write_single_file(
     import torch
     from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
-    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in _unet(parts.unet).items()}
+    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in _unet(parts.denoiser).items()}
     if vae:
         tensors |= {f"first_stage_model.{name}": tensor for name, tensor in vae_tensors(parts.vae).items()}
     first, *others = parts.text_encoders

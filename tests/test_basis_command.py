@@ -186,7 +186,7 @@ def pictures(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> list[str]:
 
     monkeypatch.setenv("CELEBCTL_FACE_MODELS", str(write_face_models(shell.folder / "faces")))
     monkeypatch.setattr("celebctl.learning.sampling.draw", draw)
-    monkeypatch.setattr("celebctl_models.faces.analysis.InsightFaceAnalyser", Analyser)
+    monkeypatch.setattr("celebctl_models.faces.analysis.OnnxFaceAnalyser", Analyser)
     return drawn
 
 

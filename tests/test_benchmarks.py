@@ -32,7 +32,7 @@ def fingerprint(parts: DiffusionParts) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for network in (parts.unet, parts.text_encoders[0], parts.vae):
+    for network in (parts.denoiser, parts.text_encoders[0], parts.vae):
         for name, value in sorted(network.state_dict().items()):
             digest.update(name.encode() + value.detach().float().numpy().tobytes())
         digest.update(str(sorted({p.requires_grad for p in network.parameters()})).encode())

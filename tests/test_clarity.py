@@ -73,12 +73,12 @@ def test_reference_images_show_the_people_of_the_comparison(
     from celebctl.evaluation.prompts import WORLD_PROMPTS
     from celebctl.evaluation.scorers import WorldScorer
     from celebctl_models.checkpoints.diffusion import load_parts
-    from celebctl_models.faces.analysis import InsightFaceAnalyser
+    from celebctl_models.faces.analysis import OnnxFaceAnalyser
 
     (tmp_path / "settings.json").write_text(json.dumps({"people": [9300, 9301]}))
     card = load_parts("mini").card
     assert card.scoring_dir is not None and card.faces_dir is not None
-    scorer = WorldScorer(card.scoring_dir, InsightFaceAnalyser(card.faces_dir))
+    scorer = WorldScorer(card.scoring_dir, OnnxFaceAnalyser(card.faces_dir))
     counts: list[int] = []
     logits = scorer.attribute_logits
 

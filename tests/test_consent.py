@@ -11,7 +11,7 @@ from face_fakes import photo_of, write_face_models
 from PIL import Image
 
 from celebctl.consent import ADULT, consent_record, refuse_minor
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_runtime.errors import NotFoundError, PolicyError, UsageError
 
 
@@ -23,7 +23,7 @@ def photo_at(age: int, *cells: tuple[int, int]) -> Image.Image:
 
 
 def ages_in(folder: Path, picture: Image.Image) -> list[int | None]:
-    return [face.age for face in InsightFaceAnalyser(folder).analyse(picture)]
+    return [face.age for face in OnnxFaceAnalyser(folder).analyse(picture)]
 
 
 def test_ages_are_estimated_around_each_face_where_the_models_can(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_likely_minors_are_refused_and_nothing_is_learned(console: CommandLine, 
 
 
 def test_the_line_is_drawn_at_the_age_it_says(tmp_path: Path) -> None:
-    (face,) = InsightFaceAnalyser(write_face_models(tmp_path)).analyse(photo_of((1, 1)))
+    (face,) = OnnxFaceAnalyser(write_face_models(tmp_path)).analyse(photo_of((1, 1)))
     refuse_minor(face, "unknown.png")
     for age in (ADULT - 1, ADULT):
         object.__setattr__(face, "age", age)

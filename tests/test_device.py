@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 def test_the_foretold_activations_are_the_real_ones(which: str, request: pytest.FixtureRequest) -> None:
     parts: DiffusionParts = request.getfixturevalue(which)
     # learning elsewhere in the suite leaves plain attention on the shared model; the estimate is made before that
-    parts = replace(parts, unet=copy.deepcopy(parts.unet))
-    parts.unet.set_attn_processor(AttnProcessor2_0())
+    parts = replace(parts, denoiser=copy.deepcopy(parts.denoiser))
+    parts.denoiser.set_attn_processor(AttnProcessor2_0())
     report = estimate_memory(parts, 3)
     assert report.saved == pytest.approx(really_saved(parts, 3), rel=0.05)
     assert report.total > report.weights + report.saved > 0
@@ -76,21 +76,21 @@ def test_activations_grow_with_the_batch_and_checkpointing_keeps_fewer(tiny_part
 
 def test_the_estimate_leaves_the_model_as_it_was(tiny_parts: DiffusionParts) -> None:
     estimate_memory(tiny_parts, 1, checkpointing=True)
-    assert not tiny_parts.unet.training and not tiny_parts.unet.is_gradient_checkpointing
-    assert next(tiny_parts.unet.parameters()).device.type == "cpu"
+    assert not tiny_parts.denoiser.training and not tiny_parts.denoiser.is_gradient_checkpointing
+    assert next(tiny_parts.denoiser.parameters()).device.type == "cpu"
 
 
 def test_large_models_encode_picture_by_picture_with_the_same_result(
     tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = replace(tiny_parts, unet=copy.deepcopy(tiny_parts.unet), vae=copy.deepcopy(tiny_parts.vae))
+    own = replace(tiny_parts, denoiser=copy.deepcopy(tiny_parts.denoiser), vae=copy.deepcopy(tiny_parts.vae))
     assert choose_micro_batch(own, 4) == SMALL_BATCH and not own.vae.use_slicing
     pictures = torch.rand(3, 3, 64, 64) * 2 - 1
     whole = latents_from_pixels(own.vae, pictures, torch.Generator().manual_seed(1))
     monkeypatch.setattr("celebctl.learning.device.SMALL_UNET", 0)
     assert choose_micro_batch(own, 4) == 4
-    assert own.vae.use_slicing and not own.unet.is_gradient_checkpointing
-    assert choose_micro_batch(own, 4, low_memory=True) == 1 and own.unet.is_gradient_checkpointing
+    assert own.vae.use_slicing and not own.denoiser.is_gradient_checkpointing
+    assert choose_micro_batch(own, 4, low_memory=True) == 1 and own.denoiser.is_gradient_checkpointing
     sliced = latents_from_pixels(own.vae, pictures, torch.Generator().manual_seed(1))
     torch.testing.assert_close(sliced, whole)
 
@@ -99,7 +99,7 @@ def test_what_a_large_model_takes_is_said_before_it_learns(
     tiny_parts: DiffusionParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The total, of model and learning, and what is free: one line, for SD 1.5's weights."""
-    own = replace(tiny_parts, unet=copy.deepcopy(tiny_parts.unet), vae=copy.deepcopy(tiny_parts.vae))
+    own = replace(tiny_parts, denoiser=copy.deepcopy(tiny_parts.denoiser), vae=copy.deepcopy(tiny_parts.vae))
     monkeypatch.setattr("celebctl.learning.device.SMALL_UNET", 0)
     monkeypatch.setattr("celebctl.learning.device.free_memory", Mock(return_value=10_000_000_000))
     monkeypatch.setattr("celebctl.learning.device.weight_bytes", Mock(return_value=KNOWN["sd15"].size))

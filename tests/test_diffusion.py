@@ -40,11 +40,11 @@ def ids_of(parts: DiffusionParts, *prompts: str) -> Any:
 
 
 def test_a_fine_tuned_model_has_another_digest(tiny_parts: DiffusionParts) -> None:
-    unet = copy.deepcopy(tiny_parts.unet)
-    same = replace(tiny_parts, unet=unet).weights_digest
+    unet = copy.deepcopy(tiny_parts.denoiser)
+    same = replace(tiny_parts, denoiser=unet).weights_digest
     with torch.no_grad():
         next(iter(unet.parameters())).view(-1)[0] += 1.0
-    changed = replace(tiny_parts, unet=unet)
+    changed = replace(tiny_parts, denoiser=unet)
     assert same == tiny_parts.weights_digest != changed.weights_digest and len(same) == 16
     assert changed.table_hash == tiny_parts.table_hash
 
@@ -71,10 +71,10 @@ def test_gradients_reach_inserts_and_nothing_else(tiny_parts: DiffusionParts) ->
     ids = ids_of(tiny_parts, "a portrait of ann")
     inserts = torch.randn(1, 2, 32, requires_grad=True)
     context = context_from_ids(tiny_parts.text_encoders[0], ids, inserts, torch.tensor([[4, 5]]))
-    predicted: Any = network_output(tiny_parts.unet, torch.randn(1, 4, 16, 16), torch.tensor([500]), context)
+    predicted: Any = network_output(tiny_parts.denoiser, torch.randn(1, 4, 16, 16), torch.tensor([500]), context)
     predicted.square().mean().backward()
     assert (inserts.grad.abs().amax(dim=-1) > 0).all()
-    networks = (tiny_parts.text_encoders[0], tiny_parts.unet, tiny_parts.vae)
+    networks = (tiny_parts.text_encoders[0], tiny_parts.denoiser, tiny_parts.vae)
     assert all(weight.grad is None and not weight.requires_grad for net in networks for weight in net.parameters())
 
 
@@ -111,7 +111,7 @@ def test_prediction_type_comes_from_the_scheduler(either_folder: Path) -> None:
 
 def test_the_table_hash_does_not_depend_on_dtype_or_path(tiny_parts: DiffusionParts, copied_folder: Path) -> None:
     half = load_parts(copied_folder, dtype=torch.float16)
-    assert half.unet.dtype == half.vae.dtype == torch.float16 and half.token_table().dtype == torch.float32
+    assert half.denoiser.dtype == half.vae.dtype == torch.float16 and half.token_table().dtype == torch.float32
     assert half.table_hash == tiny_parts.table_hash
 
 
@@ -186,7 +186,7 @@ def test_a_single_file_gives_the_same_parts(tiny_parts: DiffusionParts, tmp_path
     shutil.copytree(tiny_parts.path, tmp_path / "merged", ignore=without_weights)
     parts = load_parts(tmp_path / "merged.safetensors")
     assert (parts.name, parts.table_hash, parts.prediction_type) == ("merged", tiny_parts.table_hash, "v_prediction")
-    for ours, theirs in ((parts.unet, tiny_parts.unet), (parts.vae, tiny_parts.vae)):
+    for ours, theirs in ((parts.denoiser, tiny_parts.denoiser), (parts.vae, tiny_parts.vae)):
         expected = theirs.state_dict()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
 
@@ -208,8 +208,8 @@ def test_a_ckpt_is_read_for_its_tensors_and_nothing_in_it_is_run(tiny_parts: Dif
     shutil.copytree(tiny_parts.path, tmp_path / "merged", ignore=shutil.ignore_patterns("*.safetensors"))
     parts = load_parts(path)
     assert parts.table_hash == tiny_parts.table_hash
-    expected = tiny_parts.unet.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.unet.state_dict().items())
+    expected = tiny_parts.denoiser.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.denoiser.state_dict().items())
     torch.save({"state_dict": tensors, "callbacks": Evil(mark)}, path)
     with pytest.raises(IntegrityError, match="cannot be read safely") as caught:
         load_parts(path)

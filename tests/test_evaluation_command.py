@@ -174,7 +174,7 @@ def test_library_people_are_evaluated_by_their_photos(
     from celebctl.learning.trainer import learn_people
     from celebctl.library import Library
     from celebctl_models.checkpoints.diffusion import load_parts
-    from celebctl_models.faces.analysis import InsightFaceAnalyser
+    from celebctl_models.faces.analysis import OnnxFaceAnalyser
     from celebctl_models.mini.world import draw_portrait
 
     monkeypatch.setenv("CELEBCTL_HOME", str(tmp_path / "home"))
@@ -182,7 +182,7 @@ def test_library_people_are_evaluated_by_their_photos(
         monkeypatch.delenv(name, raising=False)
     parts = load_parts("mini")
     assert parts.card.faces_dir is not None
-    finder, portraits = InsightFaceAnalyser(parts.card.faces_dir), [draw_portrait(21), draw_portrait(22)]
+    finder, portraits = OnnxFaceAnalyser(parts.card.faces_dir), [draw_portrait(21), draw_portrait(22)]
     subjects = [analyse_photo(finder, one, name) for one, name in zip(portraits, ("ann", "tom"), strict=True)]
     config = replace(PRESETS["clean"], steps=1)
     photos = tmp_path / "photos"

@@ -149,7 +149,7 @@ def test_one_file_serves_steps_with_and_without_guidance(exported_path: Path, ti
     step, alone = graphs["step"], graphs["step_nocfg"]
     assert (step.file, step.data) == (alone.file, alone.data) == ("step.onnx", ("unet.data",))
     assert (step.inputs["context"].shape[0], alone.inputs["context"].shape[0]) == (2, 1)
-    weights = [weight.numel() * 4 for weight in tiny_parts.unet.parameters()]
+    weights = [weight.numel() * 4 for weight in tiny_parts.denoiser.parameters()]
     assert (exported_path / "unet.data").stat().st_size < sum(weights) + 4096 * len(weights)  # each weight once
 
 
@@ -378,7 +378,7 @@ def test_people_are_checked_before_exporting(tiny_parts: DiffusionParts, ann: Id
 
 def test_models_that_do_not_fit_are_refused(tiny_parts: DiffusionParts, tmp_path: Path) -> None:
     twins = replace(tiny_parts, text_encoders=tiny_parts.text_encoders * 2)
-    inpainting = replace(tiny_parts, unet=SimpleNamespace(config=SimpleNamespace(in_channels=9)))
+    inpainting = replace(tiny_parts, denoiser=SimpleNamespace(config=SimpleNamespace(in_channels=9)))
     for parts in (twins, inpainting):
         with pytest.raises(InvalidInputError):
             export_bundle(parts, [], tmp_path / "bundle")

@@ -15,7 +15,7 @@ from face_fakes import photo_of, write_face_models
 from PIL import Image
 
 from celebctl_models.faces import packs
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.faces.packs import (
     DEFAULT_PACK,
     LICENCES_FILE,
@@ -206,7 +206,7 @@ def test_every_layout_gives_the_same_folder_and_it_works(tmp_path: Path, unpacke
     assert [path.name for path in folder.parent.iterdir()] == [TOY]
     if layout == "flat":
         photo = photo_of((1, 1)).resize((256, 256), Image.Resampling.NEAREST)
-        assert len(InsightFaceAnalyser(folder).analyse(photo)) == 1
+        assert len(OnnxFaceAnalyser(folder).analyse(photo)) == 1
 
 
 def with_extra_member(name: str, link: bool = False) -> Callable[[Path, Path], None]:

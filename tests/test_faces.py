@@ -18,7 +18,7 @@ from celebctl_models.faces.analysis import (
     DEFAULT_DET_SIDE,
     Face,
     FaceSettings,
-    InsightFaceAnalyser,
+    OnnxFaceAnalyser,
     largest_face,
     select_face,
     without_nested,
@@ -39,11 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def analyser(folder: Path) -> InsightFaceAnalyser:
-    return InsightFaceAnalyser(folder)
+def analyser(folder: Path) -> OnnxFaceAnalyser:
+    return OnnxFaceAnalyser(folder)
 
 
-def test_a_face_has_the_documented_shapes(analyser: InsightFaceAnalyser) -> None:
+def test_a_face_has_the_documented_shapes(analyser: OnnxFaceAnalyser) -> None:
     (face,) = analyser.analyse(photo_of((1, 1)))
     assert face.box.dtype == np.float32 and face.box.tolist() == [0, 0, 3 * CELL, 3 * CELL]
     assert np.allclose(face.landmarks, CELL + CELL * np.array(LANDMARKS), atol=1e-3)
@@ -52,30 +52,28 @@ def test_a_face_has_the_documented_shapes(analyser: InsightFaceAnalyser) -> None
     assert 0.5 < face.score <= 1.0 and face.size == 3 * CELL
 
 
-def test_the_crop_is_upright_rgb_around_the_face(analyser: InsightFaceAnalyser) -> None:
+def test_the_crop_is_upright_rgb_around_the_face(analyser: OnnxFaceAnalyser) -> None:
     """The detector double fires on red; a crop in BGR order would be blue."""
     (face,) = analyser.analyse(photo_of((1, 1)))
     red, green, blue = face.crop112[60, 56].tolist()
     assert red > 200 and green < 60 and blue < 60
 
 
-def test_the_analysis_is_deterministic(analyser: InsightFaceAnalyser, folder: Path) -> None:
-    one, again = (a.analyse(photo_of((1, 1)))[0] for a in (analyser, InsightFaceAnalyser(folder)))
+def test_the_analysis_is_deterministic(analyser: OnnxFaceAnalyser, folder: Path) -> None:
+    one, again = (a.analyse(photo_of((1, 1)))[0] for a in (analyser, OnnxFaceAnalyser(folder)))
     assert np.array_equal(one.feature, again.feature) and np.array_equal(one.crop112, again.crop112)
 
 
-def test_faces_are_counted_from_the_left(analyser: InsightFaceAnalyser) -> None:
+def test_faces_are_counted_from_the_left(analyser: OnnxFaceAnalyser) -> None:
     faces = analyser.analyse(photo_of((3, 0), (0, 2), size=128))
     assert [face.box[0] for face in faces] == [-CELL, 2 * CELL]
 
 
-def test_no_face_is_an_empty_list(analyser: InsightFaceAnalyser) -> None:
+def test_no_face_is_an_empty_list(analyser: OnnxFaceAnalyser) -> None:
     assert analyser.analyse(photo_of()) == []
 
 
-def detecting(
-    analyser: InsightFaceAnalyser, monkeypatch: pytest.MonkeyPatch, instead: Callable[[Any, Any], Any]
-) -> None:
+def detecting(analyser: OnnxFaceAnalyser, monkeypatch: pytest.MonkeyPatch, instead: Callable[[Any, Any], Any]) -> None:
     """Let `instead(detect, bgr)` answer for the analyser's detector."""
     detector: Any = vars(analyser)["_detector"]
     monkeypatch.setattr(detector, "detect", partial(instead, detector.detect))
@@ -86,7 +84,7 @@ NO_FACES = np.empty((0, 5), np.float32), np.empty((0, 5, 2), np.float32)
 
 def test_a_face_that_fills_the_photo_is_found_with_a_border(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A detector that finds nothing in small pictures, as real ones do on tight crops; boxes lose the border again."""
-    analyser = InsightFaceAnalyser(folder)
+    analyser = OnnxFaceAnalyser(folder)
     seen: list[int] = []
 
     def large_only(detect: Any, bgr: Any) -> Any:
@@ -100,7 +98,7 @@ def test_a_face_that_fills_the_photo_is_found_with_a_border(folder: Path, monkey
 
 
 def test_a_face_in_the_border_is_no_face_of_the_photo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    analyser = InsightFaceAnalyser(folder)
+    analyser = OnnxFaceAnalyser(folder)
     box = np.array([[0, 0, 40, 40, 0.9]], np.float32), np.full((1, 5, 2), 20, np.float32)
     detecting(analyser, monkeypatch, lambda detect, bgr: box if bgr.shape[0] > 128 else NO_FACES)
     assert analyser.analyse(photo_of()) == []
@@ -111,7 +109,7 @@ def test_an_eye_with_a_low_score_is_replaced_by_the_face_around_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, score: float, again: float
 ) -> None:
     """In a reduced photo: only for a low first score and a higher second one."""
-    analyser, side = InsightFaceAnalyser(folder), 2 * DEFAULT_DET_SIDE
+    analyser, side = OnnxFaceAnalyser(folder), 2 * DEFAULT_DET_SIDE
     eye, face = np.array([500, 400, 600, 500, score], np.float32), np.array([300, 200, 900, 1000, again], np.float32)
     points = np.array([[-40, -40], [40, -40], [0, 0], [-30, 40], [30, 40]], np.float32)
 
@@ -128,12 +126,12 @@ def test_an_eye_with_a_low_score_is_replaced_by_the_face_around_it(
 
 def test_round_glasses_are_not_detected_as_faces() -> None:
     """A portrait (of the comparison in benchmarks/) whose left eye was taken for the face."""
-    analyser = InsightFaceAnalyser(card_for(locate("mini").path).faces_dir or Path())
+    analyser = OnnxFaceAnalyser(card_for(locate("mini").path).faces_dir or Path())
     (face,) = analyser.analyse(draw_portrait(60032))
     assert face.size > 200
 
 
-def test_the_crop_is_the_reference_warp_of_the_photos_own_pixels(analyser: InsightFaceAnalyser) -> None:
+def test_the_crop_is_the_reference_warp_of_the_photos_own_pixels(analyser: OnnxFaceAnalyser) -> None:
     """Also of a photo so large that it is searched in a reduced copy."""
     norm_crop: Any = import_module("insightface.utils.face_align").norm_crop
     for photo in (photo_of((1, 1)), photo_of((1, 1)).resize((4096, 4096), Image.Resampling.NEAREST)):
@@ -147,17 +145,17 @@ def test_the_crop_is_the_reference_warp_of_the_photos_own_pixels(analyser: Insig
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 10), (3, 400), (33, 1)])
-def test_narrow_and_tiny_images_have_no_faces(analyser: InsightFaceAnalyser, size: tuple[int, int]) -> None:
+def test_narrow_and_tiny_images_have_no_faces(analyser: OnnxFaceAnalyser, size: tuple[int, int]) -> None:
     assert analyser.analyse(Image.new("RGB", size)) == []
 
 
-def test_photos_of_every_mode_are_analysed(analyser: InsightFaceAnalyser) -> None:
+def test_photos_of_every_mode_are_analysed(analyser: OnnxFaceAnalyser) -> None:
     photo = photo_of((1, 1))
     for mode in ("RGBA", "CMYK", "P"):
         assert len(analyser.analyse(photo.convert(mode))) == 1
 
 
-def test_a_crop_has_the_feature_of_its_face(analyser: InsightFaceAnalyser) -> None:
+def test_a_crop_has_the_feature_of_its_face(analyser: OnnxFaceAnalyser) -> None:
     (face,) = analyser.analyse(photo_of((1, 1)))
     assert np.array_equal(analyser.recognise(face.crop112), face.feature)
     mirrored = analyser.recognise(np.ascontiguousarray(face.crop112[:, ::-1]))
@@ -167,10 +165,10 @@ def test_a_crop_has_the_feature_of_its_face(analyser: InsightFaceAnalyser) -> No
 # Execution providers.
 
 
-def test_a_missing_provider_is_an_error(analyser: InsightFaceAnalyser, folder: Path) -> None:
+def test_a_missing_provider_is_an_error(analyser: OnnxFaceAnalyser, folder: Path) -> None:
     assert analyser.providers == ("CPUExecutionProvider",)
     with pytest.raises(SetupError, match="has no NoSuchProvider") as error:
-        InsightFaceAnalyser(folder, providers=["NoSuchProvider", "CPUExecutionProvider"])
+        OnnxFaceAnalyser(folder, providers=["NoSuchProvider", "CPUExecutionProvider"])
     assert error.value.reason == "provider_missing"
 
 
@@ -183,11 +181,11 @@ def test_there_is_no_silent_fallback_to_the_cpu(folder: Path, monkeypatch: pytes
         pytest.skip("CUDA may start here")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
     with pytest.raises(SetupError, match="CUDAExecutionProvider did not start"):
-        InsightFaceAnalyser(folder, providers=known)
+        OnnxFaceAnalyser(folder, providers=known)
 
 
-def test_nothing_is_printed(analyser: InsightFaceAnalyser, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    InsightFaceAnalyser(folder).analyse(photo_of((1, 1)))
+def test_nothing_is_printed(analyser: OnnxFaceAnalyser, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    OnnxFaceAnalyser(folder).analyse(photo_of((1, 1)))
     assert capfd.readouterr() == ("", "")
 
 
@@ -236,25 +234,25 @@ def test_a_folder_without_both_networks_is_refused(
 ) -> None:
     write_face_models(tmp_path, detector=detector, recogniser=recogniser)
     with pytest.raises(IntegrityError, match=missing):
-        InsightFaceAnalyser(tmp_path)
+        OnnxFaceAnalyser(tmp_path)
 
 
 def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     write_face_models(tmp_path)
     (tmp_path / "detector.onnx").write_bytes(b"\x08\x09 not a model")
     with pytest.raises(IntegrityError, match=str(tmp_path)):
-        InsightFaceAnalyser(tmp_path)
+        OnnxFaceAnalyser(tmp_path)
 
 
 def test_a_detector_without_landmarks_is_refused(tmp_path: Path) -> None:
-    analyser = InsightFaceAnalyser(write_face_models(tmp_path, landmarks=None))
+    analyser = OnnxFaceAnalyser(write_face_models(tmp_path, landmarks=None))
     with pytest.raises(IntegrityError, match="no landmarks"):
         analyser.analyse(photo_of((1, 1)))
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="buffalo_l") as error:
-        InsightFaceAnalyser(tmp_path / "buffalo_l")
+        OnnxFaceAnalyser(tmp_path / "buffalo_l")
     assert error.value.reason == "face_models_folder"
 
 
@@ -274,7 +272,7 @@ def test_settings_have_defaults(tmp_path: Path) -> None:
 def test_without_insightface_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "insightface.app", None)
     with pytest.raises(SetupError) as error:
-        InsightFaceAnalyser(folder)
+        OnnxFaceAnalyser(folder)
     assert "celebctl[learn]" in error.value.hint
 
 
@@ -286,7 +284,7 @@ def test_opencv_that_does_not_load_has_a_hint(folder: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(faces, "import_module", without_libgl)
     with pytest.raises(SetupError, match=r"libGL\.so\.1") as error:
-        InsightFaceAnalyser(folder)
+        OnnxFaceAnalyser(folder)
     assert "opencv-python-headless" in error.value.hint
 
 

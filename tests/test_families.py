@@ -24,7 +24,7 @@ from celebctl.learning.trainer import learn_people  # noqa: E402
 from celebctl_export import ExportOptions, export_bundle  # noqa: E402
 from celebctl_models.checkpoints.diffusion import guidance_embedding, load_parts  # noqa: E402
 from celebctl_models.checkpoints.registry import CARD_FILE, card_for, locate  # noqa: E402
-from celebctl_models.faces.analysis import InsightFaceAnalyser  # noqa: E402
+from celebctl_models.faces.analysis import OnnxFaceAnalyser  # noqa: E402
 from celebctl_models.mini.world import draw_portrait  # noqa: E402
 from celebctl_runtime.backends.ort import OrtBackend  # noqa: E402
 from celebctl_runtime.pipeline import generate  # noqa: E402
@@ -74,7 +74,7 @@ def test_learn_export_and_gen(family: Family, tmp_path: Path) -> None:
     parts = load_parts(folder)
     faces = card_for(locate("mini").path).faces_dir
     assert faces is not None and parts.guidance_is_embedded == (family.name == "lcm")
-    subject = analyse_photo(InsightFaceAnalyser(faces), draw_portrait(3, 128), "alice")
+    subject = analyse_photo(OnnxFaceAnalyser(faces), draw_portrait(3, 128), "alice")
     config = replace(CLEAN, steps=2, views=2, learning_rate=0.2)
     (alice,) = learn_people(prepare(parts), [subject], config)
     assert len(alice.embeddings) == family.encoders and alice.provenance["init"] == "average"

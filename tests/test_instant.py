@@ -22,7 +22,7 @@ from celebctl.learning.trainer import learn_people
 from celebctl.mapper_training.mapper_store import read_layers
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
 from celebctl_models.checkpoints.token_tables import TokenTableParts, load_tables
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
 from celebctl_runtime.errors import IntegrityError
 from celebctl_runtime.identity import Identity
@@ -57,7 +57,7 @@ def test_instant_people_are_those_of_no_steps(
     init: str, whole: DiffusionParts, tables: TokenTableParts, basis: CelebBasis, tmp_path: Path
 ) -> None:
     assert whole.card.faces_dir is not None
-    analyser, names = InsightFaceAnalyser(whole.card.faces_dir), ["alice", "bob"]
+    analyser, names = OnnxFaceAnalyser(whole.card.faces_dir), ["alice", "bob"]
     subjects = [analyse_photo(analyser, draw_portrait(21 + i, 256), name) for i, name in enumerate(names)]
     if init == "celebrities":
         file = faces_of_unseen_people(tables, tmp_path / "faces.safetensors")

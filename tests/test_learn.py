@@ -26,7 +26,7 @@ from celebctl.learning.views import FFHQ, align_ffhq, make_views, similarity
 from celebctl.mapper_training.mapper_store import load_mapper, save_mapper
 from celebctl.mapper_training.pretraining import VALIDATION_SIZE, AttributeDataset, PretrainTrainer
 from celebctl_models.checkpoints.diffusion import DiffusionParts, load_parts
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, UsageError
 from celebctl_runtime.identity import Identity
@@ -42,9 +42,9 @@ def parts() -> DiffusionParts:
 
 
 @pytest.fixture(scope="module")
-def analyser(parts: DiffusionParts) -> InsightFaceAnalyser:
+def analyser(parts: DiffusionParts) -> OnnxFaceAnalyser:
     assert parts.card.faces_dir is not None
-    return InsightFaceAnalyser(parts.card.faces_dir)
+    return OnnxFaceAnalyser(parts.card.faces_dir)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def photos() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def subjects(analyser: InsightFaceAnalyser, photos: list[Image.Image]) -> list[Subject]:
+def subjects(analyser: OnnxFaceAnalyser, photos: list[Image.Image]) -> list[Subject]:
     return [analyse_photo(analyser, photo, name) for photo, name in zip(photos, ("alice", "bob"), strict=True)]
 
 
@@ -92,7 +92,7 @@ def test_same_seed_same_numbers(model: Trainable, subjects: list[Subject]) -> No
 
 
 def test_an_interrupted_run_resumes_to_the_very_same_numbers(
-    model: Trainable, subjects: list[Subject], analyser: InsightFaceAnalyser, tmp_path: Path
+    model: Trainable, subjects: list[Subject], analyser: OnnxFaceAnalyser, tmp_path: Path
 ) -> None:
     whole = learn_people(model, subjects, SHORT, analyser)
     kept = tmp_path / "checkpoint.pt"
@@ -118,7 +118,7 @@ def test_an_interrupted_run_resumes_to_the_very_same_numbers(
 
 
 def test_people_learned_together_are_different_people_and_carry_their_provenance(
-    model: Trainable, subjects: list[Subject], analyser: InsightFaceAnalyser, tmp_path: Path
+    model: Trainable, subjects: list[Subject], analyser: OnnxFaceAnalyser, tmp_path: Path
 ) -> None:
     steps: list[Progress] = []
     alice, bob = learn_people(model, subjects, SHORT, analyser, progress=steps.append)
@@ -142,7 +142,7 @@ def test_the_faithful_preset_lands_one_unit_from_the_mean(parts: DiffusionParts,
     assert (release.radius[0] < 0.6).all(), "far outside the celebrities, as METHOD section 8 item 2 says"
 
 
-def test_a_photo_without_a_face_is_refused(analyser: InsightFaceAnalyser) -> None:
+def test_a_photo_without_a_face_is_refused(analyser: OnnxFaceAnalyser) -> None:
     with pytest.raises(InvalidInputError, match="the photo of alice"):
         analyse_photo(analyser, Image.new("RGB", (200, 200), "grey"), "alice")
 
@@ -161,7 +161,7 @@ def test_views_keep_the_face_in_sight_and_weigh_it(
     assert (share > 0.05).all() and (share < 0.75).all()
 
 
-def test_alignment_brings_landmarks_to_the_template(photos: list[Image.Image], analyser: InsightFaceAnalyser) -> None:
+def test_alignment_brings_landmarks_to_the_template(photos: list[Image.Image], analyser: OnnxFaceAnalyser) -> None:
     points = analyser.analyse(photos[0])[0].landmarks
     a, b, tx, ty = similarity(points.astype(np.float64), FFHQ)
     moved = points @ np.array([[a, b], [-b, a]]) + [tx, ty]

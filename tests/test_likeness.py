@@ -14,7 +14,7 @@ import pytest
 from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.config import PRESETS
 from celebctl_models.checkpoints.diffusion import load_parts
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "likeness.py"
 PEOPLE, SEEDS = 6, 1
@@ -33,7 +33,7 @@ def bench() -> ModuleType:
 def test_celebrities_and_learned_people_reach_the_minimum_scores(bench: ModuleType) -> None:
     parts = load_parts("mini")
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
-    scorer = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    scorer = WorldScorer(parts.card.scoring_dir, OnnxFaceAnalyser(parts.card.faces_dir))
     celebrities = bench.measure(parts, scorer, bench.celebrities(PEOPLE), SEEDS)
     people, seconds = bench.learn_unseen_people(parts, PRESETS["clean"], PEOPLE, PEOPLE)
     learned = bench.measure(parts, scorer, people, SEEDS)

@@ -37,7 +37,7 @@ from celebctl.mapper_training.trainer import (
     split_people,
 )
 from celebctl_models.checkpoints.diffusion import load_parts
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.faces.framing import Framing
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
 from celebctl_runtime.progress import Progress
@@ -74,8 +74,8 @@ def basis(model: PreparedModel[DiffusionParts]) -> CelebBasis:
 
 
 @pytest.fixture(scope="module")
-def analyser(tmp_path_factory: pytest.TempPathFactory) -> InsightFaceAnalyser:
-    return InsightFaceAnalyser(write_face_models(tmp_path_factory.mktemp("faces") / "faces", ages=True))
+def analyser(tmp_path_factory: pytest.TempPathFactory) -> OnnxFaceAnalyser:
+    return OnnxFaceAnalyser(write_face_models(tmp_path_factory.mktemp("faces") / "faces", ages=True))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def builder_for(
-    analyser: InsightFaceAnalyser, work: Path, encode: Encode | None = None, key: str = "key"
+    analyser: OnnxFaceAnalyser, work: Path, encode: Encode | None = None, key: str = "key"
 ) -> FaceDatasetBuilder:
     def by_size(photo: Image.Image, face: Any, digest: str) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.full((2, 4, 4, 4), float(face.size)), torch.ones(2, 1, 4, 4)
@@ -126,7 +126,7 @@ def builder_for(
     return FaceDatasetBuilder(analyser, encode or by_size, work, key, min_size=analyser.settings.min_face)
 
 
-def test_photos_that_do_not_count_are_counted_with_a_reason(analyser: InsightFaceAnalyser, tmp_path: Path) -> None:
+def test_photos_that_do_not_count_are_counted_with_a_reason(analyser: OnnxFaceAnalyser, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(3):
@@ -172,7 +172,7 @@ def test_a_folder_has_to_be_one_and_its_order_does_not_depend_on_where_it_is(pho
 
 
 def test_gathering_goes_on_where_it_stopped(
-    analyser: InsightFaceAnalyser,
+    analyser: OnnxFaceAnalyser,
     model: PreparedModel[DiffusionParts],
     photos: Path,
     tmp_path: Path,
@@ -295,7 +295,7 @@ def test_training_and_validation_people_are_disjoint() -> None:
 
 
 def test_a_trained_mapper_goes_before_one_that_came_along_and_belongs_to_basis_and_face_models(
-    model: PreparedModel[DiffusionParts], dataset: FaceDataset, analyser: InsightFaceAnalyser, tmp_path: Path
+    model: PreparedModel[DiffusionParts], dataset: FaceDataset, analyser: OnnxFaceAnalyser, tmp_path: Path
 ) -> None:
     parts, basis = model.parts, model.basis
     assert trained_mapper(basis, tmp_path, analyser.folder) is None
@@ -328,7 +328,7 @@ def test_a_trained_mapper_goes_before_one_that_came_along_and_belongs_to_basis_a
 @pytest.fixture
 def shell(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: DiffusionParts,
-    analyser: InsightFaceAnalyser,
+    analyser: OnnxFaceAnalyser,
 ) -> Shell:  # fmt: skip
     here = tmp_path / "here"
     here.mkdir()
@@ -357,7 +357,7 @@ def train(shell: Shell, photos: Path, *more: str) -> CommandResult:
 
 
 def test_the_command_trains_what_learning_then_begins_with(
-    shell: Shell, photos: Path, parts: DiffusionParts, analyser: InsightFaceAnalyser
+    shell: Shell, photos: Path, parts: DiffusionParts, analyser: OnnxFaceAnalyser
 ) -> None:
     assert shell("show", "--json").document["mapper"] is None
     result = train(shell, photos, "--json")
@@ -423,7 +423,7 @@ def test_a_mapper_of_no_use_is_not_kept_and_the_photos_need_not_be_read_again(
     refused(train(shell, photos), 3, "no help")
     assert not trained_mappers(Library().cache(), build_basis(parts))
     monkeypatch.setattr(MapperTrainer, "require_improvement", refuse)
-    monkeypatch.setattr(InsightFaceAnalyser, "analyse", None)
+    monkeypatch.setattr(OnnxFaceAnalyser, "analyse", None)
     assert shell("train", photos, "--steps", "7", "--resume").code == 0
     assert trained_mappers(Library().cache(), build_basis(parts))[0].metadata["steps"] == "7"
 

@@ -8,7 +8,7 @@ import torch
 
 from celebctl.evaluation.scorers import WorldScorer
 from celebctl_models.checkpoints.diffusion import load_parts
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.mini.captions import OPENINGS, caption, vocabulary
 from celebctl_models.mini.names import CELEBRITIES, name_book
 from celebctl_models.mini.people import FACTORS, blend_names, sample_people, uniform_from_normal
@@ -137,7 +137,7 @@ def test_scenes_drawn_where_they_are_learned_from_are_those_of_the_world(tmp_pat
         pixels: torch.Tensor = vae.decode(latents.float()).sample.clamp(-1, 1)
     seen = list((pixels.permute(0, 2, 3, 1) * 127.5 + 127.5).round().to(torch.uint8).numpy())
     assert parts.card.scoring_dir is not None and parts.card.faces_dir is not None
-    scorer = WorldScorer(parts.card.scoring_dir, InsightFaceAnalyser(parts.card.faces_dir))
+    scorer = WorldScorer(parts.card.scoring_dir, OnnxFaceAnalyser(parts.card.faces_dir))
     places = [PLACES[int(place)] for place in pictures.facts[:, 1]]
     right = sum(one.attributes["place"] == place for one, place in zip(scorer.score(seen), places, strict=True))
     assert right >= 22

@@ -8,7 +8,7 @@ from PIL.Image import Image
 
 from celebctl import Library, Model, UsageError, mix
 from celebctl.learning.subject import Subject
-from celebctl_models.faces.analysis import Face, InsightFaceAnalyser
+from celebctl_models.faces.analysis import Face, OnnxFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
 from celebctl_runtime.errors import IntegrityError
 
@@ -34,13 +34,13 @@ def test_a_file_an_image_and_a_subject_give_the_same_identity(model: Model, tmp_
 
 def test_each_photo_is_analysed_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     analysed: list[int] = []
-    analyse = InsightFaceAnalyser.analyse
+    analyse = OnnxFaceAnalyser.analyse
 
-    def count(own: InsightFaceAnalyser, photo: Image) -> list[Face]:
+    def count(own: OnnxFaceAnalyser, photo: Image) -> list[Face]:
         analysed.append(1)
         return analyse(own, photo)
 
-    monkeypatch.setattr(InsightFaceAnalyser, "analyse", count)
+    monkeypatch.setattr(OnnxFaceAnalyser, "analyse", count)
     people = model.learn([draw_portrait(1, 256), draw_portrait(2, 256)], names=["ann", "bob"], method="instant")
     assert [person.name for person in people] == ["ann", "bob"] and len(analysed) == 2
 

@@ -31,10 +31,10 @@ def parts(tiny_folder: Path) -> DiffusionParts:
 
 def moved(parts: DiffusionParts) -> DiffusionParts:
     """A copy of the model on the other device."""
-    encoders, unet, vae = copy.deepcopy((parts.text_encoders, parts.unet, parts.vae))
+    encoders, unet, vae = copy.deepcopy((parts.text_encoders, parts.denoiser, parts.vae))
     for network in (*encoders, unet, vae):
         network.to(DEVICE)
-    return replace(parts, text_encoders=encoders, unet=unet, vae=vae)
+    return replace(parts, text_encoders=encoders, denoiser=unet, vae=vae)
 
 
 def test_the_device_refuses_what_cuda_refuses() -> None:

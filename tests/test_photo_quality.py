@@ -40,7 +40,7 @@ from celebctl.photo_quality import (
     worst,
 )
 from celebctl_models.checkpoints.registry import card_for, locate
-from celebctl_models.faces.analysis import Face, InsightFaceAnalyser
+from celebctl_models.faces.analysis import Face, OnnxFaceAnalyser
 
 # The recogniser's template as a head: eyes, nose tip and corners of the mouth; x to the picture's right, y down, z
 # towards the camera.
@@ -64,10 +64,10 @@ def face_of(landmarks: NDArray[np.float32], size: float = 200, score: float = 0.
 
 
 @pytest.fixture(scope="module")
-def analyser() -> InsightFaceAnalyser:
+def analyser() -> OnnxFaceAnalyser:
     folder = card_for(locate("mini").path).faces_dir
     assert folder is not None
-    return InsightFaceAnalyser(folder)
+    return OnnxFaceAnalyser(folder)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def portrait() -> Image.Image:
     return draw_portrait(seed=5, size=512)
 
 
-def checked(analyser: InsightFaceAnalyser, photo: Image.Image) -> Report:
+def checked(analyser: OnnxFaceAnalyser, photo: Image.Image) -> Report:
     found = analyser.analyse(photo)
     return check_face(photo, found, None, min_face=16, native=64, recognise=analyser.recognise)
 
@@ -110,7 +110,7 @@ def test_degenerate_landmarks_have_no_pose() -> None:
 
 @pytest.mark.parametrize("degrees", [-40, -12, 0, 20, 65])
 def test_roll_comes_through_insightfaces_own_loader(tmp_path: Path, degrees: float) -> None:
-    (face,) = InsightFaceAnalyser(write_face_models(tmp_path, landmarks=turned(degrees))).analyse(photo_of((1, 1)))
+    (face,) = OnnxFaceAnalyser(write_face_models(tmp_path, landmarks=turned(degrees))).analyse(photo_of((1, 1)))
     assert abs(pose(face.landmarks)[0] - degrees) < 3
 
 
@@ -132,13 +132,13 @@ def test_the_direction_of_a_turned_head_is_named() -> None:
 # Faults put into a good portrait.
 
 
-def test_a_good_portrait_is_good(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
+def test_a_good_portrait_is_good(analyser: OnnxFaceAnalyser, portrait: Image.Image) -> None:
     report = checked(analyser, portrait)
     assert report.verdict == "good" and report.usable, [one for one in report.grades if one.verdict != "good"]
     assert [one.name for one in report.grades][:2] == ["size", "sharpness"]
 
 
-def test_the_more_blurred_the_less_sharp(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
+def test_the_more_blurred_the_less_sharp(analyser: OnnxFaceAnalyser, portrait: Image.Image) -> None:
     (face,) = analyser.analyse(portrait)
     values = [sharpness(portrait.filter(ImageFilter.GaussianBlur(sigma)), face.landmarks) for sigma in (0, 1, 2, 4)]
     assert values == sorted(values, reverse=True) and values[0] > 10 * values[3]
@@ -148,7 +148,7 @@ def test_the_more_blurred_the_less_sharp(analyser: InsightFaceAnalyser, portrait
 
 
 def test_sharpness_depends_on_neither_contrast_nor_the_size_of_large_photos(
-    analyser: InsightFaceAnalyser, portrait: Image.Image
+    analyser: OnnxFaceAnalyser, portrait: Image.Image
 ) -> None:
     (face,) = analyser.analyse(portrait)
     value = sharpness(portrait, face.landmarks)
@@ -158,7 +158,7 @@ def test_sharpness_depends_on_neither_contrast_nor_the_size_of_large_photos(
     assert grade_sharpness(large, replace(face, landmarks=face.landmarks * 3)).verdict == "good"
 
 
-def test_an_enlarged_small_photo_counts_as_blurred(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
+def test_an_enlarged_small_photo_counts_as_blurred(analyser: OnnxFaceAnalyser, portrait: Image.Image) -> None:
     enlarged = portrait.resize((64, 64), Image.Resampling.LANCZOS).resize((512, 512), Image.Resampling.BICUBIC)
     assert grade(checked(analyser, enlarged), "sharpness").verdict == "poor"
 
@@ -183,14 +183,14 @@ BAD_LIGHT: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 @pytest.mark.parametrize("words", BAD_LIGHT)
-def test_bad_light_is_named(analyser: InsightFaceAnalyser, portrait: Image.Image, words: str) -> None:
+def test_bad_light_is_named(analyser: OnnxFaceAnalyser, portrait: Image.Image, words: str) -> None:
     (face,) = analyser.analyse(portrait)
     assert grade_light(face.crop112).verdict == "good"
     found = grade_light(np.asarray(BAD_LIGHT[words](Image.fromarray(face.crop112)), np.uint8))
     assert found.verdict != "good" and words in found.finding
 
 
-def test_a_darkened_photo_is_dark(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
+def test_a_darkened_photo_is_dark(analyser: OnnxFaceAnalyser, portrait: Image.Image) -> None:
     found = grade(checked(analyser, ImageEnhance.Brightness(portrait).enhance(0.35)), "light")
     assert found.verdict != "good" and "dark" in found.finding
 
@@ -202,7 +202,7 @@ def test_dark_skin_in_good_light_is_no_fault() -> None:
     assert found.verdict == "good" and found.measured["mean"] < 110
 
 
-def test_a_covered_half_is_detected(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
+def test_a_covered_half_is_detected(analyser: OnnxFaceAnalyser, portrait: Image.Image) -> None:
     (face,) = analyser.analyse(portrait)
     whole = grade_halves(face.crop112, analyser.recognise)
     assert whole.verdict == "good" and "mask" in whole.finding
@@ -227,7 +227,7 @@ def test_likeness_with_the_mirror_image_is_a_correlation() -> None:
     assert mirror_likeness(empty) < 0.9
 
 
-def test_the_tighter_the_crop_the_worse_the_framing(analyser: InsightFaceAnalyser, portrait: Image.Image) -> None:
+def test_the_tighter_the_crop_the_worse_the_framing(analyser: OnnxFaceAnalyser, portrait: Image.Image) -> None:
     (face,) = analyser.analyse(portrait)
     x0, y0, x1, y1 = (round(float(edge)) for edge in face.box)
     tight = replace(face, box=face.box - np.array([x0, y0, x0, y0], np.float32))
@@ -259,7 +259,7 @@ def test_the_verdict_is_the_worst_grade() -> None:
     assert worst(verdicts) == "fair" and worst([*verdicts, "poor"]) == "poor" and worst(["good"]) == "good"
 
 
-def test_of_several_faces_the_largest_is_graded_unless_one_is_chosen(analyser: InsightFaceAnalyser) -> None:
+def test_of_several_faces_the_largest_is_graded_unless_one_is_chosen(analyser: OnnxFaceAnalyser) -> None:
     faces = [face_of(landmarks_of(), size) for size in (100, 300, 200)]
     photo = Image.new("RGB", (400, 400), "grey")
 
@@ -408,7 +408,7 @@ def test_sunglasses_are_detected_and_hats_are_not() -> None:
 
     faces = card_for(locate("mini").path).faces_dir
     assert faces is not None
-    analyser = InsightFaceAnalyser(faces)
+    analyser = OnnxFaceAnalyser(faces)
     for worn, verdict in (("nothing", "good"), ("red hat", "good"), ("sunglasses", "fair")):
         for seed in range(7000, 7006):
             factors = torch.as_tensor(uniform_from_normal(person(seed)))[None, None].expand(1, 2, -1)

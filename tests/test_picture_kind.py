@@ -21,7 +21,7 @@ from celebctl.cli.hints import hint_for
 from celebctl.picture_kind import other_kind
 from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_models.checkpoints.registry import ModelCard, card_for, find_card
-from celebctl_models.faces.analysis import InsightFaceAnalyser, largest_face
+from celebctl_models.faces.analysis import OnnxFaceAnalyser, largest_face
 from celebctl_models.faces.packs import face_models_name
 from celebctl_models.mini.drawn import FACES, WEIGHTS, drawnness
 from celebctl_models.mini.world import draw_portrait
@@ -76,7 +76,7 @@ def photographs_card() -> ModelCard:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_drawn_portraits_pass_and_photographs_do_not(form: str) -> None:
-    analyser = InsightFaceAnalyser(FACES)
+    analyser = OnnxFaceAnalyser(FACES)
     portraits = [(draw_portrait(seed, 256), True) for seed in (7, 11, 12)]
     for image, drawn in [*portraits, (astronaut(), False), (hopper(), False)]:
         changed = FORMS[form](image)
@@ -88,7 +88,7 @@ def test_drawn_portraits_pass_and_photographs_do_not(form: str) -> None:
 @pytest.mark.parametrize("name", ["examples/alice.png", "docs/images/beach.png", "docs/images/hat.png"])
 def test_what_mini_draws_is_drawn(name: str) -> None:
     image = Image.open(ROOT / name).convert("RGB")
-    face = largest_face(InsightFaceAnalyser(FACES).analyse(image))
+    face = largest_face(OnnxFaceAnalyser(FACES).analyse(image))
     assert drawnness(image, face, FACES).drawn
 
 
@@ -108,7 +108,7 @@ def test_a_photograph_is_refused_and_can_be_forced(model: Model, photograph: Pat
 
 
 def test_a_drawing_is_refused_by_models_of_photographs(photographs_card: ModelCard) -> None:
-    analyser = InsightFaceAnalyser(FACES)
+    analyser = OnnxFaceAnalyser(FACES)
     for image, reason in ((draw_portrait(7, 256), "drawing_for_photographs"), (hopper(), None)):
         face = largest_face(analyser.analyse(image))
         error = other_kind(photographs_card, image, face, Path("buffalo_l"), "face.png")

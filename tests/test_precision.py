@@ -42,7 +42,7 @@ def gradient(trainer: Any) -> Any:
 def test_half_networks_teach_float32_coefficients_what_whole_ones_do(folder: Path, dtype: str) -> None:
     whole = new_trainer(load_named(folder))
     half = new_trainer(load_named(folder, dtype=getattr(torch, dtype)))
-    assert half.model.parts.unet.dtype == half.model.parts.vae.dtype == getattr(torch, dtype)
+    assert half.model.parts.denoiser.dtype == half.model.parts.vae.dtype == getattr(torch, dtype)
     assert half.model.parts.text_encoders[0].dtype == torch.float32
     plain, found = gradient(whole), gradient(half)
     assert found.dtype == torch.float32 and cosine(plain, found) > 0.97
@@ -57,6 +57,6 @@ def test_half_networks_teach_float32_coefficients_what_whole_ones_do(folder: Pat
 
 def test_blocks_that_are_run_again_give_the_same_gradient(folder: Path) -> None:
     plain, again = new_trainer(load_named(folder)), new_trainer(load_named(folder))
-    again.model.parts.unet.enable_gradient_checkpointing()
+    again.model.parts.denoiser.enable_gradient_checkpointing()
     torch.testing.assert_close(gradient(again), gradient(plain))
     assert again.train_step() == pytest.approx(plain.train_step(), rel=1e-5)

@@ -158,7 +158,7 @@ def test_learn_export_and_gen_from_a_marked_file(noob: Path, tmp_path: Path) -> 
     from celebctl.learning.trainer import learn_people
     from celebctl_export import ExportOptions, export_bundle
     from celebctl_models.checkpoints.registry import card_for, locate
-    from celebctl_models.faces.analysis import InsightFaceAnalyser
+    from celebctl_models.faces.analysis import OnnxFaceAnalyser
     from celebctl_models.mini.world import draw_portrait
     from celebctl_runtime.backends.ort import OrtBackend
     from celebctl_runtime.pipeline import generate
@@ -166,7 +166,7 @@ def test_learn_export_and_gen_from_a_marked_file(noob: Path, tmp_path: Path) -> 
 
     parts, faces = load_parts(noob), card_for(locate("mini").path).faces_dir
     assert faces is not None
-    subject = analyse_photo(InsightFaceAnalyser(faces), draw_portrait(3, 128), "alice")
+    subject = analyse_photo(OnnxFaceAnalyser(faces), draw_portrait(3, 128), "alice")
     (alice,) = learn_people(prepare(parts), [subject], replace(CLEAN, steps=2, views=2, learning_rate=0.2))
     bundle = export_bundle(parts, [alice], tmp_path / "bundle", ExportOptions(spare_rows=4))
     assert {key: bundle.manifest.scheduler[key] for key in ZERO_SNR} == ZERO_SNR

@@ -230,7 +230,7 @@ def test_the_loss_is_that_of_flow_matching(parts: DiffusionParts) -> None:
         error = loss.squared_error(batch, rows)
         context, pooled = read_texts(parts, batch.ids, rows, batch.positions)
         sigma = (batch.t / 1000).view(-1, 1, 1, 1)
-        (expected,) = parts.unet(
+        (expected,) = parts.denoiser(
             hidden_states=(1 - sigma) * x0 + sigma * batch.noise,
             encoder_hidden_states=joint_context(context, 96),
             pooled_projections=pooled,
@@ -245,7 +245,7 @@ def test_the_loss_is_that_of_flow_matching(parts: DiffusionParts) -> None:
 def test_the_predicted_memory_covers_position_embeddings(parts: DiffusionParts) -> None:
     """What autograd saves is predicted from the configuration; weights include the table of positions."""
     report = estimate_memory(parts, 2)
-    networks = (*parts.text_encoders, parts.unet, parts.vae)
+    networks = (*parts.text_encoders, parts.denoiser, parts.vae)
     assert report.weights >= sum(4 * p.numel() for n in networks for p in n.parameters()) + 4 * 48 * 48 * 32
     assert report.saved == pytest.approx(really_saved(parts, 2), rel=0.05)
     assert estimate_memory(parts, 2, checkpointing=True).saved < 0.6 * report.saved

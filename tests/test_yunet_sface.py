@@ -10,7 +10,7 @@ from face_fakes import photo_of, write_face_models, write_yunet_sface
 from numpy.typing import NDArray
 from PIL import Image
 
-from celebctl_models.faces.analysis import FaceSettings, InsightFaceAnalyser
+from celebctl_models.faces.analysis import FaceSettings, OnnxFaceAnalyser
 from celebctl_models.faces.packs import PACKS, Pack, choose_face_models
 from celebctl_models.faces.yunet_sface import YuNet
 from celebctl_runtime.errors import IntegrityError
@@ -57,7 +57,7 @@ def test_photos_of_any_size_are_searched(folder: Path, size: tuple[int, int]) ->
     scale = max(1, max(size) // 640)
     cell = 32 * scale
     photo.paste((255, 0, 0), (2 * cell, cell, 3 * cell, 2 * cell))
-    (face,) = InsightFaceAnalyser(folder).analyse(photo)
+    (face,) = OnnxFaceAnalyser(folder).analyse(photo)
     assert np.allclose(face.box, np.array([1, 0, 4, 3]) * cell, atol=1)
     assert np.allclose(face.landmarks[0], (2 * cell, 1.1 * cell), atol=1) and face.score > 0.9
     assert face.feature.shape == (128,) and float(np.linalg.norm(face.feature)) == pytest.approx(1.0)
@@ -66,14 +66,14 @@ def test_photos_of_any_size_are_searched(folder: Path, size: tuple[int, int]) ->
 
 def test_a_detector_of_any_input_size_is_searched_at_640(tmp_path: Path) -> None:
     folder = write_yunet_sface(tmp_path, side="any")
-    (face,) = InsightFaceAnalyser(folder).analyse(photo_of((3, 2), size=256))
+    (face,) = OnnxFaceAnalyser(folder).analyse(photo_of((3, 2), size=256))
     assert np.allclose(face.box, [64, 32, 160, 128], atol=1)
 
 
 def test_features_are_those_of_opencv(folder: Path) -> None:
     photo = Image.fromarray(noise(256, 256))
     photo.paste((255, 0, 0), (96, 96, 128, 128))
-    (face,) = InsightFaceAnalyser(folder).analyse(photo)
+    (face,) = OnnxFaceAnalyser(folder).analyse(photo)
     bgr = np.ascontiguousarray(np.asarray(photo)[:, :, ::-1])
     recogniser = cv2.FaceRecognizerSF.create(str(folder / RECOGNISER), "")
     box = [*face.box[:2], *(face.box[2:] - face.box[:2])]
@@ -100,7 +100,7 @@ def test_a_folder_without_a_usable_recogniser_is_refused(tmp_path: Path, missing
     if not missing:
         (folder / RECOGNISER).write_bytes(b"no network")
     with pytest.raises(IntegrityError) as error:
-        InsightFaceAnalyser(folder)
+        OnnxFaceAnalyser(folder)
     assert error.value.reason == "face_models_unusable"
 
 

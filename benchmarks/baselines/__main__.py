@@ -40,7 +40,7 @@ from celebctl.evaluation.scorers import WorldScorer
 from celebctl.learning.config import CLEAN, PRESETS
 from celebctl.learning.prepared import ModelAssets
 from celebctl_models.checkpoints.diffusion import load_parts
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.progress import Progress
@@ -231,7 +231,7 @@ def main() -> None:
     parts = load_parts(args.model, device=args.device)
     if parts.card.scoring_dir is None or parts.card.faces_dir is None:
         raise SystemExit(f"{args.model} has no scoring networks; the comparison runs on mini")
-    finder = InsightFaceAnalyser(parts.card.faces_dir)
+    finder = OnnxFaceAnalyser(parts.card.faces_dir)
     scorer, setup = WorldScorer(parts.card.scoring_dir, finder), Setup(parts, finder, args.views)
     methods = [METHODS[name] for name in args.methods]
     if args.tune:

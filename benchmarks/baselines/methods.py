@@ -100,7 +100,7 @@ def _token_rows(
     rows = nn.Parameter(start.clone())
     person = TrainingPerson(ids, setup.latents(subject, values, True), rows, positions)
     penalty = None if l2_weight == 0 else lambda: l2_weight * ((rows - start) ** 2).sum()
-    steps = train(setup, parts.unet, [person], [rows], values, seed, penalty=penalty)
+    steps = train(setup, parts.denoiser, [person], [rows], values, seed, penalty=penalty)
     return rows.detach(), steps
 
 
@@ -149,7 +149,7 @@ def textual_inversion_one(
         texts = [template.format(words[subject.name]) for template in captions_of(values, OBJECT_TEMPLATES)]
         row = nn.Parameter(_noun_row(setup.parts))
         person = _with_word(setup, subject, values, texts, words[subject.name], row)
-        train(setup, setup.parts.unet, [person], [row], values, seed)
+        train(setup, setup.parts.denoiser, [person], [row], values, seed)
         rows[words[subject.name]] = row.detach()
     seconds = (time.monotonic() - begun) / len(subjects)
     generator = PhraseGenerator(ModelGenerator(_with_rows(setup.parts, rows), {}), words)
@@ -191,7 +191,7 @@ def _with_rows(parts: DiffusionParts, rows: dict[str, Tensor]) -> DiffusionParts
 
 def dreambooth(setup: Setup, subjects: Sequence[Subject], values: Hyperparameters, seed: int) -> LearnedPeople:
     """Every weight of the UNet, with prior preservation (Ruiz et al. 2023)."""
-    unet = copy.deepcopy(setup.parts.unet).requires_grad_(True).train()
+    unet = copy.deepcopy(setup.parts.denoiser).requires_grad_(True).train()
     return _dreambooth(setup, subjects, values, seed, unet, unet.parameters())
 
 
@@ -199,7 +199,7 @@ def dreambooth_lora(setup: Setup, subjects: Sequence[Subject], values: Hyperpara
     """Low-rank updates of the attention layers, rank 4, with prior preservation."""
     from peft import LoraConfig  # pyright: ignore  (only this method needs it)
 
-    unet = copy.deepcopy(setup.parts.unet)
+    unet = copy.deepcopy(setup.parts.denoiser)
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
@@ -219,7 +219,7 @@ def _dreambooth(
     train(setup, unet, people, trained, values, seed, prior=True)
     unet.eval().requires_grad_(False)
     seconds = (time.monotonic() - begun) / len(subjects)
-    generator = PhraseGenerator(ModelGenerator(replace(setup.parts, unet=unet), {}), phrases)
+    generator = PhraseGenerator(ModelGenerator(replace(setup.parts, denoiser=unet), {}), phrases)
     return LearnedPeople(generator, seconds, FP16 * sum(p.numel() for p in trained) // len(subjects))
 
 
@@ -229,7 +229,7 @@ def custom_diffusion(setup: Setup, subjects: Sequence[Subject], values: Hyperpar
     As train_custom_diffusion.py with --hflip and --noaug: no random resizing of the photo.
     """
     begun = time.monotonic()
-    unet = copy.deepcopy(setup.parts.unet)
+    unet = copy.deepcopy(setup.parts.denoiser)
     trained = [p for n, p in unet.named_parameters() if "attn2.to_k" in n or "attn2.to_v" in n]
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -242,7 +242,7 @@ def custom_diffusion(setup: Setup, subjects: Sequence[Subject], values: Hyperpar
         people.append(_with_word(setup, subject, values, texts, words[subject.name], rows[words[subject.name]]))
     train(setup, unet, people, [*trained, *rows.values()], values, seed, prior=True)
     unet.requires_grad_(False)
-    parts = replace(_with_rows(setup.parts, {w: row.detach() for w, row in rows.items()}), unet=unet)
+    parts = replace(_with_rows(setup.parts, {w: row.detach() for w, row in rows.items()}), denoiser=unet)
     stored = sum(p.numel() for p in trained) // len(subjects) + setup.parts.context_width
     seconds = (time.monotonic() - begun) / len(subjects)
     return LearnedPeople(PhraseGenerator(ModelGenerator(parts, {}), phrases), seconds, FP16 * stored)

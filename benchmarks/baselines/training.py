@@ -87,8 +87,8 @@ class Setup:
         if len(self.parts.text_encoders) != 1:
             raise SystemExit("the baselines are written for models with one text encoder (SD 1.x, 2.x, mini)")
         select_attention(self.parts)
-        self.device: torch.device = next(self.parts.unet.parameters()).device
-        self.fast = self.parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
+        self.device: torch.device = next(self.parts.denoiser.parameters()).device
+        self.fast = self.parts.denoiser.dtype == torch.float32 and has_bfloat16_units(self.device)
 
     @cached_property
     def alphas(self) -> Tensor:
@@ -136,7 +136,7 @@ def tokenise(parts: DiffusionParts, texts: Sequence[str]) -> Tensor:
     out = parts.tokenizers[0](
         list(texts), padding="max_length", truncation=True, max_length=parts.max_length, return_tensors="pt"
     )
-    return out.input_ids.to(next(parts.unet.parameters()).device)
+    return out.input_ids.to(next(parts.denoiser.parameters()).device)
 
 
 @dataclass

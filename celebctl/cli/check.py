@@ -64,11 +64,11 @@ def examine(console: CliConsole, photo: str, face: int | None, folder: Path, nat
     written even when no face is found.
     """
     from celebctl.photo_quality import check_face
-    from celebctl_models.faces.analysis import InsightFaceAnalyser, select_face
+    from celebctl_models.faces.analysis import OnnxFaceAnalyser, select_face
     from celebctl_models.faces.photos import open_photo
 
     picture = open_photo(photo)
-    analyser = InsightFaceAnalyser(folder)
+    analyser = OnnxFaceAnalyser(folder)
     faces = analyser.analyse(picture)
     if not faces:
         draw(console, picture, None, out)

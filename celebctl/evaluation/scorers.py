@@ -20,7 +20,7 @@ from celebctl.photo_quality import pose
 from celebctl_runtime.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from celebctl_models.faces.analysis import Face, FaceAnalyser, InsightFaceAnalyser
+    from celebctl_models.faces.analysis import Face, FaceAnalyser, OnnxFaceAnalyser
 
     from .clip import ClipScorer
 
@@ -170,7 +170,7 @@ class PhotoScorer:
     """
 
     def __init__(
-        self, finder: FaceAnalyser, recogniser: InsightFaceAnalyser, clip: ClipScorer | None, *, circular: bool
+        self, finder: FaceAnalyser, recogniser: OnnxFaceAnalyser, clip: ClipScorer | None, *, circular: bool
     ) -> None:
         self._finder, self._recogniser, self._clip = finder, recogniser, clip
         note = ", which learning also uses" if circular else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celebctl.basis.names import read_names
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_runtime.errors import NotFoundError
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_scorer(
-    parts: DiffusionParts, analyser: InsightFaceAnalyser, recogniser: Path | None = None, clip: Path | None = None
+    parts: DiffusionParts, analyser: OnnxFaceAnalyser, recogniser: Path | None = None, clip: Path | None = None
 ) -> Scorer:
     """The model's own scoring folder where it has one and no ``recogniser`` is given, else face packs and CLIP.
 
@@ -64,7 +64,7 @@ def choose_scorer(
     if recogniser is None or recogniser.resolve() == analyser.folder.resolve():
         logger.warning("identity is scored by the recogniser that learning uses, so it is too high; choose another one")
         return PhotoScorer(analyser, analyser, clip_scorer, circular=True)
-    return PhotoScorer(analyser, InsightFaceAnalyser(recogniser), clip_scorer, circular=False)
+    return PhotoScorer(analyser, OnnxFaceAnalyser(recogniser), clip_scorer, circular=False)
 
 
 @dataclass(frozen=True)

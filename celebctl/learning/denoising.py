@@ -98,11 +98,11 @@ class DenoisingLoss:
 
     def __init__(self, parts: DiffusionParts, captions: str, max_noise_sigma: float = 0.0) -> None:
         self.parts = parts
-        self.device: torch.device = next(parts.unet.parameters()).device
+        self.device: torch.device = next(parts.denoiser.parameters()).device
         self.captions = encode_templates(parts.tokenizers[0], parts.max_length, captions)
         self.noising = noising_of(parts, max_noise_sigma, self.device)
-        self.autocast = parts.unet.dtype == torch.float32 and has_bfloat16_units(self.device)
-        self.loss_scale = 1024.0 if parts.unet.dtype == torch.float16 else 1.0
+        self.autocast = parts.denoiser.dtype == torch.float32 and has_bfloat16_units(self.device)
+        self.loss_scale = 1024.0 if parts.denoiser.dtype == torch.float16 else 1.0
         select_attention(parts)
 
     def sample_batch(self, x0: Tensor, weight: Tensor, person_index: Tensor, generator: torch.Generator) -> Batch:
@@ -138,10 +138,10 @@ class DenoisingLoss:
         """||target - unet(z_t, t, c)||^2 per latent pixel, (B, C, h, w), with ``embeddings`` in the captions."""
         z_t = self.noising.add_noise(batch.x0, batch.noise, batch.t)
         guidance = torch.full((1,), float(self.parts.card.defaults["guidance"]), device=self.device)
-        with torch.autocast(self.device.type, autocast_dtype(self.parts.unet), enabled=self.autocast):
+        with torch.autocast(self.device.type, autocast_dtype(self.parts.denoiser), enabled=self.autocast):
             context, pooled = read_texts(self.parts, batch.ids, embeddings, batch.positions)
             extras = UNetConditioning(pooled, self.parts.size_ids(*self.parts.native_size), guidance)
-            unet = self.parts.unet
+            unet = self.parts.denoiser
             predicted = network_output(unet, z_t.to(unet.dtype), batch.t, context.to(unet.dtype), extras)
         return (predicted.float() - self.noising.target(batch.x0, batch.noise, batch.t)) ** 2
 
@@ -151,7 +151,7 @@ def encode_views(
     parts: DiffusionParts, photo: Image, face: Face, count: int, config: LearnConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Latents (V, C, h, w) and loss weights (V, 1, h, w), float32, of ``count`` views of the face in a photo."""
-    device = next(parts.unet.parameters()).device
+    device = next(parts.denoiser.parameters()).device
     views = make_views(photo.convert("RGB"), face, parts.card.native_size, count, config, generator)
     noise = torch.Generator().manual_seed(config.seed)  # on the CPU: the same noise on every device
     with full_precision(parts.vae):

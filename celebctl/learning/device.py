@@ -132,9 +132,9 @@ def select_attention(parts: DiffusionParts) -> None:
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
     small = parts.native_size[0] // parts.vae_factor <= _SMALL_LATENT
-    fused = all(isinstance(processor, AttnProcessor2_0) for processor in parts.unet.attn_processors.values())
-    if small and fused and next(parts.unet.parameters()).device.type == "cpu":
-        parts.unet.set_attn_processor(AttnProcessor())
+    fused = all(isinstance(processor, AttnProcessor2_0) for processor in parts.denoiser.attn_processors.values())
+    if small and fused and next(parts.denoiser.parameters()).device.type == "cpu":
+        parts.denoiser.set_attn_processor(AttnProcessor())
 
 
 def free_memory(device: str) -> int:
@@ -151,11 +151,11 @@ def choose_micro_batch(parts: DiffusionParts, views: int, *, low_memory: bool = 
     gradient checkpointing on and takes one view at a time. Larger models encode images one by one.
     """
     if low_memory:
-        parts.unet.enable_gradient_checkpointing()
-    elif sum(weight.numel() for weight in parts.unet.parameters()) < SMALL_UNET:
+        parts.denoiser.enable_gradient_checkpointing()
+    elif sum(weight.numel() for weight in parts.denoiser.parameters()) < SMALL_UNET:
         return SMALL_BATCH
     parts.vae.enable_slicing()
-    free = free_memory(str(next(parts.unet.parameters()).device))
+    free = free_memory(str(next(parts.denoiser.parameters()).device))
     limit = int(0.8 * free)
     size, needed = max_micro_batch(parts, 1 if low_memory else views, limit, checkpointing=low_memory)
     message = memory_message(weight_bytes(parts), needed, free, f"{size} of {views} views at once")
@@ -219,7 +219,7 @@ def estimate_memory(parts: DiffusionParts, batch: int, *, checkpointing: bool = 
 
 def weight_bytes(parts: DiffusionParts) -> int:
     """Bytes of the weights of all networks, as they are loaded; with buffers, such as SD3's position embeddings."""
-    networks = (*parts.text_encoders, parts.unet, parts.vae)
+    networks = (*parts.text_encoders, parts.denoiser, parts.vae)
     tensors = (tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -228,11 +228,11 @@ def _step_bytes(parts: DiffusionParts, batch: int, checkpointing: bool) -> tuple
     """Bytes saved by autograd after the denoiser's forward pass, and the peak of both passes, without the weights."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    config, dtype = dict(parts.unet.config), parts.unet.dtype
+    config, dtype = dict(parts.denoiser.config), parts.denoiser.dtype
     size, width, pooled_width = parts.native_size[0] // parts.vae_factor, parts.context_width, parts.pooled_width
     # not torch's "meta" device: there attention takes another path, which keeps a weight for every pair of pixels
     with FakeTensorMode():
-        unet = _fake_network(type(parts.unet), config, dtype)
+        unet = _fake_network(type(parts.denoiser), config, dtype)
         x = torch.empty(batch, parts.latent_channels, size, size, dtype=dtype)
         context = torch.empty(batch, parts.max_length, width, dtype=dtype, requires_grad=True)
         pooled = torch.empty(batch, pooled_width, dtype=dtype) if pooled_width else None

@@ -40,7 +40,7 @@ People = Mapping[str, tuple[Tensor, ...]]
 
 def prompt_texts(parts: DiffusionParts, prompts: Sequence[str], people: People) -> tuple[Tensor, Tensor | None]:
     """Contexts (B, 77, D), and pooled texts (B, P) or None; in a prompt ``<name>`` stands for one of ``people``."""
-    device = next(parts.unet.parameters()).device
+    device = next(parts.denoiser.parameters()).device
     rows: list[Tensor] = []
     inserts: list[list[tuple[Tensor, ...]]] = []
     positions: list[list[Tensor]] = []
@@ -96,8 +96,8 @@ def draw(
     """Images (B, H, W, 3) uint8 at the model's native size, one per prompt and seed."""
     sampler, steps, guidance = options.get("sampler"), options.get("steps"), options.get("guidance")
     fast = options.get("fast", True)
-    device = next(parts.unet.parameters()).device
-    defaults, half = parts.card.defaults, autocast_dtype(parts.unet)
+    device = next(parts.denoiser.parameters()).device
+    defaults, half = parts.card.defaults, autocast_dtype(parts.denoiser)
     table = step_table(
         sampler or defaults["sampler"], parts.schedule,
         steps or int(defaults["steps"]), float(defaults["guidance"] if guidance is None else guidance),
@@ -113,7 +113,7 @@ def draw(
         scale, timestep, strength = (float(v) for v in table.aux[i])
         with torch.autocast(device.type, half, enabled=fast):
             outputs = network_output(
-                parts.unet,
+                parts.denoiser,
                 (x * scale).repeat(guides, 1, 1, 1),
                 torch.tensor(timestep, device=device),
                 context,

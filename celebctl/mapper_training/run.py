@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from celebctl.basis.name_filtering import face_models_hash
 from celebctl.learning.device import choose_micro_batch, free_memory
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_runtime.errors import InvalidInputError, NotFoundError, UsageError
 from celebctl_runtime.files import translate_os_errors
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
@@ -151,7 +151,7 @@ class _Run:
 
     def build_dataset(self, files: Sequence[Path], progress: ProgressCallback) -> tuple[FaceDataset, dict[str, int]]:
         """Filter and encode the photos."""
-        model, analyser = self.model.prepared(), InsightFaceAnalyser(self.model.face_models)
+        model, analyser = self.model.prepared(), OnnxFaceAnalyser(self.model.face_models)
         parts, seed = self.model.parts, str(self.config.seed)
         face_models = face_models_hash(self.model.face_models)
         key = "|".join([parts.name, parts.table_hash, model.basis.hash, face_models, seed])

@@ -161,7 +161,7 @@ def _check_options(spare_rows: int, dtype: str) -> None:
 def _check_model(parts: DiffusionParts) -> None:
     from celebctl_models.checkpoints.checkpoint_layout import refuse_channels
 
-    refuse_channels(parts.name, int(parts.unet.config.in_channels), parts.latent_channels)
+    refuse_channels(parts.name, int(parts.denoiser.config.in_channels), parts.latent_channels)
     if any(not hasattr(encoder, "text_projection") for encoder in parts.text_encoders[1:]):
         raise InvalidInputError(
             f"the second text encoder of {parts.name} has no pooled output",

@@ -194,7 +194,7 @@ def graph_makers(parts: DiffusionParts) -> list[GraphMaker]:
 
     return [
         *(partial(text_encoder, number) for number in range(len(parts.text_encoders))),
-        lambda dtype: _step_spec(parts, _as(parts.unet, dtype)),
+        lambda dtype: _step_spec(parts, _as(parts.denoiser, dtype)),
         lambda dtype: _vae_decoder_spec(parts, vae(dtype)),
         lambda dtype: _vae_encoder_spec(parts, vae(dtype)),
     ]

@@ -41,14 +41,14 @@ class DiffusionParts(TextEncoderParts):
     The networks are typed `Any`: diffusers' classes are partly untyped, and the functions below are their interface.
 
     Attributes:
-        unet: The denoiser: diffusers UNet2DConditionModel, or the SD3Transformer2DModel of `StableDiffusion3Parts`.
+        denoiser: The denoiser: diffusers UNet2DConditionModel, or the SD3Transformer2DModel of `StableDiffusion3Parts`.
         vae: diffusers AutoencoderKL, or an AutoencoderTiny in its place.
         scheduler_config: scheduler_config.json as a dict.
         zero_empty_prompt: Whether an empty negative prompt is encoded as zeros (SDXL base).
         vae_source: The file name of an autoencoder that replaces the checkpoint's own, else "".
     """
 
-    unet: Any
+    denoiser: Any
     vae: Any
     scheduler_config: dict[str, Any]
     zero_empty_prompt: bool = False
@@ -62,7 +62,7 @@ class DiffusionParts(TextEncoderParts):
     @property
     def size_multiple(self) -> int:
         """Image height and width must be multiples of this: each UNet level but the last halves the latent."""
-        return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return self.vae_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
 
     @property
     def max_side(self) -> int:
@@ -87,7 +87,7 @@ class DiffusionParts(TextEncoderParts):
     @property
     def pooled_width(self) -> int:
         """Width P of the pooled text embedding that the denoiser takes as input; 0 for UNets before XL."""
-        if self.unet.config.addition_embed_type != "text_time":
+        if self.denoiser.config.addition_embed_type != "text_time":
             return 0
         return int(self.text_encoders[-1].config.projection_dim)
 
@@ -99,7 +99,7 @@ class DiffusionParts(TextEncoderParts):
     @property
     def guidance_is_embedded(self) -> bool:
         """Whether the guidance scale is an input of the UNet (latent consistency models)."""
-        return self.unet.config.time_cond_proj_dim is not None
+        return self.denoiser.config.time_cond_proj_dim is not None
 
     @property
     def guidance_rescale(self) -> float:
@@ -119,7 +119,7 @@ class DiffusionParts(TextEncoderParts):
         """A hash of the UNet's and autoencoder's weights, 16 hexadecimal digits; a fine-tuned model may have the same
         token table. The first 64 numbers of each tensor are hashed, as float32."""
         digest = hashlib.sha256()
-        for network in (self.unet, self.vae):
+        for network in (self.denoiser, self.vae):
             for name, tensor in network.state_dict().items():
                 digest.update(name.encode() + tensor.flatten()[:64].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -143,7 +143,7 @@ class DiffusionParts(TextEncoderParts):
 
 @dataclass(frozen=True)
 class StableDiffusion3Parts(DiffusionParts):
-    """Stable Diffusion 3 or 3.5 with its two CLIP text encoders, without T5; `unet` is an SD3Transformer2DModel.
+    """Stable Diffusion 3 or 3.5 with its two CLIP text encoders, without T5; `denoiser` is an SD3Transformer2DModel.
 
     Raises:
         IntegrityError: Text encoders or a scheduler that do not fit the transformer.
@@ -156,7 +156,7 @@ class StableDiffusion3Parts(DiffusionParts):
                 "use the scheduler config that came with the model, a FlowMatchEulerDiscreteScheduler",
                 reason="unsupported_scheduler",
             )
-        config = self.unet.config
+        config = self.denoiser.config
         pooled = sum(int(encoder.config.projection_dim) for encoder in self.text_encoders)
         if self.context_width > config.joint_attention_dim or pooled != config.pooled_projection_dim:
             raise IntegrityError(
@@ -168,17 +168,17 @@ class StableDiffusion3Parts(DiffusionParts):
     @property
     def size_multiple(self) -> int:
         """Image height and width must be multiples of this: the transformer's patches are squares of latent pixels."""
-        return self.vae_factor * int(self.unet.config.patch_size)
+        return self.vae_factor * int(self.denoiser.config.patch_size)
 
     @property
     def max_side(self) -> int:
         """Largest image height and width in pixels: the transformer has position embeddings for so many patches."""
-        return min(super().max_side, int(self.unet.config.pos_embed_max_size) * self.size_multiple)
+        return min(super().max_side, int(self.denoiser.config.pos_embed_max_size) * self.size_multiple)
 
     @property
     def pooled_width(self) -> int:
         """Width P of the pooled text of both text encoders."""
-        return int(self.unet.config.pooled_projection_dim)
+        return int(self.denoiser.config.pooled_projection_dim)
 
     @property
     def upcasts_vae(self) -> bool:
@@ -260,19 +260,21 @@ def _load_folder(
         # Each class from its own module: the libraries' top-level names import far more than these two.
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        unet = load_component(_denoiser_class(denoiser), folder, denoiser, torch_dtype=dtype or torch.float32, **safe)
+        network = load_component(
+            _denoiser_class(denoiser), folder, denoiser, torch_dtype=dtype or torch.float32, **safe
+        )
         # in float32 where another one is compared with it
         vae_dtype = torch.float32 if dtype is None or stated.vae is not None else dtype
         vae = load_component(AutoencoderKL, folder, "vae", torch_dtype=vae_dtype, **safe)
     if stated.vae is not None:
         expected = ExpectedVae(str(folder), channels, float(vae.config.scaling_factor), vae)
         vae = load_vae(stated.vae, expected).to(dtype or torch.float32)
-    parts = (StableDiffusion3Parts if attends_jointly(unet) else DiffusionParts)(
+    parts = (StableDiffusion3Parts if attends_jointly(network) else DiffusionParts)(
         path=folder,
         tokenizers=tokenizers,
         card=card.for_schedule(schedule),
         text_encoders=encoders,
-        unet=freeze(unet, device),
+        denoiser=freeze(network, device),
         vae=vae,
         scheduler_config=schedule,
         zero_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
@@ -316,7 +318,7 @@ def _load_file(
         tokenizers=texts.tokenizers,
         card=texts.card.for_schedule(schedule),
         text_encoders=texts.text_encoders,
-        unet=freeze(pipe.unet.to(dtype or torch.float32), device),
+        denoiser=freeze(pipe.unet.to(dtype or torch.float32), device),
         vae=_vae_of_file(location, file, stated.vae).to(dtype or torch.float32),
         scheduler_config=schedule,
         zero_empty_prompt=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
@@ -354,10 +356,10 @@ def _check_layer(parts: DiffusionParts) -> None:
 
 def _check_texts(parts: DiffusionParts) -> None:
     """Raise InvalidInputError unless the UNet takes what the text encoders give."""
-    takes: Any = parts.unet.config.cross_attention_dim
+    takes: Any = parts.denoiser.config.cross_attention_dim
     pairs = [("context", parts.context_width, takes if isinstance(takes, int) else max(takes))]
     if parts.pooled_width:
-        config = parts.unet.config
+        config = parts.denoiser.config
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         pairs.append(("pooled text", parts.pooled_width, pooled))
     for what, given, taken in pairs:
@@ -511,21 +513,21 @@ class UNetConditioning:
 
 
 def network_output(
-    unet: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor, extras: UNetConditioning | None = None
+    denoiser: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor, extras: UNetConditioning | None = None
 ) -> Tensor:
     """The denoiser's raw prediction (B, C, h, w), as it was trained, for latents x at timesteps (B,) or scalar."""
-    if attends_jointly(unet):
+    if attends_jointly(denoiser):
         assert extras is not None and extras.pooled is not None  # every SD3 model has pooled texts
-        return transformer_output(unet, x, timesteps, context, extras.pooled)
+        return transformer_output(denoiser, x, timesteps, context, extras.pooled)
     options: dict[str, Any] = {}
     if extras is not None and extras.pooled is not None and extras.size_ids is not None:
         sizes = extras.size_ids.to(context).unsqueeze(0).expand(context.shape[0], -1)
         # float32 like the embedded sizes: ONNX cannot concatenate two dtypes
         options["added_cond_kwargs"] = {"text_embeds": extras.pooled.to(context.device).float(), "time_ids": sizes}
-    width = cast(Any, unet).config.time_cond_proj_dim
+    width = cast(Any, denoiser).config.time_cond_proj_dim
     if width is not None and extras is not None and extras.guidance is not None:
         options["timestep_cond"] = guidance_embedding(extras.guidance, width).to(context).expand(x.shape[0], -1)
-    return cast("Tensor", unet(x, timesteps, encoder_hidden_states=context, return_dict=False, **options)[0])
+    return cast("Tensor", denoiser(x, timesteps, encoder_hidden_states=context, return_dict=False, **options)[0])
 
 
 def guidance_embedding(guidance: Tensor, width: int) -> Tensor:

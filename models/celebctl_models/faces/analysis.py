@@ -1,6 +1,6 @@
 """Face analysis: box, five landmarks, aligned crop, feature and age of the faces in a photo.
 
-`FaceAnalyser` is the interface, which any recogniser can implement. `InsightFaceAnalyser` runs a folder of ONNX files:
+`FaceAnalyser` is the interface, which any recogniser can implement. `OnnxFaceAnalyser` runs a folder of ONNX files:
 mini's own pair or insightface's published packs through insightface, OpenCV's YuNet and SFace through yunet_sface.py.
 insightface's packs, unlike its code, are licensed for non-commercial research only; celebctl contains none of them.
 """
@@ -132,7 +132,7 @@ def _unusable(path: Path, cause: str) -> IntegrityError:
     return IntegrityError(f"the face models in {path} cannot be used: {cause}", hint, reason="face_models_unusable")
 
 
-class InsightFaceAnalyser:
+class OnnxFaceAnalyser:
     """Face analysis with the ONNX files of one folder. Nothing is downloaded.
 
     The folder contains a detector with SCRFD outputs (landmarks included) and a 112 x 112 recogniser with one 512-wide

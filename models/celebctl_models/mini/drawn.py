@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from celebctl_models.faces.analysis import CPU, Face, InsightFaceAnalyser
+from celebctl_models.faces.analysis import CPU, Face, OnnxFaceAnalyser
 from celebctl_runtime.errors import IntegrityError
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -50,7 +50,7 @@ def drawnness(image: Image.Image, face: Face, face_models: Path) -> Drawnness:
     Example:
         >>> from celebctl_models.mini.world import draw_portrait
         >>> portrait = draw_portrait(7, 256)
-        >>> analyser = InsightFaceAnalyser(FACES)
+        >>> analyser = OnnxFaceAnalyser(FACES)
         >>> drawnness(portrait, analyser.analyse(portrait)[0], analyser.folder).drawn
         True
     """
@@ -68,8 +68,8 @@ def _score(session: Any, crop: NDArray[np.uint8]) -> float:
 
 
 @cache
-def _analyser() -> InsightFaceAnalyser:
-    return InsightFaceAnalyser(FACES)
+def _analyser() -> OnnxFaceAnalyser:
+    return OnnxFaceAnalyser(FACES)
 
 
 @cache

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor, nn
 
-from celebctl_models.faces.analysis import CROP, InsightFaceAnalyser
+from celebctl_models.faces.analysis import CROP, OnnxFaceAnalyser
 from celebctl_models.mini.people import sample_people, uniform_from_normal
 from celebctl_models.mini.scenes import random_scenes, render
 from celebctl_models.mini.world import draw_portrait
@@ -115,7 +115,7 @@ def drawn_images(random: np.random.Generator) -> list[Image.Image]:
 
 def other_crops(random: np.random.Generator) -> Crops:
     """Crops (n, 112, 112, 3) of photographs and random shapes: anywhere, and where mini's detector finds a face."""
-    analyser, images = InsightFaceAnalyser(WEIGHTS / "faces"), photographs()
+    analyser, images = OnnxFaceAnalyser(WEIGHTS / "faces"), photographs()
     made: list[NDArray[np.uint8]] = []
     for number in range(OTHERS + DETECTIONS):
         image = random_shapes(random) if number % 8 == 0 else images[int(random.integers(len(images)))]
@@ -168,7 +168,7 @@ def random_shapes(random: np.random.Generator) -> Image.Image:
 
 def drawn_crops(random: np.random.Generator) -> Crops:
     """Crops (n, 112, 112, 3) of the faces that mini's detector finds in degraded drawn images."""
-    analyser = InsightFaceAnalyser(WEIGHTS / "faces")
+    analyser = OnnxFaceAnalyser(WEIGHTS / "faces")
     found = [face.crop112 for image in drawn_images(random) for face in analyser.analyse(degraded(image, random))]
     return np.stack([framed(crop, random) for crop in found])
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from torch import Tensor
 
-from celebctl_models.faces.analysis import InsightFaceAnalyser
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.mini.captions import caption
 from celebctl_models.mini.figure import EXPRESSIONS, WORN
 from celebctl_models.mini.scenes import ACTS, PLACES
@@ -36,7 +36,7 @@ FILE_NAME = "mapper-data.safetensors"
 def photographed(folder: Path, z: NDArray[np.float32], scenes: NDArray[np.int64]) -> list[NDArray[np.float32] | None]:
     """Features (512,) of portraits of people ``z`` (n, F); None where not exactly one face is found."""
     torch.set_num_threads(1)
-    analyser = InsightFaceAnalyser(folder)
+    analyser = OnnxFaceAnalyser(folder)
     found = [analyser.analyse(portrait_of(looks, SEED + int(i), SIZE)) for looks, i in zip(z, scenes, strict=True)]
     return [faces[0].feature if len(faces) == 1 else None for faces in found]
 
