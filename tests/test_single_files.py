@@ -53,7 +53,7 @@ def test_a_single_file_equals_its_folder(write: Callable[[Path], None], predicti
     assert (single.prediction_type, single.family, single.table_hash) == (prediction, folder.family, folder.table_hash)
     assert single.zero_empty_prompt == folder.zero_empty_prompt and single.scaling_factor == folder.scaling_factor
     assert len(single.text_encoders) == len(folder.text_encoders)
-    ours, theirs = ((one.unet, one.vae, *one.text_encoders) for one in (single, folder))
+    ours, theirs = ((one.denoiser, one.vae, *one.text_encoders) for one in (single, folder))
     for mine, other in zip(ours, theirs, strict=True):
         expected, found = other.state_dict(), mine.state_dict()
         assert found.keys() == expected.keys()
