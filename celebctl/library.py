@@ -4,6 +4,7 @@
     <root>/bundles/<model>-<table hash>/                            exported bundles (.NAME.origin: the model exported)
     <root>/checkpoints/<model key>/<names>.checkpoint               interrupted learning
     <root>/cache/, <root>/locks/
+    <root>/cache/face-references/                                   mean features of drawn faces (drawn_faces.py)
     <root>/cache/engines/                                           what engines compiled (celebctl_runtime.backends)
 
 An identity belongs to the token table it was learned for, so a name is unique per model. The *model key*, such as
@@ -158,6 +159,7 @@ class Library:
         """Delete an identity and its checkpoints; returns the path of the file deleted. Raises as `find` and `save`."""
         entry = self.find(name, model_key)
         with self.reserve([entry.name], entry.model_key), translate_os_errors(entry.path):
+            self._remove_face_references(entry)
             self._path(entry.name, entry.model_key).unlink(missing_ok=True)
             for checkpoint in self.checkpoint([entry.name], entry.model_key).parent.glob("*.checkpoint"):
                 if entry.name in checkpoint.stem.split("+"):
@@ -243,6 +245,15 @@ class Library:
         with translate_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def face_reference(self, digest: str, settings: str) -> Path:
+        """The file of what a drawn person's face is recognised by; both arguments are hexadecimal digests."""
+        return self._place("cache", "face-references", f"{digest[:32]}-{settings[:32]}.npy")
+
+    def _remove_face_references(self, entry: IdentityFile) -> None:
+        with contextlib.suppress(IntegrityError):  # a damaged identity can be removed too
+            for path in self.face_reference(entry.load().digest, "").parent.glob(f"{entry.load().digest[:32]}-*"):
+                path.unlink(missing_ok=True)
 
     def _path(self, name: str, model_key: str) -> Path:
         return self._place("identities", check_model_key(model_key), f"{check_name(name)}{SUFFIX}")

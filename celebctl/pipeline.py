@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -23,6 +24,7 @@ from celebctl.bundles import (
     people_of_other_models,
     table_difference,
 )
+from celebctl.drawn_faces import DrawnFaces, open_drawn_faces, wants_faces
 from celebctl.library import Library
 from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
@@ -32,13 +34,14 @@ from celebctl_runtime.identity import Identity
 from celebctl_runtime.picture import GeneratedImage, read_request, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
-from celebctl_runtime.prompting.layout import normalize_layout
+from celebctl_runtime.prompting.layout import AUTO, normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
-from celebctl_runtime.request import MAX_SEED, Request, batch
+from celebctl_runtime.request import MAX_SEED, REFINE_STRENGTH, Request, batch
 from celebctl_runtime.sampling.init_image import InitImage
 
 DEFAULT_STRENGTH = 0.6
 MAX_IMAGES = 10_000  # of one call
+MAX_BEST_OF = 100
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +60,10 @@ class GenerationOptions(TypedDict, total=False):
         layout: Where each person is, as "left:alice,right:bob"; "auto" or "none".
         init_image: Start from this image instead of noise (img2img): an RGB image, or its file.
         strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6.
+        refine_faces: Draw the small faces of the prompt's people again, each at the model's native size.
+        refine_strength: With `refine_faces`, how much of a face may change: above 0, at most 1. Default 0.3.
+        best_of: Draw so many images, 1 to 100, for each one that is returned: the one whose people are most like
+            images of them alone. Image k of `num_images` is chosen from the seeds seed + k * best_of and following.
     """
 
     negative_prompt: str
@@ -70,6 +77,16 @@ class GenerationOptions(TypedDict, total=False):
     layout: str | None
     init_image: Image.Image | Path | str | None
     strength: float | None
+    refine_faces: bool
+    refine_strength: float | None
+    best_of: int
+
+
+class RefinementFields(TypedDict):
+    """The fields of a `Request` that are about faces."""
+
+    refine_faces: str
+    refine_strength: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +158,7 @@ class Pipeline:
         add_people: bool | None = None,
         cuda_options: Mapping[str, str] | None = None,
         openvino_options: Mapping[str, str] | None = None,
+        face_models: str | None = None,
     ) -> None:
         """Open the bundle, check its files, and start the engine.
 
@@ -153,6 +171,8 @@ class Pipeline:
             add_people: Whether prompts add the library's people to the bundle; None: for a model's name only.
             cuda_options: Options of ONNX Runtime's CUDA provider.
             openvino_options: Properties of OpenVINO's CPU plugin; float32 unless INFERENCE_PRECISION_HINT is "bf16".
+            face_models: For `refine_faces` and `best_of`: a pack ("buffalo_l", "antelopev2", "yunet_sface") or a
+                folder; None: the model's own, else "buffalo_l".
 
         Raises:
             NotFoundError: There is no such bundle (reason "no_bundle" for a model without one).
@@ -170,6 +190,7 @@ class Pipeline:
             bundle = path
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), verify="quick")
         verify_once(self.library, self.bundle)
+        self._face_models = face_models
         self.backend = choose_backend(
             self.bundle,
             device,
@@ -215,8 +236,14 @@ class Pipeline:
             _positive("height", options.get("height")),
             likeness=as_likeness(options.get("likeness")),
             layout=normalize_layout(options.get("layout") or ""),
+            **refinement(options.get("refine_faces", False), options.get("refine_strength")),
         )
-        requests, init_images = make_requests(request, num_images, options.get("init_image"), options.get("strength"))
+        best_of = options.get("best_of", 1)
+        requests, init_images = make_requests(
+            request, num_images, options.get("init_image"), options.get("strength"), best_of
+        )
+        if best_of > 1:
+            return PipelineOutput.of([self.generate_best(r, best_of, init_images, progress) for r in requests])
         return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
 
     def reproduce(
@@ -253,7 +280,53 @@ class Pipeline:
         prompts = list(dict.fromkeys(text for request in requests for text in (request.prompt, request.negative)))
         if self.add_people and not overrides:
             self._add_mentioned(prompts)
+        if any(map(wants_faces, requests)):
+            return self._generate_refined(requests, init_images, overrides, progress)
         return generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
+
+    def generate_best(
+        self,
+        request: Request,
+        count: int,
+        init_images: Sequence[InitImage] = (),
+        progress: ProgressCallback = ignore_progress,
+    ) -> GeneratedImage:
+        """Of images with the seeds seed to seed + count - 1, the one whose people are most like images of them alone.
+
+        The request of the result has its seed; its record has "best_of": number of images, face models and mean cosine.
+        Faces are drawn again in this image only. Raises as `__call__`.
+        """
+        if self.add_people:
+            self._add_mentioned([request.prompt, request.negative])
+        self.drawn_faces.check([request])
+        candidates = batch(replace(request, refine_faces=""), count)
+        images = generate(self.bundle, self.backend, candidates, progress, init_images)
+        best = self.drawn_faces.best(images)
+        return self.drawn_faces.refine([best], progress)[0] if wants_faces(request) else best
+
+    @cached_property
+    def drawn_faces(self) -> DrawnFaces:
+        """Finds people in the images drawn. Raises NotFoundError, PolicyError or SetupError without face models."""
+        return open_drawn_faces(self.bundle, self.backend, self._face_models, self.library)
+
+    def _generate_refined(
+        self,
+        requests: Sequence[Request],
+        init_images: Sequence[InitImage],
+        overrides: Sequence[Identity],
+        progress: ProgressCallback,
+    ) -> list[GeneratedImage]:
+        """`generate` for requests of which some leave the faces to be found."""
+        wanted = [wants_faces(request) for request in requests]
+        plain = [
+            replace(request, refine_faces="") if some else request
+            for request, some in zip(requests, wanted, strict=True)
+        ]
+        self.drawn_faces.check([request for request, some in zip(requests, wanted, strict=True) if some], overrides)
+        images = generate(self.bundle, self.backend, plain, progress, init_images, overrides)
+        found = [image for image, some in zip(images, wanted, strict=True) if some]
+        refined = iter(self.drawn_faces.refine(found, progress, overrides))
+        return [next(refined) if some else image for image, some in zip(images, wanted, strict=True)]
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """`requests` in groups as large as the engine draws at once."""
@@ -285,24 +358,50 @@ class Pipeline:
 
 
 def make_requests(
-    request: Request, count: int = 1, init_image: Image.Image | Path | str | None = None, strength: float | None = None
+    request: Request,
+    count: int = 1,
+    init_image: Image.Image | Path | str | None = None,
+    strength: float | None = None,
+    best_of: int = 1,
 ) -> tuple[list[Request], list[InitImage]]:
-    """`count` requests with the seeds seed, seed + 1, ...; and the init image they share, if any.
+    """`count` requests with the seeds seed, seed + best_of, ...; and the init image they share, if any.
 
-    Raises UsageError when `count` or a seed is out of range, NotFoundError or InvalidInputError for the init image.
+    Raises UsageError when `count`, `best_of` or a seed is out of range, NotFoundError or InvalidInputError for the init
+    image.
     """
     if not 1 <= count <= MAX_IMAGES:
         raise UsageError(
             f"the number of images is {count}", f"use 1 to {MAX_IMAGES}", reason="image_count", most=MAX_IMAGES
         )
-    last = MAX_SEED - count + 1
+    if not 1 <= best_of <= MAX_BEST_OF:
+        raise UsageError(
+            f"each image would be chosen from {best_of}", f"use 1 to {MAX_BEST_OF}",
+            reason="best_of_range", most=MAX_BEST_OF,
+        )  # fmt: skip
+    last = MAX_SEED - count * best_of + 1
     if not 0 <= request.seed <= last:
         raise UsageError(f"seed {request.seed} is out of range", f"use 0 to {last}", reason="seed_range", last=last)
     if init_image is None:
-        return list(batch(request if strength is None else replace(request, strength=strength), count)), []
+        request = request if strength is None else replace(request, strength=strength)
+        return list(batch(request, count * best_of)[::best_of]), []
     image = _read_init_image(init_image)
     changed = DEFAULT_STRENGTH if strength is None else strength
-    return list(batch(replace(request, source=image.digest, strength=changed), count)), [image]
+    request = replace(request, source=image.digest, strength=changed)
+    return list(batch(request, count * best_of)[::best_of]), [image]
+
+
+def refinement(refine_faces: bool, strength: float | None) -> RefinementFields:
+    """The fields of a request for whether to find and draw faces again, and at which strength.
+
+    Raises UsageError for a strength without faces.
+    """
+    if strength is not None and not refine_faces:
+        raise UsageError(
+            f"a strength of {strength:g} for faces needs faces to be refined", "leave it out, or refine the faces",
+            reason="refine_strength_alone",
+        )  # fmt: skip
+    changed = REFINE_STRENGTH if strength is None else strength
+    return {"refine_faces": AUTO if refine_faces else "", "refine_strength": changed}
 
 
 def find_source_bundle(library: Library, record: Mapping[str, Any]) -> Bundle:

@@ -50,6 +50,19 @@ def gen(
         float | None,
         typer.Option("--strength", help="With --from: how much may change, above 0 to 1.", show_default="0.6"),
     ] = None,
+    refine_faces: Annotated[
+        bool, typer.Option("--refine-faces", help="Draw each small face again, larger and as that person alone.")
+    ] = False,
+    refine_strength: Annotated[
+        float | None,
+        typer.Option(
+            "--refine-strength", help="With --refine-faces: how much may change, above 0 to 1.", show_default="0.3"
+        ),
+    ] = None,
+    best_of: Annotated[
+        int, typer.Option("--best-of", help="Of so many images keep the one most like its people.", metavar="N")
+    ] = 1,
+    face_models: options.FaceModels = None,
     scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
     out: Annotated[
         Path | None,
@@ -64,7 +77,7 @@ def gen(
 ) -> None:
     """Draw images of learned people."""
     from celebctl.library import Library
-    from celebctl.pipeline import as_likeness, make_requests, random_seed
+    from celebctl.pipeline import as_likeness, make_requests, random_seed, refinement
     from celebctl.settings import Settings
     from celebctl_runtime.prompting.layout import normalize_layout
     from celebctl_runtime.prompting.likeness import parse_likeness
@@ -84,16 +97,19 @@ def gen(
         height,
         likeness=as_likeness(None if likeness is None else parse_likeness(likeness)),
         layout=normalize_layout(layout or ""),
+        **refinement(refine_faces, refine_strength),
     )
-    requests, init_images = make_requests(request, count, init_image, strength)
-    target = OutputTarget.choose(out, prompt, [request.seed for request in requests], force, console.json)
+    requests, init_images = make_requests(request, count, init_image, strength, best_of)
+    seeds = range(request.seed, requests[-1].seed + best_of)
+    target = OutputTarget.choose(out, prompt, seeds if count > 1 else [request.seed], force, console.json)
     library = Library()
     opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
-    pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
+    pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None, face_models=face_models)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
-    written = save_images(console, target, draw(console, pipe, requests, init_images), metadata, enlarge)
-    seconds, last = time.monotonic() - started, requests[-1].seed
-    console.info(f"seed {request.seed}{f' to {last}' if count > 1 else ''}, {seconds:.1f} s")
+    images = draw(console, pipe, requests, init_images, best_of)
+    written = save_images(console, target, images, metadata, enlarge)
+    seconds = time.monotonic() - started
+    console.info(f"seed {request.seed}{f' to {seeds[-1]}' if len(seeds) > 1 else ''}, {seconds:.1f} s")
     if console.json:
         facts = {"bundle": str(pipe.bundle.path), "scale": enlarge, "seconds": round(seconds, 3)}
         console.output([], {"images": written, **facts})
@@ -166,7 +182,13 @@ def open_or_export(
 
 
 def open_pipeline(
-    library: "Library", bundle: "Bundle", device: str | None, threads: int | None, *, add_people: bool = False
+    library: "Library",
+    bundle: "Bundle",
+    device: str | None,
+    threads: int | None,
+    *,
+    add_people: bool = False,
+    face_models: str | None = None,
 ) -> "Pipeline":
     """The pipeline with the device, threads and engine options of the command line and the settings."""
     from celebctl.pipeline import Pipeline
@@ -182,13 +204,25 @@ def open_pipeline(
         add_people=add_people,
         cuda_options=parse_options(settings.text("cuda_options") or ""),
         openvino_options=parse_options(settings.text("openvino_options") or ""),
+        face_models=settings.text("face_models", face_models),
     )
 
 
 def draw(
-    console: CliConsole, pipe: "Pipeline", requests: "Sequence[Request]", init_images: "Sequence[InitImage]" = ()
+    console: CliConsole,
+    pipe: "Pipeline",
+    requests: "Sequence[Request]",
+    init_images: "Sequence[InitImage]" = (),
+    best_of: int = 1,
 ) -> "Iterator[GeneratedImage]":
     """Images as they are finished, with a progress bar; as many at once as the engine takes."""
+    if best_of > 1:
+        for done, request in enumerate(requests, 1):
+            with console.track(f"drawing {done} of {len(requests)}") as progress:
+                image = pipe.generate_best(request, best_of, init_images, progress)
+            console.info(f"kept seed {image.request.seed} of {best_of} images")
+            yield image
+        return
     done = 0
     for group in pipe.batches(requests):
         done += len(group)
@@ -289,6 +323,7 @@ def _describe(console: CliConsole, image: "GeneratedImage") -> None:
     people = listed(request.identities or ()) or "no learned people"
     extra = f", likeness {_likeness_text(request)}" if request.likeness != 1.0 else ""
     extra += f", layout {request.layout}" if request.layout not in ("", "none") else ""
+    extra += f", faces drawn again: {request.refine_faces.count('@')}" if request.refine_faces else ""
     console.info(
         f"{people}; {counted(request.steps, 'step')} of {request.sampler}, guidance {request.guidance:g}{extra}"
     )

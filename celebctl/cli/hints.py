@@ -38,6 +38,11 @@ RUNTIME: dict[str, str] = {
     "invalid_likeness": "use --likeness 0.8 for all people, or --likeness alice=0.8,bob=1",
     "not_in_prompt_layout": "name {name} in the prompt, or leave {name} out of --layout",
     "not_in_prompt_likeness": "name {name} in the prompt, or leave {name} out of --likeness",
+    "refine_strength_out_of_range": "use --refine-strength above {minimum}, up to {maximum}",
+    "refine_strength_alone": "use --refine-strength together with --refine-faces",
+    "no_refine_steps_left": "raise --refine-strength or --steps",
+    "best_of_range": "use --best-of 1 to {most}",
+    "no_people_to_find": "name a learned person (celebctl list), or leave out --refine-faces and --best-of",
     "no_recipe": "use an image that celebctl gen wrote, saved with its metadata",
 }
 

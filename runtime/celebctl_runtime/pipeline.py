@@ -18,6 +18,7 @@ from .backends.base import Backend, Conditioning, SupportsFullDenoise, SupportsI
 from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
 from .errors import BusyError, NotFoundError, SetupError, UsageError
+from .face_redrawing import blend_faces, crop_request, regions_of
 from .picture import GeneratedImage
 from .progress import Progress, ProgressCallback, ignore_progress
 from .prompting.layout import Region, layout_text, parse_layout, region_masks, resolve_layout
@@ -71,6 +72,8 @@ def generate(
     for index, request in enumerate(prompts.requests):  # all errors come before the first image
         _check_source(bundle, backend, request, sources)
         prompts.overrides([prompts.encoded(index)])
+        if regions_of(request):
+            require_image_encoder(bundle, backend)
     batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts.requests, backend.batch_limit)]
     counter = _StepCounter(progress, sum(len(batch.requests) * batch.steps.steps for batch in batches))
     images: list[GeneratedImage] = []
@@ -81,7 +84,36 @@ def generate(
         pixels = backend.decode(latent)
         record = _record(bundle, backend)
         images += [_image(image, each, prompts.people, record) for image, each in zip(pixels, encoded, strict=True)]
-    return images
+    return redraw_faces(bundle, backend, images, progress, overrides)
+
+
+def redraw_faces(
+    bundle: Bundle,
+    backend: Backend,
+    images: Sequence[GeneratedImage],
+    progress: ProgressCallback = ignore_progress,
+    overrides: Sequence[Identity] = (),
+) -> list[GeneratedImage]:
+    """The images with the faces that their requests list (:attr:`Request.refine_faces`) drawn again; others unchanged.
+
+    The crops of all images run together. :func:`generate` does this itself. Arguments and errors are those of
+    :func:`generate`.
+    """
+    height, width = bundle.manifest.size.native
+    regions = [regions_of(image.request) for image in images]
+    crops = [
+        crop_request(image, region, (width, height))
+        for image, faces in zip(images, regions, strict=True)
+        for region in faces
+    ]
+    if not crops:
+        return list(images)
+    requests = [request for request, _ in crops]
+    drawn = iter(generate(bundle, backend, requests, progress, [source for _, source in crops], overrides))
+    return [
+        replace(image, image=blend_faces(image.image, faces, [next(drawn).image for _ in faces])) if faces else image
+        for image, faces in zip(images, regions, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +168,7 @@ class _Prompts:
         people = tuple(dict.fromkeys(prompt.people + negative.people))
         regions = parse_layout(layout)
         _check_mentioned("layout", [region.name for region in regions], people)
+        _check_mentioned("refine_faces", [region.name for region in parse_layout(request.refine_faces)], names)
         if isinstance(request.likeness, tuple):
             _check_mentioned("likeness", [name for name, _ in request.likeness], people)
         # In a region, all people of the layout have the ids of the region's person: no other face can appear there.
@@ -236,6 +269,11 @@ def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: M
         raise NotFoundError(
             f"the init image {request.source[:12]} is missing", "pass it in init_images", reason="init_image_missing"
         )
+    require_image_encoder(bundle, backend)
+
+
+def require_image_encoder(bundle: Bundle, backend: Backend) -> None:
+    """Raise SetupError when bundle or engine cannot encode images, which init images and faces need."""
     if "vae_encoder" not in bundle.manifest.graphs:
         raise SetupError(
             f"the bundle {bundle.path} has no image encoder", "export the bundle again", reason="no_image_encoder"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .errors import UsageError, out_of_range
 from .identity import check_name
-from .prompting.layout import normalize_layout
+from .prompting.layout import NONE, normalize_layout
 from .prompting.likeness import FULL_LIKENESS, Likeness, check_likeness, likeness_from_json, likeness_to_json
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 MAX_SIDE = 4096  # pixels
+REFINE_STRENGTH = 0.3  # measured with mini, docs/benchmarks.md
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
@@ -39,9 +40,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "strength": (int, float),
     "likeness": (int, float, dict),
     "layout": (str,),
+    "refine_faces": (str,),
+    "refine_strength": (int, float),
 }
 #: Entries left out of the JSON at these values, so that versions without them can read the recipe.
-_OMITTED: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": ""}
+_OMITTED: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": "", "refine_faces": ""}
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class Request:
         strength: Share of the steps that run on an init image, (0, 1].
         likeness: 0 (the average celebrity) to 1 (as learned), for all or by name, see prompting/likeness.py.
         layout: Regions of the people, see prompting/layout.py; "" for the bundle's default.
+        refine_faces: Faces to draw again at native size, see face_redrawing.py: regions as in a layout, one per person;
+            "auto" to have them found; "" for none.
+        refine_strength: Share of the steps that run on each of these faces, (0, 1].
 
     Example:
         >>> request = Request("alice playing chess", seed=42, steps=20)
@@ -85,6 +91,8 @@ class Request:
     strength: float = 1.0
     likeness: Likeness = FULL_LIKENESS
     layout: str = ""
+    refine_faces: str = ""
+    refine_strength: float = REFINE_STRENGTH
 
     @property
     def skipped(self) -> int:
@@ -96,6 +104,8 @@ class Request:
         data = asdict(self)
         if not self.source:
             del data["strength"]
+        if not self.refine_faces:
+            del data["refine_strength"]
         data["identities"] = None if self.identities is None else list(self.identities)
         data["likeness"] = likeness_to_json(self.likeness)
         return {key: value for key, value in data.items() if key not in _OMITTED or _OMITTED[key] != value}
@@ -115,6 +125,7 @@ class Request:
         names = cast("list[str] | None", values.get("identities"))
         values["identities"] = None if names is None else tuple(check_name(str(name)) for name in names)
         values["strength"] = float(values.get("strength", 1.0))
+        values["refine_strength"] = float(values.get("refine_strength", REFINE_STRENGTH))
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
         if "likeness" in values:
@@ -146,7 +157,22 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_numbers(full)
     _check_size(full, manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side))
     check_likeness(full.likeness)
-    return replace(full, layout=normalize_layout(full.layout))
+    _check_refinement(full)
+    faces = normalize_layout(full.refine_faces)
+    return replace(full, layout=normalize_layout(full.layout), refine_faces="" if faces == NONE else faces)
+
+
+def _check_refinement(request: Request) -> None:
+    if not request.refine_faces:
+        return
+    if not 0 < request.refine_strength <= 1:
+        raise out_of_range("refine_strength", request.refine_strength, 0, 1)
+    if int(request.steps * request.refine_strength) < 1:
+        raise UsageError(
+            f"a strength of {request.refine_strength:g} leaves none of {request.steps} steps for the faces",
+            "raise the strength or the number of steps",
+            reason="no_refine_steps_left",
+        )
 
 
 def _check_text(what: str, text: str) -> None:

@@ -15,6 +15,7 @@ from celebctl_runtime.errors import NotFoundError
 
 _MARKS = "\u0300-\u036f"  # combining accents follow their letter
 _BRACKETED = r"<[A-Za-z][A-Za-z0-9_-]*>"
+_JOINING = re.compile(r"\s*(?:,?\s*(?:and|with)\b|[,&])?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,33 @@ def split_prompt(prompt: str, names: Collection[str]) -> list[PlainText | Mentio
         parts.append(Mention(_known(match["mention"].strip("<>").casefold(), names)))
     plain += prompt[start:]
     return [*parts, PlainText(plain)] if plain else parts
+
+
+def leave_out_others(prompt: str, names: Collection[str], name: str) -> str:
+    """The prompt without all people but one, and without the words that join their names.
+
+    Args:
+        prompt: The prompt.
+        names: Canonical names of the people it may mention.
+        name: The person who stays.
+
+    Raises:
+        NotFoundError: As :func:`split_prompt`.
+
+    Example:
+        >>> leave_out_others("Alice, <bob> and carol smiling", {"alice", "bob", "carol"}, "bob")
+        '<bob> smiling'
+    """
+    text, end, kept = "", 0, None  # kept: whether the mention before stays
+    for match in _pattern(names).finditer(prompt):
+        if not match["mention"]:
+            continue
+        between = prompt[end : match.start()]
+        stays = _known(match["mention"].strip("<>").casefold(), names) == name
+        joins = kept is not None and not (kept and stays) and _JOINING.fullmatch(between)
+        text += ("" if joins else between) + (match[0] if stays else "")
+        end, kept = match.end(), stays
+    return " ".join((text + prompt[end:]).split())
 
 
 def _pattern(names: Collection[str]) -> re.Pattern[str]:

@@ -1,0 +1,116 @@
+"""Redraw the faces of a finished image one by one, and blend them back.
+
+A face that covers a quarter of an image has only a few latent elements. Each one is cut out with a margin, enlarged to
+the model's native size, drawn again from there (img2img) under the image's prompt with the other people left out,
+reduced, and blended back with a soft border. The regions of the faces are part of the request: no face detector is
+needed to repeat the image. This module has the geometry; pipeline.py draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UsageError
+from .prompting.layout import AUTO, NONE, Box, Region, parse_layout
+from .prompting.likeness import likeness_for
+from .prompting.prompt import leave_out_others
+from .request import Request
+from .sampling.init_image import InitImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .picture import GeneratedImage
+
+#: Height of a face's box as a fraction of what is cut out around it.
+FACE_HEIGHT = 0.65
+#: Width of the soft border, as a fraction of the side of the box.
+BORDER = 0.25
+
+
+#: Left, top, right, bottom.
+PixelBox = tuple[int, int, int, int]
+
+
+def pixel_box(box: Box, width: int, height: int) -> PixelBox:
+    """The whole pixels (left, top, right, bottom) of a box; at least one each way."""
+    left, top = min(round(box[0] * width), width - 1), min(round(box[1] * height), height - 1)
+    return left, top, max(round(box[2] * width), left + 1), max(round(box[3] * height), top + 1)
+
+
+def crop_box(face: PixelBox, image: tuple[int, int], native: tuple[int, int]) -> PixelBox:
+    """What is cut out around a face: (left, top, right, bottom) with the sides in the ratio of ``native``.
+
+    Args:
+        face: Its box in pixels.
+        image: (width, height) of the image in pixels; the crop is shifted, and reduced if it must be, to lie inside.
+        native: (width, height) that the model draws.
+    """
+    scale = (face[3] - face[1]) / FACE_HEIGHT / native[1]
+    scale = min(max(scale, (face[2] - face[0]) / native[0]), image[0] / native[0], image[1] / native[1])
+    width, height = (max(1, round(scale * side)) for side in native)
+    left = min(max((face[0] + face[2] - width) // 2, 0), image[0] - width)
+    top = min(max((face[1] + face[3] - height) // 2, 0), image[1] - height)
+    return left, top, left + width, top + height
+
+
+def crop_request(image: GeneratedImage, region: Region, native: tuple[int, int]) -> tuple[Request, InitImage]:
+    """The request that draws one face again, and the enlarged crop it starts from. native: (width, height)."""
+    from PIL import Image
+
+    whole, picture = image.request, image.image
+    box = crop_box(pixel_box(region.box, *picture.size), picture.size, native)
+    crop = picture.crop(box).resize(native, Image.Resampling.LANCZOS)
+    source = InitImage(crop, hashlib.sha256(crop.tobytes()).hexdigest())
+    names = whole.identities or ()
+    return (
+        Request(
+            leave_out_others(whole.prompt, names, region.name),
+            whole.negative, whole.seed, whole.steps, whole.guidance, whole.sampler, *native, names,
+            source.digest, whole.refine_strength, likeness_for(whole.likeness, region.name), NONE,
+        ),
+        source,
+    )  # fmt: skip
+
+
+def blend_faces(picture: Image, regions: Sequence[Region], drawn: Sequence[Image]) -> Image:
+    """The picture with its faces replaced by those drawn again, one image of native size per region."""
+    from PIL import Image
+
+    canvas = np.asarray(picture, np.float32).copy()
+    for region, face in zip(regions, drawn, strict=True):
+        box = pixel_box(region.box, *picture.size)
+        left, top, right, bottom = crop_box(box, picture.size, face.size)
+        reduced = face.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+        mask = _soft_box(box, (left, top, right, bottom))[:, :, None]
+        part = canvas[top:bottom, left:right]
+        part += mask * (np.asarray(reduced, np.float32) - part)
+    return Image.fromarray((canvas + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def _soft_box(face: PixelBox, crop: PixelBox) -> NDArray[Any]:
+    """Weights (H, W) of a drawn face in its crop: 1 inside the box of the face, falling to 0 across its border."""
+    spans = [_soft_span(face[axis], face[axis + 2], crop[axis], crop[axis + 2]) for axis in (0, 1)]
+    return spans[1][:, None] * spans[0]
+
+
+def _soft_span(low: int, high: int, first: int, last: int) -> NDArray[Any]:
+    """1 between ``low`` and ``high``, falling linearly to 0 across each border, for the pixels first to last - 1."""
+    center = np.arange(first, last) + 0.5
+    border = BORDER * (high - low)
+    return np.minimum(((center - low) / border + 0.5).clip(0, 1), ((high - center) / border + 0.5).clip(0, 1))
+
+
+def regions_of(request: Request) -> tuple[Region, ...]:
+    """The faces that a request redraws; () for none. Raises UsageError while they are still to be found."""
+    if request.refine_faces == AUTO:
+        raise UsageError(
+            "the faces to redraw have not been found yet", "give their regions, or use celebctl.pipeline.Pipeline",
+            reason="faces_not_found_yet",
+        )  # fmt: skip
+    return parse_layout(request.refine_faces)
