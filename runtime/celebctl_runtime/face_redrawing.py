@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 #: Height of a face's box as a fraction of what is cut out around it.
 FACE_HEIGHT = 0.65
-#: Width of the soft border, as a fraction of the side of the box.
-BORDER = 0.25
+#: A drawn face is blended in inside the ellipse in its box: outer radius and width of the soft border, where 1 is the
+#: ellipse itself.
+OUTER, BORDER = 1.1, 0.3
 
 
 #: Left, top, right, bottom.
@@ -87,23 +88,20 @@ def blend_faces(picture: Image, regions: Sequence[Region], drawn: Sequence[Image
         box = pixel_box(region.box, *picture.size)
         left, top, right, bottom = crop_box(box, picture.size, face.size)
         reduced = face.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
-        mask = _soft_box(box, (left, top, right, bottom))[:, :, None]
+        mask = _soft_ellipse(box, (left, top, right, bottom))[:, :, None]
         part = canvas[top:bottom, left:right]
         part += mask * (np.asarray(reduced, np.float32) - part)
     return Image.fromarray((canvas + 0.5).clip(0, 255).astype(np.uint8))
 
 
-def _soft_box(face: PixelBox, crop: PixelBox) -> NDArray[Any]:
-    """Weights (H, W) of a drawn face in its crop: 1 inside the box of the face, falling to 0 across its border."""
-    spans = [_soft_span(face[axis], face[axis + 2], crop[axis], crop[axis + 2]) for axis in (0, 1)]
-    return spans[1][:, None] * spans[0]
-
-
-def _soft_span(low: int, high: int, first: int, last: int) -> NDArray[Any]:
-    """1 between ``low`` and ``high``, falling linearly to 0 across each border, for the pixels first to last - 1."""
-    center = np.arange(first, last) + 0.5
-    border = BORDER * (high - low)
-    return np.minimum(((center - low) / border + 0.5).clip(0, 1), ((high - center) / border + 0.5).clip(0, 1))
+def _soft_ellipse(face: PixelBox, crop: PixelBox) -> NDArray[Any]:
+    """Weights (H, W) of a drawn face in its crop: 1 inside the ellipse in its box, falling to 0 across the border."""
+    x, y = (
+        (2 * np.arange(crop[axis], crop[axis + 2]) + 1 - face[axis] - face[axis + 2]) / (face[axis + 2] - face[axis])
+        for axis in (0, 1)
+    )
+    radius = np.hypot(x, y[:, None])
+    return ((OUTER - radius) / BORDER).clip(0.0, 1.0)
 
 
 def regions_of(request: Request) -> tuple[Region, ...]:
