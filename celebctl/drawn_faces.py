@@ -41,8 +41,8 @@ REFERENCE_PROMPT, REFERENCE_IMAGES = "a photo of <{}>", 4
 MIN_COSINE = 0.3
 #: Added to the cosine of a face in the region that a layout gives to the person.
 LAYOUT_BONUS = 0.1
-#: Faces below this fraction of the model's native height are drawn again.
-MAX_FACE_HEIGHT = 0.5
+#: Faces with a shorter side below this fraction of the model's native side are drawn again; larger ones gain nothing.
+MAX_FACE_SIDE = 0.375
 
 _log = logging.getLogger(__name__)
 
@@ -143,14 +143,14 @@ class DrawnFaces:
     def _with_regions(self, image: GeneratedImage, overrides: Sequence[Identity]) -> GeneratedImage:
         """The image with the regions of its small faces in the request."""
         width, height = image.image.size
-        limit = MAX_FACE_HEIGHT * self.bundle.manifest.size.native[0]
+        limit = MAX_FACE_SIDE * min(self.bundle.manifest.size.native)
         found = self.find(image, overrides)
         if not found:
             _log.warning("no face was recognised in the image of seed %d; it stays as it is", image.request.seed)
         regions: list[Region] = []
         for one in found:
             edges = one.face.box.round().clip(0, [width, height] * 2)
-            if one.face.box[3] - one.face.box[1] < limit and edges[0] < edges[2] and edges[1] < edges[3]:
+            if one.face.size < limit and edges[0] < edges[2] and edges[1] < edges[3]:
                 left, top, right, bottom = (float(edge) for edge in edges / ([width, height] * 2))
                 regions.append(Region(one.name, (left, top, right, bottom)))
         return replace(image, request=replace(image.request, refine_faces=layout_text(regions)))

@@ -273,7 +273,7 @@ def test_without_insightface_the_extra_is_named(folder: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "insightface.app", None)
     with pytest.raises(SetupError) as error:
         OnnxFaceAnalyser(folder)
-    assert "celebctl[learn]" in error.value.hint
+    assert "celebctl[faces]" in error.value.hint
 
 
 def test_opencv_that_does_not_load_has_a_hint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

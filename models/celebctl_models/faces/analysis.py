@@ -409,7 +409,7 @@ def _import_insightface() -> tuple[Callable[..., Any], Callable[..., Any]]:
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] in {"insightface", "onnxruntime"}:
             raise SetupError(
-                "face detection needs insightface, which is not installed", 'pip install "celebctl[learn]"'
+                "face detection needs insightface, which is not installed", 'pip install "celebctl[faces]"'
             ) from error
         # opencv-python needs desktop libraries (libGL, X11), which servers and containers do not have.
         raise SetupError(
