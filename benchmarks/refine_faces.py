@@ -7,8 +7,9 @@ The exported runtime draws all images from one bundle, as `celebctl.pipeline.Pip
 second recogniser, which finds no face for the refinement, with the scale of likeness.py: 0 is another person, 1 a true
 image of the same person under the same prompt; a missing face counts as 0. Differences are paired by face, and their
 95 % intervals (Student's t) are over people. Each person is in two pairs, first and second. mini draws at most two
-people, so there are no triples. Sizes are heights of faces in pixels of the image as drawn (64 x 64 for mini), before
-refinement. Images are kept in ``--work``, so that an interrupted run continues.
+people, so there are no triples. Sizes are those of the shorter side of a face's box before
+refinement, in pixels of the image as drawn (64 x 64 for mini, which is saved four times as large). Images are kept in
+``--work``, so that an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ from celebctl_runtime.request import REFINE_STRENGTH, Request
 
 Pixels = NDArray[np.uint8]
 
-#: Lower and upper bound of the height of a face in pixels.
-SIZES = {"under 20 px": (0, 20), "20 to 26 px": (20, 26), "26 to 32 px": (26, 32), "32 px and more": (32, 10**6)}
+#: Lower and upper bound of the shorter side of a face in pixels.
+SIZES = {"under 18 px": (0, 18), "18 to 20 px": (18, 20), "20 to 24 px": (20, 24), "24 to 48 px": (24, 48)}
+SINGLES = SINGLE_PROMPTS[:6]
 TABLE_HEAD = """\
 | faces | number | before | after | difference |
 |---|---|---|---|---|"""
@@ -60,7 +62,7 @@ TABLE_HEAD = """\
 
 @dataclass(frozen=True)
 class Face:
-    """A face before and after. person: index; size: height in pixels; likeness as in likeness.py."""
+    """A face before and after. person: index; size: shorter side in pixels; likeness as in likeness.py."""
 
     person: int
     people: int
@@ -71,17 +73,27 @@ class Face:
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A prompt with the people drawn under it, and their references (two renders of each person of the cohort)."""
+    """Image ``index`` of prompt ``number``, and the references: two renders of each person of the cohort."""
 
     prompt: Prompt
     number: int
+    index: int
     references: Sequence[Sequence[ImageScores]]
 
     def seed(self, first: int) -> int:
         """Seed of the image of a person, as in likeness.py."""
         if self.prompt.people == 1:
-            return 500 + 13 * self.number + 1009 * first
-        return 900 + 17 * self.number + 1013 * first
+            return 500 + 97 * self.index + 13 * self.number + 1009 * first
+        return 900 + 89 * self.index + 17 * self.number + 1013 * first
+
+    def scale(self) -> tuple[float, float]:
+        """Mean cosine between references of different people (floor) and of the same person (ceiling)."""
+        faces = [renders.first_face for renders in self.references[0]], [r.first_face for r in self.references[1]]
+        pairs = [(one, other) for one, other in zip(*faces, strict=True) if one is not None and other is not None]
+        a, b = (np.stack(features) for features in zip(*pairs, strict=True))
+        cosines = a @ b.T
+        count = len(cosines)
+        return float(cosines.sum() - np.trace(cosines)) / (count * (count - 1)), float(np.trace(cosines)) / count
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +128,16 @@ class Benchmark:
             after = self.finder.refine(before, overrides=overrides)
             return {"before": _stacked(before), "after": _stacked(after)}
 
-        images = self._kept(f"{overrides[0].digest[:16]}-{overrides[1].digest[:16]}-{strength:g}", draw)
+        images = self._kept(
+            f"{overrides[0].digest[:16]}-{overrides[1].digest[:16]}-{strength:g}-{len(self.drawings)}", draw
+        )
         return list(images["before"]), list(images["after"])
 
     def best_of(self, first: int, count: int) -> list[tuple[Drawing, Pixels]]:
         """Of each pair prompt of a person, the image that is chosen out of ``count``."""
         overrides = self.people[first], self.people[self.partner(first)]
         names = [one.name for one in overrides]
-        pairs = [drawing for drawing in self.drawings if drawing.prompt.people == 2]
+        pairs = [drawing for drawing in self.drawings if drawing.prompt.people == 2 and drawing.index == 0]
 
         def draw() -> dict[str, Any]:
             chosen: list[GeneratedImage] = []
@@ -148,16 +162,17 @@ class Benchmark:
             return dict(images)
 
     def likeness(self, drawing: Drawing, first: int, image: Pixels) -> list[float]:
-        """Likeness of the person (and the partner); 0 when a face is missing."""
+        """Likeness of the person (and the partner); 0 when a face is missing, nothing when one is in a reference."""
         people = drawing.prompt.people
+        references = [renders[first].features for renders in drawing.references]
+        if any(len(rows) < people for rows in references):
+            return []
         (scores,) = self.scorer.score([image], faces=people)
-        floor, ceiling, rows = _scale(drawing, len(self.people), first)
         if len(scores.features) < people:
             return [0.0] * people
-        return [
-            float(np.mean([feature @ row for row in references]) - floor) / (ceiling - floor)
-            for feature, references in zip(scores.features, rows, strict=True)
-        ]
+        floor, ceiling = drawing.scale()
+        cosines = np.mean([(scores.features * rows).sum(1) for rows in references], axis=0)
+        return [float(cosine - floor) / (ceiling - floor) for cosine in cosines]
 
     def faces(self, drawing: Drawing, first: int, before: Pixels, after: Pixels) -> list[Face]:
         """The faces of an image with their likeness before and after."""
@@ -166,7 +181,7 @@ class Benchmark:
             return []  # of no known size; the interval is of those found
         people = [first, self.partner(first)]
         values = zip(people, found, *(self.likeness(drawing, first, i) for i in (before, after)), strict=False)
-        return [Face(who, drawing.prompt.people, float(face.box[3] - face.box[1]), a, b) for who, face, a, b in values]
+        return [Face(who, drawing.prompt.people, face.size, a, b) for who, face, a, b in values]
 
     def fidelity(self, drawing: Drawing, image: Pixels) -> float:
         """Share of the prompt's statements that the image meets."""
@@ -175,19 +190,6 @@ class Benchmark:
 
 def _stacked(images: Sequence[GeneratedImage]) -> Pixels:
     return np.stack([np.asarray(image.image) for image in images])
-
-
-def _scale(drawing: Drawing, count: int, first: int) -> tuple[float, float, list[list[NDArray[np.float32]]]]:
-    """Floor and ceiling of a prompt over the cohort, and the features of the person's (and partner's) references."""
-    k = drawing.prompt.people
-    complete = [i for i in range(count) if all(len(renders[i].features) == k for renders in drawing.references)]
-    a, b = (np.stack([renders[i].features[0] for i in complete]) for renders in drawing.references)
-    cosines = a @ b.T
-    ceiling = float(np.diag(cosines).mean())
-    floor = float((cosines.sum() - np.trace(cosines)) / (len(complete) * (len(complete) - 1)))
-    rows = [[renders[first].features[n] for renders in drawing.references if len(renders[first].features) == k]
-            for n in range(k)]  # fmt: skip
-    return floor, ceiling, rows if all(rows) else [[a.mean(0)]] * k
 
 
 def difference(values: Sequence[tuple[int, float, float]], count: int) -> tuple[Estimate, Estimate, Estimate]:
@@ -199,7 +201,7 @@ def difference(values: Sequence[tuple[int, float, float]], count: int) -> tuple[
     return columns[0], columns[1], columns[2]
 
 
-def open_benchmark(model: str, seeds: Sequence[int], work: Path, threads: int | None) -> Benchmark:
+def open_benchmark(model: str, seeds: Sequence[int], pair_images: int, work: Path, threads: int | None) -> Benchmark:
     """Learn the people that ``work`` lacks, and export the bundle."""
     parts = load_parts(model)
     prepared, scorer, work = prepare(parts), load_scorer(parts), work / parts.weights_digest
@@ -210,11 +212,13 @@ def open_benchmark(model: str, seeds: Sequence[int], work: Path, threads: int | 
     backend = OrtBackend(bundle, "cpu", threads)
     analyser = OnnxFaceAnalyser(require_folder(parts.card.faces_dir, "face models"))
     z = np.stack([person(seed) for seed in seeds])
-    drawings = [
-        Drawing(prompt, p, [reference_scores(scorer, z, prompt, base * r + 1000 * p, partner) for r in (1, 2)])
-        for prompts, base, partner in ((SINGLE_PROMPTS, 10**6, None), (PAIR_PROMPTS, 77 * 10**6, np.roll(z, -1, 0)))
-        for p, prompt in enumerate(prompts)
-    ]
+    drawings: list[Drawing] = []
+    for prompts, images, base, partner in (
+        (SINGLES, 1, 10**6, None), (PAIR_PROMPTS, pair_images, 77 * 10**6, np.roll(z, -1, 0))
+    ):  # fmt: skip
+        for p, prompt in enumerate(prompts):
+            references = [reference_scores(scorer, z, prompt, base * r + 1000 * p, partner) for r in (1, 2)]
+            drawings += [Drawing(prompt, p, index, references) for index in range(images)]
     finder = DrawnFaces(bundle, backend, analyser, model, Library(work / "library"))
     return Benchmark(bundle, backend, finder, scorer, people, drawings, work / "refined")
 
@@ -233,8 +237,8 @@ def measure(benchmark: Benchmark, strength: float, best_of: int) -> dict[str, tu
             fidelity.append((first, benchmark.fidelity(drawing, one), benchmark.fidelity(drawing, other)))
             pairs[drawing] = benchmark.likeness(drawing, first, one)
         for drawing, image in benchmark.best_of(first, best_of) if best_of > 1 else ():
-            values = zip(pairs[drawing], benchmark.likeness(drawing, first, image), strict=True)
-            chosen += [(who, a, b) for who, (a, b) in zip((first, benchmark.partner(first)), values, strict=True)]
+            both = first, benchmark.partner(first)
+            chosen += zip(both, pairs[drawing], benchmark.likeness(drawing, first, image), strict=False)
         print(f"{first + 1} of {count} people", flush=True)
     rows = {"all": faces, "one person": [face for face in faces if face.people == 1]}
     rows["two people"] = [face for face in faces if face.people == 2]
@@ -256,6 +260,7 @@ def main() -> None:
     parser.add_argument(
         "--first", type=int, default=8000, help="seed of the first person; 7000 to 7007 set the defaults"
     )
+    parser.add_argument("--images", type=int, default=2, help="images of each pair and prompt")
     parser.add_argument("--strength", type=float, default=REFINE_STRENGTH, help="of the refinement")
     parser.add_argument("--best-of", type=int, default=4, help="images of a pair to choose from; 1 leaves this out")
     parser.add_argument("--work", type=Path, required=True, help="folder of people, bundle and images")
@@ -263,7 +268,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     args = parser.parse_args()
     seeds = [args.first + i for i in range(args.people)]
-    benchmark = open_benchmark(args.model, seeds, args.work, args.threads)
+    benchmark = open_benchmark(args.model, seeds, args.images, args.work, args.threads)
     results = measure(benchmark, args.strength, args.best_of)
     if args.out:
         columns = ("before", "after", "difference")

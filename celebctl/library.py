@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from celebctl_models.checkpoints.known_models import KNOWN
-from celebctl_runtime.errors import BusyError, IntegrityError, NotFoundError, UsageError
+from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, NotFoundError, UsageError
 from celebctl_runtime.files import atomic_write, translate_os_errors
 from celebctl_runtime.identity import Identity, check_key, check_name
 from celebctl_runtime.paths import data_root
@@ -152,6 +152,7 @@ class Library:
             if not overwrite:
                 self.require_free([identity.name], model_key)
             path = self._path(identity.name, model_key)
+            self._remove_face_references(path)
             identity.save(path)
         return path
 
@@ -159,7 +160,7 @@ class Library:
         """Delete an identity and its checkpoints; returns the path of the file deleted. Raises as `find` and `save`."""
         entry = self.find(name, model_key)
         with self.reserve([entry.name], entry.model_key), translate_os_errors(entry.path):
-            self._remove_face_references(entry)
+            self._remove_face_references(entry.path)
             self._path(entry.name, entry.model_key).unlink(missing_ok=True)
             for checkpoint in self.checkpoint([entry.name], entry.model_key).parent.glob("*.checkpoint"):
                 if entry.name in checkpoint.stem.split("+"):
@@ -250,9 +251,11 @@ class Library:
         """The file of what a drawn person's face is recognised by; both arguments are hexadecimal digests."""
         return self._place("cache", "face-references", f"{digest[:32]}-{settings[:32]}.npy")
 
-    def _remove_face_references(self, entry: IdentityFile) -> None:
-        with contextlib.suppress(IntegrityError):  # a damaged identity can be removed too
-            for path in self.face_reference(entry.load().digest, "").parent.glob(f"{entry.load().digest[:32]}-*"):
+    def _remove_face_references(self, identity: Path) -> None:
+        """Delete what a person is recognised by; nothing for a file that is missing or damaged."""
+        with contextlib.suppress(CelebctlError):
+            digest = Identity.load(identity).digest
+            for path in (self.root / "cache" / "face-references").glob(f"{digest[:32]}-*.npy"):
                 path.unlink(missing_ok=True)
 
     def _path(self, name: str, model_key: str) -> Path:

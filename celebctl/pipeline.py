@@ -61,7 +61,7 @@ class GenerationOptions(TypedDict, total=False):
         init_image: Start from this image instead of noise (img2img): an RGB image, or its file.
         strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6.
         refine_faces: Draw the small faces of the prompt's people again, each at the model's native size.
-        refine_strength: With `refine_faces`, how much of a face may change: above 0, at most 1. Default 0.3.
+        refine_strength: With `refine_faces`, how much of a face may change: above 0, at most 1. Default 0.2.
         best_of: Draw so many images, 1 to 100, for each one that is returned: the one whose people are most like
             images of them alone. Image k of `num_images` is chosen from the seeds seed + k * best_of and following.
     """

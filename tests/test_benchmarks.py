@@ -306,3 +306,15 @@ def test_layout_metrics_distinguish_swapped_sides_and_select_failed_prompts(
         4,
     )
     assert layout.table_cells(row).count("|") == layout.TABLE_HEAD.splitlines()[0].count("|") - 3
+
+
+def test_refinement_is_compared_face_by_face_and_person_by_person() -> None:
+    refine: Any = import_module("benchmarks.refine_faces")
+    values = [(0, 0.5, 0.6), (0, 0.7, 0.8), (1, 0.2, 0.5)]
+    before, after, difference = refine.difference(values, 3)
+    assert (before.mean, after.mean, difference.mean) == pytest.approx((0.4, 0.6, 0.2)) and difference.count == 2
+    first, second = (image_scores(rows[None], {}) for rows in np.eye(4, dtype=np.float32)[:2])
+    half = image_scores((second.features + first.features) / np.sqrt(2), {})
+    drawing = refine.Drawing(refine.SINGLE_PROMPTS[0], 0, 0, [[first, second], [first, half]])
+    floor, ceiling = drawing.scale()
+    assert (floor, ceiling) == pytest.approx((np.sqrt(0.5) / 2, (1 + np.sqrt(0.5)) / 2))

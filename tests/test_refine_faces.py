@@ -229,6 +229,10 @@ def test_references_are_drawn_once_and_removed_with_the_person(bundle: Bundle, l
     assert open_faces(bundle, library, *references(ALICE), [face(ALICE)]).find(image)
     library.remove("alice")
     assert not file.exists()
+    library.save(alice)
+    file.touch()
+    library.save(make_identity("alice", 9), overwrite=True)
+    assert not file.exists()
 
 
 # From the shell and Python.

@@ -56,7 +56,7 @@ def gen(
     refine_strength: Annotated[
         float | None,
         typer.Option(
-            "--refine-strength", help="With --refine-faces: how much may change, above 0 to 1.", show_default="0.3"
+            "--refine-strength", help="With --refine-faces: how much may change, above 0 to 1.", show_default="0.2"
         ),
     ] = None,
     best_of: Annotated[

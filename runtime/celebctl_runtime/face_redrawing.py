@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .picture import GeneratedImage
 
 #: Height of a face's box as a fraction of what is cut out around it.
-FACE_HEIGHT = 0.65
+FACE_HEIGHT = 0.55
 #: A drawn face is blended in inside the ellipse in its box: outer radius and width of the soft border, where 1 is the
 #: ellipse itself.
 OUTER, BORDER = 1.1, 0.3

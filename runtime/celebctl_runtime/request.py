@@ -24,7 +24,7 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 MAX_SIDE = 4096  # pixels
-REFINE_STRENGTH = 0.3  # measured with mini, docs/benchmarks.md
+REFINE_STRENGTH = 0.2  # measured with mini, docs/benchmarks.md
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
