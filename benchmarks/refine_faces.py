@@ -194,10 +194,9 @@ def _stacked(images: Sequence[GeneratedImage]) -> Pixels:
 
 def difference(values: Sequence[tuple[int, float, float]], count: int) -> tuple[Estimate, Estimate, Estimate]:
     """Before, after and difference of (person, before, after), each as the mean over people of their means."""
-    columns: list[Estimate] = []
-    for pick in (lambda b, a: b, lambda b, a: a, lambda b, a: a - b):
-        means = [[pick(b, a) for who, b, a in values if who == index] for index in range(count)]
-        columns.append(estimate([float(np.mean(rows)) if rows else None for rows in means]) or Estimate(0.0, 0.0, 0))
+    by_person = [[(one, other) for who, one, other in values if who == index] for index in range(count)]
+    means = np.array([np.mean(rows, axis=0) if rows else (np.nan, np.nan) for rows in by_person])
+    columns = [estimate(column.tolist()) or Estimate(0.0, 0.0, 0) for column in (*means.T, means[:, 1] - means[:, 0])]
     return columns[0], columns[1], columns[2]
 
 

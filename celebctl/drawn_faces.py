@@ -37,7 +37,7 @@ Floats = NDArray[np.float32]
 
 #: What references show, and how many are drawn of each person.
 REFERENCE_PROMPT, REFERENCE_IMAGES = "a photo of <{}>", 4
-#: Cosine below which a face is nobody's. On mini: own faces in pairs .50 to .95, those of the other person up to .36.
+#: Cosine below which a face is of none of them. On mini: own faces in pairs .50 to .95, those of the other person up to .36.
 MIN_COSINE = 0.3
 #: Added to the cosine of a face in the region that a layout gives to the person.
 LAYOUT_BONUS = 0.1
@@ -75,7 +75,7 @@ class DrawnFaces:
         self._references: dict[str, Floats | None] = {}  # by digest
 
     def check(self, requests: Sequence[Request], overrides: Sequence[Identity] = ()) -> None:
-        """Raise, before anything is drawn, when a request names nobody or its faces cannot be drawn again.
+        """Raise, before anything is drawn, when a request names no person or its faces cannot be drawn again.
 
         Raises:
             UsageError: The prompt names no person (reason "no_people_to_find"), or a value is out of range.
@@ -94,7 +94,7 @@ class DrawnFaces:
                 )
 
     def find(self, image: GeneratedImage, overrides: Sequence[Identity] = ()) -> list[FoundPerson]:
-        """The people of the image's prompt whose faces are in it, from left to right; nobody twice."""
+        """The people of the image's prompt whose faces are in it, from left to right; each person once."""
         names = _people(image.request.prompt, image.request.identities or ())
         digests: Mapping[str, str] = image.record["identities"]
         references = {name: self._reference(name, digests[name], overrides) for name in names}

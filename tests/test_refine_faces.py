@@ -201,10 +201,10 @@ def test_faces_are_matched_by_the_recogniser_not_by_position(bundle: Bundle, lib
     assert found[0].cosine == pytest.approx(1 / np.hypot(1, 0.4)) and found[1].cosine == pytest.approx(1.0)
 
 
-def test_strangers_and_second_faces_are_left_alone(bundle: Bundle, library: Library) -> None:
+def test_other_people_and_second_faces_are_left_alone(bundle: Bundle, library: Library) -> None:
     image = draw(bundle, Request("alice and bob"))
-    stranger = (NOBODY + 0.2 * BOB).astype(np.float32) / np.float32(np.hypot(1, 0.2))
-    script = [face(ALICE), face(ALICE, RIGHT), face(stranger, (0.0, 20.0, 9.0, 30.0))]
+    unknown = (NOBODY + 0.2 * BOB).astype(np.float32) / np.float32(np.hypot(1, 0.2))
+    script = [face(ALICE), face(ALICE, RIGHT), face(unknown, (0.0, 20.0, 9.0, 30.0))]
     faces = open_faces(bundle, library, *references(ALICE, BOB), script)
     assert [one.name for one in faces.find(image)] == ["alice"]
 
