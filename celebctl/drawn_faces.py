@@ -37,7 +37,7 @@ Floats = NDArray[np.float32]
 
 #: What references show, and how many are drawn of each person.
 REFERENCE_PROMPT, REFERENCE_IMAGES = "a photo of <{}>", 4
-#: Cosine below which a face is of none of them. On mini: own faces in pairs .50 and more, of the other person up to .36.
+#: Cosine below which a face is of none of them. On mini: own faces from .50, others up to .36.
 MIN_COSINE = 0.3
 #: Added to the cosine of a face in the region that a layout gives to the person.
 LAYOUT_BONUS = 0.1
