@@ -126,7 +126,7 @@ def _pattern(key: bytes) -> _Pattern:
     signs = np.where(random.random(blocks) < 0.5, -1.0, 1.0)
     frequencies = random.integers(0, len(_FREQUENCIES), blocks)
     order = random.permutation(blocks)
-    waves = np.stack([_wave(*_FREQUENCIES[index]) for index in frequencies]) * signs[:, None, None]
+    waves = np.stack([_wave(*_FREQUENCIES[int(index)]) for index in frequencies]) * signs[:, None, None]
 
     def tile(chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         kept = np.zeros_like(waves)
@@ -151,7 +151,7 @@ def _wave(vertical: int, horizontal: int) -> NDArray[np.float64]:
 def _tile(payload: int, key: bytes) -> NDArray[np.float32]:
     pattern, word = _pattern(key), payload << CHECK_BITS | _check_bits(payload)
     signs = np.array([1.0 if word >> index & 1 else -1.0 for index in range(_BITS)], np.float32)
-    return pattern.sync + (signs @ pattern.bits).reshape(TILE, TILE)
+    return (pattern.sync + (signs @ pattern.bits).reshape(TILE, TILE)).astype(np.float32)
 
 
 def _check_bits(payload: int) -> int:
@@ -184,8 +184,9 @@ def _folded(flat: NDArray[np.float32]) -> NDArray[np.float32]:
     padded = np.zeros((rows * TILE, columns * TILE), np.float32)
     padded[:height, :width] = flat
     total = padded.reshape(rows, TILE, columns, TILE).sum((0, 2))
-    counts = [np.bincount(np.arange(size) % TILE, minlength=TILE) for size in (height, width)]
-    return (total / np.sqrt(np.maximum(np.outer(*counts), 1))).astype(np.float32)
+    places = np.arange(TILE)
+    down, across = (-(-(size - places) // TILE) for size in (height, width))  # tiles that reach each row and column
+    return (total / np.sqrt(np.maximum(np.outer(down, across), 1))).astype(np.float32)
 
 
 def _flattened(grey: NDArray[np.float32]) -> NDArray[np.float32]:
