@@ -29,6 +29,7 @@ from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
 from celebctl_runtime.errors import NotFoundError, UsageError
 from celebctl_runtime.identity import Identity
+from celebctl_runtime.image_files import to_rgb
 from celebctl_runtime.picture import GeneratedImage, read_request, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
@@ -367,6 +368,6 @@ def _positive(name: str, value: int | None) -> int:
 
 def _read_init_image(image: Image.Image | Path | str) -> InitImage:
     if not isinstance(image, Image.Image):
-        return InitImage.read(Path(image))
-    rgb = image.convert("RGB")
+        return InitImage.read(image)
+    rgb = to_rgb(image)
     return InitImage(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())
