@@ -126,12 +126,12 @@ DAMAGED, UNSUPPORTED, PIXELS, TEXT = "damaged_image unsupported_image_format too
 #: File -> content and reason.
 HOSTILE = {
     "empty.jpg": (b"", "empty_file"),
-    "short.jpg": (jpeg_bytes()[:200], UNSUPPORTED),
+    "short.jpg": (jpeg_bytes()[:200], DAMAGED),
     "cut.jpg": (jpeg_bytes()[:-600], DAMAGED),
     "bomb.png": (png_claiming(30_000, 30_000), PIXELS),
     "large.png": (png_claiming(12_000, 12_000), PIXELS),
     "ztxt.png": (png_claiming(8, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(80_000_000)))), TEXT),
-    "iccp.png": (png_claiming(8, 8, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(80_000_000)))), DAMAGED),
+    "iccp.png": (png_claiming(8, 8, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(80_000_000)))), TEXT),
     "text.jpg": (b"these are words, not pixels", UNSUPPORTED),
     "page.pdf": (b"%PDF-1.7\n%...", UNSUPPORTED),
     "page.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", UNSUPPORTED),
@@ -178,7 +178,7 @@ def test_what_a_file_carries_beside_its_pixels(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010E] = "a description"
     info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", "a text", after_idat=True)
+    info.add(b"tEXt", b"parameters\0a text", after_idat=True)
     for name in ("a.png", "a.jpg", "a.webp"):
         quadrants().save(tmp_path / name, exif=exif, pnginfo=info)
         read = read_image(tmp_path / name)

@@ -29,7 +29,7 @@ MAX_BYTES = 256 << 20
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/{1,2}[^/]")
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"BM")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _ANIMATED = {"GIF", "PNG", "WEBP", "TIFF"}  # a HEIC or a phone's JPEG opens at its main image
 _WIDE_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
@@ -128,7 +128,8 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
 def looks_like_image(data: bytes) -> bool:
     """Whether a file that begins with ``data`` (12 bytes or more) claims to be an image that can be read here."""
     webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return webp or data.startswith(_SIGNATURES) or _is_heif(data)
+    bmp = data[:2] == b"BM" and data[6:10] == bytes(4)  # its reserved field
+    return webp or bmp or data.startswith(_SIGNATURES) or _is_heif(data)
 
 
 def _register_formats() -> tuple[str, ...]:
@@ -195,7 +196,7 @@ def _unusable(error: Exception, file: Path, size: int) -> InvalidInputError:
     if isinstance(error, Image.DecompressionBombError):
         return _too_many_pixels(f"{file} has more pixels than the limit ({MAX_PIXELS // 1_000_000} million)")
     if "Decompressed data too large" in str(error) or "Too much memory used in text chunks" in str(error):
-        problem, hint = f"the text in {file} is too large", "save it again without metadata"
+        problem, hint = f"the text or colour profile in {file} is too large", "save it again without metadata"
         return InvalidInputError(problem, hint, reason="metadata_too_large", path=file)
     problem = f"{file} ({size} bytes) is damaged or truncated: {str(error)[:120]}"
     return InvalidInputError(problem, "save it again as JPEG or PNG", reason="damaged_image", path=file)
