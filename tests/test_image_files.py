@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from face_fakes import photo_of
 from PIL import Image, PngImagePlugin
+from test_project_layout import sources, where
 
 from celebctl.pipeline import make_requests
 from celebctl_models.faces.photos import open_photo
@@ -255,3 +256,11 @@ def test_a_missing_photo_suggests_a_file_for_a_sample(tmp_path: Path) -> None:
 def test_pillow_limits_compressed_text() -> None:
     """`read_image` has no limit of its own for it."""
     assert PngImagePlugin.MAX_TEXT_CHUNK <= 1 << 20
+
+
+def test_images_from_outside_are_opened_in_one_place() -> None:
+    """The other places decode what celebctl itself has just encoded or drawn."""
+    own = {"celebctl/reproduction.py", "celebctl/plotting.py", "celebctl/bench/runner.py"}
+    shipped = [path for path in sources() if "training" not in path.parts]  # not the training of mini
+    found = {where(path) for path in shipped if "Image.open(" in path.read_text(encoding="utf-8")}
+    assert found - own == {"runtime/celebctl_runtime/image_files.py"}
