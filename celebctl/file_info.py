@@ -1,7 +1,7 @@
 """What a file or folder is: identities and embeddings in any format, bundles, models, images with a recipe."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,20 @@ def _describe_image(path: Path) -> Facts:
             raise
         return facts | {"format": f"{file.format} without a recipe", "warnings": []}
     facts |= {"format": f"{file.format} with a recipe of {recipe.program}", "recipe": recipe.format}
-    facts |= {key: value for key, value in recipe.values.items() if value not in ("", None)}
+    facts |= _stated(recipe.values)
     warnings = [f"not reproduced: {', '.join(recipe.ignored)}"] if recipe.ignored else []
     try:
         recipe.request()
     except CelebctlError as error:
         warnings.append(f"cannot be drawn again as it is: {error.problem}")
     if recipe.format == "celebctl":
-        return facts | {"made_with": dict(recipe.record), "warnings": warnings}
-    return facts | {key: value for key, value in recipe.record.items() if value} | {"warnings": warnings}
+        return facts | {"made_with": _stated(recipe.record), "warnings": warnings}
+    return facts | _stated(recipe.record) | {"warnings": warnings}
+
+
+def _stated(entries: Mapping[str, Any]) -> Facts:
+    """The entries that say something."""
+    return {key: value for key, value in entries.items() if value not in ("", None, [], {}, ())}
 
 
 def _describe_tensors(path: Path) -> Facts:

@@ -278,7 +278,7 @@ def test_the_web_uis_text_is_read_from_png_jpeg_and_webp(tmp_path: Path) -> None
         recipe = read_recipe(path)
         assert recipe.format == "a1111" and recipe.record["model"] == "v1-5-pruned", path
         assert recipe.request() == Request(
-            "a red fox , (forest:1.2),\nin autumn", "blurry,\n text", 4294967295, 24, 6.5, "dpmpp_2m_karras", 640, 512
+            "a red fox, (forest:1.2),\nin autumn", "blurry,\n text", 4294967295, 24, 6.5, "dpmpp_2m_karras", 640, 512
         )
         phrases = (
             "LoRA detail|hypernetwork old|VAE vae-ft.pt|Denoising strength 0.5|Clip skip 2|Hires prompt a fox: big, red"

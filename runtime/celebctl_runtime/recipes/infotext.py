@@ -24,7 +24,7 @@ _NEGATIVE = "Negative prompt:"
 # The length of a key is bounded: without a bound, matching takes quadratic time on hostile text.
 _KEY = re.compile(r"(\w[\w /-]{1,49}):\s*")
 _QUOTED = re.compile(r'("(?:\\.|[^\\"])+")(?=\s*(?:,|$))')
-_TAG = re.compile(r"<(lora|lyco|hypernet):([^<>:]{1,200})(?::[^<>]{0,50})?>", re.IGNORECASE)
+_TAG = re.compile(r" ?<(lora|lyco|hypernet):([^<>:]{1,200})(?::[^<>]{0,50})?>", re.IGNORECASE)
 _TAG_NAMES = {"lora": "LoRA", "lyco": "LyCORIS", "hypernet": "hypernetwork"}
 _WHOLE = re.compile(r"[0-9]{1,19}")
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")

@@ -15,10 +15,10 @@ from .sampler_names import sampler_from
 MAX_TEXT = 1 << 20  # characters of a recipe of unknown origin; the longest of ours has a few thousand
 
 RecipeFormat = Literal["celebctl", "a1111", "invokeai", "comfyui"]
-#: Format -> the program that defined it.
+#: Format -> the program that defined it, as in "a recipe of ...".
 PROGRAMS: dict[RecipeFormat, str] = {
     "celebctl": "celebctl",
-    "a1111": "Stable Diffusion web UI",
+    "a1111": "a Stable Diffusion web UI",
     "invokeai": "InvokeAI",
     "comfyui": "ComfyUI",
 }
