@@ -232,6 +232,8 @@ def test_heic_photos_are_read_upright_at_their_main_image(tmp_path: Path, caplog
         ("face.jpg", NotFoundError),
         ("", NotFoundError),
         ("a\0b", NotFoundError),
+        ("~nobody-here/face.jpg", NotFoundError),
+        ("x" * 5000, NotFoundError),
         ("/dev/null", NotFoundError),
         ("https://example.org/face.jpg", UsageError),
         ("http:/example.org/face.jpg", UsageError),

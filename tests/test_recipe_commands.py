@@ -124,12 +124,21 @@ def test_regen_asks_for_the_model_and_the_sampler_it_does_not_have(console: Comm
     bundle = toy_bundle(console.library)
     other = {"positive_prompt": "a fox", "seed": 1, "steps": 3, "width": 32, "height": 32, "model": {"name": "Other"}}
     foreign("a.png", invokeai_metadata=json.dumps({**other, "scheduler": "unipc"}))
+    foreign("b.png", invokeai_metadata=json.dumps({"positive_prompt": "a fox", "steps": 3}))
     refused(console("regen", "a.png"), 3, "unipc", "--sampler")
     refused(console("regen", "a.png", "--sampler", "lcm"), 4, "Other", "--model")
     refused(console("regen", "a.png", "--sampler", "lcm", "--model", "nothing"), 4, "nothing")
     assert console("regen", "a.png", "--sampler", "euler", "--model", "toy").code == 0
     assert console("regen", "a.png", "--sampler", "ddim", "--bundle", bundle.path).lines == ["a-regen-2.png"]
     assert recipe(Path("a-regen-2.png")).sampler == "ddim"
+    assert "no seed" in console("regen", "b.png", "--model", "toy").err
+
+
+@pytest.mark.parametrize("model", ["x" * 5000, "~nobody-here", "../../etc", "a\x1b[31m"])
+def test_a_recipe_with_an_odd_model_is_code_4(console: CommandLine, model: str) -> None:
+    document = {"schema": 1, "request": {"prompt": "a"}, "record": {"model": model, "identities": {"x": [1]}}}
+    refused(console("regen", foreign("a.png", celebctl=json.dumps(document))), 4, "no bundle")
+    refused(console("regen", foreign("b.png", parameters=f"a\n{SETTINGS.removesuffix('Toy')}{model}")), 4, "no bundle")
 
 
 def test_regen_refuses_a_comfyui_graph(console: CommandLine) -> None:
@@ -146,13 +155,15 @@ def test_inspect_describes_the_recipes_of_all_programs(console: CommandLine) -> 
     foreign("invoke.png", invokeai_metadata=json.dumps({"positive_prompt": "a fox", "scheduler": "unipc"}))
     foreign("comfy.png", prompt=json.dumps(COMFY))
     Image.new("RGB", (8, 4)).save("plain.jpg")
-    names = ["own.jpg", "webui.png", "invoke.png", "comfy.png", "plain.jpg"]
-    own, webui, invoke, comfy, plain = console("inspect", *names, "--json").document["files"]
+    foreign("embedding.png", **{"sd-ti-embedding": "e30="})
+    names = ["own.jpg", "webui.png", "invoke.png", "comfy.png", "plain.jpg", "embedding.png"]
+    own, webui, invoke, comfy, plain, embedding = console("inspect", *names, "--json").document["files"]
     assert (own["recipe"], own["prompt"], own["seed"], own["made_with"]["quality"]) == ("celebctl", "beach", 3, 90)
     assert (webui["recipe"], webui["seed"], webui["model"]) == ("a1111", 9, "Toy")
     assert webui["warnings"] == ["not reproduced: Hires upscale 2"]
     assert invoke["recipe"] == "invokeai" and "unipc" in invoke["warnings"][0]
     assert (comfy["prompt"], comfy["negative"]) == ("a fox\x1b[31m", "fog") and len(comfy["warnings"]) == 1
+    assert "embedding" in embedding["format"] and len(embedding["warnings"]) == 1
     assert plain == {
         "path": "plain.jpg", "kind": "picture", "pixels": [8, 4], "format": "JPEG without a recipe", "warnings": []
     }  # fmt: skip

@@ -163,6 +163,8 @@ def regen(
     requests, init_images = make_requests(request, 1, init_image, request.strength if request.source else None)
     if recipe.ignored:
         console.warn(printable(f"not reproduced: {', '.join(recipe.ignored)}"))
+    if "seed" not in recipe.values:
+        console.warn("the recipe states no seed; 0 is used")
     (again,) = draw(console, pipe, requests, init_images)
     scale = int(recipe.record.get("scale", 1)) if ours else opened.manifest.size.display_scale
     compared = compare_with_file(file, recipe, again) if ours and not (sampler or model) else None

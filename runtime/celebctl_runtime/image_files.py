@@ -6,6 +6,7 @@ colour profiles, animations, truncated and renamed files, and files made to exha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -79,7 +80,9 @@ def read_image(path: str | Path) -> ImageFile:
         >>> read.format, read.image.size, read.image.getpixel((0, 0))
         ('PNG', (8, 4), (255, 255, 255))
     """
-    file = Path(path).expanduser()
+    file = Path(path)
+    with contextlib.suppress(RuntimeError):  # ~ of an unknown user
+        file = file.expanduser()
     data = _read(str(path), file)
     formats = _register_formats() + _heif_format(data, file)
     with warnings.catch_warnings():

@@ -21,6 +21,6 @@ def open_photo(path: str | Path) -> Image.Image:
     except NotFoundError as error:
         if error.reason != "no_image_file":
             raise
-        file = Path(path).expanduser()
+        file = Path(str(error.values["path"]))
         sample = file if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") else "face.png"
         raise NotFoundError(error.problem, error.hint, reason="no_photo", sample=sample) from error

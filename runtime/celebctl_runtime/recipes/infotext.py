@@ -34,7 +34,8 @@ _USED = {
     "Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model hash", "Model", "Version",
     "Lora hashes", "Hashes", "RNG", "User", "Created Date",
 }  # fmt: skip
-_OURS = {"Likeness", "Layout", "TI hashes"}
+_TABLE_HASH = "Token table hash"
+_OURS = {"Likeness", "Layout", "TI hashes", _TABLE_HASH}
 _MAX_IGNORED = 12
 
 
@@ -47,8 +48,8 @@ def format_parameters(request: Request, record: Mapping[str, Any]) -> str:
         "CFG scale": f"{request.guidance or 0:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model hash": str(record.get("table_hash", ""))[:10],
         "Model": record.get("model", ""),
+        _TABLE_HASH: str(record.get("table_hash", ""))[:10],  # "Model hash" would be that of a checkpoint's file
         "Likeness": "" if request.likeness == FULL_LIKENESS else json.dumps(likeness_to_json(request.likeness)),
         "Layout": request.layout,
         "TI hashes": ", ".join(f"{name}: {digest[:12]}" for name, digest in people.items()),
@@ -93,7 +94,7 @@ def parse_parameters(text: str) -> Recipe | None:
     values |= {name: pairs[key] for key, name in texts.items() if key in pairs}
     if ours:
         values |= _own_values(pairs)
-    names = {"Model": "model", "Model hash": "model_hash", "Version": "version"}
+    names = {"Model": "model", "Model hash": "model_hash", _TABLE_HASH: "model_hash", "Version": "version"}
     return Recipe("a1111", values, {name: pairs[key] for key, name in names.items() if key in pairs}, tuple(ignored))
 
 
