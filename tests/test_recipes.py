@@ -253,7 +253,8 @@ WEBUI_TEXT = (
     "a red fox <lora:detail:0.8>, (forest:1.2),\nin autumn\nNegative prompt: blurry,\n<hypernet:old:1> text\n"
     "Steps: 24, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 4294967295, Size: 640x512,"
     " Model hash: 6ce0161689, Model: v1-5-pruned, VAE: vae-ft.pt, Denoising strength: 0.5, Clip skip: 2,"
-    ' Hires prompt: "a fox: big, red", Lora hashes: "detail: 0123", Version: v1.10.1'
+    ' Hires prompt: "a fox: big, red", Lora hashes: "detail: 0123", Hashes: {"lora:detail": "01", "model": "6c"},'
+    " Version: v1.10.1"
 )
 
 
@@ -397,7 +398,9 @@ def test_hostile_recipes_are_codes_3_and_5(tmp_path: Path, name: str) -> None:
     assert caught.value.reason and "\x1b" not in caught.value.problem
 
 
-@pytest.mark.parametrize("unit", ["a", "a ", " ", 'aa: "', 'aa: "\\', "aa:", "<lora:", "aa: \\", ",", '"', "[", "\n"])
+@pytest.mark.parametrize(
+    "unit", ["a", "a ", " ", 'aa: "', 'aa: "\\', "aa:", "<lora:", "Hashes: {", "aa: \\", ",", '"', "[", "\n"]
+)
 def test_reading_takes_linear_time(unit: str) -> None:
     text = unit * (200_000 // len(unit))
     started = time.process_time()

@@ -26,13 +26,14 @@ _KEY = re.compile(r"(\w[\w /-]{1,49}):\s*")
 _QUOTED = re.compile(r'("(?:\\.|[^\\"])+")(?=\s*(?:,|$))')
 _TAG = re.compile(r" ?<(lora|lyco|hypernet):([^<>:]{1,200})(?::[^<>]{0,50})?>", re.IGNORECASE)
 _TAG_NAMES = {"lora": "LoRA", "lyco": "LyCORIS", "hypernet": "hypernetwork"}
+_HASHES = re.compile(r"Hashes: \{[^{}]*\},?")  # a JSON object without quotation marks around it
 _WHOLE = re.compile(r"[0-9]{1,19}")
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 #: Keys that become values or the record, or that say nothing about the image.
 _USED = {
     "Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model hash", "Model", "Version",
-    "Lora hashes", "Hashes", "RNG", "User", "Created Date",
+    "Lora hashes", "RNG", "User", "Created Date",
 }  # fmt: skip
 _TABLE_HASH = "Token table hash"
 _OURS = {"Likeness", "Layout", "TI hashes", _TABLE_HASH}
@@ -77,7 +78,7 @@ def parse_parameters(text: str) -> Recipe | None:
         ('a fox', 'euler_a', 768)
     """
     *lines, last = text.strip().split("\n")
-    pairs = _pairs(last)
+    pairs = _pairs(_HASHES.sub("", last))
     if len(pairs) < 3 or not {"Steps", "Seed", "Sampler"} & pairs.keys():
         return None
     prompt, negative = _prompts(lines)
