@@ -60,7 +60,7 @@ def test_every_command_explains_itself(console: CommandLine, command: str) -> No
         (("gen", "alice", "--size", "0x64"), "'0x64'"),
         (("gen", "alice", "--steps", "0"), "--steps 0"),
         (("gen", "alice", "--device", "gpu"), "gpu"),
-        (("gen", "alice", "-o", "alice.jpg"), "alice.jpg"),
+        (("gen", "alice", "-o", "alice.gif"), "alice.gif"),
         (("gen", "alice", "-o", "-", "-n", "2"), "-o -"),
         (("export", "--dtype", "int4"), "int4"),
         (("export", "--add", "alice", "--out", "x"), "--add"),

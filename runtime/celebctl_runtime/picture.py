@@ -1,7 +1,8 @@
-"""Generated images, and PNG files that carry their own recipe.
+"""Generated images, and image files that carry their own recipe.
 
-The PNG has two text chunks: ``celebctl``, a JSON document with the complete request and a record of what ran it, and
-``parameters`` in the format of the Stable Diffusion web UI, which many viewers show.
+A PNG has three text chunks: ``celebctl``, a JSON document with the complete request and a record of what ran it;
+``parameters``, in the format of the Stable Diffusion web UI, which many viewers show; and ``invokeai_metadata``. A JPEG
+or WebP has the first two in its EXIF, see recipes/carriers.py.
 """
 
 from __future__ import annotations
@@ -13,28 +14,25 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, out_of_range
-from .files import atomic_write, read_regular, refuse_existing
-from .prompting.likeness import FULL_LIKENESS, likeness_to_json
+from .errors import UsageError, out_of_range
+from .files import atomic_write, refuse_existing
+from .recipes.carriers import INVOKEAI, JPEG_LIMIT, OWN, PARAMETERS, exif_block, png_info
+from .recipes.infotext import format_parameters
+from .recipes.invokeai import format_metadata
+from .recipes.reading import MAX_SCALE, SCHEMA, read_recipe
 from .request import Request
-from .strict_json import parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SCHEMA = 1
-CHUNK = "celebctl"
-MAX_SCALE = 16
-_UI_NAMES = {
-    "ddim": "DDIM",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_karras": "DPM++ 2M Karras",
-    "lcm": "LCM",
-}
+CHUNK = OWN
+MAX_QUALITY = 100
+DEFAULT_QUALITY = 90  # of JPEG and WebP
+ImageFormat = Literal["png", "jpeg", "webp"]
+#: The suffixes of files that can be written.
+SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,136 +51,143 @@ class GeneratedImage:
 
 
 def save_image(
-    generated: GeneratedImage, path: Path, *, metadata: bool = True, scale: int = 1, overwrite: bool = False
+    generated: GeneratedImage,
+    path: Path,
+    *,
+    metadata: bool = True,
+    scale: int = 1,
+    overwrite: bool = False,
+    quality: int | None = None,
 ) -> Path:
-    """Write a PNG atomically.
+    """Write an image file atomically; the suffix of its path selects the format.
 
     Args:
         generated: The image to write.
-        path: The file.
+        path: The file: .png, .jpg, .jpeg or .webp.
         metadata: Whether to include the recipe.
         scale: Enlargement, 1 to 16.
         overwrite: Whether to replace an existing file.
+        quality: As for :func:`encode_image`.
 
     Returns:
         ``path``.
 
     Raises:
-        UsageError: When ``path`` exists and ``overwrite`` is not set, or ``scale`` is out of range.
+        UsageError: When ``path`` exists and ``overwrite`` is not set, its suffix is another (reason
+            "unknown_image_suffix"), or ``scale`` or ``quality`` is out of range.
         SetupError: When the file cannot be written.
     """
     refuse_existing(path, overwrite)
-    atomic_write(path, png_bytes(generated, metadata=metadata, scale=scale), overwrite=overwrite)
+    content = encode_image(generated, format_of(path), metadata=metadata, scale=scale, quality=quality)
+    atomic_write(path, content, overwrite=overwrite)
     return path
 
 
-def png_bytes(generated: GeneratedImage, *, metadata: bool = True, scale: int = 1) -> bytes:
-    """The PNG file's content, see :func:`save_image`. SOURCE_DATE_EPOCH fixes the date in the record."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+def encode_image(
+    generated: GeneratedImage,
+    image_format: ImageFormat = "png",
+    *,
+    metadata: bool = True,
+    scale: int = 1,
+    quality: int | None = None,
+) -> bytes:
+    """The content of an image file: the enlarged pixels, encoded together with the recipe.
 
+    SOURCE_DATE_EPOCH fixes the date in the record.
+
+    Args:
+        generated: The image.
+        image_format: "png", "jpeg" or "webp".
+        metadata: Whether to include the recipe.
+        scale: Enlargement, 1 to 16.
+        quality: Of JPEG and WebP, 1 to 100; at 100 a WebP is lossless. None: 90.
+
+    Raises:
+        UsageError: ``scale`` or ``quality`` is out of range, or a PNG is given a quality ("quality_of_png").
+    """
     if not 1 <= scale <= MAX_SCALE:
         raise out_of_range("scale", scale, 1, MAX_SCALE)
-    image = generated.image
-    if scale > 1:
-        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
-    info = PngInfo()
-    if metadata:
-        info.add_text(CHUNK, json.dumps(_document(generated, scale)))
-        info.add_itxt("parameters", _parameters(generated))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
+    check_quality(quality, image_format)
+    lossy = None if image_format == "png" else quality or DEFAULT_QUALITY
+    pixels = _enlarged(generated.image, scale)
+    texts = _texts(generated, scale, lossy) if metadata else {}
+    return _encoded(pixels, image_format, lossy, texts)
+
+
+def png_bytes(generated: GeneratedImage, *, metadata: bool = True, scale: int = 1) -> bytes:
+    """The content of a PNG file, see :func:`encode_image`."""
+    return encode_image(generated, metadata=metadata, scale=scale)
+
+
+def format_of(path: Path) -> ImageFormat:
+    """The format that a path's suffix names. Raises UsageError (reason "unknown_image_suffix")."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        problem, hint = f"{path} is not an image file that celebctl writes", f"end it in {', '.join(SUFFIXES)}"
+        raise UsageError(problem, hint, reason="unknown_image_suffix", path=path)
+    return SUFFIXES[suffix]
+
+
+def check_quality(quality: int | None, image_format: ImageFormat) -> None:
+    """Raise UsageError unless ``quality`` is None or can be used with the format."""
+    if quality is None:
+        return
+    if image_format == "png":
+        raise UsageError(
+            "a PNG is always lossless", "leave out quality, or write JPEG or WebP", reason="quality_of_png"
+        )
+    if not 1 <= quality <= MAX_QUALITY:
+        raise out_of_range("quality", quality, 1, MAX_QUALITY)
 
 
 def read_request(path: Path) -> tuple[Request, dict[str, Any]]:
-    """The request and the record in a PNG written by celebctl.
+    """The request and the record in an image file, whichever program wrote it.
+
+    For other programs' recipes the record has what is known of model, model_hash and version, see
+    :func:`celebctl_runtime.recipes.reading.read_recipe`.
 
     Raises:
         NotFoundError: When there is no file.
-        InvalidInputError: When it is not a PNG or has no recipe.
+        InvalidInputError: When it is not an image, has no recipe, or the recipe cannot be drawn.
         IntegrityError: When the recipe is damaged or was written by a newer version.
     """
-    text = _read_chunk(path)
-    try:
-        document = cast("dict[str, Any]", parse_json(text))
-        version = int(document["schema"])
-        if version > SCHEMA:
-            raise IntegrityError(
-                f"{path} has recipe format {version}; this celebctl reads up to {SCHEMA}",
-                "upgrade celebctl",
-                reason="newer_format",
-                version=version,
-            )
-        return Request.from_json(document["request"]), dict(document["record"])
-    except CelebctlError as error:
-        raise IntegrityError(f"the recipe in {path} is damaged: {error.problem}", error.hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"the recipe in {path} is damaged: {error}", "generate the image again") from error
+    recipe = read_recipe(path)
+    return recipe.request(), dict(recipe.record)
 
 
-def _read_chunk(path: Path) -> str:
-    from PIL import Image, UnidentifiedImageError
+def _enlarged(image: Image, scale: int) -> Image:
+    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(read_regular(path)), formats=["PNG"]) as image:
-            text: str | None = getattr(image, "text", {}).get(CHUNK)
-            if text is None:
-                image.load()  # chunks may also follow the pixels
-                text = getattr(image, "text", {}).get(CHUNK)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"there is no file {path}", "check the path", reason="no_image_file", path=path) from error
-    except UnidentifiedImageError as error:
-        raise _no_recipe(path) from error
-    except OSError as error:
-        if error.errno is not None:  # not Pillow's
-            hint = "check the path and its permissions"
-            raise NotFoundError(f"cannot read {path}: {error.strerror}", hint, reason="unreadable") from error
-        raise _no_recipe(path) from error
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _no_recipe(path) from error
-    if text is None:
-        raise InvalidInputError(
-            f"{path} has no recipe", "use an image that celebctl saved with metadata", reason="no_recipe", path=path
-        )
-    return str(text)
+    size = image.width * scale, image.height * scale
+    return image.resize(size, Image.Resampling.LANCZOS) if scale > 1 else image
 
 
-def _no_recipe(path: Path) -> InvalidInputError:
-    problem, hint = f"{path} is not a readable PNG file", "use an image that celebctl saved"
-    return InvalidInputError(problem, hint, reason="no_recipe", path=path)
+def _encoded(image: Image, image_format: ImageFormat, quality: int | None, texts: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    if image_format == "png":
+        image.save(buffer, "PNG", pnginfo=png_info(texts))
+    elif image_format == "jpeg":  # colour at full resolution: faces are small
+        exif = exif_block(texts, JPEG_LIMIT)
+        image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True, exif=exif)
+    else:
+        image.save(buffer, "WEBP", quality=quality, lossless=quality == MAX_QUALITY, exif=exif_block(texts))
+    return buffer.getvalue()
 
 
-def _document(generated: GeneratedImage, scale: int) -> dict[str, Any]:
+def _texts(generated: GeneratedImage, scale: int, quality: int | None) -> dict[str, str]:
+    """The recipe in all formats, by the keyword of its text chunk."""
+    request, record = generated.request, generated.record
+    return {
+        OWN: json.dumps(_document(generated, scale, quality)),
+        PARAMETERS: format_parameters(request, record),
+        INVOKEAI: format_metadata(request, record),
+    }
+
+
+def _document(generated: GeneratedImage, scale: int, quality: int | None) -> dict[str, Any]:
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = time.gmtime(int(epoch) if epoch.isdecimal() else None)
     record = {**generated.record, "scale": scale, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
+    if quality is not None:
+        record["quality"] = quality
     return {"schema": SCHEMA, "request": generated.request.to_json(), "record": record}
-
-
-def _parameters(generated: GeneratedImage) -> str:
-    """The web UI's format: prompt, negative prompt, then one line of ``key: value`` pairs."""
-    request, record = generated.request, generated.record
-    people = cast("Mapping[str, str]", record.get("identities", {}))
-    pairs: dict[str, Any] = {
-        "Steps": request.steps,
-        "Sampler": _UI_NAMES.get(request.sampler, request.sampler),
-        "CFG scale": f"{request.guidance or 0:g}",
-        "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}",
-        "Model hash": str(record.get("table_hash", ""))[:10],
-        "Model": record.get("model", ""),
-        "Likeness": "" if request.likeness == FULL_LIKENESS else json.dumps(likeness_to_json(request.likeness)),
-        "Layout": request.layout,
-        "TI hashes": ", ".join(f"{name}: {digest[:12]}" for name, digest in people.items()),
-        "Version": f"celebctl {record.get('celebctl', '')}",
-    }
-    lines = [request.prompt]
-    if request.negative:
-        lines.append(f"Negative prompt: {request.negative}")
-    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items() if value != ""))
-    return "\n".join(lines)
-
-
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value
