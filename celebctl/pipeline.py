@@ -30,7 +30,7 @@ from celebctl_runtime.bundle.manifest import FILE_NAME
 from celebctl_runtime.errors import NotFoundError, UsageError
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.image_files import to_rgb
-from celebctl_runtime.picture import GeneratedImage, read_request, save_image
+from celebctl_runtime.picture import WATERMARKED, EncodingOptions, GeneratedImage, Marks, read_request, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import normalize_layout
@@ -100,8 +100,9 @@ class PipelineOutput:
         overwrite: bool = False,
         metadata: bool = True,
         quality: int | None = None,
+        marks: Marks = WATERMARKED,
     ) -> list[Path]:
-        """Write image files that carry the recipe (request and record).
+        """Write image files that carry the recipe (request and record), and a watermark.
 
         Args:
             path: The file, .png, .jpg, .jpeg or .webp; with several images, "-SEED" is added to the stem of each.
@@ -109,6 +110,7 @@ class PipelineOutput:
             overwrite: Replace existing files.
             metadata: Whether to include the recipe.
             quality: Of JPEG and WebP, 1 to 100, default 90; at 100 a WebP is lossless.
+            marks: Watermark and content credentials; `celebctl.marks.user_marks` has those of the user's settings.
 
         Returns:
             The files written.
@@ -123,9 +125,8 @@ class PipelineOutput:
         for image, request, record in zip(self.images, self.requests, self.records, strict=True):
             file = path.with_stem(f"{path.stem}-{request.seed}") if many else path
             generated = GeneratedImage(image, request, record)
-            files.append(
-                save_image(generated, file, metadata=metadata, scale=scale, overwrite=overwrite, quality=quality)
-            )
+            options = EncodingOptions(metadata=metadata, scale=scale, quality=quality, marks=marks)
+            files.append(save_image(generated, file, overwrite=overwrite, **options))
         return files
 
 

@@ -2,8 +2,10 @@
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,8 +16,9 @@ from celebctl.pipeline import find_source_bundle, no_bundle, same_pixels
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError, NotFoundError
 from celebctl_runtime.image_files import ImageFile
-from celebctl_runtime.picture import DEFAULT_QUALITY, GeneratedImage, encode_image
+from celebctl_runtime.picture import DEFAULT_QUALITY, GeneratedImage, Marks, encode_image
 from celebctl_runtime.recipes.recipe import Recipe
+from celebctl_runtime.watermark import PUBLIC_KEY
 
 _LEAST_HASH = 8  # digits of a hash that identify a model
 
@@ -36,15 +39,24 @@ class Comparison:
     psnr: float | None
 
 
-def compare_with_file(file: ImageFile, recipe: Recipe, again: GeneratedImage) -> Comparison:
-    """Compare a file with the image drawn from its own recipe (of the format "celebctl")."""
+def marks_of(record: Mapping[str, Any], marks: Marks) -> Marks:
+    """The marks of an image that is drawn again: a watermark if it had one, with the user's key if that was private."""
+    keys = {"public": PUBLIC_KEY, "private": marks.watermark_key}
+    return Marks(keys.get(str(record.get("watermark"))), marks.signer)
+
+
+def compare_with_file(file: ImageFile, recipe: Recipe, again: GeneratedImage, marks: Marks) -> Comparison:
+    """Compare a file with the image drawn from its own recipe (of the format "celebctl").
+
+    marks: Those of the file (`marks_of`).
+    """
     scale, stored = int(recipe.record.get("scale", 1)), recipe.record.get("quality")
     quality = stored if isinstance(stored, int) and 1 <= stored <= 100 else DEFAULT_QUALITY
     name = {"JPEG": "jpeg", "WEBP": "webp"}.get(file.format)
     if name == "jpeg" or name == "webp":
-        content = encode_image(again, name, metadata=False, scale=scale, quality=quality)
+        content = encode_image(again, name, metadata=False, scale=scale, quality=quality, marks=marks)
     else:
-        content = encode_image(again, metadata=False, scale=scale)
+        content = encode_image(again, metadata=False, scale=scale, marks=marks)
     with Image.open(io.BytesIO(content)) as opened:
         drawn = opened.convert("RGB")
     lossy = name == "jpeg" or (name == "webp" and quality < 100)

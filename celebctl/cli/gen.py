@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from celebctl.pipeline import Pipeline
     from celebctl.reproduction import Comparison
     from celebctl_runtime.bundle.bundle import Bundle
-    from celebctl_runtime.picture import GeneratedImage, ImageFormat
+    from celebctl_runtime.picture import GeneratedImage, ImageFormat, Marks
     from celebctl_runtime.recipes.recipe import Recipe
     from celebctl_runtime.request import Request
     from celebctl_runtime.sampling.init_image import InitImage
@@ -65,7 +65,10 @@ def gen(
     image_format: options.ImageFormat = None,
     quality: options.Quality = None,
     force: options.Force = False,
-    metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Store the recipe in the image.")] = True,
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Store the recipe and content credentials in the image.")
+    ] = True,
+    watermark: options.Watermark = None,
     model: options.Model = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
@@ -73,6 +76,7 @@ def gen(
 ) -> None:
     """Draw images of learned people."""
     from celebctl.library import Library
+    from celebctl.marks import user_marks
     from celebctl.pipeline import as_likeness, make_requests, random_seed
     from celebctl.settings import Settings
     from celebctl_runtime.prompting.layout import normalize_layout
@@ -95,9 +99,10 @@ def gen(
         layout=normalize_layout(layout or ""),
     )
     requests, init_images = make_requests(request, count, init_image, strength)
-    saving = SaveOptions.choose(out, image_format, quality, metadata=metadata, force=force)
-    target = OutputTarget.choose(out, prompt, [request.seed for request in requests], console.json, saving)
     library = Library()
+    marks = user_marks(library, watermark=watermark)
+    saving = SaveOptions.choose(out, image_format, quality, marks, metadata=metadata, force=force)
+    target = OutputTarget.choose(out, prompt, [request.seed for request in requests], console.json, saving)
     opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
@@ -107,6 +112,8 @@ def gen(
     if console.json:
         facts = {"bundle": str(pipe.bundle.path), "scale": enlarge, "seconds": round(seconds, 3)}
         console.output([], {"images": written, **facts})
+    if metadata:
+        note_unsigned(console, library, marks)
     if not target.to_stdout and metadata:
         console.suggest(shlex.join(["celebctl", "regen", written[0]["path"]]), "draw it again")
 
@@ -141,8 +148,9 @@ def regen(
 ) -> None:
     """Draw an image again from the recipe it carries, and compare the pixels."""
     from celebctl.library import Library
+    from celebctl.marks import user_marks
     from celebctl.pipeline import make_requests
-    from celebctl.reproduction import compare_with_file, find_recipe_bundle
+    from celebctl.reproduction import compare_with_file, find_recipe_bundle, marks_of
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.image_files import read_image
     from celebctl_runtime.recipes.reading import recipe_in
@@ -154,7 +162,8 @@ def regen(
     file = read_image(image)
     recipe = recipe_in(file, image)
     request = recipe.request(sampler or "")
-    saving = SaveOptions.choose(out, image_format, quality, force=force)
+    marks = marks_of(recipe.record, user_marks(library))
+    saving = SaveOptions.choose(out, image_format, quality, marks, force=force)
     target = OutputTarget.choose(out, f"{image.stem}-regen", [request.seed], console.json, saving, plain=True)
     opened = find_recipe_bundle(library, recipe, model) if bundle is None else Bundle.open(bundle)
     ours = recipe.format == "celebctl"
@@ -167,7 +176,7 @@ def regen(
         console.warn("the recipe states no seed; 0 is used")
     (again,) = draw(console, pipe, requests, init_images)
     scale = int(recipe.record.get("scale", 1)) if ours else opened.manifest.size.display_scale
-    compared = compare_with_file(file, recipe, again) if ours and not (sampler or model) else None
+    compared = compare_with_file(file, recipe, again, marks) if ours and not (sampler or model) else None
     path = target.save(console, again, scale=scale)
     _say_how_alike(console, recipe, again, compared)
     if not target.to_stdout:
@@ -259,10 +268,18 @@ class SaveOptions:
     quality: int | None
     metadata: bool
     force: bool
+    marks: "Marks"
 
     @classmethod
     def choose(
-        cls, out: Path | None, name: str | None, quality: int | None, *, metadata: bool = True, force: bool
+        cls,
+        out: Path | None,
+        name: str | None,
+        quality: int | None,
+        marks: "Marks",
+        *,
+        metadata: bool = True,
+        force: bool,
     ) -> "SaveOptions":
         """The options for -o and --format. Raises UsageError when they contradict, or do not fit the quality."""
         from celebctl_runtime.errors import UsageError
@@ -277,7 +294,7 @@ class SaveOptions:
             raise UsageError(f"{out} is no {named} file", "leave out --format, or name the file accordingly")
         chosen = suffix or named or "png"
         check_quality(quality, chosen)
-        return cls(chosen, quality, metadata, force)
+        return cls(chosen, quality, metadata, force, marks)
 
 
 @dataclass(frozen=True)
@@ -344,22 +361,34 @@ class OutputTarget:
     def save(self, console: CliConsole, image: "GeneratedImage", *, scale: int) -> str:
         """Write one image; returns its path, or "-"."""
         from celebctl_runtime.errors import UsageError
-        from celebctl_runtime.picture import encode_image, save_image
+        from celebctl_runtime.picture import EncodingOptions, encode_image, save_image
 
-        quality, metadata = self.saving.quality, self.saving.metadata
+        saving = self.saving
+        how = EncodingOptions(metadata=saving.metadata, scale=scale, quality=saving.quality, marks=saving.marks)
         if self.to_stdout:
             image_format = self.saving.image_format
-            content = encode_image(image, image_format, metadata=metadata, scale=scale, quality=quality)
+            content = encode_image(image, image_format, **how)
             console.output_bytes(content)
             return str(STDOUT)
         while True:
             path = self.path(image.request.seed)
             try:
-                save_image(image, path, metadata=metadata, scale=scale, overwrite=self.saving.force, quality=quality)
+                save_image(image, path, overwrite=self.saving.force, **how)
                 return str(path)
             except UsageError as error:
                 if error.reason != "file_exists" or self.file is not None:
                     raise  # else another process took the free name meanwhile
+
+
+def note_unsigned(console: CliConsole, library: "Library", marks: "Marks") -> None:
+    """Say, once on this machine, that images have no content credentials because c2pa-python is not installed."""
+    from celebctl.marks import can_sign
+    from celebctl_runtime.files import atomic_write
+
+    noted = library.root / "cache" / "unsigned.noted"
+    if marks.signer is None and not can_sign() and not noted.exists():
+        console.info("saved without content credentials; for them: pip install 'celebctl[provenance]'")
+        atomic_write(noted, b"")
 
 
 def save_images(

@@ -62,6 +62,12 @@ Quality = Annotated[
     int | None,
     typer.Option("--quality", help="Of JPEG and WebP: 1 to 100. A WebP with 100 is lossless.", show_default="90"),
 ]
+Watermark = Annotated[
+    bool | None,
+    typer.Option(
+        "--watermark/--no-watermark", help="An imperceptible watermark in the pixels.", show_default="on, see docs"
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Device = Annotated[
     str | None,

@@ -86,6 +86,19 @@ def local_key(path: Path) -> SigningKey:
     return load_key(path, path)
 
 
+def load_anchor(path: Path) -> bytes:
+    """The PEM certificates in a file, without anything else in it.
+
+    Raises UsageError: it is missing (reason "certificate_missing"), or has no certificate ("certificate_unusable").
+    """
+    import re
+
+    found = re.findall(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----", _read(path))
+    if not found:
+        raise UsageError(f"{path} has no certificate", "use a PEM file", reason="certificate_unusable", path=path)
+    return b"\n".join(found)
+
+
 def _write_private(path: Path, content: bytes) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)

@@ -34,7 +34,7 @@ class Ingredient:
 
     Attributes:
         content: Its file; credentials inside are kept.
-        format: "PNG", "JPEG" or "WEBP".
+        format: Pillow's name of its format; credentials know PNG, JPEG and WEBP, other files are left out.
         title: What to call it.
     """
 
@@ -94,7 +94,7 @@ class Signer:
     """
 
     def __init__(self, key: SigningKey) -> None:
-        c2pa = _load_c2pa()
+        c2pa = load_c2pa()
         info = c2pa.C2paSignerInfo(key.algorithm.encode(), key.chain, key.private_key, None)
         try:
             self._signer: Any = c2pa.Signer.from_info(info)
@@ -113,10 +113,11 @@ class Signer:
         Raises:
             SetupError: It cannot be signed.
         """
-        c2pa, signed = _load_c2pa(), io.BytesIO()
+        c2pa, signed = load_c2pa(), io.BytesIO()
         try:
-            builder = c2pa.Builder(_manifest(format, title, ingredients), _context(()))
-            for number, one in enumerate(ingredients):
+            known = [one for one in ingredients if one.format in FORMATS]
+            builder = c2pa.Builder(_manifest(format, title, known), _context(()))
+            for number, one in enumerate(known):
                 facts = {
                     "title": one.title,
                     "relationship": "componentOf" if number else "parentOf",
@@ -139,7 +140,7 @@ def read_credentials(content: bytes, anchors: Sequence[bytes] = ()) -> Credentia
     Raises:
         SetupError: c2pa-python is not installed.
     """
-    c2pa, format = _load_c2pa(), _format(content)
+    c2pa, format = load_c2pa(), _format(content)
     if format is None:
         return None
     try:
@@ -221,7 +222,7 @@ def _context(anchors: tuple[bytes, ...]) -> Any:
     }
     if anchors:
         settings["trust"] = {"trust_anchors": b"\n".join(anchors).decode("ascii")}
-    c2pa = _load_c2pa()
+    c2pa = load_c2pa()
     return c2pa.Context(c2pa.Settings.from_dict(settings))
 
 
@@ -233,7 +234,8 @@ def _format(content: bytes) -> str | None:
     return "WEBP" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
 
 
-def _load_c2pa() -> Any:
+def load_c2pa() -> Any:
+    """The module c2pa. Raises SetupError when it is not installed."""
     try:
         import c2pa
     except ImportError as error:

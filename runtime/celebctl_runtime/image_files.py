@@ -47,6 +47,7 @@ class ImageFile:
         digest: Hex SHA-256 of the file.
         text: Text chunks of a PNG, by keyword. Unchecked.
         exif: The EXIF block as stored, b"" where there is none. Unchecked.
+        content: The file.
     """
 
     image: Image.Image
@@ -54,6 +55,7 @@ class ImageFile:
     digest: str
     text: Mapping[str, str]
     exif: bytes
+    content: bytes
 
 
 def read_image(path: str | Path) -> ImageFile:
@@ -102,7 +104,8 @@ def read_image(path: str | Path) -> ImageFile:
         except Exception as error:  # on hostile bytes Pillow's decoders raise nearly anything
             raise _unusable(error, file, len(data)) from error
     name = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further images
-    return ImageFile(rgb, name, hashlib.sha256(data).hexdigest(), text, exif if isinstance(exif, bytes) else b"")
+    block = exif if isinstance(exif, bytes) else b""
+    return ImageFile(rgb, name, hashlib.sha256(data).hexdigest(), text, block, data)
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:

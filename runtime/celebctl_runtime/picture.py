@@ -7,14 +7,15 @@ or WebP has the first two in its EXIF, see recipes/carriers.py.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from .errors import UsageError, out_of_range
 from .files import atomic_write, refuse_existing
@@ -23,9 +24,12 @@ from .recipes.infotext import format_parameters
 from .recipes.invokeai import format_metadata
 from .recipes.reading import MAX_SCALE, SCHEMA, read_recipe
 from .request import Request
+from .watermark import PUBLIC_KEY, SMALLEST, add_watermark
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .credentials import Ingredient, Signer
 
 CHUNK = OWN
 MAX_QUALITY = 100
@@ -43,31 +47,50 @@ class GeneratedImage:
         image: PIL image, RGB.
         request: The request that ran, fully resolved.
         record: JSON-ready facts: model, bundle, engine, versions, digests of the people, prompt text that did not fit.
+        ingredients: Files that it was drawn from, for its credentials.
     """
 
     image: Image
     request: Request
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    ingredients: Sequence[Ingredient] = ()
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is put into a saved image besides its recipe.
+
+    Attributes:
+        watermark_key: Key of the watermark; None for no watermark.
+        signer: Signs content credentials; None for none. They are metadata, and left out with it.
+    """
+
+    watermark_key: bytes | None = PUBLIC_KEY
+    signer: Signer | None = None
+
+
+WATERMARKED, UNMARKED = Marks(), Marks(None)
+
+
+class EncodingOptions(TypedDict, total=False):
+    """How an image is encoded, see :func:`encode_image`."""
+
+    metadata: bool
+    scale: int
+    quality: int | None
+    marks: Marks
 
 
 def save_image(
-    generated: GeneratedImage,
-    path: Path,
-    *,
-    metadata: bool = True,
-    scale: int = 1,
-    overwrite: bool = False,
-    quality: int | None = None,
+    generated: GeneratedImage, path: Path, *, overwrite: bool = False, **options: Unpack[EncodingOptions]
 ) -> Path:
     """Write an image file atomically; the suffix of its path selects the format.
 
     Args:
         generated: The image to write.
         path: The file: .png, .jpg, .jpeg or .webp.
-        metadata: Whether to include the recipe.
-        scale: Enlargement, 1 to 16.
         overwrite: Whether to replace an existing file.
-        quality: As for :func:`encode_image`.
+        options: metadata, scale, quality and marks, as for :func:`encode_image`.
 
     Returns:
         ``path``.
@@ -78,8 +101,7 @@ def save_image(
         SetupError: When the file cannot be written.
     """
     refuse_existing(path, overwrite)
-    content = encode_image(generated, format_of(path), metadata=metadata, scale=scale, quality=quality)
-    atomic_write(path, content, overwrite=overwrite)
+    atomic_write(path, encode_image(generated, format_of(path), **options), overwrite=overwrite)
     return path
 
 
@@ -90,8 +112,9 @@ def encode_image(
     metadata: bool = True,
     scale: int = 1,
     quality: int | None = None,
+    marks: Marks = WATERMARKED,
 ) -> bytes:
-    """The content of an image file: the enlarged pixels, encoded together with the recipe.
+    """The content of an image file: the enlarged pixels with their watermark, encoded with the recipe, and signed.
 
     SOURCE_DATE_EPOCH fixes the date in the record.
 
@@ -101,6 +124,7 @@ def encode_image(
         metadata: Whether to include the recipe.
         scale: Enlargement, 1 to 16.
         quality: Of JPEG and WebP, 1 to 100; at 100 a WebP is lossless. None: 90.
+        marks: Watermark and content credentials. A side under 128 pixels is too short for a watermark.
 
     Raises:
         UsageError: ``scale`` or ``quality`` is out of range, or a PNG is given a quality ("quality_of_png").
@@ -109,9 +133,21 @@ def encode_image(
         raise out_of_range("scale", scale, 1, MAX_SCALE)
     check_quality(quality, image_format)
     lossy = None if image_format == "png" else quality or DEFAULT_QUALITY
-    pixels = _enlarged(generated.image, scale)
-    texts = _texts(generated, scale, lossy) if metadata else {}
-    return _encoded(pixels, image_format, lossy, texts)
+    pixels, key = _enlarged(generated.image, scale), marks.watermark_key
+    facts: dict[str, Any] = {"scale": scale} | ({} if lossy is None else {"quality": lossy})
+    if key is not None and min(pixels.size) >= SMALLEST:
+        pixels = add_watermark(pixels, watermark_payload(generated.request.to_json()), key)
+        facts["watermark"] = "public" if key == PUBLIC_KEY else "private"
+    content = _encoded(pixels, image_format, lossy, _texts(generated, facts) if metadata else {})
+    if marks.signer is None or not metadata:
+        return content
+    title = generated.request.prompt[:100]
+    return marks.signer.sign(content, image_format.upper(), title, generated.ingredients)
+
+
+def watermark_payload(request: Mapping[str, Any]) -> int:
+    """The number in the watermark: the first 32 bits of the SHA-256 of a request, as JSON with sorted keys."""
+    return int(hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8], 16)
 
 
 def png_bytes(generated: GeneratedImage, *, metadata: bool = True, scale: int = 1) -> bytes:
@@ -174,20 +210,18 @@ def _encoded(image: Image, image_format: ImageFormat, quality: int | None, texts
     return buffer.getvalue()
 
 
-def _texts(generated: GeneratedImage, scale: int, quality: int | None) -> dict[str, str]:
-    """The recipe in all formats, by the keyword of its text chunk."""
+def _texts(generated: GeneratedImage, facts: Mapping[str, Any]) -> dict[str, str]:
+    """The recipe in all formats, by the keyword of its text chunk. facts: how the image is saved."""
     request, record = generated.request, generated.record
     return {
-        OWN: json.dumps(_document(generated, scale, quality)),
+        OWN: json.dumps(_document(generated, facts)),
         PARAMETERS: format_parameters(request, record),
         INVOKEAI: format_metadata(request, record),
     }
 
 
-def _document(generated: GeneratedImage, scale: int, quality: int | None) -> dict[str, Any]:
+def _document(generated: GeneratedImage, facts: Mapping[str, Any]) -> dict[str, Any]:
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = time.gmtime(int(epoch) if epoch.isdecimal() else None)
-    record = {**generated.record, "scale": scale, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
-    if quality is not None:
-        record["quality"] = quality
+    record = {**generated.record, **facts, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
     return {"schema": SCHEMA, "request": generated.request.to_json(), "record": record}

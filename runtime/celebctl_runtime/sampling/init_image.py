@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from celebctl_runtime.credentials import Ingredient
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 @dataclass(frozen=True, eq=False)
 class InitImage:
-    """An upright RGB image, and the hex SHA-256 of its file, which :attr:`Request.source` refers to."""
+    """An upright RGB image, and the hex SHA-256 of its file, which :attr:`Request.source` refers to.
+
+    ``file``: the file itself, which becomes an ingredient in the credentials of what is drawn from it.
+    """
 
     image: Image
     digest: str
+    file: Ingredient | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> InitImage:
@@ -26,7 +32,7 @@ class InitImage:
         from celebctl_runtime.image_files import read_image
 
         file = read_image(path)
-        return cls(file.image, file.digest)
+        return cls(file.image, file.digest, Ingredient(file.content, file.format, Path(path).name))
 
     def pixels(self, width: int, height: int) -> NDArray[np.float32]:
         """Center-cropped and resized: (3, height, width) float32 in [-1, 1]."""
