@@ -1,16 +1,18 @@
 """The watermark and the content credentials of saved images, as the user's settings have them. Torch-free."""
 
 import importlib.util
+import logging
 from pathlib import Path
 
 from celebctl.library import Library
 from celebctl.settings import Settings
 from celebctl_runtime.certificate import SigningKey, load_anchor, load_key, local_key
 from celebctl_runtime.credentials import Signer, load_c2pa
-from celebctl_runtime.errors import UsageError
+from celebctl_runtime.errors import SetupError, UsageError
 from celebctl_runtime.picture import Marks
 from celebctl_runtime.watermark import PUBLIC_KEY
 
+_log = logging.getLogger(__name__)
 CERTIFICATE_FILE = "certificate.pem"  # in the library: the key that celebctl generated for this machine
 
 
@@ -36,10 +38,17 @@ def user_marks(
     settings = Settings.read() if settings is None else settings
     wanted = settings.text("watermark") == "on" if watermark is None else watermark
     key = user_watermark_key(settings) if wanted else None
-    if settings.text("credentials") == "off" or (settings.text("credentials") == "auto" and not can_sign()):
+    state = settings.text("credentials")
+    if state == "off" or (state == "auto" and not can_sign()):
         return Marks(key)
     load_c2pa()
-    return Marks(key, Signer(signing_key(Library() if library is None else library, settings)))
+    try:
+        return Marks(key, Signer(signing_key(Library() if library is None else library, settings)))
+    except SetupError as error:
+        if state == "on":
+            raise
+        _log.warning("no content credentials: %s", error.problem)  # a library that is read-only, say
+        return Marks(key)
 
 
 def can_sign() -> bool:

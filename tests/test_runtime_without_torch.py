@@ -19,7 +19,7 @@ import celebctl_runtime
 PACKAGE = Path(celebctl_runtime.__file__).parent
 BLOCKED = ("torch", "diffusers", "transformers", "onnx", "insightface", "pydantic")
 ALLOWED = {"platformdirs", "numpy", "PIL", "safetensors", "tokenizers", "onnxruntime", "filelock", "celebctl_runtime"}
-OPTIONAL = {"pillow_heif"}  # for HEIC images
+OPTIONAL = {"pillow_heif", "c2pa", "cryptography"}  # for HEIC images
 # One image, drawn in a process in which the heavy packages cannot be imported.
 SCRIPT = """
 import sys, json, time

@@ -61,7 +61,7 @@ def test_a_mark_is_found_after_a_change(change: Change) -> None:
         assert found is not None and found.payload == PAYLOAD + seed and found.score > THRESHOLD
 
 
-def test_the_scale_is_told() -> None:
+def test_the_scale_is_found() -> None:
     found = find_watermark(scaled(1.37)(add_watermark(picture(), PAYLOAD)))
     assert found is not None and found.scale == pytest.approx(1.37, abs=0.01)
 
