@@ -71,6 +71,21 @@ def test_transparency_is_composed_over_white(tmp_path: Path) -> None:
         assert np.asarray(open_photo(tmp_path / name)).min() == 255
 
 
+def test_the_alpha_channel_is_upright_and_none_for_opaque_images(tmp_path: Path) -> None:
+    half = Image.new("RGBA", (8, 4), (10, 20, 30, 255))
+    half.paste((10, 20, 30, 0), (0, 0, 2, 4))  # the left quarter
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    half.save(tmp_path / "a.png", exif=exif)
+    half.convert("P").save(tmp_path / "p.png", transparency=0)
+    quadrants().convert("RGBA").save(tmp_path / "opaque.png")
+    read = read_image(tmp_path / "a.png")
+    assert read.alpha is not None and (read.mode, read.alpha.mode) == ("RGBA", "L")
+    assert np.asarray(read.alpha)[0].tolist() == [255] * 6 + [0] * 2
+    assert np.asarray(read.image)[0, :, 0].tolist() == [10] * 6 + [255] * 2
+    assert read_image(tmp_path / "opaque.png").alpha is None and read_image(tmp_path / "p.png").mode == "P"
+
+
 def test_cmyk_jpeg_is_read(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
     red, green, blue = np.asarray(open_photo(tmp_path / "a.jpg"))[4, 4].tolist()

@@ -44,14 +44,18 @@ class ImageFile:
 
     Attributes:
         image: Upright RGB pixels in sRGB with 8 bits per channel, without metadata.
+        alpha: The upright alpha channel, mode "L"; None for an opaque image. The pixels are already composed with it.
         format: Pillow's name of the file format, such as "PNG" or "JPEG".
+        mode: Pillow's name of the stored pixel format, such as "RGBA", "P" or "I;16".
         digest: Hex SHA-256 of the file.
         text: Text chunks of a PNG, by keyword. Unchecked.
         exif: The EXIF block as stored, b"" where there is none. Unchecked.
     """
 
     image: Image.Image
+    alpha: Image.Image | None
     format: str
+    mode: str
     digest: str
     text: Mapping[str, str]
     exif: bytes
@@ -125,7 +129,7 @@ def _decode(data: bytes, file: Path, digest: str) -> ImageFile:
                 image.load()  # text chunks of a PNG may follow the pixels
                 text = {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
                 exif = image.info.get("exif", b"")
-                rgb = to_rgb(image, str(file))
+                rgb, alpha = to_rgb(image, str(file)), _alpha_of(image)
         except CelebctlError:
             raise
         except Exception as error:  # on hostile bytes Pillow's decoders raise nearly anything
@@ -134,7 +138,7 @@ def _decode(data: bytes, file: Path, digest: str) -> ImageFile:
                 return _decode(smaller, file, digest)
             raise _unusable(error, file, len(data)) from error
     name = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further images
-    return ImageFile(rgb, name, digest, text, exif if isinstance(exif, bytes) else b"")
+    return ImageFile(rgb, alpha, name, image.mode, digest, text, exif if isinstance(exif, bytes) else b"")
 
 
 def _without_texts(png: bytes) -> bytes:
@@ -227,6 +231,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.int64)
     shift = 8 if values.max(initial=0) > 255 else 0
     return Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8))
+
+
+def _alpha_of(image: Image.Image) -> Image.Image | None:
+    """The upright alpha channel; None without transparent parts."""
+    if not image.has_transparency_data or image.mode in _WIDE_MODES:
+        return None
+    alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else alpha
 
 
 def _over_white(image: Image.Image) -> Image.Image:
