@@ -82,7 +82,7 @@ def _describe_folder(folder: Path) -> Facts:
 def _describe_image(path: Path) -> Facts:
     """The image and its recipe; in "warnings" what of the recipe celebctl cannot draw."""
     file = read_image(path)
-    facts: Facts = {"kind": "picture", "pixels": list(file.image.size)}
+    facts: Facts = {"kind": "picture", "pixels": list(file.image.size), "mode": file.mode}
     if "sd-ti-embedding" in file.text:
         warning = "celebctl imports embeddings from .safetensors and .pt files only"
         return facts | {"format": "PNG that holds an embedding of a Stable Diffusion web UI", "warnings": [warning]}

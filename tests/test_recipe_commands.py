@@ -165,7 +165,8 @@ def test_inspect_describes_the_recipes_of_all_programs(console: CommandLine) -> 
     assert (comfy["prompt"], comfy["negative"]) == ("a fox\x1b[31m", "fog") and len(comfy["warnings"]) == 1
     assert "embedding" in embedding["format"] and len(embedding["warnings"]) == 1
     assert plain == {
-        "path": "plain.jpg", "kind": "picture", "pixels": [8, 4], "format": "JPEG without a recipe", "warnings": []
+        "path": "plain.jpg", "kind": "picture", "pixels": [8, 4], "mode": "RGB",
+        "format": "JPEG without a recipe", "warnings": [],
     }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/{1,2}[^/]")
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _ANIMATED = {"GIF", "PNG", "WEBP", "TIFF"}  # a HEIC or a phone's JPEG opens at its main image
+_TOO_MUCH_TEXT = re.compile("Decompressed data too large|Too much memory used in text chunks")  # of Pillow
 _WIDE_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
 _logger = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ class ImageFile:
 
     Attributes:
         image: Upright RGB pixels in sRGB with 8 bits per channel, without metadata.
+        alpha: The upright alpha channel, mode "L"; None for an opaque image. The pixels are already composed with it.
         format: Pillow's name of the file format, such as "PNG" or "JPEG".
+        mode: Pillow's name of the stored pixel format, such as "RGBA", "P" or "I;16".
         digest: Hex SHA-256 of the file.
         text: Text chunks of a PNG, by keyword. Unchecked.
         exif: The EXIF block as stored, b"" where there is none. Unchecked.
@@ -51,7 +54,9 @@ class ImageFile:
     """
 
     image: Image.Image
+    alpha: Image.Image | None
     format: str
+    mode: str
     digest: str
     text: Mapping[str, str]
     exif: bytes
@@ -62,7 +67,8 @@ def read_image(path: str | Path) -> ImageFile:
     """Read an image file.
 
     EXIF orientation is applied, transparency is composed over white, a colour profile is converted to sRGB, and of an
-    animation the first frame is read (with a warning in the log).
+    animation the first frame is read (with a warning in the log). Texts and the colour profile of a PNG that would
+    exceed Pillow's limits (1 MiB each, 64 MiB in all) are skipped (with a warning).
 
     Args:
         path: A regular file of at most 256 MiB with at most 120 million pixels: JPEG, PNG, WebP, GIF, TIFF, BMP, and
@@ -73,7 +79,7 @@ def read_image(path: str | Path) -> ImageFile:
         NotFoundError: There is no such file ("no_image_file"), or it cannot be read ("unreadable").
         SetupError: A HEIC file, without pillow-heif ("heif_decoder_missing").
         InvalidInputError: Not an image of an allowed format ("unsupported_image_format"), damaged ("damaged_image"),
-            empty ("empty_file"), or too large ("file_too_large", "too_many_pixels", "metadata_too_large").
+            empty ("empty_file"), or too large ("file_too_large", "too_many_pixels").
 
     Example:
         >>> from PIL import Image
@@ -86,6 +92,7 @@ def read_image(path: str | Path) -> ImageFile:
     with contextlib.suppress(RuntimeError):  # ~ of an unknown user
         file = file.expanduser()
     data = _read(str(path), file)
+<<<<<<< HEAD
     formats = _register_formats() + _heif_format(data, file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own warning: MAX_PIXELS is checked below, before decoding
@@ -106,6 +113,9 @@ def read_image(path: str | Path) -> ImageFile:
     name = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further images
     block = exif if isinstance(exif, bytes) else b""
     return ImageFile(rgb, name, hashlib.sha256(data).hexdigest(), text, block, data)
+=======
+    return _decode(data, file, hashlib.sha256(data).hexdigest())
+>>>>>>> h-recipes
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
@@ -129,6 +139,42 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     rgb = _to_srgb(upright, profile) if isinstance(profile, bytes) else upright.convert("RGB")
     rgb.info.clear()
     return rgb
+
+
+def _decode(data: bytes, file: Path, digest: str) -> ImageFile:
+    formats = _register_formats() + _heif_format(data, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own warning: MAX_PIXELS is checked below, before decoding
+        try:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                _check_size(image, file)
+                if getattr(image, "n_frames", 1) > 1 and image.format in _ANIMATED:
+                    _logger.warning("%s is animated or has several pages; the first frame is used", file.name)
+                    image.seek(0)
+                image.load()  # text chunks of a PNG may follow the pixels
+                text = {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
+                exif = image.info.get("exif", b"")
+                rgb, alpha = to_rgb(image, str(file)), _alpha_of(image)
+        except CelebctlError:
+            raise
+        except Exception as error:  # on hostile bytes Pillow's decoders raise nearly anything
+            if _TOO_MUCH_TEXT.search(str(error)) and len(smaller := _without_texts(data)) < len(data):
+                _logger.warning("%s has too much compressed text, or too large a colour profile: skipped", file.name)
+                return _decode(smaller, file, digest)
+            raise _unusable(error, file, len(data)) from error
+    name = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further images
+    return ImageFile(rgb, alpha, name, image.mode, digest, text, exif if isinstance(exif, bytes) else b"")
+
+
+def _without_texts(png: bytes) -> bytes:
+    """A PNG without its texts and colour profile. Every chunk has its length, its type, its data and a checksum."""
+    kept, at = [png[:8]], 8
+    while at + 12 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4])
+        if png[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def looks_like_image(data: bytes) -> bool:
@@ -201,9 +247,6 @@ def _unusable(error: Exception, file: Path, size: int) -> InvalidInputError:
         return InvalidInputError(problem, "save it again as JPEG or PNG", reason="unsupported_image_format", path=file)
     if isinstance(error, Image.DecompressionBombError):
         return _too_many_pixels(f"{file} has more pixels than the limit ({MAX_PIXELS // 1_000_000} million)")
-    if "Decompressed data too large" in str(error) or "Too much memory used in text chunks" in str(error):
-        problem, hint = f"the text or colour profile in {file} is too large", "save it again without metadata"
-        return InvalidInputError(problem, hint, reason="metadata_too_large", path=file)
     problem = f"{file} ({size} bytes) is damaged or truncated: {str(error)[:120]}"
     return InvalidInputError(problem, "save it again as JPEG or PNG", reason="damaged_image", path=file)
 
@@ -213,6 +256,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.int64)
     shift = 8 if values.max(initial=0) > 255 else 0
     return Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8))
+
+
+def _alpha_of(image: Image.Image) -> Image.Image | None:
+    """The upright alpha channel; None without transparent parts."""
+    if not image.has_transparency_data or image.mode in _WIDE_MODES:
+        return None
+    alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else alpha
 
 
 def _over_white(image: Image.Image) -> Image.Image:
