@@ -92,30 +92,7 @@ def read_image(path: str | Path) -> ImageFile:
     with contextlib.suppress(RuntimeError):  # ~ of an unknown user
         file = file.expanduser()
     data = _read(str(path), file)
-<<<<<<< HEAD
-    formats = _register_formats() + _heif_format(data, file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own warning: MAX_PIXELS is checked below, before decoding
-        try:
-            with Image.open(io.BytesIO(data), formats=formats) as image:
-                _check_size(image, file)
-                if getattr(image, "n_frames", 1) > 1 and image.format in _ANIMATED:
-                    _logger.warning("%s is animated or has several pages; the first frame is used", file.name)
-                    image.seek(0)
-                image.load()  # text chunks of a PNG may follow the pixels
-                text = {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
-                exif = image.info.get("exif", b"")
-                rgb = to_rgb(image, str(file))
-        except CelebctlError:
-            raise
-        except Exception as error:  # on hostile bytes Pillow's decoders raise nearly anything
-            raise _unusable(error, file, len(data)) from error
-    name = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further images
-    block = exif if isinstance(exif, bytes) else b""
-    return ImageFile(rgb, name, hashlib.sha256(data).hexdigest(), text, block, data)
-=======
     return _decode(data, file, hashlib.sha256(data).hexdigest())
->>>>>>> h-recipes
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
@@ -163,7 +140,8 @@ def _decode(data: bytes, file: Path, digest: str) -> ImageFile:
                 return _decode(smaller, file, digest)
             raise _unusable(error, file, len(data)) from error
     name = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further images
-    return ImageFile(rgb, alpha, name, image.mode, digest, text, exif if isinstance(exif, bytes) else b"")
+    block = exif if isinstance(exif, bytes) else b""
+    return ImageFile(rgb, alpha, name, image.mode, digest, text, block, data)
 
 
 def _without_texts(png: bytes) -> bytes:
