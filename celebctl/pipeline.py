@@ -35,9 +35,9 @@ from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
 from celebctl_runtime.request import MAX_SEED, Request, batch
-from celebctl_runtime.sampling.init_image import InitImage
+from celebctl_runtime.sampling.init_image import InitImage, Mask, alpha_of
 
-DEFAULT_STRENGTH = 0.6
+DEFAULT_STRENGTH, MASKED_STRENGTH = 0.6, 1.0
 MAX_IMAGES = 10_000  # of one call
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,13 @@ class GenerationOptions(TypedDict, total=False):
         likeness: From 0 (the average celebrity) to 1 (as learned), for everyone or by name.
         layout: Where each person is, as "left:alice,right:bob"; "auto" or "none".
         init_image: Start from this image instead of noise (img2img): an RGB image, or its file.
-        strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6.
+        strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6; with a mask 1.
+        mask_image: With `init_image`, what may change is white here, the rest black (inpainting): an image of greys
+            with the size or the proportions of `init_image`, or its file. Default: the transparent parts of
+            `init_image`, if it has any.
+        mask_blur: Pixels inside the mask's edge over which the change fades in, 0 to 128. Default: 1/128 of the
+            shorter side, at least 1.
+        mask_invert: Keep what is white and change what is black.
     """
 
     negative_prompt: str
@@ -70,6 +76,9 @@ class GenerationOptions(TypedDict, total=False):
     layout: str | None
     init_image: Image.Image | Path | str | None
     strength: float | None
+    mask_image: Image.Image | Path | str | None
+    mask_blur: int | None
+    mask_invert: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,27 +224,37 @@ class Pipeline:
             _positive("height", options.get("height")),
             likeness=as_likeness(options.get("likeness")),
             layout=normalize_layout(options.get("layout") or ""),
+            mask_blur=options.get("mask_blur"),
+            mask_invert=options.get("mask_invert", False),
         )
-        requests, init_images = make_requests(request, num_images, options.get("init_image"), options.get("strength"))
+        source = options.get("init_image"), options.get("strength"), options.get("mask_image")
+        requests, init_images = make_requests(request, num_images, *source)
         return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
 
     def reproduce(
-        self, path: Path | str, *, init_image: Path | str | None = None, progress: ProgressCallback = ignore_progress
+        self,
+        path: Path | str,
+        *,
+        init_image: Path | str | None = None,
+        mask_image: Path | str | None = None,
+        progress: ProgressCallback = ignore_progress,
     ) -> PipelineOutput:
         """Draw an image again from the recipe in its PNG file.
 
         Args:
             path: A PNG with a recipe.
             init_image: The image it started from, where the recipe has one.
+            mask_image: Its mask, where the recipe has one that is not in the image it started from.
             progress: As for `__call__`.
 
         Raises:
             NotFoundError: A file or a person is missing.
             InvalidInputError: The PNG has no recipe.
+            UsageError: The recipe has another init image or mask.
         """
         request, record = read_request(Path(path))
         self.add_recorded_people(record)
-        (request,), init_images = make_requests(request, 1, init_image, request.strength)
+        (request,), init_images = make_requests(request, 1, init_image, request.strength, mask_image)
         return PipelineOutput.of(self.generate([request], init_images=init_images, progress=progress))
 
     def generate(
@@ -285,11 +304,21 @@ class Pipeline:
 
 
 def make_requests(
-    request: Request, count: int = 1, init_image: Image.Image | Path | str | None = None, strength: float | None = None
+    request: Request,
+    count: int = 1,
+    init_image: Image.Image | Path | str | None = None,
+    strength: float | None = None,
+    mask: Image.Image | Path | str | None = None,
 ) -> tuple[list[Request], list[InitImage]]:
-    """`count` requests with the seeds seed, seed + 1, ...; and the init image they share, if any.
+    """`count` requests with the seeds seed, seed + 1, ...; and the init image with the mask they share, if any.
 
-    Raises UsageError when `count` or a seed is out of range, NotFoundError or InvalidInputError for the init image.
+    A request that already has an init image, from a recipe, takes no other one.
+
+    Raises:
+        UsageError: `count` or a seed is out of range, the recipe has another init image or mask, or the mask has no
+            init image or not its proportions.
+        NotFoundError: There is no such file.
+        InvalidInputError: A file is no image or no mask.
     """
     if not 1 <= count <= MAX_IMAGES:
         raise UsageError(
@@ -299,10 +328,33 @@ def make_requests(
     if not 0 <= request.seed <= last:
         raise UsageError(f"seed {request.seed} is out of range", f"use 0 to {last}", reason="seed_range", last=last)
     if init_image is None:
+        if mask is not None:
+            raise UsageError("a mask needs an init image", "give an init image", reason="mask_without_image")
         return list(batch(request if strength is None else replace(request, strength=strength), count)), []
     image = _read_init_image(init_image)
-    changed = DEFAULT_STRENGTH if strength is None else strength
-    return list(batch(replace(request, source=image.digest, strength=changed), count)), [image]
+    if mask is not None:
+        image = image.with_mask(_read_mask(mask))
+    elif image.mask is not None and not request.source:
+        _log.info("the transparent parts of the init image are its mask")
+    digests = {"source": image.digest, "mask": "" if image.mask is None else image.mask.digest}
+    if request.source:
+        _check_digests(request, digests)
+        return list(batch(request, count)), [image]
+    default = DEFAULT_STRENGTH if image.mask is None else MASKED_STRENGTH
+    request = replace(request, **digests, strength=default if strength is None else strength)
+    return list(batch(request, count)), [image]
+
+
+def _check_digests(request: Request, digests: Mapping[str, str]) -> None:
+    """Raise UsageError when the files are not those of a recipe; a mask that the recipe does not use is ignored."""
+    wanted = {"source": request.source, "mask": request.mask}
+    for name, label in (("source", "init image"), ("mask", "mask")):
+        if wanted[name] and digests[name] and digests[name] != wanted[name]:
+            raise UsageError(
+                f"the recipe has another {label}, with the SHA-256 {wanted[name][:12]}...",
+                f"give the {label} that the image was drawn with",
+                reason=f"other_{'init_image' if name == 'source' else 'mask'}",
+            )
 
 
 def find_source_bundle(library: Library, record: Mapping[str, Any]) -> Bundle:
@@ -368,5 +420,14 @@ def _positive(name: str, value: int | None) -> int:
 def _read_init_image(image: Image.Image | Path | str) -> InitImage:
     if not isinstance(image, Image.Image):
         return InitImage.read(Path(image))
-    rgb = image.convert("RGB")
-    return InitImage(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())
+    return InitImage.of(image, _pixel_digest(image, "RGB" if alpha_of(image) is None else "RGBA"))
+
+
+def _read_mask(mask: Image.Image | Path | str) -> Mask:
+    if not isinstance(mask, Image.Image):
+        return Mask.read(Path(mask))
+    return Mask.of(mask, _pixel_digest(mask, "L"))
+
+
+def _pixel_digest(image: Image.Image, mode: str) -> str:
+    return hashlib.sha256(repr(image.size).encode() + image.convert(mode).tobytes()).hexdigest()

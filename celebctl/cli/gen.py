@@ -48,8 +48,28 @@ def gen(
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option("--strength", help="With --from: how much may change, above 0 to 1.", show_default="0.6"),
+        typer.Option(
+            "--strength", help="With --from: how much may change, above 0 to 1.", show_default="0.6; with a mask 1"
+        ),
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask",
+            help="With --from: change only what is white in this image of greys (inpainting).",
+            metavar="MASK",
+            show_default="the transparent parts of SOURCE",
+        ),
+    ] = None,
+    mask_blur: Annotated[
+        int | None,
+        typer.Option(
+            "--mask-blur",
+            help="Pixels inside the mask's edge over which the change fades in, 0 to 128.",
+            show_default="1/128 of the shorter side",
+        ),
+    ] = None,
+    mask_invert: Annotated[bool, typer.Option("--mask-invert", help="Change what is black, keep what is white.")] = False,
     scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
     out: Annotated[
         Path | None,
@@ -84,8 +104,10 @@ def gen(
         height,
         likeness=as_likeness(None if likeness is None else parse_likeness(likeness)),
         layout=normalize_layout(layout or ""),
+        mask_blur=mask_blur,
+        mask_invert=mask_invert,
     )
-    requests, init_images = make_requests(request, count, init_image, strength)
+    requests, init_images = make_requests(request, count, init_image, strength, mask)
     target = OutputTarget.choose(out, prompt, [request.seed for request in requests], force, console.json)
     library = Library()
     opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
@@ -112,6 +134,9 @@ def regen(
     init_image: Annotated[
         Path | None, typer.Option("--from", help="The image that this one started from.", metavar="SOURCE")
     ] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="The mask that this image was drawn with.", metavar="MASK")
+    ] = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
     threads: options.Threads = None,
@@ -131,7 +156,7 @@ def regen(
     opened = find_source_bundle(library, record) if bundle is None else Bundle.open(bundle)
     pipe = open_pipeline(library, opened, device, threads)
     pipe.add_recorded_people(record)
-    requests, init_images = make_requests(request, 1, init_image, None if init_image is None else request.strength)
+    requests, init_images = make_requests(request, 1, init_image, request.strength, mask)
     (again,) = draw(console, pipe, requests, init_images)
     scale = int(record.get("scale", 1))
     with Image.open(image) as before, Image.open(io.BytesIO(png_bytes(again, scale=scale))) as after:

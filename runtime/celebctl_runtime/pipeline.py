@@ -17,12 +17,13 @@ from . import __version__
 from .backends.base import Backend, Conditioning, SupportsFullDenoise, SupportsImageEncode
 from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
-from .errors import BusyError, NotFoundError, SetupError, UsageError
+from .errors import BusyError, InvalidInputError, NotFoundError, SetupError, UsageError
 from .picture import GeneratedImage
 from .progress import Progress, ProgressCallback, ignore_progress
 from .prompting.layout import Region, layout_text, parse_layout, region_masks, resolve_layout
 from .prompting.prompt import Mention, split_prompt
 from .request import Request, resolve
+from .sampling.inpainting import Inpainting, area_average, feather
 from .sampling.noise import initial_noise, step_noise
 from .sampling.samplers import StepTable, step_table
 
@@ -53,12 +54,14 @@ def generate(
         requests: What to generate.
         progress: Called after every step with stage "denoising", the steps finished and their total over all images,
             and the metric ``images_done``.
-        init_images: The images that requests refer to by :attr:`Request.source`.
+        init_images: The images that requests refer to by :attr:`Request.source`, with the masks that they refer to by
+            :attr:`Request.mask`.
         overrides: People who may be named in this call besides those in the bundle, or instead of one of that name.
 
     Raises:
         UsageError: For values the model does not allow.
-        NotFoundError: For people the bundle does not have, or an init image that was not given.
+        NotFoundError: For people the bundle does not have, or an init image or mask that was not given.
+        InvalidInputError: For a mask that changes nothing or everything.
         SetupError: When the bundle or the engine does not support what a request needs.
         BusyError: When other processes keep changing the bundle.
 
@@ -67,7 +70,7 @@ def generate(
     bundle.refresh()
     requests = [requests] if isinstance(requests, Request) else requests
     prompts = _Prompts(bundle, [resolve(request, bundle.manifest) for request in requests], overrides)
-    sources = {image.digest: image for image in init_images}
+    sources = list(init_images)
     for index, request in enumerate(prompts.requests):  # all errors come before the first image
         _check_source(bundle, backend, request, sources)
         prompts.overrides([prompts.encoded(index)])
@@ -76,9 +79,11 @@ def generate(
     images: list[GeneratedImage] = []
     for batch in batches:
         encoded, conditionings = _encode(bundle, backend, prompts, batch)
-        state = _first_state(backend, batch, sources)
-        latent = _denoise(backend, batch, state, conditionings, counter.start(batch, len(images)))
+        state, inpainting = _first_state(backend, batch, sources)
+        latent = _denoise(backend, batch, state, conditionings, counter.start(batch, len(images)), inpainting)
         pixels = backend.decode(latent)
+        if inpainting is not None:
+            pixels = inpainting.paste(pixels)
         record = _record(bundle, backend)
         images += [_image(image, each, prompts.people, record) for image, each in zip(pixels, encoded, strict=True)]
     return images
@@ -205,7 +210,7 @@ def _batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
 def _batch_key(request: Request) -> tuple[object, ...]:
     """What the images of one batch have in common."""
     sampling = request.width, request.height, request.steps, request.guidance, request.sampler
-    init = bool(request.source), request.skipped
+    init = bool(request.source), request.skipped, bool(request.mask)
     return *sampling, *init, request.likeness, layout_text(parse_layout(request.layout))
 
 
@@ -228,14 +233,27 @@ class _StepCounter:
         return report
 
 
-def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Mapping[str, InitImage]) -> None:
-    """Raise when a request has an init image that is missing, or that bundle or engine cannot encode."""
-    if not request.source:
-        return
-    if request.source not in sources:
+def _source_of(request: Request, sources: Sequence[InitImage]) -> InitImage:
+    """A request's init image, with its mask if it has one. Raises NotFoundError."""
+    images = [image for image in sources if image.digest == request.source]
+    if not images:
         raise NotFoundError(
             f"the init image {request.source[:12]} is missing", "pass it in init_images", reason="init_image_missing"
         )
+    masked = [image for image in images if image.mask is not None and image.mask.digest == request.mask]
+    if request.mask and not masked:
+        problem = f"the mask {request.mask[:12]} is missing"
+        raise NotFoundError(problem, "pass the init image with_mask", reason="mask_missing")
+    return (masked or images)[0]
+
+
+def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Sequence[InitImage]) -> None:
+    """Raise for an init image or mask that is missing or unusable, or that bundle or engine cannot encode."""
+    if not request.source:
+        return
+    image = _source_of(request, sources)
+    if request.mask:
+        _mask_weights(request, image)
     if "vae_encoder" not in bundle.manifest.graphs:
         raise SetupError(
             f"the bundle {bundle.path} has no image encoder", "export the bundle again", reason="no_image_encoder"
@@ -244,6 +262,19 @@ def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: M
         raise SetupError(
             "this engine has no image encoder", "use the device cpu or cuda", reason="engine_without_init_images"
         )
+
+
+def _mask_weights(request: Request, image: InitImage) -> NDArray[np.float32]:
+    """The mask at the size drawn, (height, width) in [0, 1]. Raises InvalidInputError when it is useless."""
+    assert image.mask is not None  # as _source_of found it
+    weights = image.mask.weights(request.width, request.height, request.mask_invert)
+    if not weights.any():
+        raise InvalidInputError(
+            "the mask changes nothing", "paint white what may change, inside the part that is drawn", reason="mask_empty"
+        )
+    if weights.min() == 1:
+        raise InvalidInputError("the mask changes everything", "leave out the mask", reason="mask_full")
+    return weights
 
 
 def _encode(
@@ -304,16 +335,27 @@ def _size_ids(bundle: Bundle, request: Request) -> NDArray[np.float32] | None:
     return np.array([request.height, request.width, 0, 0, request.height, request.width], dtype=np.float32)
 
 
-def _first_state(backend: Backend, batch: _Batch, sources: Mapping[str, InitImage]) -> NDArray[np.float32]:
-    """The sampler's first state (2, B, 4, h, w): noise, or init images with noise; and an empty history."""
-    noise, first = batch.initial_noise(), batch.requests[0]
+def _first_state(
+    backend: Backend, batch: _Batch, sources: Sequence[InitImage]
+) -> tuple[NDArray[np.float32], Inpainting | None]:
+    """The sampler's first state (2, B, 4, h, w): noise, or init images with noise; and an empty history.
+
+    With masks, also what is kept of the init images.
+    """
+    noise, first, inpainting = batch.initial_noise(), batch.requests[0], None
     latent = (noise * np.float32(batch.steps.init_sigma)).astype(np.float32, copy=False)
     if first.source:
         assert isinstance(backend, SupportsImageEncode)  # checked before anything was drawn
-        pixels = [sources[request.source].pixels(first.width, first.height) for request in batch.requests]
-        signal, sigma = batch.steps.init_mix
-        latent = (signal * backend.encode_image(np.stack(pixels)) + sigma * noise).astype(np.float32)
-    return np.stack([latent, np.zeros_like(noise)])
+        images = [_source_of(request, sources) for request in batch.requests]
+        pixels = np.stack([image.pixels(first.width, first.height) for image in images])
+        (signal, sigma), encoded = batch.steps.init_mix, backend.encode_image(pixels)
+        latent = (signal * encoded + sigma * noise).astype(np.float32)
+        if first.mask:
+            masks = [_mask_weights(request, image) for request, image in zip(batch.requests, images, strict=True)]
+            change = [area_average(mask, first.width // batch.shape[2]) for mask in masks]
+            edges = [feather(mask, each.mask_blur or 0) for mask, each in zip(masks, batch.requests, strict=True)]
+            inpainting = Inpainting(encoded, noise, np.stack(change)[:, None], pixels, np.stack(edges)[:, None])
+    return np.stack([latent, np.zeros_like(noise)]), inpainting
 
 
 def _denoise(
@@ -322,15 +364,17 @@ def _denoise(
     state: NDArray[np.float32],
     conditionings: Sequence[Conditioning],
     report: Callable[[int, int], None],
+    inpainting: Inpainting | None = None,
 ) -> NDArray[np.float32]:
     """Run all steps; returns the latent (B, 4, h, w).
 
     With a layout, each step runs under every conditioning and the next states are blended by region. The next state is
     linear in the network's output, and its other terms are the same for all conditionings (samplers.py), so blending
-    states is blending outputs, and needs no access to the output of a fused step.
+    states is blending outputs, and needs no access to the output of a fused step. With a mask, the state outside the
+    mask is replaced after every step.
     """
     steps = batch.steps
-    if isinstance(backend, SupportsFullDenoise) and not batch.regions:
+    if isinstance(backend, SupportsFullDenoise) and not batch.regions and inpainting is None:
         return backend.denoise(
             state, batch.step_noise, conditionings[0], steps, lambda done: report(done.step, done.total)
         )[0]
@@ -345,6 +389,8 @@ def _denoise(
             state = blended
         else:
             state = backend.step(state, index, noise, conditionings[0], steps)
+        if inpainting is not None:
+            state = inpainting.blend(state, index + 1, steps)
         report(index + 1, steps.steps)
     return state[0]
 

@@ -24,6 +24,8 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 MAX_SIDE = 4096  # pixels
+MAX_MASK_BLUR = 128  # pixels
+_BLUR_SHARE = 128  # the default: one pixel for so many of the shorter side
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
@@ -39,9 +41,19 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "strength": (int, float),
     "likeness": (int, float, dict),
     "layout": (str,),
+    "mask": (str,),
+    "mask_blur": (int, type(None)),
+    "mask_invert": (bool,),
 }
 #: Entries left out of the JSON at these values, so that versions without them can read the recipe.
-_OMITTED: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": ""}
+_OMITTED: dict[str, Any] = {
+    "source": "",
+    "likeness": FULL_LIKENESS,
+    "layout": "",
+    "mask": "",
+    "mask_blur": None,
+    "mask_invert": False,
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,10 @@ class Request:
         strength: Share of the steps that run on an init image, (0, 1].
         likeness: 0 (the average celebrity) to 1 (as learned), for all or by name, see prompting/likeness.py.
         layout: Regions of the people, see prompting/layout.py; "" for the bundle's default.
+        mask: Hex SHA-256 of the file of the mask that says what of the init image changes; equal to ``source`` for the
+            init image's own transparent parts; "" to change everything.
+        mask_blur: Pixels over which the mask's edge rises, 0 to 128; None for 1/128 of the shorter side, at least 1.
+        mask_invert: Change what the mask keeps, and keep what it changes.
 
     Example:
         >>> request = Request("alice playing chess", seed=42, steps=20)
@@ -85,6 +101,9 @@ class Request:
     strength: float = 1.0
     likeness: Likeness = FULL_LIKENESS
     layout: str = ""
+    mask: str = ""
+    mask_blur: int | None = None
+    mask_invert: bool = False
 
     @property
     def skipped(self) -> int:
@@ -92,7 +111,7 @@ class Request:
         return self.steps - min(int(self.steps * self.strength), self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready values in a fixed order; source, strength, likeness and layout only when set."""
+        """JSON-ready values in a fixed order; source, strength and what follows them only when set."""
         data = asdict(self)
         if not self.source:
             del data["strength"]
@@ -109,7 +128,7 @@ class Request:
         if "prompt" not in data:
             raise UsageError("the request has no prompt", 'give one: {"prompt": "alice playing chess"}')
         for key, value in data.items():
-            if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
+            if not isinstance(value, _KINDS[key]) or (isinstance(value, bool) and bool not in _KINDS[key]):
                 raise UsageError(f"the request's {key} is {value!r}", f"expected {_expected(key)}")
         values = dict(data)
         names = cast("list[str] | None", values.get("identities"))
@@ -146,7 +165,7 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_numbers(full)
     _check_size(full, manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side))
     check_likeness(full.likeness)
-    return replace(full, layout=normalize_layout(full.layout))
+    return replace(full, layout=normalize_layout(full.layout), mask_blur=_resolve_mask_blur(full))
 
 
 def _check_text(what: str, text: str) -> None:
@@ -180,6 +199,21 @@ def _check_numbers(request: Request) -> None:
         raise unknown_sampler(request.sampler)
 
 
+def _resolve_mask_blur(request: Request) -> int | None:
+    if not request.mask:
+        if request.mask_blur is not None or request.mask_invert:
+            problem = "the blur or inversion of a mask needs a mask"
+            raise UsageError(problem, "give a mask", reason="mask_options_without_mask")
+        return None
+    if not request.source:
+        raise UsageError("a mask needs an init image", "give an init image", reason="mask_without_image")
+    if request.mask_blur is None:
+        return max(1, min(request.width, request.height) // _BLUR_SHARE)
+    if not 0 <= request.mask_blur <= MAX_MASK_BLUR:
+        raise out_of_range("mask_blur", request.mask_blur, 0, MAX_MASK_BLUR)
+    return request.mask_blur
+
+
 def unknown_sampler(name: str) -> UsageError:
     """The error for a name that is not in :data:`SAMPLERS`."""
     hint = f"use one of {', '.join(SAMPLERS)}"
@@ -202,4 +236,5 @@ def _check_size(request: Request, multiple: int, largest: int) -> None:
 
 def _expected(key: str) -> str:
     names = {str: "text", int: "an integer", float: "a number", list: "a list of names", dict: "names and numbers"}
+    names[bool] = "true or false"
     return " or ".join(dict.fromkeys(names[kind] for kind in _KINDS[key] if kind in names))

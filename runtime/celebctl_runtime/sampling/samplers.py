@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,8 @@ class StepTable:
         aux: (N, 3) float32: scale of the model's input, timestep, guidance.
         init_sigma: Standard deviation of the initial noise.
         uses_noise: Whether steps add noise.
-        init_mix: Weights of an init image's latent and of unit noise in the first state.
+        mixes: (N + 1, 2) float64. Weights of a clean latent and of unit noise at the noise level of the state before
+            each step, and after the last one, where there is no noise.
 
     Example:
         >>> steps = step_table("ddim", ScheduleConfig(), steps=20, guidance=7.5)
@@ -51,12 +52,17 @@ class StepTable:
     aux: NDArray[np.float32]
     init_sigma: float
     uses_noise: bool
-    init_mix: tuple[float, float] = (0.0, 1.0)
+    mixes: NDArray[np.float64] = field(default_factory=lambda: np.array([(0.0, 1.0), (1.0, 0.0)]))
 
     @property
     def steps(self) -> int:
         """N, the number of steps."""
         return len(self.table)
+
+    @property
+    def init_mix(self) -> tuple[float, float]:
+        """Weights of an init image's latent and of unit noise in the first state."""
+        return self.mixes[0, 0], self.mixes[0, 1]
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,9 @@ def step_table(sampler: str, config: ScheduleConfig, steps: int, guidance: float
     rows[0] = replace(rows[0], q=rows[0].q + rows[0].r, r=0.0)  # no history before the first step
     table = np.array([_matrix(row, config.prediction_type) for row in rows])
     aux = np.array([(row.scale, row.timestep, guidance) for row in rows])
-    init_mix = rows[0].alpha / rows[0].scale, rows[0].sigma / rows[0].scale
+    mixes = np.array([*((row.alpha / row.scale, row.sigma / row.scale) for row in rows), (1.0, 0.0)])
     uses_noise = any(row.s for row in rows)
-    return StepTable(table.astype(np.float32), aux.astype(np.float32), init_sigma, uses_noise, init_mix)
+    return StepTable(table.astype(np.float32), aux.astype(np.float32), init_sigma, uses_noise, mixes)
 
 
 def _builder(sampler: str, config: ScheduleConfig) -> _Builder:
