@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, out_of_range
 from .files import atomic_write, read_regular, refuse_existing
 from .prompting.likeness import FULL_LIKENESS, likeness_to_json
@@ -22,6 +24,7 @@ from .request import Request
 from .strict_json import parse_json
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 SCHEMA = 1
@@ -45,11 +48,20 @@ class GeneratedImage:
         image: PIL image, RGB.
         request: The request that ran, fully resolved.
         record: JSON-ready facts: model, bundle, engine, versions, digests of the people, prompt text that did not fit.
+        mask: Where an init image was changed: mode "L", 255 is drawn; None without a mask.
     """
 
     image: Image
     request: Request
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    mask: Image | None = None
+
+
+def to_image(values: NDArray[np.float32]) -> Image:
+    """Numbers in [0, 1] as an image of 8 bits: greys (H, W) or RGB (H, W, 3). Values outside are clipped."""
+    from PIL import Image
+
+    return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def save_image(

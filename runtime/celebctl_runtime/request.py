@@ -25,6 +25,7 @@ MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 MAX_SIDE = 4096  # pixels
 MAX_MASK_BLUR = 128  # pixels
+DEFAULT_THRESHOLD = 0.5  # Couairon et al. 2023, section 3.2
 _BLUR_SHARE = 128  # the default: one pixel for so many of the shorter side
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -44,6 +45,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "mask": (str,),
     "mask_blur": (int, type(None)),
     "mask_invert": (bool,),
+    "was": (str, type(None)),
+    "threshold": (int, float),
 }
 #: Entries left out of the JSON at these values, so that versions without them can read the recipe.
 _OMITTED: dict[str, Any] = {
@@ -53,6 +56,8 @@ _OMITTED: dict[str, Any] = {
     "mask": "",
     "mask_blur": None,
     "mask_invert": False,
+    "was": None,
+    "threshold": DEFAULT_THRESHOLD,
 }
 
 
@@ -79,6 +84,9 @@ class Request:
             init image's own transparent parts; "" to change everything.
         mask_blur: Pixels over which the mask's edge rises, 0 to 128; None for 1/128 of the shorter side, at least 1.
         mask_invert: Change what the mask keeps, and keep what it changes.
+        was: What the init image shows, as a prompt; what differs in ``prompt`` is then found and changed, and the rest
+            kept (DiffEdit); None for no such edit.
+        threshold: For an edit, how large a difference has to be to count, above 0 to 1; larger changes less.
 
     Example:
         >>> request = Request("alice playing chess", seed=42, steps=20)
@@ -104,6 +112,8 @@ class Request:
     mask: str = ""
     mask_blur: int | None = None
     mask_invert: bool = False
+    was: str | None = None
+    threshold: float = DEFAULT_THRESHOLD
 
     @property
     def skipped(self) -> int:
@@ -136,6 +146,7 @@ class Request:
         values["strength"] = float(values.get("strength", 1.0))
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
+        values["threshold"] = float(values.get("threshold", DEFAULT_THRESHOLD))
         if "likeness" in values:
             values["likeness"] = likeness_from_json(values["likeness"])
         return cls(**values)
@@ -162,6 +173,7 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     )
     _check_text("prompt", full.prompt)
     _check_text("negative prompt", full.negative)
+    _check_text("old prompt", full.was or "")
     _check_numbers(full)
     _check_size(full, manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side))
     check_likeness(full.likeness)
@@ -185,6 +197,8 @@ def _check_numbers(request: Request) -> None:
         raise out_of_range("guidance", guidance, 0, MAX_GUIDANCE)
     if not 0 < request.strength <= 1:
         raise out_of_range("strength", request.strength, 0, 1)
+    if not 0 < request.threshold <= 1:
+        raise out_of_range("threshold", request.threshold, 0, 1)
     if request.strength < 1 and not request.source:
         raise UsageError(
             f"strength {request.strength:g} needs an init image", "give an init image", reason="strength_without_image"
@@ -200,7 +214,9 @@ def _check_numbers(request: Request) -> None:
 
 
 def _resolve_mask_blur(request: Request) -> int | None:
-    if not request.mask:
+    if request.was is not None and (request.mask or request.mask_invert):
+        raise UsageError("an edit finds its own mask", "leave out the mask", reason="edit_with_mask")
+    if request.was is None and not request.mask:
         if request.mask_blur is not None or request.mask_invert:
             problem = "the blur or inversion of a mask needs a mask"
             raise UsageError(problem, "give a mask", reason="mask_options_without_mask")

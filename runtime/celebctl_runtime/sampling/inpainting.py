@@ -8,6 +8,7 @@ init image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,32 +26,45 @@ class Inpainting:
     """What a batch of B images keeps, and where.
 
     Attributes:
-        latent: (B, C, h, w), the clean latents of the init images.
-        noise: (B, C, h, w), the unit noise that the images start from.
-        change: (B, 1, h, w) in [0, 1]: 1 is drawn, 0 is kept.
+        latents: N + 1 latents (B, C, h, w) of the init images, at the noise levels before each step and, clean, after
+            the last one.
         pixels: (B, 3, H, W) in [-1, 1], the init images.
-        opacity: (B, 1, H, W) in [0, 1] of the drawn pixels in the result, 0 outside the mask.
+        masks: (B, H, W) in [0, 1]: 1 is drawn, 0 is kept.
+        change: (B, 1, h, w), the masks at the size of the latents.
+        opacity: (B, 1, H, W) of the drawn pixels in the result, 0 outside the mask.
     """
 
-    latent: Array
-    noise: Array
-    change: Array
+    latents: Sequence[Array]
     pixels: Array
+    masks: Array
+    change: Array
     opacity: Array
 
-    def blend(self, state: Array, index: int, steps: StepTable) -> Array:
-        """The state (2, B, C, h, w) before step ``index``, with the init image outside the mask.
+    @classmethod
+    def create(cls, latents: Sequence[Array], pixels: Array, masks: Array, blurs: Sequence[int]) -> Inpainting:
+        """Fit the masks to the latents, and soften the edges of the result; ``blurs``: of each image, in pixels."""
+        factor = masks.shape[-1] // latents[-1].shape[-1]
+        change = np.stack([area_average(mask, factor) for mask in masks])
+        opacity = np.stack([feather(mask, blur) for mask, blur in zip(masks, blurs, strict=True)])
+        return cls(latents, pixels, masks, change[:, None], opacity[:, None])
+
+    def blend(self, state: Array, index: int) -> Array:
+        """The state (2, B, C, h, w) before step ``index``, with the init images outside the mask.
 
         The second row of a state is the clean latent that the step before predicted (samplers.py). Outside the mask
         that is the init image's latent, so that samplers of second order extrapolate from what they would have seen.
         """
-        signal, sigma = steps.mixes[index]
-        known = np.stack([signal * self.latent + sigma * self.noise, self.latent])
+        known = np.stack([self.latents[index], self.latents[-1]])
         return (known + self.change * (state - known)).astype(np.float32)
 
     def paste(self, images: Array) -> Array:
         """Images (B, 3, H, W) in [-1, 1] in the mask, the init images' own pixels outside."""
         return self.pixels + self.opacity * (images.clip(-1, 1) - self.pixels)
+
+
+def noised(latent: Array, noise: Array, steps: StepTable) -> list[Array]:
+    """A clean latent (B, C, h, w) at the noise levels before each step and after the last one, with the same noise."""
+    return [(signal * latent + sigma * noise).astype(np.float32) for signal, sigma in steps.mixes]
 
 
 def area_average(weights: Array, factor: int) -> Array:
