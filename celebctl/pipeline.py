@@ -3,11 +3,10 @@
 `Pipeline` is the Python counterpart of `celebctl gen` and `celebctl regen`.
 """
 
-import hashlib
 import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -27,17 +26,17 @@ from celebctl.library import Library
 from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
-from celebctl_runtime.errors import NotFoundError, UsageError
+from celebctl_runtime.errors import InvalidInputError, NotFoundError, UsageError
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.picture import GeneratedImage, read_request, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
-from celebctl_runtime.request import MAX_SEED, Request, batch
-from celebctl_runtime.sampling.init_image import InitImage, Mask, alpha_of
+from celebctl_runtime.request import DEFAULT_HIRES_STRENGTH, DEFAULT_THRESHOLD, MAX_SEED, Request, batch
+from celebctl_runtime.sampling.init_image import InitImage, Mask
 
-DEFAULT_STRENGTH, MASKED_STRENGTH = 0.6, 1.0
+DEFAULT_STRENGTH, MASKED_STRENGTH, EDIT_STRENGTH = 0.6, 1.0, 0.8
 MAX_IMAGES = 10_000  # of one call
 _log = logging.getLogger(__name__)
 
@@ -63,6 +62,8 @@ class GenerationOptions(TypedDict, total=False):
         mask_blur: Pixels inside the mask's edge over which the change fades in, 0 to 128. Default: 1/128 of the
             shorter side, at least 1.
         mask_invert: Keep what is white and change what is black.
+        hires: Size of a second pass, in which the image is enlarged and drawn again: a factor, as "2x", or "WxH".
+        hires_strength: How much the second pass may change: above 0, at most 1. Default 0.5.
     """
 
     negative_prompt: str
@@ -79,6 +80,41 @@ class GenerationOptions(TypedDict, total=False):
     mask_image: Image.Image | Path | str | None
     mask_blur: int | None
     mask_invert: bool
+    hires: str | None
+    hires_strength: float | None
+
+
+class EditOptions(TypedDict, total=False):
+    """What `Pipeline.edit` may change; None, or leaving it out, is the default.
+
+    Attributes:
+        was: What the image shows, as a prompt. Default: the prompt of its recipe; "" without one.
+        threshold: Above 0, at most 1: how different the predictions for both prompts have to be where the image is
+            changed, relative to three times their mean difference; larger changes less. Default 0.5.
+        strength: How much may change inside the mask: above 0, at most 1. Default 0.8.
+        mask_blur: As in `GenerationOptions`, as are the following.
+        negative_prompt: What not to draw.
+        seed: Of the noise.
+        steps: Sampling steps.
+        guidance_scale: Classifier-free guidance.
+        sampler: A name in `celebctl_runtime.SAMPLERS`.
+        width: Pixels. Default: of the image's recipe, else of the model.
+        height: The same.
+        likeness: From 0 (the average celebrity) to 1 (as learned).
+    """
+
+    was: str | None
+    threshold: float | None
+    strength: float | None
+    mask_blur: int | None
+    negative_prompt: str
+    seed: int | None
+    steps: int | None
+    guidance_scale: float | None
+    sampler: str | None
+    width: int | None
+    height: int | None
+    likeness: Likeness | Mapping[str, float] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,16 +125,19 @@ class PipelineOutput:
         images: RGB images of the size the model draws, in pixels.
         requests: For each image the complete request, with every default filled in.
         records: For each image what drew it: model, bundle, engine, versions, digests of the people.
+        masks: For each image where its init image was changed, mode "L", 255 is drawn; None without a mask.
     """
 
     images: list[Image.Image]
     requests: list[Request]
     records: list[Mapping[str, Any]]
+    masks: list[Image.Image | None] = field(default_factory=list[Image.Image | None])
 
     @classmethod
     def of(cls, generated: Sequence[GeneratedImage]) -> "PipelineOutput":
         """Collect the images of the runtime."""
-        return cls([g.image for g in generated], [g.request for g in generated], [g.record for g in generated])
+        images, masks = [g.image for g in generated], [g.mask for g in generated]
+        return cls(images, [g.request for g in generated], [g.record for g in generated], masks)
 
     def save(self, path: Path | str, *, scale: int = 1, overwrite: bool = False) -> list[Path]:
         """Write PNG files that carry the recipe (request and record) as text chunks.
@@ -226,10 +265,47 @@ class Pipeline:
             layout=normalize_layout(options.get("layout") or ""),
             mask_blur=options.get("mask_blur"),
             mask_invert=options.get("mask_invert", False),
+            hires=options.get("hires") or "",
+            hires_strength=_number(options.get("hires_strength"), DEFAULT_HIRES_STRENGTH),
         )
         source = options.get("init_image"), options.get("strength"), options.get("mask_image")
         requests, init_images = make_requests(request, num_images, *source)
         return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
+
+    def edit(
+        self,
+        image: Image.Image | Path | str,
+        prompt: str,
+        *,
+        progress: ProgressCallback = ignore_progress,
+        **options: Unpack[EditOptions],
+    ) -> PipelineOutput:
+        """Change an image where a new prompt differs from what it shows, and keep the rest (DiffEdit).
+
+        Args:
+            image: The image, or its file.
+            prompt: What the image should show.
+            progress: As for `__call__`.
+            options: See `EditOptions`.
+
+        Returns:
+            The changed image, with the mask that was found.
+
+        Raises:
+            UsageError: A value is out of range, both prompts are the same, or no part differs enough.
+            NotFoundError: A file or a person is missing.
+
+        Example:
+            >>> from celebctl.pipeline import Pipeline
+            >>> pipe = Pipeline(bundle_path, device="cpu")
+            >>> before = pipe("alice on the beach", seed=7, steps=4)
+            >>> after = pipe.edit(before.images[0], "alice in the snow", was="alice on the beach", steps=4)
+            >>> after.requests[0].was, after.masks[0].size == after.images[0].size
+            ('alice on the beach', True)
+        """
+        request, source, record = edit_request(image, prompt, options)
+        self.add_recorded_people(record)
+        return PipelineOutput.of(self.generate([request], init_images=[source], progress=progress))
 
     def reproduce(
         self,
@@ -269,7 +345,8 @@ class Pipeline:
 
         `overrides` are identities for this call only; they are not added to the bundle. Raises as `__call__`.
         """
-        prompts = list(dict.fromkeys(text for request in requests for text in (request.prompt, request.negative)))
+        texts = [text for request in requests for text in (request.prompt, request.negative, request.was or "")]
+        prompts = list(dict.fromkeys(texts))
         if self.add_people and not overrides:
             self._add_mentioned(prompts)
         return generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
@@ -345,6 +422,41 @@ def make_requests(
     return list(batch(request, count)), [image]
 
 
+def edit_request(
+    image: Image.Image | Path | str, prompt: str, options: EditOptions
+) -> tuple[Request, InitImage, dict[str, Any]]:
+    """The request of `Pipeline.edit`, its init image, and the record in the image's recipe, {} without one.
+
+    Raises NotFoundError and InvalidInputError for the image, UsageError for numbers below 1.
+    """
+    source, recipe, record = _read_init_image(image), None, dict[str, Any]()
+    if not isinstance(image, Image.Image):
+        try:
+            recipe, record = read_request(Path(image))
+        except InvalidInputError:
+            _log.info("%s has no recipe", image)
+    was, seed, size = options.get("was"), options.get("seed"), (0, 0) if recipe is None else recipe.size
+    if was is None:
+        was = "" if recipe is None else recipe.prompt
+    request = Request(
+        prompt,
+        options.get("negative_prompt", ""),
+        random_seed() if seed is None else seed,
+        _positive("steps", options.get("steps")),
+        options.get("guidance_scale"),
+        options.get("sampler") or "",
+        _positive("width", options.get("width")) or size[0],
+        _positive("height", options.get("height")) or size[1],
+        source=source.digest,
+        strength=_number(options.get("strength"), EDIT_STRENGTH),
+        likeness=as_likeness(options.get("likeness")),
+        mask_blur=options.get("mask_blur"),
+        was=was,
+        threshold=_number(options.get("threshold"), DEFAULT_THRESHOLD),
+    )
+    return request, source, record
+
+
 def _check_digests(request: Request, digests: Mapping[str, str]) -> None:
     """Raise UsageError when the files are not those of a recipe; a mask that the recipe does not use is ignored."""
     wanted = {"source": request.source, "mask": request.mask}
@@ -417,17 +529,13 @@ def _positive(name: str, value: int | None) -> int:
     return value or 0
 
 
+def _number(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
 def _read_init_image(image: Image.Image | Path | str) -> InitImage:
-    if not isinstance(image, Image.Image):
-        return InitImage.read(Path(image))
-    return InitImage.of(image, _pixel_digest(image, "RGB" if alpha_of(image) is None else "RGBA"))
+    return InitImage.of(image) if isinstance(image, Image.Image) else InitImage.read(Path(image))
 
 
 def _read_mask(mask: Image.Image | Path | str) -> Mask:
-    if not isinstance(mask, Image.Image):
-        return Mask.read(Path(mask))
-    return Mask.of(mask, _pixel_digest(mask, "L"))
-
-
-def _pixel_digest(image: Image.Image, mode: str) -> str:
-    return hashlib.sha256(repr(image.size).encode() + image.convert(mode).tobytes()).hexdigest()
+    return Mask.of(mask) if isinstance(mask, Image.Image) else Mask.read(Path(mask))

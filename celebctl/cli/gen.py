@@ -34,11 +34,9 @@ def gen(
     count: Annotated[int, typer.Option("--count", "-n", help="Number of images; image k has seed + k.")] = 1,
     seed: options.Seed = None,
     steps: options.Steps = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", "--cfg", help="Classifier-free guidance scale.")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
-    negative: Annotated[str, typer.Option("--negative", "--neg", help="Negative prompt: what not to draw.")] = "",
+    guidance: options.Guidance = None,
+    sampler: options.Sampler = None,
+    negative: options.Negative = "",
     likeness: options.Likeness = None,
     layout: options.Layout = None,
     size: Annotated[str | None, typer.Option("--size", help="Pixels drawn, before enlarging: WxH or N.")] = None,
@@ -61,20 +59,22 @@ def gen(
             show_default="the transparent parts of SOURCE",
         ),
     ] = None,
-    mask_blur: Annotated[
-        int | None,
+    mask_blur: options.MaskBlur = None,
+    mask_invert: Annotated[
+        bool, typer.Option("--mask-invert", help="Change what is black, keep what is white.")
+    ] = False,
+    hires: Annotated[
+        str | None,
         typer.Option(
-            "--mask-blur",
-            help="Pixels inside the mask's edge over which the change fades in, 0 to 128.",
-            show_default="1/128 of the shorter side",
+            "--hires", help="Enlarge and draw again from there, in a second pass: 2x, or WxH.", metavar="SIZE"
         ),
     ] = None,
-    mask_invert: Annotated[bool, typer.Option("--mask-invert", help="Change what is black, keep what is white.")] = False,
-    scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="FILE.png, a folder, or - for stdout.", show_default="./PROMPT-SEED.png"),
+    hires_strength: Annotated[
+        float | None,
+        typer.Option("--hires-strength", help="How much the second pass may change, above 0 to 1.", show_default="0.5"),
     ] = None,
+    scale: options.Scale = None,
+    out: options.ImageOut = None,
     force: options.Force = False,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Store the recipe in the PNG.")] = True,
     model: options.Model = None,
@@ -88,7 +88,7 @@ def gen(
     from celebctl.settings import Settings
     from celebctl_runtime.prompting.layout import normalize_layout
     from celebctl_runtime.prompting.likeness import parse_likeness
-    from celebctl_runtime.request import Request
+    from celebctl_runtime.request import DEFAULT_HIRES_STRENGTH, Request
 
     console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
@@ -106,6 +106,8 @@ def gen(
         layout=normalize_layout(layout or ""),
         mask_blur=mask_blur,
         mask_invert=mask_invert,
+        hires=hires or "",
+        hires_strength=DEFAULT_HIRES_STRENGTH if hires_strength is None else hires_strength,
     )
     requests, init_images = make_requests(request, count, init_image, strength, mask)
     target = OutputTarget.choose(out, prompt, [request.seed for request in requests], force, console.json)

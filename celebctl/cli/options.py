@@ -49,6 +49,22 @@ Seed = Annotated[
     int | None, typer.Option("--seed", "-s", help="Random seed; the same seed gives the same result. Default: random.")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", help="Number of steps. Default: the model's or preset's.")]
+Guidance = Annotated[float | None, typer.Option("--guidance", "--cfg", help="Classifier-free guidance scale.")]
+Sampler = Annotated[str | None, typer.Option("--sampler", help=SAMPLERS + ".")]
+Negative = Annotated[str, typer.Option("--negative", "--neg", help="Negative prompt: what not to draw.")]
+MaskBlur = Annotated[
+    int | None,
+    typer.Option(
+        "--mask-blur",
+        help="Pixels inside the mask's edge over which the change fades in, 0 to 128.",
+        show_default="1/128 of the shorter side",
+    ),
+]
+Scale = Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")]
+ImageOut = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="FILE.png, a folder, or - for stdout.", show_default="./PROMPT-SEED.png"),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Device = Annotated[
     str | None,

@@ -23,7 +23,8 @@ from .picture import GeneratedImage, to_image
 from .progress import Progress, ProgressCallback, ignore_progress
 from .prompting.layout import Region, layout_text, parse_layout, region_masks, resolve_layout
 from .prompting.prompt import Mention, split_prompt
-from .request import Request, resolve
+from .request import Request, resolve, second_pass
+from .sampling.init_image import InitImage
 from .sampling.inpainting import Inpainting, noised
 from .sampling.noise import initial_noise, mask_noise, step_noise
 from .sampling.samplers import StepTable, inversion_table, step_table
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .bundle.overrides import EmbeddingOverride
     from .identity import Identity
     from .prompting.tokenizer import EncodedPrompt
-    from .sampling.init_image import InitImage
     from .sampling.schedule import ScheduleConfig
 
 _MAX_ATTEMPTS = 5
@@ -76,8 +76,10 @@ def generate(
     for index, request in enumerate(prompts.requests):  # all errors come before the first image
         _check_source(bundle, backend, request, sources)
         prompts.overrides([prompts.encoded(index)])
+    second = [second_pass(request, "") for request in prompts.requests if request.hires]
     batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts.requests, backend.batch_limit)]
-    counter = _StepCounter(progress, sum(len(batch.requests) * batch.evaluations for batch in batches))
+    evaluations = sum(len(batch.requests) * batch.evaluations for batch in batches)
+    counter = _StepCounter(progress, evaluations + sum(each.steps - each.skipped for each in second))
     images: list[GeneratedImage] = []
     for batch in batches:
         encoded, conditionings = _encode(bundle, backend, prompts, batch)
@@ -92,7 +94,22 @@ def generate(
         if inpainting is not None:
             drawn = [replace(image, mask=to_image(mask)) for image, mask in zip(drawn, inpainting.masks, strict=True)]
         images += drawn
-    return images
+    return _second_passes(bundle, backend, images, counter.rest(), overrides) if second else images
+
+
+def _second_passes(
+    bundle: Bundle,
+    backend: Backend,
+    images: Sequence[GeneratedImage],
+    progress: ProgressCallback,
+    overrides: Sequence[Identity],
+) -> list[GeneratedImage]:
+    """The images; those whose requests have a second pass enlarged and drawn again."""
+    first = [image for image in images if image.request.hires]
+    sources = [InitImage.of(image.image) for image in first]
+    requests = [second_pass(image.request, source.digest) for image, source in zip(first, sources, strict=True)]
+    again = iter(generate(bundle, backend, requests, progress, sources, overrides))
+    return [replace(next(again), request=image.request) if image.request.hires else image for image in images]
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +276,10 @@ class _StepCounter:
 
         return report
 
+    def rest(self) -> ProgressCallback:
+        """The callback of a call that draws the rest, after all batches were started."""
+        return lambda event: self._progress(replace(event, step=self._next + event.step, total=self._total))
+
 
 def _source_of(request: Request, sources: Sequence[InitImage]) -> InitImage:
     """A request's init image, with its mask if it has one. Raises NotFoundError."""
@@ -276,11 +297,12 @@ def _source_of(request: Request, sources: Sequence[InitImage]) -> InitImage:
 
 def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Sequence[InitImage]) -> None:
     """Raise for an init image or mask that is missing or unusable, or that bundle or engine cannot encode."""
-    if not request.source:
+    if not (request.source or request.hires):
         return
-    image = _source_of(request, sources)
-    if request.mask:
-        _mask_weights(request, image)
+    if request.source:
+        image = _source_of(request, sources)
+        if request.mask:
+            _mask_weights(request, image)
     if "vae_encoder" not in bundle.manifest.graphs:
         raise SetupError(
             f"the bundle {bundle.path} has no image encoder", "export the bundle again", reason="no_image_encoder"
@@ -297,7 +319,7 @@ def _mask_weights(request: Request, image: InitImage) -> NDArray[np.float32]:
     weights = image.mask.weights(request.width, request.height, request.mask_invert)
     if not weights.any():
         raise InvalidInputError(
-            "the mask changes nothing", "paint white what may change, inside the part that is drawn", reason="mask_empty"
+            "the mask changes nothing", "paint white what may change, in the part that is drawn", reason="mask_empty"
         )
     if weights.min() == 1:
         raise InvalidInputError("the mask changes everything", "leave out the mask", reason="mask_full")
@@ -413,7 +435,7 @@ def _find_masks(
     for draw, difference in enumerate(differences(backend, latents, plain, half, steps), 1):
         total += difference
         report(2 * draw - batch.preparation, 0)
-    masks = difference_mask(total / DRAWS, first.threshold)
+    masks = difference_mask(total / np.float32(DRAWS), first.threshold)
     if not masks.any((1, 2)).all():
         raise UsageError(
             f"no part of the image differs enough for the threshold {first.threshold:g}",

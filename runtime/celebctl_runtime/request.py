@@ -7,6 +7,7 @@ recipe in an image is complete.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,7 @@ MAX_GUIDANCE = 100
 MAX_SIDE = 4096  # pixels
 MAX_MASK_BLUR = 128  # pixels
 DEFAULT_THRESHOLD = 0.5  # Couairon et al. 2023, section 3.2
+DEFAULT_HIRES_STRENGTH = 0.5
 _BLUR_SHARE = 128  # the default: one pixel for so many of the shorter side
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -47,6 +49,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "mask_invert": (bool,),
     "was": (str, type(None)),
     "threshold": (int, float),
+    "hires": (str,),
+    "hires_strength": (int, float),
 }
 #: Entries left out of the JSON at these values, so that versions without them can read the recipe.
 _OMITTED: dict[str, Any] = {
@@ -58,6 +62,8 @@ _OMITTED: dict[str, Any] = {
     "mask_invert": False,
     "was": None,
     "threshold": DEFAULT_THRESHOLD,
+    "hires": "",
+    "hires_strength": DEFAULT_HIRES_STRENGTH,
 }
 
 
@@ -87,6 +93,9 @@ class Request:
         was: What the init image shows, as a prompt; what differs in ``prompt`` is then found and changed, and the rest
             kept (DiffEdit); None for no such edit.
         threshold: For an edit, how large a difference has to be to count, above 0 to 1; larger changes less.
+        hires: Size of a second pass, "WxH" in pixels or a factor such as "2x": the image is enlarged and drawn again
+            from there; "" for none.
+        hires_strength: Like ``strength``, of the second pass.
 
     Example:
         >>> request = Request("alice playing chess", seed=42, steps=20)
@@ -114,11 +123,18 @@ class Request:
     mask_invert: bool = False
     was: str | None = None
     threshold: float = DEFAULT_THRESHOLD
+    hires: str = ""
+    hires_strength: float = DEFAULT_HIRES_STRENGTH
 
     @property
     def skipped(self) -> int:
         """How many steps an init image skips: ``steps - int(steps * strength)``, as in diffusers."""
         return self.steps - min(int(self.steps * self.strength), self.steps)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the image that a resolved request gives."""
+        return _hires_size(self.hires) if self.hires else (self.width, self.height)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values in a fixed order; source, strength and what follows them only when set."""
@@ -146,7 +162,8 @@ class Request:
         values["strength"] = float(values.get("strength", 1.0))
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
-        values["threshold"] = float(values.get("threshold", DEFAULT_THRESHOLD))
+        for name, default in (("threshold", DEFAULT_THRESHOLD), ("hires_strength", DEFAULT_HIRES_STRENGTH)):
+            values[name] = float(values.get(name, default))
         if "likeness" in values:
             values["likeness"] = likeness_from_json(values["likeness"])
         return cls(**values)
@@ -155,6 +172,15 @@ class Request:
 def batch(request: Request, count: int) -> tuple[Request, ...]:
     """``count`` requests with seeds ``seed``, ``seed + 1``, ...; image k equals the one generated alone."""
     return tuple(replace(request, seed=request.seed + k) for k in range(count))
+
+
+def second_pass(request: Request, source: str) -> Request:
+    """The request for the second pass of a resolved one, from the first image with the digest ``source``."""
+    width, height = _hires_size(request.hires)
+    return replace(
+        request, width=width, height=height, source=source, strength=request.hires_strength, hires="",
+        hires_strength=DEFAULT_HIRES_STRENGTH,
+    )  # fmt: skip
 
 
 def resolve(request: Request, manifest: Manifest) -> Request:
@@ -177,7 +203,8 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_numbers(full)
     _check_size(full, manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side))
     check_likeness(full.likeness)
-    return replace(full, layout=normalize_layout(full.layout), mask_blur=_resolve_mask_blur(full))
+    full = replace(full, layout=normalize_layout(full.layout), mask_blur=_resolve_mask_blur(full))
+    return _resolve_hires(full, manifest) if full.hires else full
 
 
 def _check_text(what: str, text: str) -> None:
@@ -211,6 +238,35 @@ def _check_numbers(request: Request) -> None:
         )
     if request.sampler not in SAMPLERS:
         raise unknown_sampler(request.sampler)
+
+
+def _resolve_hires(request: Request, manifest: Manifest) -> Request:
+    """The request with the size of its second pass in pixels, after the second pass was checked."""
+    if request.mask or request.was is not None:
+        problem = "an image with a mask has no second pass"
+        raise UsageError(problem, "draw first, then enlarge", reason="hires_with_mask")
+    multiple, text = manifest.size.multiple, request.hires.strip().lower()
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
+        sides = (round(side * float(match[1]) / multiple) * multiple for side in (request.width, request.height))
+        text = "x".join(map(str, sides))
+    width, height = _hires_size(text)
+    if width < request.width or height < request.height or (width, height) == (request.width, request.height):
+        raise UsageError(
+            f"the second pass, {width}x{height} pixels, is not larger than the first, {request.width}x{request.height}",
+            "give a larger size",
+            reason="hires_too_small",
+        )
+    request = replace(request, hires=text)
+    resolve(second_pass(request, "0" * 64), manifest)
+    return request
+
+
+def _hires_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if match is None:
+        hint = "give a factor, such as 2x, or a size, such as 1024x1024"
+        raise UsageError(f"invalid size of a second pass {text!r}", hint, reason="invalid_hires")
+    return int(match[1]), int(match[2])
 
 
 def _resolve_mask_blur(request: Request) -> int | None:

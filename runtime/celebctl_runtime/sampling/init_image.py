@@ -45,9 +45,12 @@ class Mask:
         return cls.of(image, digest, str(path))
 
     @classmethod
-    def of(cls, image: Image, digest: str, name: str = "the mask") -> Mask:
-        """A mask from an image; ``name`` is for errors. Raises InvalidInputError as :meth:`read`."""
-        if alpha_of(image) is not None:
+    def of(cls, image: Image, digest: str = "", name: str = "the mask") -> Mask:
+        """A mask from an image; ``digest`` "" is that of its pixels; ``name`` is for errors.
+
+        Raises InvalidInputError as :meth:`read`.
+        """
+        if _alpha_of(image) is not None:
             raise InvalidInputError(
                 f"{name} has transparent parts", "save it as white (change) on black (keep)", reason="mask_with_alpha"
             )
@@ -60,7 +63,8 @@ class Mask:
             raise InvalidInputError(
                 f"{name} has colours, so it is no mask", "paint what may change white on black", reason="mask_in_colour"
             )
-        return cls(image.convert("L"), digest)
+        grey = image.convert("L")
+        return cls(grey, digest or _pixel_digest(grey))
 
     def weights(self, width: int, height: int, invert: bool) -> NDArray[np.float32]:
         """Fitted as :meth:`InitImage.pixels` fits an image: (height, width) float32 in [0, 1], 1 is changed."""
@@ -92,11 +96,12 @@ class InitImage:
             raise _unreadable(path) from error
 
     @classmethod
-    def of(cls, image: Image, digest: str) -> InitImage:
-        """An image of any mode; where it is transparent, it may change."""
-        alpha = alpha_of(image)
+    def of(cls, image: Image, digest: str = "") -> InitImage:
+        """An image of any mode; where it is transparent, it may change. ``digest`` "" is that of its pixels."""
+        alpha, rgb = _alpha_of(image), image.convert("RGB")
+        digest = digest or _pixel_digest(rgb if alpha is None else image.convert("RGBA"))
         mask = None if alpha is None else Mask(alpha.point(lambda value: 255 - value), digest)
-        return cls(image.convert("RGB"), digest, mask)
+        return cls(rgb, digest, mask)
 
     def with_mask(self, mask: Mask) -> InitImage:
         """This image with another mask, which has its size or its proportions. Raises UsageError ("mask_size")."""
@@ -119,7 +124,7 @@ class InitImage:
         return np.asarray(fitted, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
 
 
-def alpha_of(image: Image) -> Image | None:
+def _alpha_of(image: Image) -> Image | None:
     """The alpha channel of an image, mode "L"; None without transparent parts."""
     if not image.has_transparency_data:
         return None
@@ -146,6 +151,10 @@ def _read_upright(path: Path) -> tuple[Image, str]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _unreadable(path) from error
     return upright, hashlib.sha256(raw).hexdigest()
+
+
+def _pixel_digest(image: Image) -> str:
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
 def _unreadable(path: Path) -> InvalidInputError:

@@ -59,7 +59,7 @@ class Inpainting:
 
     def paste(self, images: Array) -> Array:
         """Images (B, 3, H, W) in [-1, 1] in the mask, the init images' own pixels outside."""
-        return self.pixels + self.opacity * (images.clip(-1, 1) - self.pixels)
+        return (self.pixels + self.opacity * (images.clip(-1, 1) - self.pixels)).astype(np.float32)
 
 
 def noised(latent: Array, noise: Array, steps: StepTable) -> list[Array]:
