@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .samplers import StepTable
 
 Array = NDArray[np.float32]
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,15 +90,15 @@ def feather(weights: Array, blur: int) -> Array:
     """
     depth = eroded = weights
     for _ in range(blur):
-        eroded = _over_neighbours(eroded, np.minimum)
+        eroded = over_neighbours(eroded, np.minimum)
         depth = depth + eroded
     deepest = depth
     for _ in range(blur):
-        deepest = _over_neighbours(deepest, np.maximum)
+        deepest = over_neighbours(deepest, np.maximum)
     return weights * np.divide(depth, deepest, out=np.zeros_like(depth), where=deepest > 0)
 
 
-def _over_neighbours(values: Array, combine: np.ufunc) -> Array:
+def over_neighbours(values: NDArray[Value], combine: np.ufunc) -> NDArray[Value]:
     """The minimum or maximum over each value (H, W) and its eight neighbours inside the image."""
     for axis in (0, 1):
         padded = np.pad(values, [(1, 1) if axis == each else (0, 0) for each in (0, 1)], mode="edge")
