@@ -90,7 +90,7 @@ class EditOptions(TypedDict, total=False):
     Attributes:
         was: What the image shows, as a prompt. Default: the prompt of its recipe; "" without one.
         threshold: Above 0, at most 1: how different the predictions for both prompts have to be where the image is
-            changed, relative to three times their mean difference; larger changes less. Default 0.5.
+            changed, relative to the largest difference or to three times the mean; larger changes less. Default 0.5.
         strength: How much may change inside the mask: above 0, at most 1. Default 0.8.
         mask_blur: As in `GenerationOptions`, as are the following.
         negative_prompt: What not to draw.
@@ -292,7 +292,7 @@ class Pipeline:
             The changed image, with the mask that was found.
 
         Raises:
-            UsageError: A value is out of range, both prompts are the same, or no part differs enough.
+            UsageError: A value is out of range, or both prompts say the same.
             NotFoundError: A file or a person is missing.
 
         Example:

@@ -27,7 +27,6 @@ RUNTIME: dict[str, str] = {
     "init_image_missing": "name the image with --from IMAGE",
     "mask_missing": "name the mask with --mask MASK",
     "edit_changes_nothing": "say in the new prompt what is to change",
-    "edit_finds_nothing": "lower --threshold",
     "threshold_out_of_range": "use --threshold above {minimum}, up to {maximum}",
     "hires_with_mask": "draw without --hires, then enlarge: celebctl gen PROMPT --from IMAGE --size WxH",
     "hires_too_small": "use --hires 2x, or a larger --hires WxH",

@@ -51,7 +51,7 @@ def differences(
 
 
 def difference_mask(difference: Array, threshold: float) -> NDArray[np.bool_]:
-    """Where mean differences (B, h, w) are large, (B, h, w).
+    """Where mean differences (B, h, w) are large, (B, h, w): somewhere in each image, unless all of it is 0.
 
     Extreme values are cut off, the rest is scaled to [0, 1] and compared with ``threshold``. Gaps of one or two latent
     pixels are closed (dilation, then erosion), which the paper does not do: they would show the old image in the new.
@@ -60,8 +60,9 @@ def difference_mask(difference: Array, threshold: float) -> NDArray[np.bool_]:
         >>> difference_mask(np.array([[[9, 1, 9, 9, 1, 1, 1, 1, 1, 1]]], np.float32), 0.5)[0, 0, :6].tolist()
         [True, True, True, True, False, False]
     """
-    limit = _EXTREME * difference.mean((1, 2), keepdims=True)
-    masks = np.minimum(difference, limit) >= np.maximum(threshold * limit, np.finfo(np.float32).tiny)
+    mean, highest = difference.mean((1, 2), keepdims=True), difference.max((1, 2), keepdims=True)
+    limit = np.minimum(_EXTREME * mean, highest)
+    masks = (difference > 0) & (difference >= np.float32(threshold) * limit)
     return np.stack([over_neighbours(over_neighbours(mask, np.maximum), np.minimum) for mask in masks])
 
 

@@ -438,9 +438,9 @@ def _find_masks(
     masks = difference_mask(total / np.float32(DRAWS), first.threshold)
     if not masks.any((1, 2)).all():
         raise UsageError(
-            f"no part of the image differs enough for the threshold {first.threshold:g}",
-            "lower the threshold",
-            reason="edit_finds_nothing",
+            "the network makes no difference between the old prompt and the new one",
+            "say in the new prompt what is to change",
+            reason="edit_changes_nothing",
         )
     factor = first.width // shape[2]
     return masks.repeat(factor, 1).repeat(factor, 2).astype(np.float32)
