@@ -303,27 +303,26 @@ def test_the_noise_levels_of_an_inversion_are_those_of_the_sampler_reversed() ->
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
-def test_an_edit_keeps_what_is_outside_its_mask(bundle: Bundle, photo: Path, sampler: str) -> None:
+def test_an_edit_keeps_what_is_outside_its_mask(bundle: Bundle, sampler: str) -> None:
+    """Where the image is grey, the toy network's tanh makes more of a change of words than where it is white."""
     for seed, name in enumerate(("alice", "bob"), 1):
         bundle.add(make_identity(name, seed))
-    image = InitImage.read(photo)
-    request = Request("bob smiling", steps=8, sampler=sampler, source=image.digest, strength=0.8, was="alice")
-    events: list[Progress] = []
-    (picture,) = generate(bundle, OrtBackend(bundle, "cpu", 1), request, events.append, init_images=[image])
+    pixels = np.full((SIDE, SIDE, 3), 128, np.uint8)
+    pixels[:, :16] = 255
+    image, backend, events = InitImage.of(Image.fromarray(pixels)), OrtBackend(bundle, "cpu", 1), list[Progress]()
+    request = Request(
+        "bob smiling", steps=8, sampler=sampler, source=image.digest, strength=0.8, was="alice", threshold=0.9
+    )
+    (picture,) = generate(bundle, backend, request, events.append, init_images=[image])
     assert picture.request.identities == ("bob", "alice") and picture.mask is not None
-    kept = np.asarray(picture.mask) == 0
-    assert 0.2 < kept.mean() < 1 and set(np.unique(picture.mask)) == {0, 255}
-    drawn, source = np.asarray(picture.image), np.asarray(image.image)
-    assert np.array_equal(drawn[kept], source[kept]) and not np.array_equal(drawn[~kept], source[~kept])
+    mask, drawn = np.asarray(picture.mask), np.asarray(picture.image)
+    assert set(np.unique(mask)) == {0, 255} and mask[:, 16:].mean() > 2 * mask[:, :16].mean()
+    assert np.array_equal(drawn[mask == 0], pixels[mask == 0]) and not np.array_equal(drawn, pixels)
     assert [event.step for event in events] == sorted(event.step for event in events)
     assert events[-1].step == events[-1].total == (20 + 6 + 6 if sampler == "ddim" else 20 + 6)
-    (less,) = generate(
-        bundle, OrtBackend(bundle, "cpu", 1), replace(request, threshold=0.9), init_images=[image]
-    )  # fmt: skip
-    assert less.mask is not None and np.asarray(less.mask).mean() < np.asarray(picture.mask).mean()
-    together = generate(
-        bundle, BatchingBackend(bundle, "cpu", 1), list(batch(request, 3)), init_images=[image]
-    )  # fmt: skip
+    (less,) = generate(bundle, backend, replace(request, threshold=1.0), init_images=[image])
+    assert less.mask is not None and 0 < np.asarray(less.mask).mean() < mask.mean()
+    together = generate(bundle, BatchingBackend(bundle, "cpu", 1), list(batch(request, 3)), init_images=[image])
     assert np.array_equal(np.asarray(together[0].image), drawn)
 
 

@@ -27,6 +27,8 @@ RUNTIME: dict[str, str] = {
     "init_image_missing": "name the image with --from IMAGE",
     "mask_missing": "name the mask with --mask MASK",
     "edit_changes_nothing": "say in the new prompt what is to change",
+    "other_init_image": "name its own source with --from IMAGE",
+    "other_mask": "name its own mask with --mask MASK",
     "threshold_out_of_range": "use --threshold above {minimum}, up to {maximum}",
     "hires_with_mask": "draw without --hires, then enlarge: celebctl gen PROMPT --from IMAGE --size WxH",
     "hires_too_small": "use --hires 2x, or a larger --hires WxH",
