@@ -61,13 +61,14 @@ def generate(
         overrides: People who may be named in this call besides those in the bundle, or instead of one of that name.
 
     Raises:
-        UsageError: For values the model does not allow.
+        UsageError: For values the model does not allow; while drawing, for an edit between whose prompts the network
+            makes no difference.
         NotFoundError: For people the bundle does not have, or an init image or mask that was not given.
         InvalidInputError: For a mask that changes nothing or everything.
         SetupError: When the bundle or the engine does not support what a request needs.
         BusyError: When other processes keep changing the bundle.
 
-    All but the last are raised before anything is drawn.
+    All others but the last are raised before anything is drawn.
     """
     bundle.refresh()
     requests = [requests] if isinstance(requests, Request) else requests
@@ -253,8 +254,9 @@ def _batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
 def _batch_key(request: Request) -> tuple[object, ...]:
     """What the images of one batch have in common."""
     sampling = request.width, request.height, request.steps, request.guidance, request.sampler
-    init = bool(request.source), request.skipped, bool(request.mask), request.was is not None
-    return *sampling, *init, request.likeness, layout_text(parse_layout(request.layout))
+    init = bool(request.source), request.skipped, bool(request.mask)
+    edit = request.was is not None and request.threshold
+    return *sampling, *init, edit, request.likeness, layout_text(parse_layout(request.layout))
 
 
 class _StepCounter:
