@@ -269,7 +269,8 @@ def test_inpainting_equals_that_of_diffusers(
     mask[8:32, 16:56] = 255  # whole pixels of the latents: diffusers takes the nearest, celebctl the mean
     source = InitImage.of(Image.fromarray(pixels)).with_mask(Mask.of(Image.fromarray(mask)))
     assert source.mask is not None
-    bundle, decoded = Bundle.open(exported_path), list[NDArray[np.float32]]()
+    bundle = Bundle.open(exported_path)
+    decoded: list[NDArray[np.float32]] = []
 
     class Recording(OrtBackend):
         def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
