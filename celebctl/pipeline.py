@@ -3,11 +3,10 @@
 `Pipeline` is the Python counterpart of `celebctl gen` and `celebctl regen`.
 """
 
-import hashlib
 import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -27,18 +26,17 @@ from celebctl.library import Library
 from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
-from celebctl_runtime.errors import NotFoundError, UsageError
+from celebctl_runtime.errors import InvalidInputError, NotFoundError, UsageError
 from celebctl_runtime.identity import Identity
-from celebctl_runtime.image_files import to_rgb
 from celebctl_runtime.picture import WATERMARKED, EncodingOptions, GeneratedImage, Marks, read_request, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
-from celebctl_runtime.request import MAX_SEED, Request, batch
-from celebctl_runtime.sampling.init_image import InitImage
+from celebctl_runtime.request import DEFAULT_HIRES_STRENGTH, DEFAULT_THRESHOLD, MAX_SEED, Request, batch
+from celebctl_runtime.sampling.init_image import InitImage, Mask
 
-DEFAULT_STRENGTH = 0.6
+DEFAULT_STRENGTH, MASKED_STRENGTH, EDIT_STRENGTH = 0.6, 1.0, 0.8
 MAX_IMAGES = 10_000  # of one call
 _log = logging.getLogger(__name__)
 
@@ -57,7 +55,15 @@ class GenerationOptions(TypedDict, total=False):
         likeness: From 0 (the average celebrity) to 1 (as learned), for everyone or by name.
         layout: Where each person is, as "left:alice,right:bob"; "auto" or "none".
         init_image: Start from this image instead of noise (img2img): an RGB image, or its file.
-        strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6.
+        strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6; with a mask 1.
+        mask_image: With `init_image`, what may change is white here, the rest black (inpainting): an image of greys
+            with the size or the proportions of `init_image`, or its file. Default: the transparent parts of
+            `init_image`, if it has any.
+        mask_blur: Pixels inside the mask's edge over which the change fades in, 0 to 128. Default: 1/128 of the
+            shorter side, at least 1.
+        mask_invert: Keep what is white and change what is black.
+        hires: Size of a second pass, in which the image is enlarged and drawn again: a factor, as "2x", or "WxH".
+        hires_strength: How much the second pass may change: above 0, at most 1. Default 0.5.
     """
 
     negative_prompt: str
@@ -71,6 +77,44 @@ class GenerationOptions(TypedDict, total=False):
     layout: str | None
     init_image: Image.Image | Path | str | None
     strength: float | None
+    mask_image: Image.Image | Path | str | None
+    mask_blur: int | None
+    mask_invert: bool
+    hires: str | None
+    hires_strength: float | None
+
+
+class EditOptions(TypedDict, total=False):
+    """What `Pipeline.edit` may change; None, or leaving it out, is the default.
+
+    Attributes:
+        was: What the image shows, as a prompt. Default: the prompt of its recipe; "" without one.
+        threshold: Above 0, at most 1: how different the predictions for both prompts have to be where the image is
+            changed, relative to the largest difference or to three times the mean; larger changes less. Default 0.5.
+        strength: How much may change inside the mask: above 0, at most 1. Default 0.8.
+        mask_blur: As in `GenerationOptions`, as are the following.
+        negative_prompt: What not to draw.
+        seed: Of the noise.
+        steps: Sampling steps.
+        guidance_scale: Classifier-free guidance.
+        sampler: A name in `celebctl_runtime.SAMPLERS`.
+        width: Pixels. Default: of the image's recipe, else of the model.
+        height: The same.
+        likeness: From 0 (the average celebrity) to 1 (as learned).
+    """
+
+    was: str | None
+    threshold: float | None
+    strength: float | None
+    mask_blur: int | None
+    negative_prompt: str
+    seed: int | None
+    steps: int | None
+    guidance_scale: float | None
+    sampler: str | None
+    width: int | None
+    height: int | None
+    likeness: Likeness | Mapping[str, float] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +125,19 @@ class PipelineOutput:
         images: RGB images of the size the model draws, in pixels.
         requests: For each image the complete request, with every default filled in.
         records: For each image what drew it: model, bundle, engine, versions, digests of the people.
+        masks: For each image where its init image was changed, mode "L", 255 is drawn; None without a mask.
     """
 
     images: list[Image.Image]
     requests: list[Request]
     records: list[Mapping[str, Any]]
+    masks: list[Image.Image | None] = field(default_factory=list[Image.Image | None])
 
     @classmethod
     def of(cls, generated: Sequence[GeneratedImage]) -> "PipelineOutput":
         """Collect the images of the runtime."""
-        return cls([g.image for g in generated], [g.request for g in generated], [g.record for g in generated])
+        images, masks = [g.image for g in generated], [g.mask for g in generated]
+        return cls(images, [g.request for g in generated], [g.record for g in generated], masks)
 
     def save(
         self,
@@ -230,28 +277,75 @@ class Pipeline:
             _positive("height", options.get("height")),
             likeness=as_likeness(options.get("likeness")),
             layout=normalize_layout(options.get("layout") or ""),
+            mask_blur=options.get("mask_blur"),
+            mask_invert=options.get("mask_invert", False),
+            hires=options.get("hires") or "",
+            hires_strength=_number(options.get("hires_strength"), DEFAULT_HIRES_STRENGTH),
         )
-        requests, init_images = make_requests(request, num_images, options.get("init_image"), options.get("strength"))
+        source = options.get("init_image"), options.get("strength"), options.get("mask_image")
+        requests, init_images = make_requests(request, num_images, *source)
         return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
 
+    def edit(
+        self,
+        image: Image.Image | Path | str,
+        prompt: str,
+        *,
+        progress: ProgressCallback = ignore_progress,
+        **options: Unpack[EditOptions],
+    ) -> PipelineOutput:
+        """Change an image where a new prompt differs from what it shows, and keep the rest (DiffEdit).
+
+        Args:
+            image: The image, or its file.
+            prompt: What the image should show.
+            progress: As for `__call__`.
+            options: See `EditOptions`.
+
+        Returns:
+            The changed image, with the mask that was found.
+
+        Raises:
+            UsageError: A value is out of range, or both prompts say the same.
+            NotFoundError: A file or a person is missing.
+
+        Example:
+            >>> from celebctl.pipeline import Pipeline
+            >>> pipe = Pipeline(bundle_path, device="cpu")
+            >>> before = pipe("alice on the beach", seed=7, steps=4)
+            >>> after = pipe.edit(before.images[0], "alice in the snow", was="alice on the beach", steps=4)
+            >>> after.requests[0].was, after.masks[0].size == after.images[0].size
+            ('alice on the beach', True)
+        """
+        request, source, record = edit_request(image, prompt, options)
+        self.add_recorded_people(record)
+        return PipelineOutput.of(self.generate([request], init_images=[source], progress=progress))
+
     def reproduce(
-        self, path: Path | str, *, init_image: Path | str | None = None, progress: ProgressCallback = ignore_progress
+        self,
+        path: Path | str,
+        *,
+        init_image: Path | str | None = None,
+        mask_image: Path | str | None = None,
+        progress: ProgressCallback = ignore_progress,
     ) -> PipelineOutput:
         """Draw an image again from the recipe in its file.
 
         Args:
             path: A PNG, JPEG or WebP with a recipe of celebctl, the Stable Diffusion web UI or InvokeAI.
             init_image: The image it started from, where the recipe has one.
+            mask_image: Its mask, where the recipe has one that is not in the image it started from.
             progress: As for `__call__`.
 
         Raises:
             NotFoundError: A file or a person is missing.
             InvalidInputError: The file has no recipe, or one that celebctl cannot draw.
+            UsageError: The recipe has another init image or mask.
         """
         request, record = read_request(Path(path))
         self.add_recorded_people(record)
         strength = request.strength if request.source else None
-        (request,), init_images = make_requests(request, 1, init_image, strength)
+        (request,), init_images = make_requests(request, 1, init_image, strength, mask_image)
         return PipelineOutput.of(self.generate([request], init_images=init_images, progress=progress))
 
     def generate(
@@ -266,10 +360,13 @@ class Pipeline:
 
         `overrides` are identities for this call only; they are not added to the bundle. Raises as `__call__`.
         """
-        prompts = list(dict.fromkeys(text for request in requests for text in (request.prompt, request.negative)))
+        texts = [text for request in requests for text in (request.prompt, request.negative, request.was or "")]
+        prompts = list(dict.fromkeys(texts))
         if self.add_people and not overrides:
             self._add_mentioned(prompts)
-        return generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
+        images = generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
+        files = {image.digest: (image.file,) for image in init_images if image.file is not None}
+        return [replace(image, ingredients=files.get(image.request.source, ())) for image in images]
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """`requests` in groups as large as the engine draws at once."""
@@ -301,11 +398,21 @@ class Pipeline:
 
 
 def make_requests(
-    request: Request, count: int = 1, init_image: Image.Image | Path | str | None = None, strength: float | None = None
+    request: Request,
+    count: int = 1,
+    init_image: Image.Image | Path | str | None = None,
+    strength: float | None = None,
+    mask: Image.Image | Path | str | None = None,
 ) -> tuple[list[Request], list[InitImage]]:
-    """`count` requests with the seeds seed, seed + 1, ...; and the init image they share, if any.
+    """`count` requests with the seeds seed, seed + 1, ...; and the init image with the mask they share, if any.
 
-    Raises UsageError when `count` or a seed is out of range, NotFoundError or InvalidInputError for the init image.
+    A request that already has an init image, from a recipe, takes no other one.
+
+    Raises:
+        UsageError: `count` or a seed is out of range, the recipe has another init image or mask, or the mask has no
+            init image or not its proportions.
+        NotFoundError: There is no such file.
+        InvalidInputError: A file is no image or no mask.
     """
     if not 1 <= count <= MAX_IMAGES:
         raise UsageError(
@@ -315,10 +422,68 @@ def make_requests(
     if not 0 <= request.seed <= last:
         raise UsageError(f"seed {request.seed} is out of range", f"use 0 to {last}", reason="seed_range", last=last)
     if init_image is None:
+        if mask is not None:
+            raise UsageError("a mask needs an init image", "give an init image", reason="mask_without_image")
         return list(batch(request if strength is None else replace(request, strength=strength), count)), []
     image = _read_init_image(init_image)
-    changed = DEFAULT_STRENGTH if strength is None else strength
-    return list(batch(replace(request, source=image.digest, strength=changed), count)), [image]
+    if mask is not None:
+        image = image.with_mask(_read_mask(mask))
+    elif image.mask is not None and not request.source:
+        _log.info("the transparent parts of the init image are its mask")
+    digests = {"source": image.digest, "mask": "" if image.mask is None else image.mask.digest}
+    if request.source:
+        _check_digests(request, digests)
+        return list(batch(request, count)), [image]
+    default = DEFAULT_STRENGTH if image.mask is None else MASKED_STRENGTH
+    request = replace(request, **digests, strength=default if strength is None else strength)
+    return list(batch(request, count)), [image]
+
+
+def edit_request(
+    image: Image.Image | Path | str, prompt: str, options: EditOptions
+) -> tuple[Request, InitImage, dict[str, Any]]:
+    """The request of `Pipeline.edit`, its init image, and the record in the image's recipe, {} without one.
+
+    Raises NotFoundError and InvalidInputError for the image, UsageError for numbers below 1.
+    """
+    source, recipe, record = _read_init_image(image), None, dict[str, Any]()
+    if not isinstance(image, Image.Image):
+        try:
+            recipe, record = read_request(Path(image))
+        except InvalidInputError:
+            _log.info("%s has no recipe", image)
+    was, seed, size = options.get("was"), options.get("seed"), (0, 0) if recipe is None else recipe.size
+    if was is None:
+        was = "" if recipe is None else recipe.prompt
+    request = Request(
+        prompt,
+        options.get("negative_prompt", ""),
+        random_seed() if seed is None else seed,
+        _positive("steps", options.get("steps")),
+        options.get("guidance_scale"),
+        options.get("sampler") or "",
+        _positive("width", options.get("width")) or size[0],
+        _positive("height", options.get("height")) or size[1],
+        source=source.digest,
+        strength=_number(options.get("strength"), EDIT_STRENGTH),
+        likeness=as_likeness(options.get("likeness")),
+        mask_blur=options.get("mask_blur"),
+        was=was,
+        threshold=_number(options.get("threshold"), DEFAULT_THRESHOLD),
+    )
+    return request, source, record
+
+
+def _check_digests(request: Request, digests: Mapping[str, str]) -> None:
+    """Raise UsageError when the files are not those of a recipe; a mask that the recipe does not use is ignored."""
+    wanted = {"source": request.source, "mask": request.mask}
+    for name, label in (("source", "init image"), ("mask", "mask")):
+        if wanted[name] and digests[name] and digests[name] != wanted[name]:
+            raise UsageError(
+                f"the recipe has another {label}, with the SHA-256 {wanted[name][:12]}...",
+                f"give the {label} that the image was drawn with",
+                reason=f"other_{'init_image' if name == 'source' else 'mask'}",
+            )
 
 
 def find_source_bundle(library: Library, record: Mapping[str, Any]) -> Bundle:
@@ -381,8 +546,13 @@ def _positive(name: str, value: int | None) -> int:
     return value or 0
 
 
+def _number(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
 def _read_init_image(image: Image.Image | Path | str) -> InitImage:
-    if not isinstance(image, Image.Image):
-        return InitImage.read(image)
-    rgb = to_rgb(image)
-    return InitImage(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())
+    return InitImage.of(image) if isinstance(image, Image.Image) else InitImage.read(Path(image))
+
+
+def _read_mask(mask: Image.Image | Path | str) -> Mask:
+    return Mask.of(mask) if isinstance(mask, Image.Image) else Mask.read(Path(mask))

@@ -13,6 +13,7 @@ from .check import check
 from .default_model import use
 from .doctor import doctor
 from .download import download
+from .edit import edit
 from .evaluate import evaluate
 from .export import export
 from .gen import gen, regen
@@ -62,6 +63,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "learn": learn,
         "export": export,
         "gen": gen,
+        "edit": edit,
         "regen": regen,
         "verify": verify,
         "eval": evaluate,

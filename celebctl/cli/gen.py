@@ -36,11 +36,9 @@ def gen(
     count: Annotated[int, typer.Option("--count", "-n", help="Number of images; image k has seed + k.")] = 1,
     seed: options.Seed = None,
     steps: options.Steps = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", "--cfg", help="Classifier-free guidance scale.")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", help=options.SAMPLERS + ".")] = None,
-    negative: Annotated[str, typer.Option("--negative", "--neg", help="Negative prompt: what not to draw.")] = "",
+    guidance: options.Guidance = None,
+    sampler: options.Sampler = None,
+    negative: options.Negative = "",
     likeness: options.Likeness = None,
     layout: options.Layout = None,
     size: Annotated[str | None, typer.Option("--size", help="Pixels drawn, before enlarging: WxH or N.")] = None,
@@ -50,24 +48,39 @@ def gen(
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option("--strength", help="With --from: how much may change, above 0 to 1.", show_default="0.6"),
-    ] = None,
-    scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
-    out: Annotated[
-        Path | None,
         typer.Option(
-            "--out",
-            "-o",
-            help="FILE.png, .jpg or .webp, a folder, or - for stdout.",
-            show_default="./PROMPT-SEED.png",
+            "--strength", help="With --from: how much may change, above 0 to 1.", show_default="0.6; with a mask 1"
         ),
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask",
+            help="With --from: change only what is white in this image of greys (inpainting).",
+            metavar="MASK",
+            show_default="the transparent parts of SOURCE",
+        ),
+    ] = None,
+    mask_blur: options.MaskBlur = None,
+    mask_invert: Annotated[
+        bool, typer.Option("--mask-invert", help="Change what is black, keep what is white.")
+    ] = False,
+    hires: Annotated[
+        str | None,
+        typer.Option(
+            "--hires", help="Enlarge and draw again from there, in a second pass: 2x, or WxH.", metavar="SIZE"
+        ),
+    ] = None,
+    hires_strength: Annotated[
+        float | None,
+        typer.Option("--hires-strength", help="How much the second pass may change, above 0 to 1.", show_default="0.5"),
+    ] = None,
+    scale: options.Scale = None,
+    out: options.ImageOut = None,
     image_format: options.ImageFormat = None,
     quality: options.Quality = None,
     force: options.Force = False,
-    metadata: Annotated[
-        bool, typer.Option("--metadata/--no-metadata", help="Store the recipe and content credentials in the image.")
-    ] = True,
+    metadata: options.Metadata = True,
     watermark: options.Watermark = None,
     model: options.Model = None,
     bundle: options.BundleDir = None,
@@ -81,7 +94,7 @@ def gen(
     from celebctl.settings import Settings
     from celebctl_runtime.prompting.layout import normalize_layout
     from celebctl_runtime.prompting.likeness import parse_likeness
-    from celebctl_runtime.request import Request
+    from celebctl_runtime.request import DEFAULT_HIRES_STRENGTH, Request
 
     console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
@@ -97,8 +110,12 @@ def gen(
         height,
         likeness=as_likeness(None if likeness is None else parse_likeness(likeness)),
         layout=normalize_layout(layout or ""),
+        mask_blur=mask_blur,
+        mask_invert=mask_invert,
+        hires=hires or "",
+        hires_strength=DEFAULT_HIRES_STRENGTH if hires_strength is None else hires_strength,
     )
-    requests, init_images = make_requests(request, count, init_image, strength)
+    requests, init_images = make_requests(request, count, init_image, strength, mask)
     library = Library()
     marks = user_marks(library, watermark=watermark)
     saving = SaveOptions.choose(out, image_format, quality, marks, metadata=metadata, force=force)
@@ -142,6 +159,9 @@ def regen(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Draw with this model.", show_default="the recipe's")
     ] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="The mask that this image was drawn with.", metavar="MASK")
+    ] = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
     threads: options.Threads = None,
@@ -169,7 +189,8 @@ def regen(
     ours = recipe.format == "celebctl"
     pipe = open_pipeline(library, opened, device, threads, add_people=not ours and bundle is None)
     pipe.add_recorded_people(recipe.record)
-    requests, init_images = make_requests(request, 1, init_image, request.strength if request.source else None)
+    strength = request.strength if request.source else None
+    requests, init_images = make_requests(request, 1, init_image, strength, mask)
     if recipe.ignored:
         console.warn(printable(f"not reproduced: {', '.join(recipe.ignored)}"))
     if "seed" not in recipe.values:

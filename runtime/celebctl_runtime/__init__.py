@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .request import batch as batch
     from .request import resolve as resolve
     from .sampling.init_image import InitImage as InitImage
+    from .sampling.init_image import Mask as Mask
     from .sampling.samplers import StepTable as StepTable
     from .sampling.samplers import step_table as step_table
     from .sampling.schedule import ScheduleConfig as ScheduleConfig
@@ -67,7 +68,7 @@ _EXPORTS = {
     "recipes.reading": "read_recipe",
     "recipes.recipe": "Recipe",
     "request": "SAMPLERS Request batch resolve",
-    "sampling.init_image": "InitImage",
+    "sampling.init_image": "InitImage Mask",
     "sampling.samplers": "StepTable step_table",
     "sampling.schedule": "ScheduleConfig",
 }

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+import numpy as np
+
 from .errors import UsageError, out_of_range
 from .files import atomic_write, refuse_existing
 from .recipes.carriers import INVOKEAI, JPEG_LIMIT, OWN, PARAMETERS, exif_block, png_info
@@ -27,6 +29,7 @@ from .request import Request
 from .watermark import PUBLIC_KEY, SMALLEST, add_watermark
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from .credentials import Ingredient, Signer
@@ -48,12 +51,14 @@ class GeneratedImage:
         request: The request that ran, fully resolved.
         record: JSON-ready facts: model, bundle, engine, versions, digests of the people, prompt text that did not fit.
         ingredients: Files that it was drawn from, for its credentials.
+        mask: Where an init image was changed: mode "L", 255 is drawn; None without a mask.
     """
 
     image: Image
     request: Request
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
     ingredients: Sequence[Ingredient] = ()
+    mask: Image | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,13 @@ class EncodingOptions(TypedDict, total=False):
     scale: int
     quality: int | None
     marks: Marks
+
+
+def to_image(values: NDArray[np.float32]) -> Image:
+    """Numbers in [0, 1] as an image of 8 bits: greys (H, W) or RGB (H, W, 3). Values outside are clipped."""
+    from PIL import Image
+
+    return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def save_image(
