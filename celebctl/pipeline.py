@@ -6,7 +6,7 @@
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -23,21 +23,22 @@ from celebctl.bundles import (
     people_of_other_models,
     table_difference,
 )
+from celebctl.jobs.job_file import jobs_of, read_job_file
+from celebctl.jobs.run import JobResult, RunOptions, RunReport, run_jobs
 from celebctl.library import Library
 from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
-from celebctl_runtime.errors import NotFoundError, UsageError
+from celebctl_runtime.errors import CelebctlError, NotFoundError, UsageError
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.picture import GeneratedImage, read_request, save_image
-from celebctl_runtime.pipeline import generate
+from celebctl_runtime.pipeline import complete, generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
 from celebctl_runtime.request import MAX_SEED, Request, batch
-from celebctl_runtime.sampling.init_image import InitImage
+from celebctl_runtime.sampling.init_image import DEFAULT_STRENGTH, InitImage
 
-DEFAULT_STRENGTH = 0.6
 MAX_IMAGES = 10_000  # of one call
 _log = logging.getLogger(__name__)
 
@@ -250,10 +251,66 @@ class Pipeline:
 
         `overrides` are identities for this call only; they are not added to the bundle. Raises as `__call__`.
         """
-        prompts = list(dict.fromkeys(text for request in requests for text in (request.prompt, request.negative)))
         if self.add_people and not overrides:
-            self._add_mentioned(prompts)
+            self._add_mentioned(_prompts(requests))
         return generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
+
+    def run(
+        self,
+        jobs: Path | str | Iterable[str | Mapping[str, Any]],
+        folder: Path | str,
+        *,
+        progress: ProgressCallback = ignore_progress,
+        finished: Callable[[JobResult], object] = lambda _: None,
+        **options: Unpack[RunOptions],
+    ) -> RunReport:
+        """Draw many images into a folder. Called again with the same arguments, it draws what is missing.
+
+        Args:
+            jobs: A job file (plain lines, JSONL or CSV), or its lines: prompts, and mappings of a prompt and settings
+                with the keys of `celebctl.jobs.job_file.FIELDS`.
+            folder: Where the PNG files and the journal go; created when missing.
+            progress: Called with the images done and their total, and the metrics "images_per_minute" and
+                "seconds_left".
+            finished: Called once for each image, in order.
+            options: See `celebctl.jobs.run.RunOptions`.
+
+        Returns:
+            What became of every image; failures of single images do not raise.
+
+        Raises:
+            UsageError: A line is invalid, or a file is there that holds another image; nothing was drawn.
+            NotFoundError: There is no such job file.
+            BusyError: Another process draws into the folder.
+            SetupError: The folder cannot be written.
+
+        Example:
+            ```python
+            pipeline = Pipeline("mini")
+            jobs = [{"prompt": "alice smiling", "seed": 7, "count": 4}, "alice on the beach"]
+            for image in pipeline.run(jobs, "images").images:
+                print(image.path, image.status)
+            ```
+        """
+        read = read_job_file(Path(jobs)) if isinstance(jobs, Path | str) else jobs_of(jobs)
+        return run_jobs(self, read, Path(folder), progress=progress, finished=finished, **options)
+
+    def complete(self, requests: Sequence[Request]) -> list[Request | CelebctlError]:
+        """For each request the complete one that `generate` would run, or the error that it would raise.
+
+        People of the library who are named in the prompts are added to the bundle, as when drawing.
+        """
+        errors: dict[int, CelebctlError] = {}
+        if self.add_people:
+            try:
+                self._add_mentioned(_prompts(requests))
+            except CelebctlError:  # of one request or more
+                for index, request in enumerate(requests):
+                    try:
+                        add_mentioned_people(self.bundle, self.library, _prompts([request]))
+                    except CelebctlError as error:
+                        errors[index] = error
+        return [errors.get(index, one) for index, one in enumerate(complete(self.bundle, self.backend, requests))]
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """`requests` in groups as large as the engine draws at once."""
@@ -356,6 +413,10 @@ def as_likeness(likeness: Likeness | Mapping[str, float] | None) -> Likeness:
     if likeness is None:
         return FULL_LIKENESS
     return tuple(likeness.items()) if isinstance(likeness, Mapping) else likeness
+
+
+def _prompts(requests: Sequence[Request]) -> list[str]:
+    return list(dict.fromkeys(text for request in requests for text in (request.prompt, request.negative)))
 
 
 def _positive(name: str, value: int | None) -> int:

@@ -21,6 +21,7 @@ from .learn import learn
 from .mix import interpolate, mix
 from .people import list_people, remove, rename, show
 from .prove import prove
+from .run import run
 from .sample import nearest, sample
 from .sample_photo import sample_photo
 
@@ -62,6 +63,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "export": export,
         "gen": gen,
         "regen": regen,
+        "run": run,
         "eval": evaluate,
     },
     "Learned people": {

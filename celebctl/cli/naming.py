@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from itertools import count
 from pathlib import Path
 
+from celebctl.jobs.names import slug_of as slug_of
 from celebctl_runtime.errors import CelebctlError, UsageError
 from celebctl_runtime.identity import check_name
 
@@ -17,7 +18,6 @@ _GENERIC_STEM = re.compile(
     r"(img|image|pic|picture|photo|pxl|dsc[nf]?|mvimg|face|portrait|selfie|me|person|screenshot|untitled|download)"
     r"([-_]?\d.*)?"
 )
-_MAX_SLUG = 60
 _MAX_NAME = 32  # as check_name
 
 
@@ -61,12 +61,6 @@ def name_of_mix(parents: Sequence[str], taken: Collection[str]) -> str:
 def next_sample_name(taken: Collection[str]) -> str:
     """The first of sample-1, sample-2, ... that is not taken."""
     return next(name for name in (f"sample-{n}" for n in count(1)) if name not in taken)
-
-
-def slug_of(prompt: str) -> str:
-    """A file name for a prompt: lower case, words joined by dashes."""
-    slug = re.sub(r"[^\w]+", "-", prompt.casefold()).strip("-_")
-    return slug[:_MAX_SLUG].rstrip("-_") or "image"
 
 
 def free_path(path: Path) -> Path:

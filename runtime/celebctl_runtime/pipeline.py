@@ -6,7 +6,7 @@ runs the graphs, how a sampler works, or where images are saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from . import __version__
 from .backends.base import Backend, Conditioning, SupportsFullDenoise, SupportsImageEncode
 from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
-from .errors import BusyError, NotFoundError, SetupError, UsageError
+from .errors import BusyError, CelebctlError, NotFoundError, SetupError, UsageError
 from .picture import GeneratedImage
 from .progress import Progress, ProgressCallback, ignore_progress
 from .prompting.layout import Region, layout_text, parse_layout, region_masks, resolve_layout
@@ -71,10 +71,10 @@ def generate(
     for index, request in enumerate(prompts.requests):  # all errors come before the first image
         _check_source(bundle, backend, request, sources)
         prompts.overrides([prompts.encoded(index)])
-    batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts.requests, backend.batch_limit)]
-    counter = _StepCounter(progress, sum(len(batch.requests) * batch.steps.steps for batch in batches))
+    created = [_Batch.create(bundle, prompts, indices) for indices in batches(prompts.requests, backend.batch_limit)]
+    counter = _StepCounter(progress, sum(len(batch.requests) * batch.steps.steps for batch in created))
     images: list[GeneratedImage] = []
-    for batch in batches:
+    for batch in created:
         encoded, conditionings = _encode(bundle, backend, prompts, batch)
         state = _first_state(backend, batch, sources)
         latent = _denoise(backend, batch, state, conditionings, counter.start(batch, len(images)))
@@ -82,6 +82,50 @@ def generate(
         record = _record(bundle, backend)
         images += [_image(image, each, prompts.people, record) for image, each in zip(pixels, encoded, strict=True)]
     return images
+
+
+def complete(bundle: Bundle, backend: Backend, requests: Sequence[Request]) -> list[Request | CelebctlError]:
+    """Check requests as :func:`generate` does, without drawing; init images are taken to be there.
+
+    Returns:
+        For each request either the complete request, with every default filled in and its people named, or the error
+        that :func:`generate` would raise for it.
+
+    Example:
+        Two requests, of which the second has too many steps::
+
+            complete(bundle, backend, [Request("alice"), Request("alice", steps=5000)])  # [Request, UsageError]
+    """
+    bundle.refresh()
+    prompts = _Prompts(bundle, requests, ())
+    checked: list[Request | CelebctlError] = []
+    for index, request in enumerate(requests):
+        try:
+            prompts.requests[index] = resolve(request, bundle.manifest)
+            _check_source(bundle, backend, request, {request.source})
+            encoded = prompts.encoded(index)
+            prompts.overrides([encoded])
+            checked.append(encoded.request)
+        except CelebctlError as error:
+            checked.append(error)
+    return checked
+
+
+def batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
+    """Indices of neighbouring requests that :func:`generate` runs together, at most ``limit`` at once.
+
+    Args:
+        requests: Complete requests (:func:`complete`).
+        limit: The backend's ``batch_limit``.
+    """
+    indices: list[int] = []
+    for index, request in enumerate(requests):
+        if indices and (len(indices) == limit or _batch_key(requests[indices[0]]) != _batch_key(request)):
+            yield indices
+            indices = []
+        indices.append(index)
+    if indices:
+        yield indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,18 +234,6 @@ class _Batch:
         return np.stack([step_noise(request.seed, index, self.shape) for request in self.requests])
 
 
-def _batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
-    """Indices of neighbouring requests that can run together, at most ``limit`` at once."""
-    indices: list[int] = []
-    for index, request in enumerate(requests):
-        if indices and (len(indices) == limit or _batch_key(requests[indices[0]]) != _batch_key(request)):
-            yield indices
-            indices = []
-        indices.append(index)
-    if indices:
-        yield indices
-
-
 def _batch_key(request: Request) -> tuple[object, ...]:
     """What the images of one batch have in common."""
     sampling = request.width, request.height, request.steps, request.guidance, request.sampler
@@ -228,7 +260,7 @@ class _StepCounter:
         return report
 
 
-def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Mapping[str, InitImage]) -> None:
+def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Container[str]) -> None:
     """Raise when a request has an init image that is missing, or that bundle or engine cannot encode."""
     if not request.source:
         return

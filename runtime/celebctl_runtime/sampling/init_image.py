@@ -16,6 +16,8 @@ from celebctl_runtime.files import read_regular
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+DEFAULT_STRENGTH = 0.6  # of a request with an init image
+
 
 @dataclass(frozen=True, eq=False)
 class InitImage:
