@@ -23,9 +23,11 @@ from celebctl.bundles import (
     people_of_other_models,
     table_difference,
 )
+from celebctl.jobs.axes import Axis, parse_axis
 from celebctl.jobs.job_file import jobs_of, read_job_file
 from celebctl.jobs.run import JobResult, RunOptions, RunReport, run_jobs
 from celebctl.library import Library
+from celebctl.prompt_grid import PromptGrid, draw_grid
 from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
@@ -294,6 +296,44 @@ class Pipeline:
         """
         read = read_job_file(Path(jobs)) if isinstance(jobs, Path | str) else jobs_of(jobs)
         return run_jobs(self, read, Path(folder), progress=progress, finished=finished, **options)
+
+    def grid(
+        self,
+        prompt: str,
+        x: Axis | str,
+        y: Axis | str | None = None,
+        *,
+        folder: Path | str | None = None,
+        overwrite: bool = False,
+        progress: ProgressCallback = ignore_progress,
+        **settings: Any,
+    ) -> PromptGrid:
+        """Draw a prompt with settings that vary along one or two axes, up to 100 images.
+
+        Args:
+            prompt: Text with names of people; {person} where an axis of people puts them.
+            x: What varies along a row, as "seed=1,2,3" or as an Axis: seed, steps, guidance, likeness, strength,
+                sampler, person, or text, whose values replace the first of them in the prompt.
+            y: What varies from row to row.
+            folder: Keeps the single images; those that are there are not drawn again.
+            overwrite: Replace other images in `folder`.
+            progress: As for `run`.
+            settings: What all images have: keys of `celebctl.jobs.job_file.FIELDS`. Without a seed, that of the folder
+                or a random one.
+
+        Raises:
+            UsageError: An axis or a value does not fit; nothing was drawn.
+
+        Example:
+            ```python
+            grid = Pipeline("mini").grid("{person} on the beach", "seed=1,2,3", "person=alice,bob", steps=20)
+            grid.save(Path("grid.png"))
+            ```
+        """
+        axes = [parse_axis(axis) if isinstance(axis, str) else axis for axis in (x, y) if axis is not None]
+        place = None if folder is None else Path(folder)
+        settings = {**settings, "prompt": prompt}
+        return draw_grid(self, settings, axes, folder=place, overwrite=overwrite, progress=progress)
 
     def complete(self, requests: Sequence[Request]) -> list[Request | CelebctlError]:
         """For each request the complete one that `generate` would run, or the error that it would raise.

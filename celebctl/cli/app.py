@@ -16,6 +16,7 @@ from .download import download
 from .evaluate import evaluate
 from .export import export
 from .gen import gen, regen
+from .grid import grid, sheet
 from .interchange import export_embedding, import_person, inspect_file
 from .learn import learn
 from .mix import interpolate, mix
@@ -64,6 +65,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "gen": gen,
         "regen": regen,
         "run": run,
+        "grid": grid,
+        "sheet": sheet,
         "eval": evaluate,
     },
     "Learned people": {

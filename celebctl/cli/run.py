@@ -164,7 +164,7 @@ def draw_jobs(
             console.output([str(result.path)], {})
 
     try:
-        with _pace(console, f"drawing {jobs.source}") as progress:
+        with track_pace(console, f"drawing {jobs.source}") as progress:
             return run_jobs(pipe, jobs, folder, progress=progress, finished=show, **chosen)
     except UsageError as error:
         _list_lines(console, error)
@@ -217,7 +217,8 @@ def _hides_paths(console: CliConsole) -> bool:
 
 
 @contextmanager
-def _pace(console: CliConsole, title: str) -> "Generator[ProgressCallback]":
+def track_pace(console: CliConsole, title: str) -> "Generator[ProgressCallback]":
+    """Yield a progress callback for `run_jobs`: a bar, or lines, with images per minute and the time left."""
     with console.progress(title) as report:
 
         def show(event: "Progress") -> None:

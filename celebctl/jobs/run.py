@@ -166,7 +166,7 @@ def run_jobs(
         SetupError: The folder cannot be written.
     """
     pattern, keep_going = check_pattern(options.get("name", DEFAULT_PATTERN)), options.get("keep_going", False)
-    seed = _run_seed(folder, options.get("seed"))
+    seed = run_seed(folder, options.get("seed"))
     if not jobs.lines and not jobs.errors:
         raise InvalidInputError(f"{jobs.source} has no prompts", "write one a line", reason="no_jobs")
     good, errors = check_jobs(drawer, jobs, seed, pattern)
@@ -347,7 +347,7 @@ def _state(folder: Path, journal: Journal, job: Job) -> Literal["missing", "kept
     return "kept"
 
 
-def _run_seed(folder: Path, seed: int | None) -> int:
+def run_seed(folder: Path, seed: int | None) -> int:
     """The seed of the run: given, or that of the journal, or random. Raises UsageError."""
     if seed is not None:
         if not 0 <= seed <= MAX_SEED:
