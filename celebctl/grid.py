@@ -40,7 +40,7 @@ def grid(
         rows: Images by row.
         labels: The text below each image; too long a text ends in "...".
         cell: Width and height in pixels.
-        lines: How many lines a label may have.
+        lines: How many lines a label may have; all rows get the height of the longest.
 
     Raises:
         ValueError: Labels and images differ in number.
@@ -50,17 +50,19 @@ def grid(
         >>> grid([[Image.new("RGB", (64, 64))] * 2], [["a", "b"]], cell=(100, 100)).size
         (224, 138)
     """
-    (width, height), columns, text_height = cell, max(map(len, rows)), _LINE * lines
+    (width, height), columns, font = cell, max(map(len, rows)), ImageFont.load_default(_FONT_SIZE)
+    wrapped = [[_wrap(text, font, width, lines) for text in texts] for texts in labels]
+    text_height = _LINE * max(1, *(len(parts) for texts in wrapped for parts in texts))
     size = (columns * (width + GAP) + GAP, len(rows) * (height + text_height + GAP) + GAP)
     sheet = Image.new("RGB", size, _BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
-    for r, (images, texts) in enumerate(zip(rows, labels, strict=True)):
-        for c, (image, text) in enumerate(zip(images, texts, strict=True)):
+    draw = ImageDraw.Draw(sheet)
+    for r, (images, texts) in enumerate(zip(rows, wrapped, strict=True)):
+        for c, (image, parts) in enumerate(zip(images, texts, strict=True)):
             left, top = GAP + c * (width + GAP), GAP + r * (height + text_height + GAP)
             sheet.paste(ImageOps.fit(image.convert("RGB"), cell, Image.Resampling.LANCZOS), (left, top))
-            for number, line in enumerate(_wrap(text, font, width, lines)):
+            for number, part in enumerate(parts):
                 at = (left + width / 2, top + height + 3 + number * _LINE)
-                draw.text(at, line, fill=_TEXT, font=font, anchor="ma")
+                draw.text(at, part, fill=_TEXT, font=font, anchor="ma")
     return sheet
 
 

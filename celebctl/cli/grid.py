@@ -77,7 +77,8 @@ def grid(
     with track_pace(console, "drawing") as progress:
         drawn = draw_grid(pipe, settings, axes, folder=separate, overwrite=force, progress=progress)
     drawn.save(out, cell=cell_size, overwrite=force)
-    console.info(f"{len(drawn.requests)} images, seed {drawn.settings['seed']}")
+    varies = any(axis.name == "seed" for axis in axes)
+    console.info(f"{len(drawn.requests)} images" + ("" if varies else f", seed {drawn.settings['seed']}"))
     requests = [request.to_json() for request in drawn.requests]
     document = {"path": str(out), "separate": None if separate is None else str(separate), "requests": requests}
     console.output([str(out)], document)
