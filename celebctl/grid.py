@@ -84,8 +84,8 @@ def titled_grid(
         cell: Width and height of an image in pixels.
     """
     width, height = cell
-    font = ImageFont.load_default(min(max(_FONT_SIZE, width // 14), 28))
-    line = round(font.size * 1.4)
+    font_size = min(max(_FONT_SIZE, width // 14), 28)
+    font, line = ImageFont.load_default(font_size), round(font_size * 1.4)
     wrapped = [_wrap(title, font, max(width * 3 // 4, 120), 4) for title in titles]
     margin = round(max((font.getlength(part) for parts in wrapped for part in parts), default=0))
     margin += 2 * GAP if margin else 0

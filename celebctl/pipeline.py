@@ -274,7 +274,7 @@ class Pipeline:
             folder: Where the PNG files and the journal go; created when missing.
             progress: Called with the images done and their total, and the metrics "images_per_minute" and
                 "seconds_left".
-            finished: Called once for each image, in order.
+            finished: Called once for each image: for kept ones at once, then for the others in order.
             options: See `celebctl.jobs.run.RunOptions`.
 
         Returns:

@@ -133,6 +133,9 @@ def watch_folder(
 
     results: list[WatchedFile] = []
 
+    def draw(jobs: "JobFile", target: Path) -> "RunReport":
+        return draw_jobs(console, pipe, jobs, target, chosen)
+
     def finished(result: "WatchedFile") -> None:
         results.append(result)
         if result.report is not None:
@@ -142,7 +145,6 @@ def watch_folder(
         console.info(f"{result.path}")
 
     console.info(f"watching {folder}" + ("" if until_empty else "; end with Ctrl-C"))
-    draw = lambda jobs, target: draw_jobs(console, pipe, jobs, target, chosen)  # noqa: E731
     watch(draw, folder, out=out, until_empty=until_empty, finished=finished)
     console.output([], {"files": [result.to_json() for result in results]})
     if not all(result.report is not None and result.report.is_complete for result in results):

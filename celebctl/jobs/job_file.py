@@ -258,7 +258,7 @@ def _parse_object(line: str) -> Mapping[str, Any]:
 def _read_csv(jobs: JobFile, text: str) -> None:
     rows = _rows(text)
     try:
-        _, header = next(rows, (1, []))
+        _, header = next(rows, (1, list[str]()))
         names = [name.strip() for name in header]
         repeated = [name for name in names if names.count(name) > 1]
         for name in names:

@@ -3,7 +3,7 @@
 One file of JSON lines, ``.celebctl-run.jsonl`` in the output folder, which is only appended to. Each line is on the
 disk before the next image is begun:
 
-    {"format": 1, "seed": 7}                                                the run, once per start
+    {"format": 1, "seed": 7}                                                           the seed of the run
     {"file": "0001-alice-5.png", "line": 1, "digest": "9f...", "bytes": 8123}          a finished image
     {"file": "0002-alice-6.png", "line": 2, "digest": "1c...", "error": {"code": ..., "problem": ...}}
 
@@ -12,11 +12,11 @@ The last line may be torn by a crash; it is ignored, and the image is recognised
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,17 +38,18 @@ class Journal:
         self.seed: int | None = None
         self.finished: dict[str, tuple[str, int]] = {}  # file -> digest, bytes
         self._lock = threading.Lock()
-        for entry in _entries(path):
+        content = _read(path)
+        self._torn = not content.endswith(b"\n") and bool(content)
+        for entry in _entries(content):
             try:
-                self._read(entry)
+                self._add_entry(entry)
             except (KeyError, TypeError, ValueError) as error:
                 problem, hint = f"{path} is not a journal of celebctl", "choose another folder, or remove the file"
                 raise IntegrityError(problem, hint, reason="not_a_journal", path=path) from error
 
     def begin(self, seed: int) -> None:
         """Record the start of a run with this seed."""
-        # A line that a crash has torn must not swallow this one.
-        self._append({"format": _FORMAT, "seed": seed}, before=b"\n" if self.path.exists() else b"")
+        self._append({"format": _FORMAT, "seed": seed})
 
     def add(self, file: str, line: int, digest: str, size: int) -> None:
         """Record a finished image of `size` bytes."""
@@ -58,7 +59,7 @@ class Journal:
         """Record an image that could not be drawn or written."""
         self._append({"file": file, "line": line, "digest": digest, "error": error})
 
-    def _read(self, entry: Mapping[str, Any]) -> None:
+    def _add_entry(self, entry: Mapping[str, Any]) -> None:
         if "format" in entry:
             if (version := int(entry["format"])) > _FORMAT:
                 problem = f"{self.path} has format {version}; this celebctl reads up to {_FORMAT}"
@@ -67,18 +68,21 @@ class Journal:
         elif "error" not in entry:
             self.finished[str(entry["file"])] = str(entry["digest"]), int(entry["bytes"])
 
-    def _append(self, entry: Mapping[str, Any], before: bytes = b"") -> None:
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         with self._lock, translate_os_errors(self.path):
             is_new = not self.path.exists()
             with self.path.open("xb") if is_new else open_regular(self.path, "rb+") as file:
                 file.seek(0, os.SEEK_END)
-                file.write(before + json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+                file.write(b"\n" + line if self._torn else line)
+                self._torn = True  # until all of the line is written
                 flush(file)
+            self._torn = False
             if is_new:
                 flush_directory(self.path.parent)
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_journal(folder: Path) -> Generator[Journal]:
     """Lock an output folder, which is created when missing, and read its journal.
 
@@ -104,20 +108,21 @@ def open_journal(folder: Path) -> Generator[Journal]:
         lock.release()
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal; lines torn by a crash are left out."""
+def _read(path: Path) -> bytes:
     try:
-        lines = read_regular(path, _MAX_BYTES).split(b"\n")
+        return read_regular(path, _MAX_BYTES)
     except FileNotFoundError:
-        return []
+        return b""
     except OSError as error:
         raise SetupError(f"cannot read {path}: {error.strerror}", "check its permissions", path=path) from error
+
+
+def _entries(content: bytes) -> list[dict[str, Any]]:
+    """The lines of a journal; lines torn by a crash are left out."""
     entries: list[dict[str, Any]] = []
-    for line in filter(None, lines):
-        try:
+    for line in filter(None, content.split(b"\n")):
+        with contextlib.suppress(ValueError):
             entry = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            entries.append(cast("dict[str, Any]", entry))
+            if isinstance(entry, dict):
+                entries.append(cast("dict[str, Any]", entry))
     return entries

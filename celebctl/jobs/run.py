@@ -152,7 +152,7 @@ def run_jobs(
         folder: Where the images and the journal go; created when missing.
         progress: Called with stage "drawing", the images done and their total, and the metrics "images_per_minute" and
             "seconds_left".
-        finished: Called once for each image, in the order of the file.
+        finished: Called once for each image: for kept ones at once, then for the others in the order of the file.
         options: See `RunOptions`.
 
     Returns:
@@ -185,8 +185,8 @@ def run_jobs(
             if not keep_going or len(foreign) == len(good):
                 raise _invalid("images_exist", jobs, taken)
             errors += taken
-            good = [job for job in good if job not in foreign]
-        if not good or any(states[job.file] != "kept" for job in good):
+            good = [job for job in good if states[job.file] != "foreign"]
+        if journal.seed != seed:
             journal.begin(seed)
         run = _Run(drawer, journal, folder, progress, finished, options.get("overwrite", False))
         for job in good:
