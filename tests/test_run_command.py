@@ -103,4 +103,4 @@ def test_grid_and_sheet_write_labelled_sheets(draw: CommandLine) -> None:
 def test_the_time_left_is_short() -> None:
     assert pace_text({}) == ""
     assert pace_text({"images_per_minute": 41.26, "seconds_left": 200.4}) == "41.3 images/min, 3:20 left"
-    assert pace_text({"images_per_minute": 0.0, "seconds_left": 7325}) == "2:02:05 left"
+    assert pace_text({"images_per_minute": 0.25, "seconds_left": 7325}) == "0.25 images/min, 2:02:05 left"

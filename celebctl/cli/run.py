@@ -236,8 +236,7 @@ def pace_text(metrics: Mapping[str, float]) -> str:
     left = round(metrics["seconds_left"])
     hours, minutes = divmod(left // 60, 60)
     time_left = f"{hours}:{minutes:02}:{left % 60:02}" if hours else f"{minutes}:{left % 60:02}"
-    rate = metrics["images_per_minute"]
-    return f"{rate:.3g} images/min, {time_left} left" if rate else f"{time_left} left"
+    return f"{metrics['images_per_minute']:.3g} images/min, {time_left} left"
 
 
 def _list_lines(console: CliConsole, error: "UsageError") -> None:

@@ -225,6 +225,7 @@ class _Run:
             try:
                 for indices in groups:
                     for job, image in self._images([jobs[index] for index in indices], pace):
+                        pace.add_drawn(job)
                         self._unwritten.append((job, pool.submit(self._save, job, image)))
                         self._settle_written(pace, at_most=_MAX_UNWRITTEN)
                     if self._setup_errors >= MAX_SETUP_ERRORS:
@@ -285,7 +286,7 @@ class _Run:
             error = future.result()
             self._setup_errors = self._setup_errors + 1 if isinstance(error, SetupError) else 0
             self.settle(job, "drawn" if error is None else "failed", error)
-            pace.finish(job)
+            pace.add_finished()
 
 
 class _Pace:
@@ -293,8 +294,8 @@ class _Pace:
 
     def __init__(self, jobs: Iterable[Job], done: int, progress: ProgressCallback) -> None:
         self._work = {job.file: _work(job.request) for job in jobs}
-        self._left, self._finished_work = sum(self._work.values()), 0.0
-        self._done, self._before, self._total = done, done, done + len(self._work)
+        self._all_work, self._drawn_work = sum(self._work.values()), 0.0
+        self._done, self._total = done, done + len(self._work)
         self._progress, self._started = progress, time.monotonic()
 
     @property
@@ -307,19 +308,24 @@ class _Pace:
         work = sum(self._work[job.file] for job in jobs)
         return lambda event: self._report(work * event.step / max(event.total, 1))
 
-    def finish(self, job: Job) -> None:
+    def add_drawn(self, job: Job) -> None:
+        """Count the work of an image, which has yet to be written."""
+        self._drawn_work += self._work[job.file]
+
+    def add_finished(self) -> None:
         """Count an image as finished."""
         self._done += 1
-        self._finished_work += self._work[job.file]
         self._report(0.0)
 
     def _report(self, drawing: float) -> None:
-        """`drawing`: the work that is done on images not yet finished."""
-        elapsed, work = self.seconds, self._finished_work + drawing
+        """`drawing`: the work that is done on the images being drawn."""
+        elapsed, work = self.seconds, self._drawn_work + drawing
         metrics = {}
         if work and elapsed:
-            rate = (self._done - self._before) / elapsed
-            metrics = {"images_per_minute": 60 * rate, "seconds_left": (self._left - work) * elapsed / work}
+            metrics = {
+                "images_per_minute": 60 * len(self._work) * work / self._all_work / elapsed,
+                "seconds_left": (self._all_work - work) * elapsed / work,
+            }
         self._progress(Progress("drawing", self._done, self._total, metrics))
 
 
