@@ -197,6 +197,8 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if not isinstance(value, FIELDS[name]) or isinstance(value, bool):
             raise FieldError(name, f"{name} is {_shown(value)}", f"expected {_expected(name)}")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise FieldError(name, f"{name} is out of range", "use a smaller number")
         if isinstance(value, str) and ("\0" in value or not _encodes(value)):
             raise FieldError(name, f"{name} contains a character that UTF-8 or files cannot hold")
     if not str(given.get("prompt", "")).strip():

@@ -126,7 +126,7 @@ class _LineReader:
         _check_range("count", count, 1, MAX_COUNT)
         _check_range("scale", scale, 1, MAX_SCALE)
         _check_range("seed", seed, 0, MAX_SEED - count + 1)
-        init_image = None if "from" not in values else self._folder / Path(values["from"]).expanduser()
+        init_image = None if "from" not in values else self._folder / values["from"]
         source = "" if init_image is None else _translate("from", lambda: self._digest(init_image))
         jobs: list[Job] = []
         for index, request in enumerate(batch(_request(values, seed, source), count), 1):
@@ -208,6 +208,8 @@ def _translate(field: str, parse: Callable[[], Any]) -> Any:
         return parse()
     except CelebctlError as error:
         raise FieldError(field, error.problem, error.hint) from error
+    except OverflowError as error:
+        raise FieldError(field, f"{field} has a number that is too large") from error
 
 
 def _check_range(name: str, value: int, least: int, most: int) -> None:
