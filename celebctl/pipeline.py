@@ -5,7 +5,7 @@
 
 import logging
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -22,21 +22,25 @@ from celebctl.bundles import (
     people_of_other_models,
     table_difference,
 )
+from celebctl.jobs.axes import Axis, parse_axis
+from celebctl.jobs.job_file import jobs_of, read_job_file
+from celebctl.jobs.run import JobResult, RunOptions, RunReport, run_jobs
 from celebctl.library import Library
+from celebctl.prompt_grid import PromptGrid, draw_grid
 from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
-from celebctl_runtime.errors import InvalidInputError, NotFoundError, UsageError
+from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError, UsageError
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.picture import WATERMARKED, EncodingOptions, GeneratedImage, Marks, read_request, save_image
-from celebctl_runtime.pipeline import generate
+from celebctl_runtime.pipeline import complete, generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
 from celebctl_runtime.request import DEFAULT_HIRES_STRENGTH, DEFAULT_THRESHOLD, MAX_SEED, Request, batch
-from celebctl_runtime.sampling.init_image import InitImage, Mask
+from celebctl_runtime.sampling.init_image import DEFAULT_STRENGTH, InitImage, Mask
 
-DEFAULT_STRENGTH, MASKED_STRENGTH, EDIT_STRENGTH = 0.6, 1.0, 0.8
+MASKED_STRENGTH, EDIT_STRENGTH = 1.0, 0.8
 MAX_IMAGES = 10_000  # of one call
 _log = logging.getLogger(__name__)
 
@@ -360,13 +364,106 @@ class Pipeline:
 
         `overrides` are identities for this call only; they are not added to the bundle. Raises as `__call__`.
         """
-        texts = [text for request in requests for text in (request.prompt, request.negative, request.was or "")]
-        prompts = list(dict.fromkeys(texts))
         if self.add_people and not overrides:
-            self._add_mentioned(prompts)
+            self._add_mentioned(_prompts(requests))
         images = generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
         files = {image.digest: (image.file,) for image in init_images if image.file is not None}
         return [replace(image, ingredients=files.get(image.request.source, ())) for image in images]
+
+    def run(
+        self,
+        jobs: Path | str | Iterable[str | Mapping[str, Any]],
+        folder: Path | str,
+        *,
+        progress: ProgressCallback = ignore_progress,
+        finished: Callable[[JobResult], object] = lambda _: None,
+        **options: Unpack[RunOptions],
+    ) -> RunReport:
+        """Draw many images into a folder. Called again with the same arguments, it draws what is missing.
+
+        Args:
+            jobs: A job file (plain lines, JSONL or CSV), or its lines: prompts, and mappings of a prompt and settings
+                with the keys of `celebctl.jobs.job_file.FIELDS`.
+            folder: Where the PNG files and the journal go; created when missing.
+            progress: Called with the images done and their total, and the metrics "images_per_minute" and
+                "seconds_left".
+            finished: Called once for each image: for kept ones at once, then for the others in order.
+            options: See `celebctl.jobs.run.RunOptions`.
+
+        Returns:
+            What became of every image; failures of single images do not raise.
+
+        Raises:
+            UsageError: A line is invalid, or a file is there that holds another image; nothing was drawn.
+            NotFoundError: There is no such job file.
+            BusyError: Another process draws into the folder.
+            SetupError: The folder cannot be written.
+
+        Example:
+            ```python
+            pipeline = Pipeline("mini")
+            jobs = [{"prompt": "alice smiling", "seed": 7, "count": 4}, "alice on the beach"]
+            for image in pipeline.run(jobs, "images").images:
+                print(image.path, image.status)
+            ```
+        """
+        read = read_job_file(Path(jobs)) if isinstance(jobs, Path | str) else jobs_of(jobs)
+        return run_jobs(self, read, Path(folder), progress=progress, finished=finished, **options)
+
+    def grid(
+        self,
+        prompt: str,
+        x: Axis | str,
+        y: Axis | str | None = None,
+        *,
+        folder: Path | str | None = None,
+        overwrite: bool = False,
+        progress: ProgressCallback = ignore_progress,
+        **settings: Any,
+    ) -> PromptGrid:
+        """Draw a prompt with settings that vary along one or two axes, up to 100 images.
+
+        Args:
+            prompt: Text with names of people; {person} where an axis of people puts them.
+            x: What varies along a row, as "seed=1,2,3" or as an Axis: seed, steps, guidance, likeness, strength,
+                sampler, person, or text, whose values replace the first of them in the prompt.
+            y: What varies from row to row.
+            folder: Keeps the single images; those that are there are not drawn again.
+            overwrite: Replace other images in `folder`.
+            progress: As for `run`.
+            settings: What all images have: keys of `celebctl.jobs.job_file.FIELDS`. Without a seed, that of the folder
+                or a random one.
+
+        Raises:
+            UsageError: An axis or a value does not fit; nothing was drawn.
+
+        Example:
+            ```python
+            grid = Pipeline("mini").grid("{person} on the beach", "seed=1,2,3", "person=alice,bob", steps=20)
+            grid.save(Path("grid.png"))
+            ```
+        """
+        axes = [parse_axis(axis) if isinstance(axis, str) else axis for axis in (x, y) if axis is not None]
+        place = None if folder is None else Path(folder)
+        settings = {**settings, "prompt": prompt}
+        return draw_grid(self, settings, axes, folder=place, overwrite=overwrite, progress=progress)
+
+    def complete(self, requests: Sequence[Request]) -> list[Request | CelebctlError]:
+        """For each request the complete one that `generate` would run, or the error that it would raise.
+
+        People of the library who are named in the prompts are added to the bundle, as when drawing.
+        """
+        errors: dict[int, CelebctlError] = {}
+        if self.add_people:
+            try:
+                self._add_mentioned(_prompts(requests))
+            except CelebctlError:  # of one request or more
+                for index, request in enumerate(requests):
+                    try:
+                        add_mentioned_people(self.bundle, self.library, _prompts([request]))
+                    except CelebctlError as error:
+                        errors[index] = error
+        return [errors.get(index, one) for index, one in enumerate(complete(self.bundle, self.backend, requests))]
 
     def batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """`requests` in groups as large as the engine draws at once."""
@@ -537,6 +634,11 @@ def as_likeness(likeness: Likeness | Mapping[str, float] | None) -> Likeness:
     if likeness is None:
         return FULL_LIKENESS
     return tuple(likeness.items()) if isinstance(likeness, Mapping) else likeness
+
+
+def _prompts(requests: Sequence[Request]) -> list[str]:
+    texts = (text for request in requests for text in (request.prompt, request.negative, request.was or ""))
+    return list(dict.fromkeys(texts))
 
 
 def _positive(name: str, value: int | None) -> int:

@@ -17,11 +17,13 @@ from .edit import edit
 from .evaluate import evaluate
 from .export import export
 from .gen import gen, regen
+from .grid import grid, sheet
 from .interchange import export_embedding, import_person, inspect_file
 from .learn import learn
 from .mix import interpolate, mix
 from .people import list_people, remove, rename, show
 from .prove import prove
+from .run import run
 from .sample import nearest, sample
 from .sample_photo import sample_photo
 from .verify import verify
@@ -65,6 +67,9 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "gen": gen,
         "edit": edit,
         "regen": regen,
+        "run": run,
+        "grid": grid,
+        "sheet": sheet,
         "verify": verify,
         "eval": evaluate,
     },

@@ -190,6 +190,9 @@ LIBRARY: dict[str, str] = {
     "unknown_format": "use --to with one of diffusers, webui, comfyui, invoke",
     "consent_form": "use --consent self, --consent synthetic or --consent signed:FILE",
     "missing_file": "check the path",
+    "invalid_lines": "correct them, or draw the other lines with --keep-going",
+    "images_exist": "replace them with --force, or choose another folder with --out",
+    "folder_busy": "wait until it ends, or choose another folder with --out",
 }
 
 #: celebctl.evaluation, celebctl.bench.

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from itertools import count
 from pathlib import Path
 
+from celebctl.jobs.names import slug_of as slug_of
 from celebctl_runtime.errors import CelebctlError, UsageError
 from celebctl_runtime.identity import check_name
 
@@ -18,7 +19,6 @@ _GENERIC_STEM = re.compile(
     r"([-_]?\d.*)?"
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-_MAX_SLUG = 60
 _MAX_NAME = 32  # as check_name
 
 
@@ -62,12 +62,6 @@ def name_of_mix(parents: Sequence[str], taken: Collection[str]) -> str:
 def next_sample_name(taken: Collection[str]) -> str:
     """The first of sample-1, sample-2, ... that is not taken."""
     return next(name for name in (f"sample-{n}" for n in count(1)) if name not in taken)
-
-
-def slug_of(prompt: str) -> str:
-    """A file name for a prompt: lower case, words joined by dashes."""
-    slug = re.sub(r"[^\w]+", "-", prompt.casefold()).strip("-_")
-    return slug[:_MAX_SLUG].rstrip("-_") or "image"
 
 
 def free_path(path: Path) -> Path:

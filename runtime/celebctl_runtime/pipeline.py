@@ -6,7 +6,7 @@ runs the graphs, how a sampler works, or where images are saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from .backends.base import Backend, Conditioning, SupportsFullDenoise, SupportsI
 from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
 from .diffedit import DRAWS, difference_mask, differences, invert, without_negative
-from .errors import BusyError, InvalidInputError, NotFoundError, SetupError, UsageError
+from .errors import BusyError, CelebctlError, InvalidInputError, NotFoundError, SetupError, UsageError
 from .picture import GeneratedImage, to_image
 from .progress import Progress, ProgressCallback, ignore_progress
 from .prompting.layout import Region, layout_text, parse_layout, region_masks, resolve_layout
@@ -78,11 +78,11 @@ def generate(
         _check_source(bundle, backend, request, sources)
         prompts.overrides([prompts.encoded(index)])
     second = [second_pass(request, "") for request in prompts.requests if request.hires]
-    batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts.requests, backend.batch_limit)]
-    evaluations = sum(len(batch.requests) * batch.evaluations for batch in batches)
+    created = [_Batch.create(bundle, prompts, indices) for indices in batches(prompts.requests, backend.batch_limit)]
+    evaluations = sum(len(batch.requests) * batch.evaluations for batch in created)
     counter = _StepCounter(progress, evaluations + sum(each.steps - each.skipped for each in second))
     images: list[GeneratedImage] = []
-    for batch in batches:
+    for batch in created:
         encoded, conditionings = _encode(bundle, backend, prompts, batch)
         report = counter.start(batch, len(images))
         state, inpainting = _first_state(backend, batch, sources, conditionings, report)
@@ -111,6 +111,50 @@ def _second_passes(
     requests = [second_pass(image.request, source.digest) for image, source in zip(first, sources, strict=True)]
     again = iter(generate(bundle, backend, requests, progress, sources, overrides))
     return [replace(next(again), request=image.request) if image.request.hires else image for image in images]
+
+
+def complete(bundle: Bundle, backend: Backend, requests: Sequence[Request]) -> list[Request | CelebctlError]:
+    """Check requests as :func:`generate` does, without drawing; init images are taken to be there.
+
+    Returns:
+        For each request either the complete request, with every default filled in and its people named, or the error
+        that :func:`generate` would raise for it.
+
+    Example:
+        Two requests, of which the second has too many steps::
+
+            complete(bundle, backend, [Request("alice"), Request("alice", steps=5000)])  # [Request, UsageError]
+    """
+    bundle.refresh()
+    prompts = _Prompts(bundle, requests, ())
+    checked: list[Request | CelebctlError] = []
+    for index, request in enumerate(requests):
+        try:
+            prompts.requests[index] = resolve(request, bundle.manifest)
+            _check_source(bundle, backend, request, None)
+            encoded = prompts.encoded(index)
+            prompts.overrides([encoded])
+            checked.append(encoded.request)
+        except CelebctlError as error:
+            checked.append(error)
+    return checked
+
+
+def batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
+    """Indices of neighbouring requests that :func:`generate` runs together, at most ``limit`` at once.
+
+    Args:
+        requests: Complete requests (:func:`complete`).
+        limit: The backend's ``batch_limit``.
+    """
+    indices: list[int] = []
+    for index, request in enumerate(requests):
+        if indices and (len(indices) == limit or _batch_key(requests[indices[0]]) != _batch_key(request)):
+            yield indices
+            indices = []
+        indices.append(index)
+    if indices:
+        yield indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,18 +283,6 @@ class _Batch:
         return np.stack([step_noise(request.seed, index, self.shape) for request in self.requests])
 
 
-def _batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
-    """Indices of neighbouring requests that can run together, at most ``limit`` at once."""
-    indices: list[int] = []
-    for index, request in enumerate(requests):
-        if indices and (len(indices) == limit or _batch_key(requests[indices[0]]) != _batch_key(request)):
-            yield indices
-            indices = []
-        indices.append(index)
-    if indices:
-        yield indices
-
-
 def _batch_key(request: Request) -> tuple[object, ...]:
     """What the images of one batch have in common."""
     sampling = request.width, request.height, request.steps, request.guidance, request.sampler
@@ -297,11 +329,14 @@ def _source_of(request: Request, sources: Sequence[InitImage]) -> InitImage:
     return (masked or images)[0]
 
 
-def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Sequence[InitImage]) -> None:
-    """Raise for an init image or mask that is missing or unusable, or that bundle or engine cannot encode."""
+def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Sequence[InitImage] | None) -> None:
+    """Raise for an init image or mask that is missing or unusable, or that bundle or engine cannot encode.
+
+    sources: None when they are taken to be there.
+    """
     if not (request.source or request.hires):
         return
-    if request.source:
+    if request.source and sources is not None:
         image = _source_of(request, sources)
         if request.mask:
             _mask_weights(request, image)

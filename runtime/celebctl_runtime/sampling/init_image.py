@@ -16,6 +16,7 @@ from celebctl_runtime.errors import InvalidInputError, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+DEFAULT_STRENGTH = 0.6  # of a request with an init image
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _COLOUR_TOLERANCE = 24  # of 255, between the channels of a pixel: JPEG leaves a little colour in greys
 
