@@ -16,12 +16,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, InvalidInputError, SetupError, UsageError
-from celebctl_runtime.picture import WATERMARKED, EncodingOptions, GeneratedImage, Marks, read_request, save_image
+from celebctl_runtime.picture import WATERMARKED, GeneratedImage, Marks, read_request, save_image
 from celebctl_runtime.pipeline import batches, generate
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 from celebctl_runtime.request import MAX_SEED, Request
@@ -190,8 +190,9 @@ def run_jobs(
             good = [job for job in good if states[job.file] != "foreign"]
         if journal.seed != seed:
             journal.begin(seed)
-        saving = EncodingOptions(marks=options.get("marks", WATERMARKED))
-        run = _Run(drawer, journal, folder, progress, finished, options.get("overwrite", False), saving)
+        marks = options.get("marks", WATERMARKED)
+        save = partial(save_image, overwrite=options.get("overwrite", False), marks=marks)
+        run = _Run(drawer, journal, folder, progress, finished, save)
         for job in good:
             if states[job.file] == "kept":
                 run.settle(job, "kept")
@@ -210,15 +211,14 @@ class _Run:
         folder: Path,
         progress: ProgressCallback,
         finished: Callable[[JobResult], object],
-        overwrite: bool,
-        saving: EncodingOptions,
+        save: Callable[..., Path],
     ) -> None:
         self.results: dict[str, JobResult] = {}
         self.seconds = 0.0
         self._drawer, self._journal, self._folder = drawer, journal, folder
         self._progress, self._finished = progress, finished
         self._unwritten: deque[tuple[Job, Future[CelebctlError | None]]] = deque()
-        self._overwrite, self._saving, self._setup_errors = overwrite, saving, 0
+        self._save_image, self._setup_errors = save, 0
         self._read = lru_cache(maxsize=4)(InitImage.read)
 
     def draw(self, jobs: Sequence[Job]) -> None:
@@ -274,7 +274,7 @@ class _Run:
         else:
             path = self._folder / job.file
             try:
-                save_image(image, path, scale=job.scale, overwrite=self._overwrite, **self._saving)
+                self._save_image(image, path, scale=job.scale)
                 self._journal.add(job.file, job.line, job.digest, path.stat().st_size)
                 return None
             except CelebctlError as failure:
