@@ -3,11 +3,10 @@
 `Pipeline` is the Python counterpart of `celebctl gen` and `celebctl regen`.
 """
 
-import hashlib
 import logging
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -25,21 +24,32 @@ from celebctl.bundles import (
     table_difference,
 )
 from celebctl.drawn_faces import DrawnFaces, open_drawn_faces, wants_faces
+from celebctl.jobs.axes import Axis, parse_axis
+from celebctl.jobs.job_file import jobs_of, read_job_file
+from celebctl.jobs.run import JobResult, RunOptions, RunReport, run_jobs
 from celebctl.library import Library
+from celebctl.prompt_grid import PromptGrid, draw_grid
 from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
-from celebctl_runtime.errors import NotFoundError, UsageError
+from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError, UsageError
 from celebctl_runtime.identity import Identity
-from celebctl_runtime.picture import GeneratedImage, read_request, save_image
-from celebctl_runtime.pipeline import generate
+from celebctl_runtime.picture import WATERMARKED, EncodingOptions, GeneratedImage, Marks, read_request, save_image
+from celebctl_runtime.pipeline import complete, generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import AUTO, normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
-from celebctl_runtime.request import MAX_SEED, REFINE_STRENGTH, Request, batch
-from celebctl_runtime.sampling.init_image import InitImage
+from celebctl_runtime.request import (
+    DEFAULT_HIRES_STRENGTH,
+    DEFAULT_THRESHOLD,
+    MAX_SEED,
+    REFINE_STRENGTH,
+    Request,
+    batch,
+)
+from celebctl_runtime.sampling.init_image import DEFAULT_STRENGTH, InitImage, Mask
 
-DEFAULT_STRENGTH = 0.6
+MASKED_STRENGTH, EDIT_STRENGTH = 1.0, 0.8
 MAX_IMAGES = 10_000  # of one call
 MAX_BEST_OF = 100
 _log = logging.getLogger(__name__)
@@ -59,7 +69,15 @@ class GenerationOptions(TypedDict, total=False):
         likeness: From 0 (the average celebrity) to 1 (as learned), for everyone or by name.
         layout: Where each person is, as "left:alice,right:bob"; "auto" or "none".
         init_image: Start from this image instead of noise (img2img): an RGB image, or its file.
-        strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6.
+        strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6; with a mask 1.
+        mask_image: With `init_image`, what may change is white here, the rest black (inpainting): an image of greys
+            with the size or the proportions of `init_image`, or its file. Default: the transparent parts of
+            `init_image`, if it has any.
+        mask_blur: Pixels inside the mask's edge over which the change fades in, 0 to 128. Default: 1/128 of the
+            shorter side, at least 1.
+        mask_invert: Keep what is white and change what is black.
+        hires: Size of a second pass, in which the image is enlarged and drawn again: a factor, as "2x", or "WxH".
+        hires_strength: How much the second pass may change: above 0, at most 1. Default 0.5.
         refine_faces: Draw the small faces of the prompt's people again, each at the model's native size.
         refine_strength: With `refine_faces`, how much of a face may change: above 0, at most 1. Default 0.2.
         best_of: Draw so many images, 1 to 100, for each one that is returned: the one whose people are most like
@@ -77,9 +95,47 @@ class GenerationOptions(TypedDict, total=False):
     layout: str | None
     init_image: Image.Image | Path | str | None
     strength: float | None
+    mask_image: Image.Image | Path | str | None
+    mask_blur: int | None
+    mask_invert: bool
+    hires: str | None
+    hires_strength: float | None
     refine_faces: bool
     refine_strength: float | None
     best_of: int
+
+
+class EditOptions(TypedDict, total=False):
+    """What `Pipeline.edit` may change; None, or leaving it out, is the default.
+
+    Attributes:
+        was: What the image shows, as a prompt. Default: the prompt of its recipe; "" without one.
+        threshold: Above 0, at most 1: how different the predictions for both prompts have to be where the image is
+            changed, relative to the largest difference or to three times the mean; larger changes less. Default 0.5.
+        strength: How much may change inside the mask: above 0, at most 1. Default 0.8.
+        mask_blur: As in `GenerationOptions`, as are the following.
+        negative_prompt: What not to draw.
+        seed: Of the noise.
+        steps: Sampling steps.
+        guidance_scale: Classifier-free guidance.
+        sampler: A name in `celebctl_runtime.SAMPLERS`.
+        width: Pixels. Default: of the image's recipe, else of the model.
+        height: The same.
+        likeness: From 0 (the average celebrity) to 1 (as learned).
+    """
+
+    was: str | None
+    threshold: float | None
+    strength: float | None
+    mask_blur: int | None
+    negative_prompt: str
+    seed: int | None
+    steps: int | None
+    guidance_scale: float | None
+    sampler: str | None
+    width: int | None
+    height: int | None
+    likeness: Likeness | Mapping[str, float] | None
 
 
 class RefinementFields(TypedDict):
@@ -97,30 +153,46 @@ class PipelineOutput:
         images: RGB images of the size the model draws, in pixels.
         requests: For each image the complete request, with every default filled in.
         records: For each image what drew it: model, bundle, engine, versions, digests of the people.
+        masks: For each image where its init image was changed, mode "L", 255 is drawn; None without a mask.
     """
 
     images: list[Image.Image]
     requests: list[Request]
     records: list[Mapping[str, Any]]
+    masks: list[Image.Image | None] = field(default_factory=list[Image.Image | None])
 
     @classmethod
     def of(cls, generated: Sequence[GeneratedImage]) -> "PipelineOutput":
         """Collect the images of the runtime."""
-        return cls([g.image for g in generated], [g.request for g in generated], [g.record for g in generated])
+        images, masks = [g.image for g in generated], [g.mask for g in generated]
+        return cls(images, [g.request for g in generated], [g.record for g in generated], masks)
 
-    def save(self, path: Path | str, *, scale: int = 1, overwrite: bool = False) -> list[Path]:
-        """Write PNG files that carry the recipe (request and record) as text chunks.
+    def save(
+        self,
+        path: Path | str,
+        *,
+        scale: int = 1,
+        overwrite: bool = False,
+        metadata: bool = True,
+        quality: int | None = None,
+        marks: Marks = WATERMARKED,
+    ) -> list[Path]:
+        """Write image files that carry the recipe (request and record), and a watermark.
 
         Args:
-            path: The PNG file; with several images, "-SEED" is added to the stem of each.
+            path: The file, .png, .jpg, .jpeg or .webp; with several images, "-SEED" is added to the stem of each.
             scale: Enlarge so many times, 1 to 16.
             overwrite: Replace existing files.
+            metadata: Whether to include the recipe.
+            quality: Of JPEG and WebP, 1 to 100, default 90; at 100 a WebP is lossless.
+            marks: Watermark and content credentials; `celebctl.marks.user_marks` has those of the user's settings.
 
         Returns:
             The files written.
 
         Raises:
-            UsageError: A file exists and `overwrite` is false, or `scale` is out of range.
+            UsageError: A file exists and `overwrite` is false, its suffix is another, or `scale` or `quality` is out of
+                range.
             SetupError: A file cannot be written.
         """
         path, many = Path(path), len(self.images) > 1
@@ -128,7 +200,8 @@ class PipelineOutput:
         for image, request, record in zip(self.images, self.requests, self.records, strict=True):
             file = path.with_stem(f"{path.stem}-{request.seed}") if many else path
             generated = GeneratedImage(image, request, record)
-            files.append(save_image(generated, file, scale=scale, overwrite=overwrite))
+            options = EncodingOptions(metadata=metadata, scale=scale, quality=quality, marks=marks)
+            files.append(save_image(generated, file, overwrite=overwrite, **options))
         return files
 
 
@@ -236,33 +309,79 @@ class Pipeline:
             _positive("height", options.get("height")),
             likeness=as_likeness(options.get("likeness")),
             layout=normalize_layout(options.get("layout") or ""),
+            mask_blur=options.get("mask_blur"),
+            mask_invert=options.get("mask_invert", False),
+            hires=options.get("hires") or "",
+            hires_strength=_number(options.get("hires_strength"), DEFAULT_HIRES_STRENGTH),
             **refinement(options.get("refine_faces", False), options.get("refine_strength")),
         )
+        source = options.get("init_image"), options.get("strength"), options.get("mask_image")
         best_of = options.get("best_of", 1)
-        requests, init_images = make_requests(
-            request, num_images, options.get("init_image"), options.get("strength"), best_of
-        )
+        requests, init_images = make_requests(request, num_images, *source, best_of)
         if best_of > 1:
             return PipelineOutput.of([self.generate_best(r, best_of, init_images, progress) for r in requests])
         return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
 
-    def reproduce(
-        self, path: Path | str, *, init_image: Path | str | None = None, progress: ProgressCallback = ignore_progress
+    def edit(
+        self,
+        image: Image.Image | Path | str,
+        prompt: str,
+        *,
+        progress: ProgressCallback = ignore_progress,
+        **options: Unpack[EditOptions],
     ) -> PipelineOutput:
-        """Draw an image again from the recipe in its PNG file.
+        """Change an image where a new prompt differs from what it shows, and keep the rest (DiffEdit).
 
         Args:
-            path: A PNG with a recipe.
+            image: The image, or its file.
+            prompt: What the image should show.
+            progress: As for `__call__`.
+            options: See `EditOptions`.
+
+        Returns:
+            The changed image, with the mask that was found.
+
+        Raises:
+            UsageError: A value is out of range, or both prompts say the same.
+            NotFoundError: A file or a person is missing.
+
+        Example:
+            >>> from celebctl.pipeline import Pipeline
+            >>> pipe = Pipeline(bundle_path, device="cpu")
+            >>> before = pipe("alice on the beach", seed=7, steps=4)
+            >>> after = pipe.edit(before.images[0], "alice in the snow", was="alice on the beach", steps=4)
+            >>> after.requests[0].was, after.masks[0].size == after.images[0].size
+            ('alice on the beach', True)
+        """
+        request, source, record = edit_request(image, prompt, options)
+        self.add_recorded_people(record)
+        return PipelineOutput.of(self.generate([request], init_images=[source], progress=progress))
+
+    def reproduce(
+        self,
+        path: Path | str,
+        *,
+        init_image: Path | str | None = None,
+        mask_image: Path | str | None = None,
+        progress: ProgressCallback = ignore_progress,
+    ) -> PipelineOutput:
+        """Draw an image again from the recipe in its file.
+
+        Args:
+            path: A PNG, JPEG or WebP with a recipe of celebctl, the Stable Diffusion web UI or InvokeAI.
             init_image: The image it started from, where the recipe has one.
+            mask_image: Its mask, where the recipe has one that is not in the image it started from.
             progress: As for `__call__`.
 
         Raises:
             NotFoundError: A file or a person is missing.
-            InvalidInputError: The PNG has no recipe.
+            InvalidInputError: The file has no recipe, or one that celebctl cannot draw.
+            UsageError: The recipe has another init image or mask.
         """
         request, record = read_request(Path(path))
         self.add_recorded_people(record)
-        (request,), init_images = make_requests(request, 1, init_image, request.strength)
+        strength = request.strength if request.source else None
+        (request,), init_images = make_requests(request, 1, init_image, strength, mask_image)
         return PipelineOutput.of(self.generate([request], init_images=init_images, progress=progress))
 
     def generate(
@@ -277,12 +396,118 @@ class Pipeline:
 
         `overrides` are identities for this call only; they are not added to the bundle. Raises as `__call__`.
         """
-        prompts = list(dict.fromkeys(text for request in requests for text in (request.prompt, request.negative)))
         if self.add_people and not overrides:
-            self._add_mentioned(prompts)
+            self._add_mentioned(_prompts(requests))
         if any(map(wants_faces, requests)):
             return self._generate_refined(requests, init_images, overrides, progress)
-        return generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
+        return self._generate(requests, init_images, overrides, progress)
+
+    def _generate(
+        self,
+        requests: Sequence[Request],
+        init_images: Sequence[InitImage],
+        overrides: Sequence[Identity],
+        progress: ProgressCallback,
+    ) -> list[GeneratedImage]:
+        """`generate` for requests whose people are in the bundle and whose faces need not be found."""
+        images = generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
+        files = {image.digest: (image.file,) for image in init_images if image.file is not None}
+        return [replace(image, ingredients=files.get(image.request.source, ())) for image in images]
+
+    def run(
+        self,
+        jobs: Path | str | Iterable[str | Mapping[str, Any]],
+        folder: Path | str,
+        *,
+        progress: ProgressCallback = ignore_progress,
+        finished: Callable[[JobResult], object] = lambda _: None,
+        **options: Unpack[RunOptions],
+    ) -> RunReport:
+        """Draw many images into a folder. Called again with the same arguments, it draws what is missing.
+
+        Args:
+            jobs: A job file (plain lines, JSONL or CSV), or its lines: prompts, and mappings of a prompt and settings
+                with the keys of `celebctl.jobs.job_file.FIELDS`.
+            folder: Where the PNG files and the journal go; created when missing.
+            progress: Called with the images done and their total, and the metrics "images_per_minute" and
+                "seconds_left".
+            finished: Called once for each image: for kept ones at once, then for the others in order.
+            options: See `celebctl.jobs.run.RunOptions`.
+
+        Returns:
+            What became of every image; failures of single images do not raise.
+
+        Raises:
+            UsageError: A line is invalid, or a file is there that holds another image; nothing was drawn.
+            NotFoundError: There is no such job file.
+            BusyError: Another process draws into the folder.
+            SetupError: The folder cannot be written.
+
+        Example:
+            ```python
+            pipeline = Pipeline("mini")
+            jobs = [{"prompt": "alice smiling", "seed": 7, "count": 4}, "alice on the beach"]
+            for image in pipeline.run(jobs, "images").images:
+                print(image.path, image.status)
+            ```
+        """
+        read = read_job_file(Path(jobs)) if isinstance(jobs, Path | str) else jobs_of(jobs)
+        return run_jobs(self, read, Path(folder), progress=progress, finished=finished, **options)
+
+    def grid(
+        self,
+        prompt: str,
+        x: Axis | str,
+        y: Axis | str | None = None,
+        *,
+        folder: Path | str | None = None,
+        overwrite: bool = False,
+        progress: ProgressCallback = ignore_progress,
+        **settings: Any,
+    ) -> PromptGrid:
+        """Draw a prompt with settings that vary along one or two axes, up to 100 images.
+
+        Args:
+            prompt: Text with names of people; {person} where an axis of people puts them.
+            x: What varies along a row, as "seed=1,2,3" or as an Axis: seed, steps, guidance, likeness, strength,
+                sampler, person, or text, whose values replace the first of them in the prompt.
+            y: What varies from row to row.
+            folder: Keeps the single images; those that are there are not drawn again.
+            overwrite: Replace other images in `folder`.
+            progress: As for `run`.
+            settings: What all images have: keys of `celebctl.jobs.job_file.FIELDS`. Without a seed, that of the folder
+                or a random one.
+
+        Raises:
+            UsageError: An axis or a value does not fit; nothing was drawn.
+
+        Example:
+            ```python
+            grid = Pipeline("mini").grid("{person} on the beach", "seed=1,2,3", "person=alice,bob", steps=20)
+            grid.save(Path("grid.png"))
+            ```
+        """
+        axes = [parse_axis(axis) if isinstance(axis, str) else axis for axis in (x, y) if axis is not None]
+        place = None if folder is None else Path(folder)
+        settings = {**settings, "prompt": prompt}
+        return draw_grid(self, settings, axes, folder=place, overwrite=overwrite, progress=progress)
+
+    def complete(self, requests: Sequence[Request]) -> list[Request | CelebctlError]:
+        """For each request the complete one that `generate` would run, or the error that it would raise.
+
+        People of the library who are named in the prompts are added to the bundle, as when drawing.
+        """
+        errors: dict[int, CelebctlError] = {}
+        if self.add_people:
+            try:
+                self._add_mentioned(_prompts(requests))
+            except CelebctlError:  # of one request or more
+                for index, request in enumerate(requests):
+                    try:
+                        add_mentioned_people(self.bundle, self.library, _prompts([request]))
+                    except CelebctlError as error:
+                        errors[index] = error
+        return [errors.get(index, one) for index, one in enumerate(complete(self.bundle, self.backend, requests))]
 
     def generate_best(
         self,
@@ -297,10 +522,10 @@ class Pipeline:
         Faces are drawn again in this image only. Raises as `__call__`.
         """
         if self.add_people:
-            self._add_mentioned([request.prompt, request.negative])
+            self._add_mentioned(_prompts([request]))
         self.drawn_faces.check([request])
         candidates = batch(replace(request, refine_faces=""), count)
-        images = generate(self.bundle, self.backend, candidates, progress, init_images)
+        images = self._generate(candidates, init_images, (), progress)
         best = self.drawn_faces.best(images)
         return self.drawn_faces.refine([best], progress)[0] if wants_faces(request) else best
 
@@ -323,7 +548,7 @@ class Pipeline:
             for request, some in zip(requests, wanted, strict=True)
         ]
         self.drawn_faces.check([request for request, some in zip(requests, wanted, strict=True) if some], overrides)
-        images = generate(self.bundle, self.backend, plain, progress, init_images, overrides)
+        images = self._generate(plain, init_images, overrides, progress)
         found = [image for image, some in zip(images, wanted, strict=True) if some]
         refined = iter(self.drawn_faces.refine(found, progress, overrides))
         return [next(refined) if some else image for image, some in zip(images, wanted, strict=True)]
@@ -362,12 +587,18 @@ def make_requests(
     count: int = 1,
     init_image: Image.Image | Path | str | None = None,
     strength: float | None = None,
+    mask: Image.Image | Path | str | None = None,
     best_of: int = 1,
 ) -> tuple[list[Request], list[InitImage]]:
-    """`count` requests with the seeds seed, seed + best_of, ...; and the init image they share, if any.
+    """`count` requests with the seeds seed, seed + best_of, ...; the init image with the mask they share, if any.
 
-    Raises UsageError when `count`, `best_of` or a seed is out of range, NotFoundError or InvalidInputError for the init
-    image.
+    A request that already has an init image, from a recipe, takes no other one.
+
+    Raises:
+        UsageError: `count`, `best_of` or a seed is out of range, the recipe has another init image or mask, or the mask
+            has no init image or not its proportions.
+        NotFoundError: There is no such file.
+        InvalidInputError: A file is no image or no mask.
     """
     if not 1 <= count <= MAX_IMAGES:
         raise UsageError(
@@ -382,11 +613,21 @@ def make_requests(
     if not 0 <= request.seed <= last:
         raise UsageError(f"seed {request.seed} is out of range", f"use 0 to {last}", reason="seed_range", last=last)
     if init_image is None:
+        if mask is not None:
+            raise UsageError("a mask needs an init image", "give an init image", reason="mask_without_image")
         request = request if strength is None else replace(request, strength=strength)
         return list(batch(request, count * best_of)[::best_of]), []
     image = _read_init_image(init_image)
-    changed = DEFAULT_STRENGTH if strength is None else strength
-    request = replace(request, source=image.digest, strength=changed)
+    if mask is not None:
+        image = image.with_mask(_read_mask(mask))
+    elif image.mask is not None and not request.source:
+        _log.info("the transparent parts of the init image are its mask")
+    digests = {"source": image.digest, "mask": "" if image.mask is None else image.mask.digest}
+    if request.source:
+        _check_digests(request, digests)
+        return list(batch(request, count * best_of)[::best_of]), [image]
+    default = DEFAULT_STRENGTH if image.mask is None else MASKED_STRENGTH
+    request = replace(request, **digests, strength=default if strength is None else strength)
     return list(batch(request, count * best_of)[::best_of]), [image]
 
 
@@ -402,6 +643,53 @@ def refinement(refine_faces: bool, strength: float | None) -> RefinementFields:
         )  # fmt: skip
     changed = REFINE_STRENGTH if strength is None else strength
     return {"refine_faces": AUTO if refine_faces else "", "refine_strength": changed}
+
+
+def edit_request(
+    image: Image.Image | Path | str, prompt: str, options: EditOptions
+) -> tuple[Request, InitImage, dict[str, Any]]:
+    """The request of `Pipeline.edit`, its init image, and the record in the image's recipe, {} without one.
+
+    Raises NotFoundError and InvalidInputError for the image, UsageError for numbers below 1.
+    """
+    source, recipe, record = _read_init_image(image), None, dict[str, Any]()
+    if not isinstance(image, Image.Image):
+        try:
+            recipe, record = read_request(Path(image))
+        except InvalidInputError:
+            _log.info("%s has no recipe", image)
+    was, seed, size = options.get("was"), options.get("seed"), (0, 0) if recipe is None else recipe.size
+    if was is None:
+        was = "" if recipe is None else recipe.prompt
+    request = Request(
+        prompt,
+        options.get("negative_prompt", ""),
+        random_seed() if seed is None else seed,
+        _positive("steps", options.get("steps")),
+        options.get("guidance_scale"),
+        options.get("sampler") or "",
+        _positive("width", options.get("width")) or size[0],
+        _positive("height", options.get("height")) or size[1],
+        source=source.digest,
+        strength=_number(options.get("strength"), EDIT_STRENGTH),
+        likeness=as_likeness(options.get("likeness")),
+        mask_blur=options.get("mask_blur"),
+        was=was,
+        threshold=_number(options.get("threshold"), DEFAULT_THRESHOLD),
+    )
+    return request, source, record
+
+
+def _check_digests(request: Request, digests: Mapping[str, str]) -> None:
+    """Raise UsageError when the files are not those of a recipe; a mask that the recipe does not use is ignored."""
+    wanted = {"source": request.source, "mask": request.mask}
+    for name, label in (("source", "init image"), ("mask", "mask")):
+        if wanted[name] and digests[name] and digests[name] != wanted[name]:
+            raise UsageError(
+                f"the recipe has another {label}, with the SHA-256 {wanted[name][:12]}...",
+                f"give the {label} that the image was drawn with",
+                reason=f"other_{'init_image' if name == 'source' else 'mask'}",
+            )
 
 
 def find_source_bundle(library: Library, record: Mapping[str, Any]) -> Bundle:
@@ -457,6 +745,11 @@ def as_likeness(likeness: Likeness | Mapping[str, float] | None) -> Likeness:
     return tuple(likeness.items()) if isinstance(likeness, Mapping) else likeness
 
 
+def _prompts(requests: Sequence[Request]) -> list[str]:
+    texts = (text for request in requests for text in (request.prompt, request.negative, request.was or ""))
+    return list(dict.fromkeys(texts))
+
+
 def _positive(name: str, value: int | None) -> int:
     """`value`, or the runtime's 0 for None: the default of the model. Raises UsageError below 1."""
     if value is not None and value < 1:
@@ -464,8 +757,13 @@ def _positive(name: str, value: int | None) -> int:
     return value or 0
 
 
+def _number(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
 def _read_init_image(image: Image.Image | Path | str) -> InitImage:
-    if not isinstance(image, Image.Image):
-        return InitImage.read(Path(image))
-    rgb = image.convert("RGB")
-    return InitImage(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())
+    return InitImage.of(image) if isinstance(image, Image.Image) else InitImage.read(Path(image))
+
+
+def _read_mask(mask: Image.Image | Path | str) -> Mask:
+    return Mask.of(mask) if isinstance(mask, Image.Image) else Mask.read(Path(mask))

@@ -35,7 +35,7 @@ from celebctl_runtime.errors import (  # noqa: E402
 from celebctl_runtime.files import sha256_file  # noqa: E402
 from celebctl_runtime.pipeline import generate  # noqa: E402
 from celebctl_runtime.request import Request  # noqa: E402
-from celebctl_runtime.sampling.init_image import InitImage  # noqa: E402
+from celebctl_runtime.sampling.init_image import InitImage, Mask  # noqa: E402
 from celebctl_runtime.sampling.noise import initial_noise  # noqa: E402
 
 if TYPE_CHECKING:
@@ -253,6 +253,65 @@ def test_a_picture_from_a_picture_equals_that_of_diffusers(
         ).images[0]
     assert np.abs(np.asarray(picture.image) / 255 - expected).max() < 0.01
     assert picture.request.to_json()["strength"] == strength
+
+
+@pytest.mark.parametrize(("strength", "sampler"), [(0.6, "ddim"), (0.8, "dpmpp_2m")])
+def test_inpainting_equals_that_of_diffusers(
+    exported_path: Path, tiny_folder: Path, strength: float, sampler: str
+) -> None:
+    """The decoded latents of StableDiffusionInpaintPipeline with a UNet of four channels, before pixels are pasted."""
+    diffusers: Any = pytest.importorskip("diffusers")
+    from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as module
+    from PIL import Image
+
+    pixels = np.random.default_rng(3).integers(0, 255, (48, 64, 3), np.uint8)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[8:32, 16:56] = 255  # whole pixels of the latents: diffusers takes the nearest, celebctl the mean
+    source = InitImage.of(Image.fromarray(pixels)).with_mask(Mask.of(Image.fromarray(mask)))
+    assert source.mask is not None
+    bundle = Bundle.open(exported_path)
+    decoded: list[NDArray[np.float32]] = []
+
+    class Recording(OrtBackend):
+        def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
+            decoded.append(super().decode(latent))
+            return decoded[-1]
+
+    request = Request(
+        "a portrait of a person", "smiling", 3, 10, 2.5, sampler, 64, 48, (), source.digest, strength,
+        mask=source.mask.digest,
+    )  # fmt: skip
+    (picture,) = generate(bundle, Recording(bundle, "cpu", 1), request, init_images=[source])
+
+    pipe = diffusers.StableDiffusionInpaintPipeline.from_pretrained(str(tiny_folder), local_files_only=True)
+    name, options = SCHEDULERS[sampler]
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **options)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.from_numpy(initial_noise(3, (4, 12, 16))[None])
+
+    def draw_noise(*_: object, **__: object) -> Any:
+        return noise
+
+    def mean_of(encoded: Any, **_: object) -> Any:
+        return encoded.latent_dist.mode()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "randn_tensor", draw_noise)
+        patch.setattr(module, "retrieve_latents", mean_of)
+        expected = pipe(
+            request.prompt,
+            negative_prompt=request.negative,
+            image=Image.fromarray(pixels),
+            mask_image=Image.fromarray(mask),
+            height=48,
+            width=64,
+            strength=strength,
+            num_inference_steps=10,
+            guidance_scale=2.5,
+            output_type="pt",
+        ).images
+    assert np.abs((decoded[0] / 2 + 0.5).clip(0, 1) - expected.numpy()).max() < 0.01
+    assert np.array_equal(np.asarray(picture.image)[mask == 0], pixels[mask == 0])
 
 
 def test_the_optimized_graphs_and_the_plain_ones_draw_the_same(exported_copy: Path) -> None:

@@ -26,10 +26,10 @@ from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import NotFoundError, SetupError, UsageError
 from celebctl_runtime.face_redrawing import blend_faces, crop_box
 from celebctl_runtime.picture import GeneratedImage
-from celebctl_runtime.pipeline import generate
+from celebctl_runtime.pipeline import generate, redraw_faces
 from celebctl_runtime.prompting.layout import parse_layout
 from celebctl_runtime.prompting.prompt import leave_out_others
-from celebctl_runtime.request import Request
+from celebctl_runtime.request import Request, resolve
 
 ALICE, BOB, NOBODY = np.eye(3, dtype=np.float32)
 LEFT, RIGHT = (2.0, 4.0, 12.0, 16.0), (20.0, 6.0, 30.0, 18.0)
@@ -156,6 +156,29 @@ def test_each_face_is_drawn_as_that_person_alone(bundle: Bundle) -> None:
     assert np.array_equal(alone[:, :15], one[:, :15]) and not np.array_equal(alone, one)
 
 
+def test_faces_are_drawn_again_once_after_the_second_pass(bundle: Bundle) -> None:
+    request = Request("alice and bob", seed=3, steps=10, guidance=3.0, hires="2x")
+    before, after = draw(bundle, request), draw(bundle, replace(request, refine_faces=FACES))
+    assert after.image.size == before.image.size == (64, 64)
+    assert same_pixels(
+        redraw_faces(bundle, OrtBackend(bundle, "cpu", 1), [replace(before, request=after.request)])[0].image,
+        after.image,
+    )
+    assert not same_pixels(before.image, after.image)
+    assert after.request == replace(before.request, refine_faces=FACES)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"source": "0" * 64, "mask": "1" * 64}, {"source": "0" * 64, "was": "bob"}], ids=["mask", "edit"]
+)
+def test_what_a_mask_keeps_is_not_drawn_again(bundle: Bundle, changes: dict[str, str]) -> None:
+    request = Request("alice", steps=10, refine_faces="alice@0,0,1,1", **changes)
+    for refused_request in (request, replace(request, refine_faces="auto")):
+        with pytest.raises(UsageError) as caught:
+            resolve(refused_request, bundle.manifest)
+        assert caught.value.reason == "refine_with_mask"
+
+
 def test_recipes_without_faces_leave_both_entries_out() -> None:
     assert not {"refine_faces", "refine_strength"} & Request("a").to_json().keys()
     for wrong in ({"refine_faces": 1}, {"refine_faces": FACES, "refine_strength": "0.3"}):
@@ -278,6 +301,20 @@ def test_the_best_of_several_images_is_kept(
     (console.folder / "x-12.png").unlink()
     (console.folder / "x-13.png").unlink()
     refused(console("gen", "alice", *options[:-1]), 2, "x-15.png", "--force")
+
+
+def test_chosen_and_refined_images_keep_what_they_were_drawn_from(
+    bundle: Bundle, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "source.png")
+    use(monkeypatch, library, *references(ALICE), [face(ALICE)], [], [face(ALICE)], [face(ALICE)])
+    pipe = Pipeline(bundle, device="cpu", threads=1)
+    request = Request("alice", seed=4, steps=10, refine_faces="auto")
+    (request,), sources = make_requests(request, 1, tmp_path / "source.png")
+    (refined,) = pipe.generate([request], init_images=sources)
+    for image in (refined, pipe.generate_best(request, 2, sources)):
+        assert image.request.refine_faces.startswith("alice@")
+        assert [ingredient.title for ingredient in image.ingredients] == ["source.png"]
 
 
 def test_a_chosen_image_is_refined(bundle: Bundle, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:

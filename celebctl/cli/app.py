@@ -13,16 +13,20 @@ from .check import check
 from .default_model import use
 from .doctor import doctor
 from .download import download
+from .edit import edit
 from .evaluate import evaluate
 from .export import export
 from .gen import gen, regen
+from .grid import grid, sheet
 from .interchange import export_embedding, import_person, inspect_file
 from .learn import learn
 from .mix import interpolate, mix
 from .people import list_people, remove, rename, show
 from .prove import prove
+from .run import run
 from .sample import nearest, sample
 from .sample_photo import sample_photo
+from .verify import verify
 
 app = typer.Typer(
     help="Learn a person from one photo as 1024 numbers, and draw them in any scene.",
@@ -61,7 +65,12 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "learn": learn,
         "export": export,
         "gen": gen,
+        "edit": edit,
         "regen": regen,
+        "run": run,
+        "grid": grid,
+        "sheet": sheet,
+        "verify": verify,
         "eval": evaluate,
     },
     "Learned people": {

@@ -25,6 +25,18 @@ RUNTIME: dict[str, str] = {
     "no_image_encoder": "make a new bundle: celebctl export",
     "engine_without_init_images": "use --device cpu or --device cuda",
     "init_image_missing": "name the image with --from IMAGE",
+    "mask_missing": "name the mask with --mask MASK",
+    "edit_changes_nothing": "say in the new prompt what is to change",
+    "other_init_image": "name its own source with --from IMAGE",
+    "other_mask": "name its own mask with --mask MASK",
+    "threshold_out_of_range": "use --threshold above {minimum}, up to {maximum}",
+    "hires_with_mask": "draw without --hires, then enlarge: celebctl gen PROMPT --from IMAGE --size WxH",
+    "hires_too_small": "use --hires 2x, or a larger --hires WxH",
+    "invalid_hires": "use --hires 2x, or --hires 1024x1024",
+    "mask_without_image": "name the image to change with --from IMAGE",
+    "mask_options_without_mask": "name a mask with --mask MASK, or leave out --mask-blur and --mask-invert",
+    "mask_full": "leave out --mask, or --mask-invert",
+    "mask_blur_out_of_range": "use --mask-blur {minimum} to {maximum}",
     "unknown_person": "learn the person (celebctl learn face.jpg --name {name}), or write \\<{name}> for plain text",
     "sampler_does_not_fit": "use --sampler {fitting}",
     "seed_out_of_range": "use --seed {minimum} to {maximum}",
@@ -41,9 +53,15 @@ RUNTIME: dict[str, str] = {
     "refine_strength_out_of_range": "use --refine-strength above {minimum}, up to {maximum}",
     "refine_strength_alone": "use --refine-strength together with --refine-faces",
     "no_refine_steps_left": "raise --refine-strength or --steps",
+    "refine_with_mask": "leave out --mask or --refine-faces; the transparent parts of --from are a mask, too",
     "best_of_range": "use --best-of 1 to {most}",
     "no_people_to_find": "name a learned person (celebctl list), or leave out --refine-faces and --best-of",
     "no_recipe": "use an image that celebctl gen wrote, saved with its metadata",
+    "recipe_sampler": "draw with another one: --sampler {nearest}",
+    "recipe_is_workflow": "see its prompt (celebctl inspect IMAGE), and draw it as a new image (celebctl gen PROMPT)",
+    "no_bundle_of_recipe": "choose a model with --model, or a bundle with --bundle",
+    "quality_of_png": "leave out --quality, or write JPEG or WebP",
+    "quality_out_of_range": "use --quality {minimum} to {maximum}",
 }
 
 #: celebctl_export, celebctl_runtime.backends.
@@ -178,6 +196,9 @@ LIBRARY: dict[str, str] = {
     "unknown_format": "use --to with one of diffusers, webui, comfyui, invoke",
     "consent_form": "use --consent self, --consent synthetic or --consent signed:FILE",
     "missing_file": "check the path",
+    "invalid_lines": "correct them, or draw the other lines with --keep-going",
+    "images_exist": "replace them with --force, or choose another folder with --out",
+    "folder_busy": "wait until it ends, or choose another folder with --out",
 }
 
 #: celebctl.evaluation, celebctl.bench.

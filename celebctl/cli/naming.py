@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from itertools import count
 from pathlib import Path
 
+from celebctl.jobs.names import slug_of as slug_of
 from celebctl_runtime.errors import CelebctlError, UsageError
 from celebctl_runtime.identity import check_name
 
@@ -17,7 +18,7 @@ _GENERIC_STEM = re.compile(
     r"(img|image|pic|picture|photo|pxl|dsc[nf]?|mvimg|face|portrait|selfie|me|person|screenshot|untitled|download)"
     r"([-_]?\d.*)?"
 )
-_MAX_SLUG = 60
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _MAX_NAME = 32  # as check_name
 
 
@@ -63,12 +64,6 @@ def next_sample_name(taken: Collection[str]) -> str:
     return next(name for name in (f"sample-{n}" for n in count(1)) if name not in taken)
 
 
-def slug_of(prompt: str) -> str:
-    """A file name for a prompt: lower case, words joined by dashes."""
-    slug = re.sub(r"[^\w]+", "-", prompt.casefold()).strip("-_")
-    return slug[:_MAX_SLUG].rstrip("-_") or "image"
-
-
 def free_path(path: Path) -> Path:
     """`path`, or its first numbered variant that does not exist: alice.png, alice-2.png, ..."""
     candidate, number = path, 2
@@ -93,3 +88,8 @@ def listed(names: Sequence[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """1 step, 2 steps"""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Text of unknown origin for one line: control characters and marks of writing direction are escaped."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)

@@ -49,6 +49,49 @@ Seed = Annotated[
     int | None, typer.Option("--seed", "-s", help="Random seed; the same seed gives the same result. Default: random.")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", help="Number of steps. Default: the model's or preset's.")]
+ImageFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="png, jpeg or webp, for a folder or stdout.",
+        metavar="FORMAT",
+        show_default="by the suffix of FILE, else png",
+    ),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option("--quality", help="Of JPEG and WebP: 1 to 100. A WebP with 100 is lossless.", show_default="90"),
+]
+Metadata = Annotated[
+    bool, typer.Option("--metadata/--no-metadata", help="Store the recipe and content credentials in the image.")
+]
+Watermark = Annotated[
+    bool | None,
+    typer.Option(
+        "--watermark/--no-watermark", help="An imperceptible watermark in the pixels.", show_default="on, see docs"
+    ),
+]
+Guidance = Annotated[float | None, typer.Option("--guidance", "--cfg", help="Classifier-free guidance scale.")]
+Sampler = Annotated[str | None, typer.Option("--sampler", help=SAMPLERS + ".")]
+Negative = Annotated[str, typer.Option("--negative", "--neg", help="Negative prompt: what not to draw.")]
+MaskBlur = Annotated[
+    int | None,
+    typer.Option(
+        "--mask-blur",
+        help="Pixels inside the mask's edge over which the change fades in, 0 to 128.",
+        show_default="1/128 of the shorter side",
+    ),
+]
+Scale = Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")]
+ImageOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="FILE.png, .jpg or .webp, a folder, or - for stdout.",
+        show_default="./PROMPT-SEED.png",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Device = Annotated[
     str | None,

@@ -8,7 +8,6 @@ needed to repeat the image. This module has the geometry; pipeline.py draws.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ def crop_request(image: GeneratedImage, region: Region, native: tuple[int, int])
     whole, picture = image.request, image.image
     box = crop_box(pixel_box(region.box, *picture.size), picture.size, native)
     crop = picture.crop(box).resize(native, Image.Resampling.LANCZOS)
-    source = InitImage(crop, hashlib.sha256(crop.tobytes()).hexdigest())
+    source = InitImage.of(crop)
     names = whole.identities or ()
     return (
         Request(

@@ -17,21 +17,24 @@ from . import __version__
 from .backends.base import Backend, Conditioning, SupportsFullDenoise, SupportsImageEncode
 from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
-from .errors import BusyError, NotFoundError, SetupError, UsageError
+from .diffedit import DRAWS, difference_mask, differences, invert, without_negative
+from .errors import BusyError, CelebctlError, InvalidInputError, NotFoundError, SetupError, UsageError
 from .face_redrawing import blend_faces, crop_request, regions_of
-from .picture import GeneratedImage
+from .picture import GeneratedImage, to_image
 from .progress import Progress, ProgressCallback, ignore_progress
 from .prompting.layout import Region, layout_text, parse_layout, region_masks, resolve_layout
 from .prompting.prompt import Mention, split_prompt
-from .request import Request, resolve
-from .sampling.noise import initial_noise, step_noise
-from .sampling.samplers import StepTable, step_table
+from .request import Request, resolve, second_pass
+from .sampling.init_image import InitImage
+from .sampling.inpainting import Inpainting, noised
+from .sampling.noise import initial_noise, mask_noise, step_noise
+from .sampling.samplers import StepTable, inversion_table, step_table
 
 if TYPE_CHECKING:
     from .bundle.overrides import EmbeddingOverride
     from .identity import Identity
     from .prompting.tokenizer import EncodedPrompt
-    from .sampling.init_image import InitImage
+    from .sampling.schedule import ScheduleConfig
 
 _MAX_ATTEMPTS = 5
 
@@ -54,37 +57,63 @@ def generate(
         requests: What to generate.
         progress: Called after every step with stage "denoising", the steps finished and their total over all images,
             and the metric ``images_done``.
-        init_images: The images that requests refer to by :attr:`Request.source`.
+        init_images: The images that requests refer to by :attr:`Request.source`, with the masks that they refer to by
+            :attr:`Request.mask`.
         overrides: People who may be named in this call besides those in the bundle, or instead of one of that name.
 
     Raises:
-        UsageError: For values the model does not allow.
-        NotFoundError: For people the bundle does not have, or an init image that was not given.
+        UsageError: For values the model does not allow; while drawing, for an edit between whose prompts the network
+            makes no difference.
+        NotFoundError: For people the bundle does not have, or an init image or mask that was not given.
+        InvalidInputError: For a mask that changes nothing or everything.
         SetupError: When the bundle or the engine does not support what a request needs.
         BusyError: When other processes keep changing the bundle.
 
-    All but the last are raised before anything is drawn.
+    All others but the last are raised before anything is drawn.
     """
     bundle.refresh()
     requests = [requests] if isinstance(requests, Request) else requests
     prompts = _Prompts(bundle, [resolve(request, bundle.manifest) for request in requests], overrides)
-    sources = {image.digest: image for image in init_images}
+    sources = list(init_images)
     for index, request in enumerate(prompts.requests):  # all errors come before the first image
         _check_source(bundle, backend, request, sources)
         prompts.overrides([prompts.encoded(index)])
-        if regions_of(request):
-            require_image_encoder(bundle, backend)
-    batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts.requests, backend.batch_limit)]
-    counter = _StepCounter(progress, sum(len(batch.requests) * batch.steps.steps for batch in batches))
+    second = [second_pass(request, "") for request in prompts.requests if request.hires]
+    created = [_Batch.create(bundle, prompts, indices) for indices in batches(prompts.requests, backend.batch_limit)]
+    evaluations = sum(len(batch.requests) * batch.evaluations for batch in created)
+    counter = _StepCounter(progress, evaluations + sum(each.steps - each.skipped for each in second))
     images: list[GeneratedImage] = []
-    for batch in batches:
+    for batch in created:
         encoded, conditionings = _encode(bundle, backend, prompts, batch)
-        state = _first_state(backend, batch, sources)
-        latent = _denoise(backend, batch, state, conditionings, counter.start(batch, len(images)))
+        report = counter.start(batch, len(images))
+        state, inpainting = _first_state(backend, batch, sources, conditionings, report)
+        latent = _denoise(backend, batch, state, conditionings[: 1 + len(batch.regions)], report, inpainting)
         pixels = backend.decode(latent)
+        if inpainting is not None:
+            pixels = inpainting.paste(pixels)
         record = _record(bundle, backend)
-        images += [_image(image, each, prompts.people, record) for image, each in zip(pixels, encoded, strict=True)]
+        drawn = [_image(image, each, prompts.people, record) for image, each in zip(pixels, encoded, strict=True)]
+        if inpainting is not None:
+            drawn = [replace(image, mask=to_image(mask)) for image, mask in zip(drawn, inpainting.masks, strict=True)]
+        images += drawn
+    if second:
+        images = _second_passes(bundle, backend, images, counter.rest(), overrides)
     return redraw_faces(bundle, backend, images, progress, overrides)
+
+
+def _second_passes(
+    bundle: Bundle,
+    backend: Backend,
+    images: Sequence[GeneratedImage],
+    progress: ProgressCallback,
+    overrides: Sequence[Identity],
+) -> list[GeneratedImage]:
+    """The images; those whose requests have a second pass enlarged and drawn again."""
+    first = [image for image in images if image.request.hires]
+    sources = [InitImage.of(image.image) for image in first]
+    requests = [second_pass(image.request, source.digest) for image, source in zip(first, sources, strict=True)]
+    again = iter(generate(bundle, backend, requests, progress, sources, overrides))
+    return [replace(next(again), request=image.request) if image.request.hires else image for image in images]
 
 
 def redraw_faces(
@@ -116,14 +145,60 @@ def redraw_faces(
     ]
 
 
+def complete(bundle: Bundle, backend: Backend, requests: Sequence[Request]) -> list[Request | CelebctlError]:
+    """Check requests as :func:`generate` does, without drawing; init images are taken to be there.
+
+    Returns:
+        For each request either the complete request, with every default filled in and its people named, or the error
+        that :func:`generate` would raise for it.
+
+    Example:
+        Two requests, of which the second has too many steps::
+
+            complete(bundle, backend, [Request("alice"), Request("alice", steps=5000)])  # [Request, UsageError]
+    """
+    bundle.refresh()
+    prompts = _Prompts(bundle, requests, ())
+    checked: list[Request | CelebctlError] = []
+    for index, request in enumerate(requests):
+        try:
+            prompts.requests[index] = resolve(request, bundle.manifest)
+            _check_source(bundle, backend, request, None)
+            encoded = prompts.encoded(index)
+            prompts.overrides([encoded])
+            checked.append(encoded.request)
+        except CelebctlError as error:
+            checked.append(error)
+    return checked
+
+
+def batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
+    """Indices of neighbouring requests that :func:`generate` runs together, at most ``limit`` at once.
+
+    Args:
+        requests: Complete requests (:func:`complete`).
+        limit: The backend's ``batch_limit``.
+    """
+    indices: list[int] = []
+    for index, request in enumerate(requests):
+        if indices and (len(indices) == limit or _batch_key(requests[indices[0]]) != _batch_key(request)):
+            yield indices
+            indices = []
+        indices.append(index)
+    if indices:
+        yield indices
+
+
 @dataclass(frozen=True, eq=False)
 class _EncodedRequest:
-    """A request with its tokenized prompts; ``regions``: the prompt of each region of the layout."""
+    """A request with its tokenized prompts; ``regions``: the prompt of each region of the layout; ``was``: the prompt
+    of the init image, for an edit."""
 
     request: Request
     prompt: EncodedPrompt
     negative: EncodedPrompt
     regions: tuple[EncodedPrompt, ...]
+    was: tuple[EncodedPrompt, ...]
 
 
 class _Prompts:
@@ -165,8 +240,13 @@ class _Prompts:
         layout = resolve_layout(request.layout, self._manifest.defaults.layout, names)
         self.requests[index] = request = replace(request, layout=layout)
         prompt, negative = encode(parts, ids), self._tokenizer.encode(request.negative, ids)
-        people = tuple(dict.fromkeys(prompt.people + negative.people))
+        was = () if request.was is None else (self._tokenizer.encode(request.was, ids),)
+        people = tuple(dict.fromkeys(name for each in (prompt, negative, *was) for name in each.people))
         regions = parse_layout(layout)
+        if was and np.array_equal(was[0].ids, prompt.ids):
+            raise UsageError(
+                "the new prompt says the same as the old one", "say what is to change", reason="edit_changes_nothing"
+            )
         _check_mentioned("layout", [region.name for region in regions], people)
         _check_mentioned("refine_faces", [region.name for region in parse_layout(request.refine_faces)], names)
         if isinstance(request.likeness, tuple):
@@ -174,7 +254,7 @@ class _Prompts:
         # In a region, all people of the layout have the ids of the region's person: no other face can appear there.
         by_region = (dict.fromkeys((other.name for other in regions), ids[region.name]) for region in regions)
         encoded = tuple(encode(parts, {**ids, **replaced}) for replaced in by_region)
-        return _EncodedRequest(replace(request, identities=people), prompt, negative, encoded)
+        return _EncodedRequest(replace(request, identities=people), prompt, negative, encoded, was)
 
 
 def _check_mentioned(field: str, names: Sequence[str], mentioned: Sequence[str]) -> None:
@@ -195,6 +275,7 @@ class _Batch:
 
     indices: Sequence[int]
     requests: Sequence[Request]
+    schedule: ScheduleConfig
     steps: StepTable
     shape: tuple[int, int, int]
     regions: Sequence[Region]
@@ -206,7 +287,19 @@ class _Batch:
         schedule = bundle.schedule.for_image(first.height * first.width // size.multiple**2)
         steps = step_table(first.sampler, schedule, first.steps, first.guidance or 0.0, first.skipped)
         shape = (size.latent_channels, first.height // size.vae_factor, first.width // size.vae_factor)
-        return cls(indices, requests, steps, shape, parse_layout(first.layout))
+        return cls(indices, requests, schedule, steps, shape, parse_layout(first.layout))
+
+    @property
+    def preparation(self) -> int:
+        """Evaluations of the network per image before the first step: what an edit needs to find mask and noise."""
+        if self.requests[0].was is None:
+            return 0
+        return 2 * DRAWS + (0 if self.steps.uses_noise else self.steps.steps)
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network per image, for the progress; regions and guidance count as one."""
+        return self.preparation + self.steps.steps
 
     @property
     def is_guided(self) -> bool:
@@ -223,23 +316,12 @@ class _Batch:
         return np.stack([step_noise(request.seed, index, self.shape) for request in self.requests])
 
 
-def _batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
-    """Indices of neighbouring requests that can run together, at most ``limit`` at once."""
-    indices: list[int] = []
-    for index, request in enumerate(requests):
-        if indices and (len(indices) == limit or _batch_key(requests[indices[0]]) != _batch_key(request)):
-            yield indices
-            indices = []
-        indices.append(index)
-    if indices:
-        yield indices
-
-
 def _batch_key(request: Request) -> tuple[object, ...]:
     """What the images of one batch have in common."""
     sampling = request.width, request.height, request.steps, request.guidance, request.sampler
-    init = bool(request.source), request.skipped
-    return *sampling, *init, request.likeness, layout_text(parse_layout(request.layout))
+    init = bool(request.source), request.skipped, bool(request.mask)
+    edit = request.was is not None and request.threshold
+    return *sampling, *init, edit, request.likeness, layout_text(parse_layout(request.layout))
 
 
 class _StepCounter:
@@ -250,30 +332,52 @@ class _StepCounter:
         self._next = 0
 
     def start(self, batch: _Batch, images_done: int) -> Callable[[int, int], None]:
-        """The callback for the steps of a batch: steps finished, and of how many."""
+        """The callback for the steps of a batch: steps finished, below 0 before the first one, and of how many."""
         before, count = self._next, len(batch.requests)
-        self._next += count * batch.steps.steps
+        self._next += count * batch.evaluations
 
         def report(step: int, _: int) -> None:
             metrics = {"images_done": float(images_done)}
-            self._progress(Progress("denoising", before + step * count, self._total, metrics))
+            done = before + (batch.preparation + step) * count
+            self._progress(Progress("denoising", done, self._total, metrics))
 
         return report
 
+    def rest(self) -> ProgressCallback:
+        """The callback of a call that draws the rest, after all batches were started."""
+        return lambda event: self._progress(replace(event, step=self._next + event.step, total=self._total))
 
-def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Mapping[str, InitImage]) -> None:
-    """Raise when a request has an init image that is missing, or that bundle or engine cannot encode."""
-    if not request.source:
-        return
-    if request.source not in sources:
+
+def _source_of(request: Request, sources: Sequence[InitImage]) -> InitImage:
+    """A request's init image, with its mask if it has one. Raises NotFoundError."""
+    images = [image for image in sources if image.digest == request.source]
+    if not images:
         raise NotFoundError(
             f"the init image {request.source[:12]} is missing", "pass it in init_images", reason="init_image_missing"
         )
-    require_image_encoder(bundle, backend)
+    masked = [image for image in images if image.mask is not None and image.mask.digest == request.mask]
+    if request.mask and not masked:
+        problem = f"the mask {request.mask[:12]} is missing"
+        raise NotFoundError(problem, "pass the init image with_mask", reason="mask_missing")
+    return (masked or images)[0]
+
+
+def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Sequence[InitImage] | None) -> None:
+    """Raise for an init image or mask that is missing or unusable, for images that bundle or engine cannot encode, and
+    for faces that have yet to be found.
+
+    sources: None when they are taken to be there.
+    """
+    if request.source and sources is not None:
+        image = _source_of(request, sources)
+        if request.mask:
+            _mask_weights(request, image)
+    if request.source or request.hires or regions_of(request):
+        require_image_encoder(bundle, backend)
 
 
 def require_image_encoder(bundle: Bundle, backend: Backend) -> None:
-    """Raise SetupError when bundle or engine cannot encode images, which init images and faces need."""
+    """Raise SetupError when bundle or engine cannot encode images, as init images, second passes and faces need."""
     if "vae_encoder" not in bundle.manifest.graphs:
         raise SetupError(
             f"the bundle {bundle.path} has no image encoder", "export the bundle again", reason="no_image_encoder"
@@ -284,10 +388,24 @@ def require_image_encoder(bundle: Bundle, backend: Backend) -> None:
         )
 
 
+def _mask_weights(request: Request, image: InitImage) -> NDArray[np.float32]:
+    """The mask at the size drawn, (height, width) in [0, 1]. Raises InvalidInputError when it is useless."""
+    assert image.mask is not None  # as _source_of found it
+    weights = image.mask.weights(request.width, request.height, request.mask_invert)
+    if not weights.any():
+        raise InvalidInputError(
+            "the mask changes nothing", "paint white what may change, in the part that is drawn", reason="mask_empty"
+        )
+    if weights.min() == 1:
+        raise InvalidInputError("the mask changes everything", "leave out the mask", reason="mask_full")
+    return weights
+
+
 def _encode(
     bundle: Bundle, backend: Backend, prompts: _Prompts, batch: _Batch
 ) -> tuple[list[_EncodedRequest], list[Conditioning]]:
-    """The batch's encoded requests, and the conditionings: of the prompts, then of each region of their layout.
+    """The batch's encoded requests, and the conditionings: of the prompts, of each region of their layout, and for
+    edits of the prompts of the init images.
 
     The manifest is checked again after encoding: if it is unchanged, so were the token rows (see bundle.py), otherwise
     the prompts are encoded again. Raises BusyError after several attempts, or when the bundle was exported anew.
@@ -297,8 +415,8 @@ def _encode(
         is_guided = batch.is_guided and not bundle.manifest.guidance_is_embedded
         ids = [each.negative.ids for each in encoded] if is_guided else []
         ids += [each.prompt.ids for each in encoded]
-        for region in zip(*(each.regions for each in encoded), strict=True):
-            ids += [prompt.ids for prompt in region]
+        for prompts_of_one in zip(*((*each.regions, *each.was) for each in encoded), strict=True):
+            ids += [prompt.ids for prompt in prompts_of_one]
         overrides = prompts.overrides(encoded)
         context, pooled = backend.encode(np.stack(ids), overrides) if overrides else backend.encode(np.stack(ids))
         if bundle.is_current():
@@ -315,7 +433,7 @@ def _encode(
 def _conditionings(
     batch: _Batch, context: NDArray[np.float32], pooled: NDArray[np.float32] | None, zero: NDArray[np.bool_] | None
 ) -> list[Conditioning]:
-    """The conditionings, without sizes, of (B negative prompts,) B prompts, and B prompts of each region.
+    """The conditionings, without sizes, of (B negative prompts,) B prompts, and B prompts of each region and edit.
 
     ``zero`` (B,): which negative prompts are zeros instead; None when there are no negative prompts.
     """
@@ -342,16 +460,84 @@ def _size_ids(bundle: Bundle, request: Request) -> NDArray[np.float32] | None:
     return np.array([request.height, request.width, 0, 0, request.height, request.width], dtype=np.float32)
 
 
-def _first_state(backend: Backend, batch: _Batch, sources: Mapping[str, InitImage]) -> NDArray[np.float32]:
-    """The sampler's first state (2, B, 4, h, w): noise, or init images with noise; and an empty history."""
-    noise, first = batch.initial_noise(), batch.requests[0]
+def _first_state(
+    backend: Backend,
+    batch: _Batch,
+    sources: Sequence[InitImage],
+    conditionings: Sequence[Conditioning],
+    report: Callable[[int, int], None],
+) -> tuple[NDArray[np.float32], Inpainting | None]:
+    """The sampler's first state (2, B, 4, h, w): noise, or init images with noise; and an empty history.
+
+    With masks or for edits, also what is kept of the init images.
+    """
+    noise, first, inpainting = batch.initial_noise(), batch.requests[0], None
     latent = (noise * np.float32(batch.steps.init_sigma)).astype(np.float32, copy=False)
     if first.source:
         assert isinstance(backend, SupportsImageEncode)  # checked before anything was drawn
-        pixels = [sources[request.source].pixels(first.width, first.height) for request in batch.requests]
+        images = [_source_of(request, sources) for request in batch.requests]
+        pixels = np.stack([image.pixels(first.width, first.height) for image in images])
         signal, sigma = batch.steps.init_mix
-        latent = (signal * backend.encode_image(np.stack(pixels)) + sigma * noise).astype(np.float32)
-    return np.stack([latent, np.zeros_like(noise)])
+        encoded = backend.encode_image(pixels)
+        latent = (signal * encoded + sigma * noise).astype(np.float32)
+        blurs = [request.mask_blur or 0 for request in batch.requests]
+        if first.mask:
+            masks = [_mask_weights(request, image) for request, image in zip(batch.requests, images, strict=True)]
+            inpainting = Inpainting.create(noised(encoded, noise, batch.steps), pixels, np.stack(masks), blurs)
+        elif first.was is not None:
+            masks = _find_masks(backend, batch, encoded, (conditionings[0], conditionings[-1]), report)
+            latents = _edited_latents(backend, batch, encoded, conditionings[-1], report)
+            inpainting, latent = Inpainting.create(latents, pixels, masks, blurs), latents[0]
+    return np.stack([latent, np.zeros_like(noise)]), inpainting
+
+
+def _find_masks(
+    backend: Backend,
+    batch: _Batch,
+    latent: NDArray[np.float32],
+    prompts: tuple[Conditioning, Conditioning],
+    report: Callable[[int, int], None],
+) -> NDArray[np.float32]:
+    """The masks (B, H, W) of edits, in squares of a latent's pixels. Raises UsageError where nothing is to change."""
+    first, shape = batch.requests[0], batch.shape
+    steps = step_table(first.sampler, batch.schedule, first.steps, first.guidance or 0.0)
+    half = steps.steps // 2
+    signal, sigma = steps.mixes[half]
+    noises = (np.stack([mask_noise(each.seed, draw, shape) for each in batch.requests]) for draw in range(DRAWS))
+    latents = ((signal * latent + sigma * noise).astype(np.float32) for noise in noises)
+    plain = without_negative(prompts[0]), without_negative(prompts[1])
+    total = np.zeros((len(latent), *shape[1:]), np.float32)
+    for draw, difference in enumerate(differences(backend, latents, plain, half, steps), 1):
+        total += difference
+        report(2 * draw - batch.preparation, 0)
+    masks = difference_mask(total / np.float32(DRAWS), first.threshold)
+    if not masks.any((1, 2)).all():
+        raise UsageError(
+            "the network makes no difference between the old prompt and the new one",
+            "say in the new prompt what is to change",
+            reason="edit_changes_nothing",
+        )
+    factor = first.width // shape[2]
+    return masks.repeat(factor, 1).repeat(factor, 2).astype(np.float32)
+
+
+def _edited_latents(
+    backend: Backend,
+    batch: _Batch,
+    latent: NDArray[np.float32],
+    was: Conditioning,
+    report: Callable[[int, int], None],
+) -> list[NDArray[np.float32]]:
+    """The init images at the noise levels of the steps: by inversion, or with noise for samplers that add noise."""
+    first = batch.requests[0]
+    if batch.steps.uses_noise:
+        return noised(latent, batch.initial_noise(), batch.steps)
+    inversion = inversion_table(first.sampler, batch.schedule, first.steps, first.guidance or 0.0, first.skipped)
+    latents = [latent]
+    for inverted in invert(backend, latent, without_negative(was), inversion):
+        latents.append(inverted)
+        report(len(latents) - 1 - inversion.steps, 0)
+    return latents[::-1]
 
 
 def _denoise(
@@ -360,15 +546,17 @@ def _denoise(
     state: NDArray[np.float32],
     conditionings: Sequence[Conditioning],
     report: Callable[[int, int], None],
+    inpainting: Inpainting | None = None,
 ) -> NDArray[np.float32]:
     """Run all steps; returns the latent (B, 4, h, w).
 
     With a layout, each step runs under every conditioning and the next states are blended by region. The next state is
     linear in the network's output, and its other terms are the same for all conditionings (samplers.py), so blending
-    states is blending outputs, and needs no access to the output of a fused step.
+    states is blending outputs, and needs no access to the output of a fused step. With a mask, the state outside the
+    mask is replaced after every step.
     """
     steps = batch.steps
-    if isinstance(backend, SupportsFullDenoise) and not batch.regions:
+    if isinstance(backend, SupportsFullDenoise) and not batch.regions and inpainting is None:
         return backend.denoise(
             state, batch.step_noise, conditionings[0], steps, lambda done: report(done.step, done.total)
         )[0]
@@ -383,6 +571,8 @@ def _denoise(
             state = blended
         else:
             state = backend.step(state, index, noise, conditionings[0], steps)
+        if inpainting is not None:
+            state = inpainting.blend(state, index + 1)
         report(index + 1, steps.steps)
     return state[0]
 
@@ -391,13 +581,11 @@ def _image(
     pixels: NDArray[np.float32], encoded: _EncodedRequest, people: PromptPeople, record: Mapping[str, object]
 ) -> GeneratedImage:
     """``pixels`` (3, H, W) in [-1, 1]."""
-    from PIL import Image
-
-    array = ((pixels.transpose(1, 2, 0) * 0.5 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
+    array = pixels.transpose(1, 2, 0) * 0.5 + 0.5
     digests = {name: people.digests[name] for name in encoded.request.identities or ()}
     dropped = " ".join(filter(None, (encoded.prompt.dropped_text, encoded.negative.dropped_text)))
     facts = {**record, "identities": digests, "dropped_text": dropped}
-    return GeneratedImage(Image.fromarray(array), encoded.request, facts)
+    return GeneratedImage(to_image(array), encoded.request, facts)
 
 
 def _record(bundle: Bundle, backend: Backend) -> dict[str, object]:

@@ -75,6 +75,7 @@ class Bundle:
         self.path = path
         self._manifest = manifest
         self._stamp = stamp
+        self._tokenizer: tuple[str, PromptTokenizer] | None = None  # of the export with this fingerprint
 
     @classmethod
     def open(cls, path: Path, verify: Verify = "quick") -> Bundle:
@@ -184,11 +185,14 @@ class Bundle:
         return tuple(part.reshape(TOKENS, -1).astype(np.float32) for part in parts)
 
     def tokenizer(self) -> PromptTokenizer:
-        """The bundle's tokenizer."""
+        """The bundle's tokenizer; it is read again only after the bundle was exported anew."""
         from celebctl_runtime.prompting.tokenizer import PromptTokenizer
 
-        info = self._manifest.tokenizer
-        return PromptTokenizer(self.file(info.file), info.max_length, bos=info.bos, eos=info.eos, pad=info.pad)
+        info, fingerprint = self._manifest.tokenizer, self._manifest.fingerprint
+        if self._tokenizer is None or self._tokenizer[0] != fingerprint:
+            read = PromptTokenizer(self.file(info.file), info.max_length, bos=info.bos, eos=info.eos, pad=info.pad)
+            self._tokenizer = fingerprint, read
+        return self._tokenizer[1]
 
     def is_current(self) -> bool:
         """Whether the manifest on disk is still the one that was read; one stat call."""

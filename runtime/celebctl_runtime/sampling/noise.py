@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-_INITIAL, _STEPS = 0, 1  # the second half of Philox's key: one stream per purpose
+_INITIAL, _STEPS, _MASK = 0, 1, 2  # the second half of Philox's key: one stream per purpose
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -28,6 +28,11 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def step_noise(seed: int, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The standard normal noise that step number ``step`` of the same image adds, float32 of ``shape``."""
     return _normal(seed, _STEPS, step, shape)
+
+
+def mask_noise(seed: int, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The standard normal noise of draw number ``draw`` for finding the mask of an edit, float32 of ``shape``."""
+    return _normal(seed, _MASK, draw, shape)
 
 
 def _normal(seed: int, stream: int, block: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -13,8 +13,8 @@ runs a step is the same for all samplers; each table agrees with the diffusers s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from celebctl_runtime.request import SAMPLERS, unknown_sampler
 
 from .schedule import FLOW, ScheduleConfig, spaced_timesteps
 
-__all__ = ["SAMPLERS", "StepTable", "step_table"]
+__all__ = ["SAMPLERS", "StepTable", "inversion_table", "step_table"]
 
 _RHO = 7.0  # Karras et al. 2022, equation 5
 _LCM_SIGMA_DATA = 0.5  # Luo et al. 2023, appendix
@@ -39,7 +39,8 @@ class StepTable:
         aux: (N, 3) float32: scale of the model's input, timestep, guidance.
         init_sigma: Standard deviation of the initial noise.
         uses_noise: Whether steps add noise.
-        init_mix: Weights of an init image's latent and of unit noise in the first state.
+        mixes: (N + 1, 2) float64. Weights of a clean latent and of unit noise at the noise level of the state before
+            each step, and after the last one, where there is no noise.
 
     Example:
         >>> steps = step_table("ddim", ScheduleConfig(), steps=20, guidance=7.5)
@@ -51,12 +52,17 @@ class StepTable:
     aux: NDArray[np.float32]
     init_sigma: float
     uses_noise: bool
-    init_mix: tuple[float, float] = (0.0, 1.0)
+    mixes: NDArray[np.float64] = field(default_factory=lambda: np.array([(0.0, 1.0), (1.0, 0.0)]))
 
     @property
     def steps(self) -> int:
         """N, the number of steps."""
         return len(self.table)
+
+    @property
+    def init_mix(self) -> tuple[float, float]:
+        """Weights of an init image's latent and of unit noise in the first state."""
+        return self.mixes[0, 0], self.mixes[0, 1]
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,43 @@ def step_table(sampler: str, config: ScheduleConfig, steps: int, guidance: float
     Raises:
         UsageError: For an unknown sampler, or a sampler or number of steps that the schedule does not allow.
     """
+    rows, init_sigma = _rows(sampler, config, steps)
+    rows = rows[skip:]
+    rows[0] = replace(rows[0], q=rows[0].q + rows[0].r, r=0.0)  # no history before the first step
+    table = np.array([_matrix(row, config.prediction_type) for row in rows])
+    uses_noise = any(row.s for row in rows)
+    return StepTable(table.astype(np.float32), _aux(rows, guidance), init_sigma, uses_noise, _mixes(rows))
+
+
+def inversion_table(sampler: str, config: ScheduleConfig, steps: int, guidance: float, skip: int = 0) -> StepTable:
+    """The steps from an image's latent to the noise that DDIM draws it from (Song et al. 2021, section 4.3).
+
+    They visit the noise levels of :func:`step_table` with the same arguments from the last to the first; ``mixes`` has
+    them in this order. The network is evaluated at the level that a step starts from; at the clean latent, for which
+    models are not trained, at the lowest level of the sampler.
+
+    Raises:
+        UsageError: As :func:`step_table`.
+
+    Example:
+        >>> inversion = inversion_table("ddim", ScheduleConfig(), 20, 1.0, skip=4)
+        >>> inversion.steps, inversion.mixes[0].tolist()
+        (16, [1.0, 0.0])
+    """
+    rows = _rows(sampler, config, steps)[0][skip:]
+    evaluated = [rows[-1], *rows[:0:-1]]  # from the lowest level up, without the highest
+    mixes = _mixes(rows)[::-1]
+    table = np.zeros((len(rows), 2, 4))
+    for number, (row, (signal, sigma)) in enumerate(zip(evaluated, mixes[1:], strict=True)):
+        a, b = _x0_weights(row, config.prediction_type)
+        noise = np.array([row.scale - row.alpha * a, -row.alpha * b]) / row.sigma  # of x and m, as a and b are of x0
+        clean = np.array([1.0, 0.0] if number == 0 else [a, b])
+        table[number, 0, [0, 2]] = signal * clean + sigma * noise
+    return StepTable(table.astype(np.float32), _aux(evaluated, guidance), 1.0, False, mixes)
+
+
+def _rows(sampler: str, config: ScheduleConfig, steps: int) -> tuple[list[_Step], float]:
+    """All steps of a sampler, and the standard deviation of the initial noise. Raises UsageError."""
     builder = _builder(sampler, config)
     if not 1 <= steps <= config.num_train_timesteps:
         raise _too_many(sampler, steps, config.num_train_timesteps)
@@ -96,13 +139,15 @@ def step_table(sampler: str, config: ScheduleConfig, steps: int, guidance: float
     in_range = timesteps.min() >= 0 and timesteps.max() <= config.last_timestep
     if len(rows) != steps or not in_range or not np.isfinite(table).all():
         raise _too_many(sampler, steps, config.num_train_timesteps)
-    rows = rows[skip:]
-    rows[0] = replace(rows[0], q=rows[0].q + rows[0].r, r=0.0)  # no history before the first step
-    table = np.array([_matrix(row, config.prediction_type) for row in rows])
-    aux = np.array([(row.scale, row.timestep, guidance) for row in rows])
-    init_mix = rows[0].alpha / rows[0].scale, rows[0].sigma / rows[0].scale
-    uses_noise = any(row.s for row in rows)
-    return StepTable(table.astype(np.float32), aux.astype(np.float32), init_sigma, uses_noise, init_mix)
+    return rows, init_sigma
+
+
+def _aux(rows: Sequence[_Step], guidance: float) -> NDArray[np.float32]:
+    return np.array([(row.scale, row.timestep, guidance) for row in rows], np.float32)
+
+
+def _mixes(rows: Sequence[_Step]) -> NDArray[np.float64]:
+    return np.array([*((row.alpha / row.scale, row.sigma / row.scale) for row in rows), (1.0, 0.0)])
 
 
 def _builder(sampler: str, config: ScheduleConfig) -> _Builder:
