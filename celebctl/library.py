@@ -24,7 +24,7 @@ from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_runtime.errors import BusyError, IntegrityError, NotFoundError, UsageError
 from celebctl_runtime.files import atomic_write, translate_os_errors
 from celebctl_runtime.identity import Identity, check_key, check_name
-from celebctl_runtime.paths import data_root
+from celebctl_runtime.paths import data_root, expanded
 
 SUFFIX = ".safetensors"
 HASH_DIGITS = 8
@@ -292,8 +292,11 @@ def _refuse_outside(path: Path, folder: Path) -> None:
 
 def origin_of(model: str) -> str:
     """`model` independent of the current folder: an absolute path, unless it is a known name or a hub id."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.exists() and model not in KNOWN else model
+    path = expanded(model)
+    try:
+        return str(path.resolve()) if path.exists() and model not in KNOWN else model
+    except OSError:  # too long for a path, among others
+        return model
 
 
 def _exported_at(bundle: Path) -> float:

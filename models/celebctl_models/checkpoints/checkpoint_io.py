@@ -84,7 +84,7 @@ def load_checkpoint_file(path: Path, configs: Path | None, shapes: Shapes) -> An
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a checkpoint file, without their numbers.
 
-    Raises IntegrityError for a damaged file or an unsafe pickle.
+    Raises IntegrityError for a damaged file or an unsafe pickle, InvalidInputError for one that holds something else.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -99,8 +99,13 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except Exception as error:  # a refused pickle, a truncated file, no zip archive: no common base class
         hint = "download the file again, or use its .safetensors version"
         raise IntegrityError(f"{path.name} cannot be read safely: {first_line(error)}", hint) from error
-    tensors = cast("dict[str, Any]", checkpoint.get("state_dict", checkpoint))
-    return {name: tuple(getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
+    tensors: Any = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(tensors, dict):
+        hint = "use a checkpoint of Stable Diffusion"
+        raise InvalidInputError(f"{path.name} holds no dictionary of tensors", hint, reason="not_a_checkpoint")
+    return {
+        str(name): tuple(getattr(tensor, "shape", ())) for name, tensor in cast("dict[object, Any]", tensors).items()
+    }
 
 
 def _pipeline_class(shapes: Shapes) -> tuple[type, dict[str, Any]]:
