@@ -228,12 +228,12 @@ class Library:
 
     def remember_origin(self, bundle: Path, model: str) -> None:
         """Store beside a bundle which `model` it was exported from: two model folders may have the same name."""
-        atomic_write(self._origin(bundle), origin_of(model).encode())
+        atomic_write(self._origin(bundle), origin_of(model).encode(errors="surrogateescape"))
 
     def origin(self, bundle: Path) -> str | None:
         """The model a bundle was exported from; None for a bundle copied here by other means."""
         try:
-            return self._origin(bundle).read_text(encoding="utf-8")
+            return self._origin(bundle).read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             return None
 
@@ -295,7 +295,7 @@ def origin_of(model: str) -> str:
     path = expanded(model)
     try:
         return str(path.resolve()) if path.exists() and model not in KNOWN else model
-    except OSError:  # too long for a path, among others
+    except (OSError, ValueError):  # too long for a path, or with a NUL
         return model
 
 

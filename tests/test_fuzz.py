@@ -61,9 +61,9 @@ def test_the_guard_sees_what_it_is_for(tmp_path: Path) -> None:
         while True:
             time.sleep(0.01)
 
-    assert not fault_of(lambda: (place / "x").touch(), place)
+    assert not fault_of((place / "x").touch, place)
     assert "outside" in fault_of(lambda: (tmp_path / "outside").write_bytes(b""), place)
-    assert "os.mkdir" in fault_of(lambda: (tmp_path / "folder").mkdir(), place)
+    assert "os.mkdir" in fault_of((tmp_path / "folder").mkdir, place)
     assert "os.system" in fault_of(lambda: os.system("true"), place)
     assert "KeyError" in fault_of(lambda: {}["x"], place)
     assert "exit code 1" in fault_of(lambda: 1, place)

@@ -220,9 +220,9 @@ class OutputTarget:
     ) -> "OutputTarget":
         """The target of images, checked before they are drawn. `plain` names leave out the seed. Raises UsageError."""
         from celebctl_runtime.errors import UsageError
-        from celebctl_runtime.files import refuse_existing
+        from celebctl_runtime.files import refuse_existing, require_writable
 
-        from .naming import slug_of
+        from .naming import names_folder, slug_of
 
         many = len(seeds) > 1
         stem = title if plain else slug_of(title)
@@ -231,13 +231,15 @@ class OutputTarget:
                 content = "an image and a JSON document" if as_json else f"{len(seeds)} images"
                 raise UsageError(f"-o - writes one image, not {content}", "use -o FOLDER")
             return cls(None, None, stem, many, force, plain)
-        if out is None or out.is_dir() or not out.suffix:
+        if out is None or names_folder(out):
+            require_writable(out or Path())
             return cls(None, out or Path(), stem, many, force, plain)
         if out.suffix.lower() != ".png":
             raise UsageError(f"output {out} must end in .png", "only PNG files carry the recipe of an image")
         target = cls(out, None, stem, many, force, plain)
         for path in map(target.path, seeds):
             refuse_existing(path, force)
+        require_writable(out.parent)
         return target
 
     def path(self, seed: int) -> Path:

@@ -498,8 +498,9 @@ DOORS: dict[str, Door] = {
     "user_settings": Door(_settings, _read_settings, "", "home/config.toml", _bundle_in),
     "card": Door(
         _documents({
-            "name": "x", "family": "sd1", "licence": "mit", "native_size": 64, "display_scale": 2, "class_noun": "person",
-            "pictures": "drawings", "names": "names.txt", "faces": "faces", "defaults": {"steps": 9, "guidance": 2.5,
+            "name": "x", "family": "sd1", "licence": "mit", "native_size": 64, "display_scale": 2,
+            "class_noun": "person", "pictures": "drawings", "names": "names.txt", "faces": "faces",
+            "defaults": {"steps": 9, "guidance": 2.5,
             "sampler": "ddim", "layout": "none", "guidance_rescale": 0.5}, "checkpoint": {"clip_skip": 1,
             "prediction_type": "epsilon", "zero_terminal_snr": False, "vae": "vae"}, "framing": {"face_height_min": 0.3,
             "face_height_max": 0.5, "face_center_y": 0.4, "face_jitter": 0.1},

@@ -16,8 +16,9 @@ NUMBERS: tuple[Any, ...] = (
     0.5, -0.5, 1e-300, 1e300, -1e300, True, False,
 )  # fmt: skip
 TEXTS: tuple[Any, ...] = (
-    "", " ", ".", "..", "../../victim", "/tmp/victim", "a/b", "a\\b", "C:\\victim", "~root", "$HOME", "**", "-rf", "con",
-    "a\nb", "\u202e", "é", "李雷", "x" * 5000, "nan", "inf", "1e999", "{}", "%s", "{0.__class__}", "<alice>", "alice",
+    "", " ", ".", "..", "../../victim", "/tmp/victim", "a/b", "a\\b", "C:\\victim", "~root", "~nobody-at-all", "$HOME",
+    "**", "-rf", "con", "a\nb", "\u202e", "\x1b[2J", "é", "李雷", "x" * 5000, "nan", "inf", "1e999", "{}", "%s",
+    "{0.__class__}", "<alice>", "alice",
 )  # fmt: skip
 OTHERS: tuple[Any, ...] = (None, [], {}, [[]], [0], [None, None], {"a": 1}, [1, 2, 3, 4, 5], {"": {}})
 # Pieces of text that a document can only have where a parser is lenient, or that make one slow.
@@ -75,13 +76,20 @@ def _changed(chance: random.Random, value: Any) -> Any:
         lambda: value.pop(key),
         lambda: value.__setitem__(key, _other(chance, value[key])),
         lambda: value.__setitem__(key, value[chance.choice(keys)]),
-        lambda: value.__setitem__(chance.choice(TEXTS), value[key]) if isinstance(value, dict) else value.append(value[key]),
+        lambda: _repeat(chance, value, key),
     )  # fmt: skip
     if isinstance(value[key], dict | list) and chance.random() < 0.75:
         value[key] = _changed(chance, value[key])
     else:
         chance.choice((actions[0], actions[1], actions[1], actions[1], actions[2], actions[3]))()
     return value
+
+
+def _repeat(chance: random.Random, value: Any, key: Any) -> None:
+    if isinstance(value, list):
+        cast("list[Any]", value).append(value[key])
+    else:
+        value[chance.choice(TEXTS)] = value[key]
 
 
 def _other(chance: random.Random, value: Any) -> Any:
