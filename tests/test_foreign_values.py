@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,8 +18,8 @@ from console_fakes import CommandLine, refused, toy_bundle
 from model_fakes import write_model
 
 from celebctl.basis.identity_vectors import require_widths
-from celebctl.cli.interchange import name_for
 from celebctl.bundles import find_bundle
+from celebctl.cli.interchange import name_for
 from celebctl.cli.naming import name_from_file, names_folder
 from celebctl.library import Library, origin_of
 from celebctl.strict_toml import parse_toml
@@ -156,6 +157,30 @@ def test_weights_outside_a_bundle_are_not_read(tmp_path: Path, location: str) ->
     with pytest.raises(IntegrityError) as caught:
         generate(sealed, choose_backend(sealed, "cpu"), [Request("alice", steps=1)])
     assert caught.value.reason == "broken_graph"
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", "("])
+def test_a_pattern_that_a_tokenizer_fails_on_is_damage(console: CommandLine, pattern: str) -> None:
+    bundle = toy_bundle(console.library, make_identity("alice"))
+    edit_tokenizer(bundle, lambda data: data["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": pattern}))
+    refused(console("gen", f"{'a' * 60}c"), 5, "tokenizer.json")
+
+
+def test_a_word_is_no_person(console: CommandLine) -> None:
+    """A tokenizer whose words have the ids of people's rows, or of none."""
+    bundle = toy_bundle(console.library, make_identity("alice"))
+    for number in (bundle.token_ids["alice"][0], 10**6):
+        edit_tokenizer(bundle, lambda data, number=number: data["model"]["vocab"].update({"an": number}))
+        refused(console("gen", "an"), 5, "tokenizer.json")
+
+
+def edit_tokenizer(bundle: Bundle, edit: Callable[[Any], object]) -> None:
+    """Change the tokenizer of a bundle whose manifest states the new file."""
+    path = bundle.path / "tokenizer" / "tokenizer.json"
+    data = json.loads(path.read_bytes())
+    edit(data)
+    path.write_text(json.dumps(data))
+    Bundle.seal(bundle.path, replace(bundle.manifest, files={}))
 
 
 @pytest.mark.parametrize("threads", [0, -1, MAX_THREADS + 1, 100_000])

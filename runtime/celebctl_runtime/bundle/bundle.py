@@ -188,7 +188,10 @@ class Bundle:
         from celebctl_runtime.prompting.tokenizer import PromptTokenizer
 
         info = self._manifest.tokenizer
-        return PromptTokenizer(self.file(info.file), info.max_length, bos=info.bos, eos=info.eos, pad=info.pad)
+        words = min(table.first_spare_row for table in self._manifest.token_tables)
+        return PromptTokenizer(
+            self.file(info.file), info.max_length, bos=info.bos, eos=info.eos, pad=info.pad, vocabulary=words
+        )
 
     def is_current(self) -> bool:
         """Whether the manifest on disk is still the one that was read; one stat call."""
