@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from celebctl.textual_inversion import EmbeddingFile
 from celebctl_models.checkpoints.checkpoint_io import tensor_shapes
 from celebctl_models.checkpoints.checkpoint_layout import refuse_layout, refuse_normalized_latents
 from celebctl_models.checkpoints.registry import CARD_FILE, card_for, locate, whole_number
+from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_runtime.backends.select import MAX_THREADS, choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, SetupError, UsageError
@@ -183,6 +187,33 @@ def edit_tokenizer(bundle: Bundle, edit: Callable[[Any], object]) -> None:
     Bundle.seal(bundle.path, replace(bundle.manifest, files={}))
 
 
+@pytest.mark.parametrize("age", [float("nan"), float("inf")])
+def test_an_age_that_is_no_number_is_no_adult(age: float, tmp_path: Path) -> None:
+    analyser: Any = object.__new__(OnnxFaceAnalyser)
+    analyser.folder, analyser._ages = tmp_path, SimpleNamespace(get=lambda *_: (0, age))
+    with pytest.raises(IntegrityError) as caught:
+        analyser._age(np.zeros((8, 8, 3), np.uint8), np.zeros(4, np.float32))
+    assert caught.value.reason == "face_models_unusable"
+
+
+def test_onnx_runtime_keeps_and_sends_nothing(tmp_path: Path) -> None:
+    code = (
+        "import celebctl_runtime.backends.ort_session as sessions, celebctl.doctor as doctor, os\n"
+        "ort = sessions.load_onnxruntime()\n"
+        "ort.InferenceSession(doctor.TINY_ONNX, providers=['CPUExecutionProvider'])\n"
+        "files = [os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')"
+        " if os.path.islink(f'/proc/self/fd/{n}')] if os.path.isdir('/proc/self/fd') else []\n"
+        "print([file for file in files if 'onnxruntime' in file or 'socket' in file])\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"), str(tmp_path))
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **places}, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]" and not run.stderr
+    assert not list(tmp_path.rglob("*"))
+
+
 @pytest.mark.parametrize("threads", [0, -1, MAX_THREADS + 1, 100_000])
 def test_a_number_of_threads_that_no_machine_has_is_refused(console: CommandLine, tmp_path: Path, threads: int) -> None:
     with pytest.raises(UsageError) as caught:
@@ -194,8 +225,6 @@ def test_a_number_of_threads_that_no_machine_has_is_refused(console: CommandLine
 
 
 def test_an_identity_of_another_width_is_named() -> None:
-    from types import SimpleNamespace
-
     basis: Any = SimpleNamespace(mean=(np.zeros((2, 8)),))
     require_widths(make_identity("alice"), basis)
     with pytest.raises(IntegrityError) as caught:
