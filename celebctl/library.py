@@ -228,12 +228,12 @@ class Library:
 
     def remember_origin(self, bundle: Path, model: str) -> None:
         """Store beside a bundle which `model` it was exported from: two model folders may have the same name."""
-        atomic_write(self._origin(bundle), origin_of(model).encode(errors="surrogateescape"))
+        atomic_write(self._origin(bundle), origin_of(model).encode(errors="surrogatepass"))
 
     def origin(self, bundle: Path) -> str | None:
         """The model a bundle was exported from; None for a bundle copied here by other means."""
         try:
-            return self._origin(bundle).read_text(encoding="utf-8", errors="surrogateescape")
+            return self._origin(bundle).read_text(encoding="utf-8", errors="surrogatepass")
         except OSError:
             return None
 

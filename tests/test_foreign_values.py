@@ -174,7 +174,7 @@ def test_a_word_is_no_person(console: CommandLine) -> None:
     """A tokenizer whose words have the ids of people's rows, or of none."""
     bundle = toy_bundle(console.library, make_identity("alice"))
     for number in (bundle.token_ids["alice"][0], 10**6):
-        edit_tokenizer(bundle, lambda data, number=number: data["model"]["vocab"].update({"an": number}))
+        edit_tokenizer(bundle, lambda data, number=number: data["model"]["vocab"].update({"an</w>": number}))
         refused(console("gen", "an"), 5, "tokenizer.json")
 
 
@@ -190,7 +190,11 @@ def edit_tokenizer(bundle: Bundle, edit: Callable[[Any], object]) -> None:
 @pytest.mark.parametrize("age", [float("nan"), float("inf")])
 def test_an_age_that_is_no_number_is_no_adult(age: float, tmp_path: Path) -> None:
     analyser: Any = object.__new__(OnnxFaceAnalyser)
-    analyser.folder, analyser._ages = tmp_path, SimpleNamespace(get=lambda *_: (0, age))
+
+    def estimate(*_: object) -> tuple[int, float]:
+        return 0, age
+
+    analyser.folder, analyser._ages = tmp_path, SimpleNamespace(get=estimate)
     with pytest.raises(IntegrityError) as caught:
         analyser._age(np.zeros((8, 8, 3), np.uint8), np.zeros(4, np.float32))
     assert caught.value.reason == "face_models_unusable"
@@ -221,7 +225,7 @@ def test_a_number_of_threads_that_no_machine_has_is_refused(console: CommandLine
     assert caught.value.reason == "threads_out_of_range"
     toy_bundle(console.library)
     if threads > MAX_THREADS:
-        refused(console("gen", "beach", "--threads", threads), 2, "out of range", "--threads")
+        refused(console("gen", "beach", "--threads", str(threads)), 2, "out of range", "--threads")
 
 
 def test_an_identity_of_another_width_is_named() -> None:
@@ -256,7 +260,11 @@ def test_a_model_that_cannot_be_a_path_is_not_found(model: str, tmp_path: Path) 
 
 def test_an_unreadable_file_is_code_4(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     (console.folder / "x.png").write_bytes(b"x")
-    monkeypatch.setattr("os.access", lambda *_: False)
+
+    def refuse(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr("os.access", refuse)
     for words in (["inspect"], ["import"], ["regen"], ["gen", "beach", "--from"]):
         refused(console(*words, "x.png"), 4, "not readable")
 
@@ -323,7 +331,11 @@ def test_a_number_is_no_suffix(console: CommandLine) -> None:
 def test_the_place_is_tried_before_anything_is_drawn(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_bundle(console.library)
     (console.folder / "file").write_bytes(b"")
-    monkeypatch.setattr("celebctl.cli.gen.draw", lambda *_: pytest.fail("drawn"))
+
+    def draw(*_: object) -> None:
+        pytest.fail("drawn")
+
+    monkeypatch.setattr("celebctl.cli.gen.draw", draw)
     refused(console("gen", "beach", "-o", "file/x.png"), 6, "cannot write")
     require_writable(console.folder / "new" / "folder")
     assert not (console.folder / "new").exists()

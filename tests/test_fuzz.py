@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import time
 from pathlib import Path
 
@@ -64,8 +65,8 @@ def test_the_guard_sees_what_it_is_for(tmp_path: Path) -> None:
     assert not fault_of((place / "x").touch, place)
     assert "outside" in fault_of(lambda: (tmp_path / "outside").write_bytes(b""), place)
     assert "os.mkdir" in fault_of((tmp_path / "folder").mkdir, place)
-    assert "os.system" in fault_of(lambda: os.system("true"), place)
-    assert "KeyError" in fault_of(lambda: {}["x"], place)
+    assert "Popen" in fault_of(lambda: subprocess.run(["true"], check=True), place)
+    assert "KeyError" in fault_of(lambda: dict[str, int]()["x"], place)
     assert "exit code 1" in fault_of(lambda: 1, place)
     assert not fault_of(lambda: 5, place)
     with pytest.MonkeyPatch.context() as patch:

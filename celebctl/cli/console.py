@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_runtime.progress import Progress, ProgressCallback
 
@@ -38,8 +38,9 @@ class CliConsole:
     @classmethod
     def from_argv(cls, argv: list[str]) -> "tuple[CliConsole, list[str]]":
         """The console, and `argv` without --json, --quiet and --debug, which may stand anywhere before a `--`."""
-        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-            sys.stdout.reconfigure(errors="backslashreplace")  # what cannot be encoded must not end a command
+        stdout: Any = sys.stdout
+        if isinstance(stdout, io.TextIOWrapper) and stdout.errors == "strict":
+            cast(Any, stdout).reconfigure(errors="backslashreplace")  # what cannot be encoded must not end a command
         end = argv.index("--") if "--" in argv else len(argv)
         flags = {FLAGS[word] for word in argv[:end] if word in FLAGS}
         rest = [word for word in argv[:end] if word not in FLAGS] + argv[end:]

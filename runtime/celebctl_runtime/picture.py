@@ -114,11 +114,21 @@ def read_request(path: Path) -> tuple[Request, dict[str, Any]]:
                 reason="newer_format",
                 version=version,
             )
-        return Request.from_json(document["request"]), dict(document["record"])
+        return Request.from_json(document["request"]), _checked_record(document["record"])
     except CelebctlError as error:
         raise IntegrityError(f"the recipe in {path} is damaged: {error.problem}", error.hint) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"the recipe in {path} is damaged: {error}", "generate the image again") from error
+
+
+def _checked_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose entries that are used again have their types. Raises ValueError, TypeError or AttributeError."""
+    scale, people = record.get("scale", 1), record.get("identities", {})
+    if type(scale) is not int or not 1 <= scale <= MAX_SCALE:
+        raise ValueError(f"its scale is {str(scale)[:40]}")
+    if not all(isinstance(digest, str) for digest in people.values()):
+        raise ValueError("its people have digests that are no text")
+    return dict(record)
 
 
 def _read_chunk(path: Path) -> str:

@@ -437,7 +437,7 @@ def _read_consistent(path: Path, sandbox: Path) -> None:
 def _own_files() -> list[Seed]:
     rows = np.ones((2, 4), np.float32)
     facts = {"names": "2", "kind": "clean", "hash": "0" * 64}
-    record = {
+    record: dict[str, Any] = {
         "name": "alice", "samples": 1, "learn_seconds": 1.0, "size_bytes": 9, "rows": [["alice", 0, 1, {}, None]],
     }  # fmt: skip
     framing = {"face_height_min": 0.3, "face_height_max": 0.5, "face_center_y": 0.4, "face_jitter": 0.1}
@@ -469,7 +469,7 @@ def _metadata(key: str, value: object) -> Seed:
 
 def _own_metadata() -> list[Seed]:
     framing = {"face_height_min": 0.3, "face_height_max": 0.5, "face_center_y": 0.4, "face_jitter": 0.1}
-    record = {
+    record: dict[str, Any] = {
         "name": "alice", "samples": 1, "learn_seconds": 1.0, "size_bytes": 9, "rows": [["alice", 0, 1, {}, None]],
     }  # fmt: skip
     return [*_own_files(), _metadata("framing", framing), _metadata("record", record)]

@@ -51,7 +51,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _check(place: Path, event: str, path: object) -> None:
-    if isinstance(path, str | bytes | os.PathLike):
+    if isinstance(path, str | bytes | Path):
         real = os.path.realpath(os.fsdecode(path))
         if not real.startswith(f"{place}{os.sep}") and real not in (str(place), os.devnull):
             _Watch.seen.append(f"{event} {real}")

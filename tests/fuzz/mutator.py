@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from typing import Any, cast
 
 NUMBERS: tuple[Any, ...] = (
@@ -65,31 +64,29 @@ def mutate_json(chance: random.Random, text: bytes) -> bytes:
 def _changed(chance: random.Random, value: Any) -> Any:
     """The document with one value somewhere in it removed, replaced, repeated or renamed."""
     keys: list[Any] = []
+    whole: Any = value
     if isinstance(value, dict):
         keys = list(cast("dict[str, Any]", value))
     elif isinstance(value, list):
         keys = list(range(len(cast("list[Any]", value))))
     if not keys or chance.random() < 0.1:
-        return _other(chance, value)
+        return _other(chance, whole)
     key = chance.choice(keys)
-    actions: tuple[Callable[[], Any], ...] = (
-        lambda: value.pop(key),
-        lambda: value.__setitem__(key, _other(chance, value[key])),
-        lambda: value.__setitem__(key, value[chance.choice(keys)]),
-        lambda: _repeat(chance, value, key),
-    )  # fmt: skip
-    if isinstance(value[key], dict | list) and chance.random() < 0.75:
-        value[key] = _changed(chance, value[key])
-    else:
-        chance.choice((actions[0], actions[1], actions[1], actions[1], actions[2], actions[3]))()
-    return value
-
-
-def _repeat(chance: random.Random, value: Any, key: Any) -> None:
-    if isinstance(value, list):
-        cast("list[Any]", value).append(value[key])
-    else:
-        value[chance.choice(TEXTS)] = value[key]
+    if isinstance(whole[key], dict | list) and chance.random() < 0.75:
+        whole[key] = _changed(chance, whole[key])
+        return whole
+    match chance.randrange(6):
+        case 0:
+            whole.pop(key)
+        case 1:
+            whole[key] = whole[chance.choice(keys)]
+        case 2 if isinstance(value, list):
+            whole.append(whole[key])
+        case 2:
+            whole[chance.choice(TEXTS)] = whole[key]
+        case _:
+            whole[key] = _other(chance, whole[key])
+    return whole
 
 
 def _other(chance: random.Random, value: Any) -> Any:

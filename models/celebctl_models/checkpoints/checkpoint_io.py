@@ -99,7 +99,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except Exception as error:  # a refused pickle, a truncated file, no zip archive: no common base class
         hint = "download the file again, or use its .safetensors version"
         raise IntegrityError(f"{path.name} cannot be read safely: {first_line(error)}", hint) from error
-    tensors: Any = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    found = cast("dict[object, Any]", checkpoint) if isinstance(checkpoint, dict) else {}
+    tensors: Any = found.get("state_dict", checkpoint)
     if not isinstance(tensors, dict):
         hint = "use a checkpoint of Stable Diffusion"
         raise InvalidInputError(f"{path.name} holds no dictionary of tensors", hint, reason="not_a_checkpoint")

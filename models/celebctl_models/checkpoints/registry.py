@@ -322,10 +322,11 @@ def vae_factor(vae: Config) -> int:
 
     Raises IntegrityError when the config does not tell.
     """
-    levels = vae.get("block_out_channels")
-    if not isinstance(levels, list | tuple) or not 1 <= len(cast("list[Any]", levels)) <= _MAX_LEVELS:
-        raise _unsupported_config("block_out_channels", levels, f"a list of 1 to {_MAX_LEVELS} numbers")
-    return 2 ** (len(cast("list[Any]", levels)) - 1)
+    value: Any = vae.get("block_out_channels")
+    levels = len(cast("list[Any]", value)) if isinstance(value, list | tuple) else 0
+    if not 1 <= levels <= _MAX_LEVELS:
+        raise _unsupported_config("block_out_channels", vae, f"a list of 1 to {_MAX_LEVELS} numbers")
+    return 2 ** (levels - 1)
 
 
 def whole_number(config: Config, key: str, default: int) -> int:
@@ -334,19 +335,19 @@ def whole_number(config: Config, key: str, default: int) -> int:
     Raises IntegrityError for anything else.
     """
     value: Any = config.get(key)
-    sides = cast("list[Any]", value) if isinstance(value, list | tuple) else [value]
     if value is None:
         return default
-    if type(sides[0] if sides else None) is not int or sides not in ([sides[0]], [sides[0]] * 2):
-        raise _unsupported_config(key, value, "one whole number; other shapes than squares are not supported")
+    sides = cast("list[Any]", list(value)) if isinstance(value, list | tuple) else [value]
+    if not sides or type(sides[0]) is not int or sides not in ([sides[0]], [sides[0]] * 2):
+        raise _unsupported_config(key, config, "one whole number; other shapes than squares are not supported")
     if not 1 <= sides[0] <= _MAX_NUMBER:
-        raise _unsupported_config(key, value, f"1 to {_MAX_NUMBER}")
+        raise _unsupported_config(key, config, f"1 to {_MAX_NUMBER}")
     return int(sides[0])
 
 
-def _unsupported_config(key: str, value: object, expected: str) -> IntegrityError:
+def _unsupported_config(key: str, config: Config, expected: str) -> IntegrityError:
     return IntegrityError(
-        f"'{key}' in the model's config is {str(value)[:80]}; celebctl needs {expected}",
+        f"'{key}' in the model's config is {str(config.get(key))[:80]}; celebctl needs {expected}",
         "use another model, or download this one again",
         reason="unsupported_config",
         key=key,
@@ -383,7 +384,8 @@ _PATHS = {
 def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
     """`card` with the fields of celebctl.json. Paths are relative to its folder and must stay inside it."""
     changes: dict[str, Any] = {}
-    for key, value in declared.items():
+    for key, entry in declared.items():
+        value: Any = entry
         is_text = key in _TEXTS and isinstance(value, str) and _is_valid_text(key, value)
         is_kind = key == "pictures" and value in _PICTURES
         if is_text or is_kind or (key in _SIZES and type(value) is int and 0 < value <= _MAX_NUMBER):
