@@ -105,7 +105,7 @@ def test_schedulers_of_diffusers_are_read() -> None:
         "_class_name": "PNDMScheduler",
         "skip_prk_steps": True,
         "timestep_spacing": None,
-        "_use_default_values": [],
+        "_use_default_values": list[str](),
     }
     assert ScheduleConfig.from_dict({**SCHEDULER, **entries}).beta_start == SCHEDULER["beta_start"]
     flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3}

@@ -337,7 +337,7 @@ def whole_number(config: Config, key: str, default: int) -> int:
     value: Any = config.get(key)
     if value is None:
         return default
-    sides = cast("list[Any]", list(value)) if isinstance(value, list | tuple) else [value]
+    sides = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]
     if not sides or type(sides[0]) is not int or sides not in ([sides[0]], [sides[0]] * 2):
         raise _unsupported_config(key, config, "one whole number; other shapes than squares are not supported")
     if not 1 <= sides[0] <= _MAX_NUMBER:
@@ -394,9 +394,9 @@ def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
             changes[_PATHS[key]] = path.parent.resolve() / value
         elif key == "defaults" and isinstance(value, dict) and _are_defaults(cast(Config, value)):
             changes["defaults"] = {**card.defaults, **cast(Config, value)}
-        elif key == "framing" and (framing := _framing(value)) is not None:
+        elif key == "framing" and (framing := _framing(entry)) is not None:
             changes["framing"] = framing
-        elif key == "checkpoint" and (stated := _checkpoint_options(value, path.parent)) is not None:
+        elif key == "checkpoint" and (stated := _checkpoint_options(entry, path.parent)) is not None:
             changes["checkpoint"] = stated
         elif key in {*_TEXTS, *_SIZES, *_PATHS, "pictures", "defaults", "framing", "checkpoint"}:
             raise IntegrityError(f"{path}: '{key}' cannot be {value!r}", "correct it, or download the model again")

@@ -173,7 +173,7 @@ def _checked(key: str, value: Any) -> Any:
     if value is None:
         return default
     if key == "trained_betas":
-        betas = cast("list[Any]", list(value)) if isinstance(value, list | tuple) else []
+        betas = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else []
         if not 2 <= len(betas) <= _MAX_TIMESTEPS or not all(_is_number(beta) and 0 < beta < 1 for beta in betas):
             raise _wrong(key, betas or "not a list")
         return tuple(float(beta) for beta in betas)
