@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -134,6 +135,22 @@ def test_a_ckpt_of_one_tensor_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as caught:
         tensor_shapes(tmp_path / "x.ckpt")
     assert caught.value.reason == "not_a_checkpoint"
+
+
+def test_a_folder_of_fp16_files_is_read_and_one_of_bin_files_says_why_not(tiny_folder: Path, tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
+    from celebctl_models.checkpoints.diffusion import load_parts
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    for file in list(folder.rglob("*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    found, expected = (load_parts(one).denoiser.state_dict() for one in (folder, tiny_folder))
+    assert all(torch.equal(found[name], expected[name]) for name in expected) and len(found) == len(expected)
+    for file in list((folder / "unet").glob("*.safetensors")):
+        file.rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(IntegrityError) as caught:
+        load_parts(folder)
+    assert ".bin" in caught.value.hint
 
 
 # Bundles.

@@ -38,13 +38,22 @@ def check_vocabularies(tokenizers: Sequence[Any], name: str) -> None:
 
 
 def load_component(cls: Any, folder: Path, component: str, **options: Any) -> Any:
-    """One component of a model folder, by its library's class. Raises IntegrityError or SetupError (memory)."""
+    """One component of a model folder, by its library's class, or its fp16 variant where there is no other.
+
+    Raises IntegrityError or SetupError (memory).
+    """
+    files = [path.name for path in (folder / component).glob("*")]
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if weights and all(".fp16" in name for name in weights):
+        options["variant"] = "fp16"
     try:
         return cls.from_pretrained(str(folder), subfolder=component, local_files_only=True, **options)
     except MemoryError as error:
         raise SetupError(f"no memory left to load {component} of {folder.name}", "close other programs") from error
     except Exception as error:  # the libraries raise anything from OSError to KeyError for a broken file
         hint = "download the model again"
+        if not weights and any(name.endswith(".bin") for name in files):
+            hint = "it has only .bin files, which are not opened: use a model with .safetensors files"
         raise IntegrityError(f"cannot load {component} of {folder.name}: {first_line(error)}", hint) from error
 
 
