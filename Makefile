@@ -3,6 +3,7 @@
 #   make demo     draw two people, learn them, export, make a picture of both; only ./demo is touched
 #   make test     the test suite; with a coverage figure: make test COVERAGE=1; slow tests: .venv/bin/python -m pytest -m slow
 #   make test-fast       the tests that load no model, about a minute: for daily work
+#   make fuzz     change genuine files at random and read them, MINUTES=60; repeat a run with FUZZ="--seed N --door NAME"
 #   make test-wheel      build the wheel, install it in a clean environment, run the three lines there
 #   make test-cuda-device  ONNX Runtime's genuine CUDA provider on a device without a GPU; fetches its wheel (250 MB)
 #   make test-elsewhere  test-fast once more from "with space é/celebctl", a path with a space and a non-ASCII letter
@@ -31,6 +32,8 @@ READY  := $(VENV)/.ready
 SEED   ?= 8
 # Any value adds a coverage figure, which takes longer on Python 3.11.
 COVERAGE ?=
+MINUTES  ?= 60
+FUZZ     ?=
 
 # `cpu` and `cuda` exclude one another: the GPU has an environment of its own. insightface asks for plain onnxruntime,
 # which would overwrite onnxruntime-gpu: it comes last, without its dependencies, which the extra has.
@@ -43,7 +46,7 @@ MODEL     ?=
 PHOTOS    ?=
 BUILD     := $(abspath build)
 
-.PHONY: help demo test test-fast test-wheel test-cuda-device test-elsewhere test-resolve check docs bench-likeness bench-speed bench-gpu prove gpu clean
+.PHONY: help demo test test-fast fuzz test-wheel test-cuda-device test-elsewhere test-resolve check docs bench-likeness bench-speed bench-gpu prove gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -69,6 +72,11 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(PYTEST) -m "fast and not slow"
+
+# A failing input becomes a file in tests/fuzz/regressions, which the tests replay.
+fuzz: $(READY)
+	cd tests && PYTHONPATH=.:..:../models:../export:../runtime OMP_NUM_THREADS=1 \
+	  "$(BIN)/python" -m fuzz --minutes $(MINUTES) $(FUZZ)
 
 # The wheel runs without the checkout: in an environment of its own, from an empty folder.
 test-wheel: $(READY)

@@ -6,11 +6,11 @@ accidents and document what was stated.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from celebctl_runtime.errors import NotFoundError, PolicyError, UsageError
 from celebctl_runtime.files import sha256_file
+from celebctl_runtime.paths import expanded
 
 if TYPE_CHECKING:
     from celebctl_models.faces.analysis import Face
@@ -51,7 +51,7 @@ def consent_record(consent: str | None) -> str:
     kind, _, file = consent.partition(":")
     if kind != "signed" or not file:
         raise UsageError(f"invalid consent {consent!r}", _FORMS, reason="consent_form", consent=consent)
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not path.is_file():
         raise NotFoundError(f"there is no signed consent {file}", _FORMS, reason="consent_form", consent=consent)
     return f"signed: sha256 {sha256_file(path)}"

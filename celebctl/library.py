@@ -25,7 +25,7 @@ from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, NotFoundError, UsageError
 from celebctl_runtime.files import atomic_write, translate_os_errors
 from celebctl_runtime.identity import Identity, check_key, check_name
-from celebctl_runtime.paths import data_root
+from celebctl_runtime.paths import data_root, expanded
 
 SUFFIX = ".safetensors"
 HASH_DIGITS = 8
@@ -231,12 +231,12 @@ class Library:
 
     def remember_origin(self, bundle: Path, model: str) -> None:
         """Store beside a bundle which `model` it was exported from: two model folders may have the same name."""
-        atomic_write(self._origin(bundle), origin_of(model).encode())
+        atomic_write(self._origin(bundle), origin_of(model).encode(errors="surrogatepass"))
 
     def origin(self, bundle: Path) -> str | None:
         """The model a bundle was exported from; None for a bundle copied here by other means."""
         try:
-            return self._origin(bundle).read_text(encoding="utf-8")
+            return self._origin(bundle).read_text(encoding="utf-8", errors="surrogatepass")
         except OSError:
             return None
 
@@ -306,10 +306,10 @@ def _refuse_outside(path: Path, folder: Path) -> None:
 
 def origin_of(model: str) -> str:
     """`model` independent of the current folder: an absolute path, unless it is a known name or a hub id."""
+    path = expanded(model)
     try:
-        path = Path(model).expanduser()
         return str(path.resolve()) if path.exists() and model not in KNOWN else model
-    except (OSError, RuntimeError, ValueError):  # too long for a path, ~ of an unknown user, or a NUL
+    except (OSError, ValueError):  # too long for a path, or with a NUL
         return model
 
 

@@ -422,18 +422,20 @@ class Model:
             known: Identities to compare with besides the celebrities.
 
         Raises:
-            IntegrityError: An identity of another model.
+            IntegrityError: An identity of another model, or of another width.
 
         Example:
             >>> model = Model.load("mini")
             >>> len(model.nearest(model.sample("carol", seed=5), top=3))
             3
         """
-        from celebctl.basis.identity_vectors import neighbours, require_model
+        from celebctl.basis.identity_vectors import neighbours, require_model, require_widths
         from celebctl.basis.text_features import text_features
         from celebctl_models.checkpoints.text_encoders import load_texts
 
         require_model(identity, self.tables.family, self.tables.table_hash)
+        for one in (identity, *known):
+            require_widths(one, self.basis)
         read = partial(text_features, load_texts(self.tables.path))
         return neighbours(identity, self.celebrities, known, self.basis, read)[:top]
 
@@ -466,9 +468,11 @@ class Model:
         from celebctl_export import ExportOptions, export_bundle
         from celebctl_models.checkpoints.diffusion import load_parts
         from celebctl_models.checkpoints.tiny_autoencoders import check_tiny_autoencoder, load_tiny_autoencoder
-        from celebctl_runtime.files import refuse_existing
+        from celebctl_runtime.files import refuse_existing, require_writable
 
         refuse_existing(Path(path), overwrite)
+        target = Path(path).absolute()
+        require_writable(target if target.is_file() else target.parent)
         dtype, tiny_vae = options.get("dtype", "fp32"), options.get("tiny_vae")
         tiny = None if tiny_vae is None else load_tiny_autoencoder(Path(tiny_vae))
         # in the dtype that is written: an XL model leaves no room for a second copy of itself

@@ -6,12 +6,12 @@ user's config.toml is read from there, so that one folder holds everything.
 
 import difflib
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from celebctl.strict_toml import parse_toml
 from celebctl_runtime.backends.device import parse_device
 from celebctl_runtime.errors import InvalidInputError, UsageError
 from celebctl_runtime.files import atomic_write, read_regular
@@ -19,6 +19,7 @@ from celebctl_runtime.paths import config_folder
 
 PROJECT_FILE = "celebctl.toml"
 USER_FILE = "config.toml"
+_MAX_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ def save_setting(name: str, value: str, environment: Mapping[str, str] | None = 
 
 def _checked(spec: SettingSpec, value: object, origin: str) -> str | int:
     kind = int if isinstance(spec.default, int) else str
-    checked = int(value) if kind is int and isinstance(value, str) and value.strip().isdecimal() else value
-    invalid = f"invalid value {value!r} for setting {spec.name} (from {origin})"
+    checked = int(value) if kind is int and isinstance(value, str) and _is_whole(value) else value
+    invalid = f"invalid value {str(value)[:80]!r} for setting {spec.name} (from {origin})"
     if type(checked) is not kind or (isinstance(checked, int) and checked < 0):
         raise UsageError(invalid, f"use {'a whole number' if kind is int else 'text'}: {spec.description}")
     if spec.choices and checked not in spec.choices:
@@ -154,11 +155,15 @@ def _checked(spec: SettingSpec, value: object, origin: str) -> str | int:
     return checked
 
 
+def _is_whole(text: str) -> bool:
+    return text.strip().isdecimal() and len(text) < _MAX_DIGITS
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     """The settings in one file, {} when there is none. Unknown entries raise UsageError, as they are likely typos."""
     try:
-        values = tomllib.loads(_text_of(path))
-    except tomllib.TOMLDecodeError as error:
+        values = parse_toml(_text_of(path))
+    except ValueError as error:
         raise UsageError(f"{path} is not valid TOML: {error}", 'write lines like model = "mini"') from error
     for name in values:
         if name not in KNOWN:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from celebctl_models.faces.framing import Framing, measure_framing
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, SetupError
 from celebctl_runtime.files import atomic_write
+from celebctl_runtime.strict_json import parse_json
 
 from .basis import CelebBasis, read_tensors
 from .name_filtering import RenderedName, face_models_hash
@@ -84,7 +85,7 @@ def load_faces(path: Path, table_hash: str) -> CelebrityFaces:
         tensors, metadata = read_tensors(path)
         features = tensors["features"].astype(np.float32)
         names = tuple(metadata["names"].split("\n"))
-        framing = Framing.from_dict(json.loads(metadata["framing"])) if "framing" in metadata else None
+        framing = Framing.from_dict(parse_json(metadata["framing"])) if "framing" in metadata else None
     except (OSError, KeyError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}", _HINT, reason=_REASON) from error
     if metadata.get("table_hash") != table_hash:

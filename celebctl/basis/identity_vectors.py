@@ -150,6 +150,18 @@ def require_model(person: Identity, family: str, table_hash: str) -> None:
         )  # fmt: skip
 
 
+def require_widths(person: Identity, basis: CelebBasis) -> None:
+    """Raise IntegrityError for an identity whose embeddings have other widths than those of the basis."""
+    theirs = [array.shape[1] for array in person.embeddings]
+    ours = [mean.shape[1] for mean in basis.mean]
+    if theirs != ours:
+        raise IntegrityError(
+            f"{person.name} has embeddings of width {' and '.join(map(str, theirs))}; the model's are"
+            f" {' and '.join(map(str, ours))}",
+            "learn the person again", reason="identity_width", name=person.name, widths=theirs,
+        )  # fmt: skip
+
+
 def _weighted_sum(given: Sequence[Sequence[Floats]], shares: Sequence[float]) -> tuple[Floats, ...]:
     """Weighted sums, array by array: P people of E arrays each."""
     if len(given) == 1:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from celebctl_runtime.errors import InvalidInputError
 from celebctl_runtime.files import atomic_write, flush, sha256_file, translate_os_errors
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
+from celebctl_runtime.strict_json import parse_json
 
 if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
@@ -210,7 +211,7 @@ def _to_line(one: RenderedName) -> bytes:
 
 
 def _from_line(line: bytes) -> RenderedName:
-    values = cast("dict[str, Any]", json.loads(line))
+    values = cast("dict[str, Any]", parse_json(line))
     faces = tuple(int(count) for count in values["faces"])
     packed = np.frombuffer(base64.b64decode(values["features"]), "<f2").astype(np.float32)
     features = packed.reshape(faces.count(1), -1) if faces.count(1) else _rows([])

@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             arguments = replace_former_options(arguments) or ["--help"]
             return int(app(arguments, prog_name="celebctl", standalone_mode=False, obj=console) or 0)
-        except (Exception, KeyboardInterrupt) as error:
+        except SystemExit:
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
             from .error_handling import report_error
 
             return report_error(error, console)

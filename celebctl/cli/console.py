@@ -5,6 +5,7 @@ packages report progress as `Progress` events and messages through `logging`; bo
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_runtime.progress import Progress, ProgressCallback
 
@@ -37,6 +38,9 @@ class CliConsole:
     @classmethod
     def from_argv(cls, argv: list[str]) -> "tuple[CliConsole, list[str]]":
         """The console, and `argv` without --json, --quiet and --debug, which may stand anywhere before a `--`."""
+        stdout: Any = sys.stdout
+        if isinstance(stdout, io.TextIOWrapper) and stdout.errors == "strict":
+            cast(Any, stdout).reconfigure(errors="backslashreplace")  # what cannot be encoded must not end a command
         end = argv.index("--") if "--" in argv else len(argv)
         flags = {FLAGS[word] for word in argv[:end] if word in FLAGS}
         rest = [word for word in argv[:end] if word not in FLAGS] + argv[end:]
@@ -69,7 +73,7 @@ class CliConsole:
             self._message(f"hint: {hint}", "cyan")
         if self.json:
             document = {"error": {"code": code, "reason": reason, "problem": problem, "hint": hint}}
-            self._write(json.dumps(document, ensure_ascii=False))
+            self._write(_json_text(document))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table, on a terminal only."""
@@ -150,7 +154,7 @@ class CliConsole:
     def output(self, lines: Sequence[str], document: Mapping[str, Any]) -> None:
         """The command's result: `lines`, or with --json `document`."""
         if self.json:
-            self._write(json.dumps(document, ensure_ascii=False, indent=2))
+            self._write(_json_text(document, indent=2))
         elif lines:
             self._write("\n".join(lines))
 
@@ -166,6 +170,8 @@ class CliConsole:
         self._to_stdout(lambda: (sys.stdout.flush(), sys.stdout.buffer.write(data), sys.stdout.buffer.flush()))
 
     def _write(self, text: str) -> None:
+        if sys.stdout.isatty():
+            text = printable(text)
         self._to_stdout(lambda: (sys.stdout.write(f"{text}\n"), sys.stdout.flush()))
 
     def _to_stdout(self, write: Callable[[], object]) -> None:
@@ -176,6 +182,7 @@ class CliConsole:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _message(self, text: str, style: str = "") -> None:
+        text = printable(text)
         if sys.stderr.isatty():
             from rich.text import Text
 
@@ -201,6 +208,19 @@ class CliConsole:
                 self.info(" ".join(filter(None, (title, f"{step}/{steps}" if steps else "", text))))
 
         return report
+
+
+def _json_text(document: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON that stdout's encoding can hold."""
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    return json.dumps(document, ensure_ascii=not is_unicode, indent=indent)
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal obeys: text from files may hold escape sequences, and marks that turn it round."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 class _LogHandler(logging.Handler):

@@ -106,17 +106,18 @@ def plan_download(target: str, source: Path | None) -> DownloadPlan | Path:
     from celebctl_models.checkpoints.registry import locate
     from celebctl_models.faces.packs import PACKS
     from celebctl_runtime.errors import NotFoundError, UsageError
+    from celebctl_runtime.paths import expanded
 
-    if source is not None and not source.expanduser().exists():
+    if source is not None and not expanded(source).exists():
         raise NotFoundError(f"there is no folder {source}", "check the path after --from")
     if target in PACKS:
         return _plan_pack(PACKS[target], source)
     known = KNOWN.get(target) or known_by_source(target)
     location = locate(target)
-    if location.kind == "file" or (location.kind == "folder" and known is None and Path(target).expanduser().exists()):
+    if location.kind == "file" or (location.kind == "folder" and known is None and expanded(target).exists()):
         raise UsageError(f"{target} is already on this machine", f"use it: celebctl use {target}")
     if source is not None and not (known and known.bundled):
-        return _plan_folder(target, location.source, location.revision, known, source.expanduser())
+        return _plan_folder(target, location.source, location.revision, known, expanded(source))
     if location.kind == "folder" and known is not None:
         return location.path
     return _plan_hub(target, location.source, location.revision, known)
@@ -162,7 +163,7 @@ def _plan_pack(pack: "Pack", source: Path | None) -> DownloadPlan | Path:
     from celebctl_models.checkpoints.known_models import Licence
     from celebctl_models.faces.packs import accept, accepted_at, find_pack, install_pack
     from celebctl_runtime.errors import NotFoundError
-    from celebctl_runtime.paths import data_root
+    from celebctl_runtime.paths import data_root, expanded
 
     root = data_root()
     accepted = not pack.restricts or accepted_at(pack.name, root) is not None
@@ -177,8 +178,8 @@ def _plan_pack(pack: "Pack", source: Path | None) -> DownloadPlan | Path:
             return here
         if source is None:
             return fetch_pack(pack, root, progress)
-        archive = source.expanduser() / f"{pack.name}.zip"
-        return install_pack(pack.name, archive if archive.is_file() else source.expanduser(), root)
+        archive = expanded(source) / f"{pack.name}.zip"
+        return install_pack(pack.name, archive if archive.is_file() else expanded(source), root)
 
     return DownloadPlan(
         pack.name,

@@ -379,10 +379,10 @@ class OutputTarget:
     ) -> "OutputTarget":
         """The target of images, checked before they are drawn. `plain` names leave out the seed. Raises UsageError."""
         from celebctl_runtime.errors import UsageError
-        from celebctl_runtime.files import refuse_existing
+        from celebctl_runtime.files import refuse_existing, require_writable
         from celebctl_runtime.picture import format_of
 
-        from .naming import slug_of
+        from .naming import names_folder, slug_of
 
         many = len(seeds) > 1
         stem = title if plain else slug_of(title)
@@ -391,12 +391,14 @@ class OutputTarget:
                 content = "an image and a JSON document" if as_json else f"{len(seeds)} images"
                 raise UsageError(f"-o - writes one image, not {content}", "use -o FOLDER")
             return cls(None, None, stem, many, plain, saving)
-        if out is None or out.is_dir() or not out.suffix:
+        if out is None or names_folder(out):
+            require_writable(out or Path())
             return cls(None, out or Path(), stem, many, plain, saving)
         format_of(out)
         target = cls(out, None, stem, many, plain, saving)
         for path in map(target.path, seeds):
             refuse_existing(path, saving.force)
+        require_writable(out.parent)
         return target
 
     def path(self, seed: int) -> Path:

@@ -45,6 +45,7 @@ RUNTIME: dict[str, str] = {
     "strength_out_of_range": "use --strength above {minimum}, up to {maximum}",
     "strength_without_image": "use --strength together with --from IMAGE",
     "no_steps_left": "raise --strength or --steps",
+    "threads_out_of_range": "use --threads {minimum} to {maximum}",
     "scale_out_of_range": "use --scale {minimum} to {maximum}",
     "likeness_out_of_range": "use --likeness {minimum} (the average celebrity) to {maximum} (as learned)",
     "invalid_likeness": "use --likeness 0.8 for all people, or --likeness alice=0.8,bob=1",

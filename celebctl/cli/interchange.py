@@ -31,7 +31,7 @@ _USE_XL = (
 _USE_SD3 = "not known to load embeddings for Stable Diffusion 3, unlike ComfyUI: --to comfyui"
 # Names that programs give to files and tokens; they do not identify a person.
 _GENERIC_NAMES = re.compile(
-    r"\W*|learned_embeds.*|emb_params|(id_)?(embedding|coefficient|embed)s?([-_].*)?|celeb_basis.*|model"
+    r"\W*|learned_embeds.*|emb_params|clip_[lg]|(id_)?(embedding|coefficient|embed)s?([-_].*)?|celeb_basis.*|model"
 )
 
 
@@ -49,10 +49,12 @@ def export_embedding(
     from celebctl.library import Library
     from celebctl.textual_inversion import FAMILIES, format_widths, save_textual_inversion
 
+    from .naming import names_folder
+
     console = ctx.ensure_object(CliConsole)
     identity = Library().load(name, model_key)
     path = out or Path()
-    if path.is_dir() or not path.suffix:
+    if names_folder(path):
         path = path / f"{identity.name}.safetensors"
     save_textual_inversion(identity, path, to, overwrite=force)
     widths = tuple(array.shape[1] for array in identity.embeddings)
@@ -145,21 +147,21 @@ def name_for(given: str | None, contents: "EmbeddingFile", file: Path) -> str:
 
     Raises UsageError when none of them can be used.
     """
-    from celebctl_runtime.errors import CelebctlError, UsageError
+    from celebctl_runtime.errors import UsageError
 
-    from .naming import name_from_file, name_person
+    from .naming import name_from_text, name_person
 
     if given is not None:
         return name_person(given)
     if contents.identity is not None:
         return contents.identity.name
-    for candidate in (contents.origin.get("name", ""), contents.name.strip("<>"), file.stem):
-        if _GENERIC_NAMES.fullmatch(candidate.casefold()):
-            continue
-        try:
-            return name_from_file(candidate)
-        except CelebctlError:
-            continue
+    inner, outer = contents.name.strip("<>"), file.stem
+    # The web UI calls an embedding of its own training by the file, which may have been renamed since.
+    found = (outer, inner) if contents.layout == "string_to_param" else (inner, outer)
+    for candidate in (contents.origin.get("name", ""), *found):
+        name = None if _GENERIC_NAMES.fullmatch(candidate.casefold()) else name_from_text(candidate)
+        if name is not None:
+            return name
     raise UsageError(f"cannot derive a name from {file}", "pass a name", reason="no_name_in_embedding", path=file)
 
 

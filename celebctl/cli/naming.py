@@ -1,6 +1,7 @@
 """Names for people and for image files, and small rules of wording; no state."""
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,8 @@ _GENERIC_STEM = re.compile(
     r"([-_]?\d.*)?"
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+#: Letters without a decomposition in Unicode, as they are written in names of passports.
+_LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i", "ħ": "h"})
 _MAX_NAME = 32  # as check_name
 
 
@@ -34,13 +37,26 @@ def name_person(name: str) -> str:
 
 def name_from_file(photo: str) -> str:
     """The name in a file name: alice.jpg is alice. Raises UsageError when the file name does not contain one."""
-    slug = re.sub(r"[^a-z0-9_-]+", "_", Path(photo).stem.casefold()).strip("_-")
-    try:
-        if slug and not _GENERIC_STEM.fullmatch(slug):
-            return name_person(slug)
-    except CelebctlError:
-        pass  # the hint below is better than a complaint about a name that was not typed
+    found = name_from_text(Path(photo).stem)
+    if found is not None:
+        return found
     raise UsageError(f"cannot derive a name from {photo}", "pass a name", reason="no_name_in_file", photo=photo)
+
+
+def name_from_text(text: str) -> str | None:
+    """The name in a text: José Müller is jose_muller, emb_1.5 is emb_1_5; None when there is none."""
+    folded = unicodedata.normalize("NFKD", text.casefold().translate(_LETTERS))
+    plain = "".join(letter for letter in folded if not unicodedata.combining(letter))
+    slug = re.sub(r"[^a-z0-9_-]+", "_", plain).strip("_-")
+    try:
+        return name_person(slug) if slug and not _GENERIC_STEM.fullmatch(slug) else None
+    except CelebctlError:
+        return None
+
+
+def names_folder(path: Path) -> bool:
+    """Whether an output path is a folder: one that exists, or has no suffix; v1.5 has none."""
+    return path.is_dir() or not path.suffix or path.suffix[1:].isdecimal()
 
 
 def suggested_name(photo: str, taken: Collection[str]) -> str:

@@ -145,11 +145,11 @@ def parse_size(text: str | None) -> tuple[int, int]:
         return 0, 0
     width, cross, height = text.lower().replace("×", "x").partition("x")
     height = height if cross else width
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+    if not all(side.isdecimal() and len(side) < 10 and int(side) for side in (width, height)):
         from celebctl_runtime.errors import UsageError
 
         raise UsageError(
-            f"invalid --size {text!r}", "use WIDTHxHEIGHT, such as --size 512x768, or one side of a square"
+            f"invalid --size {text[:80]!r}", "use WIDTHxHEIGHT, such as --size 512x768, or one side of a square"
         )
     return int(width), int(height)
 

@@ -11,6 +11,8 @@ from .loading import choose_model
 
 if TYPE_CHECKING:
     from celebctl.basis.identity_vectors import Neighbour
+    from celebctl.library import IdentityFile
+    from celebctl_runtime.identity import Identity
 
 COLUMNS = ("name", "kind", "cosine", "first name", "last name", "distance")
 MAX_ROWS = 1000
@@ -74,7 +76,8 @@ def nearest(
     person = entry.load()
     with requires_extra("learn", "the celeb basis"):
         loaded = choose_model(settings, library, model)
-        known = [other.load() for other in library.entries(entry.model_key) if other.name != entry.name]
+        known = _readable(console, [other for other in library.entries(entry.model_key) if other.name != entry.name])
+        known = _of_width(console, known, [array.shape for array in person.embeddings])
         with console.status("comparing the names"):
             found = loaded.nearest(person, top, known=known)
     document = {"name": person.name, "model": loaded.name, "nearest": [_document(one) for one in found]}
@@ -84,6 +87,30 @@ def nearest(
         "cosine: of the directions from the average celebrity, as the model reads the names; distance 1: an average"
         " celebrity's"
     )
+
+
+def _readable(console: CliConsole, entries: "Sequence[IdentityFile]") -> "list[Identity]":
+    """The identities that can be read; the others are named."""
+    from celebctl_runtime.errors import CelebctlError
+
+    people: list[Identity] = []
+    for entry in entries:
+        try:
+            people.append(entry.load())
+        except CelebctlError as error:
+            console.warn(f"left out: {error.problem}")
+    return people
+
+
+def _of_width(
+    console: CliConsole, people: "Sequence[Identity]", shapes: "Sequence[tuple[int, ...]]"
+) -> "list[Identity]":
+    """The identities whose embeddings have these shapes; the others are named."""
+    fitting = [one for one in people if [array.shape for array in one.embeddings] == shapes]
+    for one in people:
+        if one not in fitting:
+            console.warn(f"left out: {one.name} has embeddings of another width")
+    return fitting
 
 
 def _document(one: "Neighbour") -> dict[str, object]:

@@ -19,6 +19,7 @@ from celebctl_runtime.errors import CelebctlError, InvalidInputError
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
+from celebctl_runtime.strict_json import parse_json
 
 from .references import PhotoReference, WorldReference
 from .runner import Cohort, ModelGenerator, Subject, ring_partners, thumbnail
@@ -157,10 +158,10 @@ class PeopleLearner:
 
 def _load_learned(folder: Path, seeds: Sequence[int]) -> list[LearnedPerson] | None:
     try:
-        seconds = float(json.loads(_seconds_file(folder, seeds).read_text()))
+        seconds = float(parse_json(_seconds_file(folder, seeds).read_bytes()))
         files = [_identity_file(folder, unseen_name(seed)) for seed in seeds]
         return [LearnedPerson(Identity.load(file), seconds, file.stat().st_size) for file in files]
-    except (OSError, ValueError, CelebctlError):
+    except (OSError, ValueError, TypeError, CelebctlError):
         return None  # incomplete or damaged: learned again
 
 

@@ -6,12 +6,12 @@ the attribute reader's vocabulary; it stays empty for models without such a read
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from celebctl.strict_toml import parse_toml
 from celebctl_runtime.errors import NotFoundError, UsageError
 from celebctl_runtime.files import read_regular
 
@@ -153,7 +153,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
 
 def _parse_toml(path: Path, text: str) -> list[Prompt]:
     try:
-        entries: Any = tomllib.loads(text).get("prompt", [])
+        entries: Any = parse_toml(text).get("prompt", [])
         return [
             Prompt(
                 str(entry.get("category", "action")),
@@ -162,7 +162,7 @@ def _parse_toml(path: Path, text: str) -> list[Prompt]:
             )
             for entry in cast("list[dict[str, Any]]", entries)
         ]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         hint = "write [[prompt]] with text, category and states = { place = 'beach' }"
         raise UsageError(f"{path} is not a list of prompts: {error}", hint, reason="prompts_invalid") from error
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from celebctl.basis.basis import read_tensors
 from celebctl_runtime.files import atomic_write
+from celebctl_runtime.strict_json import parse_json
 
 from .scorers import ImageScores
 
@@ -88,13 +89,13 @@ class SubjectRecord:
         """A saved record; None when there is none or it is damaged, so that the subject is evaluated again."""
         try:
             tensors, metadata = read_tensors(path)
-            header: Any = json.loads(metadata["record"])
+            header: Any = parse_json(metadata["record"])
             blobs = _split(tensors["images"].tobytes(), tensors["sizes"].tolist())
             rows = _samples(header["rows"], tensors["features"], tensors["poses"], blobs[1:])
             count = int(header["samples"])
             seconds, size = header["learn_seconds"], header["size_bytes"]
             return cls(str(header["name"]), tuple(rows[:count]), tuple(rows[count:]), blobs[0], seconds, size)
-        except (OSError, KeyError, ValueError, IndexError, TypeError):
+        except (OSError, KeyError, ValueError, IndexError, TypeError, AttributeError):
             return None
 
 

@@ -6,7 +6,6 @@ face pack other than the one people were learned with, and CLIP where weights ar
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celebctl.photo_quality import pose
-from celebctl_runtime.errors import NotFoundError
+from celebctl_runtime.errors import IntegrityError, NotFoundError
+from celebctl_runtime.files import read_regular
+from celebctl_runtime.strict_json import parse_json
 
 if TYPE_CHECKING:
     from celebctl_models.faces.analysis import Face, FaceAnalyser, OnnxFaceAnalyser
@@ -92,6 +93,7 @@ class WorldScorer:
 
     Raises:
         NotFoundError: A file of the folder is missing.
+        IntegrityError: A file is damaged.
     """
 
     description = "the model's own recogniser and attribute reader"
@@ -106,14 +108,19 @@ class WorldScorer:
                 raise NotFoundError(f"{folder / name} is missing", hint, reason="scoring_incomplete", folder=folder)
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
-        self._recogniser, self._reader = (
-            ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"], enable_fallback=0)
-            for name in _SCORING_FILES[:2]
-        )
+        try:
+            self._recogniser, self._reader = (
+                ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+                for name in _SCORING_FILES[:2]
+            )
+            self.vocabulary: dict[str, list[str]] = {
+                str(key): [str(word) for word in words]
+                for key, words in parse_json(read_regular(folder / _SCORING_FILES[2])).items()
+            }
+        except Exception as error:  # onnxruntime's errors have no common base class
+            hint = "use a model folder with a complete scoring folder"
+            raise IntegrityError(f"{folder} cannot be used: {error}", hint, reason="scoring_damaged") from error
         self._finder = finder
-        self.vocabulary = cast(
-            "dict[str, list[str]]", json.loads((folder / _SCORING_FILES[2]).read_text(encoding="utf-8"))
-        )
 
     def score(self, images: Sequence[Pixels], texts: Sequence[str] = (), faces: int = 1) -> list[ImageScores]:
         """See `Scorer.score`; the attribute reader needs no texts."""

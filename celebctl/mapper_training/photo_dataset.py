@@ -30,6 +30,7 @@ from celebctl_models.faces.photos import open_photo
 from celebctl_runtime.errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, PolicyError
 from celebctl_runtime.files import atomic_write
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
+from celebctl_runtime.strict_json import parse_json
 
 from .trainer import FaceDataset
 
@@ -145,7 +146,7 @@ class FaceDatasetBuilder:
         for path in sorted(self.work.glob("shard-*.safetensors")):
             try:
                 tensors, metadata = read_tensors(path)
-                files: list[list[str]] = json.loads(metadata["files"])
+                files: list[list[str]] = parse_json(metadata["files"])
                 same = metadata["key"] == self.key
             except (OSError, KeyError, ValueError) as error:
                 raise IntegrityError(

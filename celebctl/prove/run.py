@@ -247,7 +247,7 @@ def _read(file: Path) -> dict[str, Any] | None:
         stages = document["stages"]
         usable = all(entry["status"] and entry["seconds"] >= 0 for entry in stages.values())
         return document if usable else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -5,8 +5,13 @@ The names below are imported when first used, so that ``import celebctl_runtime`
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# ONNX Runtime from 1.32 on keeps a device id and a database of events in the home folder, and sends them. It reads this
+# variable only, when it is imported: its function disable_telemetry_events comes too late.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from .backends.base import Backend as Backend

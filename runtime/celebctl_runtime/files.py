@@ -57,6 +57,19 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise _exists(path)
 
 
+def require_writable(folder: Path) -> None:
+    """Raise SetupError unless files can be written into ``folder``, or it can be made: before long work."""
+    with translate_os_errors(folder):
+        place = folder.absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a part of the path is a file", str(place))
+        trial = _temporary_path(place / "trial")
+        trial.touch(exist_ok=False)
+        trial.unlink()
+
+
 def _exists(path: Path) -> UsageError:
     hint = "choose another name, or pass overwrite=True"
     return UsageError(f"{path} exists already", hint, reason="file_exists", path=path)

@@ -5,10 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
+def expanded(path: str | Path) -> Path:
+    """``path`` with ``~`` and ``~name`` replaced by a home folder; as it is for a user that this machine has not.
+
+    Example:
+        >>> expanded("face.png").name
+        'face.png'
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def celebctl_home(environment: Mapping[str, str] | None = None) -> Path | None:
     """$CELEBCTL_HOME as an absolute path, None when unset. ``environment`` defaults to the process's own."""
     home = (os.environ if environment is None else environment).get("CELEBCTL_HOME")
-    return Path(home).expanduser().absolute() if home else None
+    return expanded(home).absolute() if home else None
 
 
 def data_root() -> Path:

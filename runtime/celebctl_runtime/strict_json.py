@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn, cast
 
 MAX_DEPTH = 64  # of nested lists and objects; the deepest of our own files has 8
-MAX_DIGITS = 400  # of a whole number: more than the largest float64 has
+MAX_DIGITS = 300  # of a whole number: every one is a float64 too
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -19,18 +20,24 @@ def parse_json(text: str | bytes) -> Any:
         dict, list, str, int, float, bool or None.
 
     Raises:
-        ValueError: Invalid JSON or UTF-8; NaN or Infinity; a repeated key; a number of more than 400 digits; more than
-            64 levels; a NUL or half a surrogate pair in a string.
+        ValueError: Invalid JSON or UTF-8; NaN or Infinity; a repeated key; a number beyond float64 or of more than 300
+            digits; more than 64 levels; a NUL or half a surrogate pair in a string.
 
     Example:
         >>> parse_json('{"a": [1, 2.5]}')
         {'a': [1, 2.5]}
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_refuse_constant,
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    _check(value, MAX_DEPTH)
+    check_values(value)
     return value
 
 
@@ -47,11 +54,18 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return number
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def _check(value: object, depth: int) -> None:
+def check_values(value: object, depth: int = MAX_DEPTH) -> None:
     """Raise ValueError for what is nested deeper than ``depth``, and for text that cannot be printed or stored."""
     if depth < 0:
         raise ValueError("it is nested too deeply")
@@ -61,8 +75,8 @@ def _check(value: object, depth: int) -> None:
         value.encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair
     elif isinstance(value, dict):
         for key, item in cast("dict[str, object]", value).items():
-            _check(key, depth)
-            _check(item, depth - 1)
+            check_values(key, depth)
+            check_values(item, depth - 1)
     elif isinstance(value, list):
         for item in cast("list[object]", value):
-            _check(item, depth - 1)
+            check_values(item, depth - 1)

@@ -38,13 +38,22 @@ def check_vocabularies(tokenizers: Sequence[Any], name: str) -> None:
 
 
 def load_component(cls: Any, folder: Path, component: str, **options: Any) -> Any:
-    """One component of a model folder, by its library's class. Raises IntegrityError or SetupError (memory)."""
+    """One component of a model folder, by its library's class, or its fp16 variant where there is no other.
+
+    Raises IntegrityError or SetupError (memory).
+    """
+    files = [path.name for path in (folder / component).glob("*")]
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if weights and all(".fp16" in name for name in weights):
+        options["variant"] = "fp16"
     try:
         return cls.from_pretrained(str(folder), subfolder=component, local_files_only=True, **options)
     except MemoryError as error:
         raise SetupError(f"no memory left to load {component} of {folder.name}", "close other programs") from error
     except Exception as error:  # the libraries raise anything from OSError to KeyError for a broken file
         hint = "download the model again"
+        if not weights and any(name.endswith(".bin") for name in files):
+            hint = "it has only .bin files, which are not opened: use a model with .safetensors files"
         raise IntegrityError(f"cannot load {component} of {folder.name}: {first_line(error)}", hint) from error
 
 
@@ -84,7 +93,7 @@ def load_checkpoint_file(path: Path, configs: Path | None, shapes: Shapes) -> An
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a checkpoint file, without their numbers.
 
-    Raises IntegrityError for a damaged file or an unsafe pickle.
+    Raises IntegrityError for a damaged file or an unsafe pickle, InvalidInputError for one that holds something else.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -99,8 +108,14 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except Exception as error:  # a refused pickle, a truncated file, no zip archive: no common base class
         hint = "download the file again, or use its .safetensors version"
         raise IntegrityError(f"{path.name} cannot be read safely: {first_line(error)}", hint) from error
-    tensors = cast("dict[str, Any]", checkpoint.get("state_dict", checkpoint))
-    return {name: tuple(getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
+    found = cast("dict[object, Any]", checkpoint) if isinstance(checkpoint, dict) else {}
+    tensors: Any = found.get("state_dict", checkpoint)
+    if not isinstance(tensors, dict):
+        hint = "use a checkpoint of Stable Diffusion"
+        raise InvalidInputError(f"{path.name} holds no dictionary of tensors", hint, reason="not_a_checkpoint")
+    return {
+        str(name): tuple(getattr(tensor, "shape", ())) for name, tensor in cast("dict[object, Any]", tensors).items()
+    }
 
 
 def _pipeline_class(shapes: Shapes) -> tuple[type, dict[str, Any]]:

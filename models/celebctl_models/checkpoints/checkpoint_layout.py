@@ -20,6 +20,8 @@ _LORA = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".lora.down.", ".lo
 _OTHER_FAMILIES = {"joint_blocks.": "Stable Diffusion 3", "double_blocks.": "Flux", "cap_embedder.": "Lumina"}
 #: Channels of a UNet's input besides those of the latents: what they are for.
 _TASKS = {5: "for inpainting", 1: "for depth", 4: "for instructions on an image"}
+#: Tensors that mark a parametrisation by sigma (ComfyUI), or latents with a mean and deviation of their own.
+_EDM_MARKERS = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 _HINT = "use a text-to-image checkpoint of Stable Diffusion 1.x, 2.x or XL, or the diffusers folder of one of 3"
 
 
@@ -31,7 +33,7 @@ def is_xl(shapes: Shapes) -> bool:
 def latent_channels(shapes: Shapes) -> int | None:
     """Channels of the latents of the autoencoder in a file; None for a file without one."""
     found = (shapes.get(f"{prefix}{_VAE_INPUT}") for prefix in _VAE_PREFIXES)
-    return next((shape[1] for shape in found if shape is not None), None)
+    return next((shape[1] for shape in found if shape is not None and len(shape) == 4), None)
 
 
 def refuse_layout(name: str, shapes: Shapes) -> None:
@@ -43,12 +45,27 @@ def refuse_layout(name: str, shapes: Shapes) -> None:
     """
     if _UNET_INPUT not in shapes:
         raise InvalidInputError(f"{name} is no checkpoint: {_content(shapes)}", _HINT, reason="not_a_checkpoint")
+    markers = [marker for marker in _EDM_MARKERS if marker in shapes]
+    if markers:
+        problem = f"{name} is trained with another noise parametrisation (EDM), as its tensor {markers[0]} tells"
+        raise InvalidInputError(problem, _HINT, reason="unsupported_prediction", marker=markers[0])
+    if len(shapes[_UNET_INPUT]) != 4:
+        problem = f"{name} is no checkpoint: {_UNET_INPUT} has shape {shapes[_UNET_INPUT]}"
+        raise InvalidInputError(problem, _HINT, reason="not_a_checkpoint")
     refuse_channels(name, shapes[_UNET_INPUT][1], 4)
     if any(key.startswith(_REFINER) for key in shapes) and not is_xl(shapes):
         raise InvalidInputError(f"{name} is a refiner", "use the base model", reason="not_a_checkpoint")
     if not any(key.startswith(_TEXT_ENCODERS) for key in shapes):
         problem = f"{name} is no whole checkpoint: it holds no text encoder"
         raise InvalidInputError(problem, _HINT, reason="not_a_checkpoint")
+
+
+def refuse_normalized_latents(name: str, vae_config: Mapping[str, object]) -> None:
+    """Raise InvalidInputError for an autoencoder whose latents have a mean and deviation for each channel."""
+    for key in ("latents_mean", "latents_std"):
+        if vae_config.get(key) is not None:
+            problem = f"the latents of {name} are normalised by {key}, which is not supported"
+            raise InvalidInputError(problem, _HINT, reason="unsupported_latents", key=key)
 
 
 def refuse_channels(name: str, channels: int, expected: int) -> None:

@@ -14,12 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_models.checkpoints.checkpoint_io import freeze, load_component, quiet_libraries, require_packages
-from celebctl_models.checkpoints.checkpoint_layout import refuse_channels
+from celebctl_models.checkpoints.checkpoint_layout import refuse_channels, refuse_normalized_latents
 from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 from celebctl_models.checkpoints.hub_download import fetch_folder
 from celebctl_models.checkpoints.joint_attention import attends_jointly, transformer_output
 from celebctl_models.checkpoints.known_models import KNOWN, denoiser_of
-from celebctl_models.checkpoints.registry import INDEX_FILE, Location, ModelCard, card_for, locate, read_json
+from celebctl_models.checkpoints.registry import (
+    INDEX_FILE,
+    Location,
+    ModelCard,
+    card_for,
+    locate,
+    read_json,
+    whole_number,
+)
 from celebctl_models.checkpoints.registry import vae_factor as factor_of
 from celebctl_models.checkpoints.text_encoders import CheckpointFile, TextEncoderParts, load_file, load_text_components
 from celebctl_models.checkpoints.vae_replacement import ExpectedVae, load_vae
@@ -243,8 +251,10 @@ def _load_folder(
     index = read_json(folder / INDEX_FILE)
     denoiser = denoiser_of(index)
     vae_config = read_json(folder / "vae" / "config.json")
-    channels = int(vae_config.get("latent_channels", 4))
-    refuse_channels(card.name, int(read_json(folder / denoiser / "config.json").get("in_channels", 4)), channels)
+    refuse_normalized_latents(card.name, vae_config)
+    channels = whole_number(vae_config, "latent_channels", 4)
+    denoiser_channels = whole_number(read_json(folder / denoiser / "config.json"), "in_channels", 4)
+    refuse_channels(card.name, denoiser_channels, channels)
     stated = (options or CheckpointOptions()).over(card.checkpoint)
     if denoiser == "transformer" and (stated.prediction_type is not None or stated.zero_terminal_snr is not None):
         raise UsageError(

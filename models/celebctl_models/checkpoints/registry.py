@@ -5,6 +5,7 @@ table in known_models.py, then from the diffusers configs, so that any `StableDi
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,9 @@ from typing import Any, Literal, cast
 from celebctl_models.faces.framing import Framing
 from celebctl_runtime.errors import CelebctlError, IntegrityError, NotFoundError, UsageError
 from celebctl_runtime.files import read_regular
-from celebctl_runtime.paths import data_root
+from celebctl_runtime.paths import data_root, expanded
+from celebctl_runtime.prompting.layout import AUTO, NONE
+from celebctl_runtime.request import MAX_GUIDANCE, MAX_STEPS, SAMPLERS
 from celebctl_runtime.strict_json import parse_json
 
 from .checkpoint_options import CheckpointOptions
@@ -112,22 +115,26 @@ def locate(model: str | Path) -> Location:
     known = KNOWN.get(str(model))
     if known is not None:
         return _locate_bundled(str(model), known) if known.bundled else _locate_hub(str(model), known)
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = expanded(model)
+    if os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises OSError for what is too long for a path
         if not (path / INDEX_FILE).is_file():
             raise NotFoundError(f"{path} is not a diffusers model folder: no {INDEX_FILE}", _known_hint())
         name = path.resolve().name
         return Location("folder", name, name, path)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113  likewise
         if path.suffix not in FILE_SUFFIXES:
-            raise NotFoundError(f"{path} is not a {' or '.join(FILE_SUFFIXES)} file", "convert it to safetensors first")
+            renamed = path.with_suffix(path.suffix.lower()).name
+            hint = (
+                f"rename it to {renamed}" if path.suffix.lower() in FILE_SUFFIXES else "convert it to safetensors first"
+            )
+            raise NotFoundError(f"{path} is not a {' or '.join(FILE_SUFFIXES)} file", hint, reason="checkpoint_suffix")
         return Location("file", path.stem, path.name, path)
     refuse_unsupported(str(model))
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
         return _locate_hub(model, known_by_source(model))
     similar = difflib.get_close_matches(str(model), KNOWN, n=1)
     hint = f"did you mean {similar[0]}? {_known_hint()}" if similar else _known_hint()
-    raise NotFoundError(f"no model named '{model}'", hint)
+    raise NotFoundError(f"no model named '{str(model)[:200]}'", hint)
 
 
 def _locate_bundled(name: str, known: KnownModel) -> Location:
@@ -300,17 +307,51 @@ def find_card(model: str | Path) -> ModelCard | None:
 
 def derive_card(name: str, source: str, *, denoiser: Config, vae: Config, text_encoders: int) -> ModelCard:
     """The card of a model from its diffusers configs alone."""
-    native_size = int(denoiser.get("sample_size") or 64) * vae_factor(vae)
+    native_size = whole_number(denoiser, "sample_size", 64) * vae_factor(vae)
     if "joint_attention_dim" in denoiser:
         card = ModelCard(name, "sd3", source, "unknown", native_size)
         return replace(card, defaults={**card.defaults, **_FLOW_DEFAULTS})
-    family = "sdxl" if text_encoders > 1 else _FAMILY_BY_WIDTH.get(denoiser.get("cross_attention_dim", 0), "sd")
+    width = denoiser.get("cross_attention_dim")  # a list where it differs between blocks
+    known = _FAMILY_BY_WIDTH.get(width, "sd") if isinstance(width, int) else "sd"
+    family = "sdxl" if text_encoders > 1 else known
     return ModelCard(name, family, source, "unknown", native_size)
 
 
 def vae_factor(vae: Config) -> int:
-    """Pixels per latent pixel along one side: each level of the autoencoder but the last halves the image."""
-    return 2 ** (len(vae["block_out_channels"]) - 1)
+    """Pixels per latent pixel along one side: each level of the autoencoder but the last halves the image.
+
+    Raises IntegrityError when the config does not tell.
+    """
+    value: Any = vae.get("block_out_channels")
+    levels = len(cast("list[Any]", value)) if isinstance(value, list | tuple) else 0
+    if not 1 <= levels <= _MAX_LEVELS:
+        raise _unsupported_config("block_out_channels", vae, f"a list of 1 to {_MAX_LEVELS} numbers")
+    return 2 ** (levels - 1)
+
+
+def whole_number(config: Config, key: str, default: int) -> int:
+    """A size or count in a model's config, from 1; `default` where it is missing or null. A square may be two numbers.
+
+    Raises IntegrityError for anything else.
+    """
+    value: Any = config.get(key)
+    if value is None:
+        return default
+    sides = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]
+    if not sides or type(sides[0]) is not int or sides not in ([sides[0]], [sides[0]] * 2):
+        raise _unsupported_config(key, config, "one whole number; other shapes than squares are not supported")
+    if not 1 <= sides[0] <= _MAX_NUMBER:
+        raise _unsupported_config(key, config, f"1 to {_MAX_NUMBER}")
+    return int(sides[0])
+
+
+def _unsupported_config(key: str, config: Config, expected: str) -> IntegrityError:
+    return IntegrityError(
+        f"'{key}' in the model's config is {str(config.get(key))[:80]}; celebctl needs {expected}",
+        "use another model, or download this one again",
+        reason="unsupported_config",
+        key=key,
+    )
 
 
 def read_json(path: Path) -> Config:
@@ -327,6 +368,7 @@ def read_json(path: Path) -> Config:
 
 
 _MAX_NAME, _MAX_WORDS = 100, 300  # characters
+_MAX_NUMBER, _MAX_LEVELS = 1 << 16, 12  # far above every real model
 _TEXTS = ("name", "family", "licence", "class_noun", "world")
 _SIZES = ("native_size", "display_scale")
 _PICTURES = ("photographs", "drawings")
@@ -342,22 +384,36 @@ _PATHS = {
 def _apply(card: ModelCard, declared: Config, path: Path) -> ModelCard:
     """`card` with the fields of celebctl.json. Paths are relative to its folder and must stay inside it."""
     changes: dict[str, Any] = {}
-    for key, value in declared.items():
+    for key, entry in declared.items():
+        value: Any = entry
         is_text = key in _TEXTS and isinstance(value, str) and _is_valid_text(key, value)
         is_kind = key == "pictures" and value in _PICTURES
-        if is_text or is_kind or (key in _SIZES and isinstance(value, int) and value > 0):
+        if is_text or is_kind or (key in _SIZES and type(value) is int and 0 < value <= _MAX_NUMBER):
             changes[key] = value
         elif key in _PATHS and isinstance(value, str) and _is_inside(path.parent, value):
             changes[_PATHS[key]] = path.parent.resolve() / value
-        elif key == "defaults" and isinstance(value, dict):
+        elif key == "defaults" and isinstance(value, dict) and _are_defaults(cast(Config, value)):
             changes["defaults"] = {**card.defaults, **cast(Config, value)}
-        elif key == "framing" and (framing := _framing(value)) is not None:
+        elif key == "framing" and (framing := _framing(entry)) is not None:
             changes["framing"] = framing
-        elif key == "checkpoint" and (stated := _checkpoint_options(value, path.parent)) is not None:
+        elif key == "checkpoint" and (stated := _checkpoint_options(entry, path.parent)) is not None:
             changes["checkpoint"] = stated
         elif key in {*_TEXTS, *_SIZES, *_PATHS, "pictures", "defaults", "framing", "checkpoint"}:
             raise IntegrityError(f"{path}: '{key}' cannot be {value!r}", "correct it, or download the model again")
     return replace(card, **changes)
+
+
+def _are_defaults(values: Config) -> bool:
+    """Whether celebctl.json may have these defaults."""
+    limits = {"steps": (int, 1, MAX_STEPS), "guidance": (float, 0, MAX_GUIDANCE), "guidance_rescale": (float, 0, 1)}
+    choices = {"sampler": SAMPLERS, "layout": (AUTO, NONE)}
+    for key, value in values.items():
+        if key in choices and value not in choices[key]:
+            return False
+        kind, low, high = limits.get(key, (object, 0, 0))
+        if key in limits and not (type(value) in (int, kind) and low <= value <= high):
+            return False
+    return True
 
 
 def _framing(value: object) -> Framing | None:

@@ -24,6 +24,8 @@ from celebctl_models.checkpoints.hub_download import fetch_folder
 from celebctl_models.checkpoints.model_types import TokenTables as TokenTables
 from celebctl_models.checkpoints.registry import TEXT_FILES, card_for, locate
 from celebctl_models.checkpoints.text_encoders import load_texts
+from celebctl_runtime.errors import IntegrityError
+from celebctl_runtime.prompting.tokenizer import translate_tokenizer_errors
 
 Floats = NDArray[np.float32]
 
@@ -44,10 +46,13 @@ class FastTokenizer:
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = cast(Any, Tokenizer).from_file(str(path))
+        self._path = path
+        with translate_tokenizer_errors(path):
+            self._tokenizer = cast(Any, Tokenizer).from_file(str(path))
 
     def __call__(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> Encoding:
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        with translate_tokenizer_errors(self._path):
+            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
         return Encoding([list(encoding.ids) for encoding in encodings])
 
     @property
@@ -125,7 +130,7 @@ def _load_tokenizer(component: Path) -> Any:
     if file.is_file():
         try:
             return FastTokenizer(file)
-        except Exception:  # bare exceptions; transformers reads the files next and reports the reason
+        except IntegrityError:  # transformers reads the files next and reports the reason
             pass
     with quiet_libraries():
         from transformers.models.clip.tokenization_clip import CLIPTokenizer

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from celebctl_models.checkpoints.checkpoint_io import first_line, load_component, quiet_libraries, tensor_shapes
-from celebctl_models.checkpoints.checkpoint_layout import is_lora, latent_channels
-from celebctl_models.checkpoints.registry import read_json
+from celebctl_models.checkpoints.checkpoint_layout import is_lora, latent_channels, refuse_normalized_latents
+from celebctl_models.checkpoints.registry import read_json, whole_number
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
 
 #: Relative distance between the latents of two autoencoders of one family. Fine-tuning leaves the encoder as it is
@@ -91,8 +91,11 @@ def _from_folder(source: Path, expected: ExpectedVae) -> Any:
 
     folder = source / "vae" if (source / "vae").is_dir() else source
     config = read_json(folder / "config.json")
-    _check_channels(source, int(config.get("latent_channels", 4)), expected.channels)
-    factor = float(config.get("scaling_factor", 0.18215))  # diffusers' default
+    refuse_normalized_latents(source.name, config)
+    _check_channels(source, whole_number(config, "latent_channels", 4), expected.channels)
+    factor: Any = config.get("scaling_factor", 0.18215)  # diffusers' default
+    if not isinstance(factor, int | float):
+        raise InvalidInputError(f"the scaling factor of {source} is no number", _HINT, reason="not_an_autoencoder")
     if abs(factor / expected.scaling_factor - 1) > 0.01:
         problem = f"its scaling factor is {factor:g}, the checkpoint's {expected.scaling_factor:g}"
         raise _other_family(source, problem, scaling_factor=factor)

@@ -230,9 +230,12 @@ class OnnxFaceAnalyser:
         """Estimated years of the face in box (4,) of RGB pixels (H, W, 3)."""
         if self._ages is None:
             return None
-        with _silenced():
-            _, age = self._ages.get(np.ascontiguousarray(pixels[:, :, ::-1]), _Box(box))
-        return int(age)
+        try:
+            with _silenced():
+                _, age = self._ages.get(np.ascontiguousarray(pixels[:, :, ::-1]), _Box(box))
+            return int(age)
+        except (ValueError, OverflowError) as error:
+            raise _unusable(self.folder, "the age estimate is not a number") from error
 
 
 class _Box(dict[str, Any]):

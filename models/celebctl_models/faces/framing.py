@@ -52,7 +52,7 @@ class Framing:
         try:
             named = {_FORMER_KEYS.get(key, key): value for key, value in values.items()}
             return cls(**{field.name: float(named[field.name]) for field in fields(cls)})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"incomplete framing: {error}") from error
 
     def as_dict(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from typing import IO, Any, cast
 from celebctl_models.checkpoints.registry import find_card
 from celebctl_runtime.errors import IntegrityError, NotFoundError, PolicyError
 from celebctl_runtime.files import atomic_directory, atomic_write, read_regular, sha256_file, translate_os_errors
+from celebctl_runtime.paths import expanded
 from celebctl_runtime.strict_json import parse_json
 
 DEFAULT_PACK = "buffalo_l"
@@ -33,6 +34,7 @@ LICENCE_SOURCE = "https://github.com/deepinsight/insightface/tree/master/model_z
 _RELEASES = "https://github.com/deepinsight/insightface/releases/download"
 #: The commit of OpenCV's model zoo; its files are in Git LFS, whose pointers state size and SHA-256.
 _ZOO = "https://media.githubusercontent.com/media/opencv/opencv_zoo/47534e27c9851bb1128ccc0102f1145e27f23f98/models"
+_MAX_NAME = 100  # characters of the name in a faces.json
 _MAX_MEMBERS = 64  # the published archives hold five files
 _BLOCK = 1 << 20
 
@@ -198,8 +200,8 @@ def face_models_name(folder: Path) -> str:
     if pack is not None:
         return pack.name
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        name: object = json.loads((folder / "faces.json").read_text(encoding="utf-8")).get("name")
-        if isinstance(name, str) and name:
+        name: object = parse_json(read_regular(folder / "faces.json")).get("name")
+        if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _MAX_NAME:
             return name
     digest = hashlib.sha256("".join(sha256_file(path) for path in sorted(folder.glob("*.onnx"))).encode())
     return f"{folder.name}-{digest.hexdigest()[:8]}"
@@ -223,7 +225,7 @@ def choose_face_models(choice: str | None, model: str | Path, root: Path, home: 
         if card is not None and card.faces_dir is not None:
             return card.faces_dir
     name = choice or DEFAULT_PACK
-    folder = find_pack(name, root, home) if name in PACKS else Path(name).expanduser()
+    folder = find_pack(name, root, home) if name in PACKS else expanded(name)
     pack = pack_in(folder)
     if pack is not None:
         require_accepted(pack.name, root)

@@ -21,6 +21,7 @@ from typing import Any
 from celebctl_runtime.bundle.manifest import GraphInfo, Manifest
 from celebctl_runtime.errors import NotFoundError
 from celebctl_runtime.files import atomic_write, translate_os_errors
+from celebctl_runtime.strict_json import parse_json
 
 RECORD, TIMING_CACHE = "engine.json", "timing.cache"
 # Part of the key: how celebctl_export.to_tensorrt builds.
@@ -93,7 +94,7 @@ class EngineRecord:
     @classmethod
     def read(cls, path: Path) -> EngineRecord:
         """Read ``engine.json``. Raises OSError; ValueError, TypeError or KeyError for other content."""
-        data: dict[str, Any] = json.loads(path.read_bytes())
+        data: dict[str, Any] = parse_json(path.read_bytes())
         profiles = tuple(
             Profile(profile["graph"], {name: _shape_range(*shapes) for name, shapes in profile["shapes"].items()})
             for profile in data.pop("profiles")

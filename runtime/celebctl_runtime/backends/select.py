@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from celebctl_runtime.bundle.bundle import Bundle
-from celebctl_runtime.errors import NotFoundError, SetupError
+from celebctl_runtime.errors import NotFoundError, SetupError, out_of_range
 
 from .base import Backend
 from .device import parse_device
@@ -17,6 +17,7 @@ from .ort import OrtBackend
 from .tensorrt import TensorRtBackend
 from .tensorrt_runner import Device
 
+MAX_THREADS = 1024
 _log = logging.getLogger(__name__)
 
 
@@ -37,15 +38,17 @@ def choose_backend(
             GPU. "auto" uses TensorRT where engines fit, ONNX Runtime elsewhere and logs a warning for every part that
             falls back.
         engines: Cache folder of TensorRT engines and graphs compiled by OpenVINO; None: no engines, no cache.
-        threads: CPU threads, default one per physical core.
+        threads: CPU threads, 1 to 1024, default one per physical core.
         cuda_options: Options of ONNX Runtime's CUDA provider, see :class:`OrtBackend`.
         openvino_options: Properties of OpenVINO's CPU plugin, see :class:`OpenVinoBackend`.
 
     Raises:
-        UsageError: Unknown device, or option of an engine.
+        UsageError: Unknown device or option of an engine, or a number of threads that no machine has.
         NotFoundError: "trt" without engines for this machine.
         SetupError: A package, driver or GPU is missing.
     """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise out_of_range("threads", threads, 1, MAX_THREADS)
     spec = parse_device(device)
     if spec.kind == "trt":
         if engines is None:

@@ -188,9 +188,13 @@ class Bundle:
         """The bundle's tokenizer; it is read again only after the bundle was exported anew."""
         from celebctl_runtime.prompting.tokenizer import PromptTokenizer
 
-        info, fingerprint = self._manifest.tokenizer, self._manifest.fingerprint
+        manifest = self._manifest
+        info, fingerprint = manifest.tokenizer, manifest.fingerprint
         if self._tokenizer is None or self._tokenizer[0] != fingerprint:
-            read = PromptTokenizer(self.file(info.file), info.max_length, bos=info.bos, eos=info.eos, pad=info.pad)
+            words = min(table.first_spare_row for table in manifest.token_tables)
+            read = PromptTokenizer(
+                self.file(info.file), info.max_length, bos=info.bos, eos=info.eos, pad=info.pad, vocabulary=words
+            )
             self._tokenizer = fingerprint, read
         return self._tokenizer[1]
 

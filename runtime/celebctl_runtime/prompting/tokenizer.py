@@ -6,7 +6,8 @@ is two reserved ids. Unlike there, a literal ``<|endoftext|>`` in a prompt is pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,18 @@ from numpy.typing import NDArray
 from celebctl_runtime.errors import IntegrityError, NotFoundError
 
 from .prompt import Mention, PlainText, split_prompt
+
+
+@contextmanager
+def translate_tokenizer_errors(path: Path) -> Generator[None]:
+    """Turn what the tokenizers library raises into an IntegrityError about the file ``path``."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a bare Exception, or the panic of a regular expression, which is none
+        problem = f"{path} cannot be used: {str(error)[:300]}"
+        raise IntegrityError(problem, "export the bundle again", reason="bundle_damaged") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,35 +71,35 @@ class PromptTokenizer:
         bos: Id of the start token.
         eos: Id of the end token.
         pad: Id that fills the rest.
+        vocabulary: How many ids stand for plain text; None does not check. Higher ones are those of people.
 
     Raises:
         NotFoundError: When the file is missing.
         IntegrityError: When it is damaged.
     """
 
-    def __init__(self, tokenizer_json: Path, max_length: int = 77, *, bos: int, eos: int, pad: int) -> None:
+    def __init__(
+        self, tokenizer_json: Path, max_length: int = 77, *, bos: int, eos: int, pad: int, vocabulary: int | None = None
+    ) -> None:
         from tokenizers import Tokenizer
 
         if not tokenizer_json.is_file():
             raise NotFoundError(
                 f"there is no tokenizer file {tokenizer_json}", "export the bundle again", reason="bundle_damaged"
             )
-        try:
+        with translate_tokenizer_errors(tokenizer_json):
             self._tokenizer = Tokenizer.from_file(str(tokenizer_json))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise IntegrityError(
-                f"{tokenizer_json} cannot be read: {error}", "export the bundle again", reason="bundle_damaged"
-            ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self.max_length, self.bos, self.eos, self.pad = max_length, bos, eos, pad
+        self._file, self._vocabulary = tokenizer_json, vocabulary
 
     def encode(self, prompt: str, names: Mapping[str, tuple[int, ...]]) -> EncodedPrompt:
         """Encode a prompt that may mention the people ``names`` (canonical name -> token ids).
 
         When the prompt is too long, plain text is dropped from the end; people are kept as long as they alone fit.
-        Raises NotFoundError for an unknown ``<name>``.
+        Raises NotFoundError for an unknown ``<name>``, IntegrityError when the tokenizer fails.
         """
         return self.encode_parts(split_prompt(prompt, names), names)
 
@@ -109,7 +122,10 @@ class PromptTokenizer:
         if isinstance(part, Mention):
             yield _Piece(names[part.name], number, part.name, name=part.name)
             return
-        encoding = self._tokenizer.encode(part.text, add_special_tokens=False)
+        with translate_tokenizer_errors(self._file):
+            encoding = self._tokenizer.encode(part.text, add_special_tokens=False)
+            if self._vocabulary is not None and max(encoding.ids, default=0) >= self._vocabulary:
+                raise ValueError(f"it has the id {max(encoding.ids)}, the model only {self._vocabulary} words")
         for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
             yield _Piece((token,), number, part.text, start)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,12 +79,18 @@ def _parse_document(text: str) -> Recipe:
             reason="newer_format",
             version=version,
         )
-    request, record = Request.from_json(document["request"]), dict(document["record"])
-    if record.get("scale", 1) not in range(1, MAX_SCALE + 1):
-        raise ValueError("its scale is out of range")
-    if not isinstance(record.get("identities", {}), dict):
-        raise ValueError("its people are not an object")
+    request, record = Request.from_json(document["request"]), _checked_record(document["record"])
     return Recipe("celebctl", request.to_json(), record)
+
+
+def _checked_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose entries that are used again have their types. Raises ValueError, TypeError or AttributeError."""
+    scale, people = record.get("scale", 1), record.get("identities", {})
+    if type(scale) is not int or not 1 <= scale <= MAX_SCALE:
+        raise ValueError(f"its scale is {str(scale)[:40]}")
+    if not all(isinstance(digest, str) for digest in people.values()):
+        raise ValueError("its people have digests that are no text")
+    return dict(record)
 
 
 #: Keyword -> parser; the first that is found counts.

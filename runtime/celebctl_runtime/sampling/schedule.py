@@ -25,6 +25,32 @@ _FLOW_UNSUPPORTED = (
     "invert_sigmas", "shift_terminal", "stochastic_sampling", "use_beta_sigmas", "use_exponential_sigmas",
     "use_karras_sigmas",
 )  # fmt: skip
+#: diffusers' schedulers that noise as in DDPM, for which only the training facts of a config count. EDM's do not.
+_SCHEDULERS = frozenset(
+    (
+        _FLOW_SCHEDULER, "DDIMInverseScheduler", "DDIMParallelScheduler",
+        "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
+        "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+        "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+        "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler",
+        "UniPCMultistepScheduler",
+    )
+)  # fmt: skip
+_MAX_TIMESTEPS, _MAX_NUMBER = 100_000, 1e6  # far above every real model
+_LIMITS = {
+    "num_train_timesteps": (2, _MAX_TIMESTEPS),
+    "steps_offset": (0, 1000),
+    "original_inference_steps": (1, _MAX_TIMESTEPS),
+    "beta_start": (1e-9, 0.9999),
+    "beta_end": (1e-9, 0.9999),
+    "shift": (1e-6, _MAX_NUMBER),
+    "base_shift": (-100, 100),
+    "max_shift": (-100, 100),
+    "timestep_scaling": (1e-6, _MAX_NUMBER),
+    "base_image_seq_len": (1, 1 << 24),
+    "max_image_seq_len": (1, 1 << 24),
+}
 _NEARLY_ZERO = 2.0**-24  # diffusers' replacement for a zero last alpha where 1 / alpha is needed
 
 
@@ -59,12 +85,16 @@ class ScheduleConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ScheduleConfig:
         """Read a diffusers scheduler config. Raises IntegrityError for settings that a step table cannot express."""
-        defaulted = set(cast("list[str]", data.get("_use_default_values", [])))
+        if (name := data.get("_class_name")) is not None and str(name) not in _SCHEDULERS:
+            raise _unsupported(
+                f"the model's scheduler is {str(name)[:80]!r}, which is not supported", "a DDIMScheduler"
+            )
+        listed: Any = data.get("_use_default_values")
+        defaulted = set(map(str, cast("list[Any]", listed))) if isinstance(listed, list | tuple) else set[str]()
         names = {field.name for field in fields(cls)} - defaulted
-        values = {key: value for key, value in data.items() if key in names}
-        if values.get("trained_betas") is not None:
-            values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
+        values = {key: _checked(key, value) for key, value in data.items() if key in names}
         config = cls(**values)
+        _check_betas(config)
         if data.get("thresholding"):
             raise _unsupported("the model's scheduler uses thresholding, which is not supported", "another one")
         _check_choice("prediction_type", config.prediction_type, PREDICTIONS)
@@ -135,6 +165,43 @@ def spaced_timesteps(spacing: str, total: int, steps: int, offset: int) -> NDArr
         return np.arange(steps, dtype=np.float64)[::-1] * (total // steps) + offset
     times: NDArray[np.float64] = np.arange(total, 0, -total / steps)[:steps]
     return times.round() - 1
+
+
+def _checked(key: str, value: Any) -> Any:
+    """The value of an entry, of the type of its default. Raises IntegrityError."""
+    default = getattr(ScheduleConfig, key)
+    if value is None:
+        return default
+    if key == "trained_betas":
+        betas = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else []
+        if not 2 <= len(betas) <= _MAX_TIMESTEPS or not all(_is_number(beta) and 0 < beta < 1 for beta in betas):
+            raise _wrong(key, betas or "not a list")
+        return tuple(float(beta) for beta in betas)
+    if key in _LIMITS:
+        low, high = _LIMITS[key]
+        whole = isinstance(default, int)
+        if not _is_number(value) or (whole and value != int(value)) or not low <= value <= high:
+            raise _wrong(key, value)
+        return int(value) if whole else float(value)
+    if type(value) is not (str if default is None else type(default)):
+        raise _wrong(key, value)
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _wrong(key: str, value: object) -> IntegrityError:
+    return _unsupported(f"{key} of the model's scheduler is {str(value)[:60]}", f"a usual {key}")
+
+
+def _check_betas(config: ScheduleConfig) -> None:
+    """Raise IntegrityError for entries that contradict each other."""
+    if config.trained_betas is not None and len(config.trained_betas) != config.num_train_timesteps:
+        raise _wrong("trained_betas", f"a list of {len(config.trained_betas)} for {config.num_train_timesteps} steps")
+    if config.use_dynamic_shifting and config.base_image_seq_len == config.max_image_seq_len:
+        raise _wrong("max_image_seq_len", config.max_image_seq_len)
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
