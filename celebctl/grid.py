@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -119,20 +120,19 @@ def pad(image: Image.Image, cell: tuple[int, int]) -> Image.Image:
 
 def _wrap(text: str, font: Font, width: int, lines: int) -> list[str]:
     """The text in up to so many lines, broken between words; what does not fit ends in "..."."""
-    words, wrapped = text.split(), list[str]()
+    words, wrapped = text[: width * lines].split(), list[str]()  # more never fits, and measuring takes quadratic time
     while words:
         count = len(words)
         if len(wrapped) < lines - 1:
-            fitting = (n for n in range(len(words), 1, -1) if font.getlength(" ".join(words[:n])) <= width)
-            count = next(fitting, 1)
+            fitting = takewhile(lambda n: font.getlength(" ".join(words[:n])) <= width, range(1, len(words) + 1))
+            count = max(fitting, default=1)
         wrapped.append(_shorten(" ".join(words[:count]), font, width))
         words = words[count:]
     return wrapped
 
 
 def _shorten(text: str, font: Font, width: int) -> str:
-    shown = text
-    while font.getlength(shown) > width and text:
-        text = text[:-1]
-        shown = f"{text.rstrip()}..."
-    return shown
+    if font.getlength(text) <= width:
+        return text
+    shortened = (f"{text[:count].rstrip()}..." for count in range(1, len(text)))
+    return max(takewhile(lambda shown: font.getlength(shown) <= width, shortened), key=len, default="...")

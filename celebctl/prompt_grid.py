@@ -18,10 +18,10 @@ from celebctl.jobs.plan import Drawer
 from celebctl.jobs.run import run_jobs, run_seed
 from celebctl_runtime.errors import CelebctlError
 from celebctl_runtime.files import atomic_write, refuse_existing
+from celebctl_runtime.image_files import read_image
 from celebctl_runtime.picture import read_request
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.request import Request
-from celebctl_runtime.sampling.init_image import InitImage
 
 CHUNK = "celebctl_grid"  # the text chunk of a grid's PNG
 SCHEMA = 1
@@ -121,7 +121,7 @@ def draw_grid(
         report = run_jobs(drawer, jobs, place, progress=progress, seed=seed, overwrite=overwrite)
         for image in report.failed:
             raise image.error or AssertionError(image)
-        images = [_read(image.path) for image in report.images]
+        images = [read_image(image.path).image for image in report.images]
         _, record = read_request(report.images[0].path)
     width = len(x.values)
     rows = [images[start : start + width] for start in range(0, len(images), width)]
@@ -145,7 +145,7 @@ def contact_sheet(paths: Sequence[Path], *, columns: int | None = None, cell: in
     size: tuple[int, int] | None = None
     images: list[Image.Image] = []
     for path in paths:
-        image = InitImage.read(path).image
+        image = read_image(path).image
         size = size or _cell_of(image, cell)
         images.append(pad(image, size))
     wide = columns or max(1, round(len(paths) ** 0.5))
@@ -168,8 +168,3 @@ def _cell_of(image: Image.Image, side: int) -> tuple[int, int]:
     """The shape of an image, with `side` pixels as its longer side."""
     longer = max(image.size)
     return max(1, round(image.width * side / longer)), max(1, round(image.height * side / longer))
-
-
-def _read(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")

@@ -136,9 +136,15 @@ def test_regen_asks_for_the_model_and_the_sampler_it_does_not_have(console: Comm
 
 @pytest.mark.parametrize("model", ["x" * 5000, "~nobody-here", "../../etc", "a\x1b[31m"])
 def test_a_recipe_with_an_odd_model_is_code_4(console: CommandLine, model: str) -> None:
-    document = {"schema": 1, "request": {"prompt": "a"}, "record": {"model": model, "identities": {"x": [1]}}}
+    document = {"schema": 1, "request": {"prompt": "a"}, "record": {"model": model, "identities": {"x": "1"}}}
     refused(console("regen", foreign("a.png", celebctl=json.dumps(document))), 4, "no bundle")
     refused(console("regen", foreign("b.png", parameters=f"a\n{SETTINGS.removesuffix('Toy')}{model}")), 4, "no bundle")
+
+
+@pytest.mark.parametrize("record", [{"identities": {"x": [1]}}, {"identities": ["x"]}, {"scale": True}, {"scale": 17}])
+def test_a_record_of_the_wrong_types_is_code_5(console: CommandLine, record: dict[str, object]) -> None:
+    document = {"schema": 1, "request": {"prompt": "a"}, "record": {"model": "toy", **record}}
+    refused(console("regen", foreign("a.png", celebctl=json.dumps(document))), 5, "damaged")
 
 
 def test_regen_refuses_a_comfyui_graph(console: CommandLine) -> None:

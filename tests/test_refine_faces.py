@@ -168,15 +168,13 @@ def test_faces_are_drawn_again_once_after_the_second_pass(bundle: Bundle) -> Non
     assert after.request == replace(before.request, refine_faces=FACES)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"source": "0" * 64, "mask": "1" * 64}, {"source": "0" * 64, "was": "bob"}], ids=["mask", "edit"]
-)
-def test_what_a_mask_keeps_is_not_drawn_again(bundle: Bundle, changes: dict[str, str]) -> None:
-    request = Request("alice", steps=10, refine_faces="alice@0,0,1,1", **changes)
-    for refused_request in (request, replace(request, refine_faces="auto")):
-        with pytest.raises(UsageError) as caught:
-            resolve(refused_request, bundle.manifest)
-        assert caught.value.reason == "refine_with_mask"
+@pytest.mark.parametrize("changes", [{"mask": "1" * 64}, {"was": "bob"}], ids=["mask", "edit"])
+@pytest.mark.parametrize("faces", ["alice@0,0,1,1", "auto"])
+def test_what_a_mask_keeps_is_not_drawn_again(bundle: Bundle, changes: dict[str, str], faces: str) -> None:
+    request = Request.from_json({"prompt": "alice", "source": "0" * 64, "refine_faces": faces, **changes})
+    with pytest.raises(UsageError) as caught:
+        resolve(request, bundle.manifest)
+    assert caught.value.reason == "refine_with_mask"
 
 
 def test_recipes_without_faces_leave_both_entries_out() -> None:

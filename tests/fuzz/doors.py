@@ -25,6 +25,7 @@ from typer.main import get_command
 
 from celebctl.cli import main
 from celebctl.library import Library
+from celebctl_runtime.picture import UNMARKED, GeneratedImage, encode_image
 from celebctl_runtime.request import Request
 from celebctl_runtime.strict_json import parse_json
 
@@ -77,6 +78,7 @@ def fault(door: Door, content: bytes, sandbox: Path) -> str:
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(sandbox / "here")
+        patch.setattr("tempfile.tempdir", str(sandbox))
         patch.setattr(sys, "dont_write_bytecode", True)
         patch.setattr("typer.main.get_command", _get_command)
         for name, value in _environment(sandbox).items():
@@ -193,15 +195,69 @@ def _recipes() -> list[Seed]:
     }  # fmt: skip
     document = {"schema": 1, "request": request.to_json(), "record": record}
     plain = {"schema": 1, "request": {"prompt": "alice", "steps": 1}, "record": {"model": "toy"}}
-    return [Seed(json.dumps(one).encode(), _in_png, is_json=True) for one in (document, plain)]
+    changes: list[dict[str, Any]] = [
+        {"hires": "64x64", "hires_strength": 0.5, "refine_faces": "alice@0,0,0.5,1", "refine_strength": 0.5},
+        {"source": "0" * 64, "strength": 0.5, "mask": "1" * 64, "mask_blur": 1, "mask_invert": True},
+        {"source": "0" * 64, "strength": 0.5, "was": "alice", "threshold": 0.5},
+    ]
+    changed = [{**document, "request": {**request.to_json(), **change}} for change in changes]
+    documents = [_recipe_in_png("celebctl", one) for one in (document, plain, *changed)]
+    return [*documents, *_foreign_recipes(), *_recipes_in_exif(document)]
 
 
-def _in_png(text: bytes) -> bytes:
+def _foreign_recipes() -> list[Seed]:
+    """Recipes as other programs write them."""
+    settings = "Steps: 1, Sampler: DPM++ 2M Karras, CFG scale: 2.5, Seed: 7, Size: 32x32, Model: toy"
+    text = f'alice <lora:x:1>\nNegative prompt: blurry\n{settings}, Layout: "left:alice", TI hashes: "alice: 00"'
+    values = {"model": "toy", "steps": 1, "cfg_scale": 2.5, "seed": 7, "width": 32, "height": 32}
+    invoke = {**values, "positive_prompt": "alice", "scheduler": "euler", "model": {"name": "toy", "hash": "0"}}
+    dream = {"image": {**values, "prompt": [{"prompt": "alice", "weight": 1}], "sampler": "ddim"}, "app_version": "2"}
+    nodes = {
+        "1": {"class_type": "KSampler", "inputs": {**values, "cfg": 2.5, "positive": ["2", 0], "negative": ["2", 0]}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ["3", 0], "clip": ["4", 1]}},
+        "3": {"class_type": "PrimitiveString", "inputs": {"value": "alice"}},
+        "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "toy"}},
+    }
+    return [
+        Seed(text.encode(), lambda content: _in_png("parameters", content)),
+        Seed(b'"alice [blurry]" -s 1 -S 7 -C 2.5 -W 32 -H 32 -A ddim', lambda text: _in_png("Dream", text)),
+        _recipe_in_png("invokeai_metadata", invoke),
+        _recipe_in_png("sd-metadata", dream),
+        _recipe_in_png("prompt", nodes),
+    ]
+
+
+def _recipes_in_exif(document: Mapping[str, Any]) -> list[Seed]:
+    request = Request.from_json(document["request"])
+    image = GeneratedImage(Image.new("RGB", (32, 32)), request, document["record"])
+    return [Seed(encode_image(image, image_format, marks=UNMARKED)) for image_format in ("jpeg", "webp")]
+
+
+def _recipe_in_png(key: str, document: object) -> Seed:
+    return Seed(json.dumps(document).encode(), lambda text: _in_png(key, text), is_json=True)
+
+
+def _in_png(key: str, text: bytes) -> bytes:
     info = PngInfo()
-    info.add_text("celebctl", text.decode("latin-1"))
+    info.add_text(key, text.decode("latin-1"))
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32)).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
+
+
+def _job_files() -> list[Seed]:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "alice smiling", "seed": 7, "count": 2, "steps": 1, "size": "32x32", "likeness": {"alice": 0.5}},
+        {"prompt": "<bob>", "steps": 1, "guidance": 2.5, "sampler": "ddim", "layout": "left:bob", "name": "x-{seed}"},
+        {"prompt": "alice", "from": "x.png", "strength": 0.5, "steps": 2, "width": 32, "height": 32, "scale": 2},
+    ]
+    table = b'prompt,seed,steps\n"alice, smiling",7,1\nbob,,1\n'
+    return [
+        *(Seed(json.dumps(row).encode(), is_json=True) for row in rows),
+        Seed(b"\n".join(json.dumps(row).encode() for row in rows)),
+        Seed(b"# people\nalice smiling\n\nbob\n"),
+        Seed(table),
+    ]
 
 
 def _settings() -> list[Seed]:
@@ -244,6 +300,26 @@ def _commands_of_users() -> list[Seed]:
     commands: list[list[str]] = [
         [*gen, "--layout", "left:alice,right:bob", "--likeness", "alice=0.5,bob=1", "--size", "32x32"],
         [*gen, "--layout", "alice@0,0,0.5,1 bob@0.5,0,1,1", "--cfg", "2.5", "--sampler", "euler", "-o", "x.png"],
+        [
+            *gen,
+            "--hires",
+            "2x",
+            "--hires-strength",
+            "0.5",
+            "-o",
+            "x.jpg",
+            "--quality",
+            "90",
+            "--refine-strength",
+            "0.5",
+        ],
+        [*gen, "--from", "x.png", "--mask", "y.png", "--mask-blur", "1", "--mask-invert", "--strength", "0.5"],
+        [*gen, "--format", "webp", "--best-of", "2", "--no-watermark", "-o", "folder"],
+        ["edit", "x.png", "alice smiling", "--was", "alice", "--threshold", "0.5", "--model", "toy", "--device", "cpu"],
+        ["grid", "{person} in red", "--x", "seed=1,2", "--y", "person=alice,bob", "--steps", "1", "--model", "toy"],
+        ["grid", "alice", "--x", "likeness=0.5,1", "--y", "steps=1,2", "--cell-size", "32", "--model", "toy"],
+        ["sheet", "x.png", "y.png", "--columns", "2", "--cell-size", "32", "-o", "sheet.png"],
+        ["verify", "x.png", "y.png", "--trust", "ca.pem"],
         [*gen, "--neg", "blurry", "--scale", "2", "--threads", "1", "-n", "2", "-o", "folder", "--likeness", "0.5"],
         ["mix", "alice", "bob", "--weights", "2,1", "--name", "carol"],
         ["mix", "alice", "bob", "--weight", "0.3"],
@@ -344,7 +420,20 @@ def _read_identity(path: Path, sandbox: Path) -> int:
 
 
 def _read_recipe(path: Path, sandbox: Path) -> int:
-    return _commands(["inspect", str(path)], ["regen", str(path), "--device", "cpu"])
+    return _commands(
+        ["inspect", str(path)],
+        ["regen", str(path), "--device", "cpu"],
+        ["regen", str(path), "--device", "cpu", "--model", "toy", "--sampler", "euler", "-o", "y.jpg"],
+        ["sheet", str(path)],
+        ["verify", str(path)],
+    )
+
+
+def _read_jobs(path: Path, sandbox: Path) -> int:
+    words = ["--model", "toy", "--device", "cpu", "--seed", "1", "-o", "images"]
+    formats: dict[bytes, str] = {b"{": "jsonl", b"p": "csv"}
+    words += ["--format", formats.get(path.read_bytes()[:1], "text")]
+    return _commands(["run", str(path), *words, "--keep-going"], ["run", str(path), *words])
 
 
 def _read_inversion(path: Path, sandbox: Path) -> int:
@@ -479,7 +568,10 @@ def _model_in(sandbox: Path) -> Path:
     return write_model(sandbox / "model")
 
 
-COMMANDS = frozenset("gen mix show list rename rm export-embedding interpolate use regen inspect import export".split())
+COMMANDS = frozenset(
+    "gen mix show list rename rm export-embedding interpolate use regen inspect import export edit grid sheet"
+    " verify".split()
+)
 DOORS: dict[str, Door] = {
     "command": Door(_commands_of_users, _read_command, ".json", prepare=_bundle_in),
     "identity": Door(_identities, _read_identity, ".safetensors", prepare=_bundle_in),
@@ -492,6 +584,7 @@ DOORS: dict[str, Door] = {
     ),
     "average": Door(_bundle_file("average.bin"), _read_sealed, "", f"{_BUNDLE}/average.bin", _bundle_in),
     "recipe": Door(_recipes, _read_recipe, ".png", prepare=_bundle_in),
+    "jobs": Door(_job_files, _read_jobs, prepare=_bundle_in),
     "inversion": Door(_inversions, _read_inversion, ".safetensors"),
     "torch_file": Door(_torch_files, _read_inversion, ".pt"),
     "settings": Door(_settings, _read_settings, "", "here/celebctl.toml", _bundle_in),
