@@ -28,7 +28,7 @@ class Act:
     the hands of each person.
     """
 
-    hands: tuple[Spot, Spot] = ((-1.02, 3.10), (1.02, 3.10))
+    hands: tuple[Spot, Spot] = ((-1.06, 3.40), (1.06, 3.40))
     grip: float = 0.3
     table: Callable[[Window, Figure], None] | None = None
     behind: Painter | None = None
@@ -61,7 +61,7 @@ def draw_handshake(left: Figure, right: Figure) -> None:
     middle = (left.pose.x + right.pose.x) / 2
     height = (left.pose.y + right.pose.y) / 2
     for figure, side in ((left, 1.0), (right, -1.0)):
-        draw_arm(figure, -side, (-side * 1.02, 3.10), 0.3)
+        draw_arm(figure, -side, (-side * 1.06, 3.40), 0.3)
         p = figure.pose
         draw_arm(figure, side, ((middle - p.x) / p.size - side * 0.12, (height - p.y) / p.size + 2.36), 1.0)
 
@@ -160,20 +160,20 @@ ACTS: dict[str, Act] = {
     "cake": Act(hands=((-0.92, 2.40), (0.92, 2.40)), grip=0.3, table=_cake),
     "bricks": Act(hands=((-0.62, 2.34), (0.66, 2.22)), grip=0.8, table=_bricks, before=things.held_brick),
     "dinner": Act(hands=((-0.98, 2.42), (0.98, 2.36)), grip=1.0, table=_dinner, before=things.cutlery),
-    "bags": Act(hands=((-1.08, 2.56), (1.08, 2.56)), grip=1.0, behind=things.bags),
-    "waving": Act(hands=((-1.02, 3.10), (1.42, 0.62)), grip=0.0),
+    "bags": Act(hands=((-1.22, 2.08), (1.22, 2.08)), grip=1.0, behind=things.bags),
+    "waving": Act(hands=((-1.06, 3.40), (1.42, 0.62)), grip=0.0),
     "painting": Act(hands=((-0.90, 2.46), (1.06, 1.90)), grip=1.0, behind=things.picture_stand, before=things.palette_and_brush),
     "camera": Act(hands=((-0.48, 2.02), (0.48, 2.02)), grip=0.8, behind=things.camera),
-    "motorbike": Act(hands=((-1.02, 2.36), (1.02, 2.36)), grip=1.0, behind=things.motorbike),
+    "motorbike": Act(hands=((-1.02, 2.10), (1.02, 2.10)), grip=1.0, behind=things.motorbike),
 }  # fmt: skip
 
 ITEMS: dict[str, Act] = {
     "nothing": Act(),
-    "cup": Act(hands=((-1.02, 3.10), (0.52, 2.06)), grip=1.0, before=things.held_cup),
-    "balloon": Act(hands=((-1.02, 3.10), (1.12, 2.20)), grip=1.0, behind=things.balloon),
-    "flower": Act(hands=((-1.02, 3.10), (0.66, 2.16)), grip=1.0, behind=things.flower),
-    "umbrella": Act(hands=((-1.02, 3.10), (0.96, 2.16)), grip=1.0, behind=things.umbrella),
-    "apple": Act(hands=((-1.02, 3.10), (0.70, 2.10)), grip=0.4, before=things.apple),
+    "cup": Act(hands=((-1.06, 3.40), (0.52, 2.06)), grip=1.0, before=things.held_cup),
+    "balloon": Act(hands=((-1.06, 3.40), (1.12, 2.20)), grip=1.0, behind=things.balloon),
+    "flower": Act(hands=((-1.06, 3.40), (0.66, 2.16)), grip=1.0, behind=things.flower),
+    "umbrella": Act(hands=((-1.06, 3.40), (0.96, 2.16)), grip=1.0, behind=things.umbrella),
+    "apple": Act(hands=((-1.06, 3.40), (0.70, 2.10)), grip=0.4, before=things.apple),
     "gift": Act(hands=((-0.58, 2.62), (0.58, 2.62)), grip=0.5, behind=things.gift),
 }
 

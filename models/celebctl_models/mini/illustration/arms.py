@@ -5,20 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .clothes import SHOULDER_U, SHOULDER_V, cloth
+from .clothes import SHOULDER_U, SHOULDER_V, cloth, torso
 from .figure import Figure
 from .shapes import LINE, Number, Window, both, circle, either, ellipse, limb, where
 
-UPPER, FORE = 0.88, 0.86
+#: Length of the upper arm and of the forearm.
+BONE = 0.88
 
 
 def _elbow(start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor], side: float) -> tuple[Tensor, Tensor]:
     du, dv = end[0] - start[0], end[1] - start[1]
     reach = (du * du + dv * dv + 1e-6).sqrt()
-    bend = (UPPER * UPPER - 0.25 * reach * reach).clamp_min(0.01).sqrt()
-    # Perpendicular to the line from shoulder to hand, on the outer side.
+    bend = (BONE * BONE - 0.25 * reach * reach).clamp_min(0.01).sqrt().clamp_max(0.40)
+    # Perpendicular to the line from shoulder to hand, outwards and down.
     pu, pv = -dv / reach, du / reach
-    outward = torch.where(pu * side < 0, -1.0, 1.0)
+    outward = torch.where(pu * side + pv < 0, -1.0, 1.0)
     return start[0] + 0.5 * du + outward * pu * bend, start[1] + 0.5 * dv + outward * pv * bend
 
 
@@ -45,7 +46,7 @@ def draw_arm(figure: Figure, side: float, hand: tuple[Number, Number], grip: flo
     bare = (figure.pose.outfit == 0) | (figure.pose.outfit == 4)
     bare = bare & ~figure.wears("suit", "sweater", "jacket", "spacesuit")
     skin = figure.look.skin
-    upper = limb(u, v, start, elbow, (0.27, 0.22))
+    upper = limb(u, v, start, elbow, (0.25, 0.215))
     fore = limb(u, v, elbow, end, (0.21, 0.145))
     _hand(figure, window, elbow, end, grip)
     window.draw(fore, where(bare, skin, colour))
@@ -53,7 +54,8 @@ def draw_arm(figure: Figure, side: float, hand: tuple[Number, Number], grip: flo
     window.draw(cuff, where(figure.wears("suit"), torch.full_like(colour, 0.97), where(bare, skin, colour * 0.86)))
     window.draw(upper, colour)
     window.paint(either(upper, torch.where(bare.view(-1, 1, 1), torch.full_like(fore, 9.0), fore)) + 0.02, colour)
-    window.darken(both(either(upper, fore), 0.04 - (u - start[0]) * side + 0.2), 0.22, soft=0.3)
+    joint = both(circle(u - start[0], v - start[1], 0.29), v - start[1] - 0.12, torso(figure, u, v) + 0.03)
+    window.paint(joint, colour)
     _crease(window, elbow, colour)
     window.close()
 

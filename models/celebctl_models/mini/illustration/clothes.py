@@ -9,7 +9,7 @@ from .figure import Figure
 from .shapes import LINE, Window, arc, both, box, circle, either, ellipse, limb, melt, polygon, where
 
 OUTFITS: tuple[str, ...] = ("t-shirt", "shirt", "hoodie", "striped shirt", "dress")
-SHOULDER_U, SHOULDER_V = 0.78, 1.74
+SHOULDER_U, SHOULDER_V = 0.76, 1.78
 
 
 def torso(figure: Figure, u: Tensor, v: Tensor) -> Tensor:
@@ -54,9 +54,11 @@ def cloth(figure: Figure) -> Tensor:
 def _neck(figure: Figure) -> None:
     window = figure.body(0.0, 1.15, (0.55, 0.65))
     u, v = window.u, window.v
-    neck = box(u, v - 1.15, 0.29 + 0.05 * (v - 1.0).abs(), 0.55)
-    window.draw(neck, figure.look.skin * 0.97)
-    window.darken(both(neck, ellipse(u - figure.pose.yaw * 0.08, v - 0.92, 0.46, 0.36)), 0.75, soft=0.10)
+    neck = box(u, v - 1.10, 0.28, 0.55)
+    chest = ellipse(u, v - 1.36, 0.46, 0.34)
+    window.draw(melt(neck, chest, 0.10), figure.look.skin * 0.97)
+    chin = ellipse(u - figure.pose.yaw * 0.10 - figure.pose.light * 0.04, v - 0.86, 0.44, 0.42)
+    window.darken(both(chin, neck), 0.62, soft=0.06)
     window.close()
 
 
@@ -72,7 +74,6 @@ def _clothe(figure: Figure, colour: Tensor, draw: object) -> None:
     _folds(figure, window, shape, colour)
     assert callable(draw)
     draw(figure, window)
-    window.darken(both(body, ellipse(u - figure.pose.yaw * 0.08, v - 1.14, 0.52, 0.30)), 0.30, soft=0.20)
     window.close()
 
 

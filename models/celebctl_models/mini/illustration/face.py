@@ -77,7 +77,7 @@ def _skin(figure: Figure) -> None:
     lit = ellipse(u - 0.13 * pose.light, v + 0.10, look.width * 0.97, look.height * 0.97)
     window.darken(both(face + 0.01, -lit), 0.42, soft=0.16)
     fu = u - pose.yaw * SLIDE
-    rosy = where(look.blush == 1, torch.tensor(0.80), torch.tensor(0.10)).view(-1, 1, 1)
+    rosy = where(look.blush == 1, torch.tensor(0.62), torch.tensor(0.08)).view(-1, 1, 1)
     warm = torch.lerp(look.skin, torch.tensor([0.95, 0.32, 0.34], device=u.device).view(1, 3, 1, 1), 0.60)
     cheeks = ellipse(fu.abs() - 0.52, v - 0.27, 0.20, 0.14)
     window.paint(both(cheeks, face + 0.02), warm, rosy, soft=0.14)
@@ -118,10 +118,14 @@ def _beard(figure: Figure) -> None:
         window.close()
     goatee = figure.only(figure.look.beard == 2)
     if len(goatee):
-        window = goatee.head(goatee.pose.yaw * SLIDE, 0.92, (0.44, 0.40))
+        window = goatee.head(goatee.pose.yaw * SLIDE, 0.97, (0.36, 0.36))
         fu = window.u - goatee.pose.yaw * SLIDE
-        tuft = both(ellipse(fu, window.v - 0.90, 0.27, 0.24), -(window.v - 0.70 + 0.2 * fu.abs()))
-        window.draw(tuft, goatee.look.hair * 0.92)
+        tuft = either(
+            ellipse(fu, window.v - 0.90, 0.23, 0.14),
+            polygon(fu, window.v, [(-0.20, 0.92), (0.20, 0.92), (0.03, 1.24), (-0.03, 1.24)]),
+            box(fu, window.v - 0.80, 0.07, 0.10, 0.04),
+        )
+        window.draw(tuft, goatee.look.hair * 0.92, 0.94 + 0.10 * torch.sin(fu * 30.0))
         window.close()
     lip = figure.only((figure.look.beard == 1) | (figure.look.beard == 3))
     if len(lip):
@@ -157,10 +161,13 @@ def _mouth(figure: Figure) -> None:
 
 def _rest(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
     look = figure.look
-    full = where(look.lips == 1, torch.tensor(1.0), torch.tensor(0.45)).view(-1, 1, 1)
-    window.draw(ellipse(u, v - 0.005, look.mouth * 0.78, 0.095 * full + 0.012), look.lip)
-    window.stroke(arc(u, v + 0.01, look.mouth * 0.84, -0.035, 0.0), look.lip * 0.42, width=0.9 * LINE)
-    window.lighten(ellipse(u, v - 0.055 * full, look.mouth * 0.30, 0.02), 0.35 * full)
+    full = where(look.lips == 1, torch.tensor(1.0), torch.tensor(0.0)).view(-1, 1, 1)
+    window.paint(ellipse(u, v - 0.14, look.mouth * 0.45, 0.03), look.skin * 0.84, soft=0.06)
+    curl = v + 0.07 * (u / look.mouth) ** 2
+    lips = either(ellipse(u, curl - 0.02, look.mouth * 0.92, 0.085), ellipse(u.abs() - 0.08, curl + 0.035, 0.12, 0.055))
+    window.draw(lips + 9.0 * (1.0 - full), look.lip, 0.94 + 0.12 * (curl > 0))
+    window.stroke(arc(u, v, look.mouth * (0.98 - 0.12 * full), -0.065, 0.0), look.lip * 0.42, width=1.25 * LINE)
+    window.lighten(ellipse(u, curl - 0.055, look.mouth * 0.30, 0.018), 0.40 * full, soft=0.03)
 
 
 def _open(figure: Figure, window: Window, u: Tensor, v: Tensor, deep: float) -> None:
@@ -281,7 +288,7 @@ def _open_eye(figure: Figure, side: float) -> None:
     u, v = (window.u - at) / narrow, window.v - EYE_V
     wide = torch.where(figure.feels("surprised"), 1.14, 1.0).view(-1, 1, 1)
     r = look.eye_r * wide
-    tall = r * look.eye_tall
+    tall = r * look.eye_tall * 0.94
     lid = torch.where(figure.feels("tired"), 0.0, torch.where(figure.feels("angry"), -0.42, -2.0)).view(-1, 1, 1) * tall
     lid = lid - torch.where(figure.feels("angry"), side * 0.45, 0.0).view(-1, 1, 1) * u
     window.paint(ellipse(u, v + 0.030, r * 1.10 + 0.022, tall + 0.028), INK)
@@ -290,11 +297,11 @@ def _open_eye(figure: Figure, side: float) -> None:
     white = ellipse(u, v, r * 1.08, tall)
     window.paint(white, (0.99, 0.98, 0.97))
     gaze = 0.30 * pose.gaze * r
-    iris = both(circle(u - gaze, v, r * 0.72), white + 0.004)
+    iris = both(circle(u - gaze, v + 0.01, r * 0.78), white + 0.004)
     glow = (0.62 + 0.55 * ((v / r + 1.0) * 0.5)).clamp(0.5, 1.25)
     window.paint(iris, (look.iris * glow.unsqueeze(1)).clamp(max=1.0))
     window.stroke(both(iris, white), look.iris * 0.40, 0.8, 0.7 * LINE)
-    window.paint(both(circle(u - gaze, v, r * 0.36), white), INK)
+    window.paint(both(circle(u - gaze, v + 0.01, r * 0.38), white), INK)
     window.darken(both(white, v + tall * 0.52), 0.55, soft=0.06)
     window.paint(circle(u - gaze + 0.30 * r, v + 0.32 * r, r * 0.25), (1.0, 1.0, 1.0))
     window.paint(circle(u - gaze - 0.30 * r, v - 0.34 * r, r * 0.12), (1.0, 1.0, 1.0), 0.8)
@@ -366,9 +373,9 @@ def _frame(figure: Figure, side: float, kind: int) -> None:
     window = figure.head(at, EYE_V, (0.58, 0.52))
     u, v = (window.u - at) / narrow, window.v - EYE_V - 0.01
     lens = _lens(kind, u, v, side)
-    window.paint(lens, (0.90, 0.97, 1.0), 0.16)
-    window.lighten(both(lens + 0.05, (u + v * 0.8 + 0.10).abs() - 0.045), 0.40)
-    window.draw(lens.abs() - 0.036, figure.look.frame)
+    window.paint(lens, (0.90, 0.97, 1.0), 0.10)
+    window.lighten(both(lens + 0.05, (u + v * 0.8 + 0.16).abs() - 0.035), 0.30)
+    window.draw(lens.abs() - 0.030, figure.look.frame)
     window.close()
 
 

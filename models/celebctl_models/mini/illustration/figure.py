@@ -20,7 +20,7 @@ WORN: tuple[str, ...] = (
     "spacesuit", "headphones", "apron",
 )  # fmt: skip
 #: What covers the top of the hair.
-HATS: tuple[str, ...] = ("hat", "crown", "santa hat", "wizard hat")
+HATS: tuple[str, ...] = ("hat", "santa hat", "wizard hat")
 #: Hair above this height is under the hat.
 HAT_LINE = -0.50
 #: How far features slide over the head when it turns by one unit of yaw.

@@ -8,25 +8,30 @@ import torch
 from torch import Tensor
 
 from .figure import HAT_LINE, HATS, Figure
-from .shapes import Window, both, box, bumpy, circle, either, ellipse, limb, melt, polygon, without
+from .shapes import LINE, Window, both, box, bumpy, circle, either, ellipse, limb, melt, polygon, without
 
 Half = tuple[float, float]
 
 
 def _hang(figure: Figure, window: Window, d: Tensor, strands: float, dark: float = 1.0) -> None:
     """Paint a piece of hair with strands that run down from the crown, kept under a hat if there is one."""
-    top = torch.where(figure.wears(*HATS), HAT_LINE, -9.0).view(-1, 1, 1)
+    top = _under_hat(figure, window)
     fan = window.u / (window.v + 3.2).clamp_min(0.6)
     shade = (1.0 + 0.10 * torch.sin(fan * strands)) * dark
-    window.draw(both(d, top - window.v), figure.look.hair, shade)
+    window.draw(both(d, top), figure.look.hair, shade)
 
 
-def _sheen(figure: Figure, window: Window, d: Tensor, at: float = 0.30) -> None:
-    """A soft bright band around the crown."""
-    light = figure.pose.light * 0.25
-    ring = ellipse(window.u - light, window.v + 0.02, figure.look.width - at * 0.6, figure.look.height - at + 0.14)
-    band = both(ring.abs() - 0.05, window.v + 0.40, (window.u - light).abs() - 0.52, d + 0.04)
-    window.lighten(band, 0.30, soft=0.07)
+def _under_hat(figure: Figure, window: Window) -> Tensor:
+    """Where hair may be: below the hat, if there is one, and sloping down beside its brim."""
+    line = HAT_LINE + 0.9 * (window.u.abs() - 1.0).clamp_min(0.0) - window.v
+    return torch.where(figure.wears(*HATS).view(-1, 1, 1), line, -9.0)
+
+
+def _sheen(figure: Figure, window: Window, d: Tensor, at: float = 0.84) -> None:
+    """A soft bright patch towards the light."""
+    u, v = window.u - 0.28 * figure.pose.light, window.v + at
+    gloss = ellipse(u, v + 0.16 * u * u, 0.34, 0.11)
+    window.lighten(both(gloss, d + 0.03), 0.30, soft=0.16)
 
 
 def _shadow(figure: Figure, window: Window, d: Tensor) -> None:
@@ -76,9 +81,9 @@ def _afro_back(figure: Figure) -> None:
     window = figure.head(0.0, -0.34, (1.62, 1.50))
     look, u, v = figure.look, window.u, window.v + 0.36
     cloud = bumpy(u, v, 1.22 + 0.20 * look.volume, 1.08 + 0.18 * look.volume, (11, 0.07))
-    top = torch.where(figure.wears(*HATS), HAT_LINE, -9.0).view(-1, 1, 1)
-    window.draw(both(cloud, top - window.v), figure.look.hair, _curls(window, 9.0))
-    window.lighten(both(ellipse(u - 0.45 * figure.pose.light, v + 0.55, 0.55, 0.36), cloud, top - window.v), 0.18, soft=0.40)
+    top = _under_hat(figure, window)
+    window.draw(both(cloud, top), figure.look.hair, _curls(window, 9.0))
+    window.lighten(both(ellipse(u - 0.45 * figure.pose.light, v + 0.55, 0.55, 0.36), cloud, top), 0.18, soft=0.40)
     window.close()
 
 
@@ -92,8 +97,8 @@ def _curly_back(figure: Figure) -> None:
     window = figure.head(0.0, 0.05, (1.50, 1.50))
     look, u, v = figure.look, window.u, window.v
     mass = bumpy(u, v - 0.04, look.width + 0.36 + 0.10 * look.volume, 1.16 + 0.12 * look.volume, (8, 0.12))
-    top = torch.where(figure.wears(*HATS), HAT_LINE, -9.0).view(-1, 1, 1)
-    window.draw(both(mass, top - v), look.hair * 0.90, _curls(window, 7.0))
+    top = _under_hat(figure, window)
+    window.draw(both(mass, top), look.hair * 0.90, _curls(window, 7.0))
     window.close()
 
 
@@ -152,7 +157,9 @@ def _cap(figure: Figure, window: Window, grow: float, curve: Tensor) -> Tensor:
     """The hair over the skull that lies above ``curve`` (a height for every u), with sideburns."""
     look = figure.look
     temple = (window.u.abs() - 0.70 * look.width).clamp_min(0.0)
-    return both(figure.dome(window.u, window.v, grow), window.v - curve - (3.2 * temple).clamp(max=0.62))
+    fall = (3.2 * temple).clamp(max=0.62)
+    steep = torch.where((fall > 0.0) & (fall < 0.62), 0.30, 1.0)  # keeps the edge as sharp where it falls
+    return both(figure.dome(window.u, window.v, grow), (window.v - curve - fall) * steep)
 
 
 def _front(figure: Figure, half: Half = (1.25, 0.95), v: float = -0.42) -> Window:
@@ -189,22 +196,35 @@ def _curtains(figure: Figure, window: Window, grow: float, part: float) -> Tenso
     """Hair combed to both sides of a parting at u = part, framing the face."""
     look = figure.look
     u, v = window.u, window.v
-    opening = either(
-        ellipse(u - part + 0.42, v - 0.16, look.width * 0.62 - 0.02, 0.74),
-        ellipse(u - part - 0.42, v - 0.16, look.width * 0.62 - 0.02, 0.74),
-        ellipse(u, v - 0.62, look.width * 0.88, 0.95),
-    )
+    lean = u - part * (0.3 - v).clamp(0.0, 1.0)
+    opening = either(ellipse(lean, v - 0.14, look.width * 0.72, 0.80), ellipse(u, v - 0.62, look.width * 0.88, 1.0))
     return both(without(figure.dome(u, v, grow), opening), v - 0.55)
+
+
+def _parting(figure: Figure, window: Window, part: float) -> None:
+    line = limb(window.u, window.v, (part, -0.64), (part * 0.5, -1.02), (0.0, 0.0))
+    top = _under_hat(figure, window)
+    window.stroke(both(line, top), figure.look.hair * 0.55)
 
 
 def _long(figure: Figure) -> None:
     window = _front(figure, (1.25, 1.15), -0.18)
-    _finish(figure, window, _curtains(figure, window, 0.13, 0.0))
+    d = _curtains(figure, window, 0.13, 0.0)
+    _shadow(figure, window, d)
+    _hang(figure, window, d, 90.0)
+    _parting(figure, window, 0.0)
+    _sheen(figure, window, d)
+    window.close()
 
 
 def _wavy(figure: Figure) -> None:
     window = _front(figure, (1.30, 1.15), -0.18)
-    _finish(figure, window, _curtains(figure, window, 0.17, 0.26), 60.0)
+    d = _curtains(figure, window, 0.17, 0.30)
+    _shadow(figure, window, d)
+    _hang(figure, window, d, 60.0)
+    _parting(figure, window, 0.30)
+    _sheen(figure, window, d)
+    window.close()
 
 
 def _bob(figure: Figure) -> None:
@@ -222,9 +242,9 @@ def _afro(figure: Figure) -> None:
     curve = figure.look.hairline + 0.10 + 0.30 * u * u - 0.05 * (u * 9.0).cos().abs()
     d = _cap(figure, window, 0.10, curve)
     _shadow(figure, window, d)
-    top = torch.where(figure.wears(*HATS), HAT_LINE, -9.0).view(-1, 1, 1)
+    top = _under_hat(figure, window)
     tone = figure.look.hair * _curls(window, 9.0).unsqueeze(1)
-    window.paint(both(d, top - window.v), tone)
+    window.paint(both(d, top), tone)
     window.close()
 
 
@@ -237,11 +257,11 @@ def _curly(figure: Figure) -> None:
     crown = both(figure.dome(u, v, 0.20), v + 0.62)
     d = either(crown, *locks)
     _shadow(figure, window, d)
-    top = torch.where(figure.wears(*HATS), HAT_LINE, -9.0).view(-1, 1, 1)
-    window.draw(both(d, top - v), look.hair, _curls(window, 8.0))
-    rings = either(*(one.abs() for one in [lock + 0.12 for lock in locks]))
-    window.darken(both(rings - 0.02, d + 0.04, top - v), 0.30, soft=0.04)
-    _sheen(figure, window, d)
+    top = _under_hat(figure, window)
+    window.draw(both(d, top), look.hair, _curls(window, 8.0))
+    swirl = either(*((lock + 0.13).abs() for lock in locks[1::2]))
+    window.stroke(both(swirl, d + 0.05, top), look.hair * 0.62, 0.7, 0.8 * LINE)
+    window.lighten(both(ellipse(u - 0.30 * figure.pose.light, v + 0.86, 0.34, 0.13), d, top), 0.26, soft=0.14)
     window.close()
 
 

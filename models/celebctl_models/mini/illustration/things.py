@@ -226,8 +226,8 @@ def cutlery(figure: Figure) -> None:
 def bags(figure: Figure) -> None:
     """Bags of vegetables in both hands."""
     for side in (-1.0, 1.0):
-        window = figure.body(side * 1.14, 2.98, (0.60, 0.78))
-        u, v = window.u - side * 1.14, window.v - 3.06
+        window = figure.body(side * 1.28, 2.54, (0.60, 0.78))
+        u, v = window.u - side * 1.28, window.v - 2.62
         window.draw(either(circle(u + 0.20, v + 0.34, 0.17), circle(u, v + 0.40, 0.15)), (0.40, 0.66, 0.30))
         window.draw(limb(u, v, (0.12, -0.30), (0.26, -0.56), (0.08, 0.02)), (0.97, 0.58, 0.18))
         window.draw(circle(u - 0.22, v + 0.32, 0.14), (0.88, 0.24, 0.20))
@@ -284,11 +284,11 @@ def camera(figure: Figure) -> None:
 
 def motorbike(figure: Figure) -> None:
     """A motorbike seen from the front, ridden."""
-    window = figure.body(0.0, 3.7, (1.45, 1.80))
-    u, v = window.u, window.v
+    window = figure.body(0.0, 3.55, (1.45, 1.95))
+    u, v = window.u, window.v + 0.26
     tone = figure.pose.item
-    window.draw(box(u, v - 4.55, 0.24, 0.92, 0.22), (0.18, 0.18, 0.21))
-    window.paint(box(u, v - 4.55, 0.09, 0.80, 0.09), (0.32, 0.32, 0.36))
+    window.draw(box(u, v - 4.70, 0.24, 1.06, 0.22), (0.18, 0.18, 0.21))
+    window.paint(box(u, v - 4.70, 0.09, 0.94, 0.09), (0.32, 0.32, 0.36))
     for side in (-1.0, 1.0):
         window.draw(limb(u * side, v, (0.34, 2.7), (0.32, 4.6), (0.075, 0.065)), (0.82, 0.84, 0.88))
         window.draw(limb(u * side, v, (0.10, 2.62), (1.00, 2.40), (0.07, 0.06)), (0.62, 0.64, 0.70))
