@@ -169,11 +169,11 @@ ACTS: dict[str, Act] = {
 
 ITEMS: dict[str, Act] = {
     "nothing": Act(),
-    "cup": Act(hands=((-1.06, 3.40), (0.52, 2.06)), grip=1.0, before=things.held_cup),
-    "balloon": Act(hands=((-1.06, 3.40), (1.12, 2.20)), grip=1.0, behind=things.balloon),
-    "flower": Act(hands=((-1.06, 3.40), (0.66, 2.16)), grip=1.0, behind=things.flower),
-    "umbrella": Act(hands=((-1.06, 3.40), (0.96, 2.16)), grip=1.0, behind=things.umbrella),
-    "apple": Act(hands=((-1.06, 3.40), (0.70, 2.10)), grip=0.4, before=things.apple),
+    "cup": Act(hands=((-1.06, 3.40), (0.50, 1.98)), grip=1.0, before=things.held_cup),
+    "balloon": Act(hands=((-1.06, 3.40), (0.70, 2.10)), grip=1.0, behind=things.balloon),
+    "flower": Act(hands=((-1.06, 3.40), (0.52, 2.10)), grip=1.0, behind=things.flower),
+    "umbrella": Act(hands=((-1.06, 3.40), (0.66, 2.08)), grip=1.0, behind=things.umbrella),
+    "apple": Act(hands=((-1.06, 3.40), (0.54, 2.10)), grip=0.4, before=things.apple),
     "gift": Act(hands=((-0.58, 2.62), (0.58, 2.62)), grip=0.5, behind=things.gift),
 }
 

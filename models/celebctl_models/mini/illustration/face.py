@@ -248,9 +248,11 @@ def _long(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
 
 def _wide(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
     nose = either(ellipse(u, v - 0.08, 0.15, 0.13), ellipse(u.abs() - 0.15, v - 0.12, 0.10, 0.085))
-    window.draw(nose, figure.look.skin * 0.93)
-    window.paint(both(nose + 0.03, -v - 0.0 + 0.05), figure.look.skin, soft=0.08)
-    window.paint(ellipse(u.abs() - 0.10, v - 0.17, 0.045, 0.03), _contour(figure) * 0.6)
+    window.paint(nose, figure.look.skin * 0.88, soft=0.05)
+    wing = both(ellipse(u.abs() - 0.15, v - 0.11, 0.10, 0.09).abs(), 0.15 - u.abs())
+    window.stroke(wing, _contour(figure))
+    window.stroke(arc(u, v - 0.22, 0.12, -0.04, 0.0), _contour(figure))
+    window.paint(ellipse(u.abs() - 0.10, v - 0.18, 0.05, 0.028), _contour(figure) * 0.7)
     window.lighten(circle(u, v - 0.04, 0.05), 0.40, soft=0.05)
 
 

@@ -196,8 +196,9 @@ def _curtains(figure: Figure, window: Window, grow: float, part: float) -> Tenso
     """Hair combed to both sides of a parting at u = part, framing the face."""
     look = figure.look
     u, v = window.u, window.v
-    lean = u - part * (0.3 - v).clamp(0.0, 1.0)
-    opening = either(ellipse(lean, v - 0.14, look.width * 0.72, 0.80), ellipse(u, v - 0.62, look.width * 0.88, 1.0))
+    slid = u - 0.17 * figure.pose.yaw
+    lean = slid - part * (0.1 - v).clamp(0.0, 0.8)
+    opening = either(ellipse(lean, v - 0.14, look.width * 0.76, 0.80), ellipse(slid, v - 0.62, look.width * 0.90, 1.0))
     return both(without(figure.dome(u, v, grow), opening), v - 0.55)
 
 
@@ -230,7 +231,7 @@ def _wavy(figure: Figure) -> None:
 def _bob(figure: Figure) -> None:
     window = _front(figure, (1.25, 1.05), -0.28)
     u, v = window.u, window.v
-    opening = box(u, v - 0.52, figure.look.width * 0.86, 0.86 + 0.06 * u.abs(), 0.20)
+    opening = box(u - 0.15 * figure.pose.yaw, v - 0.52, figure.look.width * 0.86, 0.86 + 0.06 * u.abs(), 0.20)
     fringe = 0.02 * torch.sin(u * 22.0)
     d = both(without(figure.dome(u, v, 0.14), opening + fringe), v - 0.60)
     _finish(figure, window, d, 130.0)
@@ -251,9 +252,10 @@ def _afro(figure: Figure) -> None:
 def _curly(figure: Figure) -> None:
     window = _front(figure, (1.45, 1.15), -0.30)
     look, u, v = figure.look, window.u, window.v
-    locks = [circle(u - look.width * a, v - b, r) for a, b, r in
-             ((-0.95, -0.30, 0.26), (-0.72, -0.66, 0.28), (-0.32, -0.84, 0.30), (0.12, -0.82, 0.31),
-              (0.52, -0.74, 0.28), (0.86, -0.46, 0.27), (1.02, -0.08, 0.24), (-1.04, 0.06, 0.24))]  # fmt: skip
+    slid = u - 0.12 * figure.pose.yaw
+    locks = [circle(slid - look.width * a, v - b, r) for a, b, r in
+             ((-1.02, -0.30, 0.24), (-0.72, -0.66, 0.28), (-0.32, -0.84, 0.30), (0.12, -0.82, 0.31),
+              (0.52, -0.74, 0.28), (0.92, -0.46, 0.26), (1.10, -0.08, 0.22), (-1.12, 0.06, 0.22))]  # fmt: skip
     crown = both(figure.dome(u, v, 0.20), v + 0.62)
     d = either(crown, *locks)
     _shadow(figure, window, d)
@@ -284,9 +286,10 @@ def _pigtails(figure: Figure) -> None:
     window = _front(figure, (1.25, 1.05), -0.28)
     u, v = window.u, window.v
     look = figure.look
+    slid = u - 0.14 * figure.pose.yaw
     opening = either(
-        ellipse(u + 0.40, v - 0.10, look.width * 0.64, 0.66), ellipse(u - 0.40, v - 0.10, look.width * 0.64, 0.66),
-        ellipse(u, v - 0.62, look.width * 0.96, 0.90),
+        ellipse(slid + 0.40, v - 0.10, look.width * 0.64, 0.66), ellipse(slid - 0.40, v - 0.10, look.width * 0.64, 0.66),
+        ellipse(slid, v - 0.62, look.width * 0.96, 0.90),
     )  # fmt: skip
     d = both(without(figure.dome(u, v, 0.09), opening), v + 0.02)
     _finish(figure, window, d)

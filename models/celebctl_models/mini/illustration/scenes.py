@@ -14,6 +14,7 @@ from torch import Tensor
 from .acts import ACTS as ACT_TABLE
 from .acts import ITEMS as ITEM_TABLE
 from .acts import centred, draw_act, draw_handshake, draw_table
+from .cars import CAR_FACTORS, car_look, draw_cars
 from .clothes import OUTFITS, draw_body
 from .face import draw_earrings, draw_glasses, draw_head
 from .figure import EXPRESSIONS, WORN, Figure, Pose
@@ -22,6 +23,7 @@ from .hats import draw_hats
 from .people import look_of
 from .places import BACKDROPS, PLACES
 from .shapes import Canvas, Rows, palette, pick
+from .styles import STYLES, apply_styles
 
 ACTS: tuple[str, ...] = tuple(ACT_TABLE)
 ITEMS: tuple[str, ...] = tuple(ITEM_TABLE)
@@ -52,9 +54,10 @@ AT_ONCE = 16
 class Scenes(Rows):
     """B scenes.
 
-    factors: (B, 3, F) identity uniforms, rows beyond ``count`` unused. count: (B,) 1 to 3 people. place, act,
+    factors: (B, 3, F) identity uniforms, rows beyond ``count`` unused. count: (B,) 0 to 3 people. place, act,
     expression, worn, worn_colour, item, item_colour, style, distance, view: (B,) int64 indices into the vocabularies.
-    nuisance: (B, 64) uniforms that decide pose, light, clothes and scenery.
+    car: (B,) bool whether a car stands there; car_factors: (B, C) uniforms, unused without. nuisance: (B, 64) uniforms
+    that decide pose, light, clothes and scenery. With a car there are at most two people, without one at least one.
     """
 
     factors: Tensor
@@ -69,6 +72,8 @@ class Scenes(Rows):
     style: Tensor
     distance: Tensor
     view: Tensor
+    car: Tensor
+    car_factors: Tensor
     nuisance: Tensor
 
     def __len__(self) -> int:
@@ -79,12 +84,14 @@ def pose_of(scenes: Scenes, who: int) -> Pose:
     """Pose, light and clothes of person ``who``; people stand from left to right in the order they are named."""
     n = scenes.nuisance[:, 12 + 12 * who : 24 + 12 * who]
     c = (n - 0.5).unsqueeze(-1)
-    count, device = scenes.count - 1, n.device
+    device = n.device
+    count = torch.where(scenes.car, scenes.count.clamp_max(2), scenes.count - 1)  # a car takes the room of a person
     size = _SIZE.to(device)[count, scenes.distance].view(-1, 1, 1)
     y = _HEIGHT.to(device)[count, scenes.distance].view(-1, 1, 1)
     spread = torch.tensor([[0.0, 0.0, 0.0], [-0.48, 0.48, 0.0], [-0.64, 0.0, 0.64]], device=device)
-    x = spread[count, who].view(-1, 1, 1)
-    alone = (scenes.count == 1).float().view(-1, 1, 1)
+    beside = torch.tensor([[0.0, 0.0, 0.0], [-0.56, 0.0, 0.0], [-0.70, -0.24, 0.0]], device=device)
+    x = torch.where(scenes.car, beside[scenes.count.clamp_max(2), who], spread[count, who]).view(-1, 1, 1)
+    alone = ((scenes.count == 1) & ~scenes.car).float().view(-1, 1, 1)
     turn = torch.tensor([0.0, -0.95, 0.95], device=device)[scenes.view].view(-1, 1, 1)
     light = torch.where(scenes.nuisance[:, 10] > 0.4, -1.0, 1.0).view(-1, 1, 1)
     full = (scenes.distance == 2).float().view(-1, 1, 1)
@@ -124,11 +131,13 @@ def render(scenes: Scenes, size: int = 128) -> Rendered:
     """Paint a batch at ``size`` x ``size`` pixels."""
     canvas = Canvas(len(scenes), size, scenes.nuisance.device)
     _backdrop(canvas, scenes)
+    _cars(canvas, scenes)
     figures = _figures(canvas, scenes)
     for figure in reversed(figures):
         draw_person(figure)
     _draw_acts(figures, scenes)
-    return Rendered(canvas.image.clamp(0.0, 1.0), *_annotations(figures, scenes, size))
+    image = apply_styles(canvas.image, scenes.style, scenes.nuisance[:, 48:51])
+    return Rendered(image, *_annotations(figures, scenes, size))
 
 
 def _figures(canvas: Canvas, scenes: Scenes) -> list[Figure]:
@@ -148,6 +157,20 @@ def _backdrop(canvas: Canvas, scenes: Scenes) -> None:
             window = canvas.whole(rows).frame(0.0, 0.12 * (zoom - 1.0), zoom)
             BACKDROPS[name](window, n)
             window.close()
+
+
+def _cars(canvas: Canvas, scenes: Scenes) -> None:
+    rows = scenes.car.nonzero()[:, 0]
+    if not len(rows):
+        return
+    n = scenes.nuisance[rows, 51:54]
+    alone = scenes.count[rows] == 0
+    full = scenes.distance[rows] == 2
+    unit = torch.where(alone, torch.where(full, 0.58, 0.80), torch.where(full, 0.56, 0.66))
+    x = torch.where(alone, 0.0, 0.86 - 0.8 * unit) + 0.10 * (n[:, 0] - 0.5)
+    y = torch.where(full, 0.84, 0.80) + 0.06 * (n[:, 1] - 0.5)
+    facing = torch.where(n[:, 2] > 0.5, 1.0, -1.0)
+    draw_cars(canvas, rows, car_look(scenes.car_factors[rows], *(one.view(-1, 1, 1) for one in (x, y, unit, facing))))
 
 
 def draw_person(figure: Figure) -> None:
@@ -199,27 +222,42 @@ def _mostly(first: float, others: int) -> list[float]:
     return [first, *[(1.0 - first) / others] * others]
 
 
-def random_scenes(factors: Tensor, count: Tensor, generator: torch.Generator) -> Scenes:
-    """Scenes around the given people: factors (B, 3, F), count (B,)."""
+def random_scenes(factors: Tensor, count: Tensor, generator: torch.Generator, cars: Tensor | None = None) -> Scenes:
+    """Scenes around given people and cars.
+
+    Args:
+        factors: (B, 3, F) uniforms of the people.
+        count: (B,) how many of them are there; 0 only where there is a car.
+        generator: Decides everything else; place, act, worn and style are never a held-out combination.
+        cars: (B, C) uniforms of a car, NaN in rows without one; None for no cars at all.
+    """
     total = count.shape[0]
+    if cars is None:
+        cars = torch.full((total, len(CAR_FACTORS)), torch.nan)
+    car = ~cars[:, 0].isnan()
+    people = (count > 0).long()
     act = choose(generator, _mostly(0.36, len(ACTS) - 1), total)
     act = torch.where((act == ACTS.index("handshake")) & (count != 2), 0, act)
+    act = torch.where(car, 0, act)
     item = choose(generator, _mostly(0.5, len(ITEMS) - 1), total)
     item = torch.where(act == 0, item, 0)
     distance = choose(generator, [0.3, 0.45, 0.25], total)
-    busy = (act > 0) | (item > 0)
+    item = item * people
+    busy = (act > 0) | (item > 0) | car
     distance = torch.where(busy & (distance == 0), 1, distance)
     return Scenes(
         factors=factors,
         count=count,
         place=choose(generator, _mostly(0.20, len(PLACES) - 1), total),
+        car=car,
+        car_factors=torch.nan_to_num(cars),
         act=act,
-        expression=choose(generator, _mostly(0.34, len(EXPRESSIONS) - 1), total),
-        worn=choose(generator, _mostly(0.34, len(WORN) - 1), total),
+        expression=choose(generator, _mostly(0.34, len(EXPRESSIONS) - 1), total) * people,
+        worn=choose(generator, _mostly(0.34, len(WORN) - 1), total) * people,
         worn_colour=choose(generator, [1.0] * len(COLOURS), total),
         item=item,
         item_colour=choose(generator, [1.0] * len(COLOURS), total),
-        style=choose(generator, [1.0], total),
+        style=choose(generator, _mostly(0.5, len(STYLES) - 1), total),
         distance=distance,
         view=choose(generator, [0.6, 0.2, 0.2], total),
         nuisance=torch.rand(total, NUISANCES, generator=generator),
@@ -228,11 +266,11 @@ def random_scenes(factors: Tensor, count: Tensor, generator: torch.Generator) ->
 
 def chunks(scenes: Scenes) -> list[Tensor]:
     """Rows grouped so that a chunk's people have about one size: windows fit them tightly."""
-    order = torch.argsort(scenes.distance * PEOPLE + scenes.count, stable=True)
+    order = torch.argsort(scenes.distance * (PEOPLE + 1) + scenes.count, stable=True)
     return list(order.split(AT_ONCE))
 
 
 __all__ = [
-    "ACTS", "COLOURS", "DISTANCES", "EXPRESSIONS", "ITEMS", "NUISANCES", "PLACES", "VIEWS", "WORN", "Rendered", "Scenes",
+    "ACTS", "COLOURS", "DISTANCES", "EXPRESSIONS", "ITEMS", "NUISANCES", "PLACES", "STYLES", "VIEWS", "WORN", "Rendered", "Scenes",
     "chunks", "draw_person", "pose_of", "random_scenes", "render", "replace",
 ]  # fmt: skip

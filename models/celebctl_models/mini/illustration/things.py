@@ -305,9 +305,9 @@ def motorbike(figure: Figure) -> None:
 
 def balloon(figure: Figure) -> None:
     """A balloon on a string in the right hand."""
-    window = figure.body(1.35, 0.75, (0.62, 1.60))
+    window = figure.body(1.22, 0.75, (0.70, 1.60))
     u, v = window.u - 1.42, window.v
-    window.stroke(limb(window.u, v, (1.14, 2.2), (1.42, 0.36), (0.0, 0.0)), (0.40, 0.36, 0.40), width=0.7 * LINE)
+    window.stroke(limb(window.u, v, (0.66, 2.1), (1.42, 0.36), (0.0, 0.0)), (0.40, 0.36, 0.40), width=0.7 * LINE)
     shape = either(ellipse(u, v + 0.18, 0.42, 0.52), polygon(u, v, [(0.0, 0.28), (0.08, 0.44), (-0.08, 0.44)]))
     window.draw(shape, figure.pose.item)
     window.darken(both(shape, -ellipse(u + 0.09, v + 0.26, 0.40, 0.49)), 0.35, soft=0.14)
@@ -317,8 +317,8 @@ def balloon(figure: Figure) -> None:
 
 def flower(figure: Figure) -> None:
     """A flower in the right hand."""
-    window = figure.body(0.74, 1.86, (0.48, 0.85))
-    u, v = window.u - 0.78, window.v
+    window = figure.body(0.50, 1.86, (0.48, 0.85))
+    u, v = window.u - 0.52, window.v
     window.draw(limb(u, v, (-0.08, 2.50), (0.0, 1.60), (0.035, 0.03)), (0.28, 0.56, 0.30))
     window.draw(ellipse(u - 0.13, v - 2.0 + 0.5 * (u - 0.13), 0.14, 0.055), (0.34, 0.62, 0.34))
     window.draw(bumpy(u, v - 1.48, 0.30, 0.30, (3, 0.34)), figure.pose.item)
@@ -328,9 +328,10 @@ def flower(figure: Figure) -> None:
 
 def umbrella(figure: Figure) -> None:
     """An umbrella over the head, its stick in the right hand."""
-    window = figure.body(0.62, 0.1, (1.95, 2.30))
-    u, v = window.u - 0.62, window.v
-    stick = limb(window.u, v, (0.98, 2.36), (0.70, -1.9), (0.045, 0.035))
+    window = figure.body(0.45, 0.1, (1.95, 2.36))
+    u, v = window.u - 0.45, window.v
+    stick = limb(window.u, v, (0.60, 2.40), (1.02, 0.0), (0.045, 0.035))
+    stick = either(stick, limb(window.u, v, (1.02, 0.0), (1.02, -1.6), (0.035, 0.035)))
     window.draw(both(stick, -v - 1.3), (0.50, 0.34, 0.24))
     roof = both(ellipse(u, v + 1.05, 1.75, 0.95), v + 1.18 + 0.12 * (u * 3.6).cos().abs())
     ribs = 1.0 - 0.10 * ((u / (1.05 - 0.4 * (v + 1.2).abs()).clamp_min(0.3) * 2.4).sin() > 0)
@@ -341,8 +342,8 @@ def umbrella(figure: Figure) -> None:
 
 def apple(figure: Figure) -> None:
     """An apple in the right hand."""
-    window = figure.body(0.64, 1.90, (0.36, 0.42))
-    u, v = window.u - 0.62, window.v - 1.96
+    window = figure.body(0.46, 1.90, (0.36, 0.42))
+    u, v = window.u - 0.46, window.v - 1.94
     fruit = either(circle(u + 0.07, v, 0.19), circle(u - 0.07, v, 0.19))
     window.draw(fruit, figure.pose.item)
     window.lighten(ellipse(u + 0.12, v + 0.06, 0.05, 0.07), 0.6, soft=0.05)
