@@ -164,6 +164,8 @@ ACTS: dict[str, Act] = {
     "waving": Act(hands=((-1.06, 3.40), (1.42, 0.62)), grip=0.0),
     "painting": Act(hands=((-0.90, 2.46), (1.06, 1.90)), grip=1.0, behind=things.picture_stand, before=things.palette_and_brush),
     "camera": Act(hands=((-0.48, 2.02), (0.48, 2.02)), grip=0.8, behind=things.camera),
+    "eating": Act(hands=((-1.06, 3.40), (0.42, 1.36)), grip=1.0, behind=things.bread),
+    "jet": Act(hands=((-0.70, 2.30), (0.70, 2.30)), grip=1.0, before=things.jet),
     "motorbike": Act(hands=((-1.02, 2.10), (1.02, 2.10)), grip=1.0, behind=things.motorbike),
 }  # fmt: skip
 

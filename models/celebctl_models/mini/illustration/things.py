@@ -362,3 +362,46 @@ def gift(figure: Figure) -> None:
     window.draw(box(u, v + 0.30, 0.56, 0.12, 0.03), figure.pose.item * 0.92)
     window.paint(both(u.abs() - 0.085, (v + 0.03).abs() - 0.40), (0.99, 0.95, 0.86))
     window.close()
+
+
+def bread(figure: Figure) -> None:
+    """A loaf of bread before the mouth."""
+    window = figure.body(0.42, 1.02, (0.52, 0.52))
+    du, dv = window.u - 0.44, window.v - 1.02
+    u, v = du * 0.87 - dv * 0.5, dv * 0.87 + du * 0.5
+    loaf = box(u, v, 0.44, 0.17, 0.16)
+    window.draw(loaf, (0.86, 0.60, 0.30))
+    window.darken(both(loaf, 0.02 - v), 0.25, soft=0.14)
+    for at in (-0.22, 0.0, 0.22):
+        window.paint(both(ellipse(u - at + 0.3 * v, v + 0.03, 0.045, 0.11), loaf + 0.02), (0.98, 0.86, 0.62))
+    bite = circle(u + 0.50, v, 0.13)
+    window.paint(both(loaf, bite), (0.99, 0.94, 0.80))
+    window.close()
+
+
+def jet(figure: Figure) -> None:
+    """A small fighter jet from the front, its pilot looking over the cockpit's edge."""
+    window = figure.body(0.0, 3.45, (2.35, 2.10))
+    u, v = window.u, window.v
+    tone = figure.pose.item
+    for side in (-1.0, 1.0):
+        wing = polygon(u * side, v, [(0.5, 3.00), (2.25, 3.36), (2.25, 3.50), (0.5, 3.60)])
+        window.draw(wing, tone * 0.92)
+        window.draw(limb(u * side, v, (1.55, 3.62), (1.55, 3.78), (0.13, 0.11)), (0.93, 0.93, 0.92))
+        window.draw(limb(u * side, v, (0.40, 4.3), (0.52, 5.2), (0.06, 0.06)), (0.62, 0.64, 0.70))
+        window.draw(ellipse(u * side - 0.52, v - 5.22, 0.12, 0.21), (0.20, 0.20, 0.23))
+        window.draw(ellipse(u * side - 0.92, v - 3.30, 0.24, 0.30), tone * 0.86)
+        window.paint(ellipse(u * side - 0.92, v - 3.30, 0.16, 0.21), (0.15, 0.16, 0.20))
+    hull = both(ellipse(u, v - 3.30, 0.92, 1.28), 2.30 - v)
+    window.draw(hull, tone)
+    window.darken(both(hull, 0.30 - u.abs() + 0.3 * u * figure.pose.light), 0.32, soft=0.5)
+    window.draw(both(ellipse(u, v - 2.36, 0.70, 0.14), ellipse(u, v - 3.30, 0.92, 1.28)), (0.32, 0.34, 0.40))
+    glass = both(ellipse(u, v - 2.38, 0.66, 0.42), v - 2.36)
+    window.paint(glass, (0.72, 0.88, 1.0), 0.28)
+    window.stroke(both(ellipse(u, v - 2.38, 0.66, 0.42).abs(), v - 2.36), (0.45, 0.50, 0.58))
+    window.draw(circle(u, v - 3.46, 0.30), (0.97, 0.96, 0.93))
+    star = either(*(polygon((u * c + (v - 3.46) * s).abs(), (v - 3.46) * c - u * s, [(0.0, -0.26), (0.075, 0.0), (-0.075, 0.0)])
+                    for c, s in ((1.0, 0.0), (0.309, 0.951), (-0.809, 0.588), (-0.809, -0.588), (0.309, -0.951))))  # fmt: skip
+    window.paint(star, (0.86, 0.26, 0.26))
+    window.lighten(ellipse(u - 0.34 * figure.pose.light, v - 2.86, 0.16, 0.24), 0.40, soft=0.18)
+    window.close()
