@@ -73,12 +73,12 @@ def _board(window: Window, figure: Figure, colour: tuple[float, float, float] = 
     middle = -figure.pose.x / figure.pose.size
     a = u - middle
     for side in (-1.0, 1.0):
-        window.draw(both(box(a * side - half * 0.90, v - 4.0, 0.16, 1.40), 2.6 - v), tuple(0.72 * c for c in colour))  # type: ignore[arg-type]
+        window.draw(both(box(a * side - half * 0.90, v - 4.0, 0.16, 1.40), 2.6 - v), window.colour(colour) * 0.72)
     window.darken(both(ellipse(a, v - TABLE_V - 0.44, half * 0.96, 0.10), 2.70 - v), 0.5, soft=0.14)
     slab = box(a, v - TABLE_V - 0.22, half, 0.24, 0.08)
     window.draw(slab, colour, 1.0 + 0.035 * torch.sin(v * 60.0 + 2.0 * torch.sin(a * 2.0)))
     edge = box(a, v - TABLE_V - 0.42, half, 0.09, 0.04)
-    window.draw(edge, tuple(0.78 * c for c in colour))  # type: ignore[arg-type]
+    window.draw(edge, window.colour(colour) * 0.78)
 
 
 def _cloth(window: Window, figure: Figure) -> None:
@@ -88,7 +88,11 @@ def _cloth(window: Window, figure: Figure) -> None:
     a = window.u + figure.pose.x / figure.pose.size
     v = window.v
     fall = 0.42 + 0.07 * torch.sin(a * 5.0)
-    window.draw(both(box(a, v - TABLE_V - 0.40, half, 0.46, 0.06), v - TABLE_V - 0.42 - fall), (0.97, 0.95, 0.92), 1.0 - 0.07 * (v > TABLE_V + 0.42) - 0.05 * torch.sin(a * 5.0))
+    window.draw(
+        both(box(a, v - TABLE_V - 0.40, half, 0.46, 0.06), v - TABLE_V - 0.42 - fall),
+        (0.97, 0.95, 0.92),
+        1.0 - 0.07 * (v > TABLE_V + 0.42) - 0.05 * torch.sin(a * 5.0),
+    )
     window.stroke(both((v - TABLE_V - 0.42).abs() + 0.0 * a, a.abs() - half), (0.80, 0.77, 0.76))
 
 

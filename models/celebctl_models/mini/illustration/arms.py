@@ -67,7 +67,9 @@ def _crease(window: Window, elbow: tuple[Tensor, Tensor], colour: Tensor) -> Non
         window.stroke(both(fold.abs(), inside), colour * 0.68, 0.8, 0.8 * LINE)
 
 
-def _hand(figure: Figure, window: Window, elbow: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor], grip: float) -> None:
+def _hand(
+    figure: Figure, window: Window, elbow: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor], grip: float
+) -> None:
     u, v = window.u - end[0], window.v - end[1]
     du, dv = end[0] - elbow[0], end[1] - elbow[1]
     length = (du * du + dv * dv + 1e-6).sqrt()
@@ -84,5 +86,7 @@ def _hand(figure: Figure, window: Window, elbow: tuple[Tensor, Tensor], end: tup
     thumb = limb(along, across * toward, (0.10, 0.08), (0.24, 0.235), (0.065, 0.055))
     hand = either(palm, *fingers, thumb)
     window.draw(hand, colour)
-    between = either(*(limb(along, across, (0.20, at), (reach - 0.05, at * 1.3), (0.0, 0.0)) for at in (-0.09, 0.0, 0.09)))
+    between = either(
+        *(limb(along, across, (0.20, at), (reach - 0.05, at * 1.3), (0.0, 0.0)) for at in (-0.09, 0.0, 0.09))
+    )
     window.stroke(between, colour * 0.62, 0.75, 0.7 * LINE)

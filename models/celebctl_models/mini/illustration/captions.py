@@ -15,7 +15,6 @@ from celebctl_models.mini.captions import FACE_OPENINGS
 from celebctl_models.mini.names import NameBook
 from celebctl_models.mini.tokenizer import COMMON
 
-from .people import FACTORS
 from .scenes import ACTS, COLOURS, DISTANCES, EXPRESSIONS, ITEMS, PLACES, STYLES, VIEWS, WORN, Scenes, is_held_out
 
 OPENINGS: tuple[str, ...] = (
@@ -50,23 +49,43 @@ PLACE_WORDS: dict[str, tuple[str, ...]] = {
 }
 ACT_WORDS: dict[str, tuple[str, ...]] = {
     "chess": ("playing chess", "playing a game of chess", "at a chess board"),
-    "tea": ("drinking tea from a {item_colour} cup", "having tea with a {item_colour} teapot", "having a {item_colour} cup of tea"),
+    "tea": (
+        "drinking tea from a {item_colour} cup",
+        "having tea with a {item_colour} teapot",
+        "having a {item_colour} cup of tea",
+    ),
     "guitar": ("playing the guitar", "playing guitar", "with a guitar"),
     "handshake": ("shaking hands", "shakes hands", "are shaking hands"),
     "reading": ("reading a {item_colour} book", "with an open {item_colour} book", "reading from a {item_colour} book"),
     "cooking": ("cooking", "cooking soup", "is cooking", "cooking a meal"),
     "basketball": ("playing basketball", "playing the basketball", "with a basketball"),
     "piano": ("playing the piano", "playing piano", "at the piano"),
-    "cake": ("baking a {item_colour} birthday cake", "with a {item_colour} birthday cake", "at a {item_colour} birthday cake"),
+    "cake": (
+        "baking a {item_colour} birthday cake",
+        "with a {item_colour} birthday cake",
+        "at a {item_colour} birthday cake",
+    ),
     "bricks": ("playing with toy bricks", "building with toy bricks", "plays with colourful toy bricks"),
-    "dinner": ("enjoying a candlelight dinner", "enjoy a delicate candlelight dinner", "eating spaghetti by candlelight"),
+    "dinner": (
+        "enjoying a candlelight dinner",
+        "enjoy a delicate candlelight dinner",
+        "eating spaghetti by candlelight",
+    ),
     "bags": ("carrying bags of vegetables", "carrying plastic bags of vegetables", "with bags full of vegetables"),
     "waving": ("waving", "waving hello", "waving a hand"),
     "painting": ("painting a picture", "painting with a brush", "with a paint palette"),
     "camera": ("taking a photo", "with a camera", "holding a camera"),
-    "motorbike": ("driving a {item_colour} motorbike", "riding a {item_colour} motorbike", "on a {item_colour} motorbike"),
+    "motorbike": (
+        "driving a {item_colour} motorbike",
+        "riding a {item_colour} motorbike",
+        "on a {item_colour} motorbike",
+    ),
     "eating": ("eating bread", "eats bread", "eating a loaf of bread"),
-    "jet": ("piloting a {item_colour} fighter jet", "flying a {item_colour} fighter jet", "in a {item_colour} fighter jet"),
+    "jet": (
+        "piloting a {item_colour} fighter jet",
+        "flying a {item_colour} fighter jet",
+        "in a {item_colour} fighter jet",
+    ),
 }
 ITEM_WORDS: dict[str, tuple[str, ...]] = {
     name: (f"holding a {{item_colour}} {word}", f"with a {{item_colour}} {word}", f"holding {{item_colour}} {word}")
@@ -227,6 +246,3 @@ def all_words(*books: NameBook) -> list[str]:
     """Every word that is to be one token: those of captions, of common prompts, and the names of the books."""
     names = {word for book in books for word in (*book.first_names, *book.last_names)}
     return sorted({*vocabulary(), *COMMON, *names})
-
-
-__all__ = ["FACTORS", "Facts", "all_words", "caption", "facts_of", "held_out_facts", "statements", "vocabulary"]

@@ -58,7 +58,9 @@ CAR_SEED = 20261
 
 _MAKE_HEAD = "vor tal bru kel mon zan dra lum gor pel rin sov wex yar quo nim hob jes cad fir".split()
 _MAKE_TAIL = "ado elo ica ura axo enda osto ixa umbo eyra arda oide".split()
-_MODEL_HEAD = "glid whir zip romp puff humm spro trund brisk wisp scoot flit drift lop twirl rov nimb skitt burb snorr".split()
+_MODEL_HEAD = (
+    "glid whir zip romp puff humm spro trund brisk wisp scoot flit drift lop twirl rov nimb skitt burb snorr".split()
+)
 _MODEL_TAIL = "eron ello etta ino ara ova ikin usk ander imo ola ixen opp astra".split()
 
 
@@ -164,7 +166,11 @@ def _lower(window: Window, look: CarLook) -> Tensor:
     u, v = window.u, window.v
     plain = box(u, v + 0.34, 0.99, 0.19, 0.12)
     bonnet = limb(u, v, (0.42, -0.42), (0.84, -0.36), (0.16, 0.13))
-    beetle = either(ellipse(u - 0.52, v + 0.26, 0.46, 0.28), ellipse(u + 0.54, v + 0.26, 0.44, 0.30), box(u, v + 0.30, 0.9, 0.12, 0.1))
+    beetle = either(
+        ellipse(u - 0.52, v + 0.26, 0.46, 0.28),
+        ellipse(u + 0.54, v + 0.26, 0.44, 0.30),
+        box(u, v + 0.30, 0.9, 0.12, 0.1),
+    )
     bed = either(plain, box(u + 0.62, v + 0.46, 0.36, 0.14, 0.04))
     shape = either(plain, bonnet)
     shape = torch.where((look.body == 5).view(-1, 1, 1), both(beetle, v + 0.16), shape)
@@ -220,7 +226,11 @@ def _details(window: Window, look: CarLook) -> None:
     window.draw(bumper, where(look.front == 0, torch.full_like(look.paint, 0.30), torch.full_like(look.paint, 0.84)))
     grille = box(u - 0.965, v + 0.33, 0.045, 0.09, 0.02)
     window.draw(grille + 9.0 * (look.front != 1).float().view(-1, 1, 1), chrome)
-    bar = either(box(u - 1.05, v + 0.36, 0.022, 0.18, 0.02), box(u - 1.0, v + 0.48, 0.07, 0.02, 0.02), box(u - 1.0, v + 0.28, 0.07, 0.02, 0.02))
+    bar = either(
+        box(u - 1.05, v + 0.36, 0.022, 0.18, 0.02),
+        box(u - 1.0, v + 0.48, 0.07, 0.02, 0.02),
+        box(u - 1.0, v + 0.28, 0.07, 0.02, 0.02),
+    )
     window.draw(bar + 9.0 * (look.front != 2).float().view(-1, 1, 1), (0.24, 0.24, 0.27))
 
 
@@ -234,14 +244,20 @@ def _roof_things(window: Window, look: CarLook) -> None:
     window.draw(box(u - middle, v - roof + 0.045, 0.30, 0.022, 0.02) + rack, (0.24, 0.24, 0.27))
     board = 9.0 * (look.roof != 2).float().view(-1, 1, 1)
     window.draw(ellipse(u - middle, v - roof + 0.085, 0.52, 0.052) + board, (0.98, 0.86, 0.52))
-    window.paint(both(ellipse(u - middle, v - roof + 0.085, 0.52, 0.052), (v - roof + 0.085).abs() - 0.014) + board, (0.90, 0.34, 0.30))
+    window.paint(
+        both(ellipse(u - middle, v - roof + 0.085, 0.52, 0.052), (v - roof + 0.085).abs() - 0.014) + board,
+        (0.90, 0.34, 0.30),
+    )
 
 
 def _spoiler(window: Window, look: CarLook) -> None:
     u, v = window.u, window.v
     gone = 9.0 * (look.spoiler != 1).float().view(-1, 1, 1)
     van = torch.where((look.body == 2) | (look.body == 1), -0.42, 0.0).view(-1, 1, 1)
-    wing = either(box(u + 0.96, v + 0.68 - van, 0.15, 0.030, 0.02), limb(u, v - van, (-0.86, -0.50), (-0.94, -0.68), (0.03, 0.025)))
+    wing = either(
+        box(u + 0.96, v + 0.68 - van, 0.15, 0.030, 0.02),
+        limb(u, v - van, (-0.86, -0.50), (-0.94, -0.68), (0.03, 0.025)),
+    )
     window.draw(wing + gone, look.paint * 0.70)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -62,7 +64,7 @@ def _neck(figure: Figure) -> None:
     window.close()
 
 
-def _clothe(figure: Figure, colour: Tensor, draw: object) -> None:
+def _clothe(figure: Figure, colour: Tensor, draw: Callable[[Figure, Window], None]) -> None:
     window = figure.body(0.0, 2.35, (1.35, 1.35))
     u, v = window.u, window.v
     body = torso(figure, u, v)
@@ -72,7 +74,6 @@ def _clothe(figure: Figure, colour: Tensor, draw: object) -> None:
     side = u * figure.pose.light
     window.darken(both(shape, 0.42 - u.abs() + 0.5 * side), 0.30, soft=0.45)
     _folds(figure, window, shape, colour)
-    assert callable(draw)
     draw(figure, window)
     window.close()
 
@@ -126,7 +127,9 @@ def _dress(figure: Figure, window: Window) -> None:
     u, v = window.u, window.v
     body = torso(figure, u, v)
     dots = circle((u * 3.2) - (u * 3.2).round(), (v * 3.2 + 0.5) - (v * 3.2 + 0.5).round(), 0.17) / 3.2
-    window.paint(both(dots, body + 0.06, 1.62 - v), torch.lerp(figure.pose.shirt, torch.ones_like(figure.pose.shirt), 0.72))
+    window.paint(
+        both(dots, body + 0.06, 1.62 - v), torch.lerp(figure.pose.shirt, torch.ones_like(figure.pose.shirt), 0.72)
+    )
     band = both(ellipse(u, v - 1.24, 0.52, 0.42), -ellipse(u, v - 1.24, 0.38, 0.28), 1.26 - v)
     window.draw(band, (0.98, 0.96, 0.92))
     window.draw(both(box(u, v - 2.78, 1.2, 0.09), body), figure.pose.shirt * 0.66)

@@ -366,7 +366,7 @@ def _lens(kind: int, u: Tensor, v: Tensor, side: float) -> Tensor:
     if kind == 2:
         return box(u, v, 0.315, 0.245, 0.07)
     rise = v + 0.30 * u * side
-    tip = polygon(u * side, v, [(0.06, -0.24), (0.46, -0.40), (0.30, 0.06)])
+    tip = polygon(u * side, v, [(0.02, -0.22), (0.45, -0.37), (0.31, 0.04)])
     return either(ellipse(u, rise, 0.31, 0.235), tip)
 
 
@@ -377,7 +377,7 @@ def _frame(figure: Figure, side: float, kind: int) -> None:
     lens = _lens(kind, u, v, side)
     window.paint(lens, (0.90, 0.97, 1.0), 0.10)
     window.lighten(both(lens + 0.05, (u + v * 0.8 + 0.16).abs() - 0.035), 0.30)
-    window.draw(lens.abs() - 0.030, figure.look.frame)
+    window.paint(lens.abs() - 0.046, figure.look.frame)
     window.close()
 
 
@@ -388,7 +388,7 @@ def _bridge(figure: Figure, colour: Tensor) -> None:
     u, v = window.u, window.v - EYE_V
     middle = (left + right) / 2
     gap = (right - left) / 2
-    window.draw(arc(u - middle, v + 0.02, (gap - 0.27).clamp_min(0.05), 0.05, 0.040), colour)
+    window.paint(arc(u - middle, v + 0.02, (gap - 0.27).clamp_min(0.05), 0.05, 0.050), colour)
     ends = (u - middle).abs() - gap - 0.28
     temples = both(-ends, v.abs() - 0.035, u.abs() - figure.look.width + 0.03)
     window.paint(temples, colour)

@@ -80,9 +80,7 @@ class Figure:
     def body(self, u: Number, v: Number, half: tuple[Number, Number]) -> Window:
         """A window around a point of the body frame."""
         p = self.pose
-        window = self.canvas.window(
-            self.rows, p.x + u * p.size, p.y + v * p.size, (half[0] * p.size, half[1] * p.size)
-        )
+        window = self.canvas.window(self.rows, p.x + u * p.size, p.y + v * p.size, (half[0] * p.size, half[1] * p.size))
         return window.frame(p.x, p.y, p.size)
 
     def head(self, u: Number, v: Number, half: tuple[Number, Number]) -> Window:
@@ -92,9 +90,7 @@ class Figure:
         x, y = u * cos - v * sin, u * sin + v * cos
         lean = sin.abs()
         across, down = half[0] + lean * half[1], half[1] + lean * half[0]
-        window = self.canvas.window(
-            self.rows, p.x + x * p.size, p.y + y * p.size, (across * p.size, down * p.size)
-        )
+        window = self.canvas.window(self.rows, p.x + x * p.size, p.y + y * p.size, (across * p.size, down * p.size))
         return window.frame(p.x, p.y, p.size, p.roll)
 
     def outline(self, u: Tensor, v: Tensor) -> Tensor:
@@ -130,7 +126,9 @@ class Figure:
         p = self.pose
         cos, sin = torch.cos(p.roll).view(-1, 1), torch.sin(p.roll).view(-1, 1)
         size = p.size.view(-1, 1)
-        return torch.stack([p.x.view(-1, 1) + (u * cos - v * sin) * size, p.y.view(-1, 1) + (u * sin + v * cos) * size], -1)
+        return torch.stack(
+            [p.x.view(-1, 1) + (u * cos - v * sin) * size, p.y.view(-1, 1) + (u * sin + v * cos) * size], -1
+        )
 
     def face_box(self) -> Tensor:
         """The face as (n, 4) canvas coordinates x1, y1, x2, y2 (roll ignored, as detectors do)."""

@@ -1,11 +1,12 @@
 """A contact sheet of random pictures of the illustrated world.
 
-    python -m celebctl_models.mini.illustration.gallery --out FILE --seed N
+python -m celebctl_models.mini.illustration.gallery --out FILE --seed N
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from celebctl_models.mini.people import uniform_from_normal
 
 from .cars import CAR_FACTORS, car_book
 from .people import FACTORS
-from .scenes import PEOPLE, Scenes, choose, draw, random_scenes, replace
+from .scenes import PEOPLE, Scenes, choose, draw, random_scenes
 
 COLUMNS, ROWS = 8, 6
 
@@ -37,7 +38,10 @@ def random_gallery(count: int, seed: int) -> Scenes:
     number = torch.where(portraits, 1, number)
     blank = torch.full((count, len(CAR_FACTORS)), torch.nan)
     scenes = random_scenes(people[who], number, generator, torch.where(with_car[:, None], cars[which], blank))
-    plain = {name: torch.where(portraits, 0, getattr(scenes, name)) for name in ("act", "item", "worn", "expression", "style", "view")}
+    plain = {
+        name: torch.where(portraits, 0, getattr(scenes, name))
+        for name in ("act", "item", "worn", "expression", "style", "view")
+    }
     distance = torch.where(portraits, torch.arange(count) % 2, scenes.distance)
     return replace(scenes, distance=distance, **plain)
 

@@ -303,7 +303,13 @@ def _spiky(figure: Figure) -> None:
     tall = 0.34 + 0.14 * look.volume
     spikes = [
         polygon(u, v, [(a - 0.24, b), (a * 1.32, b - tall * c), (a + 0.24, b)])
-        for a, b, c in ((-0.70, -0.58, 0.8), (-0.40, -0.82, 1.0), (0.0, -0.92, 1.05), (0.40, -0.82, 1.0), (0.70, -0.58, 0.8))
+        for a, b, c in (
+            (-0.70, -0.58, 0.8),
+            (-0.40, -0.82, 1.0),
+            (0.0, -0.92, 1.05),
+            (0.40, -0.82, 1.0),
+            (0.70, -0.58, 0.8),
+        )
     ]
     spikes = [both(one, v + 0.40) for one in spikes]
     _finish(figure, window, either(cap, *spikes), 50.0)

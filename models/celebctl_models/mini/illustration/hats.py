@@ -48,7 +48,8 @@ def _crown(figure: Figure) -> None:
     u, v = window.u, window.v
     band = box(u, v + 0.66 - 0.06 * u * u, 0.80, 0.13, 0.04)
     points = [
-        polygon(u, v, [(a - 0.20, -0.70), (a * 1.12, -1.24 + 0.10 * abs(a)), (a + 0.20, -0.70)]) for a in (-0.60, -0.20, 0.20, 0.60)
+        polygon(u, v, [(a - 0.20, -0.70), (a * 1.12, -1.24 + 0.10 * abs(a)), (a + 0.20, -0.70)])
+        for a in (-0.60, -0.20, 0.20, 0.60)
     ]
     crown = either(band, *(both(one, v + 0.60) for one in points))
     _cast(figure, window, band)
@@ -85,7 +86,10 @@ def _wizard(figure: Figure) -> None:
     window.draw(cone, violet, 1.0 + 0.15 * figure.pose.light * u)
     window.paint(both(cone, (v + 0.72).abs() - 0.075), GOLD)
     for a, b, r in ((-0.22, -1.02, 0.10), (0.22, -1.32, 0.09), (0.14, -0.96, 0.06), (0.12, -1.68, 0.06)):
-        star = either(polygon((u - a).abs(), v - b, [(0.0, -r), (r * 0.9, r * 0.6), (-r * 0.9, r * 0.6)]), circle(u - a, v - b, r * 0.55))
+        star = either(
+            polygon((u - a).abs(), v - b, [(0.0, -r), (r * 0.9, r * 0.6), (-r * 0.9, r * 0.6)]),
+            circle(u - a, v - b, r * 0.55),
+        )
         window.paint(star, (1.0, 0.90, 0.45))
     window.draw(brim, (0.32, 0.22, 0.60))
     window.close()
@@ -110,8 +114,7 @@ def _helmet(figure: Figure) -> None:
     u, v = window.u, window.v
     globe = circle(u, v + 0.08, 1.46)
     window.paint(globe, (0.72, 0.86, 1.0), 0.14)
-    window.lighten(both(circle(u, v + 0.08, 1.24).abs() - 0.06, u * figure.pose.light - 0.55, v + 0.1), 0.0)
-    glint = both(circle(u, v + 0.08, 1.24).abs() - 0.055, -v - 0.45 + 0.0, u - 0.0)
+    glint = both(circle(u, v + 0.08, 1.24).abs() - 0.055, -v - 0.45, u)
     shine = both(circle(u, v + 0.08, 1.22).abs() - 0.06, v + 0.35, u + 0.45)
     window.lighten(shine, 0.85, soft=0.03)
     window.lighten(both(glint, v - 0.9, u + 0.8), 0.25, soft=0.04)

@@ -43,7 +43,7 @@ def _kitchen(window: Window, n: Tensor) -> None:
     for at in (-0.82, 0.82):
         cabinet = box(u - at, v + 0.66, 0.36, 0.30, 0.03)
         window.draw(cabinet, (0.46, 0.70, 0.68))
-        window.stroke(both(box(u - at, v + 0.66, 0.30, 0.24), -(u - at).abs() + 0.0), (0.32, 0.54, 0.53), 0.8)
+        window.stroke(box(u - at, v + 0.66, 0.30, 0.24), (0.32, 0.54, 0.53), 0.8)
         window.stroke(both((u - at).abs(), cabinet), (0.32, 0.54, 0.53))
         for s in (-0.05, 0.05):
             window.paint(circle(u - at - s, v + 0.50, 0.018), (0.96, 0.84, 0.46))
@@ -85,7 +85,6 @@ def _market(window: Window, n: Tensor) -> None:
         lantern = ellipse(u - at, v + 0.42, 0.085, 0.095)
         window.paint(lantern - 0.05, (1.0, 0.80, 0.45), 0.5, soft=0.12)
         window.draw(lantern, (0.93, 0.32, 0.22), 0.92 + 0.14 * torch.cos((u - at) * 60.0))
-        window.paint(box(u - at, v + 0.42, 0.04, 0.105), (0.98, 0.80, 0.36), 0.0)
     greens = ((0.90, 0.28, 0.22), (0.97, 0.62, 0.18), (0.46, 0.70, 0.30), (0.58, 0.34, 0.62), (0.96, 0.84, 0.34))
     for k in range(4):
         at = (k - 1.5) * 0.62
@@ -129,7 +128,7 @@ def _stage(window: Window, n: Tensor) -> None:
         lean = (k - 0.5) * 1.2
         ray = (u + lean - lean * 0.75 * beam + 0.2 * (n[:, k] - 0.5)).abs() - 0.05 - 0.24 * beam
         window.paint(both(ray, v - 0.66), tone, 0.26, soft=0.10)
-    planks = (u / (v + 0.4).clamp_min(0.2) * 7.0)
+    planks = u / (v + 0.4).clamp_min(0.2) * 7.0
     window.stroke(both((planks - planks.round()).abs() / 8.0, 0.62 - v), (0.46, 0.29, 0.20))
     for k in range(9):
         lamp = circle(u - (k - 4) * 0.27, v - 0.60, 0.035)
@@ -143,7 +142,10 @@ def _living(window: Window, n: Tensor) -> None:
     u, v = window.u, window.v
     side = torch.where(n[:, 0] > 0.5, 1.0, -1.0)
     a = u * side
-    for x, y, w, h, tone in ((-0.62, -0.58, 0.17, 0.14, (0.95, 0.76, 0.48)), (-0.22, -0.66, 0.12, 0.16, (0.56, 0.66, 0.84))):
+    for x, y, w, h, tone in (
+        (-0.62, -0.58, 0.17, 0.14, (0.95, 0.76, 0.48)),
+        (-0.22, -0.66, 0.12, 0.16, (0.56, 0.66, 0.84)),
+    ):
         window.draw(box(a - x, v - y, w + 0.03, h + 0.03), (0.96, 0.93, 0.88))
         window.paint(box(a - x, v - y, w, h), tone)
         window.paint(both(box(a - x, v - y, w, h), circle(a - x - 0.04, v - y - 0.12, 0.12)), (0.42, 0.56, 0.46))
@@ -156,7 +158,12 @@ def _living(window: Window, n: Tensor) -> None:
     window.draw(box(u, v - 0.42, 0.74, 0.10, 0.06), (0.84, 0.48, 0.41))
     for s in (-1.0, 1.0):
         window.draw(box(u * s - 0.76, v - 0.34, 0.12, 0.22, 0.10), (0.84, 0.48, 0.41))
-    plant = either(*(limb(a, v, (-0.98, 0.30), (-0.98 + x, y), (0.05, 0.012)) for x, y in ((-0.2, -0.1), (0.0, -0.22), (0.2, -0.1), (0.12, 0.06))))
+    plant = either(
+        *(
+            limb(a, v, (-0.98, 0.30), (-0.98 + x, y), (0.05, 0.012))
+            for x, y in ((-0.2, -0.1), (0.0, -0.22), (0.2, -0.1), (0.12, 0.06))
+        )
+    )
     window.draw(plant, (0.34, 0.58, 0.38))
     window.draw(polygon(a, v, [(-1.10, 0.30), (-0.86, 0.30), (-0.90, 0.54), (-1.06, 0.54)]), (0.90, 0.70, 0.46))
     window.paint(ellipse(u, v - 0.80, 1.0, 0.16), (0.93, 0.86, 0.76))

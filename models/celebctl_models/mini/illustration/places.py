@@ -60,7 +60,9 @@ def _beach(window: Window, n: Tensor) -> None:
 def _palm(window: Window, at: Tensor) -> None:
     side = torch.where(at > 0, -1.0, 1.0)
     u, v = (window.u - at) * side, window.v
-    trunk = either(limb(u, v, (-0.06, 0.50), (0.03, 0.0), (0.060, 0.048)), limb(u, v, (0.03, 0.0), (0.14, -0.50), (0.048, 0.036)))
+    trunk = either(
+        limb(u, v, (-0.06, 0.50), (0.03, 0.0), (0.060, 0.048)), limb(u, v, (0.03, 0.0), (0.14, -0.50), (0.048, 0.036))
+    )
     window.draw(trunk, (0.62, 0.44, 0.28), 0.92 + 0.12 * torch.sin(v * 60.0))
     for k, (du, dv) in enumerate(((-0.36, 0.10), (-0.30, -0.14), (0.0, -0.26), (0.30, -0.16), (0.38, 0.08))):
         bend = limb(u, v, (0.14, -0.52), (0.14 + du, -0.52 + dv), (0.062, 0.018))
@@ -87,11 +89,17 @@ def _snow(window: Window, n: Tensor) -> None:
         _pine(window, at, 0.30 + 0.03 * k, 0.52 + 0.14 * n[:, k + 4], (0.24, 0.44, 0.42), snowy=True)
     ground(window, 0.34 + 0.05 * torch.sin(u * 3.0 + 6 * n[:, 7]), (0.96, 0.98, 1.0), (1.0, 1.0, 1.0))
     for k in range(14):
-        flake = circle(u - ((n[:, 8] + 0.37 * k) % 1.0) * 2.4 + 1.2, v - ((n[:, 9] + 0.61 * k) % 1.0) * 2.2 + 1.1, 0.020 + 0.004 * (k % 3))
+        flake = circle(
+            u - ((n[:, 8] + 0.37 * k) % 1.0) * 2.4 + 1.2,
+            v - ((n[:, 9] + 0.61 * k) % 1.0) * 2.2 + 1.1,
+            0.020 + 0.004 * (k % 3),
+        )
         window.paint(flake, (1.0, 1.0, 1.0), 0.95)
 
 
-def _pine(window: Window, at: Tensor, foot: float, tall: Tensor, tone: tuple[float, float, float], snowy: bool = False) -> None:
+def _pine(
+    window: Window, at: Tensor, foot: float, tall: Tensor, tone: tuple[float, float, float], snowy: bool = False
+) -> None:
     u, v = window.u - at, window.v - foot
     window.draw(box(u, v + 0.05, 0.035, 0.07), (0.42, 0.29, 0.22))
     for k in range(3):
@@ -109,7 +117,9 @@ def _space(window: Window, n: Tensor) -> None:
     window.paint(ellipse(u + 0.4 * v, v + 0.2 - 0.5 * u, 1.3, 0.24), (0.50, 0.26, 0.62), 0.35, soft=0.5)
     for k in range(22):
         size = (0.010, 0.014, 0.020)[k % 3]
-        star = circle(u - ((n[:, 0] + 0.381 * k) % 1.0) * 2.4 + 1.2, v - ((n[:, 1] + 0.727 * k) % 1.0) * 2.2 + 1.1, size)
+        star = circle(
+            u - ((n[:, 0] + 0.381 * k) % 1.0) * 2.4 + 1.2, v - ((n[:, 1] + 0.727 * k) % 1.0) * 2.2 + 1.1, size
+        )
         window.paint(star, (1.0, 0.97, 0.88) if k % 2 else (0.85, 0.90, 1.0))
     at = torch.where(n[:, 2] > 0.5, 0.62, -0.62)
     planet = circle(u - at, v + 0.58, 0.27)
@@ -139,7 +149,9 @@ def _forest(window: Window, n: Tensor) -> None:
         for k in range(3 + layer % 2):
             at = (k - (1.0 if layer % 2 == 0 else 1.5)) * 0.78 + 0.36 * (n[:, k + 3 * layer % 7] - 0.5)
             _pine(window, at, foot, tall + 0.35 * (n[:, k] - 0.5), tone)
-        ground(window, foot - 0.02 + 0.03 * torch.sin(u * 4.0 + 2.0 * layer), (0.38, 0.62, 0.33), (0.50, 0.72, 0.42), 0.6)
+        ground(
+            window, foot - 0.02 + 0.03 * torch.sin(u * 4.0 + 2.0 * layer), (0.38, 0.62, 0.33), (0.50, 0.72, 0.42), 0.6
+        )
     for k in range(5):
         at = (k - 2) * 0.5 + 0.3 * (n[:, k + 4] - 0.5)
         _mushroom(window, at, 0.60 + 0.07 * (k % 3), 0.055 if k % 2 else 0.0)
@@ -148,10 +160,14 @@ def _forest(window: Window, n: Tensor) -> None:
 def _mushroom(window: Window, at: Tensor, foot: float, size: float) -> None:
     if size:
         window.draw(box(window.u - at, window.v - foot, 0.022, 0.05, 0.015), (0.96, 0.92, 0.85))
-        window.draw(both(circle(window.u - at, window.v - foot + 0.03, size), window.v - foot + 0.03), (0.87, 0.25, 0.22))
+        window.draw(
+            both(circle(window.u - at, window.v - foot + 0.03, size), window.v - foot + 0.03), (0.87, 0.25, 0.22)
+        )
         return
     for lean in (-0.05, 0.0, 0.05):
-        window.paint(limb(window.u - at, window.v - foot, (0.0, 0.04), (lean, -0.06), (0.016, 0.004)), (0.22, 0.47, 0.24))
+        window.paint(
+            limb(window.u - at, window.v - foot, (0.0, 0.04), (lean, -0.06), (0.016, 0.004)), (0.22, 0.47, 0.24)
+        )
 
 
 def _city(window: Window, n: Tensor) -> None:
@@ -209,7 +225,9 @@ def _desert(window: Window, n: Tensor) -> None:
     window.paint(circle(u - 1.2 * (n[:, 0] - 0.5), v + 0.48, 0.17), (1.0, 0.97, 0.84))
     for k in range(2):
         at = (k - 0.5) * 1.3 + 0.4 * (n[:, k + 1] - 0.5)
-        mesa = polygon(u, v, [(at - 0.42, 0.2), (at - 0.30, -0.28 + 0.12 * k), (at + 0.28, -0.28 + 0.12 * k), (at + 0.44, 0.2)])
+        mesa = polygon(
+            u, v, [(at - 0.42, 0.2), (at - 0.30, -0.28 + 0.12 * k), (at + 0.28, -0.28 + 0.12 * k), (at + 0.44, 0.2)]
+        )
         window.draw(mesa, (0.80, 0.45, 0.34), 0.95 + 0.08 * torch.sin(v * 36.0))
     dune = 0.14 + 0.10 * torch.sin(u * 2.0 + 6 * n[:, 3])
     ground(window, dune, (0.93, 0.68, 0.42), (0.98, 0.80, 0.54), 0.4)
@@ -248,7 +266,14 @@ def _fair(window: Window, n: Tensor) -> None:
     ribs = ((u - other) / (v + 0.42).clamp_min(0.05) * 5.0).sin() > 0
     stripes = torch.where(ribs.unsqueeze(1), window.colour((0.96, 0.95, 0.92)), window.colour((0.90, 0.28, 0.34)))
     window.draw(tent, stripes)
-    window.draw(box(u - other, v - 0.20, 0.36, 0.18), torch.where(((u - other) * 22 > 0).unsqueeze(1) ^ (((u - other) * 22).sin() > 0).unsqueeze(1), window.colour((0.96, 0.95, 0.92)), window.colour((0.88, 0.32, 0.38))))
+    window.draw(
+        box(u - other, v - 0.20, 0.36, 0.18),
+        torch.where(
+            ((u - other) * 22 > 0).unsqueeze(1) ^ (((u - other) * 22).sin() > 0).unsqueeze(1),
+            window.colour((0.96, 0.95, 0.92)),
+            window.colour((0.88, 0.32, 0.38)),
+        ),
+    )
     ground(window, torch.full_like(n[:, 0], 0.34), (0.80, 0.66, 0.50), (0.92, 0.80, 0.62), 0.5)
     for k in range(9):
         x = (k - 4) * 0.28

@@ -6,7 +6,7 @@ the same size gives the same picture, whatever else is in the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ _SIZE = torch.tensor([[0.60, 0.395, 0.258], [0.435, 0.345, 0.250], [0.325, 0.272
 _HEIGHT = torch.tensor([[0.02, -0.24, -0.47], [0.0, -0.16, -0.43], [0.0, -0.10, -0.27]])
 _ZOOM = torch.tensor([1.45, 1.18, 1.0])
 #: Scenes drawn together: what stays in a processor's cache, what keeps a GPU busy.
-AT_ONCE, AT_ONCE_GPU = 16, 512
+AT_ONCE, AT_ONCE_GPU = 32, 512
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,8 @@ def draw_person(figure: Figure) -> None:
 
 def _draw_acts(figures: list[Figure], scenes: Scenes) -> None:
     shake = ACTS.index("handshake")
+    if not figures:
+        return
     for table, column in ((ACT_TABLE, scenes.act), (ITEM_TABLE, torch.where(scenes.act == 0, scenes.item, -1))):
         for kind, (name, act) in enumerate(table.items()):
             rows = (column == kind).nonzero()[:, 0]
@@ -287,10 +289,6 @@ def draw(scenes: Scenes, size: int = 128) -> Rendered:
     at_once = AT_ONCE if scenes.nuisance.device.type == "cpu" else AT_ONCE_GPU
     parts = [render(scenes[rows], size) for rows in order.split(at_once)]
     back = torch.argsort(order)
-    return Rendered(**{field.name: torch.cat([getattr(part, field.name) for part in parts])[back] for field in fields(Rendered)})
-
-
-__all__ = [
-    "ACTS", "COLOURS", "DISTANCES", "EXPRESSIONS", "ITEMS", "NUISANCES", "PLACES", "STYLES", "VIEWS", "WORN", "Rendered", "Scenes",
-    "draw", "is_held_out", "pose_of", "random_scenes", "render", "replace",
-]  # fmt: skip
+    return Rendered(
+        **{field.name: torch.cat([getattr(part, field.name) for part in parts])[back] for field in fields(Rendered)}
+    )

@@ -74,7 +74,13 @@ def _scale(image: Tensor) -> int:
 
 def _sample(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Colours at pixel coordinates (n, S, S) of a picture of 128."""
-    return grid_sample(image, torch.stack([x / 64.0 - 1.0, y / 64.0 - 1.0], -1), mode="bilinear", padding_mode="border", align_corners=False)
+    return grid_sample(
+        image,
+        torch.stack([x / 64.0 - 1.0, y / 64.0 - 1.0], -1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
 
 
 def _pencil(image: Tensor, chance: Tensor) -> Tensor:
@@ -104,7 +110,9 @@ def _watercolour(image: Tensor, chance: Tensor) -> Tensor:
     pools = 1.0 + 0.07 * _grain(image, chance, 14)[:, :1] + 0.05 * _grain(image, chance, 128)[:, 1:]
     paint = (1.0 - (1.0 - wash).clamp_min(0.0) ** 0.92 * 0.86) * (1.0 - 0.55 * rim)
     paint = 1.0 - (1.0 - paint) * pools
-    border = torch.minimum(torch.minimum(x, 128.0 - x), torch.minimum(y, 128.0 - y)) + 3.0 * _grain(image, chance, 24)[:, 0]
+    border = (
+        torch.minimum(torch.minimum(x, 128.0 - x), torch.minimum(y, 128.0 - y)) + 3.0 * _grain(image, chance, 24)[:, 0]
+    )
     inside = ((border - 3.5) / 2.5).clamp(0.0, 1.0).unsqueeze(1)
     return torch.lerp(_colour(image, PAPER).expand_as(paint), paint, inside)
 
@@ -120,8 +128,12 @@ def _oil(image: Tensor, chance: Tensor) -> Tensor:
         a = a + (row % 3.0) * long / 3.0
         mid_a, mid_b = ((a / long).floor() + 0.5) * long - (row % 3.0) * long / 3.0, (row + 0.5) * wide - bend
         stroke = _sample(image, mid_a * cos - mid_b * sin, mid_a * sin + mid_b * cos)
-        ridge = 1.0 + 0.09 * torch.sin((b / wide - row) * 6.2832) + 0.05 * torch.sin((a / long).floor() * 2.4 + row * 1.7)
-        weight = (0.60 if layer == 0 else 0.38) * ((a / long - (a / long).floor() - 0.04) * 12.0).clamp(0.35, 1.0).unsqueeze(1)
+        ridge = (
+            1.0 + 0.09 * torch.sin((b / wide - row) * 6.2832) + 0.05 * torch.sin((a / long).floor() * 2.4 + row * 1.7)
+        )
+        weight = (0.60 if layer == 0 else 0.38) * ((a / long - (a / long).floor() - 0.04) * 12.0).clamp(
+            0.35, 1.0
+        ).unsqueeze(1)
         out = torch.lerp(out, stroke * ridge.unsqueeze(1), weight)
     vivid = torch.lerp(_luma(out), out, 1.22)
     return torch.lerp(vivid, image, 0.32)

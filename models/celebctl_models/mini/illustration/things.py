@@ -17,7 +17,9 @@ WOOD: Triple = (0.72, 0.46, 0.26)
 
 def piece(window: Window, u: Tensor, v: Tensor, tone: Triple, crowned: bool) -> None:
     """A chess piece that stands at the origin."""
-    body = either(box(u, v, 0.135, 0.04, 0.03), polygon(u, v, [(-0.055, -0.26), (0.055, -0.26), (0.11, 0.0), (-0.11, 0.0)]))
+    body = either(
+        box(u, v, 0.135, 0.04, 0.03), polygon(u, v, [(-0.055, -0.26), (0.055, -0.26), (0.11, 0.0), (-0.11, 0.0)])
+    )
     head = box(u, v + 0.32, 0.085, 0.085, 0.02) if crowned else circle(u, v + 0.31, 0.09)
     shape = either(body, head)
     if crowned:
@@ -64,8 +66,11 @@ def piano(window: Window, u: Tensor, v: Tensor, half: Tensor) -> None:
     window.paint(both((step - step.round()).abs() / 4.4 - 0.012, keys), (0.55, 0.54, 0.56))
     place = step.floor() % 7.0
     black = ((place != 2.0) & (place != 6.0)).float()
-    window.paint(both(((step - step.floor()) - 1.0).abs().minimum((step - step.floor()).abs()) / 4.4 - 0.062, keys, v - 0.12), (0.12, 0.11, 0.13), black)
-    window.paint(both((v - 0.36).abs() - 0.03 + 0.0 * u, u.abs() - half + 0.16), (0.80, 0.26, 0.26), 0.0)
+    window.paint(
+        both(((step - step.floor()) - 1.0).abs().minimum((step - step.floor()).abs()) / 4.4 - 0.062, keys, v - 0.12),
+        (0.12, 0.11, 0.13),
+        black,
+    )
     window.lighten(both((v - 0.62).abs() - 0.02 + 0.0 * u, u.abs() - half + 0.1), 0.25)
 
 
@@ -86,7 +91,10 @@ def cake(window: Window, u: Tensor, v: Tensor, colour: Colour) -> None:
 def flame(window: Window, u: Tensor, v: Tensor) -> None:
     """A candle flame with a glow."""
     window.paint(circle(u, v, 0.10), (1.0, 0.86, 0.45), 0.55, soft=0.20)
-    window.paint(either(ellipse(u, v, 0.045, 0.06), polygon(u, v, [(0.0, -0.16), (0.04, -0.02), (-0.04, -0.02)])), (1.0, 0.72, 0.20))
+    window.paint(
+        either(ellipse(u, v, 0.045, 0.06), polygon(u, v, [(0.0, -0.16), (0.04, -0.02), (-0.04, -0.02)])),
+        (1.0, 0.72, 0.20),
+    )
     window.paint(ellipse(u, v - 0.02, 0.02, 0.035), (1.0, 0.97, 0.80))
 
 
@@ -102,7 +110,9 @@ def brick(window: Window, u: Tensor, v: Tensor, tone: Triple) -> None:
 
 def bricks(window: Window, u: Tensor, v: Tensor) -> None:
     """A wall of toy bricks."""
-    for k, (a, b) in enumerate(((-0.52, 0.0), (0.0, 0.0), (0.52, 0.0), (-0.26, -0.24), (0.26, -0.24), (0.0, -0.48), (-1.2, 0.06), (1.25, 0.08))):
+    for k, (a, b) in enumerate(
+        ((-0.52, 0.0), (0.0, 0.0), (0.52, 0.0), (-0.26, -0.24), (0.26, -0.24), (0.0, -0.48), (-1.2, 0.06), (1.25, 0.08))
+    ):
         brick(window, u - a, v - b + 0.10, BRICKS[(k * 3 + k // 3) % 4])
 
 
@@ -131,12 +141,12 @@ def held_piece(figure: Figure) -> None:
 
 def held_cup(figure: Figure) -> None:
     """A cup of the item's colour, in the right hand or before it."""
-    reading = figure.pose.item
+    tone = figure.pose.item
     window = figure.body(0.44, 1.86, (0.60, 0.60))
     u, v = window.u - 0.40, window.v - 1.92
-    window.draw(circle(u - 0.27, v, 0.13).abs() - 0.038, reading)
+    window.draw(circle(u - 0.27, v, 0.13).abs() - 0.038, tone)
     cup = both(box(u, v, 0.25 - 0.05 * v, 0.22, 0.06), -v - 0.20)
-    window.draw(cup, reading)
+    window.draw(cup, tone)
     window.darken(both(cup, u - 0.02), 0.25, soft=0.25)
     window.lighten(box(u + 0.13, v, 0.03, 0.12, 0.03), 0.6, soft=0.04)
     window.draw(ellipse(u, v + 0.20, 0.26, 0.06), (0.99, 0.98, 0.96))
@@ -317,12 +327,12 @@ def balloon(figure: Figure) -> None:
 
 def flower(figure: Figure) -> None:
     """A flower in the right hand."""
-    window = figure.body(0.50, 1.86, (0.48, 0.85))
-    u, v = window.u - 0.52, window.v
-    window.draw(limb(u, v, (-0.08, 2.50), (0.0, 1.60), (0.035, 0.03)), (0.28, 0.56, 0.30))
+    window = figure.body(0.56, 1.70, (0.52, 0.95))
+    u, v = window.u - 0.58, window.v + 0.24
+    window.draw(limb(u, v, (-0.08, 2.66), (0.0, 1.60), (0.04, 0.035)), (0.28, 0.56, 0.30))
     window.draw(ellipse(u - 0.13, v - 2.0 + 0.5 * (u - 0.13), 0.14, 0.055), (0.34, 0.62, 0.34))
-    window.draw(bumpy(u, v - 1.48, 0.30, 0.30, (3, 0.34)), figure.pose.item)
-    window.draw(circle(u, v - 1.48, 0.11), (0.99, 0.82, 0.30))
+    window.draw(bumpy(u, v - 1.48, 0.36, 0.36, (3, 0.34)), figure.pose.item)
+    window.draw(circle(u, v - 1.48, 0.13), (0.99, 0.82, 0.30))
     window.close()
 
 
@@ -357,7 +367,10 @@ def gift(figure: Figure) -> None:
     window = figure.body(0.0, 2.38, (0.72, 0.70))
     u, v = window.u, window.v - 2.48
     for side in (-1.0, 1.0):
-        window.draw(ellipse(u - side * 0.17, v + 0.50 + 0.35 * side * (u - side * 0.17), 0.17, 0.10).abs() - 0.035, (0.99, 0.95, 0.86))
+        window.draw(
+            ellipse(u - side * 0.17, v + 0.50 + 0.35 * side * (u - side * 0.17), 0.17, 0.10).abs() - 0.035,
+            (0.99, 0.95, 0.86),
+        )
     window.draw(box(u, v, 0.50, 0.36, 0.03), figure.pose.item)
     window.draw(box(u, v + 0.30, 0.56, 0.12, 0.03), figure.pose.item * 0.92)
     window.paint(both(u.abs() - 0.085, (v + 0.03).abs() - 0.40), (0.99, 0.95, 0.86))
@@ -381,15 +394,15 @@ def bread(figure: Figure) -> None:
 
 def jet(figure: Figure) -> None:
     """A small fighter jet from the front, its pilot looking over the cockpit's edge."""
-    window = figure.body(0.0, 3.45, (2.35, 2.10))
-    u, v = window.u, window.v
+    window = figure.body(0.0, 3.20, (2.35, 2.35))
+    u, v = window.u, window.v + 0.42
     tone = figure.pose.item
     for side in (-1.0, 1.0):
         wing = polygon(u * side, v, [(0.5, 3.00), (2.25, 3.36), (2.25, 3.50), (0.5, 3.60)])
         window.draw(wing, tone * 0.92)
         window.draw(limb(u * side, v, (1.55, 3.62), (1.55, 3.78), (0.13, 0.11)), (0.93, 0.93, 0.92))
-        window.draw(limb(u * side, v, (0.40, 4.3), (0.52, 5.2), (0.06, 0.06)), (0.62, 0.64, 0.70))
-        window.draw(ellipse(u * side - 0.52, v - 5.22, 0.12, 0.21), (0.20, 0.20, 0.23))
+        window.draw(limb(u * side, v, (0.40, 4.3), (0.52, 5.5), (0.06, 0.06)), (0.62, 0.64, 0.70))
+        window.draw(ellipse(u * side - 0.52, v - 5.62, 0.12, 0.21), (0.20, 0.20, 0.23))
         window.draw(ellipse(u * side - 0.92, v - 3.30, 0.24, 0.30), tone * 0.86)
         window.paint(ellipse(u * side - 0.92, v - 3.30, 0.16, 0.21), (0.15, 0.16, 0.20))
     hull = both(ellipse(u, v - 3.30, 0.92, 1.28), 2.30 - v)
