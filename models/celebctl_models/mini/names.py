@@ -74,7 +74,7 @@ def _words(heads: Sequence[str], tails: Sequence[str], count: int, rng: np.rando
 
 
 def name_book(seed: int = WORLD_SEED, factors: int = len(FACTORS)) -> NameBook:
-    """The same book for the same seed and number of identity factors, on every machine; the names need the seed only."""
+    """The same book for the same seed and number of factors, on every machine; the names depend on the seed alone."""
     rng = np.random.Generator(np.random.PCG64(seed))
     first = _words(FIRST_HEAD, FIRST_TAIL, FIRST_NAMES, rng)
     last = _words(LAST_HEAD, LAST_TAIL, LAST_NAMES, rng)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import things
+from . import things, vehicles
 from .arms import draw_arm
 from .figure import Figure
 from .shapes import Number, Window, both, box, circle, ellipse
@@ -166,11 +166,13 @@ ACTS: dict[str, Act] = {
     "dinner": Act(hands=((-0.98, 2.42), (0.98, 2.36)), grip=1.0, table=_dinner, before=things.cutlery),
     "bags": Act(hands=((-1.22, 2.08), (1.22, 2.08)), grip=1.0, behind=things.bags),
     "waving": Act(hands=((-1.06, 3.40), (1.42, 0.62)), grip=0.0),
-    "painting": Act(hands=((-0.90, 2.46), (1.06, 1.90)), grip=1.0, behind=things.picture_stand, before=things.palette_and_brush),
+    "painting": Act(
+        hands=((-0.90, 2.46), (1.06, 1.90)), grip=1.0, behind=things.picture_stand, before=things.palette_and_brush
+    ),
     "camera": Act(hands=((-0.48, 2.02), (0.48, 2.02)), grip=0.8, behind=things.camera),
     "eating": Act(hands=((-1.06, 3.40), (0.42, 1.36)), grip=1.0, behind=things.bread),
-    "jet": Act(hands=((-0.70, 2.30), (0.70, 2.30)), grip=1.0, before=things.jet),
-    "motorbike": Act(hands=((-1.02, 2.10), (1.02, 2.10)), grip=1.0, behind=things.motorbike),
+    "jet": Act(hands=((-0.70, 2.30), (0.70, 2.30)), grip=1.0, before=vehicles.jet),
+    "motorbike": Act(hands=((-1.02, 2.10), (1.02, 2.10)), grip=1.0, behind=vehicles.motorbike),
 }  # fmt: skip
 
 ITEMS: dict[str, Act] = {

@@ -23,7 +23,9 @@ OPENINGS: tuple[str, ...] = (
 )  # fmt: skip
 STYLE_OPENINGS: dict[str, tuple[str, ...]] = {
     "pencil": ("a pencil drawing of {}", "a pencil sketch of {}", "a sketch of {}", "{}, drawn in pencil"),
-    "watercolour": ("a watercolour of {}", "a watercolor painting of {}", "a watercolour painting of {}", "{}, watercolour"),
+    "watercolour": (
+        "a watercolour of {}", "a watercolor painting of {}", "a watercolour painting of {}", "{}, watercolour"
+    ),
     "oil": ("an oil painting of {}", "a painting of {} in oil", "{}, oil painting", "an oil on canvas of {}"),
     "pixels": ("pixel art of {}", "a pixel art picture of {}", "{}, pixel art", "an 8 bit picture of {}"),
     "night": ("{} at night", "a night photo of {}", "{} in the dark night", "a photo of {} at night"),

@@ -215,10 +215,9 @@ def _details(window: Window, look: CarLook) -> None:
     for at in (middle - 0.02, middle + 0.40):
         window.stroke(both((u - at).abs(), (v + 0.36).abs() - 0.14, lower + 0.02), look.paint * 0.55, 0.9)
     window.draw(box(u - middle - 0.08, v + 0.42, 0.05, 0.014, 0.012), (0.86, 0.87, 0.90))
-    lamp = torch.where(
-        (look.lights == 0).view(-1, 1, 1), circle(u - 0.86, v + 0.38, 0.085),
-        torch.where((look.lights == 1).view(-1, 1, 1), box(u - 0.88, v + 0.38, 0.07, 0.08, 0.02), box(u - 0.83, v + 0.42, 0.13, 0.028, 0.02)),
-    )  # fmt: skip
+    square, slit = box(u - 0.88, v + 0.38, 0.07, 0.08, 0.02), box(u - 0.83, v + 0.42, 0.13, 0.028, 0.02)
+    lamp = torch.where((look.lights == 1).view(-1, 1, 1), square, slit)
+    lamp = torch.where((look.lights == 0).view(-1, 1, 1), circle(u - 0.86, v + 0.38, 0.085), lamp)
     window.draw(lamp, (1.0, 0.95, 0.70))
     window.draw(box(u + 0.94, v + 0.40, 0.04, 0.07, 0.02), (0.88, 0.18, 0.18))
     chrome = (0.82, 0.84, 0.88)

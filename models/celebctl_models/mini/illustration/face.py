@@ -10,6 +10,8 @@ from .shapes import LINE, Window, arc, both, box, circle, either, ellipse, limb,
 
 EYE_V, MOUTH_V = -0.10, 0.58
 INK = (0.16, 0.11, 0.12)
+#: Where freckles are, on both sides.
+FRECKLES = ((0.30, 0.20), (0.42, 0.26), (0.54, 0.20), (0.36, 0.35), (0.49, 0.37), (0.62, 0.31), (0.12, 0.10))
 
 
 def draw_head(figure: Figure) -> None:
@@ -90,8 +92,7 @@ def _marks(figure: Figure) -> None:
     if len(freckled):
         window = freckled.head(0.0, 0.25, (1.0, 0.36))
         fu = (window.u - freckled.pose.yaw * SLIDE).abs()
-        spots = [circle(fu - at, window.v - down, 0.036) for at, down in
-                 ((0.30, 0.20), (0.42, 0.26), (0.54, 0.20), (0.36, 0.35), (0.49, 0.37), (0.62, 0.31), (0.12, 0.10))]  # fmt: skip
+        spots = [circle(fu - at, window.v - down, 0.036) for at, down in FRECKLES]
         window.paint(either(*spots), freckled.look.skin * 0.58, 0.9)
         window.close()
     moles = figure.only(figure.look.marks >= 2)
@@ -341,70 +342,4 @@ def _brows(figure: Figure) -> None:
         v = window.v - EYE_V + look.brow_height + lift + 0.05
         brow = arc(u, v + (tilt + slope) * u, look.eye_r * 1.22, bend, thick)
         window.paint(brow, dark)
-        window.close()
-
-
-def draw_glasses(figure: Figure) -> None:
-    """Frames with faintly tinted lenses, or sunglasses where they are worn."""
-    shades = figure.wears("sunglasses")
-    for side in (-1.0, 1.0):
-        for kind in (1, 2, 3):
-            part = figure.only((figure.look.glasses == kind) & ~shades)
-            if len(part):
-                _frame(part, side, kind)
-    part = figure.only((figure.look.glasses > 0) & ~shades)
-    if len(part):
-        _bridge(part, part.look.frame)
-    part = figure.only(shades)
-    if len(part):
-        _sunglasses(part)
-
-
-def _lens(kind: int, u: Tensor, v: Tensor, side: float) -> Tensor:
-    if kind == 1:
-        return circle(u, v, 0.295)
-    if kind == 2:
-        return box(u, v, 0.315, 0.245, 0.07)
-    rise = v + 0.30 * u * side
-    tip = polygon(u * side, v, [(0.02, -0.22), (0.45, -0.37), (0.31, 0.04)])
-    return either(ellipse(u, rise, 0.31, 0.235), tip)
-
-
-def _frame(figure: Figure, side: float, kind: int) -> None:
-    at, narrow = figure.eye(side)
-    window = figure.head(at, EYE_V, (0.58, 0.52))
-    u, v = (window.u - at) / narrow, window.v - EYE_V - 0.01
-    lens = _lens(kind, u, v, side)
-    window.paint(lens, (0.90, 0.97, 1.0), 0.10)
-    window.lighten(both(lens + 0.05, (u + v * 0.8 + 0.16).abs() - 0.035), 0.30)
-    window.paint(lens.abs() - 0.046, figure.look.frame)
-    window.close()
-
-
-def _bridge(figure: Figure, colour: Tensor) -> None:
-    left, _ = figure.eye(-1.0)
-    right, _ = figure.eye(1.0)
-    window = figure.head(0.0, EYE_V, (1.05, 0.22))
-    u, v = window.u, window.v - EYE_V
-    middle = (left + right) / 2
-    gap = (right - left) / 2
-    window.paint(arc(u - middle, v + 0.02, (gap - 0.27).clamp_min(0.05), 0.05, 0.050), colour)
-    ends = (u - middle).abs() - gap - 0.28
-    temples = both(-ends, v.abs() - 0.035, u.abs() - figure.look.width + 0.03)
-    window.paint(temples, colour)
-    window.close()
-
-
-def _sunglasses(figure: Figure) -> None:
-    black = torch.full_like(figure.look.frame, 0.09)
-    _bridge(figure, black)
-    for side in (-1.0, 1.0):
-        at, narrow = figure.eye(side)
-        window = figure.head(at, EYE_V, (0.46, 0.40))
-        u, v = (window.u - at) / narrow, window.v - EYE_V - 0.04
-        lens = box(u - side * 0.0, v - 0.02, 0.35 - 0.12 * v.clamp_min(0.0), 0.26, 0.16)
-        window.draw(lens, (0.13, 0.13, 0.17))
-        glow = (0.5 + 0.9 * v).clamp(0.0, 0.6)
-        window.paint(lens + 0.04, (0.45, 0.38, 0.48), glow)
-        window.lighten(both(lens + 0.06, (u + 0.7 * v + 0.08).abs() - 0.05), 0.50)
         window.close()

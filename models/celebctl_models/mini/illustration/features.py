@@ -10,15 +10,15 @@ from .figure import EXPRESSIONS, HATS, WORN
 from .people import FEATURES, feature_classes
 from .scenes import ITEMS, PEOPLE, STYLES, Scenes, pose_of
 
-#: The least canvas units per face unit at which a feature can be told at 128 px.
+#: The least canvas units per face unit at which a feature can be seen at 128 px.
 LEAST_SIZE: dict[str, float] = {
     "hair_style": 0.0, "hair_colour": 0.0, "glasses": 0.20, "glasses_colour": 0.20, "beard": 0.24, "marks": 0.26,
     "earrings": 0.20, "blush": 0.24, "skin_tone": 0.0, "eye_colour": 0.26, "brows": 0.26, "face_shape": 0.20,
     "nose": 0.26, "ears": 0.20, "lips": 0.30,
 }  # fmt: skip
-#: Features that are colours; they cannot be told in styles without colour.
+#: Features that are colours; they cannot be seen in styles without colour.
 COLOUR_FEATURES = ("hair_colour", "glasses_colour", "blush", "skin_tone", "eye_colour")
-#: What can be told in a mosaic.
+#: What can be seen in a mosaic.
 COARSE_FEATURES = ("hair_style", "hair_colour", "skin_tone")
 
 
@@ -54,7 +54,7 @@ def _styled(kinds: dict[str, Tensor], *names: str) -> Tensor:
 
 
 def visible_features(scenes: Scenes) -> dict[str, Tensor]:
-    """Whether the feature of each person can be told in the scene, (B, 3) bool by name of the feature.
+    """Whether the feature of each person can be seen in the scene, (B, 3) bool by name of the feature.
 
     A hat hides the style of the hair, sunglasses the eyes, long hair the ears; small faces show less.
     """

@@ -119,7 +119,8 @@ class Figure:
         (left, _), (right, _) = self.eye(-1.0), self.eye(1.0)
         slide = yaw * (SLIDE * 1.04)
         rows: list[tuple[Tensor, float]] = [
-            (left, -0.10), (right, -0.10), (yaw * (SLIDE * 1.35), 0.26), (slide - look.mouth, 0.58), (slide + look.mouth, 0.58)
+            (left, -0.10), (right, -0.10), (yaw * (SLIDE * 1.35), 0.26),
+            (slide - look.mouth, 0.58), (slide + look.mouth, 0.58),
         ]  # fmt: skip
         u = torch.cat([row[0].view(-1, 1) for row in rows], 1)
         v = torch.tensor([row[1] for row in rows], device=u.device)[None]

@@ -35,7 +35,7 @@ def _sheen(figure: Figure, window: Window, d: Tensor, at: float = 0.84) -> None:
 
 
 def _shadow(figure: Figure, window: Window, d: Tensor) -> None:
-    """What the front hair casts on the face."""
+    """The shadow of the front hair on the face."""
     face = figure.outline(window.u, window.v)
     window.darken(both(d - 0.075, face + 0.02), 0.45, soft=0.05)
 
@@ -288,9 +288,9 @@ def _pigtails(figure: Figure) -> None:
     look = figure.look
     slid = u - 0.14 * figure.pose.yaw
     opening = either(
-        ellipse(slid + 0.40, v - 0.10, look.width * 0.64, 0.66), ellipse(slid - 0.40, v - 0.10, look.width * 0.64, 0.66),
+        ellipse(slid.abs() - 0.40, v - 0.10, look.width * 0.64, 0.66),
         ellipse(slid, v - 0.62, look.width * 0.96, 0.90),
-    )  # fmt: skip
+    )
     d = both(without(figure.dome(u, v, 0.09), opening), v + 0.02)
     _finish(figure, window, d)
 

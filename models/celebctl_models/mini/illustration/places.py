@@ -20,6 +20,15 @@ PLACES: tuple[str, ...] = (
 )  # fmt: skip
 
 
+#: Branches of a cactus: start and end.
+BRANCHES = (
+    (0.0, -0.16, 0.17, -0.20),
+    (0.17, -0.20, 0.17, -0.38),
+    (0.0, -0.26, -0.16, -0.28),
+    (-0.16, -0.28, -0.16, -0.42),
+)
+
+
 def sky(window: Window, top: Colour, low: Colour, v: float = 0.0) -> None:
     """Everything, from one colour at the top of the picture to another at height v."""
     at = ((window.v + 1.1) / (v + 1.1)).clamp(0.0, 1.0).unsqueeze(1)
@@ -142,7 +151,7 @@ def _space(window: Window, n: Tensor) -> None:
 
 def _forest(window: Window, n: Tensor) -> None:
     sky(window, (0.70, 0.88, 0.86), (0.93, 0.96, 0.82), 0.3)
-    u, v = window.u, window.v
+    u = window.u
     for layer, (tone, foot, tall) in enumerate(
         (((0.58, 0.78, 0.68), 0.24, 1.05), ((0.36, 0.63, 0.49), 0.32, 1.15), ((0.19, 0.46, 0.34), 0.42, 1.25))
     ):
@@ -237,10 +246,7 @@ def _desert(window: Window, n: Tensor) -> None:
         at = flag + 0.2 * (n[:, 5 + k] - 0.5)
         a, b = u - at, v - 0.40
         stem = limb(a, b, (0.0, 0.06), (0.0, -0.52 - 0.1 * k), (0.075, 0.065))
-        arms = either(
-            limb(a, b, (0.0, -0.16), (0.17, -0.20), (0.045, 0.045)), limb(a, b, (0.17, -0.20), (0.17, -0.38), (0.045, 0.045)),
-            limb(a, b, (0.0, -0.26), (-0.16, -0.28), (0.040, 0.040)), limb(a, b, (-0.16, -0.28), (-0.16, -0.42), (0.04, 0.04)),
-        )  # fmt: skip
+        arms = either(*(limb(a, b, (x, y), (x2, y2), (0.043, 0.043)) for x, y, x2, y2 in BRANCHES))
         window.draw(either(stem, arms), (0.32, 0.60, 0.38), 0.94 + 0.10 * torch.sin(a * 90.0))
 
 

@@ -16,8 +16,9 @@ from .acts import ITEMS as ITEM_TABLE
 from .acts import centred, draw_act, draw_handshake, draw_table
 from .cars import CAR_FACTORS, car_look, draw_cars
 from .clothes import OUTFITS, draw_body
-from .face import draw_earrings, draw_glasses, draw_head
+from .face import draw_earrings, draw_head
 from .figure import EXPRESSIONS, WORN, Figure, Pose
+from .glasses import draw_glasses
 from .hair import draw_back_hair, draw_front_hair
 from .hats import draw_hats
 from .people import look_of
@@ -190,7 +191,7 @@ def _draw_acts(figures: list[Figure], scenes: Scenes) -> None:
     if not figures:
         return
     for table, column in ((ACT_TABLE, scenes.act), (ITEM_TABLE, torch.where(scenes.act == 0, scenes.item, -1))):
-        for kind, (name, act) in enumerate(table.items()):
+        for kind, act in enumerate(table.values()):
             rows = (column == kind).nonzero()[:, 0]
             if not len(rows) or (table is ACT_TABLE and kind in (0, shake)):
                 continue
