@@ -148,6 +148,7 @@ def test_what_hides_a_feature_is_known() -> None:
     assert seen("glasses") and not seen("glasses", worn=WORN.index("sunglasses"))
     assert seen("eye_colour") and not seen("eye_colour", expression=EXPRESSIONS.index("laughing"))
     assert not seen("eye_colour", style=STYLES.index("pencil")) and seen("glasses", style=STYLES.index("pencil"))
+    assert seen("lips", act=ACTS.index("waving")) and not seen("lips", act=ACTS.index("eating"))
     assert not seen("nose", distance=DISTANCES.index("full length"))
     assert not visible_features(plain_scenes(1))["nose"][0, 1], "there is no second person"
 

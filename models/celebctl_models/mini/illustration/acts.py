@@ -170,7 +170,7 @@ ACTS: dict[str, Act] = {
         hands=((-0.90, 2.46), (1.06, 1.90)), grip=1.0, behind=things.picture_stand, before=things.palette_and_brush
     ),
     "camera": Act(hands=((-0.48, 2.02), (0.48, 2.02)), grip=0.8, behind=things.camera),
-    "eating": Act(hands=((-1.06, 3.40), (0.42, 1.36)), grip=1.0, behind=things.bread),
+    "eating": Act(hands=((-1.06, 3.40), (0.52, 1.34)), grip=1.0, behind=things.bread),
     "jet": Act(hands=((-0.70, 2.30), (0.70, 2.30)), grip=1.0, before=vehicles.jet),
     "motorbike": Act(hands=((-1.02, 2.10), (1.02, 2.10)), grip=1.0, behind=vehicles.motorbike),
 }  # fmt: skip

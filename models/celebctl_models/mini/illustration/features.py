@@ -8,7 +8,7 @@ from torch import Tensor
 from .cars import CAR_FEATURES, car_classes
 from .figure import EXPRESSIONS, HATS, WORN
 from .people import FEATURES, feature_classes
-from .scenes import ITEMS, PEOPLE, STYLES, Scenes, pose_of
+from .scenes import ACTS, ITEMS, PEOPLE, STYLES, Scenes, pose_of
 
 #: The least canvas units per face unit at which a feature can be seen at 128 px.
 LEAST_SIZE: dict[str, float] = {
@@ -70,6 +70,7 @@ def _visible(scenes: Scenes, who: int) -> dict[str, Tensor]:
     shades = _among(scenes.worn, WORN, "sunglasses")
     muffled = _among(scenes.worn, WORN, "headphones")
     under_umbrella = (scenes.act == 0) & _among(scenes.item, ITEMS, "umbrella")
+    eating = _among(scenes.act, ACTS, "eating")
     bald, full_beard = kinds["hair_style"] == 0, kinds["beard"] == 3
     hidden_by_hat = hat & _styled(kinds, "bald", "short", "quiff", "mohawk", "bun", "spiky")
     over_ears = _styled(kinds, "long", "wavy", "bob", "curly")
@@ -83,7 +84,8 @@ def _visible(scenes: Scenes, who: int) -> dict[str, Tensor]:
         "brows": hat | _styled(kinds, "bob", "curly"),
         "face_shape": full_beard,
         "ears": over_ears | muffled,
-        "lips": ~_among(scenes.expression, EXPRESSIONS, "neutral", "tired"),
+        "lips": ~_among(scenes.expression, EXPRESSIONS, "neutral", "tired") | eating,
+        "beard": eating,
     }
     grey = _among(scenes.style, STYLES, "pencil", "black and white")
     dark, coarse = _among(scenes.style, STYLES, "night"), _among(scenes.style, STYLES, "pixels")

@@ -106,12 +106,14 @@ def _mohawk_back(figure: Figure) -> None:
     part = figure.only(~figure.wears(*HATS))
     if not len(part):
         return
-    window = part.head(0.0, -1.10, (0.50, 0.80))
-    look, u, v = part.look, window.u, window.v
-    tall = 0.42 + 0.16 * look.volume
-    fin = box(u, v + 0.92, 0.20 + 0.08 * look.volume + 0.10 * (-v - 0.9), tall, 0.14)
-    notch = 0.10 * torch.sin(u * 24.0)
-    _hang(part, window, both(fin, -(v + 0.92 + tall) + notch + 0.06), 60.0)
+    window = part.head(0.0, -1.10, (0.66, 0.80))
+    u, v = window.u, window.v
+    tall = 0.36 + 0.16 * part.look.volume
+    tips = ((-0.40, 0.62), (-0.22, 0.88), (0.0, 1.0), (0.22, 0.88), (0.40, 0.62))
+    spikes = [
+        polygon(u, v, [(0.30 * a - 0.12, -0.84), (a, -0.98 - tall * b), (0.30 * a + 0.12, -0.84)]) for a, b in tips
+    ]
+    _hang(part, window, both(either(*spikes), v + 0.70), 60.0)
     window.close()
 
 
@@ -220,10 +222,10 @@ def _long(figure: Figure) -> None:
 
 def _wavy(figure: Figure) -> None:
     window = _front(figure, (1.30, 1.15), -0.18)
-    d = _curtains(figure, window, 0.17, 0.30)
+    d = _curtains(figure, window, 0.17, 0.22)
     _shadow(figure, window, d)
     _hang(figure, window, d, 60.0)
-    _parting(figure, window, 0.30)
+    _parting(figure, window, 0.22)
     _sheen(figure, window, d)
     window.close()
 
@@ -272,7 +274,7 @@ def _mohawk(figure: Figure) -> None:
     look, u, v = figure.look, window.u, window.v
     shaved = both(_cap(figure, window, -0.01, look.hairline + 0.06 * u * u), figure.outline(u, v))
     window.paint(shaved, look.hair * 0.7, 0.28, soft=0.05)
-    strip = both(box(u, v + 0.95, 0.20 + 0.08 * look.volume, 0.48, 0.12), figure.dome(u, v, 0.14))
+    strip = both(box(u, v + 0.92, 0.17 + 0.05 * look.volume + 0.10 * (v + 0.9), 0.46, 0.10), figure.dome(u, v, 0.10))
     _finish(figure, window, strip, 60.0)
 
 

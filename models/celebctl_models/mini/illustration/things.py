@@ -358,9 +358,9 @@ def gift(figure: Figure) -> None:
 
 def bread(figure: Figure) -> None:
     """A loaf of bread before the mouth."""
-    window = figure.body(0.42, 1.02, (0.52, 0.52))
-    du, dv = window.u - 0.44, window.v - 1.02
-    u, v = du * 0.87 - dv * 0.5, dv * 0.87 + du * 0.5
+    window = figure.body(0.44, 0.90, (0.56, 0.52))
+    du, dv = window.u - 0.46, window.v - 0.90
+    u, v = du * 0.87 + dv * 0.5, dv * 0.87 - du * 0.5
     loaf = box(u, v, 0.44, 0.17, 0.16)
     window.draw(loaf, (0.86, 0.60, 0.30))
     window.darken(both(loaf, 0.02 - v), 0.25, soft=0.14)
