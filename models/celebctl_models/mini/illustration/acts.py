@@ -147,10 +147,6 @@ def _dinner(window: Window, figure: Figure) -> None:
     things.candles(window, u, v - TABLE_V - 0.10)
 
 
-def _plain_table(window: Window, figure: Figure) -> None:
-    _board(window, figure)
-
-
 ACTS: dict[str, Act] = {
     "nothing": Act(),
     "chess": Act(hands=((-0.74, 2.34), (0.62, 2.28)), grip=0.7, table=_chess, before=things.held_piece),

@@ -158,10 +158,9 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
 
 def facts_of(scenes: Scenes) -> list[Facts]:
     """What is to be said of each scene of a batch."""
-    columns = {name: getattr(scenes, name).tolist() for name in VOCABULARIES}
-    return [
-        Facts(**{name: VOCABULARIES[name][column[i]] for name, column in columns.items()}) for i in range(len(scenes))
-    ]
+    columns: dict[str, list[int]] = {name: getattr(scenes, name).tolist() for name in VOCABULARIES}
+    said = {name: [VOCABULARIES[name][i] for i in column] for name, column in columns.items()}
+    return [Facts(**{name: words[i] for name, words in said.items()}) for i in range(len(scenes))]
 
 
 def caption(who: Sequence[str], facts: Facts, rng: np.random.Generator, car: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ def car_book(seed: int = CAR_SEED) -> NameBook:
     """The 320 cars of the world: make, model, and what each name carries; the same for the same seed."""
     rng = np.random.Generator(np.random.PCG64(seed))
 
-    def words(heads: list[str], tails: list[str], count: int) -> tuple[str, ...]:
+    def words(heads: Sequence[str], tails: Sequence[str], count: int) -> tuple[str, ...]:
         every = sorted({head + tail for head in heads for tail in tails})
         return tuple(sorted(every[int(i)] for i in rng.permutation(len(every))[:count]))
 

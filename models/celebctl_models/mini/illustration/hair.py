@@ -288,13 +288,13 @@ def _pigtails(figure: Figure) -> None:
     window = _front(figure, (1.25, 1.05), -0.28)
     u, v = window.u, window.v
     look = figure.look
-    slid = u - 0.14 * figure.pose.yaw
-    opening = either(
-        ellipse(slid.abs() - 0.40, v - 0.10, look.width * 0.64, 0.66),
-        ellipse(slid, v - 0.62, look.width * 0.96, 0.90),
-    )
+    opening = ellipse(u - 0.14 * figure.pose.yaw, v - 0.34, look.width * 0.93, 0.98)
     d = both(without(figure.dome(u, v, 0.09), opening), v + 0.02)
-    _finish(figure, window, d)
+    _shadow(figure, window, d)
+    _hang(figure, window, d, 90.0)
+    _parting(figure, window, 0.0)
+    _sheen(figure, window, d)
+    window.close()
 
 
 def _spiky(figure: Figure) -> None:

@@ -288,7 +288,7 @@ def draw(scenes: Scenes, size: int = 128) -> Rendered:
     """``render`` for many scenes: a few at a time, those with people of one size together, which is faster."""
     order = torch.argsort(scenes.distance * (PEOPLE + 1) + scenes.count, stable=True)
     at_once = AT_ONCE if scenes.nuisance.device.type == "cpu" else AT_ONCE_GPU
-    parts = [render(scenes[rows], size) for rows in order.split(at_once)]
+    parts = [render(scenes[rows], size) for rows in torch.split(order, at_once)]
     back = torch.argsort(order)
     return Rendered(
         **{field.name: torch.cat([getattr(part, field.name) for part in parts])[back] for field in fields(Rendered)}
