@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .figure import SLIDE, Figure
-from .shapes import LINE, Window, arc, both, box, circle, either, ellipse, limb, polygon, where
+from .shapes import LINE, Window, arc, both, box, circle, either, ellipse, limb, polygon
 
 EYE_V, MOUTH_V = -0.10, 0.58
 INK = (0.16, 0.11, 0.12)
@@ -28,7 +28,7 @@ def draw_head(figure: Figure) -> None:
 
 def _ears(figure: Figure) -> None:
     look, yaw = figure.look, figure.pose.yaw
-    big = where(look.ears == 0, torch.tensor(0.17), torch.tensor(0.26)).view(-1, 1, 1)
+    big = torch.where(look.ears == 0, 0.17, 0.26).view(-1, 1, 1)
     for side in (-1.0, 1.0):
         at = side * (look.width + 0.02) + yaw * 0.05 - side * 0.16 * (side * yaw).clamp_min(0.0)
         window = figure.head(at, 0.02, (0.52, 0.72))
@@ -79,7 +79,7 @@ def _skin(figure: Figure) -> None:
     lit = ellipse(u - 0.13 * pose.light, v + 0.10, look.width * 0.97, look.height * 0.97)
     window.darken(both(face + 0.01, -lit), 0.42, soft=0.16)
     fu = u - pose.yaw * SLIDE
-    rosy = where(look.blush == 1, torch.tensor(0.62), torch.tensor(0.08)).view(-1, 1, 1)
+    rosy = torch.where(look.blush == 1, 0.62, 0.08).view(-1, 1, 1)
     warm = torch.lerp(look.skin, torch.tensor([0.95, 0.32, 0.34], device=u.device).view(1, 3, 1, 1), 0.60)
     cheeks = ellipse(fu.abs() - 0.52, v - 0.27, 0.20, 0.14)
     window.paint(both(cheeks, face + 0.02), warm, rosy, soft=0.14)
@@ -162,7 +162,7 @@ def _mouth(figure: Figure) -> None:
 
 def _rest(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
     look = figure.look
-    full = where(look.lips == 1, torch.tensor(1.0), torch.tensor(0.0)).view(-1, 1, 1)
+    full = torch.where(look.lips == 1, 1.0, 0.0).view(-1, 1, 1)
     window.paint(ellipse(u, v - 0.14, look.mouth * 0.45, 0.03), look.skin * 0.84, soft=0.06)
     curl = v + 0.07 * (u / look.mouth) ** 2
     lips = either(ellipse(u, curl - 0.02, look.mouth * 0.92, 0.085), ellipse(u.abs() - 0.08, curl + 0.035, 0.12, 0.055))
@@ -174,7 +174,7 @@ def _rest(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
 def _open(figure: Figure, window: Window, u: Tensor, v: Tensor, deep: float) -> None:
     look = figure.look
     wide = look.mouth * 1.16
-    full = where(look.lips == 1, torch.tensor(0.055), torch.tensor(0.02)).view(-1, 1, 1)
+    full = torch.where(look.lips == 1, 0.055, 0.02).view(-1, 1, 1)
     mouth = both(ellipse(u, v + 0.10, wide, deep + 0.10), -(v + 0.10 - 0.10 * (u / wide) ** 2))
     window.draw(mouth - full, look.lip)
     window.paint(mouth, (0.42, 0.09, 0.13))
@@ -192,7 +192,7 @@ def _laugh(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
 
 def _gasp(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
     look = figure.look
-    full = where(look.lips == 1, torch.tensor(0.06), torch.tensor(0.025)).view(-1, 1, 1)
+    full = torch.where(look.lips == 1, 0.06, 0.025).view(-1, 1, 1)
     mouth = ellipse(u, v - 0.04, look.mouth * 0.56, 0.22)
     window.draw(mouth - full, look.lip)
     window.paint(mouth, (0.42, 0.09, 0.13))
@@ -201,14 +201,14 @@ def _gasp(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
 
 def _sad(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
     look = figure.look
-    full = where(look.lips == 1, torch.tensor(0.075), torch.tensor(0.045)).view(-1, 1, 1)
+    full = torch.where(look.lips == 1, 0.075, 0.045).view(-1, 1, 1)
     window.draw(arc(u, v + 0.02, look.mouth * 0.84, 0.17, 0.0) - full, look.lip)
     window.stroke(arc(u, v + 0.02, look.mouth * 0.84, 0.17, 0.0), look.lip * 0.42)
 
 
 def _snarl(figure: Figure, window: Window, u: Tensor, v: Tensor) -> None:
     look = figure.look
-    full = where(look.lips == 1, torch.tensor(0.05), torch.tensor(0.02)).view(-1, 1, 1)
+    full = torch.where(look.lips == 1, 0.05, 0.02).view(-1, 1, 1)
     mouth = box(u, v - 0.10 * (u / look.mouth) ** 2, look.mouth * 0.88, 0.11, 0.08)
     window.draw(mouth - full, look.lip)
     window.paint(mouth, (0.99, 0.98, 0.95))

@@ -194,7 +194,7 @@ def _quiff(figure: Figure) -> None:
     _finish(figure, window, melt(melt(cap, swoosh, 0.10), point, 0.16), 60.0)
 
 
-def _curtains(figure: Figure, window: Window, grow: float, part: float) -> Tensor:
+def _curtains(figure: Figure, window: Window, grow: Tensor, part: float) -> Tensor:
     """Hair combed to both sides of a parting at u = part, framing the face."""
     look = figure.look
     u, v = window.u, window.v
@@ -211,8 +211,8 @@ def _parting(figure: Figure, window: Window, part: float) -> None:
 
 
 def _long(figure: Figure) -> None:
-    window = _front(figure, (1.25, 1.15), -0.18)
-    d = _curtains(figure, window, 0.13, 0.0)
+    window = _front(figure, (1.32, 1.32), -0.18)
+    d = _curtains(figure, window, 0.14 + 0.10 * figure.look.volume, 0.0)
     _shadow(figure, window, d)
     _hang(figure, window, d, 90.0)
     _parting(figure, window, 0.0)
@@ -221,8 +221,8 @@ def _long(figure: Figure) -> None:
 
 
 def _wavy(figure: Figure) -> None:
-    window = _front(figure, (1.30, 1.15), -0.18)
-    d = _curtains(figure, window, 0.17, 0.22)
+    window = _front(figure, (1.38, 1.38), -0.18)
+    d = _curtains(figure, window, 0.20 + 0.10 * figure.look.volume, 0.22)
     _shadow(figure, window, d)
     _hang(figure, window, d, 60.0)
     _parting(figure, window, 0.22)
@@ -231,11 +231,11 @@ def _wavy(figure: Figure) -> None:
 
 
 def _bob(figure: Figure) -> None:
-    window = _front(figure, (1.25, 1.05), -0.28)
+    window = _front(figure, (1.32, 1.20), -0.28)
     u, v = window.u, window.v
     opening = box(u - 0.15 * figure.pose.yaw, v - 0.52, figure.look.width * 0.86, 0.86 + 0.06 * u.abs(), 0.20)
     fringe = 0.02 * torch.sin(u * 22.0)
-    d = both(without(figure.dome(u, v, 0.14), opening + fringe), v - 0.60)
+    d = both(without(figure.dome(u, v, 0.16 + 0.08 * figure.look.volume), opening + fringe), v - 0.60)
     _finish(figure, window, d, 130.0)
 
 

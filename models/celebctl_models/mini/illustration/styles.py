@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -121,7 +122,7 @@ def _oil(image: Tensor, chance: Tensor) -> Tensor:
     x, y = _grid(image)
     out = _blur(image, _scale(image))
     for angle, long, wide, layer in ((0.9, 6.0, 3.0, 0), (-0.5, 4.5, 2.2, 1)):
-        cos, sin = torch.cos(torch.tensor(angle)).item(), torch.sin(torch.tensor(angle)).item()
+        cos, sin = math.cos(angle), math.sin(angle)
         bend = _grain(image, chance, 12)[:, layer] * 2.2
         a, b = x * cos + y * sin + 0.0 * bend, y * cos - x * sin + bend
         row = (b / wide).floor()
