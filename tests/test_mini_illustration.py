@@ -126,7 +126,7 @@ def test_every_class_of_a_feature_is_seen_near_the_face(feature: str) -> None:
     factors[:, 0, FACTORS.index(feature)] = torch.as_tensor((edges[:-1] + edges[1:]) / 2).float()
     assert [one[feature] for one in features_in_words(factors[:, 0])] == [name for name, _ in options]
     drawn = draw(replace(scenes, factors=factors), 128)
-    corners: list[float] = drawn.boxes[0, 0].tolist()
+    corners: list[float] = cast(Any, drawn.boxes[0, 0]).tolist()
     x1, y1, x2, y2 = corners
     wide, tall = x2 - x1, y2 - y1
     left, right, top, low = (
@@ -199,7 +199,7 @@ def test_captions_keep_to_the_vocabulary() -> None:
     rng = np.random.default_rng(1)
     known = {*vocabulary(), "anna", "leo", "tom"}
     scenes = gallery.random_gallery(300, 2)
-    counts: list[int] = scenes.count.tolist()
+    counts: list[int] = cast(Any, scenes.count).tolist()
     for facts, count in zip(facts_of(scenes), counts, strict=True):
         text = caption(["anna", "leo", "tom"][: max(count, 1)], facts, rng)
         assert not {*text.replace(",", " ").replace("-", " ").split()} - known, text
