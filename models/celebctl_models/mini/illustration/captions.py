@@ -7,7 +7,7 @@ a neutral face that looks ahead, in plain clothes before a plain wall. Distances
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -178,6 +178,7 @@ def caption(who: Sequence[str], facts: Facts, rng: np.random.Generator, car: str
 
     if not who:
         subject = say(CAR_ALONE).format(car)
+        facts = replace(facts, view="", distance="")  # are those of people
         said: list[str] = []
     else:
         subject = " and ".join(who)
