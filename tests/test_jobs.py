@@ -198,8 +198,9 @@ def test_a_run_draws_what_the_lines_say_and_the_next_run_nothing(pipe: Pipeline)
 
 
 def _drawn_alone(pipe: Pipeline, prompt: str, seed: int) -> bytes:
-    (image,) = pipe(prompt, seed=seed, steps=2).images
-    return image.resize((128, 128), Image.Resampling.LANCZOS).tobytes()
+    (file,) = pipe(prompt, seed=seed, steps=2).save("alone.png", scale=pipe.bundle.manifest.size.display_scale)
+    with Image.open(file) as image:
+        return image.tobytes()
 
 
 def test_what_is_missing_or_has_changed_is_drawn(pipe: Pipeline) -> None:

@@ -179,13 +179,10 @@ def run_jobs(
             raise BusyError(f"another process drew into {folder} meanwhile", "try again", reason="folder_busy")
         _remove_temporary_files(folder, good)
         states = {job.file: _state(folder, journal, job) for job in good}
-        foreign = [job for job in good if states[job.file] == "foreign"]
-        if foreign and not options.get("overwrite"):
-            taken = [
-                LineError(jobs.source, job.line, "name", f"{folder / job.file} holds another image") for job in foreign
-            ]
-            if not keep_going or len(foreign) == len(good):
-                raise _invalid("images_exist", jobs, taken)
+        taken = [] if options.get("overwrite") else _taken_names(jobs, folder, states, good)
+        if taken and not (keep_going and len(taken) < len(good)):
+            raise _invalid("images_exist", jobs, taken)
+        if taken:
             errors += taken
             good = [job for job in good if states[job.file] != "foreign"]
         if journal.seed != seed:
@@ -199,6 +196,13 @@ def run_jobs(
         run.draw([job for job in good if states[job.file] != "kept"])
     images = [run.results[job.file] for job in good if job.file in run.results]
     return RunReport(folder, seed, images, errors, len(good) - len(images), run.seconds)
+
+
+def _taken_names(jobs: JobFile, folder: Path, states: Mapping[str, str], good: Sequence[Job]) -> list[LineError]:
+    """The lines whose files are there and hold other images."""
+    problem = "{} holds another image"
+    foreign = [job for job in good if states[job.file] == "foreign"]
+    return [LineError(jobs.source, job.line, "name", problem.format(folder / job.file)) for job in foreign]
 
 
 class _Run:

@@ -86,9 +86,12 @@ class Signer:
         SetupError: c2pa-python is not installed, or refuses the certificate.
 
     Example:
+        >>> import io
+        >>> from PIL import Image
         >>> from celebctl_runtime.certificate import local_key
+        >>> Image.new("RGB", (8, 8)).save(png := io.BytesIO(), "PNG")
         >>> signer = Signer(local_key(folder / "certificate.pem"))
-        >>> signed = signer.sign(png, "PNG", "alice.png")
+        >>> signed = signer.sign(png.getvalue(), "PNG", "alice.png")
         >>> read_credentials(signed).actions
         ('c2pa.created',)
     """

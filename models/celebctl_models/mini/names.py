@@ -73,8 +73,8 @@ def _words(heads: Sequence[str], tails: Sequence[str], count: int, rng: np.rando
     return tuple(every[i] for i in sorted(picked))
 
 
-def name_book(seed: int = WORLD_SEED) -> NameBook:
-    """The same book for the same seed, on every machine."""
+def name_book(seed: int = WORLD_SEED, factors: int = len(FACTORS)) -> NameBook:
+    """The same book for the same seed and number of factors, on every machine; the names depend on the seed alone."""
     rng = np.random.Generator(np.random.PCG64(seed))
     first = _words(FIRST_HEAD, FIRST_TAIL, FIRST_NAMES, rng)
     last = _words(LAST_HEAD, LAST_TAIL, LAST_NAMES, rng)
@@ -83,7 +83,6 @@ def name_book(seed: int = WORLD_SEED) -> NameBook:
         return np.concatenate([rng.permutation(words), rng.permutation(words)])[:CELEBRITIES]
 
     pairs = np.stack([column(FIRST_NAMES), rng.permutation(column(LAST_NAMES))], 1)
-    factors = len(FACTORS)
     return NameBook(
         first, last,
         rng.standard_normal((FIRST_NAMES, factors)).astype(np.float32),
