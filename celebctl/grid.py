@@ -120,12 +120,16 @@ def pad(image: Image.Image, cell: tuple[int, int]) -> Image.Image:
 
 def _wrap(text: str, font: Font, width: int, lines: int) -> list[str]:
     """The text in up to so many lines, broken between words; what does not fit ends in "..."."""
+
+    def fits(part: str) -> bool:
+        return font.getlength(part) <= width
+
     words, wrapped = text[: width * lines].split(), list[str]()  # more never fits, and measuring takes quadratic time
     while words:
         count = len(words)
         if len(wrapped) < lines - 1:
-            fitting = takewhile(lambda n: font.getlength(" ".join(words[:n])) <= width, range(1, len(words) + 1))
-            count = max(fitting, default=1)
+            starts = (" ".join(words[:n]) for n in range(1, len(words) + 1))
+            count = sum(1 for _ in takewhile(fits, starts)) or 1
         wrapped.append(_shorten(" ".join(words[:count]), font, width))
         words = words[count:]
     return wrapped
