@@ -8,28 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .backends.base import Backend, Conditioning, SupportsFullDenoise, SupportsImageEncode
+from .backends.base import (
+    Backend,
+    Conditioning,
+    Encodings,
+    SupportsFullDenoise,
+    SupportsImageEncode,
+    encoder_number,
+)
 from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
-from .errors import BusyError, NotFoundError, SetupError, UsageError
+from .encoded_request import EncodedRequest, RequestPrompts
+from .errors import BusyError, NotFoundError, SetupError
 from .picture import GeneratedImage
 from .progress import Progress, ProgressCallback, ignore_progress
-from .prompting.layout import Region, layout_text, parse_layout, region_masks, resolve_layout
-from .prompting.prompt import Mention, split_prompt
+from .prompting.layout import Region, layout_text, parse_layout, region_masks
+from .prompting.weights import emphasize
 from .request import Request, resolve
 from .sampling.noise import initial_noise, step_noise
 from .sampling.samplers import StepTable, step_table
 
 if TYPE_CHECKING:
-    from .bundle.overrides import EmbeddingOverride
+    from .bundle.manifest import Manifest
     from .identity import Identity
-    from .prompting.tokenizer import EncodedPrompt
+    from .prompting.tokenizer import PromptWindows
     from .sampling.init_image import InitImage
 
 _MAX_ATTEMPTS = 5
@@ -45,7 +54,8 @@ def generate(
 ) -> list[GeneratedImage]:
     """Generate one image per request, in order.
 
-    Neighbouring requests that differ only in prompt and seed run as one batch; the batch does not change the images.
+    Neighbouring requests that differ only in prompt and seed, with prompts of as many windows that change at the same
+    steps, run as one batch; the batch does not change the images.
 
     Args:
         bundle: The bundle to draw with.
@@ -66,94 +76,23 @@ def generate(
     """
     bundle.refresh()
     requests = [requests] if isinstance(requests, Request) else requests
-    prompts = _Prompts(bundle, [resolve(request, bundle.manifest) for request in requests], overrides)
+    prompts = RequestPrompts(bundle, [resolve(request, bundle.manifest) for request in requests], overrides)
     sources = {image.digest: image for image in init_images}
     for index, request in enumerate(prompts.requests):  # all errors come before the first image
         _check_source(bundle, backend, request, sources)
         prompts.overrides([prompts.encoded(index)])
-    batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts.requests, backend.batch_limit)]
+    batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts, backend.batch_limit)]
     counter = _StepCounter(progress, sum(len(batch.requests) * batch.steps.steps for batch in batches))
     images: list[GeneratedImage] = []
     for batch in batches:
         encoded, conditionings = _encode(bundle, backend, prompts, batch)
         state = _first_state(backend, batch, sources)
-        latent = _denoise(backend, batch, state, conditionings, counter.start(batch, len(images)))
+        by_step = _by_step(encoded[0].timeline, conditionings)
+        latent = _denoise(backend, batch, state, by_step, counter.start(batch, len(images)))
         pixels = backend.decode(latent)
         record = _record(bundle, backend)
         images += [_image(image, each, prompts.people, record) for image, each in zip(pixels, encoded, strict=True)]
     return images
-
-
-@dataclass(frozen=True, eq=False)
-class _EncodedRequest:
-    """A request with its tokenized prompts; ``regions``: the prompt of each region of the layout."""
-
-    request: Request
-    prompt: EncodedPrompt
-    negative: EncodedPrompt
-    regions: tuple[EncodedPrompt, ...]
-
-
-class _Prompts:
-    """The prompts of a call: people are resolved, and each prompt is split, once per state of the bundle."""
-
-    def __init__(self, bundle: Bundle, requests: Sequence[Request], overrides: Sequence[Identity]) -> None:
-        self.requests = list(requests)  # the layout of each is resolved when its prompt is split
-        self._bundle, self._overrides = bundle, overrides
-        self._tokenizer = bundle.tokenizer()
-        self._resolve_people()
-
-    def _resolve_people(self) -> None:
-        self._manifest = self._bundle.manifest
-        self.people = PromptPeople.resolve(self._bundle, self._overrides)
-        self._encoded: dict[int, _EncodedRequest] = {}
-
-    def encoded(self, index: int) -> _EncodedRequest:
-        """Request number ``index``, tokenized for the manifest as last read. Raises NotFoundError and UsageError."""
-        if self._manifest is not self._bundle.manifest:
-            self._resolve_people()
-        if index not in self._encoded:
-            self._encoded[index] = self._encode(index)
-        return self._encoded[index]
-
-    def overrides(self, batch: Sequence[_EncodedRequest]) -> list[EmbeddingOverride]:
-        """The overrides of a batch, whose requests have the same likeness."""
-        names = {name for encoded in batch for name in encoded.request.identities or ()}
-        return self.people.overrides_for(self._bundle, names, batch[0].request.likeness)
-
-    def _encode(self, index: int) -> _EncodedRequest:
-        request, ids = self.requests[index], self.people.ids
-        if request.identities is not None:
-            for name in request.identities:
-                if name not in ids:
-                    raise self._bundle.unknown_person(name)
-            ids = {name: ids[name] for name in request.identities}
-        parts, encode = split_prompt(request.prompt, ids), self._tokenizer.encode_parts
-        names = list(dict.fromkeys(part.name for part in parts if isinstance(part, Mention)))
-        layout = resolve_layout(request.layout, self._manifest.defaults.layout, names)
-        self.requests[index] = request = replace(request, layout=layout)
-        prompt, negative = encode(parts, ids), self._tokenizer.encode(request.negative, ids)
-        people = tuple(dict.fromkeys(prompt.people + negative.people))
-        regions = parse_layout(layout)
-        _check_mentioned("layout", [region.name for region in regions], people)
-        if isinstance(request.likeness, tuple):
-            _check_mentioned("likeness", [name for name, _ in request.likeness], people)
-        # In a region, all people of the layout have the ids of the region's person: no other face can appear there.
-        by_region = (dict.fromkeys((other.name for other in regions), ids[region.name]) for region in regions)
-        encoded = tuple(encode(parts, {**ids, **replaced}) for replaced in by_region)
-        return _EncodedRequest(replace(request, identities=people), prompt, negative, encoded)
-
-
-def _check_mentioned(field: str, names: Sequence[str], mentioned: Sequence[str]) -> None:
-    """Raise UsageError when a layout or likeness names a person missing from the prompt."""
-    for name in names:
-        if name not in mentioned:
-            raise UsageError(
-                f"the {field} names {name}, but the prompt names {', '.join(mentioned) or 'no known person'}",
-                f"name {name} in the prompt, or remove {name} from the {field}",
-                reason=f"not_in_prompt_{field}",
-                name=name,
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +106,7 @@ class _Batch:
     regions: Sequence[Region]
 
     @classmethod
-    def create(cls, bundle: Bundle, prompts: _Prompts, indices: Sequence[int]) -> _Batch:
+    def create(cls, bundle: Bundle, prompts: RequestPrompts, indices: Sequence[int]) -> _Batch:
         requests, size = [prompts.requests[index] for index in indices], bundle.manifest.size
         first = requests[0]
         schedule = bundle.schedule.for_image(first.height * first.width // size.multiple**2)
@@ -190,11 +129,12 @@ class _Batch:
         return np.stack([step_noise(request.seed, index, self.shape) for request in self.requests])
 
 
-def _batches(requests: Sequence[Request], limit: int) -> Iterator[list[int]]:
+def _batches(prompts: RequestPrompts, limit: int) -> Iterator[list[int]]:
     """Indices of neighbouring requests that can run together, at most ``limit`` at once."""
     indices: list[int] = []
-    for index, request in enumerate(requests):
-        if indices and (len(indices) == limit or _batch_key(requests[indices[0]]) != _batch_key(request)):
+    keys = [(*_batch_key(one.request), one.timeline, one.windows) for one in map(prompts.encoded, range(len(prompts)))]
+    for index, key in enumerate(keys):
+        if indices and (len(indices) == limit or keys[indices[0]] != key):
             yield indices
             indices = []
         indices.append(index)
@@ -247,9 +187,10 @@ def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: M
 
 
 def _encode(
-    bundle: Bundle, backend: Backend, prompts: _Prompts, batch: _Batch
-) -> tuple[list[_EncodedRequest], list[Conditioning]]:
-    """The batch's encoded requests, and the conditionings: of the prompts, then of each region of their layout.
+    bundle: Bundle, backend: Backend, prompts: RequestPrompts, batch: _Batch
+) -> tuple[list[EncodedRequest], list[list[Conditioning]]]:
+    """The batch's encoded requests, and for each part of their timeline the conditionings: of the prompts, then of each
+    region of their layout.
 
     The manifest is checked again after encoding: if it is unchanged, so were the token rows (see bundle.py), otherwise
     the prompts are encoded again. Raises BusyError after several attempts, or when the bundle was exported anew.
@@ -257,21 +198,72 @@ def _encode(
     for _ in range(_MAX_ATTEMPTS):
         encoded = [prompts.encoded(index) for index in batch.indices]
         is_guided = batch.is_guided and not bundle.manifest.guidance_is_embedded
-        ids = [each.negative.ids for each in encoded] if is_guided else []
-        ids += [each.prompt.ids for each in encoded]
-        for region in zip(*(each.regions for each in encoded), strict=True):
-            ids += [prompt.ids for prompt in region]
-        overrides = prompts.overrides(encoded)
-        context, pooled = backend.encode(np.stack(ids), overrides) if overrides else backend.encode(np.stack(ids))
+        sets = [one for number in range(len(encoded[0].parts)) for one in _prompt_sets(encoded, number, is_guided)]
+        overrides, distinct = prompts.overrides(encoded), len(encoded[0].parts) > 1 or encoded[0].windows > 1
+        encode = partial(backend.encode, overrides=overrides) if overrides else backend.encode
+        context, pooled = _encode_windows(bundle.manifest, sets, prompts.empty_window, encode, distinct)
         if bundle.is_current():
             zero = [bundle.manifest.zero_empty_prompt and not request.negative for request in batch.requests]
-            conditionings = _conditionings(batch, context, pooled, np.array(zero) if is_guided else None)
-            return encoded, [replace(one, size_ids=_size_ids(bundle, batch.requests[0])) for one in conditionings]
+            sizes, count = _size_ids(bundle, batch.requests[0]), len(context) // len(encoded[0].parts)
+            by_part = [
+                _conditionings(
+                    batch,
+                    context[start : start + count],
+                    None if pooled is None else pooled[start : start + count],
+                    np.array(zero) if is_guided else None,
+                )
+                for start in range(0, len(context), count)
+            ]
+            return encoded, [[replace(one, size_ids=sizes) for one in part] for part in by_part]
         fingerprint = bundle.manifest.fingerprint
         bundle.refresh()
         if bundle.manifest.fingerprint != fingerprint:
             break
     raise BusyError(f"the bundle {bundle.path} keeps changing", "try again", reason="bundle_busy", path=bundle.path)
+
+
+def _prompt_sets(encoded: Sequence[EncodedRequest], number: int, is_guided: bool) -> list[PromptWindows]:
+    """The prompts of part ``number``: (B negative prompts,) B prompts, and B prompts of each region."""
+    parts = [each.parts[number] for each in encoded]
+    prompts = [part.negative for part in parts] if is_guided else []
+    prompts += [part.prompt for part in parts]
+    return prompts + [prompt for region in zip(*(part.regions for part in parts), strict=True) for prompt in region]
+
+
+def _encode_windows(
+    manifest: Manifest,
+    sets: Sequence[PromptWindows],
+    empty: NDArray[np.int64],
+    encode: Callable[[NDArray[np.int64]], Encodings],
+    distinct: bool,
+) -> Encodings:
+    """Contexts (N, W * 77, D) and pooled (N, P) of N prompts: their windows are encoded one by one and joined.
+
+    Shorter prompts are padded with the window ``empty``. The pooled encoding is that of the first window, as in the web
+    UI. ``distinct``: encode equal windows once.
+    """
+    count = max(len(prompt.ids) for prompt in sets)
+    ids = np.concatenate([part for one in sets for part in (one.ids, *[empty] * (count - len(one.ids)))])
+    if distinct:
+        rows, inverse = np.unique(ids, axis=0, return_inverse=True)
+        context, pooled = encode(rows)
+        context, pooled = context[inverse.ravel()], None if pooled is None else pooled[inverse.ravel()]
+    else:
+        context, pooled = encode(ids)
+    weights = np.ones(ids.shape, np.float32)
+    for number, prompt in enumerate(sets):
+        weights[number * count : number * count + len(prompt.weights)] = prompt.weights
+    if (weights != 1.0).any():
+        context = emphasize(context, weights, _emphasis_widths(manifest))
+    joined = context.reshape(len(sets), -1, context.shape[-1])
+    return joined, None if pooled is None else pooled[::count]
+
+
+def _emphasis_widths(manifest: Manifest) -> list[int]:
+    """Features whose mean is restored together: of each text encoder for XL models, of all for others."""
+    outputs = [info.outputs["context"] for name, info in manifest.graphs.items() if encoder_number(name) is not None]
+    widths = [int(output.shape[-1]) for output in outputs]
+    return widths if "size_ids" in manifest.graphs["step"].inputs else [sum(widths)]
 
 
 def _conditionings(
@@ -320,45 +312,55 @@ def _denoise(
     backend: Backend,
     batch: _Batch,
     state: NDArray[np.float32],
-    conditionings: Sequence[Conditioning],
+    conditionings: Sequence[Sequence[Conditioning]],
     report: Callable[[int, int], None],
 ) -> NDArray[np.float32]:
-    """Run all steps; returns the latent (B, 4, h, w).
+    """Run all steps, each under its own conditionings; returns the latent (B, 4, h, w).
 
     With a layout, each step runs under every conditioning and the next states are blended by region. The next state is
     linear in the network's output, and its other terms are the same for all conditionings (samplers.py), so blending
     states is blending outputs, and needs no access to the output of a fused step.
     """
     steps = batch.steps
-    if isinstance(backend, SupportsFullDenoise) and not batch.regions:
+    changes = any(one is not conditionings[0] for one in conditionings)
+    if isinstance(backend, SupportsFullDenoise) and not batch.regions and not changes:
         return backend.denoise(
-            state, batch.step_noise, conditionings[0], steps, lambda done: report(done.step, done.total)
+            state, batch.step_noise, conditionings[0][0], steps, lambda done: report(done.step, done.total)
         )[0]
     masks = region_masks(batch.regions, *batch.shape[1:])
     for index in range(steps.steps):
         noise = batch.step_noise(index)
         if batch.regions:
             blended = np.zeros_like(state)
-            for conditioning, mask in zip(conditionings, masks, strict=True):
+            for conditioning, mask in zip(conditionings[index], masks, strict=True):
                 if mask.any():
                     blended += mask * backend.step(state, index, noise, conditioning, steps)
             state = blended
         else:
-            state = backend.step(state, index, noise, conditionings[0], steps)
+            state = backend.step(state, index, noise, conditionings[index][0], steps)
         report(index + 1, steps.steps)
     return state[0]
 
 
+def _by_step(
+    timeline: Sequence[tuple[int, int]], conditionings: Sequence[Sequence[Conditioning]]
+) -> list[Sequence[Conditioning]]:
+    """The conditionings of each step."""
+    starts = (0, *(end for end, _ in timeline))
+    return [
+        conditionings[part] for start, (end, part) in zip(starts, timeline, strict=False) for _ in range(start, end)
+    ]
+
+
 def _image(
-    pixels: NDArray[np.float32], encoded: _EncodedRequest, people: PromptPeople, record: Mapping[str, object]
+    pixels: NDArray[np.float32], encoded: EncodedRequest, people: PromptPeople, record: Mapping[str, object]
 ) -> GeneratedImage:
     """``pixels`` (3, H, W) in [-1, 1]."""
     from PIL import Image
 
     array = ((pixels.transpose(1, 2, 0) * 0.5 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
     digests = {name: people.digests[name] for name in encoded.request.identities or ()}
-    dropped = " ".join(filter(None, (encoded.prompt.dropped_text, encoded.negative.dropped_text)))
-    facts = {**record, "identities": digests, "dropped_text": dropped}
+    facts = {**record, "identities": digests, "dropped_text": encoded.dropped_text}
     return GeneratedImage(Image.fromarray(array), encoded.request, facts)
 
 

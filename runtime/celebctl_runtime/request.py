@@ -15,6 +15,7 @@ from .errors import UsageError, out_of_range
 from .identity import check_name
 from .prompting.layout import normalize_layout
 from .prompting.likeness import FULL_LIKENESS, Likeness, check_likeness, likeness_from_json, likeness_to_json
+from .prompting.weights import PLAIN, SYNTAXES
 
 if TYPE_CHECKING:
     from .bundle.manifest import Manifest
@@ -39,9 +40,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "strength": (int, float),
     "likeness": (int, float, dict),
     "layout": (str,),
+    "syntax": (str,),
+    "template": (str,),
 }
 #: Entries left out of the JSON at these values, so that versions without them can read the recipe.
-_OMITTED: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": ""}
+_OMITTED: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": "", "syntax": PLAIN, "template": ""}
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class Request:
         strength: Share of the steps that run on an init image, (0, 1].
         likeness: 0 (the average celebrity) to 1 (as learned), for all or by name, see prompting/likeness.py.
         layout: Regions of the people, see prompting/layout.py; "" for the bundle's default.
+        syntax: "plain": brackets in the prompts are plain characters, and a prompt is cut after 75 tokens; "weighted":
+            they are weights and changes (prompting/weights.py, prompt_schedule.py), and a long prompt takes several
+            windows. The pipeline sets "plain" where both give the same ids.
+        template: The prompt before its wildcards were replaced (prompting/wildcards.py), for the reader of a recipe; ""
+            when it had none.
 
     Example:
         >>> request = Request("alice playing chess", seed=42, steps=20)
@@ -85,6 +93,8 @@ class Request:
     strength: float = 1.0
     likeness: Likeness = FULL_LIKENESS
     layout: str = ""
+    syntax: str = PLAIN
+    template: str = ""
 
     @property
     def skipped(self) -> int:
@@ -92,7 +102,7 @@ class Request:
         return self.steps - min(int(self.steps * self.strength), self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready values in a fixed order; source, strength, likeness and layout only when set."""
+        """JSON-ready values in a fixed order; the later entries, from source on, only when set."""
         data = asdict(self)
         if not self.source:
             del data["strength"]
@@ -146,6 +156,8 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_numbers(full)
     _check_size(full, manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side))
     check_likeness(full.likeness)
+    if full.syntax not in SYNTAXES:
+        raise UsageError(f"there is no prompt syntax {full.syntax!r}", f"use one of {', '.join(SYNTAXES)}")
     return replace(full, layout=normalize_layout(full.layout))
 
 

@@ -1,0 +1,178 @@
+"""The prompts of requests, tokenized: people, layouts, weights, windows, and changes during the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .bundle.bundle import Bundle
+from .bundle.overrides import PromptPeople
+from .errors import UsageError
+from .prompting.layout import parse_layout, resolve_layout
+from .prompting.prompt import Mention, split_prompt
+from .prompting.prompt_schedule import schedule_prompt
+from .prompting.tokenizer import MAX_WINDOWS, PromptWindows
+from .prompting.weights import PLAIN, WEIGHTED, Section, WeightedPart, parse_weights, uses_syntax
+from .request import Request
+
+if TYPE_CHECKING:
+    from .bundle.overrides import EmbeddingOverride
+    from .identity import Identity
+
+TokenIds = Mapping[str, tuple[int, ...]]  # of people
+_Sections = tuple[Section, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StepPrompts:
+    """The prompts of some of the steps; ``regions``: the prompt of each region of the layout."""
+
+    prompt: PromptWindows
+    negative: PromptWindows
+    regions: tuple[PromptWindows, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRequest:
+    """A request with its tokenized prompts.
+
+    Attributes:
+        request: With people and layout resolved.
+        parts: The distinct prompts, in order of their first step.
+        timeline: (last step, number of the part) for all steps that run, from 1; neighbours differ.
+        texts: (prompt, negative prompt) of each part, as written.
+        windows: That all its encoded prompts are padded to.
+    """
+
+    request: Request
+    parts: tuple[StepPrompts, ...]
+    timeline: tuple[tuple[int, int], ...]
+    texts: tuple[tuple[str, str], ...]
+    windows: int
+
+    @property
+    def dropped_text(self) -> str:
+        """What did not fit, of the prompts of all parts."""
+        prompts = dict.fromkeys(part.prompt.dropped_text for part in self.parts)
+        negatives = dict.fromkeys(part.negative.dropped_text for part in self.parts)
+        return " ".join(filter(None, (*prompts, *negatives)))
+
+
+class RequestPrompts:
+    """The prompts of a call: people are resolved, and each prompt is split, once per state of the bundle."""
+
+    def __init__(self, bundle: Bundle, requests: Sequence[Request], overrides: Sequence[Identity]) -> None:
+        self.requests = list(requests)  # the layout of each is resolved when its prompt is split
+        self._bundle, self._overrides = bundle, overrides
+        self._tokenizer = bundle.tokenizer()
+        self.empty_window = self._tokenizer.encode("", {}).ids[None]  # (1, 77)
+        self._resolve_people()
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def _resolve_people(self) -> None:
+        self._manifest = self._bundle.manifest
+        self.people = PromptPeople.resolve(self._bundle, self._overrides)
+        self._encoded: dict[int, EncodedRequest] = {}
+        # Bundles of earlier versions have a step graph for contexts of one window only.
+        tokens = self._manifest.graphs["step"].inputs["context"].shape[2]
+        self._max_windows = 1 if isinstance(tokens, int) else MAX_WINDOWS
+
+    def encoded(self, index: int) -> EncodedRequest:
+        """Request number ``index``, tokenized for the manifest as last read. Raises NotFoundError and UsageError."""
+        if self._manifest is not self._bundle.manifest:
+            self._resolve_people()
+        if index not in self._encoded:
+            self._encoded[index] = self._encode(index)
+        return self._encoded[index]
+
+    def overrides(self, batch: Sequence[EncodedRequest]) -> list[EmbeddingOverride]:
+        """The overrides of a batch, whose requests have the same likeness."""
+        names = {name for encoded in batch for name in encoded.request.identities or ()}
+        return self.people.overrides_for(self._bundle, names, batch[0].request.likeness)
+
+    def _encode(self, index: int) -> EncodedRequest:
+        request, ids = self.requests[index], self.people.ids
+        if request.identities is not None:
+            for name in request.identities:
+                if name not in ids:
+                    raise self._bundle.unknown_person(name)
+            ids = {name: ids[name] for name in request.identities}
+        request = self._simplified(request, ids)
+        timeline, texts = _timeline(request)
+        sections = [[_sections(text, request.syntax, ids) for text in pair] for pair in texts]
+        mentions = {tuple(dict.fromkeys(_mentions(prompt))) for prompt, _ in sections}
+        # A layout is derived from people who are in the image from the first step to the last.
+        names = next(iter(mentions)) if len(mentions) == 1 else ()
+        layout = resolve_layout(request.layout, self._manifest.defaults.layout, names)
+        self.requests[index] = request = replace(request, layout=layout)
+        regions = [region.name for region in parse_layout(layout)]
+        parts = tuple(self._part(request.syntax, prompt, negative, regions, ids) for prompt, negative in sections)
+        found = [*(part.prompt.people for part in parts), *(part.negative.people for part in parts)]
+        people = tuple(dict.fromkeys(name for names in found for name in names))
+        _check_mentioned("layout", regions, people)
+        if isinstance(request.likeness, tuple):
+            _check_mentioned("likeness", [name for name, _ in request.likeness], people)
+        is_guided = (request.guidance or 0.0) > 1.0 and not self._manifest.guidance_is_embedded
+        used = [prompt for part in parts for prompt in ((part.negative,) * is_guided + (part.prompt, *part.regions))]
+        windows = max(len(prompt.ids) for prompt in used)
+        return EncodedRequest(replace(request, identities=people), parts, timeline, texts, windows)
+
+    def _simplified(self, request: Request, ids: TokenIds) -> Request:
+        """The request, in the plain syntax if both its prompts have the same ids in it."""
+        prompts = request.prompt, request.negative
+        if request.syntax == PLAIN or any(map(uses_syntax, prompts)):
+            return request
+        fits = self._max_windows == 1 or not any(self._tokenizer.encode(text, ids).dropped_text for text in prompts)
+        return replace(request, syntax=PLAIN) if fits else request
+
+    def _part(
+        self, syntax: str, prompt: _Sections, negative: _Sections, regions: Sequence[str], ids: TokenIds
+    ) -> StepPrompts:
+        encode, limit = self._tokenizer.encode_windows, 1 if syntax == PLAIN else self._max_windows
+        # In a region, all people of the layout have the ids of the region's person: no other face can appear there.
+        by_region = ({**ids, **dict.fromkeys(regions, ids[name])} for name in regions if name in ids)
+        encoded = tuple(encode(prompt, replaced, limit) for replaced in by_region)
+        return StepPrompts(encode(prompt, ids, limit), encode(negative, ids, limit), encoded)
+
+
+def _sections(prompt: str, syntax: str, ids: TokenIds) -> _Sections:
+    if syntax == WEIGHTED:
+        return parse_weights(prompt, ids)
+    return (tuple(WeightedPart(part) for part in split_prompt(prompt, ids)),)
+
+
+def _mentions(sections: _Sections) -> Iterator[str]:
+    return (each.part.name for section in sections for each in section if isinstance(each.part, Mention))
+
+
+def _timeline(request: Request) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[str, str], ...]]:
+    """The timeline and the texts of an :class:`EncodedRequest`. Steps that an init image skips are not counted."""
+    steps = request.steps - request.skipped
+    if request.syntax == PLAIN:
+        return ((steps, 0),), ((request.prompt, request.negative),)
+    prompts, negatives = schedule_prompt(request.prompt, steps), schedule_prompt(request.negative, steps)
+    numbers: dict[tuple[str, str], int] = {}
+    timeline: list[tuple[int, int]] = []
+    for end in sorted({end for end, _ in (*prompts, *negatives)}):
+        pair = _text_at(prompts, end), _text_at(negatives, end)
+        timeline.append((end, numbers.setdefault(pair, len(numbers))))
+    return tuple(timeline), tuple(numbers)
+
+
+def _text_at(schedule: Sequence[tuple[int, str]], step: int) -> str:
+    return next(text for end, text in schedule if step <= end)
+
+
+def _check_mentioned(field: str, names: Sequence[str], mentioned: Sequence[str]) -> None:
+    """Raise UsageError when a layout or likeness names a person missing from the prompt."""
+    for name in names:
+        if name not in mentioned:
+            raise UsageError(
+                f"the {field} names {name}, but the prompt names {', '.join(mentioned) or 'no known person'}",
+                f"name {name} in the prompt, or remove {name} from the {field}",
+                reason=f"not_in_prompt_{field}",
+                name=name,
+            )
