@@ -28,12 +28,15 @@ from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
 from celebctl_runtime.errors import NotFoundError, UsageError
+from celebctl_runtime.explain import Explanation, explain
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.picture import GeneratedImage, read_request, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
+from celebctl_runtime.prompting.weights import PLAIN, WEIGHTED
+from celebctl_runtime.prompting.wildcards import expand_request
 from celebctl_runtime.request import MAX_SEED, Request, batch
 from celebctl_runtime.sampling.init_image import InitImage
 
@@ -57,6 +60,8 @@ class GenerationOptions(TypedDict, total=False):
         layout: Where each person is, as "left:alice,right:bob"; "auto" or "none".
         init_image: Start from this image instead of noise (img2img): an RGB image, or its file.
         strength: With `init_image`, how much may change: above 0, at most 1. Default 0.6.
+        plain_prompt: Brackets, BREAK and wildcards in the prompts are plain text, and long prompts are cut.
+        wildcards: Folder with the files of `__name__`; None: "wildcards" in the library.
     """
 
     negative_prompt: str
@@ -70,6 +75,8 @@ class GenerationOptions(TypedDict, total=False):
     layout: str | None
     init_image: Image.Image | Path | str | None
     strength: float | None
+    plain_prompt: bool
+    wildcards: Path | str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +210,43 @@ class Pipeline:
             NotFoundError: A <name> is unknown, or the init image is missing.
             SetupError: The bundle has no free rows for another person.
         """
+        request, folder = self._request(prompt, options), self._wildcards(options)
+        requests, init_images = make_requests(request, num_images, options.get("init_image"), options.get("strength"))
+        requests = [expand_request(one, folder)[0] for one in requests]
+        return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
+
+    def explain(self, prompt: str, **options: Unpack[GenerationOptions]) -> Explanation:
+        """What the prompts mean, without drawing: weights, windows, people, changes, and the wildcards chosen.
+
+        Args:
+            prompt: As for `__call__`.
+            options: As for `__call__`; the seed chooses the wildcards.
+
+        Raises:
+            UsageError: As `__call__`.
+            NotFoundError: As `__call__`.
+            SetupError: As `__call__`.
+
+        Example:
+            >>> from celebctl.pipeline import Pipeline
+            >>> part = Pipeline(bundle_path, device="cpu").explain("(alice:1.2) on the beach", steps=4).parts[0]
+            >>> [(piece.text, piece.weight) for piece in part.prompt.pieces]
+            [('alice', 1.2), (' on the beach', 1.0)]
+        """
+        request = self._request(prompt, options)
+        (request,), _ = make_requests(request, 1, options.get("init_image"), options.get("strength"))
+        return self.explain_request(request, self._wildcards(options))
+
+    def explain_request(self, request: Request, wildcards: Path) -> Explanation:
+        """`explain` for a request whose wildcards are not replaced yet; their files are in the folder `wildcards`."""
+        request, choices = expand_request(request, wildcards)
+        if self.add_people:
+            self._add_mentioned([request.prompt, request.negative])
+        return explain(self.bundle, request, choices=choices)
+
+    def _request(self, prompt: str, options: GenerationOptions) -> Request:
         seed = options.get("seed")
-        request = Request(
+        return Request(
             prompt,
             options.get("negative_prompt", ""),
             random_seed() if seed is None else seed,
@@ -215,9 +257,11 @@ class Pipeline:
             _positive("height", options.get("height")),
             likeness=as_likeness(options.get("likeness")),
             layout=normalize_layout(options.get("layout") or ""),
+            syntax=PLAIN if options.get("plain_prompt") else WEIGHTED,
         )
-        requests, init_images = make_requests(request, num_images, options.get("init_image"), options.get("strength"))
-        return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
+
+    def _wildcards(self, options: GenerationOptions) -> Path:
+        return wildcard_folder(self.library, options.get("wildcards"))
 
     def reproduce(
         self, path: Path | str, *, init_image: Path | str | None = None, progress: ProgressCallback = ignore_progress
@@ -303,6 +347,11 @@ def make_requests(
     image = _read_init_image(init_image)
     changed = DEFAULT_STRENGTH if strength is None else strength
     return list(batch(replace(request, source=image.digest, strength=changed), count)), [image]
+
+
+def wildcard_folder(library: Library, folder: Path | str | None = None) -> Path:
+    """The folder with the files of wildcards: `folder`, or "wildcards" in the library."""
+    return library.root / "wildcards" if folder is None else Path(folder).expanduser()
 
 
 def find_source_bundle(library: Library, record: Mapping[str, Any]) -> Bundle:

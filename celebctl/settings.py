@@ -50,6 +50,7 @@ KNOWN = {
         SettingSpec("threads", 0, "CPU threads for drawing; 0 is one per physical core"),
         SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=1,enable_cuda_graph=0"),
         SettingSpec("openvino_options", None, "options of OpenVINO, like INFERENCE_PRECISION_HINT=bf16"),
+        SettingSpec("wildcards", None, "the folder with the files of wildcards in prompts, NAME.txt for __NAME__"),
         SettingSpec("preset", "clean", "the learning preset", ("clean", "faithful")),
         SettingSpec(
             "face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"

@@ -57,6 +57,16 @@ def gen(
     ] = None,
     force: options.Force = False,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Store the recipe in the PNG.")] = True,
+    plain_prompt: Annotated[
+        bool, typer.Option("--plain-prompt", help="Take brackets, BREAK and wildcards in the prompts as plain text.")
+    ] = False,
+    wildcards: Annotated[
+        Path | None,
+        typer.Option("--wildcards", help="Folder with the files of __name__.", metavar="FOLDER", show_default=False),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what was understood of the prompts, and draw nothing.")
+    ] = False,
     model: options.Model = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
@@ -64,11 +74,15 @@ def gen(
 ) -> None:
     """Draw images of learned people."""
     from celebctl.library import Library
-    from celebctl.pipeline import as_likeness, make_requests, random_seed
+    from celebctl.pipeline import as_likeness, make_requests, random_seed, wildcard_folder
     from celebctl.settings import Settings
     from celebctl_runtime.prompting.layout import normalize_layout
     from celebctl_runtime.prompting.likeness import parse_likeness
+    from celebctl_runtime.prompting.weights import PLAIN, WEIGHTED
+    from celebctl_runtime.prompting.wildcards import expand_request
     from celebctl_runtime.request import Request
+
+    from .explain import print_explanation
 
     console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
@@ -84,11 +98,19 @@ def gen(
         height,
         likeness=as_likeness(None if likeness is None else parse_likeness(likeness)),
         layout=normalize_layout(layout or ""),
+        syntax=PLAIN if plain_prompt else WEIGHTED,
     )
     requests, init_images = make_requests(request, count, init_image, strength)
+    settings, library = Settings.read(), Library()
+    folder = wildcard_folder(library, settings.text("wildcards", None if wildcards is None else str(wildcards)))
+    if explain:
+        opened = open_or_export(console, library, str(settings.text("model", model)), bundle)
+        pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
+        print_explanation(console, pipe.explain_request(requests[0], folder))
+        return
+    requests = [expand_request(one, folder)[0] for one in requests]
     target = OutputTarget.choose(out, prompt, [request.seed for request in requests], force, console.json)
-    library = Library()
-    opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
+    opened = open_or_export(console, library, str(settings.text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
     written = save_images(console, target, draw(console, pipe, requests, init_images), metadata, enlarge)

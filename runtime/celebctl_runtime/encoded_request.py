@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .identity import Identity
 
 TokenIds = Mapping[str, tuple[int, ...]]  # of people
-_Sections = tuple[Section, ...]
+Sections = tuple[Section, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class RequestPrompts:
             ids = {name: ids[name] for name in request.identities}
         request = self._simplified(request, ids)
         timeline, texts = _timeline(request)
-        sections = [[_sections(text, request.syntax, ids) for text in pair] for pair in texts]
+        sections = [[read_sections(text, request.syntax, ids) for text in pair] for pair in texts]
         mentions = {tuple(dict.fromkeys(_mentions(prompt))) for prompt, _ in sections}
         # A layout is derived from people who are in the image from the first step to the last.
         names = next(iter(mentions)) if len(mentions) == 1 else ()
@@ -129,7 +129,7 @@ class RequestPrompts:
         return replace(request, syntax=PLAIN) if fits else request
 
     def _part(
-        self, syntax: str, prompt: _Sections, negative: _Sections, regions: Sequence[str], ids: TokenIds
+        self, syntax: str, prompt: Sections, negative: Sections, regions: Sequence[str], ids: TokenIds
     ) -> StepPrompts:
         encode, limit = self._tokenizer.encode_windows, 1 if syntax == PLAIN else self._max_windows
         # In a region, all people of the layout have the ids of the region's person: no other face can appear there.
@@ -138,13 +138,14 @@ class RequestPrompts:
         return StepPrompts(encode(prompt, ids, limit), encode(negative, ids, limit), encoded)
 
 
-def _sections(prompt: str, syntax: str, ids: TokenIds) -> _Sections:
+def read_sections(prompt: str, syntax: str, names: Collection[str]) -> Sections:
+    """The sections of a prompt in a syntax; the plain one has one section, of weight 1."""
     if syntax == WEIGHTED:
-        return parse_weights(prompt, ids)
-    return (tuple(WeightedPart(part) for part in split_prompt(prompt, ids)),)
+        return parse_weights(prompt, names)
+    return (tuple(WeightedPart(part) for part in split_prompt(prompt, names)),)
 
 
-def _mentions(sections: _Sections) -> Iterator[str]:
+def _mentions(sections: Sections) -> Iterator[str]:
     return (each.part.name for section in sections for each in section if isinstance(each.part, Mention))
 
 
