@@ -1,4 +1,4 @@
-"""What a request's prompts mean, without drawing: pieces with weights, windows, people, and changes during the steps."""
+"""What a request's prompts mean, without drawing: weights, windows, people, and changes during the steps."""
 
 from __future__ import annotations
 

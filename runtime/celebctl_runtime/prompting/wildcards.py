@@ -53,7 +53,8 @@ def expand_wildcards(template: str, seed: int, folder: Path, purpose: str = "") 
         UsageError: A name is not that of a file in the folder (reason "invalid_wildcard"), or there are more than 1000
             choices ("too_many_wildcards").
         NotFoundError: There is no such file ("no_wildcard_file").
-        InvalidInputError: It has no lines or is no UTF-8 text ("invalid_wildcard_file"), or is larger than 1 MiB ("file_too_large").
+        InvalidInputError: It has no lines or is no UTF-8 text ("invalid_wildcard_file"), or has more than 1 MiB
+            ("file_too_large").
 
     Example:
         >>> expand_wildcards("a {red|green|blue} hat", 7, Path("wildcards"))
