@@ -38,7 +38,7 @@ RUNTIME: dict[str, str] = {
     "invalid_likeness": "use --likeness 0.8 for all people, or --likeness alice=0.8,bob=1",
     "not_in_prompt_layout": "name {name} in the prompt, or leave {name} out of --layout",
     "not_in_prompt_likeness": "name {name} in the prompt, or leave {name} out of --likeness",
-    "weight_out_of_range": "use weights from {minimum} to {maximum}, or --plain-prompt",
+    "weight_out_of_range": "use weights from {minimum} to {maximum}, or take brackets as text with --plain-prompt",
     "invalid_weight": "write (smile:1.3), \\( for a plain bracket, or use --plain-prompt",
     "too_many_brackets": "close some brackets, write \\( for a plain one, or use --plain-prompt",
     "too_many_wildcards": "use fewer wildcards and no file that names itself, or use --plain-prompt",

@@ -25,7 +25,7 @@ from .prompt import Mention, PlainText, split_prompt
 #: How a prompt is read: brackets are plain characters, or have the meaning described here and in prompt_schedule.py.
 PLAIN, WEIGHTED = "plain", "weighted"
 SYNTAXES = (PLAIN, WEIGHTED)
-MAX_WEIGHT = 100.0  # of nested weights multiplied, positive or negative
+MAX_WEIGHT = 100  # of nested weights multiplied, positive or negative
 MAX_DEPTH = 100  # open brackets
 ROUND, SQUARE = 1.1, 1 / 1.1
 
@@ -173,7 +173,7 @@ def _joined(parts: Sequence[tuple[PlainText | Mention, float]]) -> Section:
     joined: list[WeightedPart] = []
     for part, weight in parts:
         if not abs(weight) <= MAX_WEIGHT:
-            raise out_of_range("weight", weight, -MAX_WEIGHT, MAX_WEIGHT)
+            raise out_of_range("weight", round(weight, 6), -MAX_WEIGHT, MAX_WEIGHT)
         last = joined[-1] if joined else None
         if isinstance(part, PlainText) and last and isinstance(last.part, PlainText) and last.weight == weight:
             joined[-1] = WeightedPart(PlainText(last.part.text + part.text), weight)

@@ -58,7 +58,7 @@ def expand_wildcards(template: str, seed: int, folder: Path, purpose: str = "") 
 
     Example:
         >>> expand_wildcards("a {red|green|blue} hat", 7, Path("wildcards"))
-        ('a green hat', (Choice(wildcard='{red|green|blue}', text='green'),))
+        ('a red hat', (Choice(wildcard='{red|green|blue}', text='red'),))
     """
     choices: list[Choice] = []
     while match := _WILDCARD.search(template):
