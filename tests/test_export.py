@@ -217,7 +217,8 @@ def test_a_long_weighted_prompt_equals_diffusers(
 ) -> None:
     """Windows are encoded one by one, weighted with the mean restored, and joined; the negative prompt is padded."""
     diffusers: Any = pytest.importorskip("diffusers")
-    bundle, decoded = Bundle.open(exported_copy), list[NDArray[np.float32]]()
+    bundle = Bundle.open(exported_copy)
+    decoded: list[NDArray[np.float32]] = []
 
     class Recording(OrtBackend):
         def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
