@@ -77,8 +77,9 @@ class RequestPrompts:
         self.people = PromptPeople.resolve(self._bundle, self._overrides)
         self._encoded: dict[int, EncodedRequest] = {}
         # Bundles of earlier versions have a step graph for contexts of one window only.
-        tokens = self._manifest.graphs["step"].inputs["context"].shape[2]
-        self._max_windows = 1 if isinstance(tokens, int) else MAX_WINDOWS
+        context = self._manifest.graphs["step"].inputs.get("context")
+        is_free = context is not None and any(isinstance(axis, str) for axis in context.shape[2:3])
+        self._max_windows = MAX_WINDOWS if is_free else 1
 
     def encoded(self, index: int) -> EncodedRequest:
         """Request number ``index``, tokenized for the manifest as last read. Raises NotFoundError and UsageError."""

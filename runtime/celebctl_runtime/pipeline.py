@@ -21,7 +21,6 @@ from .backends.base import (
     Encodings,
     SupportsFullDenoise,
     SupportsImageEncode,
-    encoder_number,
 )
 from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
@@ -254,16 +253,12 @@ def _encode_windows(
     for number, prompt in enumerate(sets):
         weights[number * count : number * count + len(prompt.weights)] = prompt.weights
     if (weights != 1.0).any():
-        context = emphasize(context, weights, _emphasis_widths(manifest))
+        # The web UI restores the mean of each text encoder of XL models, whose width is that of its token table.
+        is_xl = "size_ids" in manifest.graphs["step"].inputs
+        widths = [table.width for table in manifest.token_tables] if is_xl else [context.shape[-1]]
+        context = emphasize(context, weights, widths)
     joined = context.reshape(len(sets), -1, context.shape[-1])
     return joined, None if pooled is None else pooled[::count]
-
-
-def _emphasis_widths(manifest: Manifest) -> list[int]:
-    """Features whose mean is restored together: of each text encoder for XL models, of all for others."""
-    outputs = [info.outputs["context"] for name, info in manifest.graphs.items() if encoder_number(name) is not None]
-    widths = [int(output.shape[-1]) for output in outputs]
-    return widths if "size_ids" in manifest.graphs["step"].inputs else [sum(widths)]
 
 
 def _conditionings(

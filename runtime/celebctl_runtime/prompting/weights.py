@@ -30,7 +30,7 @@ MAX_DEPTH = 100  # open brackets
 ROUND, SQUARE = 1.1, 1 / 1.1
 
 _SYNTAX = re.compile(r"[()\[\]]|\\\\|\bBREAK\b")
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 _TOKEN = re.compile(r"\\[()\[\]\\]|[(\[)\]]|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|[\\:]")
 
 
@@ -68,9 +68,13 @@ def parse_weights(prompt: str, names: Collection[str]) -> tuple[Section, ...]:
         [('an ', 1.0), ('important', 1.1), (' word', 1.0)]
     """
     parser = _Parser()
-    for number, text in enumerate(_BREAK.split(prompt)):
-        if number:
+    texts = _BREAK.split(prompt)
+    for number, text in enumerate(texts):
+        if number:  # the space around a BREAK belongs to it
             parser.breaks.append(len(parser.parts))
+            text = text.lstrip()
+        if number + 1 < len(texts):
+            text = text.rstrip()
         for part in split_prompt(text, names):
             if isinstance(part, Mention):
                 parser.add(part)

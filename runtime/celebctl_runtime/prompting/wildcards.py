@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_FILE = 1 << 20  # bytes
 MAX_CHOICES = 1000  # of one prompt
 
-_WILDCARD = re.compile(r"\{(?P<options>[^{}]*\|[^{}]*)\}|(?<!\w)__(?P<name>[^\s_](?:\S*?[^\s_])?)__(?!\w)")
+_WILDCARD = re.compile(r"\{(?P<options>[^{}|]*\|[^{}]*)\}|(?<!\w)__(?P<name>[^\s_](?:\S{0,100}?[^\s_])?)__(?!\w)")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
