@@ -229,21 +229,20 @@ def test_a_long_weighted_prompt_equals_diffusers(
         "a portrait of ann BREAK (on the beach:1.4)", "smiling", 3, 4, 2.5, "ddim", 64, 48, syntax="weighted"
     )
     (picture,) = generate(bundle, Recording(bundle, "cpu"), request)
-    first, second = (
-        inserted_context(exported_copy, tiny_parts, text, ann) for text in ("a portrait of ann", "on the beach")
-    )
+    texts = ("on the beach", "smiling", "")
+    ids = [torch.from_numpy(bundle.tokenizer().encode(text, {}).ids[None].copy()) for text in texts]
+    second, *negatives = (context_from_ids(tiny_parts.text_encoders[0], one) for one in ids)
     weights = torch.ones(77)
-    weights[1 : bundle.tokenizer().encode("on the beach", {}).ids.tolist().index(tiny_parts.end_id)] = 1.4
+    weights[1 : ids[0][0].tolist().index(tiny_parts.end_id)] = 1.4
     changed = second * weights[:, None]
     changed = changed * (second.mean() / changed.mean())
-    ids = [torch.from_numpy(bundle.tokenizer().encode(text, {}).ids[None].copy()) for text in ("smiling", "")]
-    negative = torch.cat([context_from_ids(tiny_parts.text_encoders[0], one) for one in ids], dim=1)
+    first = inserted_context(exported_copy, tiny_parts, "a portrait of ann", ann)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(str(tiny_folder), local_files_only=True)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     expected = pipe(
         prompt_embeds=torch.cat([first, changed], dim=1),
-        negative_prompt_embeds=negative,
+        negative_prompt_embeds=torch.cat(negatives, dim=1),
         latents=torch.from_numpy(initial_noise(3, (4, 12, 16))[None]),
         num_inference_steps=4,
         guidance_scale=2.5,
