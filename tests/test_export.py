@@ -215,7 +215,10 @@ def test_a_picture_equals_that_of_an_untouched_diffusers(
 def test_a_long_weighted_prompt_equals_diffusers(
     exported_copy: Path, tiny_folder: Path, tiny_parts: DiffusionParts, ann: Identity
 ) -> None:
-    """Windows are encoded one by one, weighted with the mean restored, and joined; the negative prompt is padded."""
+    """Windows are encoded one by one, weighted and joined; the negative prompt is padded.
+
+    The mean of an untrained text encoder is zero up to rounding, so it is not restored (see test_prompt_windows.py).
+    """
     diffusers: Any = pytest.importorskip("diffusers")
     bundle = Bundle.open(exported_copy)
     decoded: list[NDArray[np.float32]] = []
@@ -235,7 +238,6 @@ def test_a_long_weighted_prompt_equals_diffusers(
     weights = torch.ones(77)
     weights[1 : ids[0][0].tolist().index(tiny_parts.end_id)] = 1.4
     changed = second * weights[:, None]
-    changed = changed * (second.mean() / changed.mean())
     first = inserted_context(exported_copy, tiny_parts, "a portrait of ann", ann)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(str(tiny_folder), local_files_only=True)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)

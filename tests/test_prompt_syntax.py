@@ -50,7 +50,6 @@ def test_weights_are_those_of_the_web_ui(prompt: str, parts: list[tuple[str, flo
 @pytest.mark.parametrize(
     ("prompt", "sections"),
     [
-        ("", [[]]),
         ("a) b]", [[("a) b]", 1.0)]]),
         ("[x]", [[("x", 1 / 1.1)]]),
         ("(x: 1.5 )", [[("x", 1.5)]]),
@@ -62,12 +61,16 @@ def test_weights_are_those_of_the_web_ui(prompt: str, parts: list[tuple[str, flo
         ("((<ann-marie>) smiles:2)", [[("<ann-marie>", 2.2), (" smiles", 2.0)]]),
         ("(\\alice) \\<bob> \\(alice\\)", [[("alice", 1.1), (" <bob> (", 1.0), ("<alice>", 1.0), (")", 1.0)]]),
         ("a BREAK b", [[("a", 1.0)], [("b", 1.0)]]),
-        ("(a BREAK b:2) BREAK", [[("a", 2.0)], [("b", 2.0)], []]),
+        ("(a BREAK b:2)", [[("a", 2.0)], [("b", 2.0)]]),
         ("BREAKFAST break", [[("BREAKFAST break", 1.0)]]),
     ],
 )
 def test_people_breaks_and_escapes(prompt: str, sections: list[list[tuple[str, float]]]) -> None:
     assert read(prompt) == [[(text, pytest.approx(weight)) for text, weight in section] for section in sections]
+
+
+def test_empty_sections() -> None:
+    assert read("") == [[]] and read("a BREAK BREAK b BREAK") == [[("a", 1.0)], [], [("b", 1.0)], []]
 
 
 @pytest.mark.parametrize(  # from the documentation of get_learned_conditioning_prompt_schedules, for 10 steps

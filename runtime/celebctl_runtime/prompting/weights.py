@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ SYNTAXES = (PLAIN, WEIGHTED)
 MAX_WEIGHT = 100  # of nested weights multiplied, positive or negative
 MAX_DEPTH = 100  # open brackets
 ROUND, SQUARE = 1.1, 1 / 1.1
+_LEAST_MEAN = 1e-5  # of the mean magnitude; a smaller mean is rounding, and so would be the ratio of two of them
 
 _SYNTAX = re.compile(r"[()\[\]]|\\\\|\bBREAK\b")
 _BREAK = re.compile(r"\bBREAK\b")
@@ -139,7 +140,7 @@ def emphasize(context: NDArray[np.float32], weights: NDArray[np.float32], widths
     """Apply the weights of tokens to encoded windows, as the web UI's emphasis mode "Original" does.
 
     Every token's row is multiplied by its weight, and then the whole window by one number, so that its mean over tokens
-    and features is what it was.
+    and features is what it was. A mean that is zero up to rounding is not restored.
 
     Args:
         context: N encoded windows (N, L, D).
@@ -150,12 +151,14 @@ def emphasize(context: NDArray[np.float32], weights: NDArray[np.float32], widths
         (N, L, D); windows whose weights are all 1 are unchanged.
     """
     result = context.copy()
-    for index in np.flatnonzero((weights != 1.0).any(axis=1)):
-        for part in np.split(np.arange(context.shape[-1]), np.cumsum(widths)[:-1]):
-            before = context[index][:, part].astype(np.float64)
-            after = before * weights[index][:, None].astype(np.float64)
-            mean = after.mean()
-            result[index][:, part] = after * (before.mean() / mean if mean else 1.0)
+    edges = [0, *accumulate(widths)]
+    for index in np.flatnonzero((weights != 1.0).any(axis=1)).tolist():
+        for start, end in pairwise(edges):
+            before = context[index, :, start:end].astype(np.float64)
+            after = before * weights[index, :, None].astype(np.float64)
+            means, least = (before.mean(), after.mean()), _LEAST_MEAN * np.abs(before).mean()
+            is_certain = min(map(abs, means)) > least
+            result[index, :, start:end] = after * (means[0] / means[1] if is_certain else 1.0)
     return result
 
 
