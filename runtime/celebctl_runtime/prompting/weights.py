@@ -156,9 +156,8 @@ def emphasize(context: NDArray[np.float32], weights: NDArray[np.float32], widths
         for start, end in pairwise(edges):
             before = context[index, :, start:end].astype(np.float64)
             after = before * weights[index, :, None].astype(np.float64)
-            means, least = (before.mean(), after.mean()), _LEAST_MEAN * np.abs(before).mean()
-            is_certain = min(map(abs, means)) > least
-            result[index, :, start:end] = after * (means[0] / means[1] if is_certain else 1.0)
+            old, new, least = float(before.mean()), float(after.mean()), _LEAST_MEAN * float(np.abs(before).mean())
+            result[index, :, start:end] = after * (old / new if min(abs(old), abs(new)) > least else 1.0)
     return result
 
 
