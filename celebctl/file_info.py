@@ -1,7 +1,7 @@
 """What a file or folder is: identities and embeddings in any format, bundles, models, images with a recipe."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from celebctl.textual_inversion import FAMILIES, EmbeddingFile, flaws, read_contents
 from celebctl_runtime.bundle.bundle import Bundle
-from celebctl_runtime.errors import InvalidInputError, NotFoundError
+from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError
 from celebctl_runtime.identity import TOKENS, Identity
-from celebctl_runtime.picture import read_request
+from celebctl_runtime.image_files import looks_like_image, read_image
+from celebctl_runtime.recipes.reading import recipe_in
 
 Facts = dict[str, Any]
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NO_FAMILY = "no well-known model has this width"
 # CLIP's token embeddings are initialised with this standard deviation (initialize_parameters in CLIP's model.py) and
 # stay of that order.
@@ -27,11 +27,13 @@ def describe(path: Path | str) -> Facts:
 
     Returns:
         JSON-ready facts: "path", "kind" (identity, embedding, coefficients, basis, bundle, model, picture or unknown),
-        "format", what the kind has (shapes, norms, hashes, names), and for files of tensors "warnings", sentences.
+        "format", what the kind has (shapes, norms, hashes, names; of a picture the recipe), and for files of tensors
+        and pictures "warnings", sentences.
 
     Raises:
         NotFoundError: There is no such file.
-        IntegrityError: The file is damaged, or a pickle that would run code.
+        IntegrityError: The file or its recipe is damaged, or a pickle that would run code.
+        InvalidInputError: An image that cannot be read.
 
     Example:
         >>> facts = describe(bundle_path)
@@ -48,11 +50,11 @@ def describe(path: Path | str) -> Facts:
         if not path.is_file():
             raise OSError(errno.ENXIO, "it is a device or pipe")
         with path.open("rb") as file:
-            is_png = file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
+            is_image = looks_like_image(file.read(12))
     except OSError as error:
         hint = "check the path and its permissions"
         raise NotFoundError(f"cannot read {path}: {error.strerror}", hint, reason="unreadable", path=path) from error
-    read: Callable[[Path], Facts] = _describe_image if is_png else _describe_tensors
+    read: Callable[[Path], Facts] = _describe_image if is_image else _describe_tensors
     return facts | read(path)
 
 
@@ -78,12 +80,33 @@ def _describe_folder(folder: Path) -> Facts:
 
 
 def _describe_image(path: Path) -> Facts:
+    """The image and its recipe; in "warnings" what of the recipe celebctl cannot draw."""
+    file = read_image(path)
+    facts: Facts = {"kind": "picture", "pixels": list(file.image.size), "mode": file.mode}
+    if "sd-ti-embedding" in file.text:
+        warning = "celebctl imports embeddings from .safetensors and .pt files only"
+        return facts | {"format": "PNG that holds an embedding of a Stable Diffusion web UI", "warnings": [warning]}
     try:
-        request, record = read_request(path)
-    except InvalidInputError:
-        return {"kind": "picture", "format": "PNG without a recipe of celebctl"}
-    recipe = {key: value for key, value in request.to_json().items() if value not in ("", None)}
-    return {"kind": "picture", "format": "PNG with its recipe", **recipe, "made_with": record}
+        recipe = recipe_in(file, path)
+    except InvalidInputError as error:
+        if error.reason != "no_recipe":
+            raise
+        return facts | {"format": f"{file.format} without a recipe", "warnings": []}
+    facts |= {"format": f"{file.format} with a recipe of {recipe.program}", "recipe": recipe.format}
+    facts |= _stated(recipe.values)
+    warnings = [f"not reproduced: {', '.join(recipe.ignored)}"] if recipe.ignored else []
+    try:
+        recipe.request()
+    except CelebctlError as error:
+        warnings.append(f"cannot be drawn again as it is: {error.problem}")
+    if recipe.format == "celebctl":
+        return facts | {"made_with": _stated(recipe.record), "warnings": warnings}
+    return facts | _stated(recipe.record) | {"warnings": warnings}
+
+
+def _stated(entries: Mapping[str, Any]) -> Facts:
+    """The entries that say something."""
+    return {key: value for key, value in entries.items() if value not in ("", None, [], {}, ())}
 
 
 def _describe_tensors(path: Path) -> Facts:

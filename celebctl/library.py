@@ -292,8 +292,11 @@ def _refuse_outside(path: Path, folder: Path) -> None:
 
 def origin_of(model: str) -> str:
     """`model` independent of the current folder: an absolute path, unless it is a known name or a hub id."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.exists() and model not in KNOWN else model
+    try:
+        path = Path(model).expanduser()
+        return str(path.resolve()) if path.exists() and model not in KNOWN else model
+    except (OSError, RuntimeError, ValueError):  # too long for a path, ~ of an unknown user, or a NUL
+        return model
 
 
 def _exported_at(bundle: Path) -> float:

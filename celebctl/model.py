@@ -262,11 +262,12 @@ class Model:
             (512,)
         """
         from celebctl_models.faces.photos import open_photo
+        from celebctl_runtime.image_files import to_rgb
 
         if isinstance(photo, Subject):
             return replace(photo, name=name) if name else photo
         is_file = isinstance(photo, (str, Path))
-        image = open_photo(photo) if is_file else photo.convert("RGB")
+        image = open_photo(photo) if is_file else to_rgb(photo)
         name = name or (Path(photo).stem if is_file else "")
         source = str(photo) if is_file else ""
         size = self.analyser.settings.min_face

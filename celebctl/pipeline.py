@@ -30,7 +30,8 @@ from celebctl_runtime.bundle.manifest import FILE_NAME
 from celebctl_runtime.errors import NotFoundError, UsageError
 from celebctl_runtime.explain import Explanation, explain
 from celebctl_runtime.identity import Identity
-from celebctl_runtime.picture import GeneratedImage, read_request, save_image
+from celebctl_runtime.image_files import to_rgb
+from celebctl_runtime.picture import WATERMARKED, EncodingOptions, GeneratedImage, Marks, read_request, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import normalize_layout
@@ -98,19 +99,32 @@ class PipelineOutput:
         """Collect the images of the runtime."""
         return cls([g.image for g in generated], [g.request for g in generated], [g.record for g in generated])
 
-    def save(self, path: Path | str, *, scale: int = 1, overwrite: bool = False) -> list[Path]:
-        """Write PNG files that carry the recipe (request and record) as text chunks.
+    def save(
+        self,
+        path: Path | str,
+        *,
+        scale: int = 1,
+        overwrite: bool = False,
+        metadata: bool = True,
+        quality: int | None = None,
+        marks: Marks = WATERMARKED,
+    ) -> list[Path]:
+        """Write image files that carry the recipe (request and record), and a watermark.
 
         Args:
-            path: The PNG file; with several images, "-SEED" is added to the stem of each.
+            path: The file, .png, .jpg, .jpeg or .webp; with several images, "-SEED" is added to the stem of each.
             scale: Enlarge so many times, 1 to 16.
             overwrite: Replace existing files.
+            metadata: Whether to include the recipe.
+            quality: Of JPEG and WebP, 1 to 100, default 90; at 100 a WebP is lossless.
+            marks: Watermark and content credentials; `celebctl.marks.user_marks` has those of the user's settings.
 
         Returns:
             The files written.
 
         Raises:
-            UsageError: A file exists and `overwrite` is false, or `scale` is out of range.
+            UsageError: A file exists and `overwrite` is false, its suffix is another, or `scale` or `quality` is out of
+                range.
             SetupError: A file cannot be written.
         """
         path, many = Path(path), len(self.images) > 1
@@ -118,7 +132,8 @@ class PipelineOutput:
         for image, request, record in zip(self.images, self.requests, self.records, strict=True):
             file = path.with_stem(f"{path.stem}-{request.seed}") if many else path
             generated = GeneratedImage(image, request, record)
-            files.append(save_image(generated, file, scale=scale, overwrite=overwrite))
+            options = EncodingOptions(metadata=metadata, scale=scale, quality=quality, marks=marks)
+            files.append(save_image(generated, file, overwrite=overwrite, **options))
         return files
 
 
@@ -266,20 +281,21 @@ class Pipeline:
     def reproduce(
         self, path: Path | str, *, init_image: Path | str | None = None, progress: ProgressCallback = ignore_progress
     ) -> PipelineOutput:
-        """Draw an image again from the recipe in its PNG file.
+        """Draw an image again from the recipe in its file.
 
         Args:
-            path: A PNG with a recipe.
+            path: A PNG, JPEG or WebP with a recipe of celebctl, the Stable Diffusion web UI or InvokeAI.
             init_image: The image it started from, where the recipe has one.
             progress: As for `__call__`.
 
         Raises:
             NotFoundError: A file or a person is missing.
-            InvalidInputError: The PNG has no recipe.
+            InvalidInputError: The file has no recipe, or one that celebctl cannot draw.
         """
         request, record = read_request(Path(path))
         self.add_recorded_people(record)
-        (request,), init_images = make_requests(request, 1, init_image, request.strength)
+        strength = request.strength if request.source else None
+        (request,), init_images = make_requests(request, 1, init_image, strength)
         return PipelineOutput.of(self.generate([request], init_images=init_images, progress=progress))
 
     def generate(
@@ -416,6 +432,6 @@ def _positive(name: str, value: int | None) -> int:
 
 def _read_init_image(image: Image.Image | Path | str) -> InitImage:
     if not isinstance(image, Image.Image):
-        return InitImage.read(Path(image))
-    rgb = image.convert("RGB")
+        return InitImage.read(image)
+    rgb = to_rgb(image)
     return InitImage(rgb, hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest())

@@ -51,6 +51,13 @@ KNOWN = {
         SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=1,enable_cuda_graph=0"),
         SettingSpec("openvino_options", None, "options of OpenVINO, like INFERENCE_PRECISION_HINT=bf16"),
         SettingSpec("wildcards", None, "the folder with the files of wildcards in prompts, NAME.txt for __NAME__"),
+        SettingSpec("watermark", "on", "whether saved images carry a watermark", ("on", "off")),
+        SettingSpec("watermark_key", None, "a secret text; only who knows it finds the watermark of your images"),
+        SettingSpec(
+            "credentials", "auto", "content credentials; auto: if c2pa-python is installed", ("auto", "on", "off")
+        ),
+        SettingSpec("certificate", None, "PEM file with the certificates that sign content credentials, yours first"),
+        SettingSpec("private_key", None, "PEM file with the private key of the certificate"),
         SettingSpec("preset", "clean", "the learning preset", ("clean", "faithful")),
         SettingSpec(
             "face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"

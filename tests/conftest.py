@@ -178,12 +178,12 @@ def either_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def console(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     """The command line over stand-ins, in an empty folder."""
-    from console_fakes import CommandLine, set_stage
+    from console_fakes import CommandLine, fake_installation
 
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    return CommandLine(set_stage(monkeypatch, tmp_path), folder, capsys)
+    return CommandLine(fake_installation(monkeypatch, tmp_path), folder, capsys)
 
 
 def make_identity(parts: DiffusionParts, name: str, seed: int) -> Identity:

@@ -34,7 +34,7 @@ MODEL_KEY = format_model_key(FAMILY, TABLE_HASH)
 
 
 @dataclass
-class Stage:
+class FakeInstallation:
     """Calls of the fakes, and how they behave."""
 
     calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -120,15 +120,15 @@ def draw_portrait(seed: int, size: int) -> Image.Image:
     return Image.new("RGB", (size, size), (seed % 256, 128, 128))
 
 
-def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
+def fake_installation(monkeypatch: pytest.MonkeyPatch, folder: Path) -> FakeInstallation:
     """Install the fakes, with an empty library and face models in `folder`."""
-    stage = Stage()
+    installation = FakeInstallation()
     monkeypatch.setenv("CELEBCTL_HOME", str(folder / "home"))
     monkeypatch.setenv("CELEBCTL_MODEL", MODEL)
     monkeypatch.setenv("CELEBCTL_FACE_MODELS", str(write_face_models(folder / "faces")))
 
     def learn(_model: Model, photo: Sequence[Subject], **options: Any) -> list[Identity]:
-        return stage.learn(photo, **options)
+        return installation.learn(photo, **options)
 
     monkeypatch.setattr(Model, "tables", TABLES)
     monkeypatch.setattr(Model, "parts", TABLES)
@@ -138,13 +138,13 @@ def set_stage(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stage:
     monkeypatch.setattr("celebctl.basis.basis.build_basis", build_basis)
     for name, contents in {
         "celebctl_models.checkpoints.diffusion": {"load_parts": load_parts},
-        "celebctl_export": {"ExportOptions": ExportOptions, "export_bundle": stage.export_bundle},
+        "celebctl_export": {"ExportOptions": ExportOptions, "export_bundle": installation.export_bundle},
         "celebctl_models.mini.world": {"draw_portrait": draw_portrait},
     }.items():
         module = ModuleType(name)
         module.__dict__.update(contents)
         monkeypatch.setitem(sys.modules, name, module)
-    return stage
+    return installation
 
 
 def toy_bundle(library: Library, *people: Identity) -> Bundle:
@@ -185,8 +185,8 @@ class CommandResult:
 class CommandLine:
     """The command line in an empty folder, with an empty library and the fakes."""
 
-    def __init__(self, stage: Stage, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.stage, self.folder, self._capsys = stage, folder, capsys
+    def __init__(self, installation: FakeInstallation, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.installation, self.folder, self._capsys = installation, folder, capsys
         self.library = Library()
 
     def __call__(self, *words: str | Path) -> CommandResult:

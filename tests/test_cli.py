@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 from bundle_fakes import make_identity
-from console_fakes import MODEL, CommandLine, Stage, recipe, refused, toy_bundle
+from console_fakes import MODEL, CommandLine, FakeInstallation, recipe, refused, toy_bundle
 from PIL import Image
 
 from celebctl.cli import FORMER_OPTIONS, replace_former_options
@@ -60,7 +60,7 @@ def test_every_command_explains_itself(console: CommandLine, command: str) -> No
         (("gen", "alice", "--size", "0x64"), "'0x64'"),
         (("gen", "alice", "--steps", "0"), "--steps 0"),
         (("gen", "alice", "--device", "gpu"), "gpu"),
-        (("gen", "alice", "-o", "alice.jpg"), "alice.jpg"),
+        (("gen", "alice", "-o", "alice.gif"), "alice.gif"),
         (("gen", "alice", "-o", "-", "-n", "2"), "-o -"),
         (("export", "--dtype", "int4"), "int4"),
         (("export", "--add", "alice", "--out", "x"), "--add"),
@@ -139,12 +139,12 @@ def test_the_fakes_have_the_real_signatures() -> None:
     pairs = [
         (console_fakes.contact_sheet, Model.contact_sheet),
         (console_fakes.build_basis, build_basis),
-        (Stage().export_bundle, export_bundle),
+        (FakeInstallation().export_bundle, export_bundle),
         (console_fakes.load_parts, load_parts),
     ]
     for fake, real in pairs:
         assert list(inspect.signature(fake).parameters) == list(inspect.signature(real).parameters), real
-    learn = set(inspect.signature(Stage.learn).parameters)
+    learn = set(inspect.signature(FakeInstallation.learn).parameters)
     assert learn == {"self", "photo", "name", "names", *LearnOptions.__annotations__}
 
 
@@ -242,7 +242,7 @@ def test_models_of_the_same_name_do_not_mix(console: CommandLine, monkeypatch: p
         (console.folder / parent / MODEL).mkdir(parents=True)
     assert console("gen", "beach", "--seed", "1", "--model", "one/toy").code == 0
     assert console("gen", "beach", "--seed", "2", "--model", "one/toy").code == 0
-    assert len(console.stage.calls) == 1
+    assert len(console.installation.calls) == 1
     from celebctl.bundles import find_bundle
 
     assert find_bundle(console.library, str(console.folder / "one" / "toy")) is not None

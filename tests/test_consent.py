@@ -46,7 +46,7 @@ def test_likely_minors_are_refused_and_nothing_is_learned(console: CommandLine, 
     photo_at(90, (1, 1)).save("adult.png")
     for command in (("learn", "child.png", "--name", "carol"), ("check", "child.png", "--model", "mini")):
         refused(console(*command, "--face-models", models), 7, "does not learn minors", "another photo")
-    assert not console.stage.calls and not console.library.names()
+    assert not console.installation.calls and not console.library.names()
     together = console("learn", "adult.png", "child.png", "--name", "ann", "--name", "carol", "--face-models", models)
     assert together.code == 7 and not console.library.names(), "one child in the company is enough"
     assert console("learn", "adult.png", "--name", "ann", "--face-models", models).code == 0

@@ -35,7 +35,7 @@ def test_people_are_added_and_removed_without_an_export(console: CommandLine) ->
     refused(console("export", "--add", "alice"), 4, "no bundle", "celebctl export")
     toy_bundle(console.library, make_identity("carol", 9))
     result = console("export", "--add", "alice", "--add", "bob", "--remove", "carol", "--json")
-    assert result.document["people"] == ["alice", "bob"] and not console.stage.calls
+    assert result.document["people"] == ["alice", "bob"] and not console.installation.calls
     refused(console("export", "--remove", "carol"), 4, "carol", "alice and bob")
     assert console.bundle().names == ("alice", "bob")
 
@@ -101,7 +101,7 @@ def test_gen_makes_a_bundle_when_there_is_none(console: CommandLine) -> None:
     console.add_people("alice")
     result = console("gen", "alice", "--seed", "1")
     assert result.lines == ["alice-1.png"] and "no bundle of toy yet" in result.err
-    assert console("gen", "alice", "--seed", "2").code == 0 and len(console.stage.calls) == 1
+    assert console("gen", "alice", "--seed", "2").code == 0 and len(console.installation.calls) == 1
 
 
 def test_gen_adds_the_people_of_the_prompt_to_the_bundle(console: CommandLine) -> None:

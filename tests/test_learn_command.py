@@ -24,7 +24,7 @@ def test_learn_several_together_in_order(console: CommandLine) -> None:
     photos = [console.photo("one.png", (0, 0)), console.photo("two.png", (2, 2))]
     result = console("learn", *photos, "--name", "alice", "--name", "Bob", "--json")
     assert [person["name"] for person in result.document["people"]] == ["alice", "bob"]
-    (call,) = console.stage.calls
+    (call,) = console.installation.calls
     assert call["names"] == ["alice", "bob"] and len(call["faces"]) == 2
     assert result.document["sheet"] == "alice-bob-sheet.png" and console.library.names() == ["alice", "bob"]
 
@@ -42,7 +42,7 @@ def test_a_file_name_that_is_no_name_asks_for_one(console: CommandLine, name: st
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a b", "", "con", "NUL", "x" * 300, "álice", "a\0", "and", "1"])
 def test_names_that_will_not_do_are_code_2(console: CommandLine, name: str) -> None:
     refused(console("learn", console.photo(), "--name", name), 2, "")
-    assert not console.library.names() and not console.stage.calls
+    assert not console.library.names() and not console.installation.calls
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_learn_requests_that_do_not_add_up(console: CommandLine, words: tuple[st
     console.photo("one.png")
     console.photo("two.png")
     refused(console("learn", *words), 2, problem)
-    assert not console.stage.calls
+    assert not console.installation.calls
 
 
 def test_photos_that_will_not_do(console: CommandLine) -> None:
@@ -75,7 +75,7 @@ def test_photos_that_will_not_do(console: CommandLine) -> None:
     refused(console("learn", "torn.jpg", "--name", "alice"), 3, "torn.jpg")
     photo_of().save("nobody.png")
     refused(console("learn", "nobody.png", "--name", "alice"), 3, "no face")
-    assert not console.stage.calls and not console.library.names()
+    assert not console.installation.calls and not console.library.names()
 
 
 def test_two_faces_ask_which_one(console: CommandLine) -> None:
@@ -84,7 +84,7 @@ def test_two_faces_ask_which_one(console: CommandLine) -> None:
     refused(console("learn", both, "--name", "alice", "--face", "3"), 2, "no face number 3")
     result = console("learn", both, both, "--name", "alice", "--name", "bob", "--face", "2", "--face", "1")
     assert result.code == 0, result.err
-    first, second = console.stage.calls[0]["faces"]
+    first, second = console.installation.calls[0]["faces"]
     assert first.box[0] > second.box[0]
 
 
@@ -92,7 +92,7 @@ def test_a_name_clash_is_refused_before_the_work_and_loses_nothing(console: Comm
     console.add_people("alice")
     before = console.library.load("alice")
     refused(console("learn", console.photo(), "--name", "alice"), 2, "alice", "--force")
-    assert not console.stage.calls and console.library.load("alice") == before
+    assert not console.installation.calls and console.library.load("alice") == before
     assert console("learn", console.photo(), "--name", "alice", "--force").code == 0
     assert console.library.load("alice") != before
 
@@ -102,26 +102,26 @@ def test_presets_and_dials_reach_the_method(console: CommandLine, monkeypatch: p
     monkeypatch.setenv("CELEBCTL_PRESET", "faithful")
     console("learn", console.photo(), "--name", "bob")
     console("learn", console.photo(), "--name", "carol", "--preset", "clean")
-    configs = [call["config"] for call in console.stage.calls]
+    configs = [call["config"] for call in console.installation.calls]
     assert [config.preset for config in configs] == ["clean", "faithful", "clean"]
     assert (configs[0].steps, configs[0].seed, configs[2].steps) == (17, 5, CLEAN.steps)
 
 
 def test_ctrl_c_keeps_the_place_and_says_how_to_go_on(console: CommandLine) -> None:
     words = ("learn", console.photo("my photo.png"), "--name", "alice", "--steps", "9")
-    console.stage.interrupt_at = 2
+    console.installation.interrupt_at = 2
     result = console(*words)
     command = "celebctl learn 'my photo.png' --name alice --steps 9 --resume"
     assert result.code == 130 and f"continue with: {command}" in result.err
     assert not console.library.names() and not result.out
-    console.stage.interrupt_at = None
+    console.installation.interrupt_at = None
     assert console(*words, "--resume").code == 0
-    assert console.stage.calls[1]["resume"] and console.library.names() == ["alice"]
+    assert console.installation.calls[1]["resume"] and console.library.names() == ["alice"]
     refused(console("learn", console.photo(), "--name", "bob", "--resume"), 4, "nothing to resume", "without --resume")
 
 
 def test_ctrl_c_before_there_is_anything_to_keep(console: CommandLine) -> None:
-    console.stage.interrupt_at, console.stage.keep_checkpoint = 1, False
+    console.installation.interrupt_at, console.installation.keep_checkpoint = 1, False
     result = console("learn", console.photo(), "--name", "alice")
     assert result.code == 130 and "before the first checkpoint" in result.err
 

@@ -5,7 +5,7 @@ Keys: ``machine`` and ``settings``; ``contenders``: medians of each (``cold``, `
 ``ratios``: how many times faster, or smaller, ``ours`` is than ``theirs``, as medians of paired rounds with their
 ``spread``; ``roofline``: each contender's step next to the hardware's limit, and whether that figure is ``reliable``;
 ``cpu_peak``: the limit as measured, by round; ``operations`` and ``pixel_differences``; ``no_baseline``: why there is
-no comparison. `celebctl bench` adds ``add_person`` (`measure_adding`).
+no comparison. document.py adds ``add_person`` (`measure_adding`).
 """
 
 from __future__ import annotations

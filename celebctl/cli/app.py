@@ -23,6 +23,7 @@ from .people import list_people, remove, rename, show
 from .prove import prove
 from .sample import nearest, sample
 from .sample_photo import sample_photo
+from .verify import verify
 
 app = typer.Typer(
     help="Learn a person from one photo as 1024 numbers, and draw them in any scene.",
@@ -62,6 +63,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "export": export,
         "gen": gen,
         "regen": regen,
+        "verify": verify,
         "eval": evaluate,
     },
     "Learned people": {

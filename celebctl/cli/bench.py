@@ -1,15 +1,18 @@
 """bench: how fast images are generated, next to diffusers on the same weights."""
 
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import engines, options
 from .console import CliConsole
+
+if TYPE_CHECKING:
+    from celebctl.library import Library
+    from celebctl_runtime.bundle.bundle import Bundle
 
 PROMPT = "a portrait of a person"
 KINDS = ("cpu", "cuda", "trt", "openvino")
@@ -55,57 +58,53 @@ def bench(
     force: options.Force = False,
 ) -> None:
     """Time this machine: cold start, first and further images, steps and memory, in turns with diffusers."""
-    from celebctl.bench.add_person import measure_adding
     from celebctl.bench.contenders import Workload
-    from celebctl.bench.report import report
-    from celebctl.bench.roofline import machine
-    from celebctl.bench.runner import check_counts, run_benchmark
-    from celebctl.bench.worker import hardware_of
+    from celebctl.bench.document import benchmark_document
+    from celebctl.bench.runner import check_counts
     from celebctl.library import Library
     from celebctl.settings import Settings
     from celebctl_runtime.request import Request, resolve
 
-    from .extras import check_installed
-    from .gen import open_or_export
-
     console = ctx.ensure_object(CliConsole)
     check_counts(rounds, cold_starts)
-    _check_outputs([path for path in (out, chart) if path is not None], force)
-    if chart is not None:
-        check_installed("eval", "drawing a chart", "matplotlib")
+    _check_outputs(out, chart, force)
     devices = _checked_devices(device, variants)
     settings, library = Settings.read(), Library()
     chosen = str(settings.text("model", model))
-    on_gpu = all(hardware_of(name) != "cpu" for name in devices)
-    opened = open_or_export(console, library, chosen, bundle, "fp16" if on_gpu else "fp32")
-    if on_gpu and opened.manifest.dtype == "fp32":
-        console.warn("the bundle is fp32; celebctl export --dtype fp16 makes one that is faster on GPUs")
+    opened = _open_bundle(console, library, chosen, bundle, devices)
     width, height = options.parse_size(size)
     partial_request = Request(prompt, "", 0, steps or 0, guidance, sampler or "", width, height, identities=())
     request = resolve(partial_request, opened.manifest)
-    count = settings.number("threads", threads) or None
     for name in devices:
         if name.startswith("trt"):
             engines.ensure(console, library, opened, request, name)
+    count = settings.number("threads", threads) or None
     engine_options = (settings.text("cuda_options") or "", settings.text("openvino_options") or "")
     workload = Workload(opened, request, library.engines, count, *engine_options)
     contenders = workload.celebctl_contenders(devices, variants=variants)
     if not no_baseline:
         contenders += workload.baselines(chosen, devices, compiled=compiled)
     with console.progress("timing") as bar:
-        timings, measurements = run_benchmark(
-            contenders,
-            rounds=rounds,
-            cold_rounds=cold_starts,
-            progress=lambda event: bar(event.step, event.total, event.stage),
+        document = benchmark_document(
+            workload, contenders, rounds, cold_starts, lambda event: bar(event.step, event.total, event.stage)
         )
-    with tempfile.TemporaryDirectory(prefix="celebctl-bench-") as folder:
-        adding = measure_adding(opened, Path(folder), max(1, cold_starts))
-    about = {**request.to_json(), "model": opened.manifest.model.name, "dtype": opened.manifest.dtype}
-    about |= {"rounds": rounds, "cold_rounds": cold_starts, "threads": count}
-    document = {**report(timings, measurements, about, machine()), "add_person": adding}
     _write(console, document, out, chart)
     _show(console, document)
+
+
+def _open_bundle(
+    console: CliConsole, library: "Library", model: str, bundle: Path | None, devices: Sequence[str]
+) -> "Bundle":
+    """The bundle to time; a model without one is exported, in fp16 when every device is a GPU."""
+    from celebctl.bench.worker import hardware_of
+
+    from .gen import open_or_export
+
+    on_gpu = all(hardware_of(name) != "cpu" for name in devices)
+    opened = open_or_export(console, library, model, bundle, "fp16" if on_gpu else "fp32")
+    if on_gpu and opened.manifest.dtype == "fp32":
+        console.warn("the bundle is fp32; celebctl export --dtype fp16 makes one that is faster on GPUs")
+    return opened
 
 
 def _checked_devices(names: list[str] | None, variants: bool) -> list[str]:
@@ -131,11 +130,17 @@ def _checked_devices(names: list[str] | None, variants: bool) -> list[str]:
     return [str(device) for device in devices]
 
 
-def _check_outputs(paths: Sequence[Path], force: bool) -> None:
+def _check_outputs(out: Path | None, chart: Path | None, force: bool) -> None:
+    """Raise before anything is timed when the report or the chart cannot be written."""
     from celebctl_runtime.files import refuse_existing
 
-    for path in paths:
-        refuse_existing(path, force)
+    from .extras import check_installed
+
+    for path in (out, chart):
+        if path is not None:
+            refuse_existing(path, force)
+    if chart is not None:
+        check_installed("eval", "drawing a chart", "matplotlib")
 
 
 def _write(console: CliConsole, document: dict[str, Any], out: Path | None, chart: Path | None) -> None:

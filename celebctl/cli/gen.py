@@ -1,6 +1,6 @@
 """gen and regen: images from prompts, and images from the recipes in other images. Torch-free."""
 
-import io
+import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +16,10 @@ from .console import CliConsole
 if TYPE_CHECKING:
     from celebctl.library import Library
     from celebctl.pipeline import Pipeline
+    from celebctl.reproduction import Comparison
     from celebctl_runtime.bundle.bundle import Bundle
-    from celebctl_runtime.picture import GeneratedImage
+    from celebctl_runtime.picture import GeneratedImage, ImageFormat, Marks
+    from celebctl_runtime.recipes.recipe import Recipe
     from celebctl_runtime.request import Request
     from celebctl_runtime.sampling.init_image import InitImage
 
@@ -53,10 +55,20 @@ def gen(
     scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="FILE.png, a folder, or - for stdout.", show_default="./PROMPT-SEED.png"),
+        typer.Option(
+            "--out",
+            "-o",
+            help="FILE.png, .jpg or .webp, a folder, or - for stdout.",
+            show_default="./PROMPT-SEED.png",
+        ),
     ] = None,
+    image_format: options.ImageFormat = None,
+    quality: options.Quality = None,
     force: options.Force = False,
-    metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Store the recipe in the PNG.")] = True,
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Store the recipe and content credentials in the image.")
+    ] = True,
+    watermark: options.Watermark = None,
     plain_prompt: Annotated[
         bool, typer.Option("--plain-prompt", help="Take brackets, BREAK and wildcards in the prompts as plain text.")
     ] = False,
@@ -74,6 +86,7 @@ def gen(
 ) -> None:
     """Draw images of learned people."""
     from celebctl.library import Library
+    from celebctl.marks import user_marks
     from celebctl.pipeline import as_likeness, make_requests, random_seed, wildcard_folder
     from celebctl.settings import Settings
     from celebctl_runtime.prompting.layout import normalize_layout
@@ -109,64 +122,113 @@ def gen(
         print_explanation(console, pipe.explain_request(requests[0], folder))
         return
     requests = [expand_request(one, folder)[0] for one in requests]
-    target = OutputTarget.choose(out, prompt, [request.seed for request in requests], force, console.json)
+    marks = user_marks(library, watermark=watermark)
+    saving = SaveOptions.choose(out, image_format, quality, marks, metadata=metadata, force=force)
+    target = OutputTarget.choose(out, prompt, [request.seed for request in requests], console.json, saving)
     opened = open_or_export(console, library, str(settings.text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
-    written = save_images(console, target, draw(console, pipe, requests, init_images), metadata, enlarge)
+    written = save_images(console, target, draw(console, pipe, requests, init_images), enlarge)
     seconds, last = time.monotonic() - started, requests[-1].seed
     console.info(f"seed {request.seed}{f' to {last}' if count > 1 else ''}, {seconds:.1f} s")
     if console.json:
         facts = {"bundle": str(pipe.bundle.path), "scale": enlarge, "seconds": round(seconds, 3)}
         console.output([], {"images": written, **facts})
+    if metadata:
+        note_unsigned(console, library, marks)
     if not target.to_stdout and metadata:
         console.suggest(shlex.join(["celebctl", "regen", written[0]["path"]]), "draw it again")
 
 
 def regen(
     ctx: typer.Context,
-    image: Annotated[Path, typer.Argument(help="A PNG that celebctl drew.", metavar="IMAGE")],
+    image: Annotated[
+        Path,
+        typer.Argument(help="An image that celebctl, a Stable Diffusion web UI or InvokeAI drew.", metavar="IMAGE"),
+    ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="FILE.png, a folder, or - for stdout.", show_default="./NAME-regen.png"),
+        typer.Option(
+            "--out", "-o", help="FILE.png, .jpg or .webp, a folder, or - for stdout.", show_default="./NAME-regen.png"
+        ),
     ] = None,
+    image_format: options.ImageFormat = None,
+    quality: options.Quality = None,
     force: options.Force = False,
     init_image: Annotated[
         Path | None, typer.Option("--from", help="The image that this one started from.", metavar="SOURCE")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help=f"In place of the recipe's sampler: {options.SAMPLERS}.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Draw with this model.", show_default="the recipe's")
     ] = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
     threads: options.Threads = None,
 ) -> None:
     """Draw an image again from the recipe it carries, and compare the pixels."""
-    from PIL import Image
-
     from celebctl.library import Library
-    from celebctl.pipeline import changed_since, find_source_bundle, make_requests, same_pixels
+    from celebctl.marks import user_marks
+    from celebctl.pipeline import make_requests
+    from celebctl.reproduction import compare_with_file, find_recipe_bundle, marks_of
     from celebctl_runtime.bundle.bundle import Bundle
-    from celebctl_runtime.picture import png_bytes, read_request
+    from celebctl_runtime.image_files import read_image
+    from celebctl_runtime.recipes.reading import recipe_in
+
+    from .naming import printable
 
     console = ctx.ensure_object(CliConsole)
     library = Library()
-    request, record = read_request(image)
-    target = OutputTarget.choose(out, f"{image.stem}-regen", [request.seed], force, console.json, plain=True)
-    opened = find_source_bundle(library, record) if bundle is None else Bundle.open(bundle)
-    pipe = open_pipeline(library, opened, device, threads)
-    pipe.add_recorded_people(record)
-    requests, init_images = make_requests(request, 1, init_image, None if init_image is None else request.strength)
+    file = read_image(image)
+    recipe = recipe_in(file, image)
+    request = recipe.request(sampler or "")
+    marks = marks_of(recipe.record, user_marks(library))
+    saving = SaveOptions.choose(out, image_format, quality, marks, force=force)
+    target = OutputTarget.choose(out, f"{image.stem}-regen", [request.seed], console.json, saving, plain=True)
+    opened = find_recipe_bundle(library, recipe, model) if bundle is None else Bundle.open(bundle)
+    ours = recipe.format == "celebctl"
+    pipe = open_pipeline(library, opened, device, threads, add_people=not ours and bundle is None)
+    pipe.add_recorded_people(recipe.record)
+    requests, init_images = make_requests(request, 1, init_image, request.strength if request.source else None)
+    if recipe.ignored:
+        console.warn(printable(f"not reproduced: {', '.join(recipe.ignored)}"))
+    if "seed" not in recipe.values:
+        console.warn("the recipe states no seed; 0 is used")
     (again,) = draw(console, pipe, requests, init_images)
-    scale = int(record.get("scale", 1))
-    with Image.open(image) as before, Image.open(io.BytesIO(png_bytes(again, scale=scale))) as after:
-        identical = same_pixels(before, after)
-    path = target.save(console, again, metadata=True, scale=scale)
-    if identical:
+    scale = int(recipe.record.get("scale", 1)) if ours else opened.manifest.size.display_scale
+    compared = compare_with_file(file, recipe, again, marks) if ours and not (sampler or model) else None
+    path = target.save(console, again, scale=scale)
+    _say_how_alike(console, recipe, again, compared)
+    if not target.to_stdout:
+        document: dict[str, Any] = {"path": path, "identical": compared and compared.identical}
+        document |= {"lossy": compared and compared.lossy, "recipe": recipe.format, "ignored": list(recipe.ignored)}
+        console.output([path], document | {"request": again.request.to_json(), "record": dict(again.record)})
+
+
+def _say_how_alike(
+    console: CliConsole, recipe: "Recipe", again: "GeneratedImage", compared: "Comparison | None"
+) -> None:
+    """Print whether an image came out as it was; None when it could not."""
+    from celebctl.pipeline import changed_since
+
+    if compared is None:
+        if recipe.format != "celebctl":
+            console.info(
+                f"drawn from the settings of {recipe.program}: noise and arithmetic differ between programs,"
+                " so the image is another one"
+            )
+        return
+    if compared.identical and compared.lossy:
+        console.info("after the same lossy encoding the pixels are identical; before it they cannot be compared")
+    elif compared.identical:
         console.info("the pixels are identical")
     else:
-        changed = ", ".join(changed_since(record, again.record)) or "nothing in the record"
-        console.warn(f"the pixels differ; changed since: {changed}")
-    if not target.to_stdout:
-        document = {"path": path, "identical": identical, "request": again.request.to_json(), "record": again.record}
-        console.output([path], document)
+        alike = "" if compared.psnr is None or math.isinf(compared.psnr) else f" (PSNR {compared.psnr:.1f} dB)"
+        changed = ", ".join(changed_since(recipe.record, again.record)) or "nothing in the record"
+        note = "; the file is lossy, and may have been encoded again" if compared.lossy else ""
+        console.warn(f"the pixels differ{alike}; changed since: {changed}{note}")
 
 
 def open_or_export(
@@ -221,6 +283,43 @@ def draw(
 
 
 @dataclass(frozen=True)
+class SaveOptions:
+    """How images are encoded, whether with their recipe, and whether they replace what exists."""
+
+    image_format: "ImageFormat"
+    quality: int | None
+    metadata: bool
+    force: bool
+    marks: "Marks"
+
+    @classmethod
+    def choose(
+        cls,
+        out: Path | None,
+        name: str | None,
+        quality: int | None,
+        marks: "Marks",
+        *,
+        metadata: bool = True,
+        force: bool,
+    ) -> "SaveOptions":
+        """The options for -o and --format. Raises UsageError when they contradict, or do not fit the quality."""
+        from celebctl_runtime.errors import UsageError
+        from celebctl_runtime.picture import SUFFIXES, check_quality
+
+        named = None if name is None else SUFFIXES.get(f".{name.lower().lstrip('.')}")
+        if name is not None and named is None:
+            formats = ", ".join(dict.fromkeys(SUFFIXES.values()))
+            raise UsageError(f"there is no image format {name!r}", f"use --format {formats}")
+        suffix = SUFFIXES.get(out.suffix.lower()) if out is not None and not out.is_dir() else None
+        if named and suffix and named != suffix:
+            raise UsageError(f"{out} is no {named} file", "leave out --format, or name the file accordingly")
+        chosen = suffix or named or "png"
+        check_quality(quality, chosen)
+        return cls(chosen, quality, metadata, force, marks)
+
+
+@dataclass(frozen=True)
 class OutputTarget:
     """Where images go: to one `file`, into a `folder`, or to stdout when both are None."""
 
@@ -228,8 +327,8 @@ class OutputTarget:
     folder: Path | None
     stem: str
     many: bool
-    force: bool
     plain: bool
+    saving: SaveOptions
 
     @property
     def to_stdout(self) -> bool:
@@ -238,11 +337,18 @@ class OutputTarget:
 
     @classmethod
     def choose(
-        cls, out: Path | None, title: str, seeds: Sequence[int], force: bool, as_json: bool, plain: bool = False
+        cls,
+        out: Path | None,
+        title: str,
+        seeds: Sequence[int],
+        as_json: bool,
+        saving: SaveOptions,
+        plain: bool = False,
     ) -> "OutputTarget":
         """The target of images, checked before they are drawn. `plain` names leave out the seed. Raises UsageError."""
         from celebctl_runtime.errors import UsageError
         from celebctl_runtime.files import refuse_existing
+        from celebctl_runtime.picture import format_of
 
         from .naming import slug_of
 
@@ -252,14 +358,13 @@ class OutputTarget:
             if many or as_json:
                 content = "an image and a JSON document" if as_json else f"{len(seeds)} images"
                 raise UsageError(f"-o - writes one image, not {content}", "use -o FOLDER")
-            return cls(None, None, stem, many, force, plain)
+            return cls(None, None, stem, many, plain, saving)
         if out is None or out.is_dir() or not out.suffix:
-            return cls(None, out or Path(), stem, many, force, plain)
-        if out.suffix.lower() != ".png":
-            raise UsageError(f"output {out} must end in .png", "only PNG files carry the recipe of an image")
-        target = cls(out, None, stem, many, force, plain)
+            return cls(None, out or Path(), stem, many, plain, saving)
+        format_of(out)
+        target = cls(out, None, stem, many, plain, saving)
         for path in map(target.path, seeds):
-            refuse_existing(path, force)
+            refuse_existing(path, saving.force)
         return target
 
     def path(self, seed: int) -> Path:
@@ -268,33 +373,53 @@ class OutputTarget:
 
         if self.file is not None:
             return self.file.with_stem(f"{self.file.stem}-{seed}") if self.many else self.file
-        path = (self.folder or Path()) / f"{self.stem}{'' if self.plain else f'-{seed}'}.png"
-        return path if self.force else free_path(path)
+        path = (self.folder or Path()) / f"{self.stem}{'' if self.plain else f'-{seed}'}{self._suffix}"
+        return path if self.saving.force else free_path(path)
 
-    def save(self, console: CliConsole, image: "GeneratedImage", *, metadata: bool, scale: int) -> str:
+    @property
+    def _suffix(self) -> str:
+        return {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}[self.saving.image_format]
+
+    def save(self, console: CliConsole, image: "GeneratedImage", *, scale: int) -> str:
         """Write one image; returns its path, or "-"."""
         from celebctl_runtime.errors import UsageError
-        from celebctl_runtime.picture import png_bytes, save_image
+        from celebctl_runtime.picture import EncodingOptions, encode_image, save_image
 
+        saving = self.saving
+        how = EncodingOptions(metadata=saving.metadata, scale=scale, quality=saving.quality, marks=saving.marks)
         if self.to_stdout:
-            console.output_bytes(png_bytes(image, metadata=metadata, scale=scale))
+            image_format = self.saving.image_format
+            content = encode_image(image, image_format, **how)
+            console.output_bytes(content)
             return str(STDOUT)
         while True:
             path = self.path(image.request.seed)
             try:
-                return str(save_image(image, path, metadata=metadata, scale=scale, overwrite=self.force))
+                save_image(image, path, overwrite=self.saving.force, **how)
+                return str(path)
             except UsageError as error:
                 if error.reason != "file_exists" or self.file is not None:
                     raise  # else another process took the free name meanwhile
 
 
+def note_unsigned(console: CliConsole, library: "Library", marks: "Marks") -> None:
+    """Say, once on this machine, that images have no content credentials because c2pa-python is not installed."""
+    from celebctl.marks import can_sign
+    from celebctl_runtime.files import atomic_write
+
+    noted = library.root / "cache" / "unsigned.noted"
+    if marks.signer is None and not can_sign() and not noted.exists():
+        console.info("saved without content credentials; for them: pip install 'celebctl[provenance]'")
+        atomic_write(noted, b"")
+
+
 def save_images(
-    console: CliConsole, target: OutputTarget, images: "Iterable[GeneratedImage]", metadata: bool, scale: int
+    console: CliConsole, target: OutputTarget, images: "Iterable[GeneratedImage]", scale: int
 ) -> list[dict[str, Any]]:
     """Write and print every image as soon as it is drawn; returns what --json tells of each."""
     written: list[dict[str, Any]] = []
     for image in images:
-        path = target.save(console, image, metadata=metadata, scale=scale)
+        path = target.save(console, image, scale=scale)
         if not written:
             _describe(console, image)
         written.append({"path": path, "request": image.request.to_json(), "record": dict(image.record)})

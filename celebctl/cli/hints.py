@@ -45,6 +45,11 @@ RUNTIME: dict[str, str] = {
     "invalid_wildcard": "use letters, digits and _ . - only, without folders, or use --plain-prompt",
     "no_wildcard_file": "write {path}, one option per line, name its folder with --wildcards, or use --plain-prompt",
     "no_recipe": "use an image that celebctl gen wrote, saved with its metadata",
+    "recipe_sampler": "draw with another one: --sampler {nearest}",
+    "recipe_is_workflow": "see its prompt (celebctl inspect IMAGE), and draw it as a new image (celebctl gen PROMPT)",
+    "no_bundle_of_recipe": "choose a model with --model, or a bundle with --bundle",
+    "quality_of_png": "leave out --quality, or write JPEG or WebP",
+    "quality_out_of_range": "use --quality {minimum} to {maximum}",
 }
 
 #: celebctl_export, celebctl_runtime.backends.

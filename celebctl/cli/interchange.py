@@ -111,22 +111,33 @@ def import_person(
 
 def inspect_file(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A file, bundle or model folder.", metavar="FILE")],
+    files: Annotated[list[Path], typer.Argument(help="Files, bundles or model folders.", metavar="FILE...")],
 ) -> None:
-    """Describe a file: identities and embeddings in any format, bundles, images with a recipe. Runs no code from it."""
+    """Describe files: identities and embeddings in any format, bundles, images with a recipe. Runs no code from them.
+
+    Reads the recipes of celebctl, Stable Diffusion web UIs and InvokeAI, and the prompts in those of ComfyUI.
+    """
     from .extras import requires_extra
+    from .naming import printable
 
     console = ctx.ensure_object(CliConsole)
     with requires_extra("learn", "reading a .pt file"):
         from celebctl.file_info import describe
 
-        facts = describe(file)
-    warnings = cast("list[str]", facts.get("warnings", []))
-    rows = [(key, _as_text(value)) for key, value in facts.items() if key != "warnings"]
-    lines = [f"{key}: {value}" for key, value in rows]
-    console.output_table(lines, facts, lambda: console.table(file.name, ("property", "value"), rows))
-    for warning in warnings:
-        console.warn(warning)
+        described = [describe(file) for file in files]
+    document = described[0] if len(files) == 1 else {"files": described}
+    tables = [[(key, _as_text(value)) for key, value in facts.items() if key != "warnings"] for facts in described]
+    lines = "\n\n".join("\n".join(f"{key}: {value}" for key, value in rows) for rows in tables).split("\n")
+
+    def show() -> None:
+        for file, rows in zip(files, tables, strict=True):
+            console.table(file.name, ("property", "value"), rows)
+
+    console.output_table(lines, document, show)
+    for facts in described:
+        prefix = "" if len(files) == 1 else f"{facts['path']}: "
+        for warning in cast("list[str]", facts.get("warnings", [])):
+            console.warn(prefix + printable(warning))
 
 
 def name_for(given: str | None, contents: "EmbeddingFile", file: Path) -> str:
@@ -204,4 +215,6 @@ def _as_text(value: object) -> str:
         return ", ".join(f"{key} {_as_text(entry)}" for key, entry in cast("Mapping[str, object]", value).items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_as_text(entry) for entry in cast("Sequence[object]", value))
-    return str(value)
+    from .naming import printable
+
+    return printable(str(value))

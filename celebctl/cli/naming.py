@@ -17,6 +17,7 @@ _GENERIC_STEM = re.compile(
     r"(img|image|pic|picture|photo|pxl|dsc[nf]?|mvimg|face|portrait|selfie|me|person|screenshot|untitled|download)"
     r"([-_]?\d.*)?"
 )
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _MAX_SLUG = 60
 _MAX_NAME = 32  # as check_name
 
@@ -93,3 +94,8 @@ def listed(names: Sequence[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """1 step, 2 steps"""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Text of unknown origin for one line: control characters and marks of writing direction are escaped."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)

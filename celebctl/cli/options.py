@@ -49,6 +49,25 @@ Seed = Annotated[
     int | None, typer.Option("--seed", "-s", help="Random seed; the same seed gives the same result. Default: random.")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", help="Number of steps. Default: the model's or preset's.")]
+ImageFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="png, jpeg or webp, for a folder or stdout.",
+        metavar="FORMAT",
+        show_default="by the suffix of FILE, else png",
+    ),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option("--quality", help="Of JPEG and WebP: 1 to 100. A WebP with 100 is lossless.", show_default="90"),
+]
+Watermark = Annotated[
+    bool | None,
+    typer.Option(
+        "--watermark/--no-watermark", help="An imperceptible watermark in the pixels.", show_default="on, see docs"
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Device = Annotated[
     str | None,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .identity import Identity as Identity
     from .identity import check_name as check_name
     from .picture import GeneratedImage as GeneratedImage
+    from .picture import encode_image as encode_image
     from .picture import png_bytes as png_bytes
     from .picture import read_request as read_request
     from .picture import save_image as save_image
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from .progress import Progress as Progress
     from .prompting.tokenizer import EncodedPrompt as EncodedPrompt
     from .prompting.tokenizer import PromptTokenizer as PromptTokenizer
+    from .recipes.reading import read_recipe as read_recipe
+    from .recipes.recipe import Recipe as Recipe
     from .request import SAMPLERS as SAMPLERS
     from .request import Request as Request
     from .request import batch as batch
@@ -57,10 +60,12 @@ _EXPORTS = {
         " SetupError UsageError"
     ),
     "identity": "Identity check_name",
-    "picture": "GeneratedImage png_bytes read_request save_image",
+    "picture": "GeneratedImage encode_image png_bytes read_request save_image",
     "pipeline": "generate",
     "progress": "Progress",
     "prompting.tokenizer": "EncodedPrompt PromptTokenizer",
+    "recipes.reading": "read_recipe",
+    "recipes.recipe": "Recipe",
     "request": "SAMPLERS Request batch resolve",
     "sampling.init_image": "InitImage",
     "sampling.samplers": "StepTable step_table",

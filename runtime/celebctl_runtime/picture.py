@@ -1,40 +1,42 @@
-"""Generated images, and PNG files that carry their own recipe.
+"""Generated images, and image files that carry their own recipe.
 
-The PNG has two text chunks: ``celebctl``, a JSON document with the complete request and a record of what ran it, and
-``parameters`` in the format of the Stable Diffusion web UI, which many viewers show.
+A PNG has three text chunks: ``celebctl``, a JSON document with the complete request and a record of what ran it;
+``parameters``, in the format of the Stable Diffusion web UI, which many viewers show; and ``invokeai_metadata``. A JPEG
+or WebP has the first two in its EXIF, see recipes/carriers.py.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from .errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, out_of_range
-from .files import atomic_write, read_regular, refuse_existing
-from .prompting.likeness import FULL_LIKENESS, likeness_to_json
+from .errors import UsageError, out_of_range
+from .files import atomic_write, refuse_existing
+from .recipes.carriers import INVOKEAI, JPEG_LIMIT, OWN, PARAMETERS, exif_block, png_info
+from .recipes.infotext import format_parameters
+from .recipes.invokeai import format_metadata
+from .recipes.reading import MAX_SCALE, SCHEMA, read_recipe
 from .request import Request
-from .strict_json import parse_json
+from .watermark import PUBLIC_KEY, SMALLEST, add_watermark
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SCHEMA = 1
-CHUNK = "celebctl"
-MAX_SCALE = 16
-_UI_NAMES = {
-    "ddim": "DDIM",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_karras": "DPM++ 2M Karras",
-    "lcm": "LCM",
-}
+    from .credentials import Ingredient, Signer
+
+CHUNK = OWN
+MAX_QUALITY = 100
+DEFAULT_QUALITY = 90  # of JPEG and WebP
+ImageFormat = Literal["png", "jpeg", "webp"]
+#: The suffixes of files that can be written.
+SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,144 +47,181 @@ class GeneratedImage:
         image: PIL image, RGB.
         request: The request that ran, fully resolved.
         record: JSON-ready facts: model, bundle, engine, versions, digests of the people, prompt text that did not fit.
+        ingredients: Files that it was drawn from, for its credentials.
     """
 
     image: Image
     request: Request
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    ingredients: Sequence[Ingredient] = ()
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is put into a saved image besides its recipe.
+
+    Attributes:
+        watermark_key: Key of the watermark; None for no watermark.
+        signer: Signs content credentials; None for none. They are metadata, and left out with it.
+    """
+
+    watermark_key: bytes | None = PUBLIC_KEY
+    signer: Signer | None = None
+
+
+WATERMARKED, UNMARKED = Marks(), Marks(None)
+
+
+class EncodingOptions(TypedDict, total=False):
+    """How an image is encoded, see :func:`encode_image`."""
+
+    metadata: bool
+    scale: int
+    quality: int | None
+    marks: Marks
 
 
 def save_image(
-    generated: GeneratedImage, path: Path, *, metadata: bool = True, scale: int = 1, overwrite: bool = False
+    generated: GeneratedImage, path: Path, *, overwrite: bool = False, **options: Unpack[EncodingOptions]
 ) -> Path:
-    """Write a PNG atomically.
+    """Write an image file atomically; the suffix of its path selects the format.
 
     Args:
         generated: The image to write.
-        path: The file.
-        metadata: Whether to include the recipe.
-        scale: Enlargement, 1 to 16.
+        path: The file: .png, .jpg, .jpeg or .webp.
         overwrite: Whether to replace an existing file.
+        options: metadata, scale, quality and marks, as for :func:`encode_image`.
 
     Returns:
         ``path``.
 
     Raises:
-        UsageError: When ``path`` exists and ``overwrite`` is not set, or ``scale`` is out of range.
+        UsageError: When ``path`` exists and ``overwrite`` is not set, its suffix is another (reason
+            "unknown_image_suffix"), or ``scale`` or ``quality`` is out of range.
         SetupError: When the file cannot be written.
     """
     refuse_existing(path, overwrite)
-    atomic_write(path, png_bytes(generated, metadata=metadata, scale=scale), overwrite=overwrite)
+    atomic_write(path, encode_image(generated, format_of(path), **options), overwrite=overwrite)
     return path
 
 
-def png_bytes(generated: GeneratedImage, *, metadata: bool = True, scale: int = 1) -> bytes:
-    """The PNG file's content, see :func:`save_image`. SOURCE_DATE_EPOCH fixes the date in the record."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+def encode_image(
+    generated: GeneratedImage,
+    image_format: ImageFormat = "png",
+    *,
+    metadata: bool = True,
+    scale: int = 1,
+    quality: int | None = None,
+    marks: Marks = WATERMARKED,
+) -> bytes:
+    """The content of an image file: the enlarged pixels with their watermark, encoded with the recipe, and signed.
 
+    SOURCE_DATE_EPOCH fixes the date in the record.
+
+    Args:
+        generated: The image.
+        image_format: "png", "jpeg" or "webp".
+        metadata: Whether to include the recipe.
+        scale: Enlargement, 1 to 16.
+        quality: Of JPEG and WebP, 1 to 100; at 100 a WebP is lossless. None: 90.
+        marks: Watermark and content credentials. A side under 128 pixels is too short for a watermark.
+
+    Raises:
+        UsageError: ``scale`` or ``quality`` is out of range, or a PNG is given a quality ("quality_of_png").
+    """
     if not 1 <= scale <= MAX_SCALE:
         raise out_of_range("scale", scale, 1, MAX_SCALE)
-    image = generated.image
-    if scale > 1:
-        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
-    info = PngInfo()
-    if metadata:
-        info.add_text(CHUNK, json.dumps(_document(generated, scale)))
-        info.add_itxt("parameters", _parameters(generated))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
+    check_quality(quality, image_format)
+    lossy = None if image_format == "png" else quality or DEFAULT_QUALITY
+    pixels, key = _enlarged(generated.image, scale), marks.watermark_key
+    facts: dict[str, Any] = {"scale": scale} | ({} if lossy is None else {"quality": lossy})
+    if key is not None and min(pixels.size) >= SMALLEST:
+        pixels = add_watermark(pixels, watermark_payload(generated.request.to_json()), key)
+        facts["watermark"] = "public" if key == PUBLIC_KEY else "private"
+    content = _encoded(pixels, image_format, lossy, _texts(generated, facts) if metadata else {})
+    if marks.signer is None or not metadata:
+        return content
+    title = generated.request.prompt[:100]
+    return marks.signer.sign(content, image_format.upper(), title, generated.ingredients)
+
+
+def watermark_payload(request: Mapping[str, Any]) -> int:
+    """The number in the watermark: the first 32 bits of the SHA-256 of a request, as JSON with sorted keys."""
+    return int(hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8], 16)
+
+
+def png_bytes(generated: GeneratedImage, *, metadata: bool = True, scale: int = 1) -> bytes:
+    """The content of a PNG file, see :func:`encode_image`."""
+    return encode_image(generated, metadata=metadata, scale=scale)
+
+
+def format_of(path: Path) -> ImageFormat:
+    """The format that a path's suffix names. Raises UsageError (reason "unknown_image_suffix")."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        problem, hint = f"{path} is not an image file that celebctl writes", f"end it in {', '.join(SUFFIXES)}"
+        raise UsageError(problem, hint, reason="unknown_image_suffix", path=path)
+    return SUFFIXES[suffix]
+
+
+def check_quality(quality: int | None, image_format: ImageFormat) -> None:
+    """Raise UsageError unless ``quality`` is None or can be used with the format."""
+    if quality is None:
+        return
+    if image_format == "png":
+        raise UsageError(
+            "a PNG is always lossless", "leave out quality, or write JPEG or WebP", reason="quality_of_png"
+        )
+    if not 1 <= quality <= MAX_QUALITY:
+        raise out_of_range("quality", quality, 1, MAX_QUALITY)
 
 
 def read_request(path: Path) -> tuple[Request, dict[str, Any]]:
-    """The request and the record in a PNG written by celebctl.
+    """The request and the record in an image file, whichever program wrote it.
+
+    For other programs' recipes the record has what is known of model, model_hash and version, see
+    :func:`celebctl_runtime.recipes.reading.read_recipe`.
 
     Raises:
         NotFoundError: When there is no file.
-        InvalidInputError: When it is not a PNG or has no recipe.
+        InvalidInputError: When it is not an image, has no recipe, or the recipe cannot be drawn.
         IntegrityError: When the recipe is damaged or was written by a newer version.
     """
-    text = _read_chunk(path)
-    try:
-        document = cast("dict[str, Any]", parse_json(text))
-        version = int(document["schema"])
-        if version > SCHEMA:
-            raise IntegrityError(
-                f"{path} has recipe format {version}; this celebctl reads up to {SCHEMA}",
-                "upgrade celebctl",
-                reason="newer_format",
-                version=version,
-            )
-        return Request.from_json(document["request"]), dict(document["record"])
-    except CelebctlError as error:
-        raise IntegrityError(f"the recipe in {path} is damaged: {error.problem}", error.hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"the recipe in {path} is damaged: {error}", "generate the image again") from error
+    recipe = read_recipe(path)
+    return recipe.request(), dict(recipe.record)
 
 
-def _read_chunk(path: Path) -> str:
-    from PIL import Image, UnidentifiedImageError
+def _enlarged(image: Image, scale: int) -> Image:
+    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(read_regular(path)), formats=["PNG"]) as image:
-            text: str | None = getattr(image, "text", {}).get(CHUNK)
-            if text is None:
-                image.load()  # chunks may also follow the pixels
-                text = getattr(image, "text", {}).get(CHUNK)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"there is no file {path}", "check the path", reason="no_image_file", path=path) from error
-    except UnidentifiedImageError as error:
-        raise _no_recipe(path) from error
-    except OSError as error:
-        if error.errno is not None:  # not Pillow's
-            hint = "check the path and its permissions"
-            raise NotFoundError(f"cannot read {path}: {error.strerror}", hint, reason="unreadable") from error
-        raise _no_recipe(path) from error
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _no_recipe(path) from error
-    if text is None:
-        raise InvalidInputError(
-            f"{path} has no recipe", "use an image that celebctl saved with metadata", reason="no_recipe", path=path
-        )
-    return str(text)
+    size = image.width * scale, image.height * scale
+    return image.resize(size, Image.Resampling.LANCZOS) if scale > 1 else image
 
 
-def _no_recipe(path: Path) -> InvalidInputError:
-    problem, hint = f"{path} is not a readable PNG file", "use an image that celebctl saved"
-    return InvalidInputError(problem, hint, reason="no_recipe", path=path)
+def _encoded(image: Image, image_format: ImageFormat, quality: int | None, texts: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    if image_format == "png":
+        image.save(buffer, "PNG", pnginfo=png_info(texts))
+    elif image_format == "jpeg":  # colour at full resolution: faces are small
+        exif = exif_block(texts, JPEG_LIMIT)
+        image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True, exif=exif)
+    else:
+        image.save(buffer, "WEBP", quality=quality, lossless=quality == MAX_QUALITY, exif=exif_block(texts))
+    return buffer.getvalue()
 
 
-def _document(generated: GeneratedImage, scale: int) -> dict[str, Any]:
+def _texts(generated: GeneratedImage, facts: Mapping[str, Any]) -> dict[str, str]:
+    """The recipe in all formats, by the keyword of its text chunk. facts: how the image is saved."""
+    request, record = generated.request, generated.record
+    return {
+        OWN: json.dumps(_document(generated, facts)),
+        PARAMETERS: format_parameters(request, record),
+        INVOKEAI: format_metadata(request, record),
+    }
+
+
+def _document(generated: GeneratedImage, facts: Mapping[str, Any]) -> dict[str, Any]:
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = time.gmtime(int(epoch) if epoch.isdecimal() else None)
-    record = {**generated.record, "scale": scale, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
+    record = {**generated.record, **facts, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
     return {"schema": SCHEMA, "request": generated.request.to_json(), "record": record}
-
-
-def _parameters(generated: GeneratedImage) -> str:
-    """The web UI's format: prompt, negative prompt, then one line of ``key: value`` pairs."""
-    request, record = generated.request, generated.record
-    people = cast("Mapping[str, str]", record.get("identities", {}))
-    pairs: dict[str, Any] = {
-        "Steps": request.steps,
-        "Sampler": _UI_NAMES.get(request.sampler, request.sampler),
-        "CFG scale": f"{request.guidance or 0:g}",
-        "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}",
-        "Model hash": str(record.get("table_hash", ""))[:10],
-        "Model": record.get("model", ""),
-        "Likeness": "" if request.likeness == FULL_LIKENESS else json.dumps(likeness_to_json(request.likeness)),
-        "Layout": request.layout,
-        "TI hashes": ", ".join(f"{name}: {digest[:12]}" for name, digest in people.items()),
-        "Version": f"celebctl {record.get('celebctl', '')}",
-    }
-    lines = [request.prompt]
-    if request.negative:
-        lines.append(f"Negative prompt: {request.negative}")
-    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items() if value != ""))
-    return "\n".join(lines)
-
-
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value

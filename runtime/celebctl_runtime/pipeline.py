@@ -36,6 +36,7 @@ from .sampling.samplers import StepTable, step_table
 
 if TYPE_CHECKING:
     from .bundle.manifest import Manifest
+    from .credentials import Ingredient
     from .identity import Identity
     from .prompting.tokenizer import PromptWindows
     from .sampling.init_image import InitImage
@@ -90,7 +91,9 @@ def generate(
         latent = _denoise(backend, batch, state, by_step, counter.start(batch, len(images)))
         pixels = backend.decode(latent)
         record = _record(bundle, backend)
-        images += [_image(image, each, prompts.people, record) for image, each in zip(pixels, encoded, strict=True)]
+        for image, each in zip(pixels, encoded, strict=True):
+            source = sources.get(each.request.source)
+            images.append(_image(image, each, prompts.people, record, source and source.file))
     return images
 
 
@@ -348,15 +351,19 @@ def _by_step(
 
 
 def _image(
-    pixels: NDArray[np.float32], encoded: EncodedRequest, people: PromptPeople, record: Mapping[str, object]
+    pixels: NDArray[np.float32],
+    encoded: EncodedRequest,
+    people: PromptPeople,
+    record: Mapping[str, object],
+    source: Ingredient | None,
 ) -> GeneratedImage:
-    """``pixels`` (3, H, W) in [-1, 1]."""
+    """``pixels`` (3, H, W) in [-1, 1]; ``source``: the file of the init image."""
     from PIL import Image
 
     array = ((pixels.transpose(1, 2, 0) * 0.5 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
     digests = {name: people.digests[name] for name in encoded.request.identities or ()}
     facts = {**record, "identities": digests, "dropped_text": encoded.dropped_text}
-    return GeneratedImage(Image.fromarray(array), encoded.request, facts)
+    return GeneratedImage(Image.fromarray(array), encoded.request, facts, (source,) if source else ())
 
 
 def _record(bundle: Bundle, backend: Backend) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from celebctl_runtime.errors import InvalidInputError, NotFoundError
-from celebctl_runtime.files import read_regular
+from celebctl_runtime.credentials import Ingredient
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,32 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class InitImage:
-    """An upright RGB image, and the hex SHA-256 of its file, which :attr:`Request.source` refers to."""
+    """An upright RGB image, and the hex SHA-256 of its file, which :attr:`Request.source` refers to.
+
+    ``file``: the file itself, which becomes an ingredient in the credentials of what is drawn from it.
+    """
 
     image: Image
     digest: str
+    file: Ingredient | None = None
 
     @classmethod
-    def read(cls, path: Path) -> InitImage:
-        """Read an image file. Raises NotFoundError when there is none, InvalidInputError when it is not an image."""
-        import io
+    def read(cls, path: str | Path) -> InitImage:
+        """Read an image file. Raises the errors of :func:`celebctl_runtime.image_files.read_image`."""
+        from celebctl_runtime.image_files import read_image
 
-        from PIL import Image, ImageOps
-
-        try:
-            raw = read_regular(path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFoundError(
-                f"there is no file {path}", "check the path", reason="no_image_file", path=path
-            ) from error
-        except OSError as error:
-            raise NotFoundError(f"cannot read {path}: {error.strerror}", "name an image file") from error
-        try:
-            with Image.open(io.BytesIO(raw)) as opened:
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InvalidInputError(f"{path} is not a readable image", "name a PNG, JPEG or WebP file") from error
-        return cls(upright, hashlib.sha256(raw).hexdigest())
+        file = read_image(path)
+        return cls(file.image, file.digest, Ingredient(file.content, file.format, Path(path).name))
 
     def pixels(self, width: int, height: int) -> NDArray[np.float32]:
         """Center-cropped and resized: (3, height, width) float32 in [-1, 1]."""

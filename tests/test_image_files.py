@@ -1,4 +1,4 @@
-"""Photo files become upright RGB images, or an error says why not."""
+"""Image files become upright RGB images, or an error says why not: photos and init images alike."""
 
 import io
 import logging
@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from face_fakes import photo_of
 from PIL import Image, PngImagePlugin
+from test_project_layout import sources, where
 
+from celebctl.pipeline import make_requests
 from celebctl_models.faces.photos import open_photo
 from celebctl_runtime.errors import (
     CelebctlError,
@@ -21,6 +23,9 @@ from celebctl_runtime.errors import (
     SetupError,
     UsageError,
 )
+from celebctl_runtime.image_files import read_image
+from celebctl_runtime.request import Request
+from celebctl_runtime.sampling.init_image import InitImage
 
 
 def quadrants() -> Image.Image:
@@ -64,6 +69,21 @@ def test_transparency_is_composed_over_white(tmp_path: Path) -> None:
     picture.save(tmp_path / "p.png", transparency=0)
     for name in ("a.png", "p.png"):
         assert np.asarray(open_photo(tmp_path / name)).min() == 255
+
+
+def test_the_alpha_channel_is_upright_and_none_for_opaque_images(tmp_path: Path) -> None:
+    half = Image.new("RGBA", (8, 4), (10, 20, 30, 255))
+    half.paste((10, 20, 30, 0), (0, 0, 2, 4))  # the left quarter
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    half.save(tmp_path / "a.png", exif=exif)
+    half.convert("P").save(tmp_path / "p.png", transparency=0)
+    quadrants().convert("RGBA").save(tmp_path / "opaque.png")
+    read = read_image(tmp_path / "a.png")
+    assert read.alpha is not None and (read.mode, read.alpha.mode) == ("RGBA", "L")
+    assert np.asarray(read.alpha)[0].tolist() == [255] * 6 + [0] * 2
+    assert np.asarray(read.image)[0, :, 0].tolist() == [10] * 6 + [255] * 2
+    assert read_image(tmp_path / "opaque.png").alpha is None and read_image(tmp_path / "p.png").mode == "P"
 
 
 def test_cmyk_jpeg_is_read(tmp_path: Path) -> None:
@@ -118,29 +138,69 @@ def jpeg_bytes() -> bytes:
     return file.getvalue()
 
 
+DAMAGED, UNSUPPORTED, PIXELS = "damaged_image unsupported_image_format too_many_pixels".split()
+#: File -> content and reason.
 HOSTILE = {
-    "empty.jpg": b"",
-    "short.jpg": jpeg_bytes()[:200],
-    "cut.jpg": jpeg_bytes()[:-600],
-    "bomb.png": png_claiming(30_000, 30_000),
-    "large.png": png_claiming(12_000, 12_000),
-    "ztxt.png": png_claiming(8, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(80_000_000)))),
-    "iccp.png": png_claiming(8, 8, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(80_000_000)))),
-    "text.jpg": b"these are words, not pixels",
-    "page.pdf": b"%PDF-1.7\n%...",
-    "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
-    "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    "sky.fits": b"SIMPLE  =                    T".ljust(2880),
-    "noise.png": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+    "empty.jpg": (b"", "empty_file"),
+    "short.jpg": (jpeg_bytes()[:200], DAMAGED),
+    "cut.jpg": (jpeg_bytes()[:-600], DAMAGED),
+    "bomb.png": (png_claiming(30_000, 30_000), PIXELS),
+    "large.png": (png_claiming(12_000, 12_000), PIXELS),
+    "text.jpg": (b"these are words, not pixels", UNSUPPORTED),
+    "page.pdf": (b"%PDF-1.7\n%...", UNSUPPORTED),
+    "page.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", UNSUPPORTED),
+    "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", UNSUPPORTED),
+    "sky.fits": (b"SIMPLE  =                    T".ljust(2880), UNSUPPORTED),
+    "noise.png": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), UNSUPPORTED),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_other_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(HOSTILE[name])
+@pytest.mark.parametrize("read", [open_photo, InitImage.read])
+def test_other_files_are_refused_by_name_and_reason(tmp_path: Path, name: str, read: Any) -> None:
+    content, reason = HOSTILE[name]
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInputError) as error:
-        open_photo(tmp_path / name)
-    assert name in error.value.problem and error.value.hint
+        read(tmp_path / name)
+    assert name in error.value.problem and error.value.hint and error.value.reason == reason
+
+
+@pytest.mark.parametrize("kind", ["TGA", "PPM", "JPEG2000", "AVIF", "SGI", "PCX", "ICO"])
+def test_formats_that_are_not_on_the_list_are_refused(tmp_path: Path, kind: str) -> None:
+    try:
+        Image.new("RGB", (32, 32)).save(tmp_path / "a.png", kind)
+    except (KeyError, OSError, ValueError):
+        pytest.skip(f"this Pillow writes no {kind}")
+    for read in (open_photo, InitImage.read):
+        with pytest.raises(InvalidInputError) as error:
+            read(tmp_path / "a.png")
+        assert error.value.reason == UNSUPPORTED
+
+
+def test_an_init_image_is_read_as_a_photo_is(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))  # invisible red
+    wide = Image.fromarray(np.full((64, 64), 0x8000, np.uint16))
+    for number, image in enumerate((clear, wide, clear.quantize(4))):
+        path = tmp_path / f"{number}.png"
+        image.save(path)
+        assert InitImage.read(path).image.tobytes() == open_photo(path).tobytes()
+    (_,), (given,) = make_requests(Request("a"), 1, clear)
+    assert np.asarray(given.image).min() == 255
+
+
+def test_what_a_file_carries_beside_its_pixels(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    info = PngImagePlugin.PngInfo()
+    info.add(b"tEXt", b"parameters\0a text", after_idat=True)
+    for name in ("a.png", "a.jpg", "a.webp"):
+        quadrants().save(tmp_path / name, exif=exif, pnginfo=info)
+        read = read_image(tmp_path / name)
+        assert b"a description" in read.exif
+        assert (read.format, dict(read.text)) == (
+            {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[name[2:]],
+            {"parameters": "a text"} if name == "a.png" else {},
+        )
 
 
 def test_the_main_image_of_a_phones_jpeg_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -185,6 +245,8 @@ def test_heic_photos_are_read_upright_at_their_main_image(tmp_path: Path, caplog
         ("face.jpg", NotFoundError),
         ("", NotFoundError),
         ("a\0b", NotFoundError),
+        ("~nobody-here/face.jpg", NotFoundError),
+        ("x" * 5000, NotFoundError),
         ("/dev/null", NotFoundError),
         ("https://example.org/face.jpg", UsageError),
         ("http:/example.org/face.jpg", UsageError),
@@ -206,6 +268,23 @@ def test_a_missing_photo_suggests_a_file_for_a_sample(tmp_path: Path) -> None:
         assert error.value.reason == "no_photo" and str(error.value.values["sample"]) == sample
 
 
-def test_pillow_limits_compressed_text() -> None:
-    """`open_photo` has no limit of its own for it."""
-    assert PngImagePlugin.MAX_TEXT_CHUNK <= 1 << 20
+@pytest.mark.parametrize(("kind", "size"), [(b"zTXt", 3_000_000), (b"iCCP", 3_000_000), (b"zTXt", 80_000_000)])
+def test_texts_that_would_fill_the_memory_are_skipped(
+    tmp_path: Path, kind: bytes, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = io.BytesIO()
+    quadrants().save(plain, "PNG")
+    content, end = plain.getvalue(), 8 + 25  # of the signature and the header
+    bomb = chunk(kind, b"k\0\0" + zlib.compress(bytes(size)))
+    (tmp_path / "a.png").write_bytes(content[:end] + bomb + content[end:])
+    read = read_image(tmp_path / "a.png")
+    assert read.image.tobytes() == quadrants().tobytes() and not read.text
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] and "a.png" in caplog.text
+
+
+def test_images_from_outside_are_opened_in_one_place() -> None:
+    """The other places decode what celebctl itself has just encoded or drawn."""
+    own = {"celebctl/reproduction.py", "celebctl/plotting.py", "celebctl/bench/runner.py"}
+    shipped = [path for path in sources() if "training" not in path.parts]  # not the training of mini
+    found = {where(path) for path in shipped if "Image.open(" in path.read_text(encoding="utf-8")}
+    assert found - own == {"runtime/celebctl_runtime/image_files.py"}
