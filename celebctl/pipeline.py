@@ -250,7 +250,8 @@ class Pipeline:
 
         `overrides` are identities for this call only; they are not added to the bundle. Raises as `__call__`.
         """
-        prompts = list(dict.fromkeys(text for request in requests for text in (request.prompt, request.negative)))
+        texts = (text for one in requests for text in (one.prompt, one.negative, one.toward))
+        prompts = list(dict.fromkeys(texts))
         if self.add_people and not overrides:
             self._add_mentioned(prompts)
         return generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)

@@ -7,6 +7,7 @@ import typer
 
 from celebctl import __version__
 
+from .animate import animate
 from .basis import app as basis
 from .bench import bench
 from .check import check
@@ -62,6 +63,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "export": export,
         "gen": gen,
         "regen": regen,
+        "animate": animate,
         "eval": evaluate,
     },
     "Learned people": {

@@ -103,7 +103,12 @@ def gen(
 
 def regen(
     ctx: typer.Context,
-    image: Annotated[Path, typer.Argument(help="A PNG that celebctl drew.", metavar="IMAGE")],
+    image: Annotated[
+        Path, typer.Argument(help="A PNG that celebctl drew, or with --frame an animation.", metavar="IMAGE")
+    ],
+    frame: Annotated[
+        int | None, typer.Option("--frame", help="Draw this frame of a GIF, WebP or APNG animation, from 1.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="FILE.png, a folder, or - for stdout.", show_default="./NAME-regen.png"),
@@ -119,6 +124,7 @@ def regen(
     """Draw an image again from the recipe it carries, and compare the pixels."""
     from PIL import Image
 
+    from celebctl.animation_files import read_frame
     from celebctl.library import Library
     from celebctl.pipeline import changed_since, find_source_bundle, make_requests, same_pixels
     from celebctl_runtime.bundle.bundle import Bundle
@@ -126,18 +132,23 @@ def regen(
 
     console = ctx.ensure_object(CliConsole)
     library = Library()
-    request, record = read_request(image)
-    target = OutputTarget.choose(out, f"{image.stem}-regen", [request.seed], force, console.json, plain=True)
+    request, record = read_request(image) if frame is None else read_frame(image, frame)
+    title = f"{image.stem}-regen" if frame is None else f"{image.stem}-frame-{frame}"
+    target = OutputTarget.choose(out, title, [request.seed], force, console.json, plain=True)
     opened = find_source_bundle(library, record) if bundle is None else Bundle.open(bundle)
     pipe = open_pipeline(library, opened, device, threads)
     pipe.add_recorded_people(record)
     requests, init_images = make_requests(request, 1, init_image, None if init_image is None else request.strength)
     (again,) = draw(console, pipe, requests, init_images)
     scale = int(record.get("scale", 1))
-    with Image.open(image) as before, Image.open(io.BytesIO(png_bytes(again, scale=scale))) as after:
-        identical = same_pixels(before, after)
+    identical = None  # a GIF and a WebP do not have the pixels that were drawn
+    if frame is None:
+        with Image.open(image) as before, Image.open(io.BytesIO(png_bytes(again, scale=scale))) as after:
+            identical = same_pixels(before, after)
     path = target.save(console, again, metadata=True, scale=scale)
-    if identical:
+    if identical is None:
+        console.info(f"frame {frame} of {image}")
+    elif identical:
         console.info("the pixels are identical")
     else:
         changed = ", ".join(changed_since(record, again.record)) or "nothing in the record"

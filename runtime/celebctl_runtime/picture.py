@@ -174,6 +174,8 @@ def _parameters(generated: GeneratedImage) -> str:
         "Model": record.get("model", ""),
         "Likeness": "" if request.likeness == FULL_LIKENESS else json.dumps(likeness_to_json(request.likeness)),
         "Layout": request.layout,
+        "Toward": request.toward,
+        "Blend": f"{request.blend:g}" if request.toward else "",
         "TI hashes": ", ".join(f"{name}: {digest[:12]}" for name, digest in people.items()),
         "Version": f"celebctl {record.get('celebctl', '')}",
     }

@@ -39,9 +39,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "strength": (int, float),
     "likeness": (int, float, dict),
     "layout": (str,),
+    "toward": (str,),
+    "blend": (int, float),
 }
 #: Entries left out of the JSON at these values, so that versions without them can read the recipe.
-_OMITTED: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": ""}
+_OMITTED: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": "", "toward": "", "blend": 0.0}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Request:
         strength: Share of the steps that run on an init image, (0, 1].
         likeness: 0 (the average celebrity) to 1 (as learned), for all or by name, see prompting/likeness.py.
         layout: Regions of the people, see prompting/layout.py; "" for the bundle's default.
+        toward: A second prompt, whose encoding is mixed with that of ``prompt``; "" for none.
+        blend: The weight of ``toward``, 0 (only ``prompt``) to 1 (only ``toward``).
 
     Example:
         >>> request = Request("alice playing chess", seed=42, steps=20)
@@ -85,6 +89,8 @@ class Request:
     strength: float = 1.0
     likeness: Likeness = FULL_LIKENESS
     layout: str = ""
+    toward: str = ""
+    blend: float = 0.0
 
     @property
     def skipped(self) -> int:
@@ -92,7 +98,7 @@ class Request:
         return self.steps - min(int(self.steps * self.strength), self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready values in a fixed order; source, strength, likeness and layout only when set."""
+        """JSON-ready values in a fixed order; source, strength, likeness, layout, toward and blend only when set."""
         data = asdict(self)
         if not self.source:
             del data["strength"]
@@ -115,6 +121,7 @@ class Request:
         names = cast("list[str] | None", values.get("identities"))
         values["identities"] = None if names is None else tuple(check_name(str(name)) for name in names)
         values["strength"] = float(values.get("strength", 1.0))
+        values["blend"] = float(values.get("blend", 0.0))
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
         if "likeness" in values:
@@ -143,6 +150,7 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     )
     _check_text("prompt", full.prompt)
     _check_text("negative prompt", full.negative)
+    _check_text("second prompt", full.toward)
     _check_numbers(full)
     _check_size(full, manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side))
     check_likeness(full.likeness)
@@ -170,6 +178,11 @@ def _check_numbers(request: Request) -> None:
         raise UsageError(
             f"strength {request.strength:g} needs an init image", "give an init image", reason="strength_without_image"
         )
+    if not 0 <= request.blend <= 1:
+        raise out_of_range("blend", request.blend, 0, 1)
+    if request.blend and not request.toward:
+        problem = f"blend {request.blend:g} needs a second prompt"
+        raise UsageError(problem, "give the prompt to blend with", reason="blend_without_prompt")
     if request.skipped >= request.steps:  # int(steps * strength) is 0
         raise UsageError(
             f"strength {request.strength:g} leaves none of {request.steps} steps",
