@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def strip_scores(pipe: Pipeline, scorer: WorldScorer, prompts: list[str], seed: 
     images = [np.asarray(one.image) for one in animate(pipe, Request("", seed=seed), prompts, timing).images]
     faces = [one.first_face for one in scorer.score(images)]
     size = next((len(face) for face in faces if face is not None), 1)
-    steps = [np.abs(a.astype(int) - b).mean() for a, b in zip(images, images[1:], strict=False)]
+    steps = [np.abs(a.astype(int) - b).mean() for a, b in pairwise(images)]
     return np.stack([np.zeros(size) if face is None else face for face in faces]), float(max(steps))
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +105,7 @@ def test_a_frame_is_the_image_of_its_request_and_key_frames_are_those_of_their_p
     again = pipe.generate([drawn.images[2].request])[0]
     assert again.image.tobytes() == drawn.images[2].image.tobytes()
     total = np.abs(pixels(drawn.images[0].image) - pixels(drawn.images[4].image)).mean()
-    steps = [
-        np.abs(pixels(a.image) - pixels(b.image)).mean() for a, b in zip(drawn.images, drawn.images[1:], strict=False)
-    ]
+    steps = [np.abs(pixels(a.image) - pixels(b.image)).mean() for a, b in pairwise(drawn.images)]
     assert max(steps) < 0.6 * total and total > 1
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from celebctl_runtime.sampling.init_image import InitImage
 
     from .export import Dtype
+    from .preview import PreviewDisplay
 
 STDOUT = Path("-")
 
@@ -57,6 +58,7 @@ def gen(
     ] = None,
     force: options.Force = False,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Store the recipe in the PNG.")] = True,
+    preview: options.Preview = None,
     model: options.Model = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
@@ -69,6 +71,9 @@ def gen(
     from celebctl_runtime.prompting.layout import normalize_layout
     from celebctl_runtime.prompting.likeness import parse_likeness
     from celebctl_runtime.request import Request
+
+    from .continuing import suggest_continuing
+    from .preview import choose_preview
 
     console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
@@ -87,11 +92,14 @@ def gen(
     )
     requests, init_images = make_requests(request, count, init_image, strength)
     target = OutputTarget.choose(out, prompt, [request.seed for request in requests], force, console.json)
+    display = choose_preview(console, str(Settings.read().text("preview", preview)), force)
     library = Library()
     opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
-    written = save_images(console, target, draw(console, pipe, requests, init_images), metadata, enlarge)
+    with suggest_continuing(console, requests) as until_saved:
+        images = until_saved(draw(console, pipe, requests, init_images, display))
+        written = save_images(console, target, images, metadata, enlarge)
     seconds, last = time.monotonic() - started, requests[-1].seed
     console.info(f"seed {request.seed}{f' to {last}' if count > 1 else ''}, {seconds:.1f} s")
     if console.json:
@@ -197,16 +205,23 @@ def open_pipeline(
 
 
 def draw(
-    console: CliConsole, pipe: "Pipeline", requests: "Sequence[Request]", init_images: "Sequence[InitImage]" = ()
+    console: CliConsole,
+    pipe: "Pipeline",
+    requests: "Sequence[Request]",
+    init_images: "Sequence[InitImage]" = (),
+    display: "PreviewDisplay | None" = None,
 ) -> "Iterator[GeneratedImage]":
-    """Images as they are finished, with a progress bar; as many at once as the engine takes."""
+    """Images as they are finished, with a progress bar or previews; as many at once as the engine takes."""
     done = 0
     for group in pipe.batches(requests):
         done += len(group)
         title = "drawing" if len(requests) == 1 else f"drawing {done} of {len(requests)}"
-        with console.track(title) as progress:
+        with (display or console).track(title) as progress:
             images = pipe.generate(group, init_images=init_images, progress=progress)
-        yield from images
+        for image in images:
+            if display is not None:
+                display.finished(image.image)
+            yield image
 
 
 @dataclass(frozen=True)

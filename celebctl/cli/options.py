@@ -50,6 +50,15 @@ Seed = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option("--steps", help="Number of steps. Default: the model's or preset's.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
+Preview = Annotated[
+    str | None,
+    typer.Option(
+        "--preview",
+        help="Show images while they are drawn: auto (in terminals known to show images), kitty, iterm2, sixel,"
+        " a FILE.png that is replaced again and again, or off.",
+        show_default="off",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

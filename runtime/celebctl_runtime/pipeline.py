@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .backends.base import Backend, Conditioning, SupportsFullDenoise, SupportsImageEncode
+from .backends.base import Backend, Conditioning, StepProgress, SupportsFullDenoise, SupportsImageEncode
 from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
 from .errors import BusyError, NotFoundError, SetupError, UsageError
 from .picture import GeneratedImage
+from .preview import latent_to_rgb
 from .progress import Progress, ProgressCallback, ignore_progress
 from .prompting.layout import Region, layout_text, parse_layout, region_masks, resolve_layout
 from .prompting.prompt import Mention, split_prompt
@@ -52,7 +54,7 @@ def generate(
         backend: The engine that runs its graphs.
         requests: What to generate.
         progress: Called after every step with stage "denoising", the steps finished and their total over all images,
-            and the metric ``images_done``.
+            the metric ``images_done``, and a preview where bundle and engine can give one.
         init_images: The images that requests refer to by :attr:`Request.source`.
         overrides: People who may be named in this call besides those in the bundle, or instead of one of that name.
 
@@ -72,7 +74,8 @@ def generate(
         _check_source(bundle, backend, request, sources)
         prompts.overrides([prompts.encoded(index)])
     batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts.requests, backend.batch_limit)]
-    counter = _StepCounter(progress, sum(len(batch.requests) * batch.steps.steps for batch in batches))
+    total = sum(len(batch.requests) * batch.steps.steps for batch in batches)
+    counter = _StepCounter(progress, total, bundle.manifest.latent_rgb)
     images: list[GeneratedImage] = []
     for batch in batches:
         encoded, conditionings = _encode(bundle, backend, prompts, batch)
@@ -218,23 +221,31 @@ def _batch_key(request: Request) -> tuple[object, ...]:
     return *sampling, *init, request.likeness, layout_text(parse_layout(request.layout)), bool(request.toward)
 
 
+_StateReader = Callable[[], NDArray[np.float32]]
+
+
 class _StepCounter:
     """Reports progress over all images of a call."""
 
-    def __init__(self, progress: ProgressCallback, total: int) -> None:
-        self._progress, self._total = progress, total
+    def __init__(self, progress: ProgressCallback, total: int, latent_rgb: Sequence[Sequence[float]]) -> None:
+        self._progress, self._total, self._latent_rgb = progress, total, latent_rgb
         self._next = 0
 
-    def start(self, batch: _Batch, images_done: int) -> Callable[[int, int], None]:
-        """The callback for the steps of a batch: steps finished, and of how many."""
+    def start(self, batch: _Batch, images_done: int) -> Callable[[int, _StateReader | None], None]:
+        """The callback for the steps of a batch: steps finished, and what reads the state if the engine can."""
         before, count = self._next, len(batch.requests)
         self._next += count * batch.steps.steps
 
-        def report(step: int, _: int) -> None:
+        def report(step: int, read_state: _StateReader | None) -> None:
             metrics = {"images_done": float(images_done)}
-            self._progress(Progress("denoising", before + step * count, self._total, metrics))
+            preview = partial(self._preview, read_state) if self._latent_rgb and read_state is not None else None
+            self._progress(Progress("denoising", before + step * count, self._total, metrics, preview))
 
         return report
+
+    def _preview(self, read_state: _StateReader) -> NDArray[np.uint8]:
+        """The predicted clean latent, which is the second part of a state, in colours."""
+        return latent_to_rgb(read_state()[1], self._latent_rgb)
 
 
 def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Mapping[str, InitImage]) -> None:
@@ -345,7 +356,7 @@ def _denoise(
     batch: _Batch,
     state: NDArray[np.float32],
     conditionings: Sequence[Conditioning],
-    report: Callable[[int, int], None],
+    report: Callable[[int, _StateReader | None], None],
 ) -> NDArray[np.float32]:
     """Run all steps; returns the latent (B, 4, h, w).
 
@@ -355,9 +366,11 @@ def _denoise(
     """
     steps = batch.steps
     if isinstance(backend, SupportsFullDenoise) and not batch.regions:
-        return backend.denoise(
-            state, batch.step_noise, conditionings[0], steps, lambda done: report(done.step, done.total)
-        )[0]
+
+        def show(done: Progress) -> None:
+            report(done.step, done.read_state if isinstance(done, StepProgress) else None)
+
+        return backend.denoise(state, batch.step_noise, conditionings[0], steps, show)[0]
     masks = region_masks(batch.regions, *batch.shape[1:])
     for index in range(steps.steps):
         noise = batch.step_noise(index)
@@ -369,7 +382,7 @@ def _denoise(
             state = blended
         else:
             state = backend.step(state, index, noise, conditionings[0], steps)
-        report(index + 1, steps.steps)
+        report(index + 1, partial(np.copy, state))
     return state[0]
 
 
