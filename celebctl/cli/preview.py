@@ -102,7 +102,7 @@ class FilePreview:
         with translate_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                image.save(temporary, "PNG", pnginfo=info, compress_level=1)
+                image.save(temporary, "PNG", pnginfo=info, compress_level=0)  # compressing takes longer than writing
                 temporary.replace(self.path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
