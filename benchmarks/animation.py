@@ -91,13 +91,13 @@ def main() -> None:
         wanted = np.stack([face for face in own if face is not None])
         assert len(wanted) == len(names)
         for number, strip in enumerate(STRIPS):
-            rows, steps = [], []
+            rows, steps = list[Any](), list[float]()
             for i, name in enumerate(names):
                 prompts = [prompt.format(f"<{name}>") for prompt in strip]
                 features, step = strip_scores(pipe, scorer, prompts, 100 * number + i, args.frames)
                 rows.append(features @ wanted.T)
                 steps.append(step)
-            cosines = np.stack(rows)  # (people, frames, portraits)
+            cosines: Any = np.stack(rows)  # (people, frames, portraits)
             own_face = cosines[np.arange(len(names)), :, np.arange(len(names))]
             keys, between = own_face[:, [0, -1]], own_face[:, 1:-1]
             others = cosines[:, [0, -1]].sum((1, 2)) - keys.sum(1)

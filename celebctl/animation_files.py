@@ -180,7 +180,10 @@ def _document(animation: Animation, scale: int) -> dict[str, Any]:
 
 def _changes(first: Request, other: Request) -> dict[str, Any]:
     pairs = ((name, getattr(first, name), getattr(other, name)) for name in _VARYING)
-    return {name: list(value) if isinstance(value, tuple) else value for name, old, value in pairs if old != value}
+    different = {name: value for name, old, value in pairs if old != value}
+    if different.get("identities") is not None:
+        different["identities"] = list(other.identities or ())
+    return different
 
 
 def _identities(animation: Animation) -> dict[str, str]:

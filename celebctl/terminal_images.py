@@ -83,8 +83,9 @@ def sixel(image: "Image") -> str:
     which of the six pixels have the colour.
     """
     import numpy as np
+    from PIL import Image
 
-    indexed = image.convert("RGB").quantize(_COLOURS, dither=0)
+    indexed = image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
     palette = np.array(indexed.getpalette(), np.int64).reshape(-1, 3)
     pixels = np.asarray(indexed)
     height, width = pixels.shape

@@ -45,7 +45,9 @@ def test_every_prompt_is_a_frame_and_each_frame_lies_between_two_that_follow(
     frames = keyframes(keys, timing)
     assert len(frames) == count and frames[0] == Keyframe(0, 0)
     assert {one.first for one in frames if one.first == one.second} == set(range(keys))
-    neighbours = {(k, k + 1) for k in range(keys - 1)} | ({(0, keys - 1)} if route == "loop" else set())
+    neighbours = {(k, k + 1) for k in range(keys - 1)}
+    if route == "loop":
+        neighbours.add((0, keys - 1))
     for one in frames:
         assert one.first == one.second or ((one.first, one.second) in neighbours and 0 < one.blend < 1)
     assert route != "once" or frames[-1] == Keyframe(keys - 1, keys - 1)

@@ -81,7 +81,7 @@ def test_export_finds_the_map_of_a_decoder_that_is_linear(tiny_parts: "Diffusion
 
         def decode(self, latent: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
             assert not return_dict
-            matrix = torch.from_numpy(weights).float()
+            matrix = torch.tensor(weights.tolist())
             clean = (latent - 0.25) * 0.5
             colours = torch.einsum("rc,bchw->brhw", matrix[:, :4], clean) + matrix[:, 4, None, None]
             return (colours.repeat_interleave(4, 2).repeat_interleave(4, 3),)

@@ -53,7 +53,7 @@ def choose_preview(console: CliConsole, wanted: str, force: bool) -> PreviewDisp
         path = Path(wanted)
         _refuse_foreign(path, force)
         return FilePreview(console, path)
-    protocol = next((one for one in PROTOCOLS if one == wanted), None)
+    protocol: TerminalProtocol | None = next((one for one in PROTOCOLS if one == wanted), None)
     if protocol is None and wanted != AUTO:
         raise UsageError(
             f"invalid --preview {wanted!r}", f"use {AUTO}, {OFF}, {', '.join(PROTOCOLS)}, or a file ending in .png"
