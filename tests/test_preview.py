@@ -300,9 +300,9 @@ def test_a_file_grows_and_ends_as_the_image(console: CommandLine, monkeypatch: p
     monkeypatch.setattr(FilePreview, "_write", watched)
     words = ("gen", "beach", "--steps", "4", "--seed", "1", "--preview", "now.png")
     assert console(*words).code == 0
-    assert sizes == [(256, 256)] * 4 and sorted(path.name for path in Path().iterdir()) == ["beach-1.png", "now.png"]
+    assert sizes == [(128, 128)] * 4 and sorted(path.name for path in Path().iterdir()) == ["beach-1.png", "now.png"]
     with Image.open("now.png") as file, Image.open("beach-1.png") as drawn:
-        assert np.abs(np.asarray(file, int) - np.asarray(drawn.convert("RGB").resize((256, 256)), int)).mean() < 8
+        assert np.abs(np.asarray(file, int) - np.asarray(drawn.convert("RGB").resize((128, 128)), int)).mean() < 8
     assert console(*words).code == 0, "a preview may be replaced"
     Path("mine.png").write_bytes(b"mine")
     refused(console("gen", "beach", "--preview", "mine.png"), 2, "mine.png exists", "--force")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from celebctl_runtime.preview import Preview
 
 AUTO, OFF = "auto", "off"
-_PIXELS_PER_LATENT, _MIN_HEIGHT = 8, 256  # of an image in a file
+_PIXELS_PER_LATENT, _MIN_HEIGHT = 8, 128  # of an image in a file
 ROWS = 12  # cells of the terminal
 _CELL_HEIGHT = 12  # pixels, where the terminal does not say: less than most fonts, so that the image fits
 _NUMBER = 73_517  # of kitty's image that is replaced
