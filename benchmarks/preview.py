@@ -112,9 +112,10 @@ def explained(pipe: Pipeline) -> dict[str, float]:
     pixels = np.concatenate([image for _, image in captured]) * 127.5 + 127.5
     cells = pixels.reshape(len(pixels), 3, latents.shape[2], factor, latents.shape[3], factor).mean((3, 5))
     true = np.moveaxis(cells, 1, -1).reshape(-1, 3)
-    inputs: Any = np.moveaxis(latents, 1, -1).reshape(-1, latents.shape[1])
-    inputs = np.c_[inputs, np.ones(len(inputs))]
-    best: Any = (inputs @ np.linalg.lstsq(inputs, true, rcond=None)[0]).clip(0, 255)
+    flat = np.moveaxis(latents, 1, -1).reshape(-1, latents.shape[1])
+    inputs = np.concatenate([flat, np.ones((len(flat), 1))], axis=1)
+    solution = np.linalg.lstsq(inputs, true, rcond=None)[0]
+    best = np.clip(np.matmul(inputs, solution), 0, 255)
     ours = latent_to_rgb(latents, matrix).reshape(-1, 3).astype(float)
     total = ((true - true.mean(0)) ** 2).sum()
     return {

@@ -306,7 +306,8 @@ def _blend(encodings: NDArray[np.float32], count: int, shares: Sequence[float]) 
     """
     rest, first, second = np.split(encodings, [len(encodings) - 2 * count, len(encodings) - count])
     share = np.tile(np.asarray(shares, np.float32), count // len(shares)).reshape(-1, *[1] * (first.ndim - 1))
-    return np.concatenate([rest, (np.float32(1) - share) * first + share * second])
+    mixed = (1 - share) * first + share * second
+    return np.concatenate([rest, mixed]).astype(np.float32, copy=False)
 
 
 def _conditionings(
