@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -114,7 +114,7 @@ def explained(pipe: Pipeline) -> dict[str, float]:
     true = np.moveaxis(cells, 1, -1).reshape(-1, 3)
     flat = np.moveaxis(latents, 1, -1).reshape(-1, latents.shape[1])
     inputs = np.concatenate([flat, np.ones((len(flat), 1))], axis=1)
-    solution = np.linalg.lstsq(inputs, true, rcond=None)[0]
+    solution = cast(Any, np.linalg.lstsq(inputs, true, rcond=None))[0]
     best = np.clip(np.matmul(inputs, solution), 0, 255)
     ours = latent_to_rgb(latents, matrix).reshape(-1, 3).astype(float)
     total = ((true - true.mean(0)) ** 2).sum()
