@@ -256,7 +256,7 @@ class Pipeline:
         """`explain` for a request whose wildcards are not replaced yet; their files are in the folder `wildcards`."""
         request, choices = expand_request(request, wildcards)
         if self.add_people:
-            self._add_mentioned([request.prompt, request.negative])
+            self._add_mentioned([request.prompt, request.negative, request.toward])
         return explain(self.bundle, request, choices=choices)
 
     def _request(self, prompt: str, options: GenerationOptions) -> Request:
@@ -310,7 +310,8 @@ class Pipeline:
 
         `overrides` are identities for this call only; they are not added to the bundle. Raises as `__call__`.
         """
-        prompts = list(dict.fromkeys(text for request in requests for text in (request.prompt, request.negative)))
+        texts = (text for one in requests for text in (one.prompt, one.negative, one.toward))
+        prompts = list(dict.fromkeys(texts))
         if self.add_people and not overrides:
             self._add_mentioned(prompts)
         return generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)

@@ -239,6 +239,35 @@ def test_changes_select_the_prompt_of_each_step(bundle: Bundle) -> None:
         assert np.allclose(plain.encode(rows)[0], backend.steps[step].context[:, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["", "left:alice,right:bob"])
+def test_a_blend_mixes_the_prompts_of_each_step(bundle: Bundle, layout: str) -> None:
+    """Both ends have as many windows, are weighted before they are mixed, and change at their own steps."""
+
+    class StepwiseBackend(RecordingBackend):
+        denoise = cast(Any, None)  # that runs all steps at once
+
+    long, changing = "alice chess BREAK (bob:1.3)", "[alice|bob] of [and:bob:0.5]"
+    ends = [weighted(prompt, seed=2, steps=4, layout=layout) for prompt in (long, changing)]
+    if layout:  # a person of the layout is in the prompt
+        ends[0] = replace(ends[0], prompt=long + " and alice")
+    one = replace(ends[0], toward=changing, blend=0.25)
+    contexts: list[NDArray[np.float32]] = []
+    images: list[NDArray[Any]] = []
+    for request in (*ends, one, replace(one, blend=0.0), replace(one, blend=1.0)):
+        backend = StepwiseBackend(bundle)
+        images += pixels(bundle, backend, request)
+        contexts.append(np.stack([step.context[-1, 0] for step in backend.steps]))
+    first, second, mixed, *_ = contexts
+    empty = RecordingBackend(bundle).encode(bundle.tokenizer().encode("", {}).ids[None])[0]
+    padded = np.concatenate([second, np.broadcast_to(empty, (len(second), 77, 8))], axis=1)
+    assert np.allclose(mixed, 0.75 * first + 0.25 * padded, atol=1e-5) and np.ptp(second[:, 1], axis=0).max() > 0.01
+    assert np.array_equal(images[3], images[0]) and not np.array_equal(images[4], images[0])
+    explained = explain(bundle, one)
+    assert explained.windows == 2 and explained.people == ("alice", "bob")
+    texts = [part.toward.text for part in explained.parts if part.toward is not None]
+    assert texts == ["alice of and", "bob of and", "alice of bob", "bob of bob"]
+
+
 def test_a_change_at_the_end_is_no_change(bundle: Bundle, backend: OrtBackend) -> None:
     same, alone = pixels(bundle, backend, weighted("[alice:bob:1.0]"), weighted("alice"))
     assert np.array_equal(same, alone)

@@ -7,6 +7,7 @@ import typer
 
 from celebctl import __version__
 
+from .animate import animate
 from .basis import app as basis
 from .bench import bench
 from .check import check
@@ -63,6 +64,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "export": export,
         "gen": gen,
         "regen": regen,
+        "animate": animate,
         "verify": verify,
         "eval": evaluate,
     },

@@ -37,6 +37,8 @@ def _lines(explanation: "Explanation") -> Iterator[str]:
         yield from _prompt_lines("prompt", part.prompt, explanation)
         if request.negative:
             yield from _prompt_lines("negative prompt", part.negative, explanation)
+        if part.toward is not None:
+            yield from _prompt_lines("second prompt", part.toward, explanation)
 
 
 def _prompt_lines(title: str, prompt: "ExplainedPrompt", explanation: "Explanation") -> Iterator[str]:

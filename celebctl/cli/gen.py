@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from celebctl_runtime.sampling.init_image import InitImage
 
     from .export import Dtype
+    from .preview import PreviewDisplay
 
 STDOUT = Path("-")
 
@@ -69,16 +70,12 @@ def gen(
         bool, typer.Option("--metadata/--no-metadata", help="Store the recipe and content credentials in the image.")
     ] = True,
     watermark: options.Watermark = None,
-    plain_prompt: Annotated[
-        bool, typer.Option("--plain-prompt", help="Take brackets, BREAK and wildcards in the prompts as plain text.")
-    ] = False,
-    wildcards: Annotated[
-        Path | None,
-        typer.Option("--wildcards", help="Folder with the files of __name__.", metavar="FOLDER", show_default=False),
-    ] = None,
+    plain_prompt: options.PlainPrompt = False,
+    wildcards: options.Wildcards = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print what was understood of the prompts, and draw nothing.")
     ] = False,
+    preview: options.Preview = None,
     model: options.Model = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
@@ -95,7 +92,9 @@ def gen(
     from celebctl_runtime.prompting.wildcards import expand_request
     from celebctl_runtime.request import Request
 
+    from .continuing import suggest_continuing
     from .explain import print_explanation
+    from .preview import choose_preview
 
     console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
@@ -125,10 +124,13 @@ def gen(
     marks = user_marks(library, watermark=watermark)
     saving = SaveOptions.choose(out, image_format, quality, marks, metadata=metadata, force=force)
     target = OutputTarget.choose(out, prompt, [request.seed for request in requests], console.json, saving)
+    display = choose_preview(console, str(settings.text("preview", preview)), force)
     opened = open_or_export(console, library, str(settings.text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
-    written = save_images(console, target, draw(console, pipe, requests, init_images), enlarge)
+    with suggest_continuing(console, requests) as until_saved:
+        images = until_saved(draw(console, pipe, requests, init_images, display))
+        written = save_images(console, target, images, enlarge)
     seconds, last = time.monotonic() - started, requests[-1].seed
     console.info(f"seed {request.seed}{f' to {last}' if count > 1 else ''}, {seconds:.1f} s")
     if console.json:
@@ -144,8 +146,14 @@ def regen(
     ctx: typer.Context,
     image: Annotated[
         Path,
-        typer.Argument(help="An image that celebctl, a Stable Diffusion web UI or InvokeAI drew.", metavar="IMAGE"),
+        typer.Argument(
+            help="An image that celebctl, a Stable Diffusion web UI or InvokeAI drew; with --frame an animation.",
+            metavar="IMAGE",
+        ),
     ],
+    frame: Annotated[
+        int | None, typer.Option("--frame", help="Draw this frame of a GIF, WebP or APNG animation, from 1.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -169,6 +177,7 @@ def regen(
     threads: options.Threads = None,
 ) -> None:
     """Draw an image again from the recipe it carries, and compare the pixels."""
+    from celebctl.animation_files import read_frame
     from celebctl.library import Library
     from celebctl.marks import user_marks
     from celebctl.pipeline import make_requests
@@ -181,12 +190,16 @@ def regen(
 
     console = ctx.ensure_object(CliConsole)
     library = Library()
-    file = read_image(image)
-    recipe = recipe_in(file, image)
+    marks = user_marks(library)
+    if frame is None:
+        file = read_image(image)
+        recipe, title = recipe_in(file, image), f"{image.stem}-regen"
+        marks = marks_of(recipe.record, marks)
+    else:
+        file, recipe, title = None, read_frame(image, frame), f"{image.stem}-frame-{frame}"
     request = recipe.request(sampler or "")
-    marks = marks_of(recipe.record, user_marks(library))
     saving = SaveOptions.choose(out, image_format, quality, marks, force=force)
-    target = OutputTarget.choose(out, f"{image.stem}-regen", [request.seed], console.json, saving, plain=True)
+    target = OutputTarget.choose(out, title, [request.seed], console.json, saving, plain=True)
     opened = find_recipe_bundle(library, recipe, model) if bundle is None else Bundle.open(bundle)
     ours = recipe.format == "celebctl"
     pipe = open_pipeline(library, opened, device, threads, add_people=not ours and bundle is None)
@@ -198,8 +211,12 @@ def regen(
         console.warn("the recipe states no seed; 0 is used")
     (again,) = draw(console, pipe, requests, init_images)
     scale = int(recipe.record.get("scale", 1)) if ours else opened.manifest.size.display_scale
-    compared = compare_with_file(file, recipe, again, marks) if ours and not (sampler or model) else None
+    compared = None  # also for a frame: an animation can have other pixels than were drawn
+    if file is not None and ours and not (sampler or model):
+        compared = compare_with_file(file, recipe, again, marks)
     path = target.save(console, again, scale=scale)
+    if frame is not None:
+        console.info(f"frame {frame} of {image}")
     _say_how_alike(console, recipe, again, compared)
     if not target.to_stdout:
         document: dict[str, Any] = {"path": path, "identical": compared and compared.identical}
@@ -270,16 +287,23 @@ def open_pipeline(
 
 
 def draw(
-    console: CliConsole, pipe: "Pipeline", requests: "Sequence[Request]", init_images: "Sequence[InitImage]" = ()
+    console: CliConsole,
+    pipe: "Pipeline",
+    requests: "Sequence[Request]",
+    init_images: "Sequence[InitImage]" = (),
+    display: "PreviewDisplay | None" = None,
 ) -> "Iterator[GeneratedImage]":
-    """Images as they are finished, with a progress bar; as many at once as the engine takes."""
+    """Images as they are finished, with a progress bar or previews; as many at once as the engine takes."""
     done = 0
     for group in pipe.batches(requests):
         done += len(group)
         title = "drawing" if len(requests) == 1 else f"drawing {done} of {len(requests)}"
-        with console.track(title) as progress:
+        with (display or console).track(title) as progress:
             images = pipe.generate(group, init_images=init_images, progress=progress)
-        yield from images
+        for image in images:
+            if display is not None:
+                display.finished(image.image)
+            yield image
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ RUNTIME: dict[str, str] = {
     "no_bundle_of_recipe": "choose a model with --model, or a bundle with --bundle",
     "quality_of_png": "leave out --quality, or write JPEG or WebP",
     "quality_out_of_range": "use --quality {minimum} to {maximum}",
+    "frame_out_of_range": "use --frame {minimum} to {maximum}",
 }
 
 #: celebctl_export, celebctl_runtime.backends.
@@ -181,6 +182,13 @@ LIBRARY: dict[str, str] = {
     "basis_mismatch": "use the basis they were learned on; embeddings need no --basis",
     "model_mismatch": "choose the model with --model: these vectors fit {family}",
     "no_name_in_embedding": "name the person: celebctl import {path} --name alice",
+    "frames_out_of_range": "use --frames {minimum} to {maximum}",
+    "fps_out_of_range": "use --fps above 0, up to 60",
+    "hold_out_of_range": "use --hold {minimum} to {maximum} seconds",
+    "one_key_prompt": "name a person and a state: celebctl animate {person} smiling, or give two prompts",
+    "too_few_frames": "use --frames {least} or more",
+    "animation_too_large": "use fewer --frames, or a smaller --size",
+    "video_missing": "pip install 'celebctl[video]', or write a .gif, .webp or .apng with -o",
     "unknown_format": "use --to with one of diffusers, webui, comfyui, invoke",
     "consent_form": "use --consent self, --consent synthetic or --consent signed:FILE",
     "missing_file": "check the path",

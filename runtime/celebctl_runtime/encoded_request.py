@@ -26,11 +26,15 @@ Sections = tuple[Section, ...]
 
 @dataclass(frozen=True, eq=False)
 class StepPrompts:
-    """The prompts of some of the steps; ``regions``: the prompt of each region of the layout."""
+    """The prompts of some of the steps.
+
+    ``regions``: the prompt of each region of the layout; ``toward``: the second prompt and that of each region, or ().
+    """
 
     prompt: PromptWindows
     negative: PromptWindows
     regions: tuple[PromptWindows, ...]
+    toward: tuple[PromptWindows, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +45,14 @@ class EncodedRequest:
         request: With people and layout resolved.
         parts: The distinct prompts, in order of their first step.
         timeline: (last step, number of the part) for all steps that run, from 1; neighbours differ.
-        texts: (prompt, negative prompt) of each part, as written.
+        texts: (prompt, negative prompt, second prompt or "") of each part, as written.
         windows: That all its encoded prompts are padded to.
     """
 
     request: Request
     parts: tuple[StepPrompts, ...]
     timeline: tuple[tuple[int, int], ...]
-    texts: tuple[tuple[str, str], ...]
+    texts: tuple[tuple[str, str, str], ...]
     windows: int
 
     @property
@@ -56,7 +60,8 @@ class EncodedRequest:
         """What did not fit, of the prompts of all parts."""
         prompts = dict.fromkeys(part.prompt.dropped_text for part in self.parts)
         negatives = dict.fromkeys(part.negative.dropped_text for part in self.parts)
-        return " ".join(filter(None, (*prompts, *negatives)))
+        seconds = dict.fromkeys(second.dropped_text for part in self.parts for second in part.toward[:1])
+        return " ".join(filter(None, (*prompts, *negatives, *seconds)))
 
 
 class RequestPrompts:
@@ -103,40 +108,41 @@ class RequestPrompts:
             ids = {name: ids[name] for name in request.identities}
         request = self._simplified(request, ids)
         timeline, texts = _timeline(request)
-        sections = [[read_sections(text, request.syntax, ids) for text in pair] for pair in texts]
-        mentions = {tuple(dict.fromkeys(_mentions(prompt))) for prompt, _ in sections}
+        sections = [[read_sections(text, request.syntax, ids) for text in each] for each in texts]
+        mentions = {tuple(dict.fromkeys(_mentions(prompt))) for prompt, *_ in sections}
         # A layout is derived from people who are in the image from the first step to the last.
         names = next(iter(mentions)) if len(mentions) == 1 else ()
         layout = resolve_layout(request.layout, self._manifest.defaults.layout, names)
         self.requests[index] = request = replace(request, layout=layout)
         regions = [region.name for region in parse_layout(layout)]
-        parts = tuple(self._part(request.syntax, prompt, negative, regions, ids) for prompt, negative in sections)
-        found = [*(part.prompt.people for part in parts), *(part.negative.people for part in parts)]
-        people = tuple(dict.fromkeys(name for names in found for name in names))
+        parts = tuple(self._part(request, each, regions, ids) for each in sections)
+        found = [*(part.prompt for part in parts), *(part.negative for part in parts)]
+        found += [second for part in parts for second in part.toward[:1]]
+        people = tuple(dict.fromkeys(name for each in found for name in each.people))
         _check_mentioned("layout", regions, people)
         if isinstance(request.likeness, tuple):
             _check_mentioned("likeness", [name for name, _ in request.likeness], people)
         is_guided = (request.guidance or 0.0) > 1.0 and not self._manifest.guidance_is_embedded
-        used = [prompt for part in parts for prompt in ((part.negative,) * is_guided + (part.prompt, *part.regions))]
-        windows = max(len(prompt.ids) for prompt in used)
+        used = [one for part in parts for one in (part.prompt, *part.regions, *part.toward)]
+        windows = max(len(one.ids) for one in used + [part.negative for part in parts] * is_guided)
         return EncodedRequest(replace(request, identities=people), parts, timeline, texts, windows)
 
     def _simplified(self, request: Request, ids: TokenIds) -> Request:
-        """The request, in the plain syntax if both its prompts have the same ids in it."""
-        prompts = request.prompt, request.negative
+        """The request, in the plain syntax if all its prompts have the same ids in it."""
+        prompts = request.prompt, request.negative, request.toward
         if request.syntax == PLAIN or any(map(uses_syntax, prompts)):
             return request
         fits = self._max_windows == 1 or not any(self._tokenizer.encode(text, ids).dropped_text for text in prompts)
         return replace(request, syntax=PLAIN) if fits else request
 
-    def _part(
-        self, syntax: str, prompt: Sections, negative: Sections, regions: Sequence[str], ids: TokenIds
-    ) -> StepPrompts:
-        encode, limit = self._tokenizer.encode_windows, 1 if syntax == PLAIN else self._max_windows
+    def _part(self, request: Request, texts: Sequence[Sections], regions: Sequence[str], ids: TokenIds) -> StepPrompts:
+        prompt, negative, second = texts
+        encode, limit = self._tokenizer.encode_windows, 1 if request.syntax == PLAIN else self._max_windows
         # In a region, all people of the layout have the ids of the region's person: no other face can appear there.
-        by_region = ({**ids, **dict.fromkeys(regions, ids[name])} for name in regions if name in ids)
-        encoded = tuple(encode(prompt, replaced, limit) for replaced in by_region)
-        return StepPrompts(encode(prompt, ids, limit), encode(negative, ids, limit), encoded)
+        by_region = [{**ids, **dict.fromkeys(regions, ids[name])} for name in regions if name in ids]
+        encoded, *others = (encode(prompt, each, limit) for each in (ids, *by_region))
+        toward = [encode(second, each, limit) for each in (ids, *by_region)] if request.toward else []
+        return StepPrompts(encoded, encode(negative, ids, limit), tuple(others), tuple(toward))
 
 
 def read_sections(prompt: str, syntax: str, names: Collection[str]) -> Sections:
@@ -150,17 +156,18 @@ def _mentions(sections: Sections) -> Iterator[str]:
     return (each.part.name for section in sections for each in section if isinstance(each.part, Mention))
 
 
-def _timeline(request: Request) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[str, str], ...]]:
+def _timeline(request: Request) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[str, str, str], ...]]:
     """The timeline and the texts of an :class:`EncodedRequest`. Steps that an init image skips are not counted."""
     steps = request.steps - request.skipped
     if request.syntax == PLAIN:
-        return ((steps, 0),), ((request.prompt, request.negative),)
+        return ((steps, 0),), ((request.prompt, request.negative, request.toward),)
     prompts, negatives = schedule_prompt(request.prompt, steps), schedule_prompt(request.negative, steps)
-    numbers: dict[tuple[str, str], int] = {}
+    seconds = schedule_prompt(request.toward, steps)
+    numbers: dict[tuple[str, str, str], int] = {}
     timeline: list[tuple[int, int]] = []
-    for end in sorted({end for end, _ in (*prompts, *negatives)}):
-        pair = _text_at(prompts, end), _text_at(negatives, end)
-        timeline.append((end, numbers.setdefault(pair, len(numbers))))
+    for end in sorted({end for end, _ in (*prompts, *negatives, *seconds)}):
+        texts = _text_at(prompts, end), _text_at(negatives, end), _text_at(seconds, end)
+        timeline.append((end, numbers.setdefault(texts, len(numbers))))
     return tuple(timeline), tuple(numbers)
 
 

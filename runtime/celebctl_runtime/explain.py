@@ -49,11 +49,12 @@ class ExplainedPrompt:
 
 @dataclass(frozen=True)
 class ExplainedPart:
-    """The prompts of some steps: ``steps`` are ranges (first, last), from 1."""
+    """The prompts of some steps: ``steps`` are ranges (first, last), from 1; ``toward``: the second prompt, if any."""
 
     steps: tuple[tuple[int, int], ...]
     prompt: ExplainedPrompt
     negative: ExplainedPrompt
+    toward: ExplainedPrompt | None
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def explain(
             _ranges(encoded.timeline, number),
             explained(texts[0], part.prompt),
             explained(texts[1], part.negative),
+            explained(texts[2], part.toward[0]) if part.toward else None,
         )
         for number, (part, texts) in enumerate(zip(encoded.parts, encoded.texts, strict=True))
     )

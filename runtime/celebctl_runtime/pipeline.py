@@ -19,6 +19,7 @@ from .backends.base import (
     Backend,
     Conditioning,
     Encodings,
+    StepProgress,
     SupportsFullDenoise,
     SupportsImageEncode,
 )
@@ -27,6 +28,7 @@ from .bundle.overrides import PromptPeople
 from .encoded_request import EncodedRequest, RequestPrompts
 from .errors import BusyError, NotFoundError, SetupError
 from .picture import GeneratedImage
+from .preview import latent_to_rgb
 from .progress import Progress, ProgressCallback, ignore_progress
 from .prompting.layout import Region, layout_text, parse_layout, region_masks
 from .prompting.weights import emphasize
@@ -62,7 +64,7 @@ def generate(
         backend: The engine that runs its graphs.
         requests: What to generate.
         progress: Called after every step with stage "denoising", the steps finished and their total over all images,
-            and the metric ``images_done``.
+            the metric ``images_done``, and a preview where bundle and engine can give one.
         init_images: The images that requests refer to by :attr:`Request.source`.
         overrides: People who may be named in this call besides those in the bundle, or instead of one of that name.
 
@@ -82,7 +84,8 @@ def generate(
         _check_source(bundle, backend, request, sources)
         prompts.overrides([prompts.encoded(index)])
     batches = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts, backend.batch_limit)]
-    counter = _StepCounter(progress, sum(len(batch.requests) * batch.steps.steps for batch in batches))
+    total = sum(len(batch.requests) * batch.steps.steps for batch in batches)
+    counter = _StepCounter(progress, total, bundle.manifest.latent_rgb)
     images: list[GeneratedImage] = []
     for batch in batches:
         encoded, conditionings = _encode(bundle, backend, prompts, batch)
@@ -148,26 +151,34 @@ def _batch_key(request: Request) -> tuple[object, ...]:
     """What the images of one batch have in common."""
     sampling = request.width, request.height, request.steps, request.guidance, request.sampler
     init = bool(request.source), request.skipped
-    return *sampling, *init, request.likeness, layout_text(parse_layout(request.layout))
+    return *sampling, *init, request.likeness, layout_text(parse_layout(request.layout)), bool(request.toward)
+
+
+_StateReader = Callable[[], NDArray[np.float32]]
 
 
 class _StepCounter:
     """Reports progress over all images of a call."""
 
-    def __init__(self, progress: ProgressCallback, total: int) -> None:
-        self._progress, self._total = progress, total
+    def __init__(self, progress: ProgressCallback, total: int, latent_rgb: Sequence[Sequence[float]]) -> None:
+        self._progress, self._total, self._latent_rgb = progress, total, latent_rgb
         self._next = 0
 
-    def start(self, batch: _Batch, images_done: int) -> Callable[[int, int], None]:
-        """The callback for the steps of a batch: steps finished, and of how many."""
+    def start(self, batch: _Batch, images_done: int) -> Callable[[int, _StateReader | None], None]:
+        """The callback for the steps of a batch: steps finished, and what reads the state if the engine can."""
         before, count = self._next, len(batch.requests)
         self._next += count * batch.steps.steps
 
-        def report(step: int, _: int) -> None:
+        def report(step: int, read_state: _StateReader | None) -> None:
             metrics = {"images_done": float(images_done)}
-            self._progress(Progress("denoising", before + step * count, self._total, metrics))
+            preview = partial(self._preview, read_state) if self._latent_rgb and read_state is not None else None
+            self._progress(Progress("denoising", before + step * count, self._total, metrics, preview))
 
         return report
+
+    def _preview(self, read_state: _StateReader) -> NDArray[np.uint8]:
+        """The predicted clean latent, which is the second part of a state, in colours."""
+        return latent_to_rgb(read_state()[1], self._latent_rgb)
 
 
 def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: Mapping[str, InitImage]) -> None:
@@ -207,11 +218,13 @@ def _encode(
         if bundle.is_current():
             zero = [bundle.manifest.zero_empty_prompt and not request.negative for request in batch.requests]
             sizes, count = _size_ids(bundle, batch.requests[0]), len(context) // len(encoded[0].parts)
+            blends = [request.blend for request in batch.requests]
+            second = sum(len(each.parts[0].toward) for each in encoded)
             by_part = [
                 _conditionings(
                     batch,
-                    context[start : start + count],
-                    None if pooled is None else pooled[start : start + count],
+                    _blend(context[start : start + count], second, blends),
+                    None if pooled is None else _blend(pooled[start : start + count], second, blends),
                     np.array(zero) if is_guided else None,
                 )
                 for start in range(0, len(context), count)
@@ -225,11 +238,15 @@ def _encode(
 
 
 def _prompt_sets(encoded: Sequence[EncodedRequest], number: int, is_guided: bool) -> list[PromptWindows]:
-    """The prompts of part ``number``: (B negative prompts,) B prompts, and B prompts of each region."""
+    """The prompts of part ``number``: (B negative prompts,) B prompts, B prompts of each region, and where there are
+    second prompts as many of these: B, and B of each region.
+    """
     parts = [each.parts[number] for each in encoded]
     prompts = [part.negative for part in parts] if is_guided else []
     prompts += [part.prompt for part in parts]
-    return prompts + [prompt for region in zip(*(part.regions for part in parts), strict=True) for prompt in region]
+    for prompts_of_all in (part.regions for part in parts), (part.toward for part in parts):
+        prompts += [prompt for row in zip(*prompts_of_all, strict=True) for prompt in row]
+    return prompts
 
 
 def _encode_windows(
@@ -262,6 +279,22 @@ def _encode_windows(
         context = emphasize(context, weights, widths)
     joined = context.reshape(len(sets), -1, context.shape[-1])
     return joined, None if pooled is None else pooled[::count]
+
+
+def _blend(encodings: NDArray[np.float32], count: int, shares: Sequence[float]) -> NDArray[np.float32]:
+    """``encodings`` without the last ``count``, those of the second prompts, which are mixed into as many before them.
+
+    ``shares`` (B,): of the second prompts.
+
+    The mixture is linear. Spherical interpolation of each token's vector gave mini the same pictures to the eye, and
+    steps of the same size from frame to frame.
+    """
+    if not count:
+        return encodings
+    rest, first, second = np.split(encodings, [len(encodings) - 2 * count, len(encodings) - count])
+    share = np.tile(np.asarray(shares, np.float32), count // len(shares)).reshape(-1, *[1] * (first.ndim - 1))
+    mixed = (1 - share) * first + share * second
+    return np.concatenate([rest, mixed]).astype(np.float32, copy=False)
 
 
 def _conditionings(
@@ -311,7 +344,7 @@ def _denoise(
     batch: _Batch,
     state: NDArray[np.float32],
     conditionings: Sequence[Sequence[Conditioning]],
-    report: Callable[[int, int], None],
+    report: Callable[[int, _StateReader | None], None],
 ) -> NDArray[np.float32]:
     """Run all steps, each under its own conditionings; returns the latent (B, 4, h, w).
 
@@ -322,9 +355,11 @@ def _denoise(
     steps = batch.steps
     changes = any(one is not conditionings[0] for one in conditionings)
     if isinstance(backend, SupportsFullDenoise) and not batch.regions and not changes:
-        return backend.denoise(
-            state, batch.step_noise, conditionings[0][0], steps, lambda done: report(done.step, done.total)
-        )[0]
+
+        def show(done: Progress) -> None:
+            report(done.step, done.read_state if isinstance(done, StepProgress) else None)
+
+        return backend.denoise(state, batch.step_noise, conditionings[0][0], steps, show)[0]
     masks = region_masks(batch.regions, *batch.shape[1:])
     for index in range(steps.steps):
         noise = batch.step_noise(index)
@@ -336,7 +371,7 @@ def _denoise(
             state = blended
         else:
             state = backend.step(state, index, noise, conditionings[index][0], steps)
-        report(index + 1, steps.steps)
+        report(index + 1, partial(np.copy, state))
     return state[0]
 
 

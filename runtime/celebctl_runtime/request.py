@@ -42,9 +42,19 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "layout": (str,),
     "syntax": (str,),
     "template": (str,),
+    "toward": (str,),
+    "blend": (int, float),
 }
 #: Entries left out of the JSON at these values, so that versions without them can read the recipe.
-_OMITTED: dict[str, Any] = {"source": "", "likeness": FULL_LIKENESS, "layout": "", "syntax": PLAIN, "template": ""}
+_OMITTED: dict[str, Any] = {
+    "source": "",
+    "likeness": FULL_LIKENESS,
+    "layout": "",
+    "syntax": PLAIN,
+    "template": "",
+    "toward": "",
+    "blend": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class Request:
             windows. The pipeline sets "plain" where both give the same ids.
         template: The prompt before its wildcards were replaced (prompting/wildcards.py), for the reader of a recipe; ""
             when it had none.
+        toward: A second prompt, whose encoding is mixed with that of ``prompt``; "" for none.
+        blend: The weight of ``toward``, 0 (only ``prompt``) to 1 (only ``toward``).
 
     Example:
         >>> request = Request("alice playing chess", seed=42, steps=20)
@@ -95,6 +107,8 @@ class Request:
     layout: str = ""
     syntax: str = PLAIN
     template: str = ""
+    toward: str = ""
+    blend: float = 0.0
 
     @property
     def skipped(self) -> int:
@@ -125,6 +139,7 @@ class Request:
         names = cast("list[str] | None", values.get("identities"))
         values["identities"] = None if names is None else tuple(check_name(str(name)) for name in names)
         values["strength"] = float(values.get("strength", 1.0))
+        values["blend"] = float(values.get("blend", 0.0))
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
         if "likeness" in values:
@@ -153,6 +168,7 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     )
     _check_text("prompt", full.prompt)
     _check_text("negative prompt", full.negative)
+    _check_text("second prompt", full.toward)
     _check_numbers(full)
     _check_size(full, manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side))
     check_likeness(full.likeness)
@@ -182,6 +198,11 @@ def _check_numbers(request: Request) -> None:
         raise UsageError(
             f"strength {request.strength:g} needs an init image", "give an init image", reason="strength_without_image"
         )
+    if not 0 <= request.blend <= 1:
+        raise out_of_range("blend", request.blend, 0, 1)
+    if request.blend and not request.toward:
+        problem = f"blend {request.blend:g} needs a second prompt"
+        raise UsageError(problem, "give the prompt to blend with", reason="blend_without_prompt")
     if request.skipped >= request.steps:  # int(steps * strength) is 0
         raise UsageError(
             f"strength {request.strength:g} leaves none of {request.steps} steps",
