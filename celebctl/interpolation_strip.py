@@ -1,37 +1,32 @@
-"""Interpolation strips and animations: the same image while one person turns into another."""
+"""Interpolation strips: the frames of an animation from one person to another side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image
 
+from .animation import Keyframe
 from .grid import grid
 
 COLUMNS = 10
 CELL = 256  # pixels: larger images are reduced to it
-STEP_MS, REST_MS = 140, 700  # duration of a frame of the animation: on the way, and at both ends
 
 
-def keyframes(people: int, frames: int) -> list[tuple[float, ...]]:
-    """The weights of ``people`` people in each of ``frames`` images from the first through all to the last.
-
-    Each tuple has ``people`` weights from 0 to 1 that add up to 1.
+def weights_of(frames: Sequence[Keyframe], people: int) -> list[list[float]]:
+    """The weights of `people` people in each frame, from 0 to 1; they add up to 1.
 
     Example:
-        >>> keyframes(2, 3)
-        [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
+        >>> weights_of([Keyframe(0, 0), Keyframe(0, 1, 0.25), Keyframe(1, 1)], 2)
+        [[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]]
     """
-    frames_weights: list[tuple[float, ...]] = []
-    for frame in range(frames):
-        reached, rest = divmod(frame * (people - 1), frames - 1)
-        weights = [0.0] * people
-        weights[reached] = 1.0 - rest / (frames - 1)
-        if rest:
-            weights[reached + 1] = rest / (frames - 1)
-        frames_weights.append(tuple(weights))
-    return frames_weights
+    weights: list[list[float]] = []
+    for frame in frames:
+        shares = [0.0] * people
+        shares[frame.second] = frame.blend
+        shares[frame.first] = 1.0 - frame.blend
+        weights.append(shares)
+    return weights
 
 
 def labels(names: Sequence[str], weights: Sequence[Sequence[float]]) -> list[str]:
@@ -47,18 +42,11 @@ def labels(names: Sequence[str], weights: Sequence[Sequence[float]]) -> list[str
 def lay_out(images: Sequence[Image.Image], texts: Sequence[str]) -> Image.Image:
     """Images of one size in rows of at most ten, each with a text below."""
     rows = [slice(start, start + COLUMNS) for start in range(0, len(images), COLUMNS)]
-    return grid([images[row] for row in rows], [texts[row] for row in rows], cell=_fit(images[0]).size)
+    return grid([images[row] for row in rows], [texts[row] for row in rows], cell=fit(images[0]).size)
 
 
-def save_animation(images: Sequence[Image.Image], path: Path) -> None:
-    """Write an endless GIF, forth and back, with a pause at both ends."""
-    cells = [_fit(image).quantize(256) for image in images]
-    order = [*cells, *cells[-2:0:-1]]
-    times = [REST_MS if number in (0, len(cells) - 1) else STEP_MS for number in range(len(order))]
-    order[0].save(path, "GIF", save_all=True, append_images=order[1:], duration=times, loop=0)
-
-
-def _fit(image: Image.Image) -> Image.Image:
+def fit(image: Image.Image) -> Image.Image:
+    """The image, reduced to the width of a cell if it is wider."""
     if image.width <= CELL:
         return image
     return image.resize((CELL, round(image.height * CELL / image.width)), Image.Resampling.LANCZOS)

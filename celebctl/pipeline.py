@@ -33,12 +33,15 @@ from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
 from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError, UsageError
+from celebctl_runtime.explain import Explanation, explain
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.picture import WATERMARKED, EncodingOptions, GeneratedImage, Marks, read_request, save_image
 from celebctl_runtime.pipeline import complete, generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import AUTO, normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
+from celebctl_runtime.prompting.weights import PLAIN, WEIGHTED
+from celebctl_runtime.prompting.wildcards import expand_request
 from celebctl_runtime.request import (
     DEFAULT_HIRES_STRENGTH,
     DEFAULT_THRESHOLD,
@@ -82,6 +85,8 @@ class GenerationOptions(TypedDict, total=False):
         refine_strength: With `refine_faces`, how much of a face may change: above 0, at most 1. Default 0.2.
         best_of: Draw so many images, 1 to 100, for each one that is returned: the one whose people are most like
             images of them alone. Image k of `num_images` is chosen from the seeds seed + k * best_of and following.
+        plain_prompt: Brackets, BREAK and wildcards in the prompts are plain text, and long prompts are cut.
+        wildcards: Folder with the files of `__name__`; None: "wildcards" in the library.
     """
 
     negative_prompt: str
@@ -103,6 +108,8 @@ class GenerationOptions(TypedDict, total=False):
     refine_faces: bool
     refine_strength: float | None
     best_of: int
+    plain_prompt: bool
+    wildcards: Path | str | None
 
 
 class EditOptions(TypedDict, total=False):
@@ -297,8 +304,48 @@ class Pipeline:
             NotFoundError: A <name> is unknown, or the init image is missing.
             SetupError: The bundle has no free rows for another person.
         """
+        request, folder = self._request(prompt, options), self._wildcards(options)
+        source = options.get("init_image"), options.get("strength"), options.get("mask_image")
+        best_of = options.get("best_of", 1)
+        requests, init_images = make_requests(request, num_images, *source, best_of)
+        requests = [expand_request(one, folder)[0] for one in requests]
+        if best_of > 1:
+            return PipelineOutput.of([self.generate_best(r, best_of, init_images, progress) for r in requests])
+        return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
+
+    def explain(self, prompt: str, **options: Unpack[GenerationOptions]) -> Explanation:
+        """What the prompts mean, without drawing: weights, windows, people, changes, and the wildcards chosen.
+
+        Args:
+            prompt: As for `__call__`.
+            options: As for `__call__`; the seed chooses the wildcards.
+
+        Raises:
+            UsageError: As `__call__`.
+            NotFoundError: As `__call__`.
+            SetupError: As `__call__`.
+
+        Example:
+            >>> from celebctl.pipeline import Pipeline
+            >>> part = Pipeline(bundle_path, device="cpu").explain("(alice:1.2) on the beach", steps=4).parts[0]
+            >>> [(piece.text, piece.weight) for piece in part.prompt.pieces]
+            [('alice', 1.2), (' on the beach', 1.0)]
+        """
+        request = self._request(prompt, options)
+        source = options.get("init_image"), options.get("strength"), options.get("mask_image")
+        (request,), _ = make_requests(request, 1, *source)
+        return self.explain_request(request, self._wildcards(options))
+
+    def explain_request(self, request: Request, wildcards: Path) -> Explanation:
+        """`explain` for a request whose wildcards are not replaced yet; their files are in the folder `wildcards`."""
+        request, choices = expand_request(request, wildcards)
+        if self.add_people:
+            self._add_mentioned([request.prompt, request.negative, request.toward])
+        return explain(self.bundle, request, choices=choices)
+
+    def _request(self, prompt: str, options: GenerationOptions) -> Request:
         seed = options.get("seed")
-        request = Request(
+        return Request(
             prompt,
             options.get("negative_prompt", ""),
             random_seed() if seed is None else seed,
@@ -314,13 +361,11 @@ class Pipeline:
             hires=options.get("hires") or "",
             hires_strength=_number(options.get("hires_strength"), DEFAULT_HIRES_STRENGTH),
             **refinement(options.get("refine_faces", False), options.get("refine_strength")),
+            syntax=PLAIN if options.get("plain_prompt") else WEIGHTED,
         )
-        source = options.get("init_image"), options.get("strength"), options.get("mask_image")
-        best_of = options.get("best_of", 1)
-        requests, init_images = make_requests(request, num_images, *source, best_of)
-        if best_of > 1:
-            return PipelineOutput.of([self.generate_best(r, best_of, init_images, progress) for r in requests])
-        return PipelineOutput.of(self.generate(requests, init_images=init_images, progress=progress))
+
+    def _wildcards(self, options: GenerationOptions) -> Path:
+        return wildcard_folder(self.library, options.get("wildcards"))
 
     def edit(
         self,
@@ -692,6 +737,11 @@ def _check_digests(request: Request, digests: Mapping[str, str]) -> None:
             )
 
 
+def wildcard_folder(library: Library, folder: Path | str | None = None) -> Path:
+    """The folder with the files of wildcards: `folder`, or "wildcards" in the library."""
+    return library.root / "wildcards" if folder is None else Path(folder).expanduser()
+
+
 def find_source_bundle(library: Library, record: Mapping[str, Any]) -> Bundle:
     """The library's bundle that drew an image, or else another bundle of the same model.
 
@@ -746,7 +796,9 @@ def as_likeness(likeness: Likeness | Mapping[str, float] | None) -> Likeness:
 
 
 def _prompts(requests: Sequence[Request]) -> list[str]:
-    texts = (text for request in requests for text in (request.prompt, request.negative, request.was or ""))
+    texts = (
+        text for request in requests for text in (request.prompt, request.negative, request.was or "", request.toward)
+    )
     return list(dict.fromkeys(texts))
 
 

@@ -51,6 +51,10 @@ KNOWN = {
         SettingSpec("threads", 0, "CPU threads for drawing; 0 is one per physical core"),
         SettingSpec("cuda_options", None, "options of ONNX Runtime on CUDA, like prefer_nhwc=1,enable_cuda_graph=0"),
         SettingSpec("openvino_options", None, "options of OpenVINO, like INFERENCE_PRECISION_HINT=bf16"),
+        SettingSpec(
+            "preview", "off", "previews while drawing: auto, off, kitty, iterm2, sixel or a file ending in .png"
+        ),
+        SettingSpec("wildcards", None, "the folder with the files of wildcards in prompts, NAME.txt for __NAME__"),
         SettingSpec("watermark", "on", "whether saved images carry a watermark", ("on", "off")),
         SettingSpec("watermark_key", None, "a secret text; only who knows it finds the watermark of your images"),
         SettingSpec(

@@ -1,4 +1,4 @@
-"""Run the tutorial and keep its images: python docs/build_tutorial.py (minutes on two cores)."""
+"""Run the tutorial and the page on prompts, and keep their images: python docs/build_tutorial.py (minutes)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ DOCS = Path(__file__).parent
 MAX_WIDTH = 1408  # pixels
 
 
-def run_page(page: Path, folder: Path) -> None:
-    """Run the blocks of a page in a folder, with a library of their own."""
+def run_page(page: Path, folder: Path, *, drawing: bool = False) -> None:
+    """Run the blocks of a page in a folder, with a library of their own.
+
+    ``drawing``: only the commands that write an image of the page, whether their block runs in the tests or not.
+    """
     environment = {**os.environ, "CELEBCTL_HOME": str(folder / "home"), "CELEBCTL_MODEL": "mini"}
     for block in read_blocks(page):
-        if not block.runs or block.language not in ("console", "python"):
+        commands = [one for one in block.commands if not drawing or any(name in one for name in read_images(page))]
+        if not (block.runs or (drawing and commands)) or block.language not in ("console", "python"):
             continue
-        for arguments in command_lines(block.language, block.code, block.commands):
+        for arguments in command_lines(block.language, block.code, commands):
             subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True)
 
 
@@ -41,10 +45,11 @@ def keep_image(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    page = DOCS / "tutorial.md"
+    tutorial, prompts = DOCS / "tutorial.md", DOCS / "how-to" / "prompts.md"  # which draws the tutorial's people
     with tempfile.TemporaryDirectory() as folder:
-        run_page(page, Path(folder))
-        for name in read_images(page):
+        run_page(tutorial, Path(folder))
+        run_page(prompts, Path(folder), drawing=True)
+        for name in (*read_images(tutorial), *read_images(prompts)):
             keep_image(Path(folder) / name, DOCS / "images" / name)
 
 

@@ -130,8 +130,12 @@ def write_bundle(
     seed: int = 0,
     encodes: bool = False,
     average: Sequence[NDArray[np.float32]] | None = AVERAGE,
+    long_prompts: bool = False,
 ) -> Bundle:
-    """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, no people; ``encodes``: with an image encoder."""
+    """A sealed toy bundle at ``path``: 32 x 32 pixels, width 8, no people.
+
+    ``encodes``: with an image encoder; ``long_prompts``: its step graph takes contexts of any length.
+    """
     path.mkdir(parents=True)
     vocabulary = write_tokenizer(path / "tokenizer" / "tokenizer.json")
     generator = np.random.default_rng(seed)
@@ -142,8 +146,9 @@ def write_bundle(
     _save(
         _TEXT.replace("float[", "float16[") if dtype == "float16" else _TEXT, path / "text_encoder.onnx", table, places
     )
-    _save(_STEP.replace("SIDES", "2").replace("GUIDE", _GUIDED), path / "step.onnx")
-    _save(_STEP.replace("SIDES", "1").replace("GUIDE", _UNGUIDED), path / "step_nocfg.onnx")
+    step = _STEP.replace("batch, 77, 8", "batch, tokens, 8") if long_prompts else _STEP
+    _save(step.replace("SIDES", "2").replace("GUIDE", _GUIDED), path / "step.onnx")
+    _save(step.replace("SIDES", "1").replace("GUIDE", _UNGUIDED), path / "step_nocfg.onnx")
     _save(_DECODER, path / "vae_decoder.onnx")
     if encodes:
         _save(_ENCODER, path / "vae_encoder.onnx")

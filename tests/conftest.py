@@ -74,8 +74,9 @@ LONGEST = (
 FAST = (
     "test_bundle", "test_bundle_verification", "test_cli", "test_consent", "test_doctor", "test_download_command",
     "test_files", "test_gen_command", "test_identity", "test_layout", "test_library",
-    "test_noise", "test_overrides", "test_people_commands", "test_picture", "test_project_layout", "test_request",
-    "test_settings", "test_textual_inversion", "test_tokenizer", "test_untrusted_files", "test_untrusted_paths",
+    "test_noise", "test_overrides", "test_people_commands", "test_picture", "test_project_layout", "test_prompt_syntax",
+    "test_request", "test_settings", "test_textual_inversion", "test_tokenizer", "test_untrusted_files",
+    "test_untrusted_paths",
 )  # fmt: skip
 
 

@@ -180,13 +180,15 @@ def test_settings_page_lists_every_setting_and_exit_code() -> None:
     assert expected <= {row[:3] for row in rows}
 
 
-def test_tutorial_images_come_from_its_commands() -> None:
-    page = DOCS / "tutorial.md"
-    commands = " ".join(command for block in read_blocks(page) for command in block.commands)
-    images = read_images(page)
-    assert len(images) >= 8
-    assert [name for name in images if name not in commands] == []
-    assert {path.name for path in (DOCS / "images").iterdir()} == set(images)
+def test_images_come_from_the_commands_of_their_page() -> None:
+    shown: list[str] = []
+    for page, fewest in ((DOCS / "tutorial.md", 8), (DOCS / "how-to" / "prompts.md", 4)):
+        commands = " ".join(command for block in read_blocks(page) for command in block.commands)
+        images = read_images(page)
+        assert len(images) >= fewest
+        assert [name for name in images if name not in commands] == []
+        shown += images
+    assert {path.name for path in (DOCS / "images").iterdir()} == set(shown)
     assert sum(path.stat().st_size for path in (DOCS / "images").iterdir()) < 1_500_000
 
 

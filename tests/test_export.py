@@ -212,6 +212,50 @@ def test_a_picture_equals_that_of_an_untouched_diffusers(
     assert picture.request.identities == ("ann",)
 
 
+def test_a_long_weighted_prompt_equals_diffusers(
+    exported_copy: Path, tiny_folder: Path, tiny_parts: DiffusionParts, ann: Identity
+) -> None:
+    """Windows are encoded one by one, weighted and joined; the negative prompt is padded.
+
+    The mean of an untrained text encoder is zero up to rounding, so it is not restored (see test_prompt_windows.py).
+    """
+    diffusers: Any = pytest.importorskip("diffusers")
+    bundle = Bundle.open(exported_copy)
+    decoded: list[NDArray[np.float32]] = []
+
+    class Recording(OrtBackend):
+        def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
+            decoded.append(super().decode(latent))
+            return decoded[-1]
+
+    request = Request(
+        "a portrait of ann BREAK (on the beach:1.4)", "smiling", 3, 4, 2.5, "ddim", 64, 48, syntax="weighted"
+    )
+    (picture,) = generate(bundle, Recording(bundle, "cpu"), request)
+    texts = ("on the beach", "smiling", "")
+    ids = [torch.from_numpy(bundle.tokenizer().encode(text, {}).ids[None].copy()) for text in texts]
+    second, *negatives = (context_from_ids(tiny_parts.text_encoders[0], one) for one in ids)
+    weights = torch.ones(77)
+    weights[1 : ids[0][0].tolist().index(tiny_parts.end_id)] = 1.4
+    changed = second * weights[:, None]
+    first = inserted_context(exported_copy, tiny_parts, "a portrait of ann", ann)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(str(tiny_folder), local_files_only=True)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        prompt_embeds=torch.cat([first, changed], dim=1),
+        negative_prompt_embeds=torch.cat(negatives, dim=1),
+        latents=torch.from_numpy(initial_noise(3, (4, 12, 16))[None]),
+        num_inference_steps=4,
+        guidance_scale=2.5,
+        width=64,
+        height=48,
+        output_type="pt",
+    ).images
+    assert np.abs(decoded[0] / 2 + 0.5 - expected.numpy()).max() < 1e-3
+    assert picture.request.syntax == "weighted" and picture.record["dropped_text"] == ""
+
+
 @pytest.mark.parametrize(("strength", "sampler"), [(0.6, "ddim"), (0.3, "dpmpp_2m"), (1.0, "euler")])
 def test_a_picture_from_a_picture_equals_that_of_diffusers(
     exported_path: Path, tiny_folder: Path, tmp_path: Path, strength: float, sampler: str

@@ -52,6 +52,51 @@ def test_gen_names_the_image_after_prompt_and_seed(console: CommandLine) -> None
     assert "alice and bob;" in result.err and "draw it again: celebctl regen" in result.err
 
 
+def test_gen_reads_weights_and_wildcards(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    console.add_people("alice", "bob")
+    toy_bundle(console.library)
+    (console.folder / "w").mkdir()
+    (console.folder / "w" / "pose.txt").write_text("sitting\n")
+    prompt = "(alice:1.3) and [bob|alice] __pose__ {x|x}"
+    result = console("gen", prompt, "--seed", "3", "--wildcards", "w", "-o", "a.png")
+    assert result.code == 0, result.err
+    request = recipe(console.folder / "a.png")
+    assert (request.prompt, request.template) == ("(alice:1.3) and [bob|alice] sitting x", prompt)
+    assert request.syntax == "weighted" and request.identities == ("alice", "bob")
+    assert console("regen", "a.png", "--json").document["identical"] is True
+    assert console("gen", prompt, "--plain-prompt", "-o", "b.png").code == 0
+    plain = recipe(console.folder / "b.png")
+    assert (plain.prompt, plain.template, plain.syntax) == (prompt, "", "plain")
+    monkeypatch.setenv("CELEBCTL_WILDCARDS", "w")
+    assert console("gen", "__pose__", "--explain", "--json").document["request"]["prompt"] == "sitting"
+
+
+def test_gen_explains_and_draws_nothing(console: CommandLine) -> None:
+    console.add_people("alice")
+    toy_bundle(console.library)
+    words = ("gen", "(alice:1.3) [of:2] {a|b}", "--seed", "1", "--steps", "5", "--neg", "of " * 80, "--explain")
+    result = console(*words)
+    assert result.code == 0 and not list(console.folder.iterdir())
+    assert "alice" in result.out and "1.3" in result.out and "steps 1-2 of 5" in result.out and "{a|b}" in result.out
+    document = console(*words, "--json").document
+    assert document["people"] == ["alice"] and [part["steps"] for part in document["parts"]] == [[[1, 2]], [[3, 5]]]
+    assert document["parts"][0]["prompt"]["pieces"][0] == {
+        "text": "alice", "weight": 1.3, "person": "alice", "section": 0,
+    }  # fmt: skip
+    assert document["parts"][0]["negative"]["dropped_text"] == "of of of of of"  # the toy's graph has one window
+    assert document["choices"][0]["wildcard"] == "{a|b}"
+
+
+def test_bad_prompts_are_refused_before_anything_is_drawn(console: CommandLine) -> None:
+    toy_bundle(console.library)
+    refused(console("gen", "(x:1.2.3)"), 2, "1.2.3", "--plain-prompt")
+    refused(console("gen", "(x:900)"), 2, "900", "--plain-prompt")
+    refused(console("gen", "(" * 101), 2, "brackets", "--plain-prompt")
+    refused(console("gen", "__../x__"), 2, "../x", "--plain-prompt")
+    refused(console("gen", "__pose__"), 4, "pose.txt", "--wildcards")
+    assert not list(console.folder.iterdir())
+
+
 def test_gen_makes_a_bundle_when_there_is_none(console: CommandLine) -> None:
     console.add_people("alice")
     result = console("gen", "alice", "--seed", "1")

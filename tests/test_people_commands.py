@@ -125,9 +125,9 @@ def test_interpolate_leaves_the_bundle_alone_and_starts_with_the_first_person(co
     assert console(*words, "--force", "--json").document["weights"][2] == [0.5, 0.5]
 
 
-def test_interpolate_needs_one_free_slot_of_the_bundle(console: CommandLine) -> None:
+def test_interpolate_needs_a_free_slot_for_each_person_who_is_not_in_the_bundle(console: CommandLine) -> None:
     console.add_people("alice", "bob", "carol")
-    bundle = toy_bundle(console.library, *(make_identity(f"p{number}", number) for number in range(2)))
+    bundle = toy_bundle(console.library, console.library.load("alice"), make_identity("p1", 9))
     result = console("interpolate", "alice", "bob", "carol", "--frames", "5", "--seed", "1", "--prompt", "{} of carol")
     assert result.code == 0, result.err
     bundle.add(make_identity("p2", 5))

@@ -109,3 +109,22 @@ def test_the_pipeline_needs_no_torch(library: Library, bundle: Bundle) -> None:
     words = [sys.executable, "-c", code, str(bundle.path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("library")
+def test_prompts_have_weights_wildcards_and_an_explanation(bundle: Bundle, library: Library, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "pose.txt").write_text("sitting")
+    pipe, prompt = Pipeline(bundle, device="cpu", threads=1), "(alice:1.3) __pose__ {x|y}"
+    output = pipe(prompt, seed=3, num_images=8, wildcards=tmp_path / "lists")
+    assert {request.prompt for request in output.requests} == {f"(alice:1.3) sitting {one}" for one in "xy"}
+    assert {(request.template, request.syntax) for request in output.requests} == {(prompt, "weighted")}
+    (file,) = pipe(prompt, seed=3, wildcards=str(tmp_path / "lists")).save(tmp_path / "a.png")
+    assert same_pixels(pipe.reproduce(file).images[0], output.images[0])
+    explained = pipe.explain(prompt, seed=3, wildcards=tmp_path / "lists")
+    assert explained.request == output.requests[0] and len(explained.choices) == 2
+    plain = pipe(prompt, seed=3, plain_prompt=True)
+    assert plain.requests[0].prompt == prompt and not same_pixels(plain.images[0], output.images[0])
+    with pytest.raises(NotFoundError) as caught:
+        pipe.explain("__pose__")
+    assert caught.value.values["folder"] == library.root / "wildcards"

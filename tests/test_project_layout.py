@@ -217,8 +217,8 @@ def test_texts_are_in_the_words_of_the_field() -> None:
 def test_library_code_does_not_know_the_command_line() -> None:
     """Errors of the library carry a reason; celebctl/cli/hints.py has the commands."""
     commands = (
-        "learn export gen regen eval list show rename rm forget mix interpolate strip sample invent nearest import"
-        " inspect use download setup doctor bench basis check"
+        "learn export gen regen animate eval list show rename rm forget mix interpolate strip sample invent nearest"
+        " import inspect use download setup doctor bench basis check"
     ).replace(" ", "|")
     command = re.compile(rf"\bcelebctl ({commands})\b|(?<![\w-])--[a-z][a-z-]+")
     wrong: list[str] = []

@@ -292,6 +292,9 @@ def test_our_own_text_is_enough_to_draw_the_image_again() -> None:
     recipe = parse_parameters(format_parameters(request, RECORD))
     assert recipe is not None and recipe.request() == request and not recipe.ignored
     assert recipe.record["model_hash"] == RECORD["table_hash"][:10]
+    request = replace(request, toward="alice, bob: smiling", blend=0.017037)
+    recipe = parse_parameters(format_parameters(request, RECORD))
+    assert recipe is not None and recipe.request() == request and not recipe.ignored
 
 
 INVOKE = {
@@ -364,6 +367,7 @@ SETTINGS = "\nSteps: 20, Sampler: Euler, Seed: 1"
 HOSTILE = {
     "more digits than a seed has": ("parameters", "a\nSteps: 20, Sampler: Euler, Seed: " + "9" * 5000),
     "other digits": ("parameters", "a\nSteps: ²٣, Sampler: Euler, Seed: 1"),
+    "blend above 1": ("parameters", "a\nSteps: 2, Seed: 1, Toward: b, Blend: 1.5, Version: celebctl 1"),
     "negative seed": ("parameters", "a\nSteps: 20, Sampler: Euler, Seed: -1"),
     "size of one side": ("parameters", "a\nSteps: 20, Sampler: Euler, Seed: 1, Size: 512"),
     "guidance nan": ("parameters", "a\nSteps: 20, CFG scale: nan, Seed: 1"),

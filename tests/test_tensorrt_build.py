@@ -96,6 +96,15 @@ def test_the_plan_names_every_engine(bundle: Bundle) -> None:
     assert text.profiles[0].shapes["token_table"] == ((table.rows, table.width),) * 3
 
 
+def test_the_dynamic_engine_takes_prompts_of_three_windows(tmp_path: Path) -> None:
+    plans = {plan.file: plan for plan in plan_engines(write_bundle(tmp_path / "long", long_prompts=True).manifest)}
+    contexts = {name: plans[f"step-{name}.plan"].profiles[0].shapes["context"] for name in ("dynamic", "b1-32x32")}
+    assert contexts == {
+        "dynamic": ((2, 1, 77, 8), (2, 1, 77, 8), (2, 1, 231, 8)),
+        "b1-32x32": ((2, 1, 77, 8),) * 3,
+    }
+
+
 def test_without_sizes_the_native_one_is_planned(bundle: Bundle) -> None:
     assert [plan.file for plan in plan_engines(bundle.manifest, dynamic=False)] == [
         "step-b1-32x32.plan",

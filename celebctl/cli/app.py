@@ -7,6 +7,7 @@ import typer
 
 from celebctl import __version__
 
+from .animate import animate
 from .basis import app as basis
 from .bench import bench
 from .check import check
@@ -70,6 +71,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "run": run,
         "grid": grid,
         "sheet": sheet,
+        "animate": animate,
         "verify": verify,
         "eval": evaluate,
     },

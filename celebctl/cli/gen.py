@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from celebctl_runtime.sampling.init_image import InitImage
 
     from .export import Dtype
+    from .preview import PreviewDisplay
 
 STDOUT = Path("-")
 
@@ -95,6 +96,12 @@ def gen(
     force: options.Force = False,
     metadata: options.Metadata = True,
     watermark: options.Watermark = None,
+    plain_prompt: options.PlainPrompt = False,
+    wildcards: options.Wildcards = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what was understood of the prompts, and draw nothing.")
+    ] = False,
+    preview: options.Preview = None,
     model: options.Model = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
@@ -103,11 +110,17 @@ def gen(
     """Draw images of learned people."""
     from celebctl.library import Library
     from celebctl.marks import user_marks
-    from celebctl.pipeline import as_likeness, make_requests, random_seed, refinement
+    from celebctl.pipeline import as_likeness, make_requests, random_seed, refinement, wildcard_folder
     from celebctl.settings import Settings
     from celebctl_runtime.prompting.layout import normalize_layout
     from celebctl_runtime.prompting.likeness import parse_likeness
+    from celebctl_runtime.prompting.weights import PLAIN, WEIGHTED
+    from celebctl_runtime.prompting.wildcards import expand_request
     from celebctl_runtime.request import DEFAULT_HIRES_STRENGTH, Request
+
+    from .continuing import suggest_continuing
+    from .explain import print_explanation
+    from .preview import choose_preview
 
     console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
@@ -127,19 +140,30 @@ def gen(
         mask_invert=mask_invert,
         hires=hires or "",
         hires_strength=DEFAULT_HIRES_STRENGTH if hires_strength is None else hires_strength,
+        syntax=PLAIN if plain_prompt else WEIGHTED,
         **refinement(refine_faces, refine_strength),
     )
     requests, init_images = make_requests(request, count, init_image, strength, mask, best_of)
     seeds = range(request.seed, requests[-1].seed + best_of)
-    library = Library()
+    settings, library = Settings.read(), Library()
+    folder = wildcard_folder(library, settings.text("wildcards", None if wildcards is None else str(wildcards)))
+    if explain:
+        opened = open_or_export(console, library, str(settings.text("model", model)), bundle)
+        pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
+        print_explanation(console, pipe.explain_request(requests[0], folder))
+        return
+    requests = [expand_request(one, folder)[0] for one in requests]
     marks = user_marks(library, watermark=watermark)
     saving = SaveOptions.choose(out, image_format, quality, marks, metadata=metadata, force=force)
     target = OutputTarget.choose(out, prompt, seeds if count > 1 else seeds[:1], console.json, saving)
-    opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
+    display = choose_preview(console, str(settings.text("preview", preview)), force)
+    opened = open_or_export(console, library, str(settings.text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None, face_models=face_models)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
-    images = draw(console, pipe, requests, init_images, best_of)
-    written, seconds = save_images(console, target, images, enlarge), time.monotonic() - started
+    with suggest_continuing(console, requests) as until_saved:
+        images = until_saved(draw(console, pipe, requests, init_images, display, best_of))
+        written = save_images(console, target, images, enlarge)
+    seconds = time.monotonic() - started
     console.info(f"seed {request.seed}{f' to {seeds[-1]}' if len(seeds) > 1 else ''}, {seconds:.1f} s")
     if console.json:
         facts = {"bundle": str(pipe.bundle.path), "scale": enlarge, "seconds": round(seconds, 3)}
@@ -154,8 +178,14 @@ def regen(
     ctx: typer.Context,
     image: Annotated[
         Path,
-        typer.Argument(help="An image that celebctl, a Stable Diffusion web UI or InvokeAI drew.", metavar="IMAGE"),
+        typer.Argument(
+            help="An image that celebctl, a Stable Diffusion web UI or InvokeAI drew; with --frame an animation.",
+            metavar="IMAGE",
+        ),
     ],
+    frame: Annotated[
+        int | None, typer.Option("--frame", help="Draw this frame of a GIF, WebP or APNG animation, from 1.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -182,6 +212,7 @@ def regen(
     threads: options.Threads = None,
 ) -> None:
     """Draw an image again from the recipe it carries, and compare the pixels."""
+    from celebctl.animation_files import read_frame
     from celebctl.library import Library
     from celebctl.marks import user_marks
     from celebctl.pipeline import make_requests
@@ -194,12 +225,16 @@ def regen(
 
     console = ctx.ensure_object(CliConsole)
     library = Library()
-    file = read_image(image)
-    recipe = recipe_in(file, image)
+    marks = user_marks(library)
+    if frame is None:
+        file = read_image(image)
+        recipe, title = recipe_in(file, image), f"{image.stem}-regen"
+        marks = marks_of(recipe.record, marks)
+    else:
+        file, recipe, title = None, read_frame(image, frame), f"{image.stem}-frame-{frame}"
     request = recipe.request(sampler or "")
-    marks = marks_of(recipe.record, user_marks(library))
     saving = SaveOptions.choose(out, image_format, quality, marks, force=force)
-    target = OutputTarget.choose(out, f"{image.stem}-regen", [request.seed], console.json, saving, plain=True)
+    target = OutputTarget.choose(out, title, [request.seed], console.json, saving, plain=True)
     opened = find_recipe_bundle(library, recipe, model) if bundle is None else Bundle.open(bundle)
     ours = recipe.format == "celebctl"
     pipe = open_pipeline(library, opened, device, threads, add_people=not ours and bundle is None)
@@ -212,8 +247,12 @@ def regen(
         console.warn("the recipe states no seed; 0 is used")
     (again,) = draw(console, pipe, requests, init_images)
     scale = int(recipe.record.get("scale", 1)) if ours else opened.manifest.size.display_scale
-    compared = compare_with_file(file, recipe, again, marks) if ours and not (sampler or model) else None
+    compared = None  # also for a frame: an animation can have other pixels than were drawn
+    if file is not None and ours and not (sampler or model):
+        compared = compare_with_file(file, recipe, again, marks)
     path = target.save(console, again, scale=scale)
+    if frame is not None:
+        console.info(f"frame {frame} of {image}")
     _say_how_alike(console, recipe, again, compared)
     if not target.to_stdout:
         document: dict[str, Any] = {"path": path, "identical": compared and compared.identical}
@@ -295,9 +334,10 @@ def draw(
     pipe: "Pipeline",
     requests: "Sequence[Request]",
     init_images: "Sequence[InitImage]" = (),
+    display: "PreviewDisplay | None" = None,
     best_of: int = 1,
 ) -> "Iterator[GeneratedImage]":
-    """Images as they are finished, with a progress bar; as many at once as the engine takes."""
+    """Images as they are finished, with a progress bar or previews; as many at once as the engine takes."""
     if best_of > 1:
         for done, request in enumerate(requests, 1):
             with console.track(f"drawing {done} of {len(requests)}") as progress:
@@ -309,9 +349,12 @@ def draw(
     for group in pipe.batches(requests):
         done += len(group)
         title = "drawing" if len(requests) == 1 else f"drawing {done} of {len(requests)}"
-        with console.track(title) as progress:
+        with (display or console).track(title) as progress:
             images = pipe.generate(group, init_images=init_images, progress=progress)
-        yield from images
+        for image in images:
+            if display is not None:
+                display.finished(image.image)
+            yield image
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,9 @@ from .console import CliConsole
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from celebctl.pipeline import Pipeline
-    from celebctl_runtime.identity import Identity
-    from celebctl_runtime.request import Request
-
 MAX_FRAMES = 60
 PLACEHOLDER = "{}"  # in a prompt: where the person goes
-FRAME_NAME = "strip-frame-{}"  # of the people in the frames
+STEP_SECONDS, REST_SECONDS = 0.14, 0.7  # of a frame of the animation: on the way, and at both ends
 
 TwoOrMore = Annotated[list[str], typer.Argument(help="Two or more learned people.", metavar="NAME...")]
 
@@ -87,9 +83,9 @@ def interpolate(
     threads: options.Threads = None,
 ) -> None:
     """Draw one person turning into another: a strip of images, and an animation."""
-    from celebctl.basis.identity_vectors import mix as mix_identities
+    from celebctl.animation import Timing, animate, keyframes
     from celebctl.bundles import model_key_of
-    from celebctl.interpolation_strip import keyframes, labels
+    from celebctl.interpolation_strip import labels, weights_of
     from celebctl.library import Library
     from celebctl.pipeline import random_seed
     from celebctl.settings import Settings
@@ -103,18 +99,20 @@ def interpolate(
     _check_people(len(people), frames, prompt)
     _check_outputs(out, gif, force)
     opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
-    ends = [library.load(name, model_key_of(opened)) for name in people]
-    weights = keyframes(len(ends), frames)
-    identities = [mix_identities(ends, fractions, name=FRAME_NAME.format(k)) for k, fractions in enumerate(weights, 1)]
+    ends = [library.load(name, model_key_of(opened)).name for name in people]
+    timing = Timing(frames, route="once", easing="linear")
+    weights = weights_of(keyframes(len(ends), timing), len(ends))
     seed, count = random_seed() if seed is None else seed, options.positive(steps, "--steps")
-    requests = [Request(prompt.replace(PLACEHOLDER, f"<{one.name}>"), seed=seed, steps=count) for one in identities]
+    prompts = [prompt.replace(PLACEHOLDER, f"<{name}>") for name in ends]
     pipe = open_pipeline(library, opened, device, threads)
-    images = _draw_frames(console, pipe, requests, identities, prompt)
-    files = _write(images, labels([end.name for end in ends], weights), out, gif)
-    console.info(f"{frames} images from {ends[0].name} to {ends[-1].name}, seed {seed}")
-    facts = {"people": [end.name for end in ends], "weights": weights, "prompt": prompt, "seed": seed}
+    with console.track(f"drawing {frames} images") as progress:
+        animation = animate(pipe, Request("", seed=seed, steps=count), prompts, timing, progress)
+    images = _enlarged([one.image for one in animation.images], pipe.bundle.manifest.size.display_scale)
+    files = _write(images, labels(ends, weights), out, gif)
+    console.info(f"{frames} images from {ends[0]} to {ends[-1]}, seed {seed}")
+    facts = {"people": ends, "weights": weights, "prompt": prompt, "seed": seed}
     console.output(files, {"strip": str(out), "gif": None if gif is None else str(gif), **facts})
-    console.suggest(f"celebctl mix {ends[0].name} {ends[-1].name}", "to save a mix of them")
+    console.suggest(f"celebctl mix {ends[0]} {ends[-1]}", "to save a mix of them")
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -164,31 +162,16 @@ def _check_outputs(out: Path, gif: Path | None, force: bool) -> None:
         refuse_existing(gif, force)
 
 
-def _draw_frames(
-    console: CliConsole, pipe: "Pipeline", requests: "Sequence[Request]", identities: "Sequence[Identity]", prompt: str
-) -> "list[Image]":
-    """One image per identity, enlarged as the model's images are; as many at once as the bundle has free rows for.
-
-    Other people in the prompt are drawn without being added to the bundle, too.
-    """
+def _enlarged(images: "Sequence[Image]", scale: int) -> "list[Image]":
     from PIL.Image import Resampling
 
-    from celebctl.bundles import mentioned_people
-
-    others = mentioned_people(pipe.bundle, pipe.library, [prompt])
-    size, scale = max(1, len(pipe.bundle.free_rows()) - len(others)), pipe.bundle.manifest.size.display_scale
-    images: list[Image] = []
-    for first in range(0, len(requests), size):
-        part = slice(first, first + size)
-        with console.track(f"drawing {min(first + size, len(requests))} of {len(requests)} images") as progress:
-            drawn = pipe.generate(requests[part], overrides=[*identities[part], *others], progress=progress)
-        images += [one.image for one in drawn]
     return [image.resize((image.width * scale, image.height * scale), Resampling.LANCZOS) for image in images]
 
 
 def _write(images: "Sequence[Image]", texts: Sequence[str], out: Path, gif: Path | None) -> list[str]:
     """Write the strip and the animation; returns the files."""
-    from celebctl.interpolation_strip import lay_out, save_animation
+    from celebctl.animation_files import write_frames
+    from celebctl.interpolation_strip import fit, lay_out
     from celebctl_runtime.files import atomic_write
 
     from .sample_photo import FORMATS
@@ -196,5 +179,8 @@ def _write(images: "Sequence[Image]", texts: Sequence[str], out: Path, gif: Path
     sheet = lay_out(images, texts)
     atomic_write(out, lambda path: sheet.save(path, FORMATS[out.suffix.lower()]))
     if gif is not None:
-        atomic_write(gif, lambda path: save_animation(images, path))
+        order = [*range(len(images)), *range(len(images) - 2, 0, -1)]
+        seconds = [REST_SECONDS if number in (0, len(images) - 1) else STEP_SECONDS for number in order]
+        cells = [fit(image) for image in images]
+        atomic_write(gif, lambda path: write_frames(cells, (order, seconds), path, "GIF"))
     return [str(path) for path in (out, gif) if path is not None]

@@ -92,7 +92,23 @@ ImageOut = Annotated[
         show_default="./PROMPT-SEED.png",
     ),
 ]
+PlainPrompt = Annotated[
+    bool, typer.Option("--plain-prompt", help="Take brackets, BREAK and wildcards in the prompts as plain text.")
+]
+Wildcards = Annotated[
+    Path | None,
+    typer.Option("--wildcards", help="Folder with the files of __name__.", metavar="FOLDER", show_default=False),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
+Preview = Annotated[
+    str | None,
+    typer.Option(
+        "--preview",
+        help="Show images while they are drawn: auto (in terminals known to show images), kitty, iterm2, sixel,"
+        " a FILE.png that is replaced again and again, or off.",
+        show_default="off",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -74,6 +74,7 @@ def export_bundle(
         SetupError: Missing packages or disk space.
     """
     _require_packages()
+    from celebctl_export.latent_rgb import fit_latent_rgb
     from celebctl_export.manifest_builder import build_manifest
     from celebctl_export.write import write_average, write_graphs
 
@@ -87,6 +88,7 @@ def export_bundle(
         graphs, variants, parity = write_graphs(parts, folder, spare_rows, options.dtype, progress)
         progress(Progress("writing the manifest"))
         manifest = build_manifest(parts, graphs, variants, parity, spare_rows=spare_rows, dtype=options.dtype)
+        manifest = replace(manifest, latent_rgb=fit_latent_rgb(parts))
         if options.average is not None:
             manifest = replace(manifest, average=write_average(options.average, folder))
         bundle = Bundle.seal(folder, manifest)

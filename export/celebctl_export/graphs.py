@@ -31,12 +31,16 @@ Axes = tuple[int | str, ...]  # of a tensor: the size of a fixed axis, the name 
 
 
 class Size(NamedTuple):
-    """Size of example inputs: images, latent height and width, contexts per image (2 with guidance, 1 without)."""
+    """Size of example inputs.
+
+    Images, latent height and width, contexts per image (2 with guidance, 1 without), windows of a prompt.
+    """
 
     batch: int
     h: int
     w: int
     guides: int = 2
+    windows: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ class StepGraph(nn.Module):
         state (2, B, C, h, w): current latent and history.
         step (1,) int64: row of the tables.
         noise (B, C, h, w).
-        context (2, B, 77, D): negative prompt, then prompt; (1, B, 77, D) without guidance, for half the work.
+        context (2, B, T, D): negative prompt, then prompt; (1, B, T, D) without guidance, for half the work. T is 77,
+            or a multiple of it for prompts of several windows.
         table (N, 2, 4): rows new latent and new history; columns latent, history, network output, noise.
         aux (N, 3): scale of the network's input, timestep, guidance.
         pooled (G, B, P): XL and SD3 models only.
@@ -237,13 +242,13 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
     pooled, takes_sizes = parts.pooled_width, parts.size_ids(*parts.native_size) is not None
 
     def make_inputs(size: Size) -> dict[str, Tensor]:
-        (batch, h, w, guides), seed, steps = size, _seeded(), 11
+        (batch, h, w, guides, windows), seed, steps = size, _seeded(), 11
         aux = torch.tensor([[0.9, 40.0 * (i + 1), 2.5] for i in range(steps)])
         inputs = {
             "state": torch.randn(2, batch, channels, h, w, generator=seed),
             "step": torch.tensor([steps // 2]),
             "noise": torch.randn(batch, channels, h, w, generator=seed),
-            "context": torch.randn(guides, batch, length, width, generator=seed),
+            "context": torch.randn(guides, batch, windows * length, width, generator=seed),
             "table": torch.randn(steps, 2, 4, generator=seed),
             "aux": aux,
         }
@@ -257,7 +262,7 @@ def _step_spec(parts: DiffusionParts, unet: nn.Module) -> GraphSpec:
         "state": (2, "batch", channels, "h", "w"),
         "step": (1,),
         "noise": ("batch", channels, "h", "w"),
-        "context": ("guides", "batch", length, width),
+        "context": ("guides", "batch", "tokens", width),
         "table": ("steps", 2, 4),
         "aux": ("steps", 3),
     }

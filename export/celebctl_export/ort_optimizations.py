@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PROJECTION = "memory_"  # prefix of the values between the reader graph and the step graph, which are numbered
 # Operations on every row of a batch separately: they may run before a batch is repeated instead of after.
 _PER_ROW = frozenset({"Conv", "GroupNormalization", "Sigmoid", "Mul", "Add", "Sub", "Cast"})
+# Operations on the context that keep its first axis, the guides and images.
+_PER_TOKEN = frozenset({"Reshape", "Transpose", "MatMul", "Gemm", "Add", "Cast", "Pad"})
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
@@ -122,6 +124,7 @@ def hoist_text_projections(model: ir.Model, name: str, context: str = "context")
 
     _lift_constants(model)
     graph = model.graph
+    _infer_rows(model, context)
     outputs = _context_outputs(graph, context)
     if not outputs:
         return None
@@ -144,13 +147,66 @@ def hoist_text_projections(model: ir.Model, name: str, context: str = "context")
     return reader
 
 
+def _infer_rows(model: ir.Model, context: str) -> None:
+    """Let every Reshape of the context infer its first axis, guides times images, which the exporter computes.
+
+    The exporter takes the number of images from another input; without it the values depend on the context alone. The
+    first Reshape merges guides and images (-1); those of its results keep their first axis (0).
+    """
+    merged = next((node for node in model.graph if _reads(node, "Reshape", context)), None)
+    target = None if merged is None else _target_parts(merged)
+    if merged is None or target is None:
+        return
+    rows, inside = target[0], set(merged.outputs)
+    _set_target(model, merged, -1, target[1:])
+    for node in list(model.graph):
+        if node.op_type in _PER_TOKEN and any(value in inside for value in node.inputs if value is not None):
+            parts = _target_parts(node)
+            if parts and parts[0] is rows:
+                _set_target(model, node, 0, parts[1:])
+            inside.update(node.outputs)
+    _remove_unused_nodes(model)
+
+
+def _target_parts(node: ir.Node) -> list[ir.Value] | None:
+    """The values that the target shape of a Reshape is joined from; None for other nodes and targets."""
+    target = node.inputs[1].producer() if node.op_type == "Reshape" and node.inputs[1] is not None else None
+    return cast("list[ir.Value]", list(target.inputs)) if target is not None and target.op_type == "Concat" else None
+
+
+def _set_target(model: ir.Model, node: ir.Node, first: int, others: Sequence[ir.Value]) -> None:
+    """Let a Reshape's target be ``first`` and ``others``: a constant if they are."""
+    import onnx_ir as ir
+
+    node.attributes.pop("allowzero", None)  # 0 keeps an axis
+    constants = [value.const_value.numpy() for value in others if value.const_value is not None]
+    if len(constants) == len(others):
+        shape = np.concatenate([np.array([first]), *constants])
+        name = f"into_{'_'.join(map(str, shape.tolist()))}".replace("-1", "rest")
+        node.replace_input_with(1, _constant(model, name, shape))
+        return
+    start = _constant(model, "merged_rows", np.array([first]))
+    joined = ir.node("Concat", [start, *others], {"axis": 0})
+    model.graph.insert_before(node, [joined])
+    node.replace_input_with(1, joined.outputs[0])
+
+
+def _reads(node: ir.Node, operation: str, name: str) -> bool:
+    """Whether a node is this operation on the value ``name``."""
+    return node.op_type == operation and node.inputs[0] is not None and node.inputs[0].name == name
+
+
 def _context_outputs(graph: ir.Graph, context: str) -> list[ir.Value]:
-    """Values that depend on the input ``context`` alone and that other nodes read."""
+    """Values that depend on the input ``context`` alone and that other nodes read.
+
+    Its number of guides is not one of them, its number of tokens may be.
+    """
     inside = {value for value in graph.inputs if value.name == context}
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
         known = all(value in inside or value.const_value is not None for value in inputs)
-        if node.op_type != "Shape" and known and any(value in inside for value in inputs):
+        counts = node.op_type == "Shape" and not _reads_spatial_size(node)
+        if not counts and known and any(value in inside for value in inputs):
             inside.update(node.outputs)
     return [
         value

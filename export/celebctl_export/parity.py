@@ -55,11 +55,14 @@ class Parity:
 
 
 def parity_sizes(native: tuple[int, int], block: int) -> list[Size]:
-    """One image of the native size (latent pixels), two oblong ones, one without guidance; none was traced."""
+    """One image of the native size (latent pixels), two oblong ones, one without guidance; none was traced.
+
+    The two oblong ones have a prompt of three windows.
+    """
     from celebctl_export.graphs import Size
 
     h, w = (max(block, min(side, _MAX_LATENT) // block * block) for side in native)
-    return [Size(1, h, w), Size(2, 3 * block, 4 * block), Size(1, 4 * block, 2 * block, guides=1)]
+    return [Size(1, h, w), Size(2, 3 * block, 4 * block, windows=3), Size(1, 4 * block, 2 * block, guides=1)]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from celebctl_runtime.sampling.schedule import ScheduleConfig
 DYNAMIC_SCALE, DYNAMIC_MAX_SIDE = 1.3, 1360
 # Images at once. In float32, attention has no fused kernel and stores the weights of all pairs of latent pixels.
 DYNAMIC_BATCH, DYNAMIC_BATCH_FP32 = 4, 1
+DYNAMIC_WINDOWS = 3  # of a prompt, 75 tokens each
 MAX_BATCH = 15  # the graphs are exported for a UNet batch of up to 31, two per image with guidance
 
 Dims = Mapping[str, int]  # size of each named axis of a graph
@@ -131,11 +132,13 @@ def _static_plan(manifest: Manifest, names: Sequence[str], size: EngineSize) -> 
 
 
 def _dynamic_plan(manifest: Manifest, names: Sequence[str], batch: int) -> EnginePlan:
-    """From half to 1.3 times the native sides; optimized for one image of the native size."""
+    """From half to 1.3 times the native sides, prompts of up to three windows; optimized for one image of the native
+    size and one window."""
     native, multiple = manifest.size.native, manifest.size.multiple
     smallest = EngineSize(1, *(max(multiple, side // 2 // multiple * multiple) for side in native))
     largest = EngineSize(batch, *(max(side, _largest_side(side) // multiple * multiple) for side in native))
     low, middle, high = (_dims(manifest, size) for size in (smallest, EngineSize(1, *native), largest))
+    high["tokens"] *= DYNAMIC_WINDOWS
     return _plan(manifest, names, "dynamic", (low, middle, high))
 
 
@@ -171,7 +174,7 @@ def _plan(manifest: Manifest, names: Sequence[str], suffix: str, dims: tuple[Dim
     return EnginePlan(f"{stem}-{suffix}.plan", info.file, onnx_sha256(manifest, info), profiles, {})
 
 
-def _dims(manifest: Manifest, size: EngineSize) -> Dims:
+def _dims(manifest: Manifest, size: EngineSize) -> dict[str, int]:
     factor = manifest.size.vae_factor
     return {
         "batch": size.batch,
@@ -180,6 +183,7 @@ def _dims(manifest: Manifest, size: EngineSize) -> Dims:
         "height": size.height,
         "width": size.width,
         "steps": ScheduleConfig.from_dict(manifest.scheduler).num_train_timesteps,
+        "tokens": manifest.tokenizer.max_length,
     }
 
 

@@ -25,7 +25,8 @@ _PAGE_BYTES, _LINE_BYTES = 4096, 64
 
 # Size of the traced example, height and width in blocks. No axis is 1 or equals another one: torch.export would
 # specialize it. Parity is measured at other sizes.
-_EXAMPLE = Size(batch=3, h=5, w=7)
+_MAX_TOKENS = 77 * 64
+_EXAMPLE = Size(batch=3, h=5, w=7, windows=2)
 
 
 def to_onnx(spec: GraphSpec, block: int, max_blocks: int = 1024) -> ir.Model:
@@ -69,6 +70,7 @@ def _dynamic_dims(block: int, max_blocks: int, pixels: int) -> dict[str, Any]:
         "width": pixels * block * w,
         "steps": dim("steps", min=1, max=1000),
         "guides": dim("guides", min=1, max=2),
+        "tokens": dim("tokens", min=2, max=_MAX_TOKENS),
     }
 
 

@@ -68,14 +68,12 @@ def crop_request(image: GeneratedImage, region: Region, native: tuple[int, int])
     crop = picture.crop(box).resize(native, Image.Resampling.LANCZOS)
     source = InitImage.of(crop)
     names = whole.identities or ()
-    return (
-        Request(
-            leave_out_others(whole.prompt, names, region.name),
-            whole.negative, whole.seed, whole.steps, whole.guidance, whole.sampler, *native, names,
-            source.digest, whole.refine_strength, likeness_for(whole.likeness, region.name), NONE,
-        ),
-        source,
+    request = Request(
+        leave_out_others(whole.prompt, names, region.name),
+        whole.negative, whole.seed, whole.steps, whole.guidance, whole.sampler, *native, names,
+        source.digest, whole.refine_strength, likeness_for(whole.likeness, region.name), NONE, syntax=whole.syntax,
     )  # fmt: skip
+    return request, source
 
 
 def blend_faces(picture: Image, regions: Sequence[Region], drawn: Sequence[Image]) -> Image:

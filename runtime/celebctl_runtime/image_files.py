@@ -50,6 +50,7 @@ class ImageFile:
         digest: Hex SHA-256 of the file.
         text: Text chunks of a PNG, by keyword. Unchecked.
         exif: The EXIF block as stored, b"" where there is none. Unchecked.
+        comment: The comment of a GIF, b"" where there is none. Unchecked.
         content: The file.
     """
 
@@ -60,10 +61,11 @@ class ImageFile:
     digest: str
     text: Mapping[str, str]
     exif: bytes
+    comment: bytes
     content: bytes
 
 
-def read_image(path: str | Path) -> ImageFile:
+def read_image(path: str | Path, *, animated: bool = False) -> ImageFile:
     """Read an image file.
 
     EXIF orientation is applied, transparency is composed over white, a colour profile is converted to sRGB, and of an
@@ -73,6 +75,7 @@ def read_image(path: str | Path) -> ImageFile:
     Args:
         path: A regular file of at most 256 MiB with at most 120 million pixels: JPEG, PNG, WebP, GIF, TIFF, BMP, and
             HEIC where pillow-heif is installed. The content decides, not the suffix.
+        animated: Whether an animation is expected, of which the first frame suffices: there is no warning.
 
     Raises:
         UsageError: ``path`` is a URL (reason "web_address").
@@ -92,7 +95,7 @@ def read_image(path: str | Path) -> ImageFile:
     with contextlib.suppress(RuntimeError):  # ~ of an unknown user
         file = file.expanduser()
     data = _read(str(path), file)
-    return _decode(data, file, hashlib.sha256(data).hexdigest())
+    return _decode(data, file, hashlib.sha256(data).hexdigest(), animated)
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
@@ -118,7 +121,7 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     return rgb
 
 
-def _decode(data: bytes, file: Path, digest: str) -> ImageFile:
+def _decode(data: bytes, file: Path, digest: str, animated: bool) -> ImageFile:
     formats = _register_formats() + _heif_format(data, file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own warning: MAX_PIXELS is checked below, before decoding
@@ -126,22 +129,23 @@ def _decode(data: bytes, file: Path, digest: str) -> ImageFile:
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_size(image, file)
                 if getattr(image, "n_frames", 1) > 1 and image.format in _ANIMATED:
-                    _logger.warning("%s is animated or has several pages; the first frame is used", file.name)
+                    if not animated:
+                        _logger.warning("%s is animated or has several pages; the first frame is used", file.name)
                     image.seek(0)
                 image.load()  # text chunks of a PNG may follow the pixels
                 text = {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
-                exif = image.info.get("exif", b"")
+                exif, comment = image.info.get("exif", b""), image.info.get("comment", b"")
                 rgb, alpha = to_rgb(image, str(file)), _alpha_of(image)
         except CelebctlError:
             raise
         except Exception as error:  # on hostile bytes Pillow's decoders raise nearly anything
             if _TOO_MUCH_TEXT.search(str(error)) and len(smaller := _without_texts(data)) < len(data):
                 _logger.warning("%s has too much compressed text, or too large a colour profile: skipped", file.name)
-                return _decode(smaller, file, digest)
+                return _decode(smaller, file, digest, animated)
             raise _unusable(error, file, len(data)) from error
     name = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further images
-    block = exif if isinstance(exif, bytes) else b""
-    return ImageFile(rgb, alpha, name, image.mode, digest, text, block, data)
+    block, note = (value if isinstance(value, bytes) else b"" for value in (exif, comment))
+    return ImageFile(rgb, alpha, name, image.mode, digest, text, block, note, data)
 
 
 def _without_texts(png: bytes) -> bytes:

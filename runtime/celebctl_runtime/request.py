@@ -16,6 +16,7 @@ from .errors import UsageError, out_of_range
 from .identity import check_name
 from .prompting.layout import NONE, normalize_layout
 from .prompting.likeness import FULL_LIKENESS, Likeness, check_likeness, likeness_from_json, likeness_to_json
+from .prompting.weights import PLAIN, SYNTAXES
 
 if TYPE_CHECKING:
     from .bundle.manifest import Manifest
@@ -54,6 +55,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "hires_strength": (int, float),
     "refine_faces": (str,),
     "refine_strength": (int, float),
+    "syntax": (str,),
+    "template": (str,),
+    "toward": (str,),
+    "blend": (int, float),
 }
 #: Entries left out of the JSON at these values, so that versions without them can read the recipe.
 _OMITTED: dict[str, Any] = {
@@ -68,6 +73,10 @@ _OMITTED: dict[str, Any] = {
     "hires": "",
     "hires_strength": DEFAULT_HIRES_STRENGTH,
     "refine_faces": "",
+    "syntax": PLAIN,
+    "template": "",
+    "toward": "",
+    "blend": 0.0,
 }
 
 
@@ -103,6 +112,13 @@ class Request:
         refine_faces: Faces to draw again at native size, see face_redrawing.py: regions as in a layout, one per person;
             "auto" to have them found; "" for none.
         refine_strength: Share of the steps that run on each of these faces, (0, 1].
+        syntax: "plain": brackets in the prompts are plain characters, and a prompt is cut after 75 tokens; "weighted":
+            they are weights and changes (prompting/weights.py, prompt_schedule.py), and a long prompt takes several
+            windows. The pipeline sets "plain" where both give the same ids.
+        template: The prompt before its wildcards were replaced (prompting/wildcards.py), for the reader of a recipe; ""
+            when it had none.
+        toward: A second prompt, whose encoding is mixed with that of ``prompt``; "" for none.
+        blend: The weight of ``toward``, 0 (only ``prompt``) to 1 (only ``toward``).
 
     Example:
         >>> request = Request("alice playing chess", seed=42, steps=20)
@@ -134,6 +150,10 @@ class Request:
     hires_strength: float = DEFAULT_HIRES_STRENGTH
     refine_faces: str = ""
     refine_strength: float = REFINE_STRENGTH
+    syntax: str = PLAIN
+    template: str = ""
+    toward: str = ""
+    blend: float = 0.0
 
     @property
     def skipped(self) -> int:
@@ -172,6 +192,7 @@ class Request:
         values["identities"] = None if names is None else tuple(check_name(str(name)) for name in names)
         values["strength"] = float(values.get("strength", 1.0))
         values["refine_strength"] = float(values.get("refine_strength", REFINE_STRENGTH))
+        values["blend"] = float(values.get("blend", 0.0))
         if values.get("guidance") is not None:
             values["guidance"] = float(values["guidance"])
         for name, default in (("threshold", DEFAULT_THRESHOLD), ("hires_strength", DEFAULT_HIRES_STRENGTH)):
@@ -215,9 +236,13 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     _check_text("prompt", full.prompt)
     _check_text("negative prompt", full.negative)
     _check_text("old prompt", full.was or "")
+    _check_text("second prompt", full.toward)
     _check_numbers(full)
+    _check_blend(full)
     _check_size(full, manifest.size.multiple, min(MAX_SIDE, manifest.size.max_side))
     check_likeness(full.likeness)
+    if full.syntax not in SYNTAXES:
+        raise UsageError(f"there is no prompt syntax {full.syntax!r}", f"use one of {', '.join(SYNTAXES)}")
     _check_refinement(full)
     layout, faces = normalize_layout(full.layout), normalize_layout(full.refine_faces)
     full = replace(full, layout=layout, refine_faces="" if faces == NONE else faces, mask_blur=_resolve_mask_blur(full))
@@ -271,6 +296,14 @@ def _check_numbers(request: Request) -> None:
         )
     if request.sampler not in SAMPLERS:
         raise unknown_sampler(request.sampler)
+
+
+def _check_blend(request: Request) -> None:
+    if not 0 <= request.blend <= 1:
+        raise out_of_range("blend", request.blend, 0, 1)
+    if request.blend and not request.toward:
+        problem = f"blend {request.blend:g} needs a second prompt"
+        raise UsageError(problem, "give the prompt to blend with", reason="blend_without_prompt")
 
 
 def _resolve_hires(request: Request, manifest: Manifest) -> Request:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from celebctl_runtime.bundle.overrides import EmbeddingOverride
 from celebctl_runtime.errors import UsageError
-from celebctl_runtime.progress import ProgressCallback
+from celebctl_runtime.progress import Progress, ProgressCallback
 from celebctl_runtime.sampling.samplers import StepTable
 
 if TYPE_CHECKING:
@@ -49,6 +49,16 @@ class Conditioning:
     context: Array
     pooled: Array | None = None
     size_ids: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProgress(Progress):
+    """Progress of :meth:`SupportsFullDenoise.denoise`, from an engine that can show its state between steps.
+
+    ``read_state`` returns a copy of the state (2, B, 4, h, w) after the step; only inside the callback.
+    """
+
+    read_state: Callable[[], Array]
 
 
 class Backend(Protocol):
@@ -93,7 +103,8 @@ class SupportsFullDenoise(Protocol):
     ) -> Array:
         """Equals ``table.steps`` calls of :meth:`Backend.step`: first state (2, B, 4, h, w) -> last state.
 
-        ``noise`` is called with 0 only, when the table draws no noise per step.
+        ``noise`` is called with 0 only, when the table draws no noise per step. ``progress`` receives
+        :class:`StepProgress` from engines that can show their state.
         """
         ...
 

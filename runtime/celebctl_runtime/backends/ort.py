@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from celebctl_runtime.bundle.overrides import EmbeddingOverride, digests_by_row, overridden_table
 from celebctl_runtime.errors import IntegrityError, SetupError, UsageError
-from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
+from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.sampling.samplers import StepTable
 
 from .base import (
@@ -24,6 +25,7 @@ from .base import (
     Conditioning,
     Feeds,
     NoiseFunction,
+    StepProgress,
     cached,
     encoder_number,
     step_graph,
@@ -309,8 +311,11 @@ class IoBindingLoop:
             if noise is not None and k:
                 self._values["noise"].update_inplace(np.ascontiguousarray(noise(k), feeds["noise"].dtype))
             self._session.run_with_iobinding(self._bindings[k % 2], self._options[k % 2])
-            progress(Progress("denoising", k + 1, steps))
-        return np.array(self._states[steps % 2].numpy(), np.float32)  # a copy: the next run overwrites the buffer
+            progress(StepProgress("denoising", k + 1, steps, read_state=partial(self._read_state, k + 1)))
+        return self._read_state(steps)
+
+    def _read_state(self, step: int) -> Array:
+        return np.array(self._states[step % 2].numpy(), np.float32)  # a copy: a later step overwrites the buffer
 
     def _bind(self, sources: Mapping[str, Any], targets: Mapping[str, Any]) -> Any:
         binding = self._session.io_binding()

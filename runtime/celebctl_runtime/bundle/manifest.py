@@ -153,6 +153,8 @@ class Manifest:
         guidance_rescale: How far the step graph scales guided outputs back (Lin et al. 2023, section 3.4).
         zero_empty_prompt: An empty negative prompt is encoded as zeros.
         autoencoder: diffusers' class of the VAE: the model's own, or AutoencoderTiny in its place.
+        latent_rgb: For red, green and blue, a weight of each latent channel and a constant, which give the mean colour,
+            in [-1, 1], of a latent element's pixels; () when unknown. For previews.
         average: File with the token embeddings of the average celebrity, (2, D) float32 per table, or "".
         next_slot, pending_slots: Bookkeeping of spare rows, see bundle.py.
         extra: Entries of the file that this version does not know.
@@ -177,6 +179,7 @@ class Manifest:
     guidance_rescale: float = 0.0
     zero_empty_prompt: bool = False
     autoencoder: str = "AutoencoderKL"
+    latent_rgb: tuple[tuple[float, ...], ...] = ()
     average: str = ""
     next_slot: int = 0
     pending_slots: tuple[int, ...] = ()
@@ -333,6 +336,10 @@ def _check_numbers(manifest: Manifest) -> None:
     floats = manifest.defaults.guidance, manifest.scaling_factor, manifest.guidance_rescale
     if not all(map(math.isfinite, floats)):
         raise _wrong("defaults.guidance, scaling_factor and guidance_rescale", "finite")
+    if manifest.latent_rgb and [len(row) for row in manifest.latent_rgb] != [size.latent_channels + 1] * 3:
+        raise _wrong("latent_rgb", f"three rows of {size.latent_channels + 1} numbers")
+    if not all(math.isfinite(weight) for row in manifest.latent_rgb for weight in row):
+        raise _wrong("latent_rgb", "finite")
     pads = dict(enumerate((tokenizer.pad, *tokenizer.more_pads)))
     for number, table in enumerate(manifest.token_tables):
         if any(not 0 <= token < table.rows for token in (tokenizer.bos, tokenizer.eos, pads.get(number, 0))):

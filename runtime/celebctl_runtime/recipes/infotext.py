@@ -36,7 +36,7 @@ _USED = {
     "Lora hashes", "RNG", "User", "Created Date",
 }  # fmt: skip
 _TABLE_HASH = "Token table hash"
-_OURS = {"Likeness", "Layout", "TI hashes", _TABLE_HASH}
+_OURS = {"Likeness", "Layout", "Toward", "Blend", "TI hashes", _TABLE_HASH}
 _MAX_IGNORED = 12
 
 
@@ -53,6 +53,8 @@ def format_parameters(request: Request, record: Mapping[str, Any]) -> str:
         _TABLE_HASH: str(record.get("table_hash", ""))[:10],  # "Model hash" would be that of a checkpoint's file
         "Likeness": "" if request.likeness == FULL_LIKENESS else json.dumps(likeness_to_json(request.likeness)),
         "Layout": request.layout,
+        "Toward": request.toward,
+        "Blend": f"{request.blend:.6f}" if request.toward else "",
         "TI hashes": ", ".join(f"{name}: {digest[:12]}" for name, digest in people.items()),
         "Version": f"celebctl {record.get('celebctl', '')}",
     }
@@ -146,7 +148,12 @@ def _numbers(pairs: Mapping[str, str]) -> dict[str, int | float]:
 
 def _own_values(pairs: Mapping[str, str]) -> dict[str, Any]:
     """Values that only celebctl writes."""
-    values: dict[str, Any] = {"layout": pairs["Layout"]} if "Layout" in pairs else {}
+    names = {"Layout": "layout", "Toward": "toward"}
+    values: dict[str, Any] = {name: pairs[key] for key, name in names.items() if key in pairs}
+    if "Blend" in pairs:
+        if not _DECIMAL.fullmatch(pairs["Blend"]):
+            raise ValueError(f"Blend is {pairs['Blend'][:40]!r}")
+        values["blend"] = float(pairs["Blend"])
     if "Likeness" in pairs:
         values["likeness"] = parse_json(pairs["Likeness"])
         check_likeness(likeness_from_json(values["likeness"]))

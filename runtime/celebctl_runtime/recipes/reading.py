@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from celebctl_runtime.errors import CelebctlError, IntegrityError, InvalidInputError
 from celebctl_runtime.image_files import ImageFile, read_image
@@ -19,6 +19,7 @@ from .recipe import MAX_TEXT, Recipe
 
 SCHEMA = 1
 MAX_SCALE = 16  # how many times an image can be enlarged
+_Parsed = TypeVar("_Parsed")
 
 
 def read_recipe(path: Path | str) -> Recipe:
@@ -38,21 +39,23 @@ def recipe_in(file: ImageFile, path: Path | str) -> Recipe:
     """As :func:`read_recipe`, for a file that was read; ``path`` is used in messages."""
     texts = texts_in(file)
     for key, parse in _PARSERS.items():
-        if key not in texts:
-            continue
-        try:
-            recipe = parse(_checked(texts[key]))
-        except CelebctlError as error:
-            if error.reason == "newer_format":
-                raise
-            raise _damaged(path, error.problem) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(path, str(error)) from error
-        if recipe is not None:
+        if key in texts and (recipe := parse_text(texts[key], path, parse)) is not None:
             return recipe
     raise InvalidInputError(
         f"{path} has no recipe", "use an image that was saved with its metadata", reason="no_recipe", path=path
     )
+
+
+def parse_text(text: str, path: Path | str, parse: Callable[[str], _Parsed]) -> _Parsed:
+    """What ``parse`` returns for a text in the file ``path``. Raises IntegrityError: it is damaged, or newer."""
+    try:
+        return parse(_checked(text))
+    except CelebctlError as error:
+        if error.reason == "newer_format":
+            raise
+        raise _damaged(path, error.problem) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, str(error)) from error
 
 
 def _damaged(path: Path | str, cause: str) -> IntegrityError:
@@ -70,7 +73,11 @@ def _checked(text: str) -> str:
 
 
 def _parse_document(text: str) -> Recipe:
-    document = cast("dict[str, Any]", parse_json(text))
+    return recipe_of_document(cast("dict[str, Any]", parse_json(text)))
+
+
+def recipe_of_document(document: Mapping[str, Any]) -> Recipe:
+    """The recipe in celebctl's document. Raises IntegrityError, UsageError, ValueError, KeyError, TypeError."""
     version = int(document["schema"])
     if version > SCHEMA:
         raise IntegrityError(

@@ -29,6 +29,7 @@ _LIMITS: dict[str, tuple[int, int]] = {
     "guidance": (0, MAX_GUIDANCE),
     "width": (1, MAX_SIDE),
     "height": (1, MAX_SIDE),
+    "blend": (0, 1),
 }
 
 
@@ -88,6 +89,8 @@ class Recipe:
             height=int(numbers.get("height", 0)),
             likeness=likeness_from_json(self.values.get("likeness", 1.0)),
             layout=str(self.values.get("layout", "")),
+            toward=str(self.values.get("toward", "")),
+            blend=float(numbers.get("blend", 0.0)),
         )
 
     def _sampler(self) -> str:
