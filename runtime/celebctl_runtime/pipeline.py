@@ -73,8 +73,7 @@ def generate(
         overrides: People who may be named in this call besides those in the bundle, or instead of one of that name.
 
     Raises:
-        UsageError: For values the model does not allow; while drawing, for an edit between whose prompts the network
-            makes no difference.
+        UsageError: For values the model does not allow; while drawing, for an edit that changes nothing.
         NotFoundError: For people the bundle does not have, or an init image or mask that was not given.
         InvalidInputError: For a mask that changes nothing or everything.
         SetupError: When the bundle or the engine does not support what a request needs.
@@ -91,8 +90,8 @@ def generate(
         prompts.overrides([prompts.encoded(index)])
     second = [second_pass(request, "") for request in prompts.requests if request.hires]
     created = [_Batch.create(bundle, prompts, indices) for indices in _batches(prompts, backend.batch_limit)]
-    evaluations = sum(len(batch.requests) * batch.evaluations for batch in created)
-    total = evaluations + sum(each.steps - each.skipped for each in second)
+    total = sum(len(batch.requests) * batch.evaluations for batch in created)
+    total += sum(each.steps - each.skipped for each in second)
     counter = _StepCounter(progress, total, bundle.manifest.latent_rgb)
     images: list[GeneratedImage] = []
     for batch in created:
@@ -101,16 +100,13 @@ def generate(
         state, inpainting = _first_state(backend, batch, sources, conditionings[0], report)
         by_step = _by_step(encoded[0].timeline, [part[: 1 + len(batch.regions)] for part in conditionings])
         latent = _denoise(backend, batch, state, by_step, report, inpainting)
-        pixels = backend.decode(latent)
+        pixels, record = backend.decode(latent), _record(bundle, backend)
         if inpainting is not None:
             pixels = inpainting.paste(pixels)
-        record = _record(bundle, backend)
-        drawn = [_image(image, each, prompts.people, record) for image, each in zip(pixels, encoded, strict=True)]
-        if inpainting is not None:
-            drawn = [replace(image, mask=to_image(mask)) for image, mask in zip(drawn, inpainting.masks, strict=True)]
-        images += drawn
-    if second:
-        images = _second_passes(bundle, backend, images, counter.rest(), overrides)
+        masks = [None] * len(pixels) if inpainting is None else map(to_image, inpainting.masks)
+        for image, each, mask in zip(pixels, encoded, masks, strict=True):
+            images.append(replace(_image(image, each, prompts.people, record), mask=mask))
+    images = _second_passes(bundle, backend, images, counter.rest(), overrides)
     return redraw_faces(bundle, backend, images, progress, overrides)
 
 
@@ -123,6 +119,8 @@ def _second_passes(
 ) -> list[GeneratedImage]:
     """The images; those whose requests have a second pass enlarged and drawn again."""
     first = [image for image in images if image.request.hires]
+    if not first:
+        return list(images)
     sources = [InitImage.of(image.image) for image in first]
     requests = [second_pass(image.request, source.digest) for image, source in zip(first, sources, strict=True)]
     again = iter(generate(bundle, backend, requests, progress, sources, overrides))
@@ -261,7 +259,7 @@ class _Batch:
 
 
 def _batch_key(request: Request) -> tuple[object, ...]:
-    """What the images of one batch have in common, and what can be told without their prompts."""
+    """What the images of one batch have in common, as far as their prompts need not be read."""
     sampling = request.width, request.height, request.steps, request.guidance, request.sampler
     init = bool(request.source), request.skipped, bool(request.mask), bool(request.toward)
     edit = request.was is not None and request.threshold
