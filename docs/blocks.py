@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BLOCK = re.compile(r"^```(?P<info>[^\n`]+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
-_IMAGE = re.compile(r"!\[[^\]]*\]\((?:\.\./)?images/(?P<file>[\w-]+\.png)\)")
+_IMAGE = re.compile(r"!\[[^\]]*\]\((?:\.\./)?images/(?P<file>[\w-]+\.(?:png|webp))\)")
 
 
 @dataclass(frozen=True)
