@@ -26,22 +26,21 @@ from celebctl_models.mini.illustration.features import (
     features_of,
     visible_features,
 )
+from celebctl_models.mini.illustration.figure import EXPRESSIONS, WORN
 from celebctl_models.mini.illustration.people import FACTORS, FEATURES
+from celebctl_models.mini.illustration.places import PLACES
 from celebctl_models.mini.illustration.scenes import (
     ACTS,
     DISTANCES,
-    EXPRESSIONS,
     ITEMS,
-    PLACES,
-    STYLES,
     VIEWS,
-    WORN,
     Scenes,
     draw,
     is_held_out,
     random_scenes,
     render,
 )
+from celebctl_models.mini.illustration.styles import STYLES
 from celebctl_models.mini.names import name_book
 from celebctl_models.mini.people import uniform_from_normal
 from celebctl_models.mini.tokenizer import COMMON, build_tokenizer

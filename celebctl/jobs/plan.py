@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from celebctl_runtime.backends.base import Backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError
-from celebctl_runtime.picture import MAX_SCALE
 from celebctl_runtime.prompting.layout import normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness, likeness_from_json, parse_likeness
+from celebctl_runtime.recipes.reading import MAX_SCALE
 from celebctl_runtime.request import MAX_SEED, MAX_SIDE, MAX_STEPS, Request, batch
 from celebctl_runtime.sampling.init_image import DEFAULT_STRENGTH, InitImage
 

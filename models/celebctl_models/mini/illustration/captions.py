@@ -15,7 +15,10 @@ from celebctl_models.mini.captions import FACE_OPENINGS
 from celebctl_models.mini.names import NameBook
 from celebctl_models.mini.tokenizer import COMMON
 
-from .scenes import ACTS, COLOURS, DISTANCES, EXPRESSIONS, ITEMS, PLACES, STYLES, VIEWS, WORN, Scenes, is_held_out
+from .figure import EXPRESSIONS, WORN
+from .places import PLACES
+from .scenes import ACTS, COLOURS, DISTANCES, ITEMS, VIEWS, Scenes, is_held_out
+from .styles import STYLES
 
 OPENINGS: tuple[str, ...] = (
     "{}", "{}", "{}", "{}", "{}", "a photo of {}", "a photo of {}", "a picture of {}", "a portrait of {}",

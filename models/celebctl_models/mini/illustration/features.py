@@ -8,7 +8,8 @@ from torch import Tensor
 from .cars import CAR_FEATURES, car_classes
 from .figure import EXPRESSIONS, HATS, WORN
 from .people import FEATURES, feature_classes
-from .scenes import ACTS, ITEMS, PEOPLE, STYLES, Scenes, pose_of
+from .scenes import ACTS, ITEMS, PEOPLE, Scenes, pose_of
+from .styles import STYLES
 
 #: The least canvas units per face unit at which a feature can be seen at 128 px.
 LEAST_SIZE: dict[str, float] = {
