@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -48,7 +49,10 @@ SHARD = 2048
 _COUNTS = [0.10, 0.45, 0.30, 0.15]
 _CAR_BESIDE = 0.20  # share of scenes of one or two people in which a car stands beside them
 #: What a scene states, by column of ``statements``, and how many values each statement has.
-STATEMENTS: dict[str, int] = {name: len(words) for name, words in VOCABULARIES.items()} | {"count": PEOPLE + 1, "car": 2}
+STATEMENTS: dict[str, int] = {name: len(words) for name, words in VOCABULARIES.items()} | {
+    "count": PEOPLE + 1,
+    "car": 2,
+}
 #: In place of the value of a statement that does not apply to a scene; cross-entropy leaves it out.
 UNSTATED = -100
 
@@ -57,6 +61,12 @@ UNSTATED = -100
 def people_book() -> NameBook:
     """The celebrities of the illustrated world: the names of mini's, looks of this world."""
     return name_book(factors=len(FACTORS))
+
+
+@cache
+def car_names() -> NameBook:
+    """The cars of the illustrated world."""
+    return car_book()
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ def named_scenes(count: int, seed: int) -> NamedScenes:
     pairs, factors = random_names(people_book(), (count, PEOPLE), rng)
     unnamed = torch.rand(count, PEOPLE, generator=generator) < 0.04
     factors = torch.where(unnamed[..., None], torch.rand(factors.shape, generator=generator), factors)
-    names, cars = random_names(car_book(), (count,), rng)
+    names, cars = random_names(car_names(), (count,), rng)
     people, with_car = random_company(count, generator)
     scenes = random_scenes(factors, people, generator, _without(cars, with_car))
     return NamedScenes(scenes, np.where(unnamed.numpy()[..., None], -1, pairs), names)
@@ -128,7 +138,8 @@ class Population:
         """The population of this seed."""
         generator = torch.Generator().manual_seed(seed)
         return cls(
-            torch.rand(people, len(FACTORS), generator=generator), torch.rand(cars, len(CAR_FACTORS), generator=generator)
+            torch.rand(people, len(FACTORS), generator=generator),
+            torch.rand(cars, len(CAR_FACTORS), generator=generator),
         )
 
     def scenes(self, count: int, seed: int, company: tuple[Tensor, Tensor] | None = None) -> UnnamedScenes:
@@ -160,7 +171,7 @@ def _described(classes: dict[str, Tensor], features: dict[str, Any], hidden: dic
     """One-hot classes times 2; zeros where a feature is hidden."""
     parts: list[Tensor] = []
     for name, index in classes.items():
-        one = torch.nn.functional.one_hot(index, len(features[name])).float() * 2.0
+        one = F.one_hot(index, len(features[name])).float() * 2.0
         parts.append(one * ~hidden[name][:, None] if name in hidden else one)
     return parts
 
@@ -188,7 +199,7 @@ def car_looks_of(factors: Tensor) -> Tensor:
 
 def who_is_there(named: NamedScenes, index: int, rng: np.random.Generator) -> tuple[list[str], str | None]:
     """The people of one scene from left to right and its car, as a caption names them."""
-    people, cars = people_book(), car_book()
+    people, cars = people_book(), car_names()
     names: list[str] = []
     for first, last in named.people[index, : int(named.scenes.count[index])]:
         anyone = ANYONE[int(rng.integers(len(ANYONE)))]
@@ -292,6 +303,23 @@ def paint(run: TrainingContext, scenes: Scenes, vae: Any = None, *, keep_pixels:
     elif vae is not None:
         pixels[::3] = decode(vae, run, encode(vae, run, pixels[::3]))
     return Drawn(pixels, latents, drawn.boxes, drawn.landmarks, car_boxes(scenes, SIZE))
+
+
+def class_loss(logits: Tensor, wanted: Tensor, sizes: dict[str, int]) -> Tensor:
+    """Sum of the cross-entropies of all classes; those that are UNSTATED are left out.
+
+    logits: (B, sum of sizes); wanted: (B, len(sizes)) int64.
+    """
+    total = torch.zeros((), device=logits.device)
+    for i, part in enumerate(logits.float().split(list(sizes.values()), 1)):
+        loss = F.cross_entropy(part, wanted[:, i], ignore_index=UNSTATED, reduction="sum")
+        total = total + loss / (wanted[:, i] != UNSTATED).sum().clamp_min(1)
+    return total
+
+
+def mean_where(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen values; 0 if there are none."""
+    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp_min(1)
 
 
 def step_generator(run: TrainingContext, stage: int, step: int) -> torch.Generator:
