@@ -264,7 +264,9 @@ def load_drawn(run: TrainingContext, name: str, scenes: Scenes, paint: Callable[
         path.parent.mkdir(exist_ok=True)
         if not path.is_file():
             run.say(f"{name}: drawing {start} to {start + len(part)} of {len(scenes)}")
-            torch.save({field.name: getattr(one := paint(part), field.name) for field in fields(Drawn)}, path)
+            done, partial = paint(part), path.with_suffix(".partial")
+            torch.save({field.name: getattr(done, field.name) for field in fields(Drawn)}, partial)
+            partial.replace(path)
         parts.append(Drawn(**torch.load(path, weights_only=True)))
     return Drawn(**{field.name: torch.cat([getattr(one, field.name) for one in parts]) for field in fields(Drawn)})
 
@@ -274,9 +276,8 @@ def encode(vae: Any, run: TrainingContext, pixels: Tensor) -> Tensor:
     """Latent means (N, 16, 16, 16) float16 of pixels uint8, a few at a time."""
     at_once = 1024 if run.device.type == "cuda" else 16
     with run.autocast():
-        return torch.cat(
-            [vae.encode(as_input(part.to(run.device))).latent_dist.mean.half() for part in pixels.split(at_once)]
-        )
+        means = [vae.encode(as_input(part.to(run.device))).latent_dist.mean.half() for part in pixels.split(at_once)]
+    return torch.cat(means)
 
 
 @torch.no_grad()

@@ -38,9 +38,7 @@ class StatementReader(nn.Module):
     def __init__(self, outputs: int) -> None:
         super().__init__()
         widths = (3, 24, 48, 80, 112, 144)
-        self.body = nn.Sequential(
-            *(nn.Sequential(conv(a, b), nn.MaxPool2d(2)) for a, b in zip(widths, widths[1:], strict=False))
-        )
+        self.body = nn.Sequential(*(nn.Sequential(conv(a, b), nn.MaxPool2d(2)) for a, b in pairwise(widths)))
         self.head = nn.Sequential(
             nn.Flatten(), nn.Dropout(0.2), nn.Linear(144 * 16, 160), nn.PReLU(), nn.Linear(160, outputs)
         )
