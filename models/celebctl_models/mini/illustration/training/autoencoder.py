@@ -34,7 +34,7 @@ class AutoencoderOptions:
     """Minutes to train, scenes a step, block widths (multiples of 8)."""
 
     minutes: float
-    batch: int = 8
+    batch: int = 4
     channels: tuple[int, ...] = CHANNELS
 
 
@@ -89,6 +89,9 @@ def train(run: TrainingContext, options: AutoencoderOptions) -> Any:
     """The averaged network with standardised latents; KL weight 1e-6."""
     torch.manual_seed(run.seed + STAGE)  # pyright: ignore[reportUnknownMemberType]
     vae = build(options.channels, LATENT, SIZE).to(run.device).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        # latents start near zero: noise of deviation 1, as usual, would drown them for hundreds of steps
+        vae.quant_conv.bias[LATENT:] = -6.0
     optimiser = torch.optim.AdamW(vae.parameters(), lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.0)
     average = ExponentialMovingAverage(0.998)
     run.compile(vae.encoder, vae.decoder)

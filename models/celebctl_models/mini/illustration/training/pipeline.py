@@ -66,7 +66,7 @@ class Scale:
     unnamed: int = 32_768
     pixels: int = 12_288
     people: int = 3_600
-    autoencoder_batch: int = 8
+    autoencoder_batch: int = 4
     text_batch: int = 160
     denoiser_batch: int = 32
     batch: int = 128
