@@ -128,14 +128,15 @@ def test_a_stage_goes_on_as_if_it_had_not_stopped(trained: Trained, tmp_path: Pa
     shutil.copytree(trained.training.run.folder, folder)
     for name in SHARES:
         (folder / f"{name}.pt").unlink()
+    again = training(folder, 2)
     for name in SHARES:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trainer, "time", Clock(left=3))  # the start, the first step, and no more
             with pytest.raises(KeyboardInterrupt):
-                training(folder, 2).stages[name]()
+                again.stages[name]()
             assert checkpoint(folder, name)["steps"] == 1
             patch.setattr(trainer, "time", Clock())
-            training(folder, 2).stages[name]()
+            again.stages[name]()
         assert_same(checkpoint(folder, name), checkpoint(trained.training.run.folder, name), name)
 
 

@@ -7,7 +7,36 @@ Seeded and resumable: the same line again goes on where each stage's checkpoint 
 minutes; with more minutes than it had, a stage trains on. What a step draws depends on its number alone, so that a
 stage goes on as if it had not stopped. The stages are autoencoder, text, latent_reader, denoiser, recogniser,
 detector, judge, features, car_features, attributes, car_recogniser, car_detector, assemble and mapper. Pictures and
-latents on disk carry a mark of the autoencoder they went through; when it trains on, they are drawn anew.
+latents on disk carry a mark of the autoencoder they went through: when it trains on, they are drawn anew, so train it
+to its end first.
+
+A stage that has had more minutes than it is given is taken as it is. So the slow parts can be trained on a CPU for
+days, and a GPU then spends its time on what is left.
+
+CPU plan, two cores to itself. Per core: 90 scenes a second drawn; an autoencoder step of four scenes (16 windows) about
+.5 s. The denoiser, from mini's 15,668 x 32 in 136 minutes: 61 samples a second on both cores.
+
+    autoencoder      600 min, 70,000 steps         text         15 min beside it (it needs no pictures)
+    latent_reader     20 min, drawing before: 15   denoiser    600 min: 2.2 million samples, drawing before: 30
+    recogniser 25, judge 12, detector 8, features 20, car_recogniser 12, car_detector 8, car_features 10, attributes 15
+    min, drawing five populations before: 15       assemble      1 min        mapper 25 min
+
+    (mini's denoiser saw .5 million samples on the CPU and 3.1 million on the GPU.)
+
+GPU plan, one H100 for 25 minutes, everything in one process: ``--minutes 20.5 --device cuda --compile``, and 4.5 minutes
+of drawing. From mini's card: the denoiser took 6,114 x 512 in 8.4 minutes (6,200 samples a second), the latent reader
+3,136 x 512 in .8 (33,000), scenes of 64 px were drawn and encoded at 7,000 a second. Estimated from that: a scene of
+this world costs a core 11 ms where mini's cost 5, so 3,000 scenes a second drawn; the autoencoder learns from 1,000.
+
+    autoencoder    4.5 min  64 scenes a step   4,200 steps, 270,000 scenes
+    latent_reader  1.0 min  512 latents        4,000 steps; .7 min before it for 131,072 scenes
+    denoiser       9.4 min  512 latents        6,800 steps, 3.5 million samples; 2.2 min before for 393,216 scenes
+    the rest       5.6 min  512 crops          text .6, recogniser 1.0, judge .6, detector .4, features .8, ...;
+                                               1.6 min before for 270,000 scenes, 13 GB kept on the GPU
+
+Better, where a CPU has hours beforehand: autoencoder, text and all of the rest on the CPU, then on the GPU
+``--only latent_reader --minutes 1.5`` and ``--only denoiser --minutes 19``: 7.0 million samples. Afterwards, on the CPU:
+assemble and mapper.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def train(run: TrainingContext, options: AutoencoderOptions) -> Any:
 
 @torch.no_grad()
 def standardised(vae: Any, run: TrainingContext) -> Any:
-    """The same autoencoder with latents of mean 0 and deviation 1 per channel, from 128 scenes."""
+    """The same autoencoder with latents of mean 0 and deviation 1 per channel, from 64 scenes."""
     generator = torch.Generator().manual_seed(run.seed + STAGE)
-    images = [draw_batch(run, 32, generator)[0].contiguous(memory_format=torch.channels_last) for _ in range(4)]
+    images = [draw_batch(run, 32, generator)[0].contiguous(memory_format=torch.channels_last) for _ in range(2)]
     fold_statistics(vae, torch.cat([vae.encode(image).latent_dist.mean for image in images]))
     return vae
