@@ -23,8 +23,8 @@ CPU plan, two cores to itself. Per core: 90 scenes a second drawn; an autoencode
 
     (mini's denoiser saw .5 million samples on the CPU and 3.1 million on the GPU.)
 
-GPU plan, one H100 for 25 minutes, everything in one process: ``--minutes 20.5 --device cuda --compile``, and 4.5 minutes
-of drawing. From mini's card: the denoiser took 6,114 x 512 in 8.4 minutes (6,200 samples a second), the latent reader
+GPU plan, one H100 for 25 minutes, everything in one process: ``--minutes 20.5 --device cuda --compile``, and 4.5
+minutes of drawing; not yet run on a GPU. From mini's card: the denoiser took 6,114 x 512 in 8.4 minutes (6,200 samples a second), the latent reader
 3,136 x 512 in .8 (33,000), scenes of 64 px were drawn and encoded at 7,000 a second. Estimated from that: a scene of
 this world costs a core 11 ms where mini's cost 5, so 3,000 scenes a second drawn; the autoencoder learns from 1,000.
 
@@ -35,8 +35,8 @@ this world costs a core 11 ms where mini's cost 5, so 3,000 scenes a second draw
                                                1.6 min before for 270,000 scenes, 13 GB kept on the GPU
 
 Better, where a CPU has hours beforehand: autoencoder, text and all of the rest on the CPU, then on the GPU
-``--only latent_reader --minutes 1.5`` and ``--only denoiser --minutes 19``: 7.0 million samples. Afterwards, on the CPU:
-assemble and mapper.
+``--only latent_reader --minutes 1.5`` and ``--only denoiser --minutes 19``: 7.0 million samples. Afterwards, on the
+CPU: assemble and mapper.
 """
 
 from __future__ import annotations
@@ -68,12 +68,13 @@ def main() -> None:
         parser.error("how long? add --minutes")
     if args.minutes is not None and args.minutes <= 0:
         parser.error(f"--minutes must be more than 0, not {args.minutes:g}")
-    minutes = {name: (args.minutes or 0.0) * share for name, share in SHARES.items()}
+    given = float(args.minutes or 0.0)
+    minutes = {name: given * share for name, share in SHARES.items()}
     if args.only:
         missing = [name for name in NEEDS[args.only] if not (args.work / f"{name}.pt").is_file()]
         if missing:
             parser.error(f"{args.only} needs {', '.join(missing)}, not trained yet in {args.work}")
-        minutes = dict.fromkeys(SHARES, 1e-6) | {args.only: args.minutes}
+        minutes = dict.fromkeys(SHARES, 1e-6) | {str(args.only): given}
     run = TrainingContext(args.work, torch.device(args.device), compiled=args.compile)
     scale = GPU_SCALE if run.device.type == "cuda" else CPU_SCALE
     training = Training(run, scale, minutes, args.out or args.work / "weights", workers=torch.get_num_threads())

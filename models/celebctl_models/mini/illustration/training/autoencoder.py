@@ -15,7 +15,8 @@ from torch import Tensor
 
 from celebctl_models.mini.illustration.cars import CAR_FACTORS
 from celebctl_models.mini.illustration.people import FACTORS
-from celebctl_models.mini.illustration.scenes import PEOPLE, STYLES, draw, random_scenes
+from celebctl_models.mini.illustration.scenes import PEOPLE, draw, random_scenes
+from celebctl_models.mini.illustration.styles import STYLES
 from celebctl_models.mini.training.autoencoder import build, face_weights, reconstruction_loss, tone_weights
 from celebctl_models.mini.training.denoiser import fold_statistics
 from celebctl_models.mini.training.trainer import ExponentialMovingAverage, TimeBox, TrainingContext, run_stage
@@ -79,7 +80,8 @@ def cut_windows(
         around = middle.cpu() - side / 2 + (torch.rand(count, 2, generator=generator) - 0.5) * side / 2
         corner = (around if k < windows // 2 else anywhere).clamp(0, room).round().long()
         joined = torch.cat([image, weight], 1)
-        for one, (left, top) in zip(joined, corner.tolist(), strict=True):
+        for one, (x, y) in zip(joined, corner, strict=True):
+            left, top = int(x), int(y)
             pixels.append(one[:, top : top + side, left : left + side])
     cut = torch.stack(pixels)
     return cut[:, :3], cut[:, 3:]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,12 +27,12 @@ from celebctl_models.mini.illustration.captions import (
     facts_of,
 )
 from celebctl_models.mini.illustration.cars import CAR_FACTORS, CAR_FEATURES, PAINT, car_book, car_classes
+from celebctl_models.mini.illustration.figure import WORN
 from celebctl_models.mini.illustration.people import FACTORS, FEATURES, HAIR, SKIN, feature_classes
 from celebctl_models.mini.illustration.scenes import (
     ACTS,
     ITEMS,
     PEOPLE,
-    WORN,
     Scenes,
     car_boxes,
     choose,
@@ -110,7 +110,7 @@ def random_names(book: NameBook, shape: tuple[int, ...], rng: np.random.Generato
     celebrity = rng.random(count) < 0.77
     pairs = np.where(celebrity[:, None], book.pairs[famous], mixed.T)
     z = np.where(celebrity[:, None], book.celebrities()[famous], book.ordinary(pairs))
-    uniform = torch.special.ndtr(torch.as_tensor(z).double()).float()
+    uniform: Tensor = cast(Any, torch.special).ndtr(torch.as_tensor(z).double()).float()
     return pairs.reshape(*shape, 2), uniform.view(*shape, -1)
 
 
@@ -179,7 +179,7 @@ def _described(classes: dict[str, Tensor], features: dict[str, Any], hidden: dic
 def _free(factors: Tensor, names: tuple[str, ...], features: dict[str, Any]) -> Tensor:
     """Normals of the factors that choose no class."""
     chosen = [i for i, name in enumerate(names) if name not in features]
-    return torch.special.ndtri(factors[:, chosen].clamp(1e-4, 1.0 - 1e-4))
+    return cast(Any, torch.special).ndtri(factors[:, chosen].clamp(1e-4, 1.0 - 1e-4))
 
 
 def looks_of(factors: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def who_is_there(named: NamedScenes, index: int, rng: np.random.Generator) -> tu
 def captions_of(named: NamedScenes, rows: Tensor, rng: np.random.Generator) -> list[str]:
     """Captions of the given scenes in a random wording."""
     facts = facts_of(named.scenes[rows])
-    there = [who_is_there(named, i, rng) for i in rows.tolist()]
+    there = [who_is_there(named, i, rng) for i in map(int, rows)]
     return [caption(people, fact, rng, car) for (people, car), fact in zip(there, facts, strict=True)]
 
 
@@ -276,7 +276,9 @@ def encode(vae: Any, run: TrainingContext, pixels: Tensor) -> Tensor:
     """Latent means (N, 16, 16, 16) float16 of pixels uint8, a few at a time."""
     at_once = 1024 if run.device.type == "cuda" else 16
     with run.autocast():
-        means = [vae.encode(as_input(part.to(run.device))).latent_dist.mean.half() for part in pixels.split(at_once)]
+        means = [
+            vae.encode(as_input(part.to(run.device))).latent_dist.mean.half() for part in torch.split(pixels, at_once)
+        ]
     return torch.cat(means)
 
 
@@ -285,7 +287,7 @@ def decode(vae: Any, run: TrainingContext, latents: Tensor) -> Tensor:
     """Pixels (N, 3, 128, 128) uint8 of latents, a few at a time."""
     at_once = 1024 if run.device.type == "cuda" else 16
     with run.autocast():
-        made = [vae.decode(part.float().to(run.device)).sample.float() for part in latents.split(at_once)]
+        made = [vae.decode(part.float().to(run.device)).sample.float() for part in torch.split(latents, at_once)]
     return torch.cat([in_bytes((one.clamp(-1.0, 1.0) + 1.0) / 2) for one in made])
 
 
@@ -312,7 +314,7 @@ def class_loss(logits: Tensor, wanted: Tensor, sizes: dict[str, int]) -> Tensor:
     logits: (B, sum of sizes); wanted: (B, len(sizes)) int64.
     """
     total = torch.zeros((), device=logits.device)
-    for i, part in enumerate(logits.float().split(list(sizes.values()), 1)):
+    for i, part in enumerate(torch.split(logits.float(), list(sizes.values()), 1)):
         loss = F.cross_entropy(part, wanted[:, i], ignore_index=UNSTATED, reduction="sum")
         total = total + loss / (wanted[:, i] != UNSTATED).sum().clamp_min(1)
     return total

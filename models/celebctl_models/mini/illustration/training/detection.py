@@ -38,7 +38,8 @@ def detector_batch(
         unit = px / (SIZE / 2) - 1.0
         return ((unit * zoom.view(-1, 1, 1, 1) + shift.view(-1, 1, 1, 2)) + 1.0) * (SIZE / 2)
 
-    boxes = move(subjects.boxes[rows].unflatten(-1, (2, 2))).flatten(-2)
+    corners = subjects.boxes[rows].reshape(count, -1, 2, 2)
+    boxes = move(corners).flatten(-2)
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     inside = ((centre > 0) & (centre < SIZE)).all(-1)
     return picture, boxes, move(subjects.landmarks[rows]), subjects.present[rows] & inside

@@ -73,7 +73,7 @@ def write(run: TrainingContext, faces: Path, factors: Tensor, heads: dict[str, T
         heads: State of the heads of the text stage.
         workers: Processes.
     """
-    jobs = factors.split(PART)
+    jobs = torch.split(factors, PART)
     run.say(f"portraits of {len(factors)} unnamed people for the mapper")
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         made = pool.map(photographed, [faces] * len(jobs), jobs, [SEED + i for i in range(len(jobs))])

@@ -83,9 +83,9 @@ def train(run: TrainingContext, data: ReaderData, name: str, stage: int, schedul
 def accuracies(network: nn.Module, data: ReaderData, rows: Tensor, run: TrainingContext) -> str:
     """Share of right classes by name, of those that can be read."""
     generator = torch.Generator().manual_seed(1)
-    logits = torch.cat([network(data.inputs(part, generator).to(run.device)).cpu() for part in rows.split(64)])
+    logits = torch.cat([network(data.inputs(part, generator).to(run.device)).cpu() for part in torch.split(rows, 64)])
     said: list[str] = []
-    for i, (name, part) in enumerate(zip(data.sizes, logits.split(list(data.sizes.values()), 1), strict=True)):
+    for i, (name, part) in enumerate(zip(data.sizes, torch.split(logits, list(data.sizes.values()), 1), strict=True)):
         wanted = data.wanted[rows, i]
         right = (part.argmax(1) == wanted)[wanted != UNSTATED].float().mean()
         said.append(f"{name} {right:.3f}")

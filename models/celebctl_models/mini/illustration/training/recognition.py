@@ -34,7 +34,7 @@ def verification(network: nn.Module, held_out: Subjects, run: TrainingContext) -
     network.eval()
     generator = torch.Generator().manual_seed(1)
     index = torch.randperm(len(held_out.rows), generator=generator)[:1500]
-    parts = [crops(held_out, part, generator).to(run.device) for part in index.split(100)]
+    parts = [crops(held_out, part, generator).to(run.device) for part in torch.split(index, 100)]
     feature = torch.cat([F.normalize(network(part).float(), dim=1).cpu() for part in parts])
     who = held_out.who[index]
     upper = torch.ones(len(index), len(index)).triu(1).bool()
