@@ -24,9 +24,10 @@ CPU plan, two cores to itself. Per core: 90 scenes a second drawn; an autoencode
     (mini's denoiser saw .5 million samples on the CPU and 3.1 million on the GPU.)
 
 GPU plan, one H100 for 25 minutes, everything in one process: ``--minutes 20.5 --device cuda --compile``, and 4.5
-minutes of drawing; not yet run on a GPU. From mini's card: the denoiser took 6,114 x 512 in 8.4 minutes (6,200 samples a second), the latent reader
-3,136 x 512 in .8 (33,000), scenes of 64 px were drawn and encoded at 7,000 a second. Estimated from that: a scene of
-this world costs a core 11 ms where mini's cost 5, so 3,000 scenes a second drawn; the autoencoder learns from 1,000.
+minutes of drawing; not yet run on a GPU. From mini's card: the denoiser took 6,114 x 512 in 8.4 minutes (6,200 samples
+a second), the latent reader 3,136 x 512 in .8 (33,000), scenes of 64 px were drawn and encoded at 7,000 a second.
+Estimated from that: a scene of this world costs a core 11 ms where mini's cost 5, so 3,000 scenes a second drawn; the
+autoencoder learns from 1,000.
 
     autoencoder    4.5 min  64 scenes a step   4,200 steps, 270,000 scenes
     latent_reader  1.0 min  512 latents        4,000 steps; .7 min before it for 131,072 scenes

@@ -276,9 +276,8 @@ def encode(vae: Any, run: TrainingContext, pixels: Tensor) -> Tensor:
     """Latent means (N, 16, 16, 16) float16 of pixels uint8, a few at a time."""
     at_once = 1024 if run.device.type == "cuda" else 16
     with run.autocast():
-        means = [
-            vae.encode(as_input(part.to(run.device))).latent_dist.mean.half() for part in torch.split(pixels, at_once)
-        ]
+        parts = [vae.encode(as_input(part.to(run.device))) for part in torch.split(pixels, at_once)]
+        means = [part.latent_dist.mean.half() for part in parts]
     return torch.cat(means)
 
 
