@@ -243,6 +243,12 @@ class Training:
     def assemble(self) -> None:
         """Write the model folder but for the mapper, and print what it weighs."""
         tokenizer, model, _ = self.text
+        networks: tuple[nn.Module, ...] = (
+            self.recogniser, self.detector, self.judge, self.attributes, self.features, self.car_features,
+            self.car_recogniser, self.car_detector,
+        )  # fmt: skip
+        for network in networks:
+            network.cpu()  # where they are exported
         save_diffusion(self.out, self.autoencoder, model, self.denoiser, tokenizer)
         save_faces(self.out / "faces", self.recogniser, self.detector)
         assemble.save_scoring(self.out / "scoring", self.judge, self.attributes, (self.features, self.car_features))
