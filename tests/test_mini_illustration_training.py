@@ -159,8 +159,8 @@ def test_what_cannot_be_seen_is_not_asked_for() -> None:
     scenes = named_scenes(500, 1).scenes
     columns = dict(zip(STATEMENTS, statements(scenes).unbind(1), strict=True))
     assert all(int(column.max()) < STATEMENTS[name] for name, column in columns.items())
-    nobody, plain = scenes.count == 0, (scenes.worn == 0) & (scenes.act == 0) & (scenes.item == 0)
-    assert (columns["expression"][nobody] == UNSTATED).all() and (columns["expression"][~nobody] >= 0).all()
+    empty, plain = scenes.count == 0, (scenes.worn == 0) & (scenes.act == 0) & (scenes.item == 0)
+    assert (columns["expression"][empty] == UNSTATED).all() and (columns["expression"][~empty] >= 0).all()
     assert (columns["worn_colour"][plain] == UNSTATED).all() and (columns["item_colour"][plain] == UNSTATED).all()
     assert (columns["item_colour"] >= 0).sum() > 50 and torch.equal(columns["count"], scenes.count)
 

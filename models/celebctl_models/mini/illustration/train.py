@@ -43,13 +43,26 @@ CPU: assemble and mapper.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
+from celebctl_models.mini.training.mapper_dataset import FILE_NAME
 from celebctl_models.mini.training.trainer import TrainingContext
 
+from .training.assemble import size_report
 from .training.pipeline import CPU_SCALE, GPU_SCALE, NEEDS, SHARES, STAGES, Training
+
+
+def train_mapper(training: Training, data: Path) -> None:
+    """Train the mapper of the assembled folder, in a process of its own: its code is celebctl's, not the models'."""
+    out = training.out
+    command = ["--model", out, "--dataset", data, "--out", out / "mapper.safetensors"]
+    program = [sys.executable, "-m", "celebctl.mapper_training.pretraining", *(str(part) for part in command)]
+    subprocess.run(program, check=True)
+    training.run.say(size_report(out))
 
 
 def main() -> None:
@@ -82,6 +95,8 @@ def main() -> None:
     for name, stage in training.stages.items():
         if args.only in (None, name):
             stage()
+    if args.only in (None, "mapper"):
+        train_mapper(training, run.path(FILE_NAME))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -102,7 +100,7 @@ class Training:
             "recogniser": lambda: self.recogniser, "detector": lambda: self.detector, "judge": lambda: self.judge,
             "features": lambda: self.features, "car_features": lambda: self.car_features,
             "attributes": lambda: self.attributes, "car_recogniser": lambda: self.car_recogniser,
-            "car_detector": lambda: self.car_detector, "assemble": self.assemble, "mapper": self.mapper,
+            "car_detector": lambda: self.car_detector, "assemble": self.assemble, "mapper": self.mapper_data,
         }  # fmt: skip
 
     @cached_property
@@ -258,14 +256,7 @@ class Training:
         self.run.say(assemble.size_report(self.out))
 
     def mapper_data(self, count: int = mapper_data.COUNT) -> Path:
-        """Portraits of people of the latent reader's population, as the assembled folder's networks see them."""
+        """What the mapper learns from, as the assembled folder's networks see it; people of the latent reader's."""
         factors = Population.of(latent_reader.POPULATION, count, 1).people
         heads = {name: value.cpu() for name, value in self.text[2].state_dict().items()}
         return mapper_data.write(self.run, self.out / "faces", factors, heads, self.workers)
-
-    def mapper(self) -> None:
-        """Train the mapper of the assembled folder, in a process of its own: it is celebctl's, not the model's."""
-        target, data = self.out / "mapper.safetensors", self.mapper_data()
-        command = ["celebctl.mapper_training.pretraining", "--model", self.out, "--dataset", data, "--out", target]
-        subprocess.run([sys.executable, "-m", *(str(part) for part in command)], check=True)
-        self.run.say(assemble.size_report(self.out))

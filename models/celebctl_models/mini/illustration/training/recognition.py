@@ -40,7 +40,7 @@ def verification(network: nn.Module, held_out: Subjects, run: TrainingContext) -
     upper = torch.ones(len(index), len(index)).triu(1).bool()
     cosine, same = (feature @ feature.T)[upper], (who[:, None] == who[None])[upper]
     if not same.any():
-        return "nobody is seen twice"
+        return "no one is seen twice"
     others = cosine[~same].sort().values
     accepted = (cosine[same] > others[int(0.999 * (len(others) - 1))]).float().mean()
     return f"same {cosine[same].mean():.3f} other {others.mean():.3f}+-{others.std():.3f} TAR@1e-3 {accepted:.3f}"

@@ -92,7 +92,7 @@ def name_tokens(tokenizer: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def positions(named: NamedScenes, ids: Tensor, tokens: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Tensor:
-    """(B, 4) as in CaptionBatch. People are named from left to right, so namesakes are told apart by their order."""
+    """(B, 4) as in CaptionBatch. People are named from left to right, which tells namesakes apart."""
     found = torch.full((len(ids), PEOPLE + 1), -1)
     for row in range(len(ids)):
         text: list[int] = cast(Any, ids[row]).tolist()
