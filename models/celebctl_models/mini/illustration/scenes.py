@@ -165,14 +165,30 @@ def _cars(canvas: Canvas, scenes: Scenes) -> None:
     rows = scenes.car.nonzero()[:, 0]
     if not len(rows):
         return
-    n = scenes.nuisance[rows, 51:54]
-    alone = scenes.count[rows] == 0
-    full = scenes.distance[rows] == 2
+    x, y, unit = car_places(scenes[rows])
+    facing = torch.where(scenes.nuisance[rows, 53] > 0.5, 1.0, -1.0)
+    draw_cars(canvas, rows, car_look(scenes.car_factors[rows], *(one.view(-1, 1, 1) for one in (x, y, unit, facing))))
+
+
+def car_places(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the cars of scenes with one stand, (B,) each in canvas units: x and y of their middle on the ground, unit.
+
+    The unit is half the length of a car.
+    """
+    n = scenes.nuisance[:, 51:53]
+    alone = scenes.count == 0
+    full = scenes.distance == 2
     unit = torch.where(alone, torch.where(full, 0.58, 0.80), torch.where(full, 0.56, 0.66))
     x = torch.where(alone, 0.0, 0.86 - 0.8 * unit) + 0.10 * (n[:, 0] - 0.5)
     y = torch.where(full, 0.84, 0.80) + 0.06 * (n[:, 1] - 0.5)
-    facing = torch.where(n[:, 2] > 0.5, 1.0, -1.0)
-    draw_cars(canvas, rows, car_look(scenes.car_factors[rows], *(one.view(-1, 1, 1) for one in (x, y, unit, facing))))
+    return x, y, unit
+
+
+def car_boxes(scenes: Scenes, size: int = 128) -> Tensor:
+    """Boxes (B, 4) of cars, x1, y1, x2, y2 in pixels, as far as they are in the picture; zeros where no car is."""
+    x, y, unit = car_places(scenes)
+    boxes = torch.stack([x - 1.06 * unit, y - 1.18 * unit, x + 1.06 * unit, y], 1)
+    return (boxes.clamp(-1.0, 1.0) + 1.0) * (size / 2) * scenes.car[:, None]
 
 
 def draw_person(figure: Figure) -> None:

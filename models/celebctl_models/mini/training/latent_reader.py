@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attributes import attribute_loss
 from .faces import Faces
@@ -86,7 +86,7 @@ def train(run: TrainingContext, faces: Faces, latents: Tensor, minutes: float, b
     return network
 
 
-def closeness(network: LatentReader, made: Tensor, true: Tensor) -> Tensor:
+def closeness(network: nn.Module, made: Tensor, true: Tensor) -> Tensor:
     """(B,) how differently the reader sees two batches of latents: looks, scene and its inner maps, squared."""
     with torch.no_grad():
         wanted = network(true)

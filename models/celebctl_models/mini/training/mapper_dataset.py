@@ -66,16 +66,15 @@ def write(run: TrainingContext, faces: Path, seen: Faces, reader: dict[str, Tens
     seen_rows = np.stack([feature for feature in features if feature is not None])
     metadata = {"captions": "\n".join(captions(CAPTIONS, run.seed + 5))}
     path = run.path(FILE_NAME)
-    path.write_bytes(save(attribute_targets(seen_rows, z[kept], reader), metadata))
+    path.write_bytes(save(attribute_targets(seen_rows, appearance(z[kept]), reader), metadata))
     run.say(f"{len(kept)} of {len(scenes)} portraits have a face")
     return path
 
 
 def attribute_targets(
-    features: NDArray[np.float32], z: NDArray[np.float32], reader: dict[str, Tensor]
+    features: NDArray[np.float32], looks: Tensor, reader: dict[str, Tensor]
 ) -> dict[str, NDArray[Any]]:
-    """Features (n, 512), attributes of people ``z`` (n, F) in standard deviations, and the head that reads those."""
-    looks = appearance(z)
+    """Features (n, 512), ``looks`` of these people (n, A) in standard deviations, and the head that reads those."""
     mean, sd = looks.mean(0), looks.std(0)
     weight, bias = reader["person.weight"].float().cpu(), reader["person.bias"].float().cpu()
     return {

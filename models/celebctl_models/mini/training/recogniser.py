@@ -22,14 +22,13 @@ from .trainer import TimeBox, TrainingContext, batches, run_stage
 class ArcFaceMargin(nn.Module):
     """ArcFace (Deng et al. 2019): cos(theta + m) for the true class, scale s.
 
-    ``additive`` makes it CosFace (cos - m).
+    ``additive`` makes it CosFace (cos - m). ``looks``: (I, A) what each of the people looks like.
     """
 
     looks: Tensor
 
-    def __init__(self, z: NDArray[np.float32], features: int, *, additive: bool, seed: int) -> None:
+    def __init__(self, looks: Tensor, features: int, *, additive: bool, seed: int) -> None:
         super().__init__()
-        looks = appearance(z)
         projection = torch.randn(looks.shape[1], features, generator=torch.Generator().manual_seed(seed))
         # random class centres never get going with thousands of classes; centres laid out by looks do
         self.centres = nn.Parameter(F.normalize((looks - looks.mean(0)) @ projection, dim=1))
@@ -92,9 +91,9 @@ def train_recogniser(
     torch.manual_seed(run.seed + (31 if judge else 21))  # pyright: ignore[reportUnknownMemberType]
     fresh = Judge() if judge else Recogniser()
     network: nn.Module = cast(Any, fresh.to(run.device)).to(memory_format=torch.channels_last)
-    margin = ArcFaceMargin(faces.z, 256 if judge else 512, additive=judge, seed=run.seed + (32 if judge else 22)).to(
-        run.device
-    )
+    margin = ArcFaceMargin(
+        appearance(faces.z), 256 if judge else 512, additive=judge, seed=run.seed + (32 if judge else 22)
+    ).to(run.device)
     optimiser = torch.optim.AdamW([*network.parameters(), *margin.parameters()], lr=2e-3, weight_decay=0.02)
     generator = torch.Generator().manual_seed(run.seed + (33 if judge else 23))
     slots = faces.slots()

@@ -154,6 +154,8 @@ def run_stage(
     for group in optimiser.param_groups:
         group.setdefault("peak", group["lr"])
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    if box.share >= 1.0:
+        return  # its file stays as it is: another process may be training on from it
     printed = saved = time.monotonic()
     torch.manual_seed(run.seed + box.steps)  # pyright: ignore[reportUnknownMemberType]
     while box.share < 1.0:

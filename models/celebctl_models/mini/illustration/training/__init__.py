@@ -1,0 +1,1 @@
+"""How mini learns the illustrated world: data, networks and one module per stage."""
