@@ -16,6 +16,7 @@ from celebctl_runtime.backends.device import parse_device
 from celebctl_runtime.errors import InvalidInputError, UsageError
 from celebctl_runtime.files import atomic_write, read_regular
 from celebctl_runtime.paths import config_folder
+from celebctl_runtime.private_files import keep_private
 
 PROJECT_FILE = "celebctl.toml"
 USER_FILE = "config.toml"
@@ -134,6 +135,7 @@ def save_setting(name: str, value: str, environment: Mapping[str, str] | None = 
     changed = document.as_string()
     if "\r\n" in text:
         changed = changed.replace("\r\n", "\n").replace("\n", "\r\n")
+    keep_private(path.parent)  # watermark_key is a secret
     atomic_write(path, changed.encode())
     return path
 

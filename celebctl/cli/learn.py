@@ -1,6 +1,7 @@
 """learn: from a photo of a person to a name that prompts understand."""
 
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,11 @@ def learn(
     seed: options.Seed = None,
     force: Annotated[
         bool,
-        typer.Option("--force", "-f", help="Overwrite what exists; learn pictures that the model does not know."),
+        typer.Option(
+            "--force",
+            "-f",
+            help="Overwrite what exists; learn pictures that the model does not know, or that forbid training.",
+        ),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where Ctrl-C stopped.")] = False,
     sheet: Annotated[
@@ -58,7 +63,12 @@ def learn(
     low_memory: options.LowMemory = False,
     consent: Annotated[
         str | None,
-        typer.Option("--consent", help="Stored with the person: self, synthetic or signed:FILE.", metavar="SOURCE"),
+        typer.Option(
+            "--consent",
+            help="Stored with the person: self, synthetic or signed:FILE.",
+            metavar="SOURCE",
+            show_default="asked for on a terminal",
+        ),
     ] = None,
 ) -> None:
     """Learn people from one photo each. Several photos in one call are learned together."""
@@ -83,6 +93,8 @@ def learn(
         which = zip(photos, called, faces or [None] * len(photos), strict=True)
         subjects, refused = analyse_photos(console, chosen, list(which), force)
         called = [subject.name for subject in subjects]
+        if consent is None:
+            consent = ask_consent(console, called)
         with console.status(f"loading {chosen.source}"):
             chosen.prepare(method)
         learning: LearnOptions = {
@@ -125,6 +137,30 @@ def analyse_photos(
     for error in refused:
         console.warn(f"not learned: {error.problem} ({hint_for(error)})")
     return subjects, refused
+
+
+def ask_consent(console: CliConsole, names: Sequence[str]) -> str | None:
+    """The consent typed at the terminal; None, with a message, where there is no terminal or nothing is stated."""
+    from celebctl.consent import consent_record
+    from celebctl_runtime.errors import CelebctlError
+
+    from .naming import listed
+
+    if console.interactive and not console.json and sys.stdin.isatty():
+        console.info(f"Did {listed(names)} consent? The answer is stored with the date.")
+        console.info("  self        yes, in the photo is me, or a person who agreed")
+        console.info("  synthetic   the photo shows no real person")
+        console.info("  signed:FILE yes, in writing; the SHA-256 of the file is stored")
+        while answer := typer.prompt("consent, or Enter to state nothing", "", show_default=False, err=True).strip():
+            try:
+                consent_record(answer)
+                return answer
+            except CelebctlError as error:
+                console.info(f"{error.problem}: {error.hint}")
+    console.info(
+        "consent: nothing was stated, which is recorded; state it with --consent self, synthetic or signed:FILE"
+    )
+    return None
 
 
 def learn_and_save(

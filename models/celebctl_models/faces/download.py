@@ -11,6 +11,7 @@ from pathlib import Path
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, NotFoundError, SetupError
 from celebctl_runtime.files import sha256_file, translate_os_errors
 from celebctl_runtime.paths import data_root
+from celebctl_runtime.private_files import OWNER_ONLY, is_private, make_folder, restrict
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 
 BLOCK = 1 << 20  # bytes
@@ -51,7 +52,7 @@ def download(url: str, path: Path, *, size: int, sha256: str, progress: Progress
     """
     part = path.with_name(f"{path.name}.part")
     with _lock(path), translate_os_errors(part):
-        part.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(part.parent)
         if _length(part) > size:
             part.unlink()
         _fetch(url, part, size, progress)
@@ -61,6 +62,8 @@ def download(url: str, path: Path, *, size: int, sha256: str, progress: Progress
                 f"{url} does not have the {size} bytes with SHA-256 {sha256}",
                 "download again: the damaged file is deleted",
             )
+        if is_private(path):
+            restrict(part)
         part.replace(path)
 
 
@@ -71,9 +74,9 @@ def _lock(path: Path) -> Generator[None]:
 
     lock = data_root() / "locks" / f"fetch.{path.name}.lock"
     with translate_os_errors(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(lock.parent)
     try:
-        with FileLock(lock, timeout=0):
+        with FileLock(lock, timeout=0, mode=OWNER_ONLY):
             yield
     except Timeout:
         raise BusyError(f"another process is downloading {path.name}", "wait for it to finish") from None
