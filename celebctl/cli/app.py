@@ -15,6 +15,7 @@ from .doctor import doctor
 from .download import download
 from .evaluate import evaluate
 from .export import export
+from .forget import forget
 from .gen import gen, regen
 from .interchange import export_embedding, import_person, inspect_file
 from .learn import learn
@@ -71,6 +72,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "show": show,
         "rename": rename,
         "rm": remove,
+        "forget": forget,
         "mix": mix,
         "interpolate": interpolate,
         "sample": sample,
@@ -90,7 +92,6 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 #: Former names of commands, still valid, hidden in the help -> current names.
 FORMER_COMMANDS = {
     "portrait": "sample-photo",
-    "forget": "rm",
     "strip": "interpolate",
     "invent": "sample",
     "setup": "download",

@@ -176,6 +176,7 @@ LIBRARY: dict[str, str] = {
     "model_mismatch": "choose the model with --model: these vectors fit {family}",
     "no_name_in_embedding": "name the person: celebctl import {path} --name alice",
     "unknown_format": "use --to with one of diffusers, webui, comfyui, invoke",
+    "training_forbidden": "ask its owner or use another photo; with their permission, learn it with --force",
     "consent_form": "use --consent self, --consent synthetic or --consent signed:FILE",
     "missing_file": "check the path",
 }
