@@ -35,9 +35,9 @@ class Trace:
     """Something that is stored of a person.
 
     Attributes:
-        kind: "identity"; "bundle rows": those in the bundle at ``path``; "checkpoint" of interrupted learning; "contact sheet", which shows
-            the photo; "interrupted write": an unfinished file of a killed process, of whomever; "lock": an empty file
-            with their name.
+        kind: "identity"; "bundle rows": those in the bundle at ``path``; "checkpoint" of interrupted learning; "contact
+            sheet", which shows the photo; "interrupted write": an unfinished file of a killed process, of any person;
+            "lock": an empty file with their name.
         path: The file or folder.
     """
 

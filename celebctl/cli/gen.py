@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from celebctl.pipeline import Pipeline
     from celebctl.reproduction import Comparison
     from celebctl_runtime.bundle.bundle import Bundle
+    from celebctl_runtime.identity import Identity
     from celebctl_runtime.picture import GeneratedImage, ImageFormat, Marks
     from celebctl_runtime.recipes.recipe import Recipe
     from celebctl_runtime.request import Request
@@ -248,15 +249,22 @@ def open_pipeline(
 
 
 def draw(
-    console: CliConsole, pipe: "Pipeline", requests: "Sequence[Request]", init_images: "Sequence[InitImage]" = ()
+    console: CliConsole,
+    pipe: "Pipeline",
+    requests: "Sequence[Request]",
+    init_images: "Sequence[InitImage]" = (),
+    overrides: "Sequence[Identity]" = (),
 ) -> "Iterator[GeneratedImage]":
-    """Images as they are finished, with a progress bar; as many at once as the engine takes."""
+    """Images as they are finished, with a progress bar; as many at once as the engine takes.
+
+    `overrides` are people who are not added to the bundle.
+    """
     done = 0
     for group in pipe.batches(requests):
         done += len(group)
         title = "drawing" if len(requests) == 1 else f"drawing {done} of {len(requests)}"
         with console.track(title) as progress:
-            images = pipe.generate(group, init_images=init_images, progress=progress)
+            images = pipe.generate(group, init_images=init_images, overrides=overrides, progress=progress)
         yield from images
 
 
