@@ -16,9 +16,7 @@ BUG, ENVIRONMENT, INTERRUPTED = 1, 6, 130
 def report_error(error: BaseException, console: CliConsole) -> int:
     """Print the error; returns the exit code."""
     if console.debug:
-        import traceback
-
-        traceback.print_exception(error)
+        console.traceback(error)
     if isinstance(error, CelebctlError):
         console.error(error.code, error.problem, hint_for(error), error.reason)
         return error.exit_code

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, NotFoundError, SetupError
 from celebctl_runtime.files import sha256_file, translate_os_errors
@@ -46,7 +47,7 @@ def download(url: str, path: Path, *, size: int, sha256: str, progress: Progress
 
     Raises:
         NotFoundError: The server has no such file (404, 410).
-        SetupError: No network, no permission, or no disk space.
+        SetupError: No network, no permission, no disk space, or a redirect from https to another scheme.
         BusyError: Another process downloads the file.
         IntegrityError: Size or SHA-256 is wrong; the file is deleted.
     """
@@ -109,7 +110,7 @@ def _append(url: str, part: Path, have: int, size: int, progress: ProgressCallba
     request = urllib.request.Request(url, headers={"User-Agent": "celebctl", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as response:
         resumed = response.status == 206 and str(response.headers.get("Content-Range")).startswith(f"bytes {have}-")
         have = have if resumed else 0
         with translate_os_errors(part):
@@ -121,6 +122,23 @@ def _append(url: str, part: Path, have: int, size: int, progress: ProgressCallba
                     file.flush()
                 have += len(block)
                 progress(Progress(part.stem, have, size))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but none from https to another scheme."""
+
+    def redirect_request(self, req: urllib.request.Request, *response: Any) -> urllib.request.Request | None:
+        """As urllib calls it, the new address last."""
+        require_https(req.full_url, str(response[-1]))
+        return super().redirect_request(req, *response)
+
+
+def require_https(url: str, target: str) -> None:
+    """Raise SetupError (reason "insecure_redirect") when `url` is https and `target`, its redirect, is not."""
+    if url.lower().startswith("https:") and not target.lower().startswith("https:"):
+        problem = f"{url.partition('?')[0]} redirects to {target.partition('?')[0]}, which is not encrypted"
+        hint = "check the proxy and the network, or install the files from a folder"
+        raise SetupError(problem, hint, reason="insecure_redirect")
 
 
 def _length(path: Path) -> int:
