@@ -41,6 +41,17 @@ class SettingSpec:
         return f"CELEBCTL_{self.name.upper()}"
 
 
+def _fraction(text: str) -> float:
+    """A number from 0 to 1. Raises UsageError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise UsageError(f"{text!r} is not a number from 0 to 1", 'use "0" to "1", such as "0.5"')
+    return number
+
+
 KNOWN = {
     spec.name: spec
     for spec in (
@@ -58,6 +69,10 @@ KNOWN = {
         ),
         SettingSpec("certificate", None, "PEM file with the certificates that sign content credentials, yours first"),
         SettingSpec("private_key", None, "PEM file with the private key of the certificate"),
+        SettingSpec("safety_checker", None, "an ONNX classifier; images that it refuses are not written"),
+        SettingSpec(
+            "safety_threshold", "0.5", "the safety checker's score up to which images are written", parse=_fraction
+        ),
         SettingSpec("preset", "clean", "the learning preset", ("clean", "faithful")),
         SettingSpec(
             "face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"

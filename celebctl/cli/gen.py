@@ -70,6 +70,7 @@ def gen(
         bool, typer.Option("--metadata/--no-metadata", help="Store the recipe and content credentials in the image.")
     ] = True,
     watermark: options.Watermark = None,
+    safety_checker: options.SafetyCheckerFile = None,
     model: options.Model = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
@@ -80,9 +81,12 @@ def gen(
     from celebctl.marks import user_marks
     from celebctl.pipeline import as_likeness, make_requests, random_seed
     from celebctl.settings import Settings
+    from celebctl_runtime.errors import PartialBatchError
     from celebctl_runtime.prompting.layout import normalize_layout
     from celebctl_runtime.prompting.likeness import parse_likeness
     from celebctl_runtime.request import Request
+
+    from .safety import choose_checker, screen
 
     console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
@@ -101,22 +105,27 @@ def gen(
     )
     requests, init_images = make_requests(request, count, init_image, strength)
     library = Library()
+    checker = choose_checker(Settings.read(), safety_checker)
     marks = user_marks(library, watermark=watermark)
     saving = SaveOptions.choose(out, image_format, quality, marks, metadata=metadata, force=force)
     target = OutputTarget.choose(out, prompt, [request.seed for request in requests], console.json, saving)
     opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
-    written = save_images(console, target, draw(console, pipe, requests, init_images), enlarge)
+    refused: list[dict[str, Any]] = []
+    images = screen(console, checker, draw(console, pipe, requests, init_images), refused)
+    written = save_images(console, target, images, enlarge)
     seconds, last = time.monotonic() - started, requests[-1].seed
     console.info(f"seed {request.seed}{f' to {last}' if count > 1 else ''}, {seconds:.1f} s")
     if console.json:
         facts = {"bundle": str(pipe.bundle.path), "scale": enlarge, "seconds": round(seconds, 3)}
-        console.output([], {"images": written, **facts})
+        console.output([], {"images": written, "refused": refused, **facts})
     if metadata:
         note_unsigned(console, library, marks)
     if not target.to_stdout and metadata:
         console.suggest(shlex.join(["celebctl", "regen", written[0]["path"]]), "draw it again")
+    if refused:
+        raise typer.Exit(PartialBatchError.exit_code)
 
 
 def regen(
@@ -152,14 +161,16 @@ def regen(
     from celebctl.marks import user_marks
     from celebctl.pipeline import make_requests
     from celebctl.reproduction import compare_with_file, find_recipe_bundle, marks_of
+    from celebctl.settings import Settings
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.image_files import read_image
     from celebctl_runtime.recipes.reading import recipe_in
 
     from .naming import printable
+    from .safety import choose_checker, screen
 
     console = ctx.ensure_object(CliConsole)
-    library = Library()
+    library, checker = Library(), choose_checker(Settings.read())
     file = read_image(image)
     recipe = recipe_in(file, image)
     request = recipe.request(sampler or "")
@@ -175,7 +186,7 @@ def regen(
         console.warn(printable(f"not reproduced: {', '.join(recipe.ignored)}"))
     if "seed" not in recipe.values:
         console.warn("the recipe states no seed; 0 is used")
-    (again,) = draw(console, pipe, requests, init_images)
+    (again,) = screen(console, checker, draw(console, pipe, requests, init_images), [])
     scale = int(recipe.record.get("scale", 1)) if ours else opened.manifest.size.display_scale
     compared = compare_with_file(file, recipe, again, marks) if ours and not (sampler or model) else None
     path = target.save(console, again, scale=scale)

@@ -92,6 +92,7 @@ MODELS: dict[str, str] = {
     "model_changed": "install a newer celebctl, or use a local copy: celebctl download MODEL --from DIR",
     "no_network": "check the network and HF_HUB_OFFLINE, or use a local copy: celebctl download {name} --from DIR",
     "offline": "unset HF_HUB_OFFLINE, or use a local copy: celebctl download {name} --from DIR",
+    "not_a_safety_checker": "give an ONNX classifier with --safety-checker, or leave it out",
     "insecure_redirect": "check the proxy and the network, or use a local copy with --from DIR",
     "download_moved": "install a newer celebctl, or use a local copy with --from DIR",
     "download_refused": "try again later, or use a local copy with --from DIR",

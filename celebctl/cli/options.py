@@ -68,6 +68,15 @@ Watermark = Annotated[
         "--watermark/--no-watermark", help="An imperceptible watermark in the pixels.", show_default="on, see docs"
     ),
 ]
+SafetyCheckerFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--safety-checker",
+        help="Write no image that this ONNX classifier scores above the setting safety_threshold, 0.5.",
+        metavar="FILE.onnx",
+        show_default="none",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Device = Annotated[
     str | None,
