@@ -14,7 +14,9 @@ from face_fakes import photo_of, write_face_models
 from PIL import Image
 
 from celebctl.consent import ADULT, consent_record, refuse_minor
+from celebctl.learning.subject import analyse_photo
 from celebctl.model import Model
+from celebctl.public_figures import check_public_figure, read_references
 from celebctl_models.faces.analysis import OnnxFaceAnalyser
 from celebctl_models.mini.world import draw_portrait
 from celebctl_runtime.certificate import local_key
@@ -153,3 +155,35 @@ def test_a_photo_that_forbids_training_needs_force(console: CommandLine, monkeyp
     monkeypatch.setitem(sys.modules, "c2pa", None)
     result = console("learn", photo, "--name", "carol")
     assert result.code == 0 and result.err.count("cannot be read without c2pa-python") == 1
+
+
+# Public figures.
+
+
+def test_a_public_figure_needs_force(console: CommandLine) -> None:
+    Path("figures/more").mkdir(parents=True)
+    console.photo("figures/jane-doe.png")
+    console.photo("figures/more/john-roe.jpg", (2, 2))
+    Image.new("RGB", (128, 128)).save("figures/blank.png")
+    Path("figures/damaged.jpg").write_bytes(b"no photo")
+    words = ("learn", console.photo(), "--public-figures", "figures")
+    result = console(*words)
+    refused(result, 7, "jane-doe", "--force")
+    assert result.err.count("skipped") == 2 and not console.installation.calls
+    result = console(*words, "--force")
+    assert result.code == 0 and "jane-doe" in result.err
+    assert console("learn", console.photo("b.png", (3, 1)), "--name", "bob", *words[2:]).code == 0
+    Path("empty").mkdir()
+    refused(console(*words[:-1], "empty"), 4, "empty", "--public-figures")
+
+
+def test_a_forced_public_figure_is_recorded(tmp_path: Path) -> None:
+    analyser = OnnxFaceAnalyser(write_face_models(tmp_path / "faces"))
+    photo_of((1, 1)).save(tmp_path / "jane-doe.png")
+    references = read_references(tmp_path, analyser)
+    subject = analyse_photo(analyser, photo_of((1, 1)), "jane")
+    with pytest.raises(PolicyError) as raised:
+        check_public_figure(subject, references, 0.6, force=False)
+    assert raised.value.reason == "public_figure" and raised.value.values["cosine"] == pytest.approx(1, abs=1e-3)
+    assert check_public_figure(subject, references, 0.6, force=True).remark.startswith("public_figure: jane-doe")
+    assert check_public_figure(subject, references, 1.1, force=False) is subject

@@ -178,6 +178,8 @@ LIBRARY: dict[str, str] = {
     "model_mismatch": "choose the model with --model: these vectors fit {family}",
     "no_name_in_embedding": "name the person: celebctl import {path} --name alice",
     "unknown_format": "use --to with one of diffusers, webui, comfyui, invoke",
+    "public_figure": "with the consent of {name}, learn the photo with --force, which is recorded",
+    "no_references": "give a folder of photos named after the people in them with --public-figures",
     "training_forbidden": "ask its owner or use another photo; with their permission, learn it with --force",
     "consent_form": "use --consent self, --consent synthetic or --consent signed:FILE",
     "missing_file": "check the path",

@@ -50,7 +50,8 @@ def learn(
         typer.Option(
             "--force",
             "-f",
-            help="Overwrite what exists; learn pictures that the model does not know, or that forbid training.",
+            help="Overwrite what exists; learn pictures of another kind than the model knows, photos that forbid"
+            " training, and public figures.",
         ),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where Ctrl-C stopped.")] = False,
@@ -61,6 +62,14 @@ def learn(
     face_models: options.FaceModels = None,
     device: options.Device = None,
     low_memory: options.LowMemory = False,
+    public_figures: Annotated[
+        Path | None,
+        typer.Option(
+            "--public-figures",
+            help="Refuse people who look like those in this folder's photos, which are named after them.",
+            metavar="DIR",
+        ),
+    ] = None,
     consent: Annotated[
         str | None,
         typer.Option(
@@ -75,6 +84,7 @@ def learn(
     from celebctl.consent import consent_record
     from celebctl.learning.config import config_for
     from celebctl.library import Library
+    from celebctl.public_figures import check_public_figure, read_references
     from celebctl.settings import Settings
     from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 
@@ -93,6 +103,9 @@ def learn(
         which = zip(photos, called, faces or [None] * len(photos), strict=True)
         subjects, refused = analyse_photos(console, chosen, list(which), force)
         called = [subject.name for subject in subjects]
+        if public_figures is not None:
+            references, limit = read_references(public_figures, chosen.analyser), chosen.analyser.settings.similar
+            subjects = [check_public_figure(subject, references, limit, force=force) for subject in subjects]
         if consent is None:
             consent = ask_consent(console, called)
         with console.status(f"loading {chosen.source}"):
