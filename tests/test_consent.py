@@ -160,13 +160,14 @@ def test_a_photo_that_forbids_training_needs_force(console: CommandLine, monkeyp
 # Public figures.
 
 
-def test_a_public_figure_needs_force(console: CommandLine) -> None:
+def test_a_public_figure_needs_force(console: CommandLine, tmp_path: Path) -> None:
+    models = write_face_models(tmp_path / "strict", settings='{"similar": 0.85}')
     Path("figures/more").mkdir(parents=True)
     console.photo("figures/jane-doe.png")
     console.photo("figures/more/john-roe.jpg", (2, 2))
     Image.new("RGB", (128, 128)).save("figures/blank.png")
     Path("figures/damaged.jpg").write_bytes(b"no photo")
-    words = ("learn", console.photo(), "--public-figures", "figures")
+    words = ("learn", console.photo(), "--face-models", models, "--public-figures", "figures")
     result = console(*words)
     refused(result, 7, "jane-doe", "--force")
     assert result.err.count("skipped") == 2 and not console.installation.calls
