@@ -161,9 +161,9 @@ def ask_consent(console: CliConsole, names: Sequence[str]) -> str | None:
 
     if console.interactive and not console.json and sys.stdin.isatty():
         console.info(f"Did {listed(names)} consent? The answer is stored with the date.")
-        console.info("  self        yes, in the photo is me, or a person who agreed")
+        console.info("  self        yes: the photo shows me, or a person who agreed")
         console.info("  synthetic   the photo shows no real person")
-        console.info("  signed:FILE yes, in writing; the SHA-256 of the file is stored")
+        console.info("  signed:FILE yes, in writing: the SHA-256 of the file is stored")
         while answer := typer.prompt("consent, or Enter to state nothing", "", show_default=False, err=True).strip():
             try:
                 consent_record(answer)
