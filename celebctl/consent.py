@@ -1,20 +1,25 @@
-"""Safeguards of learning: likely minors are refused, and the stated consent is stored with the person.
+"""Safeguards of learning: likely minors and photos that must not be trained on are refused, consent is stored.
 
-Neither is a lock: an age estimate is off by years, and a statement of consent is a record, not proof. They prevent
-accidents and document what was stated.
+None is a lock: an age estimate is off by years, credentials are easily removed from a photo, and a statement of consent
+is a record, not proof. They prevent accidents and document what was stated.
 """
 
 from __future__ import annotations
 
+import datetime
+import logging
+import os
 from typing import TYPE_CHECKING
 
-from celebctl_runtime.errors import NotFoundError, PolicyError, UsageError
+from celebctl_runtime.credentials import has_credentials, read_credentials
+from celebctl_runtime.errors import NotFoundError, PolicyError, SetupError, UsageError
 from celebctl_runtime.files import sha256_file
 from celebctl_runtime.paths import expanded
 
 if TYPE_CHECKING:
     from celebctl_models.faces.analysis import Face
 
+_log = logging.getLogger(__name__)
 ADULT = 18  # years, as estimated
 _FORMS = "use self, synthetic, or signed:FILE with the signed statement"
 
@@ -31,6 +36,37 @@ def refuse_minor(face: Face, photo: str) -> None:
             reason="likely_minor",
             age=face.age,
         )
+
+
+def training_forbidden(content: bytes, photo: str) -> PolicyError | None:
+    """The error for a photo whose content credentials forbid training or inference; None for other photos.
+
+    A warning is logged for credentials that cannot be read because c2pa-python is not installed.
+
+    Args:
+        content: The file.
+        photo: Its name in the message.
+
+    Returns:
+        An error with the reason "training_forbidden" and the value ``photo``.
+    """
+    try:
+        credentials = read_credentials(content)
+    except SetupError:
+        if has_credentials(content):
+            _log.warning(
+                "%s has content credentials; whether they forbid training cannot be read without c2pa-python", photo
+            )
+        return None
+    if credentials is None or not credentials.forbids_training:
+        return None
+    owner = f", signed by {credentials.signer}," if credentials.signer else ""
+    return PolicyError(
+        f"the content credentials in {photo}{owner} do not allow training on it",
+        "ask its owner, or use another photo",
+        reason="training_forbidden",
+        photo=photo,
+    )
 
 
 def consent_record(consent: str | None) -> str:
@@ -55,3 +91,15 @@ def consent_record(consent: str | None) -> str:
     if not path.is_file():
         raise NotFoundError(f"there is no signed consent {file}", _FORMS, reason="consent_form", consent=consent)
     return f"signed: sha256 {sha256_file(path)}"
+
+
+def statement_date() -> str:
+    """Today as YYYY-MM-DD in UTC, stored beside a consent; SOURCE_DATE_EPOCH takes its place where it is set.
+
+    Example:
+        >>> len(statement_date())
+        10
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.datetime.now(datetime.UTC)
+    return (datetime.datetime.fromtimestamp(int(epoch), datetime.UTC) if epoch.isdecimal() else now).date().isoformat()

@@ -9,8 +9,9 @@
 
 An identity belongs to the token table it was learned for, so a name is unique per model. The *model key*, such as
 "sd1-0123abcd", is the name of a model's folder. Files are written whole or not at all. A name that is being learned is
-locked, and the operating system drops the lock with its process. Text from files and users (family, hash, name, model,
-model key) becomes part of a path in ``Library._place`` only.
+locked, and the operating system drops the lock with its process. Only the owner may read what is in a library
+(celebctl_runtime.private_files), and a library of an earlier version is restricted when it is opened. Text from files
+and users (family, hash, name, model, model key) becomes part of a path in ``Library._place`` only.
 """
 
 import contextlib
@@ -26,9 +27,14 @@ from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, No
 from celebctl_runtime.files import atomic_write, translate_os_errors
 from celebctl_runtime.identity import Identity, check_key, check_name
 from celebctl_runtime.paths import data_root, expanded
+from celebctl_runtime.private_files import OWNER_ONLY, keep_private, make_folder
 
 SUFFIX = ".safetensors"
 HASH_DIGITS = 8
+#: The folders of a library.
+AREAS = (
+    "identities", "bundles", "checkpoints", "unfinished", "cache", "locks", "sheets", "names", "faces", "models",
+)  # fmt: skip
 
 _MODEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 _MAX_MODEL = 100  # characters of a model's name in the name of its bundle
@@ -88,6 +94,7 @@ class Library:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else data_root()
+        keep_private(self.root, AREAS)
 
     @property
     def engines(self) -> Path:
@@ -203,8 +210,8 @@ class Library:
             for name in sorted(set(names)):  # the same order everywhere prevents deadlocks
                 path = self._place("locks", f"{check_model_key(model_key)}.{name}.lock")
                 with translate_os_errors(path):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    lock = FileLock(path, timeout=0, is_singleton=True)
+                    make_folder(path.parent)
+                    lock = FileLock(path, timeout=0, mode=OWNER_ONLY, is_singleton=True)
                     try:
                         held.enter_context(lock)
                     except Timeout:
@@ -244,7 +251,7 @@ class Library:
         """The folder for what can be recomputed, such as a celeb basis; created when missing."""
         path = self.root / "cache"
         with translate_os_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         return path
 
     def face_reference(self, digest: str, settings: str) -> Path:

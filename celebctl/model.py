@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from celebctl_models.checkpoints.token_tables import TokenTables
     from celebctl_models.faces.analysis import OnnxFaceAnalyser
     from celebctl_runtime.bundle.bundle import Bundle
+    from celebctl_runtime.errors import CelebctlError
     from celebctl_runtime.identity import Identity
 
     Photo = str | Path | Image | Subject
@@ -54,12 +55,12 @@ class LearnOptions(TypedDict, total=False):
         seed: The same seed gives the same numbers; None takes the preset's.
         method: "train", or "instant": the output of the model's mapper, without training and without torch.
         config: All settings at once, instead of ``preset``, ``steps`` and ``seed``.
-        consent: Recorded with the identity: "self", "synthetic" or "signed:FILE".
+        consent: Recorded with the identity and the date: "self", "synthetic" or "signed:FILE".
         progress: Receives ``loss``, ``likeness``, ``seconds`` and ``eta_seconds`` at every step.
         checkpoint: File that receives the state every 50 steps and on Ctrl-C; delete it when it has served.
         resume: Continue from ``checkpoint``.
         low_memory: A third of the memory, slower.
-        force: Learn pictures of another kind than the model knows, too.
+        force: Learn pictures of another kind than the model knows, or whose content credentials forbid training, too.
     """
 
     preset: str
@@ -245,7 +246,8 @@ class Model:
             photo: A file, or an RGB image of any size.
             name: The person's name; `learn` can set it later. Empty: the file's name without its ending.
             face: Which face, counted from 1 at the left, where the photo shows several.
-            force: Accept a picture of another kind than the model knows.
+            force: Accept a picture of another kind than the model knows, and one whose content credentials forbid
+                training.
 
         Returns:
             The photo with its face, to pass to `learn`.
@@ -254,30 +256,29 @@ class Model:
             NotFoundError: No such file.
             InvalidInputError: Not a photo; no face, several faces without ``face``, or a face that is too small; a
                 photograph for a model of drawings, or the other way round (`celebctl.picture_kind`).
-            PolicyError: The face is likely a minor's.
+            PolicyError: The face is likely a minor's, or the photo's content credentials forbid training.
 
         Example:
             >>> from celebctl_models.mini.world import draw_portrait
             >>> Model.load("mini").analyse(draw_portrait(7, 256), name="alice").face.feature.shape
             (512,)
         """
-        from celebctl_models.faces.photos import open_photo
+        from celebctl.consent import training_forbidden
+        from celebctl_models.faces.photos import read_photo
         from celebctl_runtime.image_files import to_rgb
 
         if isinstance(photo, Subject):
             return replace(photo, name=name) if name else photo
-        is_file = isinstance(photo, (str, Path))
-        image = open_photo(photo) if is_file else to_rgb(photo)
-        name = name or (Path(photo).stem if is_file else "")
-        source = str(photo) if is_file else ""
+        if isinstance(photo, (str, Path)):
+            file, source = read_photo(photo), str(photo)
+            image, forbidden = file.image, training_forbidden(file.content, source)
+            name = name or Path(photo).stem
+        else:
+            image, forbidden, source = to_rgb(photo), None, ""
         size = self.analyser.settings.min_face
         subject = analyse_photo(self.analyser, image, name, face=face, source=source, min_size=size)
-        error = other_kind(self.card, image, subject.face, self.face_models, source or f"the photo of {name}")
-        if error is None:
-            return subject
-        if not force:
-            raise error
-        return replace(subject, remark=f"{error.reason}: score {error.values['score']}, limit {error.values['limit']}")
+        kind = other_kind(self.card, image, subject.face, self.face_models, source or f"the photo of {name}")
+        return _forced(subject, [error for error in (forbidden, kind) if error is not None], force)
 
     @overload
     def learn(self, photo: Photo, *, name: str | None = None, **options: Unpack[LearnOptions]) -> Identity:
@@ -324,7 +325,7 @@ class Model:
             >>> model.learn(draw_portrait(7, 256), name="alice", method="instant").provenance["init"]
             'fitted'
         """
-        from celebctl.consent import consent_record
+        from celebctl.consent import consent_record, statement_date
         from celebctl.learning.config import config_for
         from celebctl.learning.initialization import require_same_faces
         from celebctl_models.faces.packs import face_models_name
@@ -345,7 +346,8 @@ class Model:
         require_same_faces(prepared, settings, face_models_name(self.face_models))
         learned = self._instant(subjects, settings) if method == "instant" else self._train(subjects, settings, options)
         for index, (one, subject) in enumerate(zip(learned, subjects, strict=True)):
-            record = {"consent": consent, "face_models": face_models_name(self.face_models)}
+            record = {"consent": consent, "consent_date": statement_date()}
+            record |= {"face_models": face_models_name(self.face_models)}
             record |= {"forced": subject.remark} if subject.remark else {}
             learned[index] = replace(one, provenance={**one.provenance, **record})
         return learned if several else learned[0]
@@ -488,3 +490,14 @@ class Model:
         from celebctl.learning.contact_sheet import contact_sheet
 
         return contact_sheet(self.parts, people, photos)
+
+
+def _forced(subject: Subject, errors: Sequence[CelebctlError], force: bool) -> Subject:
+    """The subject with a remark on each error. Raises the first of them unless ``force`` is set."""
+    if errors and not force:
+        raise errors[0]
+    remarks: list[str] = []
+    for error in errors:
+        score = f": score {error.values['score']}, limit {error.values['limit']}" if "score" in error.values else ""
+        remarks.append(f"{error.reason}{score}")
+    return replace(subject, remark="; ".join(remarks))

@@ -16,6 +16,7 @@ from celebctl_runtime.backends.device import parse_device
 from celebctl_runtime.errors import InvalidInputError, UsageError
 from celebctl_runtime.files import atomic_write, read_regular
 from celebctl_runtime.paths import config_folder
+from celebctl_runtime.private_files import keep_private
 
 PROJECT_FILE = "celebctl.toml"
 USER_FILE = "config.toml"
@@ -41,6 +42,17 @@ class SettingSpec:
         return f"CELEBCTL_{self.name.upper()}"
 
 
+def _fraction(text: str) -> float:
+    """A number from 0 to 1. Raises UsageError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise UsageError(f"{text!r} is not a number from 0 to 1", 'use "0" to "1", such as "0.5"')
+    return number
+
+
 KNOWN = {
     spec.name: spec
     for spec in (
@@ -62,6 +74,10 @@ KNOWN = {
         ),
         SettingSpec("certificate", None, "PEM file with the certificates that sign content credentials, yours first"),
         SettingSpec("private_key", None, "PEM file with the private key of the certificate"),
+        SettingSpec("safety_checker", None, "an ONNX classifier; images that it refuses are not written"),
+        SettingSpec(
+            "safety_threshold", "0.5", "the safety checker's score up to which images are written", parse=_fraction
+        ),
         SettingSpec("preset", "clean", "the learning preset", ("clean", "faithful")),
         SettingSpec(
             "face_models", None, "face detector and recogniser: a known pack, or a folder in insightface's format"
@@ -139,6 +155,7 @@ def save_setting(name: str, value: str, environment: Mapping[str, str] | None = 
     changed = document.as_string()
     if "\r\n" in text:
         changed = changed.replace("\r\n", "\n").replace("\n", "\r\n")
+    keep_private(path.parent)  # watermark_key is a secret
     atomic_write(path, changed.encode())
     return path
 

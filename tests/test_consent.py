@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from console_fakes import CommandLine, refused
@@ -11,7 +14,12 @@ from face_fakes import photo_of, write_face_models
 from PIL import Image
 
 from celebctl.consent import ADULT, consent_record, refuse_minor
+from celebctl.learning.subject import analyse_photo
+from celebctl.model import Model
+from celebctl.public_figures import check_public_figure, read_references
 from celebctl_models.faces.analysis import OnnxFaceAnalyser
+from celebctl_models.mini.world import draw_portrait
+from celebctl_runtime.certificate import local_key
 from celebctl_runtime.errors import NotFoundError, PolicyError, UsageError
 
 
@@ -85,3 +93,98 @@ def test_words_of_consent() -> None:
             consent_record(nonsense)
     with pytest.raises(NotFoundError):
         consent_record("signed:.")
+
+
+def test_the_terminal_asks_once_for_consent(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("sure\nself\n\nsynthetic\n"))
+    monkeypatch.setattr("celebctl.cli.console.CliConsole.interactive", property(lambda console: not console.quiet))
+    words = ("learn", console.photo(), console.photo("b.png"), "--name", "ann", "--name", "bob")
+    result = console(*words)
+    assert result.code == 0 and "ann and bob" in result.err and "'sure'" in result.err
+    assert {console.library.load(name).provenance["consent"][:5] for name in ("ann", "bob")} == {"self:"}
+    result = console("learn", console.photo("c.png"), "--name", "carol")
+    assert "nothing was stated" in result.err
+    assert console.library.load("carol").provenance["consent"] == "not stated"
+    result = console("learn", console.photo("d.png"), "--name", "dora", "--quiet")
+    assert result.code == 0 and console.library.load("dora").provenance["consent"] == "not stated", "it does not ask"
+    console("learn", console.photo("e.png"), "--name", "emma", "--consent", "self")
+    console("learn", console.photo("f.png"), "--name", "fred")
+    assert console.library.load("fred").provenance["consent"].startswith("synthetic"), "emma's was not asked for"
+
+
+def test_a_date_stands_beside_the_consent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    learned = Model.load("mini").learn(draw_portrait(7, 256), name="alice", method="instant", consent="synthetic")
+    assert learned.provenance["consent_date"] == "1970-01-02"
+
+
+# Photos that must not be trained on.
+
+
+def forbidding(content: bytes, use: str, key_file: Path) -> bytes:
+    """A PNG with content credentials that say whether it may be trained on."""
+    c2pa: Any = pytest.importorskip("c2pa")
+    key, signed = local_key(key_file), io.BytesIO()
+    signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(key.algorithm.encode(), key.chain, key.private_key, None))
+    entries = {"entries": {"cawg.ai_generative_training": {"use": use}}}
+    source = "http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture"
+    actions = {"actions": [{"action": "c2pa.created", "digitalSourceType": source}]}
+    assertions = [{"label": "c2pa.actions.v2", "data": actions}, {"label": "cawg.training-mining", "data": entries}]
+    manifest = {"claim_generator_info": [{"name": "camera"}], "assertions": assertions}
+    c2pa.Builder(manifest).sign(signer, "image/png", io.BytesIO(content), signed)
+    return signed.getvalue()
+
+
+def test_a_photo_that_forbids_training_needs_force(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = Path(console.photo())
+    plain = photo.read_bytes()
+    photo.write_bytes(forbidding(plain, "notAllowed", console.folder / "key.pem"))
+    refused(console("learn", photo), 7, str(photo), "--force")
+    refused(console("check", photo, "--model", "mini"), 7, str(photo), "--force")
+    assert not console.installation.calls
+    assert console("learn", photo, "--force").code == 0
+    subject = Model.load("toy", face_models=console.folder.parent / "faces").analyse(photo, force=True)
+    assert subject.remark == "training_forbidden", "it is recorded"
+    photo.write_bytes(forbidding(plain, "allowed", console.folder / "key.pem"))
+    assert console("learn", photo, "--name", "bob").code == 0
+    photo.write_bytes(forbidding(plain, "notAllowed", console.folder / "key.pem"))
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    result = console("learn", photo, "--name", "carol")
+    assert result.code == 0 and result.err.count("cannot be read without c2pa-python") == 1
+
+
+# Public figures.
+
+
+def test_a_public_figure_needs_force(console: CommandLine, tmp_path: Path) -> None:
+    models = write_face_models(tmp_path / "strict", settings='{"similar": 0.85}')
+    Path("figures/more").mkdir(parents=True)
+    console.photo("figures/jane-doe.png")
+    console.photo("figures/more/john-roe.jpg", (2, 2))
+    Image.new("RGB", (128, 128)).save("figures/blank.png")
+    Path("figures/damaged.jpg").write_bytes(b"no photo")
+    words = ("learn", console.photo(), "--face-models", models, "--public-figures", "figures")
+    result = console(*words)
+    refused(result, 7, "jane-doe", "--force")
+    assert result.err.count("skipped") == 2 and not console.installation.calls
+    result = console(*words, "--force")
+    assert result.code == 0 and "jane-doe" in result.err
+    assert console("learn", console.photo("b.png", (3, 1)), "--name", "bob", *words[2:]).code == 0
+    Path("empty").mkdir()
+    refused(console(*words[:-1], "empty"), 4, "empty", "--public-figures")
+
+
+def test_a_forced_public_figure_is_recorded(tmp_path: Path) -> None:
+    analyser = OnnxFaceAnalyser(write_face_models(tmp_path / "faces"))
+    photo_of((1, 1)).save(tmp_path / "jane-doe.png")
+    references = read_references(tmp_path, analyser)
+    subject = analyse_photo(analyser, photo_of((1, 1)), "jane")
+    with pytest.raises(PolicyError) as raised:
+        check_public_figure(subject, references, 0.6, force=False)
+    assert raised.value.reason == "public_figure" and raised.value.values["cosine"] == pytest.approx(1, abs=1e-3)
+    assert check_public_figure(subject, references, 0.6, force=True).remark.startswith("public_figure: jane-doe")
+    assert check_public_figure(subject, references, 1.1, force=False) is subject

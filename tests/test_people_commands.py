@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from celebctl.basis.basis import basis_from_tables
 from celebctl.basis.identity_vectors import Celebrities
 from celebctl.basis.names import token_pairs
 from celebctl.grid import GAP
+from celebctl.identity_card import card_facts
 from celebctl.model import Model
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.bundle.bundle import Bundle
@@ -251,3 +254,36 @@ def test_export_stores_the_average_celebrity(console: CommandLine) -> None:
     bundle: Bundle = console.bundle()
     assert np.array_equal(bundle.average_embeddings()[0], AVERAGE[0])
     assert MODEL_KEY == "toy-01234567" and console("gen", "alice", "-s", "1", "--likeness", "0.5").code == 0
+
+
+# Identity cards.
+
+
+def test_a_card_shows_facts_and_portraits(console: CommandLine) -> None:
+    console.add_people("alice")
+    plain = console("show", "alice", "--card", "plain.png", "--json")
+    assert plain.code == 0 and plain.document["name"] == "alice"
+    toy_bundle(console.library)
+    assert console("show", "alice", "--card", "card.png").code == 0
+    with Image.open("plain.png") as without, Image.open("card.png") as card:
+        assert card.width == without.width and card.height > without.height + 150
+        strip = np.asarray(card.convert("RGB"))[-180:]
+        assert len(np.unique(strip.reshape(-1, 3), axis=0)) > 50, "portraits are no blank area"
+    assert console.bundle().names == (), "the bundle is left as it is"
+    refused(console("show", "alice", "--card", "card.png"), 2, "card.png")
+    refused(console("show", "alice", "--card", "card.jpg"), 2, "card.jpg")
+    assert console("show", "alice", "--card", "card.png", "--force").code == 0
+
+
+def test_a_card_states_consent_model_and_digest() -> None:
+    facts = {"model": "toy", "consent": "self: given", "consent_date": "2026-11-28", "forced": "training_forbidden"}
+    alice = dataclasses.replace(make_identity("alice"), provenance=facts)
+    rows = dict(card_facts(alice, MODEL_KEY, datetime.date(2026, 11, 27)))
+    assert rows == {
+        "model": f"toy ({MODEL_KEY})",
+        "saved": "2026-11-27",
+        "consent": "self: given (2026-11-28)",
+        "forced": "training_forbidden",
+        "digest": alice.digest,
+    }
+    assert dict(card_facts(make_identity("bob"), MODEL_KEY, datetime.date(2026, 1, 2)))["consent"] == "not stated"

@@ -177,7 +177,6 @@ def save_basis(basis: CelebBasis, path: Path) -> None:
         for kind, arrays in (("mean", basis.mean), ("components", basis.components), ("spread", basis.spread))
         for encoder, array in enumerate(arrays)
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, save(tensors, metadata={"names": str(basis.names), "kind": basis.kind, "hash": basis.hash}))
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from celebctl_runtime.errors import InvalidInputError
 from celebctl_runtime.files import atomic_write, flush, sha256_file, translate_os_errors
+from celebctl_runtime.private_files import make_folder
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 from celebctl_runtime.strict_json import parse_json
 
@@ -112,7 +113,7 @@ def render_names(
     progress(Progress("drawing names", cached, len(names)))
     at_once = max(1, batch_size // IMAGES_PER_NAME)
     with translate_os_errors(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(log.parent)
         with log.open("ab") as file:
             for start in range(0, len(missing), at_once):
                 for one in _render(missing[start : start + at_once], draw, analyser, IMAGES_PER_NAME):

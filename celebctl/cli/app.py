@@ -17,6 +17,7 @@ from .download import download
 from .edit import edit
 from .evaluate import evaluate
 from .export import export
+from .forget import forget
 from .gen import gen, regen
 from .grid import grid, sheet
 from .interchange import export_embedding, import_person, inspect_file
@@ -80,6 +81,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "show": show,
         "rename": rename,
         "rm": remove,
+        "forget": forget,
         "mix": mix,
         "interpolate": interpolate,
         "sample": sample,
@@ -99,7 +101,6 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 #: Former names of commands, still valid, hidden in the help -> current names.
 FORMER_COMMANDS = {
     "portrait": "sample-photo",
-    "forget": "rm",
     "strip": "interpolate",
     "invent": "sample",
     "setup": "download",

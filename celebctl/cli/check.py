@@ -31,13 +31,13 @@ def check(
     face_models: options.FaceModels = None,
 ) -> None:
     """Check a photo before learning: size, sharpness, pose, light and framing, with advice."""
-    from celebctl.consent import refuse_minor
+    from celebctl.consent import refuse_minor, training_forbidden
     from celebctl.library import Library
     from celebctl.picture_kind import other_kind
     from celebctl.settings import Settings
     from celebctl_models.checkpoints.registry import find_card
     from celebctl_models.faces.packs import choose_face_models
-    from celebctl_models.faces.photos import open_photo
+    from celebctl_models.faces.photos import read_photo
 
     console = ctx.ensure_object(CliConsole)
     settings = Settings.read()
@@ -47,10 +47,11 @@ def check(
     folder = choose_face_models(settings.text("face_models", face_models), chosen, Library().root)
     report = examine(console, photo, face, folder, native_size(chosen), out)
     refuse_minor(report.face, photo)
-    refused = other_kind(find_card(chosen), open_photo(photo), report.face, folder, photo)
-    if refused is not None and not force:
-        raise refused
-    if refused is not None:
+    file = read_photo(photo)
+    kind = other_kind(find_card(chosen), file.image, report.face, folder, photo)
+    for refused in filter(None, (training_forbidden(file.content, photo), kind)):
+        if not force:
+            raise refused
         console.warn(refused.problem)
     if not report.usable:
         raise_unusable(console, photo, report)

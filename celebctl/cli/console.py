@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_runtime.progress import Progress, ProgressCallback
+from celebctl_runtime.redaction import without_token
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,12 +69,19 @@ class CliConsole:
 
     def error(self, code: str, problem: str, hint: str = "", reason: str = "") -> None:
         """An error: one line and its hint on stderr, and with --json the document on stdout."""
+        problem, hint = without_token(problem), without_token(hint)
         self._message(f"error: {problem}", "bold red")
         if hint:
             self._message(f"hint: {hint}", "cyan")
         if self.json:
             document = {"error": {"code": code, "reason": reason, "problem": problem, "hint": hint}}
             self._write(_json_text(document))
+
+    def traceback(self, error: BaseException) -> None:
+        """A traceback, without the hub's token, which errors of HTTP clients may quote."""
+        import traceback
+
+        sys.stderr.write(without_token("".join(traceback.format_exception(error))))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table, on a terminal only."""
@@ -182,7 +190,7 @@ class CliConsole:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _message(self, text: str, style: str = "") -> None:
-        text = printable(text)
+        text = without_token(printable(text))
         if sys.stderr.isatty():
             from rich.text import Text
 

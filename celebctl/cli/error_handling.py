@@ -17,9 +17,7 @@ _LONGEST = 2000  # characters of a message
 def report_error(error: BaseException, console: CliConsole) -> int:
     """Print the error; returns the exit code."""
     if console.debug:
-        import traceback
-
-        traceback.print_exception(error)
+        console.traceback(error)
     if isinstance(error, CelebctlError):
         console.error(error.code, _shortened(error.problem), _shortened(hint_for(error)), error.reason)
         return error.exit_code

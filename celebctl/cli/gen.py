@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from celebctl.pipeline import Pipeline
     from celebctl.reproduction import Comparison
     from celebctl_runtime.bundle.bundle import Bundle
+    from celebctl_runtime.identity import Identity
     from celebctl_runtime.picture import GeneratedImage, ImageFormat, Marks
     from celebctl_runtime.recipes.recipe import Recipe
     from celebctl_runtime.request import Request
@@ -102,6 +103,7 @@ def gen(
         bool, typer.Option("--explain", help="Print what was understood of the prompts, and draw nothing.")
     ] = False,
     preview: options.Preview = None,
+    safety_checker: options.SafetyCheckerFile = None,
     model: options.Model = None,
     bundle: options.BundleDir = None,
     device: options.Device = None,
@@ -112,6 +114,7 @@ def gen(
     from celebctl.marks import user_marks
     from celebctl.pipeline import as_likeness, make_requests, random_seed, refinement, wildcard_folder
     from celebctl.settings import Settings
+    from celebctl_runtime.errors import PartialBatchError
     from celebctl_runtime.prompting.layout import normalize_layout
     from celebctl_runtime.prompting.likeness import parse_likeness
     from celebctl_runtime.prompting.weights import PLAIN, WEIGHTED
@@ -121,6 +124,7 @@ def gen(
     from .continuing import suggest_continuing
     from .explain import print_explanation
     from .preview import choose_preview
+    from .safety import choose_checker, screen
 
     console = ctx.ensure_object(CliConsole)
     started = time.monotonic()
@@ -146,6 +150,7 @@ def gen(
     requests, init_images = make_requests(request, count, init_image, strength, mask, best_of)
     seeds = range(request.seed, requests[-1].seed + best_of)
     settings, library = Settings.read(), Library()
+    checker = choose_checker(settings, safety_checker)
     folder = wildcard_folder(library, settings.text("wildcards", None if wildcards is None else str(wildcards)))
     if explain:
         opened = open_or_export(console, library, str(settings.text("model", model)), bundle)
@@ -160,18 +165,21 @@ def gen(
     opened = open_or_export(console, library, str(settings.text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None, face_models=face_models)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
+    refused: list[dict[str, Any]] = []
     with suggest_continuing(console, requests) as until_saved:
         images = until_saved(draw(console, pipe, requests, init_images, display, best_of))
-        written = save_images(console, target, images, enlarge)
+        written = save_images(console, target, screen(console, checker, images, refused), enlarge)
     seconds = time.monotonic() - started
     console.info(f"seed {request.seed}{f' to {seeds[-1]}' if len(seeds) > 1 else ''}, {seconds:.1f} s")
     if console.json:
         facts = {"bundle": str(pipe.bundle.path), "scale": enlarge, "seconds": round(seconds, 3)}
-        console.output([], {"images": written, **facts})
+        console.output([], {"images": written, "refused": refused, **facts})
     if metadata:
         note_unsigned(console, library, marks)
     if not target.to_stdout and metadata:
         console.suggest(shlex.join(["celebctl", "regen", written[0]["path"]]), "draw it again")
+    if refused:
+        raise typer.Exit(PartialBatchError.exit_code)
 
 
 def regen(
@@ -217,14 +225,16 @@ def regen(
     from celebctl.marks import user_marks
     from celebctl.pipeline import make_requests
     from celebctl.reproduction import compare_with_file, find_recipe_bundle, marks_of
+    from celebctl.settings import Settings
     from celebctl_runtime.bundle.bundle import Bundle
     from celebctl_runtime.image_files import read_image
     from celebctl_runtime.recipes.reading import recipe_in
 
     from .naming import printable
+    from .safety import choose_checker, screen
 
     console = ctx.ensure_object(CliConsole)
-    library = Library()
+    library, checker = Library(), choose_checker(Settings.read())
     marks = user_marks(library)
     if frame is None:
         file = read_image(image)
@@ -245,7 +255,7 @@ def regen(
         console.warn(printable(f"not reproduced: {', '.join(recipe.ignored)}"))
     if "seed" not in recipe.values:
         console.warn("the recipe states no seed; 0 is used")
-    (again,) = draw(console, pipe, requests, init_images)
+    (again,) = screen(console, checker, draw(console, pipe, requests, init_images), [])
     scale = int(recipe.record.get("scale", 1)) if ours else opened.manifest.size.display_scale
     compared = None  # also for a frame: an animation can have other pixels than were drawn
     if file is not None and ours and not (sampler or model):
@@ -336,8 +346,12 @@ def draw(
     init_images: "Sequence[InitImage]" = (),
     display: "PreviewDisplay | None" = None,
     best_of: int = 1,
+    overrides: "Sequence[Identity]" = (),
 ) -> "Iterator[GeneratedImage]":
-    """Images as they are finished, with a progress bar or previews; as many at once as the engine takes."""
+    """Images as they are finished, with a progress bar or previews; as many at once as the engine takes.
+
+    `overrides` are people who are not added to the bundle.
+    """
     if best_of > 1:
         for done, request in enumerate(requests, 1):
             with console.track(f"drawing {done} of {len(requests)}") as progress:
@@ -350,7 +364,7 @@ def draw(
         done += len(group)
         title = "drawing" if len(requests) == 1 else f"drawing {done} of {len(requests)}"
         with (display or console).track(title) as progress:
-            images = pipe.generate(group, init_images=init_images, progress=progress)
+            images = pipe.generate(group, init_images=init_images, overrides=overrides, progress=progress)
         for image in images:
             if display is not None:
                 display.finished(image.image)

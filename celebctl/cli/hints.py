@@ -118,6 +118,8 @@ MODELS: dict[str, str] = {
     "model_changed": "install a newer celebctl, or use a local copy: celebctl download MODEL --from DIR",
     "no_network": "check the network and HF_HUB_OFFLINE, or use a local copy: celebctl download {name} --from DIR",
     "offline": "unset HF_HUB_OFFLINE, or use a local copy: celebctl download {name} --from DIR",
+    "not_a_safety_checker": "give an ONNX classifier with --safety-checker, or leave it out",
+    "insecure_redirect": "check the proxy and the network, or use a local copy with --from DIR",
     "download_moved": "install a newer celebctl, or use a local copy with --from DIR",
     "download_refused": "try again later, or use a local copy with --from DIR",
     "no_model_in_folder": (
@@ -209,6 +211,9 @@ LIBRARY: dict[str, str] = {
     "animation_too_large": "use fewer --frames, or a smaller --size",
     "video_missing": "pip install 'celebctl[video]', or write a .gif, .webp or .apng with -o",
     "unknown_format": "use --to with one of diffusers, webui, comfyui, invoke",
+    "public_figure": "with the consent of {name}, learn the photo with --force, which is recorded",
+    "no_references": "give a folder of photos named after the people in them with --public-figures",
+    "training_forbidden": "ask its owner or use another photo; with their permission, learn it with --force",
     "consent_form": "use --consent self, --consent synthetic or --consent signed:FILE",
     "missing_file": "check the path",
     "invalid_lines": "correct them, or draw the other lines with --keep-going",

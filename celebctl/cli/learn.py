@@ -1,6 +1,7 @@
 """learn: from a photo of a person to a name that prompts understand."""
 
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,12 @@ def learn(
     seed: options.Seed = None,
     force: Annotated[
         bool,
-        typer.Option("--force", "-f", help="Overwrite what exists; learn pictures that the model does not know."),
+        typer.Option(
+            "--force",
+            "-f",
+            help="Overwrite what exists; learn pictures of another kind than the model knows, photos that forbid"
+            " training, and public figures.",
+        ),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where Ctrl-C stopped.")] = False,
     sheet: Annotated[
@@ -56,15 +62,29 @@ def learn(
     face_models: options.FaceModels = None,
     device: options.Device = None,
     low_memory: options.LowMemory = False,
+    public_figures: Annotated[
+        Path | None,
+        typer.Option(
+            "--public-figures",
+            help="Refuse people who look like those in this folder's photos, which are named after them.",
+            metavar="DIR",
+        ),
+    ] = None,
     consent: Annotated[
         str | None,
-        typer.Option("--consent", help="Stored with the person: self, synthetic or signed:FILE.", metavar="SOURCE"),
+        typer.Option(
+            "--consent",
+            help="Stored with the person: self, synthetic or signed:FILE.",
+            metavar="SOURCE",
+            show_default="asked for on a terminal",
+        ),
     ] = None,
 ) -> None:
     """Learn people from one photo each. Several photos in one call are learned together."""
     from celebctl.consent import consent_record
     from celebctl.learning.config import config_for
     from celebctl.library import Library
+    from celebctl.public_figures import check_public_figure, read_references
     from celebctl.settings import Settings
     from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
 
@@ -83,6 +103,11 @@ def learn(
         which = zip(photos, called, faces or [None] * len(photos), strict=True)
         subjects, refused = analyse_photos(console, chosen, list(which), force)
         called = [subject.name for subject in subjects]
+        if public_figures is not None:
+            references, limit = read_references(public_figures, chosen.analyser), chosen.analyser.settings.similar
+            subjects = [check_public_figure(subject, references, limit, force=force) for subject in subjects]
+        if consent is None:
+            consent = ask_consent(console, called)
         with console.status(f"loading {chosen.source}"):
             chosen.prepare(method)
         learning: LearnOptions = {
@@ -125,6 +150,30 @@ def analyse_photos(
     for error in refused:
         console.warn(f"not learned: {error.problem} ({hint_for(error)})")
     return subjects, refused
+
+
+def ask_consent(console: CliConsole, names: Sequence[str]) -> str | None:
+    """The consent typed at the terminal; None, with a message, where there is no terminal or nothing is stated."""
+    from celebctl.consent import consent_record
+    from celebctl_runtime.errors import CelebctlError
+
+    from .naming import listed
+
+    if console.interactive and not console.json and sys.stdin.isatty():
+        console.info(f"Did {listed(names)} consent? The answer is stored with the date.")
+        console.info("  self        yes: the photo shows me, or a person who agreed")
+        console.info("  synthetic   the photo shows no real person")
+        console.info("  signed:FILE yes, in writing: the SHA-256 of the file is stored")
+        while answer := typer.prompt("consent, or Enter to state nothing", "", show_default=False, err=True).strip():
+            try:
+                consent_record(answer)
+                return answer
+            except CelebctlError as error:
+                console.info(f"{error.problem}: {error.hint}")
+    console.info(
+        "consent: nothing was stated, which is recorded; state it with --consent self, synthetic or signed:FILE"
+    )
+    return None
 
 
 def learn_and_save(

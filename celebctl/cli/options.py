@@ -99,6 +99,15 @@ Wildcards = Annotated[
     Path | None,
     typer.Option("--wildcards", help="Folder with the files of __name__.", metavar="FOLDER", show_default=False),
 ]
+SafetyCheckerFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--safety-checker",
+        help="Write no image that this ONNX classifier scores above the setting safety_threshold, 0.5.",
+        metavar="FILE.onnx",
+        show_default="none",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what exists.")]
 Preview = Annotated[
     str | None,

@@ -1,7 +1,8 @@
 """list, show, rename and rm: the learned people."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +10,8 @@ from . import options
 from .console import CliConsole
 
 if TYPE_CHECKING:
-    from celebctl.library import IdentityFile
+    from celebctl.library import IdentityFile, Library
+    from celebctl_runtime.identity import Identity
 
 
 def list_people(ctx: typer.Context, model_key: options.ForModel = None) -> None:
@@ -30,12 +32,27 @@ def list_people(ctx: typer.Context, model_key: options.ForModel = None) -> None:
     )
 
 
-def show(ctx: typer.Context, name: options.Person, model_key: options.ForModel = None) -> None:
+def show(
+    ctx: typer.Context,
+    name: options.Person,
+    model_key: options.ForModel = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            "--card",
+            help="Write an identity card: name, model, date, consent, digest, and portraits if the library has a"
+            " bundle of the model.",
+            metavar="FILE.png",
+        ),
+    ] = None,
+    force: options.Force = False,
+) -> None:
     """Show one person: file, shapes, hashes and provenance."""
     from celebctl.library import Library
 
     console = ctx.ensure_object(CliConsole)
-    entry = Library().find(name, model_key)
+    library = Library()
+    entry = library.find(name, model_key)
     identity = entry.load()
     facts: dict[str, object] = {
         "name": identity.name,
@@ -53,8 +70,36 @@ def show(ctx: typer.Context, name: options.Person, model_key: options.ForModel =
     rows = [(key, str(value)) for key, value in facts.items() if key != "provenance"]
     rows += [(f"provenance.{key}", value) for key, value in sorted(identity.provenance.items())]
     lines = [f"{key}: {value}" for key, value in rows]
+    if card is not None:
+        _write_card(console, library, entry, identity, card, force)
     console.output_table(lines, facts, lambda: console.table(entry.name, ("property", "value"), rows))
     console.suggest(f'celebctl gen "{entry.name} on the beach"')
+
+
+def _write_card(
+    console: CliConsole, library: "Library", entry: "IdentityFile", identity: "Identity", path: Path, force: bool
+) -> None:
+    """Write an identity card, with portraits where the library has a bundle of the model."""
+    from celebctl.bundles import bundles_of
+    from celebctl.identity_card import PROMPTS, card_facts, identity_card
+    from celebctl_runtime.errors import UsageError
+    from celebctl_runtime.files import atomic_write, refuse_existing
+    from celebctl_runtime.request import Request
+
+    from .gen import draw, open_pipeline
+
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--card {path} is not a PNG file", "end it in .png")
+    refuse_existing(path, force)
+    bundles, portraits = bundles_of(library, entry.model_key), []
+    if bundles:
+        pipe = open_pipeline(library, bundles[0], None, None)
+        requests = [Request(prompt.format(identity.name), seed=1) for prompt in PROMPTS]
+        portraits = [one.image for one in draw(console, pipe, requests, overrides=[identity])]
+    saved = datetime.fromtimestamp(entry.path.stat().st_mtime).date()
+    picture = identity_card(identity, card_facts(identity, entry.model_key, saved), portraits)
+    atomic_write(path, picture.save)
+    console.info(f"identity card: {path}")
 
 
 def rename(ctx: typer.Context, old: options.Person, new: options.Person, model_key: options.ForModel = None) -> None:

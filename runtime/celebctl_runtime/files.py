@@ -2,7 +2,7 @@
 
 A file or folder is written under a hidden name beside its destination, flushed to the disk and renamed, so a reader
 sees either the old content or the new. A full disk, a read-only file system or a missing permission becomes a
-:class:`SetupError`, and the old content stays.
+:class:`SetupError`, and the old content stays. Modes are those of private_files.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 from .errors import IntegrityError, InvalidInputError, SetupError, UsageError
+from .private_files import is_private, make_folder, restrict, restrict_tree
 
 #: errno -> (reason, hint)
 _WRITE_ERRORS = {
@@ -90,7 +91,7 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object], *, overw
     """
     temporary = _temporary_path(path)
     with translate_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
         try:
@@ -98,6 +99,8 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object], *, overw
                 temporary.write_bytes(content)
             else:
                 content(temporary)
+            if is_private(path):
+                restrict(temporary)
             _flush_file(temporary)
             if overwrite:
                 temporary.replace(path)
@@ -121,12 +124,14 @@ def atomic_directory(path: Path) -> Generator[Path]:
     """
     temporary = _temporary_path(path)
     with translate_os_errors(path):
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         try:
             yield temporary
             for written in temporary.rglob("*"):
                 if written.is_file():
                     _flush_file(written)
+            if is_private(path):
+                restrict_tree(temporary, always=True)
             _replace_directory(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

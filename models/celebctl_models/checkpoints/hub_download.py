@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from celebctl_models.faces.download import BLOCK, download, refuse_offline
+from celebctl_models.faces.download import BLOCK, download, refuse_offline, require_https
 from celebctl_models.faces.packs import Pack, PackFile, install_pack
 from celebctl_runtime.errors import CelebctlError, IntegrityError, InvalidInputError, NotFoundError, SetupError
 from celebctl_runtime.files import atomic_directory, sha256_file
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
+from celebctl_runtime.redaction import without_token
 
 from .known_models import KnownModel, refuse_index
 from .registry import (
@@ -248,11 +249,29 @@ def _no_bars() -> Generator[None]:
             enable_progress_bars()
 
 
+def _refuse_insecure_redirects() -> None:
+    """Make the hub client refuse redirects from https to another scheme; its own rules for the token stay."""
+    from huggingface_hub import get_session
+
+    client: Any = get_session()
+    if refuse_insecure_redirect not in client.event_hooks["response"]:
+        hooks = [*client.event_hooks["response"], refuse_insecure_redirect]
+        client.event_hooks = {**client.event_hooks, "response": hooks}
+
+
+def refuse_insecure_redirect(response: Any) -> None:
+    """Raise SetupError when a response of httpx redirects from https to another scheme."""
+    target = response.headers.get("location") if response.is_redirect else None
+    if target is not None and response.request.url.scheme == "https":
+        require_https(str(response.request.url), str(response.request.url.join(target)))
+
+
 @contextlib.contextmanager
 def _translate_hub_errors(source: str, name: str) -> Generator[None]:
     """Raise the hub client's errors as CelebctlErrors. Without the client: ModuleNotFoundError."""
     from huggingface_hub import constants, errors
 
+    _refuse_insecure_redirects()
     try:
         yield
     except (CelebctlError, KeyboardInterrupt):
@@ -270,7 +289,7 @@ def _translate_hub_errors(source: str, name: str) -> Generator[None]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             hint = "free some space, or set HF_HOME to another disk"
             raise SetupError(f"cannot write into {constants.HF_HUB_CACHE}: {error.strerror}", hint) from error
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = without_token((str(error).strip() or type(error).__name__).splitlines()[0])
         hint = "check the network and HF_HUB_OFFLINE, or install the model from a folder"
         problem = f"cannot reach the hub for {source}: {message}"
         raise SetupError(problem, hint, reason="no_network", name=name) from error

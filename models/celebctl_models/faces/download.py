@@ -7,10 +7,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, NotFoundError, SetupError
 from celebctl_runtime.files import sha256_file, translate_os_errors
 from celebctl_runtime.paths import data_root
+from celebctl_runtime.private_files import OWNER_ONLY, is_private, make_folder, restrict
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 
 BLOCK = 1 << 20  # bytes
@@ -45,13 +47,13 @@ def download(url: str, path: Path, *, size: int, sha256: str, progress: Progress
 
     Raises:
         NotFoundError: The server has no such file (404, 410).
-        SetupError: No network, no permission, or no disk space.
+        SetupError: No network, no permission, no disk space, or a redirect from https to another scheme.
         BusyError: Another process downloads the file.
         IntegrityError: Size or SHA-256 is wrong; the file is deleted.
     """
     part = path.with_name(f"{path.name}.part")
     with _lock(path), translate_os_errors(part):
-        part.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(part.parent)
         if _length(part) > size:
             part.unlink()
         _fetch(url, part, size, progress)
@@ -61,6 +63,8 @@ def download(url: str, path: Path, *, size: int, sha256: str, progress: Progress
                 f"{url} does not have the {size} bytes with SHA-256 {sha256}",
                 "download again: the damaged file is deleted",
             )
+        if is_private(path):
+            restrict(part)
         part.replace(path)
 
 
@@ -71,9 +75,9 @@ def _lock(path: Path) -> Generator[None]:
 
     lock = data_root() / "locks" / f"fetch.{path.name}.lock"
     with translate_os_errors(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(lock.parent)
     try:
-        with FileLock(lock, timeout=0):
+        with FileLock(lock, timeout=0, mode=OWNER_ONLY):
             yield
     except Timeout:
         raise BusyError(f"another process is downloading {path.name}", "wait for it to finish") from None
@@ -106,7 +110,7 @@ def _append(url: str, part: Path, have: int, size: int, progress: ProgressCallba
     request = urllib.request.Request(url, headers={"User-Agent": "celebctl", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as response:
         resumed = response.status == 206 and str(response.headers.get("Content-Range")).startswith(f"bytes {have}-")
         have = have if resumed else 0
         with translate_os_errors(part):
@@ -118,6 +122,23 @@ def _append(url: str, part: Path, have: int, size: int, progress: ProgressCallba
                     file.flush()
                 have += len(block)
                 progress(Progress(part.stem, have, size))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but none from https to another scheme."""
+
+    def redirect_request(self, req: urllib.request.Request, *response: Any) -> urllib.request.Request | None:
+        """As urllib calls it, the new address last."""
+        require_https(req.full_url, str(response[-1]))
+        return super().redirect_request(req, *response)
+
+
+def require_https(url: str, target: str) -> None:
+    """Raise SetupError (reason "insecure_redirect") when `url` is https and `target`, its redirect, is not."""
+    if url.lower().startswith("https:") and not target.lower().startswith("https:"):
+        problem = f"{url.partition('?')[0]} redirects to {target.partition('?')[0]}, which is not encrypted"
+        hint = "check the proxy and the network, or install the files from a folder"
+        raise SetupError(problem, hint, reason="insecure_redirect")
 
 
 def _length(path: Path) -> int:

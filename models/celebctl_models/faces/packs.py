@@ -21,6 +21,7 @@ from celebctl_models.checkpoints.registry import find_card
 from celebctl_runtime.errors import IntegrityError, NotFoundError, PolicyError
 from celebctl_runtime.files import atomic_directory, atomic_write, read_regular, sha256_file, translate_os_errors
 from celebctl_runtime.paths import expanded
+from celebctl_runtime.private_files import OWNER_ONLY, make_folder
 from celebctl_runtime.strict_json import parse_json
 
 DEFAULT_PACK = "buffalo_l"
@@ -258,8 +259,8 @@ def accept(name: str, root: Path, now: datetime | None = None) -> None:
     path = root / LICENCES_FILE
     lock = root / "locks" / f"{LICENCES_FILE}.lock"
     with translate_os_errors(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        make_folder(lock.parent)
+        with FileLock(lock, mode=OWNER_ONLY):
             entry = {
                 "licence": pack.licence,
                 "source": pack.licence_source,

@@ -5,11 +5,16 @@ from pathlib import Path
 from PIL import Image
 
 from celebctl_runtime.errors import NotFoundError
-from celebctl_runtime.image_files import read_image
+from celebctl_runtime.image_files import ImageFile, read_image
 
 
 def open_photo(path: str | Path) -> Image.Image:
-    """Read a photo as an upright RGB image with 8 bits per channel, without its metadata.
+    """The pixels of `read_photo`; raises as that does."""
+    return read_photo(path).image
+
+
+def read_photo(path: str | Path) -> ImageFile:
+    """Read a photo as an upright RGB image with 8 bits per channel, beside its file.
 
     Raises:
         NotFoundError: There is no such file (reason "no_photo", with the value `sample`, a path for a sample photo),
@@ -17,7 +22,7 @@ def open_photo(path: str | Path) -> Image.Image:
         UsageError, SetupError, InvalidInputError: As `celebctl_runtime.image_files.read_image`.
     """
     try:
-        return read_image(path).image
+        return read_image(path)
     except NotFoundError as error:
         if error.reason != "no_image_file":
             raise

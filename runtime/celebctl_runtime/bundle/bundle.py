@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from celebctl_runtime.errors import BusyError, IntegrityError, NotFoundError, SetupError, UsageError
 from celebctl_runtime.files import atomic_write, flush, open_regular, regular_path, sha256_file, translate_os_errors
 from celebctl_runtime.identity import TOKENS, Identity
+from celebctl_runtime.private_files import is_private, restrict
 from celebctl_runtime.sampling.schedule import ScheduleConfig
 
 from .manifest import FILE_NAME, FileEntry, IdentityEntry, Manifest, TokenTable
@@ -265,6 +266,11 @@ class Bundle:
             self._publish(identities=identities, pending_slots=(slot,))
             self._zero_pending()
 
+    def zero_pending(self) -> None:
+        """Zero the rows that a killed process left behind. Raises as :meth:`add`."""
+        with self._change():
+            pass
+
     def unknown_person(self, name: str) -> NotFoundError:
         """The error for a name that is not in the bundle."""
         known = f"the bundle has: {', '.join(self.names)}" if self.names else "the bundle has no people"
@@ -296,9 +302,12 @@ class Bundle:
         """Hold the bundle's lock, with the newest manifest read and the remains of killed processes zeroed."""
         from filelock import FileLock, Timeout
 
+        lock = self.file(_LOCK_NAME)
         with translate_os_errors(self.path):
             try:
-                with FileLock(self.file(_LOCK_NAME), timeout=_LOCK_SECONDS):
+                with FileLock(lock, timeout=_LOCK_SECONDS):
+                    if is_private(lock):
+                        restrict(lock)
                     self.refresh()
                     self._check_writable()
                     self._zero_pending()
