@@ -33,7 +33,7 @@ Status = Literal["ok", "warn", "fail", "skip"]
 # As in pyproject.toml; a test holds them equal.
 EXTRAS = {
     "learn": ("torch", "diffusers", "transformers", "huggingface_hub", "insightface", "scikit-image"),
-    "export": ("torch", "diffusers", "transformers", "huggingface_hub", "onnx", "onnxscript"),
+    "export": ("torch", "diffusers", "transformers", "huggingface_hub", "onnx", "onnxscript", "peft"),
     "openvino": ("openvino",),
     "eval": ("jinja2", "matplotlib", "scipy"),
     "heif": ("pillow-heif",),
