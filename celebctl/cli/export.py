@@ -226,7 +226,9 @@ def checked_dtype(dtype: str) -> Dtype:
 def _suggest(console: CliConsole, bundle: "Bundle", out: Path | None = None) -> None:
     from .naming import prompt_idea
 
-    console.suggest(f'celebctl gen "{prompt_idea(sorted(bundle.names))}"' + (f" --bundle {shlex.quote(str(out))}" if out else ""))
+    console.suggest(
+        f'celebctl gen "{prompt_idea(sorted(bundle.names))}"' + (f" --bundle {shlex.quote(str(out))}" if out else "")
+    )
 
 
 def _chosen(library: "Library", model_key: str, names: Sequence[str] | None) -> "list[IdentityFile]":

@@ -22,7 +22,7 @@ from celebctl_models.checkpoints.checkpoint_io import first_line, quiet_librarie
 from celebctl_models.checkpoints.checkpoint_layout import Shapes, is_lora
 from celebctl_models.checkpoints.joint_attention import attends_jointly
 from celebctl_runtime.bundle.manifest import MAX_LORA_WEIGHT, LoraInfo
-from celebctl_runtime.errors import InvalidInputError, NotFoundError, SetupError, UsageError
+from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError, SetupError, UsageError
 from celebctl_runtime.files import sha256_file
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Lora:
         UsageError: A weight that is out of range or not a number.
 
     Example:
+        >>> from pathlib import Path
+        >>> from celebctl_models.checkpoints.lora import Lora
         >>> Lora(Path("style.safetensors"), 0.8).weight
         0.8
     """
@@ -95,7 +97,9 @@ def check_loras(loras: Sequence[Lora]) -> None:
             raise InvalidInputError(problem, "use its .safetensors version", reason="lora_not_safetensors")
         _check_kind(lora.path, tensor_shapes(lora.path))
     if loras and find_spec("peft") is None:
-        raise SetupError("LoRA files need peft", 'pip install "celebctl[export]"', reason="missing_extra", extra="export")
+        raise SetupError(
+            "LoRA files need peft", 'pip install "celebctl[export]"', reason="missing_extra", extra="export"
+        )
 
 
 def fuse_loras(parts: DiffusionParts, loras: Sequence[Lora]) -> DiffusionParts:
@@ -110,6 +114,7 @@ def fuse_loras(parts: DiffusionParts, loras: Sequence[Lora]) -> DiffusionParts:
 
     Raises:
         InvalidInputError: A LoRA of another family: layers that the model does not have, or of another shape.
+        IntegrityError: Weights become NaN or infinite.
         CelebctlError: As `check_loras`.
     """
     check_loras(loras)
@@ -117,7 +122,11 @@ def fuse_loras(parts: DiffusionParts, loras: Sequence[Lora]) -> DiffusionParts:
         with _refusing_other_families(lora.path, parts.name), quiet_libraries():
             _load(parts, lora.path)
         layers = sum(bool(_DOWN_PROJECTION.search(name)) for name in tensor_shapes(lora.path))
-        fused = sum(_fuse(network, lora.weight) for network in (parts.denoiser, *parts.text_encoders))
+        try:
+            fused = sum(_fuse(network, lora.weight) for network in (parts.denoiser, *parts.text_encoders))
+        except ValueError as error:  # peft's safe_merge
+            problem = f"with {lora.path} at {lora.weight:g} weights become NaN or infinite"
+            raise IntegrityError(problem, "download the file again, or use a smaller weight") from error
         if fused != layers:
             problem = f"{layers - fused} of its {layers} layers fit none of the model"
             raise _other_family(lora.path, parts.name, problem, layers=layers, fused=fused)
@@ -172,7 +181,7 @@ def _fuse(network: Any, weight: float) -> int:
     layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
     for layer in cast("list[Any]", layers):
         layer.scale_layer(weight)
-        layer.merge(adapter_names=[_ADAPTER])
+        layer.merge(safe_merge=True, adapter_names=[_ADAPTER])
     if layers:
         recurse_remove_peft_layers(network)
         del network.peft_config

@@ -298,6 +298,7 @@ def _check(manifest: Manifest) -> None:
     _check_names(manifest)
     _check_paths(manifest)
     _check_numbers(manifest)
+    _check_loras(manifest)
     if len(manifest.token_tables) != 1 + len(manifest.tokenizer.more_pads):
         raise _wrong("token_tables", "one table per text encoder")
     for number, table in enumerate(manifest.token_tables):
@@ -354,6 +355,9 @@ def _check_numbers(manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         if not 0 <= entry.covers <= entry.bytes:
             raise _wrong(f"files.{name}", "0 <= covers <= bytes")
+
+
+def _check_loras(manifest: Manifest) -> None:
     for number, lora in enumerate(manifest.loras):
         if not (lora.file.isprintable() and 0 < len(lora.file) <= _MAX_PATH and _SHA256.fullmatch(lora.sha256)):
             raise _wrong(f"loras[{number}]", "a file name and a SHA-256")
