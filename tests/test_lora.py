@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -107,6 +108,33 @@ def test_fused_weights_are_those_of_diffusers(
         assert not any(weight.requires_grad for weight in ours.parameters()) and not ours.training
     assert parts.table_hash == base.table_hash and parts.weights_digest != base.weights_digest
     assert [(lora.file, lora.weight) for lora in parts.loras] == [("one.safetensors", 0.8), ("two.safetensors", -1.5)]
+
+
+def test_layers_may_be_counted_as_in_the_original_code_of_xl(folders: dict[str, Path], tmp_path: Path) -> None:
+    """kohya's trainers do so for XL; the same numbers under the names of diffusers' blocks give the same weights."""
+    from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+
+    parts = load_parts(folders["xl"])
+    file = write_lora(tmp_path / "style.safetensors", parts, "kohya", only="attentions")
+    per_block = int(parts.denoiser.config.layers_per_block) + 1
+
+    def original(name: str) -> str:
+        place = re.match(r"lora_unet_(down|mid|up)_blocks?_(?:(\d)_)?attentions_(\d)_", name)
+        assert place is not None
+        part, block, layer = place[1], int(place[2] or 0), int(place[3])
+        number = {"down": 1 + per_block * block + layer, "mid": 1, "up": per_block * block + layer}[part]
+        stem = {"down": f"input_blocks_{number}_1", "mid": "middle_block_1", "up": f"output_blocks_{number}_1"}[part]
+        return f"lora_unet_{stem}_{name[place.end() :]}"
+
+    tensors = cast("dict[str, Any]", load_file(file))
+    save_file({original(name): tensor for name, tensor in tensors.items()}, str(tmp_path / "original.safetensors"))
+    one, other = (
+        fuse_loras(load_parts(folders["xl"]), [Lora(tmp_path / name)]).denoiser.state_dict()
+        for name in ("style.safetensors", "original.safetensors")
+    )
+    before = parts.denoiser.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert sum(not torch.equal(one[name], before[name]) for name in one) == len(tensors) // 3
 
 
 def test_weights_in_float16_are_those_of_float32_rounded(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -222,6 +250,14 @@ def test_the_lora_of_another_family_is_refused(
     with pytest.raises(InvalidInputError) as caught:
         fuse_loras(load_parts(folders[own]), [Lora(file)])
     assert caught.value.reason == "lora_of_other_family"
+
+
+def test_more_than_a_lora_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """diffusers would leave the other tensors out of its own layout."""
+    whole = write_lora(tmp_path / "whole.safetensors", load_parts(folders["sd1"]), "diffusers")
+    with pytest.raises(InvalidInputError) as caught:
+        check_loras([Lora(copy_of(whole, tmp_path / "other.safetensors", added("unet.conv_in.weight")))])
+    assert caught.value.reason == "unsupported_lora"
 
 
 def test_numbers_that_are_not_finite_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -147,6 +147,11 @@ def _check_kind(path: Path, shapes: Shapes) -> None:
     if any(part in name for name in shapes for part in _TOKENS):
         problem = f"{path} trains token embeddings, which people are learned with"
         raise InvalidInputError(problem, "use a LoRA without them", reason="lora_trains_tokens")
+    # kohya's layout has an alpha for each layer, under the layer's name
+    others = [name for name in shapes if "lora" not in name]
+    if others and is_lora(shapes):
+        problem = f"{path} holds tensors that are no LoRA, such as {others[0][:80]!r}"
+        raise InvalidInputError(problem, "use a plain LoRA", reason="unsupported_lora", kind="")
     if not is_lora(shapes):
         raise InvalidInputError(f"{path} holds no LoRA", "use a LoRA file", reason="not_a_lora")
 
