@@ -211,6 +211,10 @@ def added(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda tensors: {**tensors, name: torch.zeros(2, 2)}
 
 
+def autoencoder_only(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"decoder.conv_in.weight": torch.zeros(2, 2)}
+
+
 def without_up(tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in tensors.items() if "up.weight" not in name}
 
@@ -223,7 +227,7 @@ def without_up(tensors: dict[str, Any]) -> dict[str, Any]:
         (renamed(".lora_down.weight", ".lokr_w1"), "unsupported_lora"),
         (added("bundle_emb.style.string_to_param.*"), "lora_trains_tokens"),
         (added("lora_te_text_model_embeddings_token_embedding.lora_down.weight"), "lora_trains_tokens"),
-        (lambda tensors: {"decoder.conv_in.weight": torch.zeros(2, 2)}, "not_a_lora"),
+        (autoencoder_only, "not_a_lora"),
         (renamed("lora_unet_", "lora_prior_"), "lora_of_other_family"),
         (renamed("down_blocks_1", "down_blocks_7"), "lora_of_other_family"),
         (without_up, "lora_of_other_family"),
@@ -305,7 +309,11 @@ def test_without_peft_the_extra_is_named(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_lora(tmp_path / "style.safetensors", load_parts(folders["sd1"]), "kohya")
-    monkeypatch.setattr("celebctl_models.checkpoints.lora.find_spec", lambda name: None)
+
+    def nothing(name: str) -> None:
+        return None
+
+    monkeypatch.setattr("celebctl_models.checkpoints.lora.find_spec", nothing)
     with pytest.raises(SetupError) as caught:
         check_loras([Lora(file)])
     assert caught.value.reason == "missing_extra"

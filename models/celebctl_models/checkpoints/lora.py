@@ -180,7 +180,7 @@ def _load(parts: DiffusionParts, path: Path) -> None:
 
 def _fuse(network: Any, weight: float) -> int:
     """Add the loaded layers to a network's weights, and remove them; returns how many there were."""
-    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+    from diffusers.utils import peft_utils
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
@@ -188,7 +188,7 @@ def _fuse(network: Any, weight: float) -> int:
         layer.scale_layer(weight)
         layer.merge(safe_merge=True, adapter_names=[_ADAPTER])
     if layers:
-        recurse_remove_peft_layers(network)
+        cast(Any, peft_utils).recurse_remove_peft_layers(network)
         del network.peft_config
         network._hf_peft_config_loaded = False
         network.eval().requires_grad_(False)
