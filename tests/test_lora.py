@@ -40,9 +40,6 @@ from celebctl_runtime.request import Request
 from celebctl_runtime.sampling.noise import initial_noise
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from celebctl_models.checkpoints.diffusion import DiffusionParts
 
 torch: Any = pytest.importorskip("torch")
