@@ -10,7 +10,9 @@ magnitudes, so files are checked here first, and the layers that took part are c
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -119,7 +121,7 @@ def fuse_loras(parts: DiffusionParts, loras: Sequence[Lora]) -> DiffusionParts:
     """
     check_loras(loras)
     for lora in loras:
-        with _refusing_other_families(lora.path, parts.name), quiet_libraries():
+        with _refusing_other_families(lora.path, parts.name):
             _load(parts, lora.path)
         layers = sum(bool(_DOWN_PROJECTION.search(name)) for name in tensor_shapes(lora.path))
         try:
@@ -197,9 +199,13 @@ def _fuse(network: Any, weight: float) -> int:
 
 @contextmanager
 def _refusing_other_families(path: Path, model: str) -> Generator[None]:
-    """Turn what diffusers and peft raise for layers that do not fit into InvalidInputError."""
+    """Turn what diffusers and peft raise for layers that do not fit into InvalidInputError, and silence them."""
     try:
-        yield
+        with quiet_libraries(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for library in ("diffusers", "transformers"):  # they log errors, too; quiet_libraries restores the level
+                logging.getLogger(library).setLevel(logging.CRITICAL)
+            yield
     except MemoryError as error:
         raise SetupError(f"no memory left to load {path.name}", "close other programs") from error
     except Exception as error:  # ValueError, RuntimeError or KeyError, by what does not fit
