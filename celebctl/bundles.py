@@ -14,6 +14,7 @@ from celebctl_runtime.prompting.prompt import Mention, split_prompt
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from celebctl_runtime.bundle.manifest import Manifest
     from celebctl_runtime.identity import Identity
 
 _SAME_ROW = 1e-3  # relative distance up to which rows are equal but for the rounding of float16
@@ -22,12 +23,17 @@ _SAME_ROW = 1e-3  # relative distance up to which rows are equal but for the rou
 def find_bundle(library: Library, model: str) -> Path | None:
     """The newest bundle in the library exported from `model` (name, folder, file or hub id), or None.
 
-    A bundle copied into the library from elsewhere matches by the model name or source in its manifest.
+    A bundle copied into the library from elsewhere matches by the model name or source in its manifest. Bundles with
+    LoRAs are not the model's own: they are opened by their folder.
     """
     wanted = origin_of(model)
     for path in library.bundles():
         origin = library.origin(path)
-        if origin == wanted or (origin is None and model in _manifest_origins(path)):
+        if origin not in (wanted, None):
+            continue
+        manifest = _manifest(path)
+        known = origin == wanted or (manifest is not None and model in (manifest.model.name, manifest.model.source))
+        if known and (manifest is None or not manifest.loras):
             return path
     return None
 
@@ -148,9 +154,9 @@ def _mentions(prompts: Iterable[str], names: set[str]) -> dict[str, None]:
     return dict.fromkeys(part.name for part in parts if isinstance(part, Mention))
 
 
-def _manifest_origins(path: Path) -> set[str]:
+def _manifest(path: Path) -> "Manifest | None":
+    """The manifest of a bundle; None for a damaged one."""
     try:
-        model = Bundle.open(path, verify="none").manifest.model
+        return Bundle.open(path, verify="none").manifest
     except CelebctlError:
-        return set()
-    return {model.name, model.source}
+        return None

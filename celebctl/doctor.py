@@ -34,7 +34,7 @@ Status = Literal["ok", "warn", "fail", "skip"]
 EXTRAS = {
     "learn": ("torch", "diffusers", "transformers", "huggingface_hub", "insightface", "scikit-image"),
     "faces": ("insightface", "scikit-image"),
-    "export": ("torch", "diffusers", "transformers", "huggingface_hub", "onnx", "onnxscript"),
+    "export": ("torch", "diffusers", "transformers", "huggingface_hub", "onnx", "onnxscript", "peft"),
     "openvino": ("openvino",),
     "eval": ("jinja2", "matplotlib", "scipy"),
     "heif": ("pillow-heif",),

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def _describe_folder(folder: Path) -> Facts:
         "prediction": str(manifest.scheduler.get("prediction_type", "epsilon")),
         "clip_skip": manifest.model.clip_skip,
         "vae": manifest.model.vae,
+        "loras": [asdict(lora) for lora in manifest.loras],
         "people": sorted(manifest.identities),
         "created_by": dict(manifest.created_by),
     }

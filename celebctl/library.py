@@ -2,6 +2,7 @@
 
     <root>/identities/<family>-<table hash>/<name>.safetensors      identities, one folder per model
     <root>/bundles/<model>-<table hash>/                            exported bundles (.NAME.origin: the model exported)
+    <root>/bundles/<model>-<table hash>-<LoRA>-<hash>/              bundles with LoRAs
     <root>/checkpoints/<model key>/<names>.checkpoint               interrupted learning
     <root>/cache/, <root>/locks/
     <root>/cache/face-references/                                   mean features of drawn faces (drawn_faces.py)
@@ -16,11 +17,12 @@ and users (family, hash, name, model, model key) becomes part of a path in ``Lib
 
 import contextlib
 import difflib
+import hashlib
 import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, NotFoundError, UsageError
@@ -28,6 +30,9 @@ from celebctl_runtime.files import atomic_write, translate_os_errors
 from celebctl_runtime.identity import Identity, check_key, check_name
 from celebctl_runtime.paths import data_root, expanded
 from celebctl_runtime.private_files import OWNER_ONLY, keep_private, make_folder
+
+if TYPE_CHECKING:
+    from celebctl_runtime.bundle.manifest import LoraInfo
 
 SUFFIX = ".safetensors"
 HASH_DIGITS = 8
@@ -226,10 +231,18 @@ class Library:
 
     # Bundles and caches.
 
-    def bundle_path(self, model: str, table_hash: str) -> Path:
-        """The default folder for a model's bundle; characters unsafe in a file name become ``_``."""
-        name = re.sub(r"^[^\w]+|[^\w.+ -]", "_", model)[:_MAX_MODEL]
-        return self._place("bundles", f"{name or '_'}-{check_key('a table hash', table_hash)[:HASH_DIGITS]}")
+    def bundle_path(self, model: str, table_hash: str, loras: "Sequence[LoraInfo]" = ()) -> Path:
+        """The default folder for a model's bundle; characters unsafe in a file name become ``_``.
+
+        Each set of LoRAs and weights has a folder of its own, named after the first file.
+        """
+        names = [model, *(Path(lora.file).stem for lora in loras[:1])]
+        model, *more = (re.sub(r"^[^\w]+|[^\w.+ -]", "_", name)[:_MAX_MODEL] or "_" for name in names)
+        folder = f"{model}-{check_key('a table hash', table_hash)[:HASH_DIGITS]}"
+        for lora in more:
+            digest = hashlib.sha256(repr([(each.sha256, each.weight) for each in loras]).encode()).hexdigest()
+            folder += f"-{lora}-{digest[:HASH_DIGITS]}"
+        return self._place("bundles", folder)
 
     def bundles(self) -> list[Path]:
         """The folders with a manifest, the newest export first."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from celebctl.learning.prepared import PreparedModel
     from celebctl_models.checkpoints.checkpoint_options import CheckpointOptions
     from celebctl_models.checkpoints.diffusion import DiffusionParts
+    from celebctl_models.checkpoints.lora import Lora
     from celebctl_models.checkpoints.registry import ModelCard
     from celebctl_models.checkpoints.token_tables import TokenTables
     from celebctl_models.faces.analysis import OnnxFaceAnalyser
@@ -84,11 +85,14 @@ class BundleOptions(TypedDict, total=False):
         spare_rows: Token rows reserved for people, two each; None: 256, or twice as many as the people need.
         tiny_vae: A tiny autoencoder in place of the model's own, see
             `celebctl_models.checkpoints.tiny_autoencoders.load_tiny_autoencoder`.
+        loras: LoRA files added to the weights of the bundle, in this order; the model itself stays as it is. See
+            `celebctl_models.checkpoints.lora.Lora`.
     """
 
     dtype: Literal["fp32", "fp16"]
     spare_rows: int | None
     tiny_vae: str | Path | None
+    loras: Sequence[Lora]
 
 
 class Model:
@@ -461,14 +465,17 @@ class Model:
 
         Raises:
             UsageError: ``path`` exists, or options that do not fit.
-            InvalidInputError: A tiny autoencoder of another kind of model.
-            IntegrityError: People of another model, or graphs that do not reproduce torch's output.
+            NotFoundError: A missing file.
+            InvalidInputError: A tiny autoencoder or LoRA of another kind of model, or a file that holds none.
+            IntegrityError: People of another model, damaged files, or graphs that do not reproduce torch's output.
+            SetupError: A package is missing, such as peft for LoRA files.
         """
         import torch
 
         from celebctl.basis.average import average_embeddings
         from celebctl_export import ExportOptions, export_bundle
         from celebctl_models.checkpoints.diffusion import load_parts
+        from celebctl_models.checkpoints.lora import check_loras, fuse_loras
         from celebctl_models.checkpoints.tiny_autoencoders import check_tiny_autoencoder, load_tiny_autoencoder
         from celebctl_runtime.files import refuse_existing, require_writable
 
@@ -477,11 +484,14 @@ class Model:
         require_writable(target if target.is_file() else target.parent)
         dtype, tiny_vae = options.get("dtype", "fp32"), options.get("tiny_vae")
         tiny = None if tiny_vae is None else load_tiny_autoencoder(Path(tiny_vae))
+        loras = options.get("loras", ())
+        check_loras(loras)
         # in the dtype that is written: an XL model leaves no room for a second copy of itself
         parts = load_parts(self.source, dtype=torch.float16 if dtype == "fp16" else None, options=self._options)
         if tiny is not None:
             check_tiny_autoencoder(tiny, parts)
             parts = replace(parts, vae=tiny)
+        parts = fuse_loras(parts, loras)
         settings = ExportOptions(options.get("spare_rows"), dtype, average_embeddings(parts, self.library))
         return export_bundle(parts, people, Path(path), settings, progress)
 

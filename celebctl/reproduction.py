@@ -100,6 +100,8 @@ def find_recipe_bundle(library: Library, recipe: Recipe, model: str | None = Non
 
 def _is_of_model(bundle: Bundle, recipe: Recipe) -> bool:
     model = bundle.manifest.model
+    if bundle.manifest.loras:
+        return False
     name, digest = (str(recipe.record.get(key) or "").casefold() for key in ("model", "model_hash"))
     names = {model.name.casefold(), model.source.casefold(), Path(model.source).stem.casefold()}
     return bool(name and name in names) or (len(digest) >= _LEAST_HASH and model.table_hash.startswith(digest))

@@ -1,7 +1,9 @@
 """export: a model and learned people as a bundle that runs without torch."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
@@ -13,6 +15,7 @@ from .console import CliConsole
 if TYPE_CHECKING:
     from celebctl.library import IdentityFile, Library
     from celebctl.model import BundleOptions, Model
+    from celebctl_models.checkpoints.lora import Lora
     from celebctl_runtime.bundle.bundle import Bundle
 
 Dtype = Literal["fp32", "fp16"]
@@ -52,6 +55,15 @@ def export(
             help="A tiny autoencoder (TAESD) in place of the model's own: a diffusers folder, or a file"
             " NAME_decoder.safetensors with its encoder beside it.",
             metavar="FOLDER|FILE",
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            help="A LoRA to add to the bundle's weights, as a .safetensors file of kohya's trainers or diffusers, and"
+            " how much of it: -4 to 4, 1 if left out. Repeat for several. Such a bundle has a folder of its own.",
+            metavar="FILE[:WEIGHT]",
         ),
     ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build TensorRT engines for this machine's GPU.")] = False,
@@ -96,12 +108,29 @@ def export(
     started, known = time.monotonic(), checked_dtype(dtype)
     checkpoint = CheckpointOptions(prediction, zero_snr, clip_skip, vae)
     chosen = Model.load(model, library=library, options=checkpoint)
-    made = make_bundle(console, chosen, out=out, names=names, dtype=known, spare_rows=spare_rows, tiny_vae=tiny_vae)
+    loras = [parse_lora(text) for text in lora or ()]
+    bundle_options: BundleOptions = {"dtype": known, "spare_rows": spare_rows, "tiny_vae": tiny_vae, "loras": loras}
+    made = make_bundle(console, chosen, out=out, names=names, **bundle_options)
     facts = {**_facts(made), "seconds": round(time.monotonic() - started, 3)}
     if trt:
         facts["engines"] = engines.build(console, library, made, wanted)
     console.output([str(made.path)], facts)
-    _suggest(console, made, out)
+    _suggest(console, made, made.path if loras else out)
+
+
+def parse_lora(text: str) -> "Lora":
+    """FILE or FILE:WEIGHT. Raises UsageError for a weight that is no number or out of range."""
+    from celebctl_models.checkpoints.lora import Lora
+    from celebctl_runtime.errors import UsageError
+
+    file, colon, weight = text.rpartition(":")
+    if not colon or Path(text).is_file() or text.endswith(".safetensors"):
+        return Lora(Path(text))
+    try:
+        return Lora(Path(file), float(weight))
+    except ValueError:
+        problem = f"the weight {weight!r} of {file} is not a number"
+        raise UsageError(problem, "write --lora FILE:0.8", reason="lora_weight_range", path=file) from None
 
 
 def check_options(given: Mapping[str, Any]) -> None:
@@ -119,6 +148,8 @@ def check_options(given: Mapping[str, Any]) -> None:
         raise UsageError("--vae and --tiny-vae exclude each other", "give one of them: a bundle has one autoencoder")
     if given["tiny_vae"] and any_of("add", "remove", "check", "dry_run", "bundle"):
         raise UsageError("--tiny-vae is for a new bundle", "omit --add, --remove, --bundle, --check and --dry-run")
+    if given["lora"] and any_of("add", "remove", "check", "dry_run", "bundle"):
+        raise UsageError("--lora is for a new bundle", "omit --add, --remove, --bundle, --check and --dry-run")
     if given["bundle"] and not any_of("add", "remove", "trt", "check"):
         hint = "to write a bundle to another folder, use --out DIR"
         raise UsageError("--bundle needs --add, --remove, --trt or --check", hint)
@@ -134,6 +165,7 @@ def make_bundle(
 ) -> "Bundle":
     """Export a bundle of these people, or of all, to `out` or the model's library."""
     from celebctl.bundles import refuse_other_models
+    from celebctl_models.checkpoints.lora import check_loras
 
     from .extras import requires_extra
     from .naming import listed
@@ -143,7 +175,9 @@ def make_bundle(
         report("loading the model")
         refuse_other_models(library, names or (), model.key, model.tables.all_rows)
         people = [entry.load() for entry in _chosen(library, model.key, names)]
-        path = out or library.bundle_path(model.name, model.tables.table_hash)
+        loras = bundle_options.get("loras", ())
+        check_loras(loras)
+        path = out or library.bundle_path(model.name, model.tables.table_hash, [lora.info for lora in loras])
         bundle = model.export(
             path, people, overwrite=True, progress=lambda progress: report(progress.stage), **bundle_options
         )
@@ -151,6 +185,8 @@ def make_bundle(
         library.remember_origin(path, model.source)
     who, seconds = listed([person.name for person in people]) or "no people", time.monotonic() - started
     console.info(f"exported {model.name} with {who} ({_megabytes(path)} MB, {seconds:.1f} s)")
+    for lora in bundle.manifest.loras:
+        console.info(f"with the LoRA {lora.file} at weight {lora.weight:g}")
     return bundle
 
 
@@ -190,7 +226,9 @@ def checked_dtype(dtype: str) -> Dtype:
 def _suggest(console: CliConsole, bundle: "Bundle", out: Path | None = None) -> None:
     from .naming import prompt_idea
 
-    console.suggest(f'celebctl gen "{prompt_idea(sorted(bundle.names))}"' + (f" --bundle {out}" if out else ""))
+    console.suggest(
+        f'celebctl gen "{prompt_idea(sorted(bundle.names))}"' + (f" --bundle {shlex.quote(str(out))}" if out else "")
+    )
 
 
 def _chosen(library: "Library", model_key: str, names: Sequence[str] | None) -> "list[IdentityFile]":
@@ -205,6 +243,7 @@ def _facts(bundle: "Bundle") -> dict[str, object]:
         "path": str(bundle.path),
         "model": {"name": model.name, "family": model.family, "table_hash": model.table_hash},
         "people": sorted(bundle.names),
+        "loras": [asdict(lora) for lora in bundle.manifest.loras],
     }
 
 

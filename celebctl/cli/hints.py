@@ -138,6 +138,11 @@ MODELS: dict[str, str] = {
     "no_vae": "give one of its family with --vae FILE",
     "vae_of_other_family": "use an autoencoder of the checkpoint's family with --vae, or leave --vae out",
     "not_an_autoencoder": "give a file or folder of an autoencoder with --vae, or leave --vae out",
+    "lora_weight_range": "use --lora {path}:0.8, with a weight from -4 to 4",
+    "lora_not_safetensors": "use its .safetensors version with --lora",
+    "lora_of_other_family": "use a LoRA that was trained for this family of models, or choose another --model",
+    "unsupported_lora": "use a plain LoRA, of the layout of kohya's trainers or of diffusers",
+    "lora_trains_tokens": "use a LoRA without token embeddings",
     "photograph_for_drawings": (
         "learn it nevertheless with --force, or with a model of photographs:"
         " celebctl download sd15; celebctl download yunet_sface;"

@@ -82,6 +82,7 @@ def build_manifest(
         guidance_rescale=parts.guidance_rescale,
         zero_empty_prompt=parts.zero_empty_prompt,
         autoencoder=type(parts.vae).__name__,
+        loras=parts.loras,
     )
 
 

@@ -7,7 +7,7 @@ runs the graphs, how a sampler works, or where images are saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -628,12 +628,14 @@ def _image(
 def _record(bundle: Bundle, backend: Backend) -> dict[str, object]:
     """What all images of a call have in their records. No times: the same request gives the same record."""
     manifest = bundle.manifest
+    loras = {"loras": [asdict(lora) for lora in manifest.loras]} if manifest.loras else {}
     return {
         "celebctl": __version__,
         "model": manifest.model.name,
         "family": manifest.model.family,
         "table_hash": manifest.model.table_hash,
         "bundle": manifest.fingerprint,
+        **loras,
         "dtype": manifest.dtype,
         "backend": backend.describe(),
         "numpy": np.__version__,

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from celebctl_runtime.bundle.manifest import LoraInfo
+
 
 @dataclass(frozen=True)
 class DiffusionParts(TextEncoderParts):
@@ -54,6 +56,7 @@ class DiffusionParts(TextEncoderParts):
         scheduler_config: scheduler_config.json as a dict.
         zero_empty_prompt: Whether an empty negative prompt is encoded as zeros (SDXL base).
         vae_source: The file name of an autoencoder that replaces the checkpoint's own, else "".
+        loras: LoRAs that were added to the weights.
     """
 
     denoiser: Any
@@ -61,6 +64,7 @@ class DiffusionParts(TextEncoderParts):
     scheduler_config: dict[str, Any]
     zero_empty_prompt: bool = False
     vae_source: str = ""
+    loras: tuple[LoraInfo, ...] = ()
 
     @property
     def vae_factor(self) -> int:

@@ -27,6 +27,9 @@ _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*"
 _MAX_PATH = 200
 _MAX_SIDE = 1 << 16  # pixels, steps, numbers in a row; far above every real model
 _MAX_ROWS = 1 << 24
+#: Largest magnitude of the weight of a LoRA.
+MAX_LORA_WEIGHT = 4.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class ModelInfo:
     table_hash: str
     clip_skip: int = 0
     vae: str = ""
+
+
+@dataclass(frozen=True)
+class LoraInfo:
+    """A LoRA that is part of the bundle's weights: the file's name and SHA-256, and the factor it was added with."""
+
+    file: str
+    sha256: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,7 @@ class Manifest:
         autoencoder: diffusers' class of the VAE: the model's own, or AutoencoderTiny in its place.
         latent_rgb: For red, green and blue, a weight of each latent channel and a constant, which give the mean colour,
             in [-1, 1], of a latent element's pixels; () when unknown. For previews.
+        loras: What was added to the model's weights.
         average: File with the token embeddings of the average celebrity, (2, D) float32 per table, or "".
         next_slot, pending_slots: Bookkeeping of spare rows, see bundle.py.
         extra: Entries of the file that this version does not know.
@@ -180,6 +193,7 @@ class Manifest:
     zero_empty_prompt: bool = False
     autoencoder: str = "AutoencoderKL"
     latent_rgb: tuple[tuple[float, ...], ...] = ()
+    loras: tuple[LoraInfo, ...] = ()
     average: str = ""
     next_slot: int = 0
     pending_slots: tuple[int, ...] = ()
@@ -287,6 +301,7 @@ def _check(manifest: Manifest) -> None:
     _check_names(manifest)
     _check_paths(manifest)
     _check_numbers(manifest)
+    _check_loras(manifest)
     if len(manifest.token_tables) != 1 + len(manifest.tokenizer.more_pads):
         raise _wrong("token_tables", "one table per text encoder")
     for number, table in enumerate(manifest.token_tables):
@@ -347,6 +362,14 @@ def _check_numbers(manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         if not 0 <= entry.covers <= entry.bytes:
             raise _wrong(f"files.{name}", "0 <= covers <= bytes")
+
+
+def _check_loras(manifest: Manifest) -> None:
+    for number, lora in enumerate(manifest.loras):
+        if not (lora.file.isprintable() and 0 < len(lora.file) <= _MAX_PATH and _SHA256.fullmatch(lora.sha256)):
+            raise _wrong(f"loras[{number}]", "a file name and a SHA-256")
+        if not -MAX_LORA_WEIGHT <= lora.weight <= MAX_LORA_WEIGHT:
+            raise _wrong(f"loras[{number}].weight", f"{-MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}")
 
 
 def _check_table(manifest: Manifest, number: int, table: TokenTable) -> None:
