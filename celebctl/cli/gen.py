@@ -166,8 +166,9 @@ def gen(
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None, face_models=face_models)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
     refused: list[dict[str, Any]] = []
+    images = draw_best(console, pipe, requests, init_images, best_of) if best_of > 1 else None
     with suggest_continuing(console, requests) as until_saved:
-        images = until_saved(draw(console, pipe, requests, init_images, display, best_of))
+        images = until_saved(images or draw(console, pipe, requests, init_images, display))
         written = save_images(console, target, screen(console, checker, images, refused), enlarge)
     seconds = time.monotonic() - started
     console.info(f"seed {request.seed}{f' to {seeds[-1]}' if len(seeds) > 1 else ''}, {seconds:.1f} s")
@@ -345,20 +346,12 @@ def draw(
     requests: "Sequence[Request]",
     init_images: "Sequence[InitImage]" = (),
     display: "PreviewDisplay | None" = None,
-    best_of: int = 1,
     overrides: "Sequence[Identity]" = (),
 ) -> "Iterator[GeneratedImage]":
     """Images as they are finished, with a progress bar or previews; as many at once as the engine takes.
 
     `overrides` are people who are not added to the bundle.
     """
-    if best_of > 1:
-        for done, request in enumerate(requests, 1):
-            with console.track(f"drawing {done} of {len(requests)}") as progress:
-                image = pipe.generate_best(request, best_of, init_images, progress)
-            console.info(f"kept seed {image.request.seed} of {best_of} images")
-            yield image
-        return
     done = 0
     for group in pipe.batches(requests):
         done += len(group)
@@ -369,6 +362,17 @@ def draw(
             if display is not None:
                 display.finished(image.image)
             yield image
+
+
+def draw_best(
+    console: CliConsole, pipe: "Pipeline", requests: "Sequence[Request]", init_images: "Sequence[InitImage]", count: int
+) -> "Iterator[GeneratedImage]":
+    """For each request the best of `count` images."""
+    for done, request in enumerate(requests, 1):
+        with console.track(f"drawing {done} of {len(requests)}") as progress:
+            image = pipe.generate_best(request, count, init_images, progress)
+        console.info(f"kept seed {image.request.seed} of {count} images")
+        yield image
 
 
 @dataclass(frozen=True)
