@@ -31,7 +31,7 @@ from celebctl_models.mini.training.trainer import TrainingContext
 
 TINY = Scale(
     named=12, unnamed=16, pixels=16, people=6, autoencoder_batch=2, text_batch=4, denoiser_batch=4, batch=6,
-    detector_batch=4, autoencoder_channels=(8, 8, 16, 16), denoiser_channels=(32, 64),
+    detector_batch=4, autoencoder_channels=(8, 8, 16, 16), code_steps=1, denoiser_channels=(32, 64),
 )  # fmt: skip
 TICK = 61.0  # seconds; two of them are longer than the time between checkpoints
 

@@ -2,10 +2,15 @@
 
 No scene is seen twice: each step draws its own. In the first 60 % of the time three steps of four learn from windows,
 several cut from each scene, half of them around a face or a car; the others, and all later ones, from whole pictures.
+
+The first steps teach encoder and decoder apart, a code between them given: 16 cosine coefficients of each 8 x 8 block.
+Learned jointly from the start, the latents stayed one direction, brightness, for 300 steps (15.4 dB, without colours;
+the first of their 16 principal components had .93 of the variance).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +37,37 @@ WINDOW, WINDOWS = 64, 4  # px of a window and windows per scene
 
 @dataclass(frozen=True)
 class AutoencoderOptions:
-    """Minutes to train, scenes a step, block widths (multiples of 8)."""
+    """Minutes to train, scenes a step, block widths (multiples of 8), steps in which the code is given."""
 
     minutes: float
     batch: int = 4
     channels: tuple[int, ...] = CHANNELS
+    code_steps: int = 500
+
+
+class BlockCode:
+    """Cosine coefficients of 8 x 8 blocks, as JPEG's: eight of brightness, four of each difference of colours.
+
+    Image (B, 3, S, S) in [-1, 1] -> (B, 16, S / 8, S / 8), mean 0 and deviation 1 per channel over ``examples``.
+    """
+
+    COEFFICIENTS = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1))
+    COLOURS = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
+
+    def __init__(self, examples: Tensor) -> None:
+        at = torch.arange(8) + 0.5
+        waves = torch.stack([torch.cos(math.pi / 8 * frequency * at) for frequency in range(3)])
+        rows = [
+            torch.tensor(colour).view(3, 1, 1) * waves[y][:, None] * waves[x]
+            for colour, count in zip(self.COLOURS, (8, 4, 4), strict=True)
+            for y, x in self.COEFFICIENTS[:count]
+        ]
+        self.kernel = torch.stack(rows).to(examples.device)
+        code = F.conv2d(examples, self.kernel, stride=8)
+        self.mean, self.sd = code.mean((0, 2, 3), keepdim=True), code.std((0, 2, 3), keepdim=True)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return (F.conv2d(image, self.kernel, stride=8) - self.mean) / self.sd
 
 
 def draw_batch(run: TrainingContext, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,6 +127,7 @@ def train(run: TrainingContext, options: AutoencoderOptions) -> Any:
         vae.quant_conv.bias[LATENT:] = -6.0
     optimiser = torch.optim.AdamW(vae.parameters(), lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.0)
     average = ExponentialMovingAverage(0.998)
+    block_code = BlockCode(draw_batch(run, 64, torch.Generator().manual_seed(run.seed))[0])
     run.compile(vae.encoder, vae.decoder)
 
     def step(box: TimeBox) -> dict[str, float]:
@@ -107,8 +139,11 @@ def train(run: TrainingContext, options: AutoencoderOptions) -> Any:
         image = image.contiguous(memory_format=torch.channels_last)
         with run.autocast():
             posterior = vae.encode(image).latent_dist
-            made = vae.decode(posterior.sample()).sample.float()
+            given = block_code(image) if box.steps < options.code_steps else None
+            made = vae.decode(posterior.sample() if given is None else given).sample.float()
         loss = reconstruction_loss(made, image, weight) + 1e-6 * posterior.kl().mean()
+        if given is not None:
+            loss = loss + F.mse_loss(posterior.mean.float(), given)
         loss.backward()
         mse = F.mse_loss(made, image)
         faces = ((weight * (made - image) ** 2).mean() / weight.mean()).detach()

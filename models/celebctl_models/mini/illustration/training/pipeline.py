@@ -58,6 +58,7 @@ class Scale:
             latents, pictures a step.
         denoiser_rate: Its highest learning rate.
         autoencoder_channels, denoiser_channels: Block widths.
+        code_steps: Steps of the autoencoder in which the code is given.
     """
 
     named: int = 65_536
@@ -71,6 +72,7 @@ class Scale:
     detector_batch: int = 48
     denoiser_rate: float = 7e-4
     autoencoder_channels: tuple[int, ...] = autoencoder.CHANNELS
+    code_steps: int = 500
     denoiser_channels: tuple[int, int] = DENOISER_CHANNELS
 
 
@@ -108,7 +110,7 @@ class Training:
         """The AutoencoderKL with standardised latents."""
         scale = self.scale
         options = autoencoder.AutoencoderOptions(
-            self.minutes["autoencoder"], scale.autoencoder_batch, scale.autoencoder_channels
+            self.minutes["autoencoder"], scale.autoencoder_batch, scale.autoencoder_channels, scale.code_steps
         )
         return autoencoder.train(self.run, options)
 
