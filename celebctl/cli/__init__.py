@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (default: the process's arguments) and return its exit code.
 
     0 success, 1 bug, 2 usage, 3 invalid input, 4 not found, 5 integrity, 6 environment, 7 policy, 8 partial,
-    9 busy, 130 interrupted.
+    9 busy, 130 interrupted, 143 terminated (SIGTERM).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["-V"]):
@@ -29,18 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"celebctl {__version__}\n")
         return 0
     from .console import CliConsole
+    from .termination import TERMINATED, interrupt_on_sigterm
 
     console, arguments = CliConsole.from_argv(arguments)
-    with console.show_log():
+    with console.show_log(), interrupt_on_sigterm() as received:
         try:
             from .app import app
 
             arguments = replace_former_options(arguments) or ["--help"]
-            return int(app(arguments, prog_name="celebctl", standalone_mode=False, obj=console) or 0)
+            code = int(app(arguments, prog_name="celebctl", standalone_mode=False, obj=console) or 0)
         except (Exception, KeyboardInterrupt) as error:
             from .error_handling import report_error
 
-            return report_error(error, console)
+            code = report_error(error, console)
+        return TERMINATED if received else code
 
 
 def replace_former_options(arguments: Sequence[str]) -> list[str]:
