@@ -86,7 +86,7 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object], *, overw
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
-        _remove_leftovers(path.parent)
+        remove_leftovers(path.parent)
         try:
             if isinstance(content, bytes):
                 temporary.write_bytes(content)
@@ -116,7 +116,7 @@ def atomic_directory(path: Path) -> Generator[Path]:
     temporary = _temporary_path(path)
     with translate_os_errors(path):
         temporary.mkdir(parents=True)
-        _remove_leftovers(path.parent)
+        remove_leftovers(path.parent)
         try:
             yield temporary
             for written in temporary.rglob("*"):
@@ -127,6 +127,29 @@ def atomic_directory(path: Path) -> Generator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         flush_directory(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that no longer run left half-written in a folder more than a day ago.
+
+    Only files and folders under the hidden names of this module. A process looks through a folder once. The age protects
+    what a process on another machine is writing, the process what is being written while a clock jumps. Nothing is
+    raised: what stays is tried again by the next process.
+    """
+    if folder in _cleaned:
+        return
+    _cleaned.add(folder)
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or _is_running(int(match[1])):
+                continue
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime < _LEFTOVER_AGE:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def regular_path(folder: Path, name: str) -> Path:
@@ -269,27 +292,6 @@ def _rename_new(temporary: Path, path: Path) -> None:
 def _temporary_path(path: Path) -> Path:
     # Writers such as Pillow read the format from the suffix.
     return path.with_name(f".{path.stem[:64]}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what processes that no longer run left half-written in a folder more than a day ago, once per process.
-
-    The age protects files that a process on another machine is writing, the process files of a clock that jumped.
-    """
-    if folder in _cleaned:
-        return
-    _cleaned.add(folder)
-    with suppress(OSError):  # whatever stays, the next process tries again
-        for entry in os.scandir(folder):
-            match = _TEMPORARY.fullmatch(entry.name)
-            if match is None or _is_running(int(match[1])):
-                continue
-            if time.time() - entry.stat(follow_symlinks=False).st_mtime < _LEFTOVER_AGE:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                Path(entry.path).unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
