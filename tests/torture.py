@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +282,8 @@ def _unreadable(path: Path) -> str:
 
 def age_leftovers(place: Path) -> list[Path]:
     """Make what was left under hidden names two days old; returns it."""
-    left = [path for path in place.rglob(".*") if files._TEMPORARY.fullmatch(path.name)]  # pyright: ignore[reportPrivateUsage]
+    hidden = files._TEMPORARY  # pyright: ignore[reportPrivateUsage]
+    left = [path for path in place.rglob(".*") if hidden.fullmatch(path.name)]
     for path in left:
         os.utime(path, (time.time() - 2 * DAY,) * 2, follow_symlinks=False)
     return left
@@ -342,18 +344,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     left = sum(result.leftovers for result in results)
     print(f"{kills} kills, {left} leftovers removed, {lost} of {len(results)} commands with a problem")
     if arguments.out is not None:
-        document = {"seed": arguments.seed, "world": arguments.world, "kills": kills, "results": [vars(r) for r in results]}
+        document = {
+            "seed": arguments.seed,
+            "world": arguments.world,
+            "kills": kills,
+            "results": [vars(r) for r in results],
+        }
         arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return 1 if lost else 0
 
 
 def torture_all(folder: Path, arguments: argparse.Namespace) -> list[Result]:
     """Every command, killed at each of its writes, then commands in turn at random moments."""
-    import celebctl.cli.app  # noqa: F401
-
-    if arguments.world == "mini":
-        import celebctl.model
-        import celebctl_export  # noqa: F401
+    for module in ("celebctl.cli.app", *(("celebctl.model", "celebctl_export") if arguments.world == "mini" else ())):
+        import_module(module)
     began, chance = time.perf_counter(), random.Random(arguments.seed)
     world = World(arguments.world, folder)
     print(f"the world took {time.perf_counter() - began:.0f} s", flush=True)

@@ -6,6 +6,7 @@ needs them, so that `celebctl --help` is fast.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 #: Former names of options, still valid, by command; "" holds for every command. As `app.FORMER_COMMANDS`.
 FORMER_OPTIONS: dict[str, dict[str, str]] = {
@@ -34,15 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, arguments = CliConsole.from_argv(arguments)
     with console.show_log(), interrupt_on_sigterm() as received:
         try:
+            require_current_folder()
             from .app import app
 
             arguments = replace_former_options(arguments) or ["--help"]
             code = int(app(arguments, prog_name="celebctl", standalone_mode=False, obj=console) or 0)
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             from .error_handling import report_error
 
             code = report_error(error, console)
         return TERMINATED if received else code
+
+
+def require_current_folder() -> None:
+    """Raise SetupError when the current folder was removed: paths mean nothing there, and libraries fail to load."""
+    from celebctl_runtime.errors import SetupError
+
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        problem, hint = "the current folder does not exist any more", "change to another folder"
+        raise SetupError(problem, hint, reason="no_current_folder") from error
 
 
 def replace_former_options(arguments: Sequence[str]) -> list[str]:

@@ -132,9 +132,9 @@ def atomic_directory(path: Path) -> Generator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes that no longer run left half-written in a folder more than a day ago.
 
-    Only files and folders under the hidden names of this module. A process looks through a folder once. The age protects
-    what a process on another machine is writing, the process what is being written while a clock jumps. Nothing is
-    raised: what stays is tried again by the next process.
+    Only files and folders under the hidden names of this module. A process looks through a folder once. The age
+    protects what a process on another machine is writing, the process what is being written while a clock jumps.
+    Nothing is raised: what stays is tried again by the next process.
     """
     if folder in _cleaned:
         return
