@@ -49,8 +49,8 @@ def measure(bundle: str, images: int, steps: int, every: int, threads: int | Non
     with tempfile.TemporaryDirectory() as folder:
         for number in range(1, images + 1):
             prompt = f"{_subject(pipe, number)} {PLACES[number % len(PLACES)]} {number}"
-            more = {"width": 48, "height": 64} if number % 10 == 0 else {}
-            output = pipe(prompt, seed=number, steps=steps, **more)
+            width, height = (48, 64) if number % 10 == 0 else (None, None)
+            output = pipe(prompt, seed=number, steps=steps, width=width, height=height)
             output.save(Path(folder) / "image.png", overwrite=True)
             if number % every == 0:
                 readings.append(_reading(number))

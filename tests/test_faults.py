@@ -87,12 +87,12 @@ def test_many_lines_are_read(tmp_path: Path) -> None:
 
 
 def test_nothing_is_lost_by_kill_9() -> None:
-    """A small share of `make torture`: renaming killed at each of its writes, and other commands at random moments."""
-    for words in ("--only rename --kills 0", "--no-writes --kills 10"):
+    """A small share of `make torture`: a removal killed at each of its writes, other commands at random moments."""
+    for words in ("--only rm --kills 0", "--no-writes --kills 6"):
         command = [sys.executable, str(TESTS / "torture.py"), "--world", "toy", "--seed", "1", *words.split()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and " 0 of " in done.stdout.splitlines()[-1], done.stdout + done.stderr
-        assert int(done.stdout.splitlines()[-1].split()[0]) > 5
+        assert int(done.stdout.splitlines()[-1].split()[0]) > 2
 
 
 # Disks

@@ -55,9 +55,11 @@ def test_a_signal_ends_with_its_code_and_leaves_nothing(
 
 
 def test_a_program_around_the_command_keeps_its_handlers() -> None:
+    def own(number: int, frame: object) -> None: ...
+
     before = signal.getsignal(signal.SIGTERM)
     try:
-        for handler in (signal.SIG_DFL, signal.SIG_IGN, lambda *_: None):
+        for handler in (signal.SIG_DFL, signal.SIG_IGN, own):
             signal.signal(signal.SIGTERM, handler)
             with interrupt_on_sigterm():
                 assert (signal.getsignal(signal.SIGTERM) is handler) == (handler is not signal.SIG_DFL)

@@ -267,14 +267,16 @@ def problems_of(world: World, place: Path, command: Command) -> Iterator[str]:
 
 def _unreadable(path: Path) -> str:
     from PIL import Image
-    from safetensors.numpy import load_file
 
+    safe_open: Any = import_module("safetensors").safe_open
     try:
         if path.suffix in (".png", ".gif"):
             with Image.open(path) as image:
                 image.load()
         elif path.suffix == ".safetensors":
-            load_file(path)
+            with safe_open(path, "numpy") as tensors:
+                for name in list(tensors.keys()):
+                    tensors.get_tensor(name)
     except Exception as error:
         return repr(error)
     return ""
@@ -284,8 +286,9 @@ def age_leftovers(place: Path) -> list[Path]:
     """Make what was left under hidden names two days old; returns it."""
     hidden = files._TEMPORARY  # pyright: ignore[reportPrivateUsage]
     left = [path for path in place.rglob(".*") if hidden.fullmatch(path.name)]
+    then = time.time() - 2 * DAY
     for path in left:
-        os.utime(path, (time.time() - 2 * DAY,) * 2, follow_symlinks=False)
+        os.utime(path, (then, then), follow_symlinks=False)
     return left
 
 
