@@ -8,6 +8,7 @@
 #   make test-cuda-device  ONNX Runtime's genuine CUDA provider on a device without a GPU; fetches its wheel (250 MB)
 #   make test-elsewhere  test-fast once more from "with space é/celebctl", a path with a space and a non-ASCII letter
 #   make test-resolve    what pip would install for every extra, on Python 3.11 to 3.13: one CUDA, one ONNX Runtime
+#   make torture  kill -9 at every write and at 200 random moments of every command that writes (half an hour); KILLS=20
 #   make check    ruff and pyright (strict)
 #   make docs     run the tutorial, write its images and the command reference, build the site in build/site
 #   make bench-likeness   24 unseen people, 3 seeds, ours and the published settings (ten minutes or more)
@@ -46,7 +47,7 @@ MODEL     ?=
 PHOTOS    ?=
 BUILD     := $(abspath build)
 
-.PHONY: help demo test test-fast fuzz test-wheel test-cuda-device test-elsewhere test-resolve check docs bench-likeness bench-speed bench-gpu prove gpu clean
+.PHONY: help demo test test-fast fuzz torture test-wheel test-cuda-device test-elsewhere test-resolve check docs bench-likeness bench-speed bench-gpu prove gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -110,6 +111,10 @@ test-elsewhere: $(READY)
 test-resolve: $(READY)
 	"$(BIN)/python" -m pytest -q -m resolve tests/test_resolve.py
 
+KILLS ?= 200
+torture: $(READY)
+	OMP_NUM_THREADS=1 "$(BIN)/python" tests/torture.py --kills "$(KILLS)"
+
 check: $(READY)
 	"$(BIN)/ruff" check .
 	"$(BIN)/pyright" --pythonpath "$(BIN)/python"
@@ -117,6 +122,7 @@ check: $(READY)
 docs: $(READY)
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	"$(BIN)/python" docs/generate_cli.py
+	"$(BIN)/python" docs/generate_faults.py
 	"$(BIN)/python" docs/build_tutorial.py
 	"$(BIN)/python" -m mkdocs build --strict
 

@@ -19,14 +19,14 @@ import contextlib
 import difflib
 import hashlib
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from celebctl_models.checkpoints.known_models import KNOWN
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, NotFoundError, UsageError
-from celebctl_runtime.files import atomic_write, translate_os_errors
+from celebctl_runtime.files import atomic_write, remove_leftovers, translate_os_errors
 from celebctl_runtime.identity import Identity, check_key, check_name
 from celebctl_runtime.paths import data_root, expanded
 from celebctl_runtime.private_files import OWNER_ONLY, keep_private, make_folder
@@ -173,22 +173,37 @@ class Library:
         entry = self.find(name, model_key)
         with self.reserve([entry.name], entry.model_key), translate_os_errors(entry.path):
             self._remove_face_references(entry.path)
-            self._path(entry.name, entry.model_key).unlink(missing_ok=True)
+            # The identity last: as long as it is there, an interrupted call can be repeated.
             for checkpoint in self.checkpoint([entry.name], entry.model_key).parent.glob("*.checkpoint"):
                 if entry.name in checkpoint.stem.split("+"):
                     checkpoint.unlink(missing_ok=True)
+            self._path(entry.name, entry.model_key).unlink(missing_ok=True)
         return entry.path
 
-    def rename(self, old: str, new: str, model_key: str | None = None) -> Path:
-        """Rename an identity; returns the new file. Raises as `find` and `save`; a crash may leave both names."""
+    def rename(
+        self, old: str, new: str, model_key: str | None = None, copied: Callable[[Identity], object] | None = None
+    ) -> Path:
+        """Rename an identity; returns the new file. Raises as `find` and `save`.
+
+        A crash may leave both names; then the same call finishes what it began.
+
+        Args:
+            old: The present name.
+            new: The new one.
+            model_key: Of the identity's model, when `old` exists for several.
+            copied: Called with the identity under its new name while both names exist, for what else knows the old one.
+        """
         entry = self.find(old, model_key)
         wanted = check_name(new)
         if wanted == entry.name:
             raise UsageError(f"the name is already {wanted!r}", "choose a different name")
         with self.reserve([entry.name, wanted], entry.model_key), translate_os_errors(entry.path):
-            self.require_free([wanted], entry.model_key)
-            path = self._path(wanted, entry.model_key)
-            entry.load().renamed(wanted).save(path)
+            path, identity = self._path(wanted, entry.model_key), entry.load().renamed(wanted)
+            if not _is_copy(path, identity):
+                self.require_free([wanted], entry.model_key)
+                identity.save(path)
+            if copied is not None:
+                copied(identity)
             entry.path.unlink(missing_ok=True)
         return path
 
@@ -223,6 +238,8 @@ class Library:
                         raise BusyError(
                             f"another process is working on {name!r}", "wait until it ends, or use another name"
                         ) from None
+            for folder in (self.root, *self.root.glob("*/"), *self.root.glob("*/*/")):
+                remove_leftovers(folder)
             yield
 
     def checkpoint(self, names: Sequence[str], model_key: str) -> Path:
@@ -315,6 +332,14 @@ def _is_identity_file(path: Path) -> bool:
     try:
         return path.suffix == SUFFIX and check_name(path.stem) == path.stem and path.is_file()
     except UsageError:
+        return False
+
+
+def _is_copy(path: Path, identity: Identity) -> bool:
+    """Whether a file holds this identity and nothing else."""
+    try:
+        return path.is_file() and Identity.load(path) == identity
+    except IntegrityError:
         return False
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +129,66 @@ def test_a_failing_rename_puts_the_old_directory_back(tmp_path: Path, monkeypatc
     with pytest.raises(SetupError), atomic_directory(target) as temporary:
         (temporary / "new").touch()
     assert names(tmp_path) == ["bundle"] and names(target) == ["old"]
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def leftover(folder: Path, name: str, days: float) -> Path:
+    """A file, or for a name that ends in a number a folder with a file in it, of some age."""
+    path = folder / name
+    if path.suffix in (".png", ".txt"):
+        path.write_bytes(b"half")
+    else:
+        path.mkdir()
+        (path / "step.onnx").write_bytes(b"half")
+    then = time.time() - days * 86_400
+    os.utime(path, (then, then))
+    return path
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path, dead: int) -> None:
+    kept = {
+        leftover(tmp_path, f".young.{dead}-0123abcd.png", 0.9).name,
+        leftover(tmp_path, f".future.{dead}-0123abcd.png", -400).name,
+        leftover(tmp_path, f".running.{os.getpid()}-0123abcd.png", 2).name,
+        leftover(tmp_path, f"visible.{dead}-0123abcd.png", 2).name,
+        leftover(tmp_path, f".other.{dead}-0123abc.png", 2).name,
+    }
+    leftover(tmp_path, f".old.{dead}-0123abcd.png", 1.1)
+    atomic_write(tmp_path / "a.txt", b"")
+    assert set(names(tmp_path)) == {*kept, "a.txt"}
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path, dead: int) -> None:
+    leftover(tmp_path, f".bundle.{dead}-0123abcd", 2)
+    with atomic_directory(tmp_path / "bundle") as temporary:
+        assert set(names(tmp_path)) == {temporary.name}
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_a_folder_is_looked_through_once(tmp_path: Path, dead: int) -> None:
+    atomic_write(tmp_path / "a.txt", b"")
+    late = leftover(tmp_path, f".late.{dead}-0123abcd.txt", 2)
+    atomic_write(tmp_path / "a.txt", b"")
+    assert late.exists()
+
+
+def test_a_leftover_that_is_a_link_loses_the_link_only(tmp_path: Path, dead: int) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "folder" / f".bundle.{dead}-0123abcd"
+    link.symlink_to(outside)
+    os.utime(link, (0, 0), follow_symlinks=False)
+    atomic_write(tmp_path / "folder" / "a.txt", b"")
+    assert names(tmp_path / "folder") == ["a.txt"] and names(outside) == ["kept"]
 
 
 def test_sha256_of_a_file_and_of_its_beginning(tmp_path: Path) -> None:

@@ -97,6 +97,57 @@ def test_rename_keeps_the_numbers(library: Library) -> None:
     assert library.load("carol") == person("carol", 3)
 
 
+def test_an_interrupted_rename_can_be_repeated(library: Library) -> None:
+    library.save(person("alice"))
+    library.save(person("zoe", 5))
+
+    def stop(_: Identity) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        library.rename("alice", "bob", copied=stop)
+    assert library.names() == ["alice", "bob", "zoe"]
+    seen: list[Identity] = []
+    library.rename("alice", "bob", copied=seen.append)
+    assert library.names() == ["bob", "zoe"] and seen == [person("bob")]
+    with pytest.raises(UsageError):
+        library.rename("bob", "zoe", copied=stop)
+
+
+def test_an_interrupted_removal_can_be_repeated(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.save(person("alice"))
+    checkpoint = library.checkpoint(["alice"], MODEL_KEY)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"numbers")
+
+    def stop(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".safetensors":
+            raise KeyboardInterrupt
+        os.unlink(path)  # noqa: PTH108
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", stop)
+        library.remove("alice")
+    assert library.names() == ["alice"] and not checkpoint.exists()
+    library.remove("alice")
+    assert library.names() == []
+
+
+def test_a_change_cleans_all_folders_of_the_library(library: Library) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    old = [
+        library.root / place / f".x.{process.pid}-0123abcd.pem"
+        for place in ("", "bundles", "bundles/mini-0123abcd", "cache")
+    ]
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 0))
+    library.save(person("alice"))
+    assert not any(path.exists() for path in old)
+
+
 def test_a_file_renamed_by_hand_answers_to_its_new_name(library: Library) -> None:
     path = library.save(person("alice"))
     path.rename(path.with_name("zoe.safetensors"))

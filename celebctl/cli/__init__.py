@@ -6,6 +6,7 @@ needs them, so that `celebctl --help` is fast.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 #: Former names of options, still valid, by command; "" holds for every command. As `app.FORMER_COMMANDS`.
 FORMER_OPTIONS: dict[str, dict[str, str]] = {
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (default: the process's arguments) and return its exit code.
 
     0 success, 1 bug, 2 usage, 3 invalid input, 4 not found, 5 integrity, 6 environment, 7 policy, 8 partial,
-    9 busy, 130 interrupted.
+    9 busy, 130 interrupted, 143 terminated (SIGTERM).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["-V"]):
@@ -29,20 +30,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"celebctl {__version__}\n")
         return 0
     from .console import CliConsole
+    from .termination import TERMINATED, interrupt_on_sigterm
 
     console, arguments = CliConsole.from_argv(arguments)
-    with console.show_log():
+    with console.show_log(), interrupt_on_sigterm() as received:
         try:
+            require_current_folder()
             from .app import app
 
             arguments = replace_former_options(arguments) or ["--help"]
-            return int(app(arguments, prog_name="celebctl", standalone_mode=False, obj=console) or 0)
-        except SystemExit:
-            raise
+            code = int(app(arguments, prog_name="celebctl", standalone_mode=False, obj=console) or 0)
         except BaseException as error:  # a panic of a library in Rust is no Exception
             from .error_handling import report_error
 
-            return report_error(error, console)
+            code = report_error(error, console)
+        return TERMINATED if received else code
+
+
+def require_current_folder() -> None:
+    """Raise SetupError when the current folder was removed: paths mean nothing there, and libraries fail to load."""
+    from celebctl_runtime.errors import SetupError
+
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        problem, hint = "the current folder does not exist any more", "change to another folder"
+        raise SetupError(problem, hint, reason="no_current_folder") from error
 
 
 def replace_former_options(arguments: Sequence[str]) -> list[str]:

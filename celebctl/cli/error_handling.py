@@ -32,6 +32,8 @@ def report_error(error: BaseException, console: CliConsole) -> int:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         console.error("interrupted", "interrupted")
         return INTERRUPTED
+    if isinstance(error, SystemExit):  # Typer's way to end when help cannot be written
+        error = error.__context__ or error
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return 0  # the reader closed the pipe (| head)
     if isinstance(error, MemoryError):

@@ -112,12 +112,14 @@ def rename(ctx: typer.Context, old: options.Person, new: options.Person, model_k
     console = ctx.ensure_object(CliConsole)
     library = Library()
     entry = library.find(old, model_key)
-    path = library.rename(old, name_person(new), entry.model_key)
-    identity = library.load(path.stem, entry.model_key)
-    for bundle in bundles_of(library, entry.model_key):
-        if entry.name in bundle.manifest.identities:
-            bundle.remove(entry.name)
-            add_people(bundle, [identity])
+
+    def rename_in_bundles(identity: "Identity") -> None:
+        for bundle in bundles_of(library, entry.model_key):
+            if entry.name in bundle.manifest.identities:
+                bundle.remove(entry.name)
+                add_people(bundle, [identity])
+
+    path = library.rename(old, name_person(new), entry.model_key, rename_in_bundles)
     console.info(f"renamed {entry.name} to {path.stem}")
     facts = {"old": entry.name, "name": path.stem, "model_key": entry.model_key, "path": str(path)}
     console.output([str(path)], facts)

@@ -2,7 +2,8 @@
 
 A file or folder is written under a hidden name beside its destination, flushed to the disk and renamed, so a reader
 sees either the old content or the new. A full disk, a read-only file system or a missing permission becomes a
-:class:`SetupError`, and the old content stays. Modes are those of private_files.py.
+:class:`SetupError`, and the old content stays. Modes are those of private_files.py. What a killed process leaves under a
+hidden name is removed by the first process that writes to the same folder a day later.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
@@ -38,6 +41,9 @@ _WRITE_ERRORS = {
 }
 _OTHER_WRITE_ERROR = ("not_writable", "choose another folder, and check the disk")
 MAX_FILE = 256 << 20  # bytes read at once from a file of unknown origin
+_TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)  # what _temporary_path makes; the process
+_LEFTOVER_AGE = 86_400.0  # seconds
+_cleaned: set[Path] = set()  # folders that this process has looked through
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -94,6 +100,7 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object], *, overw
         make_folder(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
+        remove_leftovers(path.parent)
         try:
             if isinstance(content, bytes):
                 temporary.write_bytes(content)
@@ -125,6 +132,7 @@ def atomic_directory(path: Path) -> Generator[Path]:
     temporary = _temporary_path(path)
     with translate_os_errors(path):
         make_folder(temporary)
+        remove_leftovers(path.parent)
         try:
             yield temporary
             for written in temporary.rglob("*"):
@@ -137,6 +145,29 @@ def atomic_directory(path: Path) -> Generator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         flush_directory(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that no longer run left half-written in a folder more than a day ago.
+
+    Only files and folders under the hidden names of this module. A process looks through a folder once. The age
+    protects what a process on another machine is writing, the process what is being written while a clock jumps.
+    Nothing is raised: what stays is tried again by the next process.
+    """
+    if folder in _cleaned:
+        return
+    _cleaned.add(folder)
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or _is_running(int(match[1])):
+                continue
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime < _LEFTOVER_AGE:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def regular_path(folder: Path, name: str) -> Path:
@@ -279,6 +310,19 @@ def _rename_new(temporary: Path, path: Path) -> None:
 def _temporary_path(path: Path) -> Path:
     # Writers such as Pillow read the format from the suffix.
     return path.with_name(f".{path.stem[:64]}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is a process of this number. Windows cannot tell without ending it: there, the age decides."""
+    if os.name == "nt":
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _flush_file(path: Path) -> None:
