@@ -8,7 +8,7 @@
 #   make test-cuda-device  ONNX Runtime's genuine CUDA provider on a device without a GPU; fetches its wheel (250 MB)
 #   make test-elsewhere  test-fast once more from "with space é/celebctl", a path with a space and a non-ASCII letter
 #   make test-resolve    what pip would install for every extra, on Python 3.11 to 3.13: one CUDA, one ONNX Runtime
-#   make torture  kill -9 at every write and at 200 random moments of every command that writes (half an hour); KILLS=20
+#   make torture  kill -9 at every write and at 200 random moments of every command that writes (an hour); KILLS=20
 #   make check    ruff and pyright (strict)
 #   make docs     run the tutorial, write its images and the command reference, build the site in build/site
 #   make bench-likeness   24 unseen people, 3 seeds, ours and the published settings (ten minutes or more)

@@ -2,8 +2,8 @@
 
 A file or folder is written under a hidden name beside its destination, flushed to the disk and renamed, so a reader
 sees either the old content or the new. A full disk, a read-only file system or a missing permission becomes a
-:class:`SetupError`, and the old content stays. Modes are those of private_files.py. What a killed process leaves under a
-hidden name is removed by the first process that writes to the same folder a day later.
+:class:`SetupError`, and the old content stays. Modes are those of private_files.py. What a killed process leaves under
+a hidden name is removed by the first process that writes to the same folder a day later.
 """
 
 from __future__ import annotations
