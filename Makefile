@@ -86,7 +86,7 @@ test-wheel: $(READY)
 	"$(PYTHON)" -m venv "$$work/venv"; \
 	"$$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check '$(TORCH)'; \
 	for wheel in "$$work"/celebctl-*.whl; do \
-	  "$$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$$wheel[learn,export,cpu]"; done; \
+	  "$$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$$wheel[learn,export,cpu,provenance]"; done; \
 	"$$work/venv/bin/python" -c 'import cv2' 2>/dev/null || { \
 	  "$$work/venv/bin/python" -m pip uninstall --quiet --yes opencv-python; \
 	  "$$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check opencv-python-headless; }; \
@@ -167,7 +167,7 @@ $(READY): pyproject.toml
 	{ echo 'celebctl needs Python 3.11 or newer: make PYTHON=python3.12 ...' >&2; exit 6; }
 	"$(PYTHON)" -m venv "$(VENV)"
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check '$(TORCH)'
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[learn,export,cpu,eval,dev]'
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable '.[learn,export,cpu,eval,provenance,dev]'
 	@"$(BIN)/python" -c 'import cv2' 2>/dev/null || { \
 	echo 'no desktop libraries here: using opencv-python-headless' >&2; \
 	"$(BIN)/python" -m pip uninstall --quiet --yes opencv-python; \
