@@ -135,7 +135,7 @@ CASES: dict[str, tuple[Case, ...]] = {
             "gen_command::test_an_unknown_name_in_brackets_is_code_4_with_a_suggestion",
         ),
         _case(
-            30, "a prompt over 75 tokens", "the cut is reported, people are kept", "0",
+            30, "a prompt that is too long for its windows", "the cut is reported, people are kept", "0",
             "tokenizer::test_people_are_kept_when_text_is_dropped gen_command::test_text_that_does_not_fit_is_reported",
         ),
         _case(
