@@ -50,7 +50,7 @@ def animate(
     likeness: options.Likeness = None,
     layout: options.Layout = None,
     size: Annotated[str | None, typer.Option("--size", help="Pixels drawn, before enlarging: WxH or N.")] = None,
-    scale: Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")] = None,
+    scale: Annotated[int | None, typer.Option("--scale", help="Enlarge by this factor.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -68,7 +68,7 @@ def build(
         bool, typer.Option("--check-by-rendering", help="Draw every name; keep those the model has a face for.")
     ] = False,
     faces: Annotated[
-        bool, typer.Option("--faces", help="Draw every name, and initialize learning from their faces.")
+        bool, typer.Option("--faces", help="Draw every name, and start learning from their faces.")
     ] = False,
     model: options.Model = None,
     prediction: options.Prediction = None,

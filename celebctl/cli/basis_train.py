@@ -28,7 +28,7 @@ def train(
     low_memory: options.LowMemory = False,
     force: options.Force = False,
 ) -> None:
-    """Train the mapper that initializes `learn` and is all of `learn --instant`.
+    """Train the mapper that `learn` starts from and `learn --instant` uses alone.
 
     Needs photos only, of several hundred people or more. Some of them are held out for validation.
     """

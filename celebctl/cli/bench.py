@@ -22,7 +22,7 @@ Variants = Annotated[
     bool,
     typer.Option(
         "--variants",
-        help="Also without the graphs' optimized forms for ONNX Runtime; on CUDA also without CUDA graphs and with"
+        help="Also without the graphs' optimised forms for ONNX Runtime; on CUDA also without CUDA graphs and with"
         " channels-last layout; of OpenVINO also in bfloat16.",
     ),
 ]

@@ -18,7 +18,7 @@ def use(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Known name, diffusers folder, .safetensors or hub id.", show_default="show the current one"
+            help="Known name, diffusers folder, checkpoint file or Hub id.", show_default="show the current one"
         ),
     ] = None,
 ) -> None:

@@ -57,7 +57,7 @@ def download(
     target: Annotated[
         str,
         typer.Argument(
-            help="Known model, hub id, or face models: buffalo_l, antelopev2, yunet_sface.", metavar="MODEL"
+            help="Known model, Hub id, or face models: buffalo_l, antelopev2, yunet_sface.", metavar="MODEL"
         ),
     ],
     source: Annotated[

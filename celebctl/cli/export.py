@@ -69,7 +69,7 @@ def export(
     trt: Annotated[bool, typer.Option("--trt", help="Also build TensorRT engines for this machine's GPU.")] = False,
     engine: Annotated[
         list[str] | None,
-        typer.Option("--engine", help="With --trt: a size to optimize for, batch x height x width.", metavar="BxHxW"),
+        typer.Option("--engine", help="With --trt: a size to optimise for, batch x height x width.", metavar="BxHxW"),
     ] = None,
     no_dynamic: Annotated[
         bool, typer.Option("--no-dynamic", help="With --trt: no engines for the sizes around the native one.")

@@ -24,8 +24,8 @@ def forget(
 ) -> None:
     """Remove every trace of a person: identities, rows in bundles, checkpoints, contact sheets in the library.
 
-    Afterwards all files of the library are searched for the person's numbers. Images, copies and backups elsewhere
-    are out of reach. Exit code 5: the numbers are still in a file, which is named.
+    Afterwards all files of the library are searched for the person's embedding. Images, copies and backups elsewhere
+    are out of reach. Exit code 5: the embedding is still in a file, which is named.
     """
     from celebctl.forgetting import Forgotten, find_traces
     from celebctl.forgetting import forget as forget_person

@@ -58,7 +58,7 @@ def gen(
         Path | None,
         typer.Option(
             "--mask",
-            help="With --from: change only what is white in this image of greys (inpainting).",
+            help="With --from: change only what is white in this greyscale image (inpainting).",
             metavar="MASK",
             show_default="the transparent parts of SOURCE",
         ),
@@ -87,7 +87,10 @@ def gen(
         ),
     ] = None,
     best_of: Annotated[
-        int, typer.Option("--best-of", help="Of so many images keep the one most like its people.", metavar="N")
+        int,
+        typer.Option(
+            "--best-of", help="Of N images, keep the one whose people look most like themselves.", metavar="N"
+        ),
     ] = 1,
     face_models: options.FaceModels = None,
     scale: options.Scale = None,

@@ -82,7 +82,7 @@ MaskBlur = Annotated[
         show_default="1/128 of the shorter side",
     ),
 ]
-Scale = Annotated[int | None, typer.Option("--scale", help="Enlarge so many times.")]
+Scale = Annotated[int | None, typer.Option("--scale", help="Enlarge by this factor.")]
 ImageOut = Annotated[
     Path | None,
     typer.Option(

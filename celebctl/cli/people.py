@@ -102,7 +102,12 @@ def _write_card(
     console.info(f"identity card: {path}")
 
 
-def rename(ctx: typer.Context, old: options.Person, new: options.Person, model_key: options.ForModel = None) -> None:
+def rename(
+    ctx: typer.Context,
+    old: options.Person,
+    new: Annotated[str, typer.Argument(help="The new name.", metavar="NEW")],
+    model_key: options.ForModel = None,
+) -> None:
     """Rename a person, in the library and in its bundles."""
     from celebctl.bundles import add_people, bundles_of
     from celebctl.library import Library

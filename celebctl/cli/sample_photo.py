@@ -20,7 +20,7 @@ def sample_photo(
     size: Annotated[int, typer.Option("--size", help="Side in pixels.")] = 512,
     force: options.Force = False,
 ) -> None:
-    """Draw a new cartoon person, as the model mini knows them."""
+    """Draw a photo of a new person of mini's drawn world."""
     from celebctl.library import Library
     from celebctl_runtime.errors import UsageError
     from celebctl_runtime.files import refuse_existing
