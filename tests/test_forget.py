@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from bundle_fakes import make_identity
@@ -80,7 +81,7 @@ def test_rows_that_a_killed_process_left_in_a_bundle_are_zeroed(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Bundle, "_zero_pending", lambda bundle: None)
+        patch.setattr(Bundle, "_zero_pending", Mock())
         Bundle.open(library.bundles()[0]).remove("alice")
     assert "bundle rows" in {trace.kind for trace in forget(library, "alice").removed}
 

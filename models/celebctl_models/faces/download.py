@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, NotFoundError, SetupError
 from celebctl_runtime.files import sha256_file, translate_os_errors
@@ -127,10 +127,18 @@ def _append(url: str, part: Path, have: int, size: int, progress: ProgressCallba
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but none from https to another scheme."""
 
-    def redirect_request(self, req: urllib.request.Request, *response: Any) -> urllib.request.Request | None:
-        """As urllib calls it, the new address last."""
-        require_https(req.full_url, str(response[-1]))
-        return super().redirect_request(req, *response)
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """The request for ``newurl``, as urllib asks for it. Raises SetupError."""
+        require_https(req.full_url, newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def require_https(url: str, target: str) -> None:
