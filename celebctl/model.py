@@ -485,7 +485,8 @@ class Model:
         if tiny is not None:
             check_tiny_autoencoder(tiny, parts)
             parts = replace(parts, vae=tiny)
-        parts = fuse_loras(parts, loras)
+        if loras:
+            parts = fuse_loras(parts, loras)
         settings = ExportOptions(options.get("spare_rows"), dtype, average_embeddings(parts, self.library))
         return export_bundle(parts, people, Path(path), settings, progress)
 
