@@ -20,12 +20,11 @@ from celebctl.bundles import model_key_of
 from celebctl.library import SUFFIX, Library, check_model_key
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError
-from celebctl_runtime.files import translate_os_errors
+from celebctl_runtime.files import TEMPORARY, translate_os_errors
 from celebctl_runtime.identity import Identity, check_name
 
 Kind = Literal["identity", "bundle rows", "checkpoint", "contact sheet", "interrupted write", "lock"]
 
-_TEMPORARY = re.compile(r"\..*\.(\d+)-[0-9a-f]{8}(\.\w+)?")  # as celebctl_runtime.files names unfinished files
 _WRITTEN = ("identities", "checkpoints", "sheets", "bundles")  # the areas that hold people
 _OLD = 86_400.0  # seconds after which an unfinished file is abandoned, whatever process has its number now
 
@@ -154,7 +153,7 @@ def _holds(bundle: Bundle, name: str, model_key: str | None) -> bool:
 
 def _abandoned(path: Path) -> bool:
     """Whether a file or folder was being written by a process that has ended."""
-    found = _TEMPORARY.fullmatch(path.name)
+    found = TEMPORARY.fullmatch(path.name)
     if found is None:
         return False
     if time.time() - path.lstat().st_mtime > _OLD:
@@ -162,7 +161,7 @@ def _abandoned(path: Path) -> bool:
     if os.name != "posix":
         return False  # a signal would end the process
     try:
-        os.kill(int(found[1]), 0)
+        os.kill(int(found["process"]), 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:

@@ -30,7 +30,7 @@ def library(tmp_path: Path) -> Library:
         library.root / "sheets" / "alicia-sheet.png",
         library.checkpoint(["bob", "alice"], MODEL_KEY),
         library.checkpoint(["bob"], MODEL_KEY),
-        library.root / "identities" / MODEL_KEY / f".alice.{DEAD}-0123abcd.safetensors",
+        library.root / "identities" / MODEL_KEY / f".alice.celebctl-{DEAD}-0123abcd.safetensors",
         library.root / "cache" / "basis.safetensors",
     ):
         path.parent.mkdir(parents=True, exist_ok=True)

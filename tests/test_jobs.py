@@ -209,11 +209,11 @@ def test_what_is_missing_or_has_changed_is_drawn(pipe: Pipeline) -> None:
     names, journal = list(complete), Path("out", FILE_NAME)
     (Path("out") / names[0]).unlink()
     journal.write_bytes(journal.read_bytes()[:-30])  # as torn by a crash, after the image was written
-    Path("out", ".0001-alice-6.123-0a1b2c3d.png").write_text("half")  # as left by one
-    Path("out", ".mine.123-0a1b2c3d.png").write_text("mine")
+    Path("out", ".0001-alice-6.celebctl-123-0a1b2c3d.png").write_text("half")  # as left by one
+    Path("out", ".mine.celebctl-123-0a1b2c3d.png").write_text("mine")
     assert sorted(statuses(pipe.run(JOBS, "out"))) == ["drawn", "kept", "kept"]
     assert images(Path("out")) == complete and statuses(pipe.run(JOBS, "out")) == ["kept"] * 3
-    assert [path.name for path in Path("out").glob(".*.png")] == [".mine.123-0a1b2c3d.png"]
+    assert [path.name for path in Path("out").glob(".*.png")] == [".mine.celebctl-123-0a1b2c3d.png"]
     journal.unlink()  # the recipes in the images suffice
     assert statuses(pipe.run(JOBS, "out", seed=1)) == ["kept"] * 3
     assert statuses(pipe.run([*JOBS, {"prompt": "chess", "seed": 1, "steps": 2}], "out"))[-2:] == ["kept", "drawn"]

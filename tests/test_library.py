@@ -137,7 +137,7 @@ def test_a_change_cleans_all_folders_of_the_library(library: Library) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     old = [
-        library.root / place / f".x.{process.pid}-0123abcd.pem"
+        library.root / place / f".x.celebctl-{process.pid}-0123abcd.pem"
         for place in ("", "bundles", "bundles/mini-0123abcd", "cache")
     ]
     for path in old:
