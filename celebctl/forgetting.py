@@ -23,9 +23,9 @@ from celebctl_runtime.errors import CelebctlError
 from celebctl_runtime.files import TEMPORARY, translate_os_errors
 from celebctl_runtime.identity import Identity, check_name
 
-Kind = Literal["identity", "bundle rows", "checkpoint", "contact sheet", "interrupted write", "lock"]
+Kind = Literal["identity", "face reference", "bundle rows", "checkpoint", "contact sheet", "interrupted write", "lock"]
 
-_WRITTEN = ("identities", "checkpoints", "sheets", "bundles")  # the areas that hold people
+_WRITTEN = ("identities", "checkpoints", "sheets", "bundles", "cache")  # the areas that hold people
 _OLD = 86_400.0  # seconds after which an unfinished file is abandoned, whatever process has its number now
 
 
@@ -34,9 +34,10 @@ class Trace:
     """Something that is stored of a person.
 
     Attributes:
-        kind: "identity"; "bundle rows": those in the bundle at ``path``; "checkpoint" of interrupted learning; "contact
-            sheet", which shows the photo; "interrupted write": an unfinished file of a killed process, of any person;
-            "lock": an empty file with their name.
+        kind: "identity"; "face reference": what the person is recognised by in drawn images; "bundle rows": those in
+            the bundle at ``path``; "checkpoint" of interrupted learning; "contact sheet", which shows the photo;
+            "interrupted write": an unfinished file of a killed process, of any person; "lock": an empty file with
+            their name.
         path: The file or folder.
     """
 
@@ -89,8 +90,12 @@ def find_traces(library: Library, name: str, bundles: Sequence[Path] = (), model
     checkpoints = (root / "checkpoints").glob(f"{key}/*.checkpoint")
     traces += [Trace("checkpoint", path) for path in checkpoints if wanted in path.stem.split("+")]
     opened = [*_bundles_in(library), *(Bundle.open(path, verify="none") for path in bundles)]
-    traces += [Trace("bundle rows", one.path) for one in opened if _holds(one, wanted, model_key)]
-    identities = (root / "identities").glob(f"{key}/{wanted}{SUFFIX}")
+    holding = [bundle for bundle in opened if _holds(bundle, wanted, model_key)]
+    identities = list((root / "identities").glob(f"{key}/{wanted}{SUFFIX}"))
+    digests = {person.digest for person in _readable(identities)}
+    digests |= {bundle.manifest.identities[wanted].digest for bundle in holding if wanted in bundle.manifest.identities}
+    traces += [Trace("face reference", path) for digest in sorted(digests) for path in library.face_references(digest)]
+    traces += [Trace("bundle rows", bundle.path) for bundle in holding]
     traces += [Trace("identity", path) for path in identities]
     return traces + [Trace("lock", path) for path in (root / "locks").glob(f"{key}.{wanted}.lock")]
 
@@ -128,10 +133,13 @@ def forget(library: Library, name: str, bundles: Sequence[Path] = (), model_key:
             held.enter_context(library.reserve([wanted], key))
         traces = find_traces(library, wanted, bundles, model_key)
         people = _readable(trace.path for trace in traces if trace.kind == "identity")
+        features = _features(trace.path for trace in traces if trace.kind == "face reference")
         derived = _mixed_from(library, wanted)
         for trace in traces:
             _remove(trace, wanted)
         patterns = {pattern for person in people for pattern in _patterns(person)}
+        if patterns:
+            patterns.update(features)
         files = list(_files_in([library.root, *bundles])) if patterns else []
         left = [path for path in files if _contains(path, patterns)]
         size = sum(path.stat().st_size for path in files)
@@ -215,6 +223,16 @@ def _patterns(person: Identity) -> Iterator[bytes]:
     with np.errstate(over="ignore"):
         for array in person.embeddings:
             yield from (half.tobytes() for half in array.astype("<f2") if half.any())
+
+
+def _features(paths: Iterable[Path]) -> list[bytes]:
+    """The numbers in face references; a damaged one is removed all the same."""
+    features: list[bytes] = []
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            feature = np.load(path, allow_pickle=False)
+            features += [feature.tobytes()] if feature.any() else []
+    return features
 
 
 def _files_in(folders: Iterable[Path]) -> Iterator[Path]:

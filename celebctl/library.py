@@ -288,11 +288,14 @@ class Library:
         """The file of what a drawn person's face is recognised by; both arguments are hexadecimal digests."""
         return self._place("cache", "face-references", f"{digest[:32]}-{settings[:32]}.npy")
 
+    def face_references(self, digest: str) -> list[Path]:
+        """The files of `face_reference` of one person, sorted."""
+        return sorted((self.root / "cache" / "face-references").glob(f"{digest[:32]}-*.npy"))
+
     def _remove_face_references(self, identity: Path) -> None:
         """Delete what a person is recognised by; nothing for a file that is missing or damaged."""
         with contextlib.suppress(CelebctlError):
-            digest = Identity.load(identity).digest
-            for path in (self.root / "cache" / "face-references").glob(f"{digest[:32]}-*.npy"):
+            for path in self.face_references(Identity.load(identity).digest):
                 path.unlink(missing_ok=True)
 
     def _path(self, name: str, model_key: str) -> Path:

@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from bundle_fakes import make_identity
+from bundle_fakes import make_identity, write_bundle
 from console_fakes import MODEL_KEY, CommandLine, refused, toy_bundle
 from filelock import FileLock
 
@@ -14,7 +15,7 @@ from celebctl.library import Library
 from celebctl_runtime.bundle.bundle import Bundle
 
 DEAD = 2**22 + 1  # no Linux process has this number
-KINDS = ["interrupted write", "contact sheet", "checkpoint", "bundle rows", "identity"]
+KINDS = ["interrupted write", "contact sheet", "checkpoint", "face reference", "bundle rows", "identity"]
 
 
 @pytest.fixture
@@ -35,7 +36,16 @@ def library(tmp_path: Path) -> Library:
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(person_bytes(library) if path.name.startswith(".") else b"x")
+    for number, person in enumerate(people):
+        add_reference(library, person.digest, number)
     return library
+
+
+def add_reference(library: Library, digest: str, number: int) -> Path:
+    path = library.face_reference(digest, "0" * 64)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.full(512, number + 0.5, np.float32))
+    return path
 
 
 def person_bytes(library: Library, name: str = "alice") -> bytes:
@@ -74,6 +84,20 @@ def test_a_call_that_was_interrupted_is_repeated(library: Library, monkeypatch: 
             forget(library, "alice")
     assert forget(library, "alice").searched_files, "the identity is the last to go"
     assert not find_traces(library, "alice")
+
+
+def test_face_references_of_bundles_go_and_copies_are_found(library: Library) -> None:
+    bob = library.face_reference(library.load("bob").digest, "0" * 64)
+    other = library.face_reference(make_identity("alice", 7).digest, "0" * 64)
+    reference = library.face_references(library.load("alice").digest)[0]
+    copy = library.root / "copy.npy"
+    shutil.copy(reference, copy)
+    write_bundle(library.root / "bundles" / "other").add(make_identity("alice", 7))
+    add_reference(library, make_identity("alice", 7).digest, 7)
+    listed = [trace.path for trace in find_traces(library, "alice") if trace.kind == "face reference"]
+    assert sorted(listed) == sorted([reference, other])
+    assert forget(library, "alice").left == [copy]
+    assert bob.exists() and not other.exists() and not reference.exists()
 
 
 def test_rows_that_a_killed_process_left_in_a_bundle_are_zeroed(
