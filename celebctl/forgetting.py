@@ -83,13 +83,11 @@ def find_traces(library: Library, name: str, bundles: Sequence[Path] = (), model
     key = "*" if model_key is None else check_model_key(model_key)
     unfinished = [path for area in _WRITTEN for path in (root / area).rglob(".*") if _abandoned(path)]
     traces = [Trace("interrupted write", path) for path in unfinished]
-    in_sheet = re.compile(rf"(.*-)?{re.escape(wanted)}(-.*)?-sheet(-\d+)?\.png")
-    traces += [
-        Trace("contact sheet", path) for path in (root / "sheets").glob("*.png") if in_sheet.fullmatch(path.name)
-    ]
+    opened = [*_bundles_in(library), *(Bundle.open(path, verify="none") for path in bundles)]
+    known = {name for bundle in opened for name in bundle.names}
+    traces += [Trace("contact sheet", path) for path in library.sheets_of(wanted, known)]
     checkpoints = (root / "checkpoints").glob(f"{key}/*.checkpoint")
     traces += [Trace("checkpoint", path) for path in checkpoints if wanted in path.stem.split("+")]
-    opened = [*_bundles_in(library), *(Bundle.open(path, verify="none") for path in bundles)]
     holding = [bundle for bundle in opened if _holds(bundle, wanted, model_key)]
     identities = list((root / "identities").glob(f"{key}/{wanted}{SUFFIX}"))
     digests = {person.digest for person in _readable(identities)}

@@ -27,8 +27,8 @@ def library(tmp_path: Path) -> Library:
         library.save(person)
     toy_bundle(library, *people)
     for path in (
-        library.root / "sheets" / "alice-bob-sheet-2.png",
-        library.root / "sheets" / "alicia-sheet.png",
+        library.root / "sheets" / "alice+bob+sheet-2.png",
+        library.root / "sheets" / "alicia+sheet.png",
         library.checkpoint(["bob", "alice"], MODEL_KEY),
         library.checkpoint(["bob"], MODEL_KEY),
         library.root / "identities" / MODEL_KEY / f".alice.celebctl-{DEAD}-0123abcd.safetensors",
@@ -62,7 +62,7 @@ def test_every_trace_goes_and_others_stay(library: Library) -> None:
     done = forget(library, "Alice")
     assert [trace.kind for trace in done.removed if trace.kind != "lock"] == KINDS
     assert done.searched_files > 5 and done.searched_bytes > 1000
-    assert names_in(library) == {"alicia-sheet.png"}
+    assert names_in(library) == {"alicia+sheet.png"}
     assert not any(row in path.read_bytes() for path in library.root.rglob("*") if path.is_file())
     bundle = Bundle.open(library.bundles()[0], verify="full")
     assert bundle.names == ("bob",) and library.names() == ["bob"]
@@ -98,6 +98,55 @@ def test_face_references_of_bundles_go_and_copies_are_found(library: Library) ->
     assert sorted(listed) == sorted([reference, other])
     assert forget(library, "alice").left == [copy]
     assert bob.exists() and not other.exists() and not reference.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sheets"),
+    [
+        ("alice", {"alice+sheet.png", "bob+alice+sheet-2.png", "alice-sheet.png", "alice-alice-2-sheet-3.png"}),
+        ("alice-2", {"alice-2+sheet.png", "alice-2-sheet.png", "alice-alice-2-sheet-3.png", "alice-2-carol-sheet.png"}),
+        ("carol", {"alice-2-carol-sheet.png"}),
+    ],
+)
+def test_contact_sheets_of_similar_names_stay(tmp_path: Path, name: str, sheets: set[str]) -> None:
+    library = Library(tmp_path / "library")
+    others = {"alice+sheet.png", "bob+alice+sheet-2.png", "alice-sheet.png", "alice-alice-2-sheet-3.png"}
+    others |= {"alice-2+sheet.png", "alice-2-sheet.png", "malice-sheet.png", "alice-2-carol-sheet.png"}
+    (library.root / "sheets").mkdir(parents=True)
+    for sheet in others:
+        (library.root / "sheets" / sheet).touch()
+    for number, person in enumerate(("alice", "alice-2")):
+        library.save(make_identity(person, number))
+    assert {path.name for path in library.sheets_of(name)} == sheets
+
+
+def test_long_names_are_complete_in_the_name_of_a_sheet(tmp_path: Path) -> None:
+    library, names = Library(tmp_path / "library"), [letter * 32 for letter in "abcd"]
+    sheet = library.sheet(names)
+    sheet.parent.mkdir(parents=True)
+    sheet.touch()
+    assert [trace.path for trace in find_traces(library, names[3])] == [sheet]
+    assert library.sheet(names).name == f"{'+'.join(names)}+sheet-2.png"
+
+
+@pytest.mark.parametrize(
+    ("sheet", "renamed"),
+    [("alice+bob+sheet.png", "anna+bob+sheet-2.png"), ("carol-dave-alice-sheet.png", "carol-dave-anna-sheet.png")],
+)
+def test_nothing_of_a_renamed_person_stays(library: Library, sheet: str, renamed: str) -> None:
+    (library.root / "sheets" / sheet).touch()
+    library.rename("alice", "anna")
+    assert {path.name for path in library.sheets_of("anna")} == {"anna+bob+sheet.png", renamed}
+    assert not library.checkpoint(["bob", "alice"], MODEL_KEY).exists()
+    forget(library, "anna")
+    assert {path.name for path in (library.root / "sheets").iterdir()} == {"alicia+sheet.png"}
+    assert library.checkpoint(["bob"], MODEL_KEY).exists()
+
+
+def test_a_sheet_keeps_a_name_that_another_model_has(library: Library) -> None:
+    library.save(make_identity("alice", 7, table_hash="f" * 16))
+    library.rename("alice", "anna", MODEL_KEY)
+    assert library.sheets_of("alice") == library.sheets_of("anna") != []
 
 
 def test_rows_that_a_killed_process_left_in_a_bundle_are_zeroed(
