@@ -8,16 +8,17 @@ import mmap
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from celebctl.bundles import model_key_of
-from celebctl.library import SUFFIX, Library, check_model_key
+from celebctl.library import SUFFIX, Library, check_model_key, is_model_key
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError
 from celebctl_runtime.files import TEMPORARY, translate_os_errors
@@ -56,6 +57,7 @@ class Forgotten:
         searched_bytes: Their size.
         left: Files that have the numbers: of identities under other names, or of damaged bundles.
         derived: Names of identities mixed from the person, which are kept.
+        unsearched: Files and folders that could not be read.
     """
 
     removed: Sequence[Trace]
@@ -63,6 +65,17 @@ class Forgotten:
     searched_bytes: int
     left: Sequence[Path]
     derived: Sequence[str]
+    unsearched: Sequence[Path] = ()
+
+
+@dataclass
+class _Searched:
+    """What a search found: files searched and their size in bytes, those with the numbers, and those not readable."""
+
+    files: int = 0
+    size: int = 0
+    left: list[Path] = field(default_factory=list[Path])
+    unsearched: list[Path] = field(default_factory=list[Path])
 
 
 def find_traces(library: Library, name: str, bundles: Sequence[Path] = (), model_key: str | None = None) -> list[Trace]:
@@ -138,10 +151,8 @@ def forget(library: Library, name: str, bundles: Sequence[Path] = (), model_key:
         patterns = {pattern for person in people for pattern in _patterns(person)}
         if patterns:
             patterns.update(features)
-        files = list(_files_in([library.root, *bundles])) if patterns else []
-        left = [path for path in files if _contains(path, patterns)]
-        size = sum(path.stat().st_size for path in files)
-    return Forgotten(traces, len(files), size, left, derived)
+        found = _search([library.root, *bundles], patterns) if patterns else _Searched()
+    return Forgotten(traces, found.files, found.size, found.left, derived, found.unsearched)
 
 
 def _bundles_in(library: Library) -> Iterator[Bundle]:
@@ -182,7 +193,8 @@ def _model_keys(library: Library, name: str, model_key: str | None) -> list[str]
     root = library.root
     folders = [path for area in ("identities", "checkpoints") for path in (root / area).glob("*") if path.is_dir()]
     locks = (root / "locks").glob(f"*.{name}.lock")
-    return sorted({path.name for path in folders} | {path.name.partition(".")[0] for path in locks})
+    found = {path.name for path in folders} | {path.name.partition(".")[0] for path in locks}
+    return sorted(filter(is_model_key, found))
 
 
 def _readable(paths: Iterable[Path]) -> list[Identity]:
@@ -233,13 +245,30 @@ def _features(paths: Iterable[Path]) -> list[bytes]:
     return features
 
 
-def _files_in(folders: Iterable[Path]) -> Iterator[Path]:
+def _search(folders: Iterable[Path], patterns: set[bytes]) -> _Searched:
+    """Search every file below the folders; links are not followed."""
+    found = _Searched()
+
+    def skip(error: OSError) -> None:
+        found.unsearched.append(Path(error.filename))
+
     for folder in folders:
-        yield from (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        for place, _, names in os.walk(folder, onerror=skip):
+            for path in (Path(place, name) for name in sorted(names)):
+                try:
+                    status = path.lstat()
+                    if not stat.S_ISREG(status.st_mode):
+                        continue
+                    if status.st_size and _contains(path, patterns):
+                        found.left.append(path)
+                    found.files, found.size = found.files + 1, found.size + status.st_size
+                except FileNotFoundError:
+                    continue  # removed since the folder was listed
+                except OSError:
+                    found.unsearched.append(path)
+    return found
 
 
 def _contains(path: Path, patterns: Iterable[bytes]) -> bool:
-    if not path.stat().st_size:
-        return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return any(content.find(pattern) >= 0 for pattern in patterns)

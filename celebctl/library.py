@@ -60,9 +60,14 @@ def format_model_key(family: str, table_hash: str) -> str:
     return f"{check_key('a model family', family)}-{check_key('a table hash', table_hash)[:HASH_DIGITS]}"
 
 
+def is_model_key(name: str) -> bool:
+    """Whether the name of a folder could be a model key."""
+    return _MODEL_KEY.fullmatch(name) is not None
+
+
 def check_model_key(model_key: str) -> str:
     """`model_key`, when it could be one. Raises UsageError otherwise."""
-    if not _MODEL_KEY.fullmatch(model_key):
+    if not is_model_key(model_key):
         raise UsageError(
             f"{model_key[:80]!r} is not a model key",
             "Library().entries() has the model keys in use",
@@ -116,7 +121,7 @@ class Library:
         Raises UsageError for an invalid `model_key`.
         """
         place = self.root / "identities"
-        model_keys = [path.name for path in _listed(place) if _MODEL_KEY.fullmatch(path.name)]
+        model_keys = [path.name for path in _listed(place) if is_model_key(path.name)]
         if model_key is not None:
             model_keys = [name for name in model_keys if name == check_model_key(model_key)]
         files = [path for name in model_keys for path in _listed(place / name) if _is_identity_file(path)]

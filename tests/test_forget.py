@@ -1,7 +1,11 @@
 """forget: what is stored of a person goes, what is stored of others stays."""
 
+import errno
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +198,38 @@ def test_what_another_process_uses_is_left_alone(console: CommandLine) -> None:
     with FileLock(console.library.root / "locks" / f"{MODEL_KEY}.alice.lock"):
         refused(console("forget", "alice"), 9, "alice")
     assert console.library.names() == ["alice"]
+
+
+def test_a_file_that_cannot_be_read_is_reported(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    console.add_people("alice", "bob")
+    path, opened = console.library.find("bob").path, Path.open
+
+    def refuse(self: Path, *given: Any) -> Any:
+        if self == path:
+            raise PermissionError(errno.EACCES, "denied", str(self))
+        return opened(self, *given)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    result = console("forget", "alice", "--json")
+    assert result.code == 5 and result.document["unsearched"] == [str(path)] and str(path) in result.err
+    assert result.document["left"] == [] and console.library.names() == ["bob"]
+
+
+def test_a_folder_that_cannot_be_read_is_reported(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(folder: Path, onerror: Callable[[OSError], object]) -> list[Any]:
+        onerror(PermissionError(errno.EACCES, "denied", str(folder / "closed")))
+        return []
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert forget(library, "alice").unsearched == [library.root / "closed"]
+
+
+def test_stray_folders_do_not_stop_it(library: Library) -> None:
+    (library.root / "identities" / "old backup").mkdir()
+    (library.root / "locks").mkdir(exist_ok=True)
+    (library.root / "locks" / "old backup.alice.lock").touch()
+    forget(library, "alice")
+    assert library.names() == ["bob"]
 
 
 def test_a_damaged_identity_is_removed_without_a_search(console: CommandLine) -> None:
