@@ -314,10 +314,10 @@ class Library:
         atomic_write(self._origin(bundle), origin_of(model).encode(errors="surrogatepass"))
 
     def origin(self, bundle: Path) -> str | None:
-        """The model a bundle was exported from; None for a bundle copied here by other means."""
+        """The model a bundle was exported from; None for a bundle copied here by other means, or when damaged."""
         try:
             return self._origin(bundle).read_text(encoding="utf-8", errors="surrogatepass")
-        except OSError:
+        except (OSError, ValueError):  # missing or damaged
             return None
 
     def cache(self) -> Path:

@@ -254,3 +254,11 @@ class HeldElsewhere:
     def __exit__(self, *problem: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+def test_a_damaged_origin_is_none(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    bundle = library.bundle_path("mini", "0" * 16)
+    library.remember_origin(bundle, "mini")
+    bundle.with_name(f".{bundle.name}.origin").write_bytes(b"\xff\xfe")
+    assert library.origin(bundle) is None
