@@ -12,7 +12,7 @@
 An identity belongs to the token table it was learned for, so a name is unique per model. The *model key*, such as
 "sd1-0123abcd", is the name of a model's folder. Files are written whole or not at all. A name that is being learned is
 locked, and the operating system drops the lock with its process. Only the owner may read what is in a library
-(celebctl_runtime.private_files), and a library of an earlier version is restricted when it is opened. Text from files
+(celebctl_runtime.private_files), and a library with other modes is restricted when it is opened. Text from files
 and users (family, hash, name, model, model key) becomes part of a path in ``Library._place`` only.
 """
 
@@ -37,10 +37,9 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 HASH_DIGITS = 8
-#: The folders of a library.
-AREAS = (
-    "identities", "bundles", "checkpoints", "unfinished", "cache", "locks", "sheets", "names", "faces", "models",
-)  # fmt: skip
+#: The folders of a library that hold people, and the others.
+AREAS = ("identities", "bundles", "checkpoints", "unfinished", "cache", "locks", "sheets")
+OTHER_AREAS = ("names", "faces", "models", "wildcards")
 
 _MODEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 _JOINED = re.compile(r"(.+)-sheet(-\d+)?")  # a contact sheet of an earlier version: the names, joined by hyphens
@@ -106,7 +105,8 @@ class Library:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else data_root()
-        keep_private(self.root, AREAS)
+        # Without identities it may be a project's folder that CELEBCTL_HOME names for the first time.
+        keep_private(self.root, AREAS if (self.root / "identities").is_dir() else (), OTHER_AREAS)
 
     @property
     def engines(self) -> Path:
