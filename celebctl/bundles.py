@@ -24,18 +24,20 @@ def find_bundle(library: Library, model: str) -> Path | None:
     """The newest bundle in the library exported from `model` (name, folder, file or hub id), or None.
 
     A bundle copied into the library from elsewhere matches by the model name or source in its manifest. Bundles with
-    LoRAs are not the model's own: they are opened by their folder.
+    LoRAs are not the model's own: they are opened by their folder. A damaged bundle is returned when there is no other.
     """
-    wanted = origin_of(model)
+    wanted, damaged = origin_of(model), None
     for path in library.bundles():
         origin = library.origin(path)
         if origin not in (wanted, None):
             continue
         manifest = _manifest(path)
         known = origin == wanted or (manifest is not None and model in (manifest.model.name, manifest.model.source))
-        if known and (manifest is None or not manifest.loras):
+        if known and manifest is None:
+            damaged = damaged or path
+        elif known and manifest is not None and not manifest.loras:
             return path
-    return None
+    return damaged
 
 
 def bundles_of(library: Library, model_key: str) -> list[Bundle]:
@@ -49,6 +51,11 @@ def bundles_of(library: Library, model_key: str) -> list[Bundle]:
         if model_key_of(bundle) == model_key:
             bundles.append(bundle)
     return bundles
+
+
+def plain_bundle_of(library: Library, model_key: str) -> Bundle | None:
+    """The newest of `bundles_of` that has no LoRAs, or None."""
+    return next((bundle for bundle in bundles_of(library, model_key) if not bundle.manifest.loras), None)
 
 
 def model_key_of(bundle: Bundle) -> str:
@@ -127,10 +134,10 @@ def table_difference(library: Library, model_key: str, tables: "Sequence[NDArray
 
     A row differs when the distance is more than 0.1 % of its length, which is more than float16 rounds.
     """
-    bundles = bundles_of(library, model_key)
-    if not bundles:
+    bundle = plain_bundle_of(library, model_key)
+    if bundle is None:
         return ""
-    theirs = bundles[0].vocabularies()
+    theirs = bundle.vocabularies()
     shapes, other_shapes = [[table.shape for table in some] for some in (tables, theirs)]
     if shapes != other_shapes:
         return f"its token table is {_sizes(other_shapes)}, this one's {_sizes(shapes)}"

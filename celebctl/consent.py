@@ -6,12 +6,11 @@ is a record, not proof. They prevent accidents and document what was stated.
 
 from __future__ import annotations
 
-import datetime
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from celebctl_runtime.credentials import has_credentials, read_credentials
+from celebctl_runtime.dates import record_time
 from celebctl_runtime.errors import NotFoundError, PolicyError, SetupError, UsageError
 from celebctl_runtime.files import sha256_file
 from celebctl_runtime.paths import expanded
@@ -100,6 +99,4 @@ def statement_date() -> str:
         >>> len(statement_date())
         10
     """
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = datetime.datetime.now(datetime.UTC)
-    return (datetime.datetime.fromtimestamp(int(epoch), datetime.UTC) if epoch.isdecimal() else now).date().isoformat()
+    return record_time().date().isoformat()

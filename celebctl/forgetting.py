@@ -8,25 +8,25 @@ import mmap
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from celebctl.bundles import model_key_of
-from celebctl.library import SUFFIX, Library, check_model_key
+from celebctl.library import SUFFIX, Library, check_model_key, is_model_key
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError
-from celebctl_runtime.files import translate_os_errors
+from celebctl_runtime.files import TEMPORARY, translate_os_errors
 from celebctl_runtime.identity import Identity, check_name
 
-Kind = Literal["identity", "bundle rows", "checkpoint", "contact sheet", "interrupted write", "lock"]
+Kind = Literal["identity", "face reference", "bundle rows", "checkpoint", "contact sheet", "interrupted write", "lock"]
 
-_TEMPORARY = re.compile(r"\..*\.(\d+)-[0-9a-f]{8}(\.\w+)?")  # as celebctl_runtime.files names unfinished files
-_WRITTEN = ("identities", "checkpoints", "sheets", "bundles")  # the areas that hold people
+_WRITTEN = ("identities", "checkpoints", "sheets", "bundles", "cache")  # the areas that hold people
 _OLD = 86_400.0  # seconds after which an unfinished file is abandoned, whatever process has its number now
 
 
@@ -35,9 +35,10 @@ class Trace:
     """Something that is stored of a person.
 
     Attributes:
-        kind: "identity"; "bundle rows": those in the bundle at ``path``; "checkpoint" of interrupted learning; "contact
-            sheet", which shows the photo; "interrupted write": an unfinished file of a killed process, of any person;
-            "lock": an empty file with their name.
+        kind: "identity"; "face reference": what the person is recognised by in drawn images; "bundle rows": those in
+            the bundle at ``path``; "checkpoint" of interrupted learning; "contact sheet", which shows the photo;
+            "interrupted write": an unfinished file of a killed process, of any person; "lock": an empty file with
+            their name.
         path: The file or folder.
     """
 
@@ -56,6 +57,7 @@ class Forgotten:
         searched_bytes: Their size.
         left: Files that have the numbers: of identities under other names, or of damaged bundles.
         derived: Names of identities mixed from the person, which are kept.
+        unsearched: Files and folders that could not be read.
     """
 
     removed: Sequence[Trace]
@@ -63,6 +65,17 @@ class Forgotten:
     searched_bytes: int
     left: Sequence[Path]
     derived: Sequence[str]
+    unsearched: Sequence[Path] = ()
+
+
+@dataclass
+class _Searched:
+    """What a search found: files searched and their size in bytes, those with the numbers, and those not readable."""
+
+    files: int = 0
+    size: int = 0
+    left: list[Path] = field(default_factory=list[Path])
+    unsearched: list[Path] = field(default_factory=list[Path])
 
 
 def find_traces(library: Library, name: str, bundles: Sequence[Path] = (), model_key: str | None = None) -> list[Trace]:
@@ -83,15 +96,17 @@ def find_traces(library: Library, name: str, bundles: Sequence[Path] = (), model
     key = "*" if model_key is None else check_model_key(model_key)
     unfinished = [path for area in _WRITTEN for path in (root / area).rglob(".*") if _abandoned(path)]
     traces = [Trace("interrupted write", path) for path in unfinished]
-    in_sheet = re.compile(rf"(.*-)?{re.escape(wanted)}(-.*)?-sheet(-\d+)?\.png")
-    traces += [
-        Trace("contact sheet", path) for path in (root / "sheets").glob("*.png") if in_sheet.fullmatch(path.name)
-    ]
+    opened = [*_bundles_in(library), *(Bundle.open(path, verify="none") for path in bundles)]
+    known = {name for bundle in opened for name in bundle.names}
+    traces += [Trace("contact sheet", path) for path in library.sheets_of(wanted, known)]
     checkpoints = (root / "checkpoints").glob(f"{key}/*.checkpoint")
     traces += [Trace("checkpoint", path) for path in checkpoints if wanted in path.stem.split("+")]
-    opened = [*_bundles_in(library), *(Bundle.open(path, verify="none") for path in bundles)]
-    traces += [Trace("bundle rows", one.path) for one in opened if _holds(one, wanted, model_key)]
-    identities = (root / "identities").glob(f"{key}/{wanted}{SUFFIX}")
+    holding = [bundle for bundle in opened if _holds(bundle, wanted, model_key)]
+    identities = list((root / "identities").glob(f"{key}/{wanted}{SUFFIX}"))
+    digests = {person.digest for person in _readable(identities)}
+    digests |= {bundle.manifest.identities[wanted].digest for bundle in holding if wanted in bundle.manifest.identities}
+    traces += [Trace("face reference", path) for digest in sorted(digests) for path in library.face_references(digest)]
+    traces += [Trace("bundle rows", bundle.path) for bundle in holding]
     traces += [Trace("identity", path) for path in identities]
     return traces + [Trace("lock", path) for path in (root / "locks").glob(f"{key}.{wanted}.lock")]
 
@@ -129,14 +144,15 @@ def forget(library: Library, name: str, bundles: Sequence[Path] = (), model_key:
             held.enter_context(library.reserve([wanted], key))
         traces = find_traces(library, wanted, bundles, model_key)
         people = _readable(trace.path for trace in traces if trace.kind == "identity")
+        features = _features(trace.path for trace in traces if trace.kind == "face reference")
         derived = _mixed_from(library, wanted)
         for trace in traces:
             _remove(trace, wanted)
         patterns = {pattern for person in people for pattern in _patterns(person)}
-        files = list(_files_in([library.root, *bundles])) if patterns else []
-        left = [path for path in files if _contains(path, patterns)]
-        size = sum(path.stat().st_size for path in files)
-    return Forgotten(traces, len(files), size, left, derived)
+        if patterns:
+            patterns.update(features)
+        found = _search([library.root, *bundles], patterns) if patterns else _Searched()
+    return Forgotten(traces, found.files, found.size, found.left, derived, found.unsearched)
 
 
 def _bundles_in(library: Library) -> Iterator[Bundle]:
@@ -154,7 +170,7 @@ def _holds(bundle: Bundle, name: str, model_key: str | None) -> bool:
 
 def _abandoned(path: Path) -> bool:
     """Whether a file or folder was being written by a process that has ended."""
-    found = _TEMPORARY.fullmatch(path.name)
+    found = TEMPORARY.fullmatch(path.name)
     if found is None:
         return False
     if time.time() - path.lstat().st_mtime > _OLD:
@@ -162,7 +178,7 @@ def _abandoned(path: Path) -> bool:
     if os.name != "posix":
         return False  # a signal would end the process
     try:
-        os.kill(int(found[1]), 0)
+        os.kill(int(found["process"]), 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
@@ -177,7 +193,8 @@ def _model_keys(library: Library, name: str, model_key: str | None) -> list[str]
     root = library.root
     folders = [path for area in ("identities", "checkpoints") for path in (root / area).glob("*") if path.is_dir()]
     locks = (root / "locks").glob(f"*.{name}.lock")
-    return sorted({path.name for path in folders} | {path.name.partition(".")[0] for path in locks})
+    found = {path.name for path in folders} | {path.name.partition(".")[0] for path in locks}
+    return sorted(filter(is_model_key, found))
 
 
 def _readable(paths: Iterable[Path]) -> list[Identity]:
@@ -218,13 +235,40 @@ def _patterns(person: Identity) -> Iterator[bytes]:
             yield from (half.tobytes() for half in array.astype("<f2") if half.any())
 
 
-def _files_in(folders: Iterable[Path]) -> Iterator[Path]:
+def _features(paths: Iterable[Path]) -> list[bytes]:
+    """The numbers in face references; a damaged one is removed all the same."""
+    features: list[bytes] = []
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            feature = np.load(path, allow_pickle=False)
+            features += [feature.tobytes()] if feature.any() else []
+    return features
+
+
+def _search(folders: Iterable[Path], patterns: set[bytes]) -> _Searched:
+    """Search every file below the folders; links are not followed."""
+    found = _Searched()
+
+    def skip(error: OSError) -> None:
+        found.unsearched.append(Path(error.filename))
+
     for folder in folders:
-        yield from (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        for place, _, names in os.walk(folder, onerror=skip):
+            for path in (Path(place, name) for name in sorted(names)):
+                try:
+                    status = path.lstat()
+                    if not stat.S_ISREG(status.st_mode):
+                        continue
+                    if status.st_size and _contains(path, patterns):
+                        found.left.append(path)
+                    found.files, found.size = found.files + 1, found.size + status.st_size
+                except FileNotFoundError:
+                    continue  # removed since the folder was listed
+                except OSError:
+                    found.unsearched.append(path)
+    return found
 
 
 def _contains(path: Path, patterns: Iterable[bytes]) -> bool:
-    if not path.stat().st_size:
-        return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return any(content.find(pattern) >= 0 for pattern in patterns)

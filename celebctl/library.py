@@ -4,6 +4,7 @@
     <root>/bundles/<model>-<table hash>/                            exported bundles (.NAME.origin: the model exported)
     <root>/bundles/<model>-<table hash>-<LoRA>-<hash>/              bundles with LoRAs
     <root>/checkpoints/<model key>/<names>.checkpoint               interrupted learning
+    <root>/sheets/<names>+sheet.png                                 contact sheets
     <root>/cache/, <root>/locks/
     <root>/cache/face-references/                                   mean features of drawn faces (drawn_faces.py)
     <root>/cache/engines/                                           what engines compiled (celebctl_runtime.backends)
@@ -11,7 +12,7 @@
 An identity belongs to the token table it was learned for, so a name is unique per model. The *model key*, such as
 "sd1-0123abcd", is the name of a model's folder. Files are written whole or not at all. A name that is being learned is
 locked, and the operating system drops the lock with its process. Only the owner may read what is in a library
-(celebctl_runtime.private_files), and a library of an earlier version is restricted when it is opened. Text from files
+(celebctl_runtime.private_files), and a library with other modes is restricted when it is opened. Text from files
 and users (family, hash, name, model, model key) becomes part of a path in ``Library._place`` only.
 """
 
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 HASH_DIGITS = 8
-#: The folders of a library.
-AREAS = (
-    "identities", "bundles", "checkpoints", "unfinished", "cache", "locks", "sheets", "names", "faces", "models",
-)  # fmt: skip
+#: The folders of a library that hold people, and the others.
+AREAS = ("identities", "bundles", "checkpoints", "unfinished", "cache", "locks", "sheets")
+OTHER_AREAS = ("names", "faces", "models", "wildcards")
 
 _MODEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+_JOINED = re.compile(r"(.+)-sheet(-\d+)?")  # a contact sheet of an earlier version: the names, joined by hyphens
 _MAX_MODEL = 100  # characters of a model's name in the name of its bundle
 _PART = re.compile(r"\.?\w[\w.+ -]*")  # of a path: no separator, no way up, nothing that a shell or glob reads
 
@@ -58,9 +59,14 @@ def format_model_key(family: str, table_hash: str) -> str:
     return f"{check_key('a model family', family)}-{check_key('a table hash', table_hash)[:HASH_DIGITS]}"
 
 
+def is_model_key(name: str) -> bool:
+    """Whether the name of a folder could be a model key."""
+    return _MODEL_KEY.fullmatch(name) is not None
+
+
 def check_model_key(model_key: str) -> str:
     """`model_key`, when it could be one. Raises UsageError otherwise."""
-    if not _MODEL_KEY.fullmatch(model_key):
+    if not is_model_key(model_key):
         raise UsageError(
             f"{model_key[:80]!r} is not a model key",
             "Library().entries() has the model keys in use",
@@ -99,7 +105,8 @@ class Library:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else data_root()
-        keep_private(self.root, AREAS)
+        # Without identities it may be a project's folder that CELEBCTL_HOME names for the first time.
+        keep_private(self.root, AREAS if (self.root / "identities").is_dir() else (), OTHER_AREAS)
 
     @property
     def engines(self) -> Path:
@@ -114,7 +121,7 @@ class Library:
         Raises UsageError for an invalid `model_key`.
         """
         place = self.root / "identities"
-        model_keys = [path.name for path in _listed(place) if _MODEL_KEY.fullmatch(path.name)]
+        model_keys = [path.name for path in _listed(place) if is_model_key(path.name)]
         if model_key is not None:
             model_keys = [name for name in model_keys if name == check_model_key(model_key)]
         files = [path for name in model_keys for path in _listed(place / name) if _is_identity_file(path)]
@@ -174,18 +181,17 @@ class Library:
         with self.reserve([entry.name], entry.model_key), translate_os_errors(entry.path):
             self._remove_face_references(entry.path)
             # The identity last: as long as it is there, an interrupted call can be repeated.
-            for checkpoint in self.checkpoint([entry.name], entry.model_key).parent.glob("*.checkpoint"):
-                if entry.name in checkpoint.stem.split("+"):
-                    checkpoint.unlink(missing_ok=True)
+            self._remove_checkpoints(entry.name, entry.model_key)
             self._path(entry.name, entry.model_key).unlink(missing_ok=True)
         return entry.path
 
     def rename(
         self, old: str, new: str, model_key: str | None = None, copied: Callable[[Identity], object] | None = None
     ) -> Path:
-        """Rename an identity; returns the new file. Raises as `find` and `save`.
+        """Rename an identity and the library's contact sheets of it; returns the new file. Raises as `find` and `save`.
 
-        A crash may leave both names; then the same call finishes what it began.
+        Checkpoints under the old name are deleted. A crash may leave both names; then the same call finishes what it
+        began.
 
         Args:
             old: The present name.
@@ -204,6 +210,8 @@ class Library:
                 identity.save(path)
             if copied is not None:
                 copied(identity)
+            self._remove_checkpoints(entry.name, entry.model_key)
+            self._rename_sheets(entry.name, wanted)
             entry.path.unlink(missing_ok=True)
         return path
 
@@ -246,6 +254,41 @@ class Library:
         """The checkpoint file of learning `names` together."""
         return self._place("checkpoints", check_model_key(model_key), f"{'+'.join(names)}.checkpoint")
 
+    def sheet(self, names: Sequence[str]) -> Path:
+        """A free path for the contact sheet of these people."""
+        return _free_path(self._place("sheets", f"{'+'.join(names)}+sheet.png"))
+
+    def sheets_of(self, name: str, known: Iterable[str] = ()) -> list[Path]:
+        """The contact sheets of a person in the library, sorted.
+
+        Earlier versions joined names by hyphens: "alice-2-sheet.png" is of alice-2 where such a person is known, else
+        of alice.
+
+        Args:
+            name: The person.
+            known: More names of people than the library has.
+        """
+        known = {*self.names(), *known}
+        return [path for path in sorted((self.root / "sheets").glob("*.png")) if name in _people_of(path, name, known)]
+
+    def _rename_sheets(self, old: str, new: str) -> None:
+        """Put a new name on the contact sheets of a person, beside the old one while another model has that."""
+        names = [old, new] if len([entry for entry in self.entries() if entry.name == old]) > 1 else [new]
+        known = set(self.names())
+        for path in self.sheets_of(old):
+            joined = None if "+" in path.stem else _JOINED.fullmatch(path.stem)
+            if joined is None:
+                people = [name for each in path.stem.split("+")[:-1] for name in (names if each == old else [each])]
+                path.rename(self.sheet(list(dict.fromkeys(people))))
+            else:
+                text = re.sub(_any_of({old, *known}), lambda m: "-".join(names) if m[0] == old else m[0], joined[1])
+                path.rename(_free_path(path.with_name(f"{text}-sheet.png")))
+
+    def _remove_checkpoints(self, name: str, model_key: str) -> None:
+        for checkpoint in self.checkpoint([name], model_key).parent.glob("*.checkpoint"):
+            if name in checkpoint.stem.split("+"):
+                checkpoint.unlink(missing_ok=True)
+
     # Bundles and caches.
 
     def bundle_path(self, model: str, table_hash: str, loras: "Sequence[LoraInfo]" = ()) -> Path:
@@ -271,10 +314,10 @@ class Library:
         atomic_write(self._origin(bundle), origin_of(model).encode(errors="surrogatepass"))
 
     def origin(self, bundle: Path) -> str | None:
-        """The model a bundle was exported from; None for a bundle copied here by other means."""
+        """The model a bundle was exported from; None for a bundle copied here by other means, or when damaged."""
         try:
             return self._origin(bundle).read_text(encoding="utf-8", errors="surrogatepass")
-        except OSError:
+        except (OSError, ValueError):  # missing or damaged
             return None
 
     def cache(self) -> Path:
@@ -288,11 +331,14 @@ class Library:
         """The file of what a drawn person's face is recognised by; both arguments are hexadecimal digests."""
         return self._place("cache", "face-references", f"{digest[:32]}-{settings[:32]}.npy")
 
+    def face_references(self, digest: str) -> list[Path]:
+        """The files of `face_reference` of one person, sorted."""
+        return sorted((self.root / "cache" / "face-references").glob(f"{digest[:32]}-*.npy"))
+
     def _remove_face_references(self, identity: Path) -> None:
         """Delete what a person is recognised by; nothing for a file that is missing or damaged."""
         with contextlib.suppress(CelebctlError):
-            digest = Identity.load(identity).digest
-            for path in (self.root / "cache" / "face-references").glob(f"{digest[:32]}-*.npy"):
+            for path in self.face_references(Identity.load(identity).digest):
                 path.unlink(missing_ok=True)
 
     def _path(self, name: str, model_key: str) -> Path:
@@ -321,6 +367,28 @@ class Library:
         names = f"{', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
         hint = f"did you mean {near[0]}?" if near else f"known: {names}"
         raise NotFoundError(problem, hint, reason="unknown_identity", name=name)
+
+
+def _people_of(sheet: Path, name: str, known: set[str]) -> list[str]:
+    """The people in the name of a contact sheet; only the known ones for a sheet of an earlier version."""
+    if "+" in sheet.stem:
+        return sheet.stem.split("+")[:-1]
+    joined = _JOINED.fullmatch(sheet.stem)
+    return [] if joined is None else re.findall(_any_of({name, *known}), joined[1])
+
+
+def _any_of(names: set[str]) -> str:
+    """The pattern of a name between hyphens, the longest where several match."""
+    return rf"(?<![^-])(?:{'|'.join(sorted(names, key=len, reverse=True))})(?![^-])"
+
+
+def _free_path(path: Path) -> Path:
+    """`path`, or its first numbered variant that does not exist."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return candidate
 
 
 def _listed(folder: Path) -> list[Path]:

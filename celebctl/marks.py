@@ -2,13 +2,13 @@
 
 import importlib.util
 import logging
-from pathlib import Path
 
 from celebctl.library import Library
 from celebctl.settings import Settings
 from celebctl_runtime.certificate import SigningKey, load_anchor, load_key, local_key
 from celebctl_runtime.credentials import Signer, load_c2pa
 from celebctl_runtime.errors import SetupError, UsageError
+from celebctl_runtime.paths import expanded
 from celebctl_runtime.picture import Marks
 from celebctl_runtime.watermark import PUBLIC_KEY
 
@@ -59,7 +59,8 @@ def can_sign() -> bool:
 def user_watermark_key(settings: Settings) -> bytes:
     """The user's secret key, or the public one."""
     secret = settings.text("watermark_key")
-    return secret.encode() if secret else PUBLIC_KEY
+    # The environment may hold bytes that are not UTF-8.
+    return secret.encode(errors="surrogateescape") if secret else PUBLIC_KEY
 
 
 def own_anchors(library: Library) -> list[bytes]:
@@ -72,7 +73,7 @@ def signing_key(library: Library, settings: Settings) -> SigningKey:
     """The user's own certificate and key, or those of this machine, generated the first time."""
     certificate, private_key = settings.text("certificate"), settings.text("private_key")
     if certificate and private_key:
-        return load_key(Path(certificate).expanduser(), Path(private_key).expanduser())
+        return load_key(expanded(certificate), expanded(private_key))
     if certificate or private_key:
         given, missing = ("certificate", "private_key") if certificate else ("private_key", "certificate")
         raise UsageError(

@@ -35,6 +35,7 @@ from celebctl_runtime.bundle.manifest import FILE_NAME
 from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError, UsageError
 from celebctl_runtime.explain import Explanation, explain
 from celebctl_runtime.identity import Identity
+from celebctl_runtime.paths import expanded
 from celebctl_runtime.picture import WATERMARKED, EncodingOptions, GeneratedImage, Marks, read_request, save_image
 from celebctl_runtime.pipeline import complete, generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
@@ -739,7 +740,7 @@ def _check_digests(request: Request, digests: Mapping[str, str]) -> None:
 
 def wildcard_folder(library: Library, folder: Path | str | None = None) -> Path:
     """The folder with the files of wildcards: `folder`, or "wildcards" in the library."""
-    return library.root / "wildcards" if folder is None else Path(folder).expanduser()
+    return library.root / "wildcards" if folder is None else expanded(folder)
 
 
 def find_source_bundle(library: Library, record: Mapping[str, Any]) -> Bundle:

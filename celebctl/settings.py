@@ -21,6 +21,7 @@ from celebctl_runtime.private_files import keep_private
 PROJECT_FILE = "celebctl.toml"
 USER_FILE = "config.toml"
 _MAX_DIGITS = 20
+_SECRETS = ("watermark_key",)  # their values are in no message
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def save_setting(name: str, value: str, environment: Mapping[str, str] | None = 
 def _checked(spec: SettingSpec, value: object, origin: str) -> str | int:
     kind = int if isinstance(spec.default, int) else str
     checked = int(value) if kind is int and isinstance(value, str) and _is_whole(value) else value
-    invalid = f"invalid value {str(value)[:80]!r} for setting {spec.name} (from {origin})"
+    shown = "" if spec.name in _SECRETS else f" {str(value)[:80]!r}"
+    invalid = f"invalid value{shown} for setting {spec.name} (from {origin})"
     if type(checked) is not kind or (isinstance(checked, int) and checked < 0):
         raise UsageError(invalid, f"use {'a whole number' if kind is int else 'text'}: {spec.description}")
     if spec.choices and checked not in spec.choices:

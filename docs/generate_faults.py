@@ -22,8 +22,8 @@ FOOTER = """\
 `make torture` kills commands that write: learn, sample, mix, rename, rm, export, gen, run, grid, edit, import and more.
 It kills each at each of its writes, and at random moments (`KILLS=200`). After each kill every person and bundle must
 open with the same numbers, images must be whole, the same command must succeed, and what the killed process left under
-a hidden name (`.NAME.PROCESS-RANDOM.SUFFIX`) must be gone after the next change. celebctl removes such files once they
-are a day old and their process no longer runs. `make test` runs a small share of this.
+a hidden name (`.NAME.celebctl-PROCESS-RANDOM.SUFFIX`) must be gone after the next change. celebctl removes such files
+once they are a day old and their process no longer runs. `make test` runs a small share of this.
 
 {torture}
 

@@ -13,7 +13,7 @@ from console_fakes import CommandLine, refused
 from face_fakes import photo_of, write_face_models
 from PIL import Image
 
-from celebctl.consent import ADULT, consent_record, refuse_minor
+from celebctl.consent import ADULT, consent_record, refuse_minor, statement_date
 from celebctl.learning.subject import analyse_photo
 from celebctl.model import Model
 from celebctl.public_figures import check_public_figure, read_references
@@ -120,6 +120,11 @@ def test_a_date_stands_beside_the_consent(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     learned = Model.load("mini").learn(draw_portrait(7, 256), name="alice", method="instant", consent="synthetic")
     assert learned.provenance["consent_date"] == "1970-01-02"
+
+
+def test_a_date_out_of_range_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "99999999999999")
+    assert statement_date()[:2] == "20"
 
 
 # Photos that must not be trained on.

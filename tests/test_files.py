@@ -154,19 +154,33 @@ def leftover(folder: Path, name: str, days: float) -> Path:
 
 def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path, dead: int) -> None:
     kept = {
-        leftover(tmp_path, f".young.{dead}-0123abcd.png", 0.9).name,
-        leftover(tmp_path, f".future.{dead}-0123abcd.png", -400).name,
-        leftover(tmp_path, f".running.{os.getpid()}-0123abcd.png", 2).name,
-        leftover(tmp_path, f"visible.{dead}-0123abcd.png", 2).name,
-        leftover(tmp_path, f".other.{dead}-0123abc.png", 2).name,
+        leftover(tmp_path, f".young.celebctl-{dead}-0123abcd.png", 0.9).name,
+        leftover(tmp_path, f".future.celebctl-{dead}-0123abcd.png", -400).name,
+        leftover(tmp_path, f".running.celebctl-{os.getpid()}-0123abcd.png", 2).name,
+        leftover(tmp_path, f"visible.celebctl-{dead}-0123abcd.png", 2).name,
+        leftover(tmp_path, f".other.celebctl-{dead}-0123abc.png", 2).name,
     }
-    leftover(tmp_path, f".old.{dead}-0123abcd.png", 1.1)
+    leftover(tmp_path, f".old.celebctl-{dead}-0123abcd.png", 1.1)
     atomic_write(tmp_path / "a.txt", b"")
     assert set(names(tmp_path)) == {*kept, "a.txt"}
 
 
+@pytest.mark.parametrize("name", [".notes.20240101-20240131", ".backup.2024-deadbeef", ".old.4194305-0123abcd.png"])
+def test_hidden_files_of_users_stay(tmp_path: Path, name: str) -> None:
+    leftover(tmp_path, name, 400)
+    atomic_write(tmp_path / "a.txt", b"")
+    assert set(names(tmp_path)) == {name, "a.txt"}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "sd3.5-medium-0123abcd", "a", "x" * 200 + ".png"])
+def test_temporary_names_match_their_pattern(tmp_path: Path, name: str) -> None:
+    with atomic_directory(tmp_path / name) as temporary:
+        match = files.TEMPORARY.fullmatch(temporary.name)
+    assert match is not None and int(match["process"]) == os.getpid() and name.startswith(match["stem"])
+
+
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path, dead: int) -> None:
-    leftover(tmp_path, f".bundle.{dead}-0123abcd", 2)
+    leftover(tmp_path, f".bundle.celebctl-{dead}-0123abcd", 2)
     with atomic_directory(tmp_path / "bundle") as temporary:
         assert set(names(tmp_path)) == {temporary.name}
     assert names(tmp_path) == ["bundle"]
@@ -174,7 +188,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path, dead: 
 
 def test_a_folder_is_looked_through_once(tmp_path: Path, dead: int) -> None:
     atomic_write(tmp_path / "a.txt", b"")
-    late = leftover(tmp_path, f".late.{dead}-0123abcd.txt", 2)
+    late = leftover(tmp_path, f".late.celebctl-{dead}-0123abcd.txt", 2)
     atomic_write(tmp_path / "a.txt", b"")
     assert late.exists()
 
@@ -184,7 +198,7 @@ def test_a_leftover_that_is_a_link_loses_the_link_only(tmp_path: Path, dead: int
     outside.mkdir()
     (outside / "kept").touch()
     (tmp_path / "folder").mkdir()
-    link = tmp_path / "folder" / f".bundle.{dead}-0123abcd"
+    link = tmp_path / "folder" / f".bundle.celebctl-{dead}-0123abcd"
     link.symlink_to(outside)
     os.utime(link, (0, 0), follow_symlinks=False)
     atomic_write(tmp_path / "folder" / "a.txt", b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -209,11 +210,11 @@ def test_what_is_missing_or_has_changed_is_drawn(pipe: Pipeline) -> None:
     names, journal = list(complete), Path("out", FILE_NAME)
     (Path("out") / names[0]).unlink()
     journal.write_bytes(journal.read_bytes()[:-30])  # as torn by a crash, after the image was written
-    Path("out", ".0001-alice-6.123-0a1b2c3d.png").write_text("half")  # as left by one
-    Path("out", ".mine.123-0a1b2c3d.png").write_text("mine")
+    Path("out", ".0001-alice-6.celebctl-123-0a1b2c3d.png").write_text("half")  # as left by one
+    Path("out", ".mine.celebctl-123-0a1b2c3d.png").write_text("mine")
     assert sorted(statuses(pipe.run(JOBS, "out"))) == ["drawn", "kept", "kept"]
     assert images(Path("out")) == complete and statuses(pipe.run(JOBS, "out")) == ["kept"] * 3
-    assert [path.name for path in Path("out").glob(".*.png")] == [".mine.123-0a1b2c3d.png"]
+    assert [path.name for path in Path("out").glob(".*.png")] == [".mine.celebctl-123-0a1b2c3d.png"]
     journal.unlink()  # the recipes in the images suffice
     assert statuses(pipe.run(JOBS, "out", seed=1)) == ["kept"] * 3
     assert statuses(pipe.run([*JOBS, {"prompt": "chess", "seed": 1, "steps": 2}], "out"))[-2:] == ["kept", "drawn"]
@@ -402,6 +403,23 @@ def test_a_file_that_still_grows_is_not_read(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("celebctl.jobs.watch.time", SimpleNamespace(sleep=grow))
     watch(draw, Path("in"), until_empty=True)
     assert seen == [6] and set(pauses) == {1.0}
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_job_file_that_is_deleted_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    monkeypatch.setattr("celebctl.jobs.watch.INTERVAL", 0.0)
+    Path("in").mkdir()
+    for name in ("a.txt", "b.txt"):
+        Path("in", name).write_text("alice\n")
+        os.utime(Path("in", name), (100 if name == "a.txt" else 200,) * 2)
+    results = list[WatchedFile]()
+
+    def draw(jobs: JobFile, folder: Path) -> RunReport:
+        Path("in/a.txt" if late else "in/b.txt").unlink(missing_ok=True)
+        return RunReport(folder, 1, [], [], 0, 0.0)
+
+    watch(draw, Path("in"), until_empty=True, finished=results.append)
+    assert [result.path.name for result in results] == ["b.txt" if late else "a.txt"]
 
 
 # Grids

@@ -149,7 +149,7 @@ def test_the_sheet_goes_to_the_library_when_here_is_read_only(
 
     monkeypatch.setattr(files, "atomic_write", only_absolute)
     result = console("learn", console.photo(), "--name", "alice")
-    assert result.code == 0 and result.lines[1] == str(console.library.root / "sheets" / "alice-sheet.png")
+    assert result.code == 0 and result.lines[1] == str(console.library.root / "sheets" / "alice+sheet.png")
     refused(console("learn", console.photo(), "--name", "bob", "--sheet", "here.png"), 6, "here.png")
 
 

@@ -137,7 +137,7 @@ def test_a_change_cleans_all_folders_of_the_library(library: Library) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     old = [
-        library.root / place / f".x.{process.pid}-0123abcd.pem"
+        library.root / place / f".x.celebctl-{process.pid}-0123abcd.pem"
         for place in ("", "bundles", "bundles/mini-0123abcd", "cache")
     ]
     for path in old:
@@ -254,3 +254,11 @@ class HeldElsewhere:
     def __exit__(self, *problem: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+def test_a_damaged_origin_is_none(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    bundle = library.bundle_path("mini", "0" * 16)
+    library.remember_origin(bundle, "mini")
+    bundle.with_name(f".{bundle.name}.origin").write_bytes(b"\xff\xfe")
+    assert library.origin(bundle) is None

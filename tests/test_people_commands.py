@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,7 @@ import celebctl.basis.identity_vectors  # noqa: F401  # pyright: ignore[reportUn
 from celebctl.basis.basis import basis_from_tables
 from celebctl.basis.identity_vectors import Celebrities
 from celebctl.basis.names import token_pairs
+from celebctl.bundles import bundles_of, plain_bundle_of
 from celebctl.grid import GAP
 from celebctl.identity_card import card_facts
 from celebctl.model import Model
@@ -273,6 +276,26 @@ def test_a_card_shows_facts_and_portraits(console: CommandLine) -> None:
     refused(console("show", "alice", "--card", "card.png"), 2, "card.png")
     refused(console("show", "alice", "--card", "card.jpg"), 2, "card.jpg")
     assert console("show", "alice", "--card", "card.png", "--force").code == 0
+
+
+def test_a_bundle_with_loras_is_not_the_model(console: CommandLine) -> None:
+    console.add_people("alice")
+    bundle, styled = toy_bundle(console.library), console.library.root / "bundles" / "styled"
+    shutil.copytree(bundle.path, styled)
+    document = json.loads((styled / "manifest.json").read_text())
+    document["loras"] = [{"file": "style.safetensors", "sha256": "0" * 64, "weight": 0.5}]
+    (styled / "manifest.json").write_text(json.dumps(document))
+    os.utime(bundle.path / "manifest.json", (100, 100))
+    assert [one.path for one in bundles_of(console.library, MODEL_KEY)] == [styled, bundle.path]
+    found = plain_bundle_of(console.library, MODEL_KEY)
+    assert found is not None and found.path == bundle.path
+    shutil.rmtree(bundle.path)
+    assert plain_bundle_of(console.library, MODEL_KEY) is None
+    assert console("show", "alice", "--card", "styled.png").code == 0
+    shutil.rmtree(styled)
+    assert console("show", "alice", "--card", "plain.png").code == 0
+    with Image.open("styled.png") as with_loras, Image.open("plain.png") as without:
+        assert with_loras.size == without.size, "no portraits"
 
 
 def test_a_card_states_consent_model_and_digest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ def test_the_date_can_be_fixed(picture: GeneratedImage, monkeypatch: pytest.Monk
     first = png_bytes(picture)
     assert first == png_bytes(picture)
     assert b"1970-01-02T00:00:00Z" in first
+
+
+@pytest.mark.parametrize("epoch", ["99999999999999", "9" * 5000])
+def test_a_date_out_of_range_is_ignored(picture: GeneratedImage, monkeypatch: pytest.MonkeyPatch, epoch: str) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    assert f"{datetime.datetime.now(datetime.UTC):%Y-%m-}".encode() in png_bytes(picture)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"just text"])

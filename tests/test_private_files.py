@@ -85,6 +85,27 @@ def test_a_library_in_a_folder_of_other_things_restricts_its_own_alone(tmp_path:
     assert modes(tmp_path).keys() == {".", "holiday", "holiday/beach.png"}
 
 
+@pytest.mark.parametrize("others", [("models",), ("cache", "src"), ("identities", "bundles", ".git")])
+def test_folders_of_a_project_keep_their_modes(tmp_path: Path, others: tuple[str, ...]) -> None:
+    tmp_path.chmod(0o755)
+    for name in others:
+        (tmp_path / name).mkdir(mode=0o755)
+    before = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path, *tmp_path.iterdir())}
+    Library(tmp_path)
+    assert {path: stat.S_IMODE(path.stat().st_mode) for path in before} == before
+
+
+def test_models_and_wildcards_keep_their_modes(tmp_path: Path) -> None:
+    library = Library(tmp_path / "library")
+    library.save(make_identity("alice"))
+    for name in ("models", "wildcards"):
+        (library.root / name).mkdir(mode=0o755)
+    library.root.chmod(0o755)
+    (library.root / "identities").chmod(0o755)
+    Library(library.root)
+    assert modes(library.root).keys() == {"models", "wildcards"}
+
+
 def test_a_bundle_elsewhere_has_the_modes_of_the_umask(tmp_path: Path, exported_copy: Path) -> None:
     Library(tmp_path / "library")
     Bundle.open(exported_copy).remove("ann")

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celebctl.cli.safety import choose_checker
+from celebctl.library import Library
+from celebctl.marks import signing_key, user_watermark_key
+from celebctl.pipeline import wildcard_folder
 from celebctl.settings import KNOWN, Settings, save_setting
-from celebctl_runtime.errors import UsageError
+from celebctl_runtime.errors import CelebctlError, UsageError
 
 
 @pytest.fixture
@@ -147,3 +151,26 @@ def test_a_value_that_does_not_suit_is_refused(home: Path) -> None:
     with pytest.raises(UsageError, match="device"):
         save_setting("device", "gpu", {"CELEBCTL_HOME": str(home)})
     assert not (home / "config.toml").exists()
+
+
+def test_paths_of_unknown_users_are_refused_as_missing_files(tmp_path: Path, home: Path) -> None:
+    credentials = {"CELEBCTL_CERTIFICATE": "~nouser/a.pem", "CELEBCTL_PRIVATE_KEY": "~nouser/b.pem"}
+    with pytest.raises(CelebctlError) as caught:
+        signing_key(Library(home), read(tmp_path, home, **credentials))
+    assert caught.value.exit_code != 1
+    with pytest.raises(CelebctlError) as caught:
+        choose_checker(read(tmp_path, home, CELEBCTL_SAFETY_CHECKER="~nouser/checker"))
+    assert caught.value.exit_code != 1
+    assert wildcard_folder(Library(home), "~nouser/words") == Path("~nouser/words")
+
+
+def test_a_watermark_key_may_be_any_bytes(tmp_path: Path, home: Path) -> None:
+    found = read(tmp_path, home, CELEBCTL_WATERMARK_KEY=b"s\xffcret".decode(errors="surrogateescape"))
+    assert user_watermark_key(found) == b"s\xffcret"
+
+
+def test_a_secret_is_never_shown(tmp_path: Path, home: Path) -> None:
+    (home / "config.toml").write_text("watermark_key = 31415926\n")
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, home).get("watermark_key")
+    assert "31415926" not in str(caught.value) and "watermark_key" in caught.value.problem

@@ -284,7 +284,7 @@ def _unreadable(path: Path) -> str:
 
 def age_leftovers(place: Path) -> list[Path]:
     """Make what was left under hidden names two days old; returns it."""
-    hidden = files._TEMPORARY  # pyright: ignore[reportPrivateUsage]
+    hidden = files.TEMPORARY
     left = [path for path in place.rglob(".*") if hidden.fullmatch(path.name)]
     then = time.time() - 2 * DAY
     for path in left:

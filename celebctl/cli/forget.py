@@ -25,7 +25,7 @@ def forget(
     """Remove every trace of a person: identities, rows in bundles, checkpoints, contact sheets in the library.
 
     Afterwards all files of the library are searched for the person's embedding. Images, copies and backups elsewhere
-    are out of reach. Exit code 5: the embedding is still in a file, which is named.
+    are out of reach. Exit code 5: the embedding is still in a file, which is named, or a file could not be searched.
     """
     from celebctl.forgetting import Forgotten, find_traces
     from celebctl.forgetting import forget as forget_person
@@ -48,12 +48,12 @@ def forget(
             "name": name, "dry_run": dry_run,
             "removed": [{"kind": trace.kind, "path": str(trace.path)} for trace in done.removed],
             "searched_files": done.searched_files, "searched_bytes": done.searched_bytes,
-            "left": left, "derived": list(done.derived),
+            "left": left, "unsearched": [str(path) for path in done.unsearched], "derived": list(done.derived),
         },
     )  # fmt: skip
     if not dry_run:
         _report(console, name, done)
-    if left:
+    if left or done.unsearched:
         raise typer.Exit(IntegrityError.exit_code)
 
 
@@ -68,6 +68,8 @@ def _report(console: CliConsole, name: str, done: "Forgotten") -> None:
         console.warn(f"{searched}; the embedding of {name} is still in {listed([str(path) for path in done.left])}")
     else:
         console.info(f"{searched}: none has the embedding of {name}")
+    if done.unsearched:
+        console.warn(f"could not be read, and so not searched: {listed([str(path) for path in done.unsearched])}")
     if done.derived:
         console.warn(f"mixed from {name}, and kept: {listed(done.derived)}")
     console.info("out of reach: images, exported embeddings, copies and backups outside the library")

@@ -238,14 +238,14 @@ def draw_sheet(
 
     with console.status("drawing the contact sheet"):
         page = model.contact_sheet(people, [subject.image for subject in subjects])
-    name = f"{'-'.join(person.name for person in people)[:64]}-sheet.png"
-    target = path or free_path(Path(name))
+    names = [person.name for person in people]
+    target = path or free_path(Path(f"{'-'.join(names)[:64]}-sheet.png"))
     try:
         files.atomic_write(target, page.save)
     except SetupError:
         if path is not None:
             raise
-        target = free_path(model.library.root / "sheets" / name)
+        target = model.library.sheet(names)
         files.atomic_write(target, page.save)
     return target
 

@@ -80,7 +80,7 @@ def _write_card(
     console: CliConsole, library: "Library", entry: "IdentityFile", identity: "Identity", path: Path, force: bool
 ) -> None:
     """Write an identity card, with portraits where the library has a bundle of the model."""
-    from celebctl.bundles import bundles_of
+    from celebctl.bundles import plain_bundle_of
     from celebctl.identity_card import PROMPTS, card_facts, identity_card
     from celebctl_runtime.errors import UsageError
     from celebctl_runtime.files import atomic_write, refuse_existing
@@ -91,9 +91,9 @@ def _write_card(
     if path.suffix.lower() != ".png":
         raise UsageError(f"--card {path} is not a PNG file", "end it in .png")
     refuse_existing(path, force)
-    bundles, portraits = bundles_of(library, entry.model_key), []
-    if bundles:
-        pipe = open_pipeline(library, bundles[0], None, None)
+    bundle, portraits = plain_bundle_of(library, entry.model_key), []
+    if bundle is not None:
+        pipe = open_pipeline(library, bundle, None, None)
         requests = [Request(prompt.format(identity.name), seed=1) for prompt in PROMPTS]
         portraits = [one.image for one in draw(console, pipe, requests, overrides=[identity])]
     saved = datetime.fromtimestamp(entry.path.stat().st_mtime).date()

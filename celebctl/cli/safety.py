@@ -17,9 +17,10 @@ def choose_checker(settings: "Settings", option: Path | None = None) -> "SafetyC
     path = settings.text("safety_checker", None if option is None else str(option))
     if not path:
         return None
+    from celebctl_runtime.paths import expanded
     from celebctl_runtime.safety_checker import SafetyChecker
 
-    return SafetyChecker(Path(path).expanduser(), float(settings.text("safety_threshold") or 0))
+    return SafetyChecker(expanded(path), float(settings.text("safety_threshold") or 0))
 
 
 def screen(

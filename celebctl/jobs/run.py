@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, InvalidInputError, SetupError, UsageError
+from celebctl_runtime.files import TEMPORARY
 from celebctl_runtime.picture import WATERMARKED, GeneratedImage, Marks, read_request, save_image
 from celebctl_runtime.pipeline import batches, generate
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
@@ -375,8 +375,8 @@ def _remove_temporary_files(folder: Path, jobs: Iterable[Job]) -> None:
     """Remove what a killed process left of these images (`celebctl_runtime.files.atomic_write`)."""
     stems = {job.file.removesuffix(SUFFIX)[:64] for job in jobs}
     for path in folder.glob(f".*{SUFFIX}"):
-        match = re.fullmatch(rf"\.(.+)\.\d+-[0-9a-f]{{8}}{re.escape(SUFFIX)}", path.name)
-        if match and match[1] in stems:
+        match = TEMPORARY.fullmatch(path.name)
+        if match and match["stem"] in stems:
             path.unlink(missing_ok=True)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,7 +95,10 @@ def watch(
 
 
 def _draw(draw: DrawJobs, path: Path, target: Path) -> WatchedFile | None:
-    """Draw a job file and move it; None when it is to be tried again, because its folder is in use."""
+    """Draw a job file and move it.
+
+    None when it is to be tried again, because its folder is in use, or when it was deleted meanwhile.
+    """
     report, error = None, None
     try:
         report = draw(read_job_file(path), target)
@@ -104,6 +107,8 @@ def _draw(draw: DrawJobs, path: Path, target: Path) -> WatchedFile | None:
         return None
     except CelebctlError as failure:
         error = failure
+    if not path.exists():
+        return None
     place = path.parent / (DONE if report is not None and report.is_complete else FAILED)
     with translate_os_errors(place):
         place.mkdir(exist_ok=True)
@@ -126,8 +131,9 @@ def _job_files(folder: Path) -> dict[Path, tuple[int, int]]:
     stamps: dict[Path, tuple[int, int]] = {}
     for path in folder.iterdir():
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
-            status = path.stat()
-            stamps[path] = (status.st_size, status.st_mtime_ns)
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                status = path.stat()
+                stamps[path] = (status.st_size, status.st_mtime_ns)
     return dict(sorted(stamps.items(), key=lambda item: (item[1][1], item[0])))
 
 

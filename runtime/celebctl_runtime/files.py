@@ -41,7 +41,8 @@ _WRITE_ERRORS = {
 }
 _OTHER_WRITE_ERROR = ("not_writable", "choose another folder, and check the disk")
 MAX_FILE = 256 << 20  # bytes read at once from a file of unknown origin
-_TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)  # what _temporary_path makes; the process
+#: Matches the hidden names of this module; groups: stem (its first 64 characters), process.
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.celebctl-(?P<process>\d+)-[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
 _LEFTOVER_AGE = 86_400.0  # seconds
 _cleaned: set[Path] = set()  # folders that this process has looked through
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -159,8 +160,8 @@ def remove_leftovers(folder: Path) -> None:
     _cleaned.add(folder)
     with suppress(OSError):
         for entry in os.scandir(folder):
-            match = _TEMPORARY.fullmatch(entry.name)
-            if match is None or _is_running(int(match[1])):
+            match = TEMPORARY.fullmatch(entry.name)
+            if match is None or _is_running(int(match["process"])):
                 continue
             if time.time() - entry.stat(follow_symlinks=False).st_mtime < _LEFTOVER_AGE:
                 continue
@@ -309,7 +310,7 @@ def _rename_new(temporary: Path, path: Path) -> None:
 
 def _temporary_path(path: Path) -> Path:
     # Writers such as Pillow read the format from the suffix.
-    return path.with_name(f".{path.stem[:64]}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
+    return path.with_name(f".{path.stem[:64]}.celebctl-{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
 
 
 def _is_running(process: int) -> bool:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
+from .dates import record_time
 from .errors import UsageError, out_of_range
 from .files import atomic_write, refuse_existing
 from .recipes.carriers import INVOKEAI, JPEG_LIMIT, OWN, PARAMETERS, exif_block, png_info
@@ -233,7 +232,5 @@ def _texts(generated: GeneratedImage, facts: Mapping[str, Any]) -> dict[str, str
 
 
 def _document(generated: GeneratedImage, facts: Mapping[str, Any]) -> dict[str, Any]:
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = time.gmtime(int(epoch) if epoch.isdecimal() else None)
-    record = {**generated.record, **facts, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
+    record = {**generated.record, **facts, "created": record_time().strftime("%Y-%m-%dT%H:%M:%SZ")}
     return {"schema": SCHEMA, "request": generated.request.to_json(), "record": record}

@@ -17,13 +17,15 @@ _OTHERS = 0o077  # the permission bits of group and others
 _folders: set[str] = set()
 
 
-def keep_private(folder: Path, areas: Iterable[str] = ()) -> None:
+def keep_private(folder: Path, areas: Iterable[str] = (), others: Iterable[str] = ()) -> None:
     """Restrict what this process writes below a folder to its owner, and restrict what others may read there now.
 
     Args:
         folder: It need not exist yet.
-        areas: Names of its folders. Each that group or others can enter is restricted with all its files, and
-            ``folder`` itself when it contains nothing else. Links and the files of other users are left alone.
+        areas: Names of its private folders. When ``folder`` contains no folders but these and ``others``, each that
+            group or others can enter is restricted with all its files, and ``folder`` itself. A folder that contains
+            more may be a project's, with folders of the same names. Links and the files of other users are left alone.
+        others: Names of folders whose modes stay.
 
     Example:
         >>> keep_private(folder / "library", ["identities"])
@@ -34,10 +36,10 @@ def keep_private(folder: Path, areas: Iterable[str] = ()) -> None:
     if os.name != "posix":
         return
     names = set(areas)
-    for name in names:
-        restrict_tree(folder / name)
     with contextlib.suppress(OSError):
-        if names and {entry.name for entry in os.scandir(folder) if entry.is_dir()} <= names:
+        if names and {entry.name for entry in os.scandir(folder) if entry.is_dir()} <= names.union(others):
+            for name in names:
+                restrict_tree(folder / name)
             restrict(folder)
 
 
