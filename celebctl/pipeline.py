@@ -40,12 +40,14 @@ from celebctl_runtime.pipeline import complete, generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import AUTO, normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
-from celebctl_runtime.prompting.weights import PLAIN, WEIGHTED
+from celebctl_runtime.prompting.prompt_schedule import schedule_prompt
+from celebctl_runtime.prompting.weights import PLAIN, WEIGHTED, uses_syntax
 from celebctl_runtime.prompting.wildcards import expand_request
 from celebctl_runtime.request import (
     DEFAULT_HIRES_STRENGTH,
     DEFAULT_THRESHOLD,
     MAX_SEED,
+    MAX_STEPS,
     REFINE_STRENGTH,
     Request,
     batch,
@@ -271,6 +273,7 @@ class Pipeline:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), verify="quick")
         verify_once(self.library, self.bundle)
         self._face_models = face_models
+        self.wildcards = wildcard_folder(self.library)
         self.backend = choose_backend(
             self.bundle,
             device,
@@ -365,7 +368,8 @@ class Pipeline:
         )
 
     def _wildcards(self, options: GenerationOptions) -> Path:
-        return wildcard_folder(self.library, options.get("wildcards"))
+        folder = options.get("wildcards")
+        return self.wildcards if folder is None else wildcard_folder(self.library, folder)
 
     def edit(
         self,
@@ -704,8 +708,9 @@ def edit_request(
         except InvalidInputError:
             _log.info("%s has no recipe", image)
     was, seed, size = options.get("was"), options.get("seed"), (0, 0) if recipe is None else recipe.size
+    syntax = WEIGHTED
     if was is None:
-        was = "" if recipe is None else recipe.prompt
+        was, syntax = ("", WEIGHTED) if recipe is None else _shown(recipe)
     request = Request(
         prompt,
         options.get("negative_prompt", ""),
@@ -721,8 +726,16 @@ def edit_request(
         mask_blur=options.get("mask_blur"),
         was=was,
         threshold=_number(options.get("threshold"), DEFAULT_THRESHOLD),
+        syntax=syntax,
     )
     return request, source, record
+
+
+def _shown(recipe: Request) -> tuple[str, str]:
+    """The prompt of the last step of a recipe, and the syntax in which it means the same as there."""
+    if recipe.syntax == WEIGHTED:
+        return schedule_prompt(recipe.prompt, recipe.steps - recipe.skipped or MAX_STEPS)[-1][1], WEIGHTED
+    return recipe.prompt, PLAIN if uses_syntax(recipe.prompt) else WEIGHTED
 
 
 def _check_digests(request: Request, digests: Mapping[str, str]) -> None:

@@ -17,12 +17,13 @@ from PIL import Image
 from test_samplers import network
 
 from celebctl.library import Library
-from celebctl.pipeline import Pipeline, make_requests
+from celebctl.pipeline import Pipeline, edit_request, make_requests
 from celebctl_runtime.backends.base import Conditioning
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.diffedit import predict
 from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError, UsageError
+from celebctl_runtime.picture import GeneratedImage, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.progress import Progress
 from celebctl_runtime.request import SAMPLERS, Request, batch
@@ -360,6 +361,22 @@ def test_edit_in_python_takes_an_image_and_its_prompt(bundle: Bundle, tmp_path: 
     after = pipe.edit(before.images[0], "chess", was="beach", seed=1, steps=4, threshold=0.6)
     assert (after.requests[0].was, after.requests[0].threshold) == ("beach", 0.6)
     assert after.masks[0] is not None and before.masks == [None]
+
+
+def test_an_edit_reads_both_prompts_as_they_were_drawn(tmp_path: Path) -> None:
+    image = Image.new("RGB", (SIDE, SIDE))
+
+    def shown(prompt: str, **more: Any) -> tuple[str | None, str]:
+        request = Request(prompt, steps=4, width=SIDE, height=SIDE, **more)
+        path = save_image(GeneratedImage(image, request, {}), tmp_path / "a.png", overwrite=True)
+        request, _, _ = edit_request(path, "chess", {})
+        return request.was, request.syntax
+
+    assert shown("(beach) [day:night:2]", syntax="weighted") == ("(beach) night", "weighted")
+    assert shown("[day:night:0.6]", syntax="weighted", source="0" * 64, strength=0.5) == ("night", "weighted")
+    assert shown("(beach)") == ("(beach)", "plain") and shown("beach") == ("beach", "weighted")
+    request, _, _ = edit_request(image, "(chess:1.2)", {"was": "(beach)"})
+    assert (request.was, request.syntax) == ("(beach)", "weighted")
 
 
 # Second passes

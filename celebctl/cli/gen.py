@@ -326,12 +326,12 @@ def open_pipeline(
     face_models: str | None = None,
 ) -> "Pipeline":
     """The pipeline with the device, threads and engine options of the command line and the settings."""
-    from celebctl.pipeline import Pipeline
+    from celebctl.pipeline import Pipeline, wildcard_folder
     from celebctl.settings import Settings
     from celebctl_runtime.backends.base import parse_options
 
     settings = Settings.read()
-    return Pipeline(
+    pipe = Pipeline(
         bundle,
         device=str(settings.text("device", device)),
         threads=settings.number("threads", threads) or None,
@@ -341,6 +341,8 @@ def open_pipeline(
         openvino_options=parse_options(settings.text("openvino_options") or ""),
         face_models=settings.text("face_models", face_models),
     )
+    pipe.wildcards = wildcard_folder(library, settings.text("wildcards"))
+    return pipe
 
 
 def draw(
