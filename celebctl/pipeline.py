@@ -573,7 +573,8 @@ class Pipeline:
         if self.add_people:
             self._add_mentioned(_prompts([request]))
         self.drawn_faces.check([request])
-        candidates = batch(replace(request, refine_faces=""), count)
+        faces = "" if wants_faces(request) else request.refine_faces
+        candidates = batch(replace(request, refine_faces=faces), count)
         images = self._generate(candidates, init_images, (), progress)
         best = self.drawn_faces.best(images)
         return self.drawn_faces.refine([best], progress)[0] if wants_faces(request) else best
