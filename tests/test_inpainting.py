@@ -401,7 +401,8 @@ def test_a_second_pass_is_gen_and_gen_from(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(
     ("hires", "reason"),
-    [("big", "invalid_hires"), ("9" * 309 + "x", "invalid_hires"), ("1x", "hires_too_small"), ("16x16", "hires_too_small"), ("66x66", "invalid_size"),
+    [("9" * 309 + "x", "invalid_hires"),
+     ("big", "invalid_hires"), ("1x", "hires_too_small"), ("16x16", "hires_too_small"), ("66x66", "invalid_size"),
      ("500x", "invalid_size"), ("99999x99999", "invalid_size")],
 )  # fmt: skip
 def test_sizes_of_a_second_pass_are_checked_before_the_first(bundle: Bundle, hires: str, reason: str) -> None:
