@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_fakes import make_identity, write_bundle
-from console_fakes import CommandLine, recipe, refused
+from console_fakes import MODEL, TABLE_HASH, CommandLine, recipe, refused
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_samplers import network
 
 from celebctl.library import Library
@@ -353,6 +354,17 @@ def test_edit_takes_the_old_prompt_and_the_size_from_the_recipe(console: Command
     refused(console(*edit, "--threshold", "2"), 2, "threshold", "--threshold")
     refused(console(*edit, "--mask-out", "mask.png"), 2, "mask.png exists", "--force")
     refused(console("edit", "nowhere.png", "a", *options), 4, "nowhere.png")
+
+
+def test_edit_draws_images_of_other_programs_with_the_default_model(console: CommandLine) -> None:
+    write_bundle(console.library.bundle_path(MODEL, TABLE_HASH), encodes=True)
+    info = PngInfo()
+    info.add_text("parameters", "a (beach:1.2)\nSteps: 4, Sampler: Euler a, Seed: 5, Size: 32x32, Model: elsewhere")
+    Image.new("RGB", (SIDE, SIDE), "red").save("webui.png", pnginfo=info)
+    words = ("edit", "webui.png", "a chess (beach:1.2)", "-s", "1", "--steps", "6")
+    assert (done := console(*words, "-o", "new.png")).code == 0, done.err
+    request = recipe(console.folder / "new.png")
+    assert (request.was, request.syntax) == ("a (beach:1.2)", "weighted")
 
 
 def test_edit_in_python_takes_an_image_and_its_prompt(bundle: Bundle, tmp_path: Path) -> None:

@@ -348,6 +348,18 @@ def test_the_best_of_several_images_is_kept(
     refused(console("gen", "alice", *options[:-1]), 2, "x-15.png", "--force")
 
 
+def test_a_preview_shows_the_chosen_image(
+    console: CommandLine, bundle: Bundle, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, library, *references(ALICE), [], [face(ALICE)])
+    words = ["gen", "alice", "--best-of", "2", "--steps", "2", "--seed", "1", "--scale", "4", "-o", "x.png"]
+    result = console(*words, "--preview", "p.png", "--bundle", bundle.path)
+    assert result.code == 0, result.err
+    with Image.open("x.png") as drawn, Image.open("p.png") as shown:
+        difference = np.asarray(drawn.convert("RGB"), int) - np.asarray(shown.convert("RGB"), int)
+    assert np.abs(difference).mean() < 4  # both are enlarged, by different filters
+
+
 def test_chosen_and_refined_images_keep_what_they_were_drawn_from(
     bundle: Bundle, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
