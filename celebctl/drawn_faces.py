@@ -225,7 +225,7 @@ def wants_faces(request: Request) -> bool:
 
 
 def _people(request: Request, names: Sequence[str] | set[str]) -> list[str]:
-    """The people whom the prompt of a resolved request mentions in the steps that run, in order."""
+    """The people in the prompt of a resolved request, at the steps that run, in order."""
     texts = [request.prompt]
     if request.syntax == WEIGHTED:
         texts = [text for _, text in schedule_prompt(request.prompt, request.steps - request.skipped)]

@@ -88,7 +88,7 @@ class GenerationOptions(TypedDict, total=False):
         best_of: Draw so many images, 1 to 100, for each one that is returned: the one whose people are most like
             images of them alone. Image k of `num_images` is chosen from the seeds seed + k * best_of and following.
         plain_prompt: Brackets, BREAK and wildcards in the prompts are plain text, and long prompts are cut.
-        wildcards: Folder with the files of `__name__`; None: "wildcards" in the library.
+        wildcards: Folder with the files of `__name__`; None: that of the pipeline, "wildcards" in its library.
     """
 
     negative_prompt: str
