@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 from celebctl.bundles import mentioned_people
 from celebctl_runtime.errors import UsageError, out_of_range
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
+from celebctl_runtime.prompting.likeness import FULL_LIKENESS
+from celebctl_runtime.prompting.prompt import mentioned
 from celebctl_runtime.request import Request
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ Route = Literal["loop", "boomerang", "once"]
 Easing = Literal["cosine", "linear"]
 
 MAX_FRAMES = 240
-MAX_FPS = 60
+MIN_FPS, MAX_FPS = 0.1, 60
 MAX_HOLD = 10  # seconds
 MAX_PIXELS = 1 << 27  # of all frames together, before any enlargement; 400 MB
 _DIGITS = 6  # of a blend: the way back has the frames of the way there
@@ -36,7 +38,7 @@ class Timing:
 
     Attributes:
         frames: 2 to 240, and at least one per key prompt and, of a boomerang, on the way back.
-        fps: Frames per second, above 0 to 60.
+        fps: Frames per second, 0.1 to 60.
         route: "loop" goes from the last prompt straight to the first, "boomerang" back through all others, and both
             repeat without end; "once" stops at the last.
         easing: "cosine" starts slowly at a key prompt and arrives slowly at the next (ease-in-out), "linear" does not.
@@ -55,9 +57,9 @@ class Timing:
     def __post_init__(self) -> None:
         if not 2 <= self.frames <= MAX_FRAMES:
             raise out_of_range("frames", self.frames, 2, MAX_FRAMES)
-        if not 0 < self.fps <= MAX_FPS:
+        if not MIN_FPS <= self.fps <= MAX_FPS:
             raise UsageError(
-                f"fps {self.fps:g} is out of range", f"use above 0, up to {MAX_FPS}", reason="fps_out_of_range"
+                f"fps {self.fps:g} is out of range", f"use {MIN_FPS} to {MAX_FPS}", reason="fps_out_of_range"
             )
         if not 0 <= self.hold <= MAX_HOLD:
             raise out_of_range("hold", self.hold, 0, MAX_HOLD)
@@ -127,8 +129,8 @@ def keyframes(keys: int, timing: Timing) -> list[Keyframe]:
 
 
 def frame_requests(request: Request, prompts: Sequence[str], frames: Sequence[Keyframe]) -> list[Request]:
-    """The request of each frame: `request` with its prompts."""
-    return [
+    """The request of each frame: `request` with its prompts, and of a likeness by name what these mention."""
+    requests = [
         replace(
             request,
             prompt=prompts[one.first],
@@ -137,6 +139,16 @@ def frame_requests(request: Request, prompts: Sequence[str], frames: Sequence[Ke
         )
         for one in frames
     ]
+    if isinstance(request.likeness, tuple):
+        names = dict(request.likeness)
+        if set(mentioned(" ".join([*prompts, request.negative]), names)) == set(names):  # else drawing raises
+            return [_with_own_likeness(one, request.likeness) for one in requests]
+    return requests
+
+
+def _with_own_likeness(request: Request, likeness: tuple[tuple[str, float], ...]) -> Request:
+    names = mentioned(" ".join((request.prompt, request.toward, request.negative)), dict(likeness))
+    return replace(request, likeness=tuple(pair for pair in likeness if pair[0] in names) or FULL_LIKENESS)
 
 
 def animate(

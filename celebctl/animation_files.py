@@ -18,6 +18,7 @@ from celebctl_runtime.errors import InvalidInputError, SetupError, UsageError, o
 from celebctl_runtime.files import atomic_write, refuse_existing
 from celebctl_runtime.image_files import read_image
 from celebctl_runtime.picture import WATERMARKED, Marks, save_image
+from celebctl_runtime.prompting.likeness import likeness_to_json
 from celebctl_runtime.recipes.carriers import OWN, exif_block, png_info, texts_in
 from celebctl_runtime.recipes.reading import MAX_SCALE, SCHEMA, parse_text, recipe_of_document
 from celebctl_runtime.strict_json import parse_json
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 FORMATS = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG", ".png": "PNG", ".mp4": "MP4"}
 _PALETTE_SIDE = 64  # pixels: images are reduced to it to choose the colours of a GIF
 #: Entries of requests that differ between frames.
-_VARYING = ("prompt", "toward", "blend", "identities", "layout", "syntax")
+_VARYING = ("prompt", "toward", "blend", "identities", "layout", "likeness", "syntax")
 _CRF = "18"  # constant rate factor of x264: visually lossless
 
 
@@ -174,6 +175,8 @@ def _changes(first: "Request", other: "Request") -> dict[str, Any]:
     different = {name: value for name, old, value in pairs if old != value}
     if different.get("identities") is not None:
         different["identities"] = list(other.identities or ())
+    if "likeness" in different:
+        different["likeness"] = likeness_to_json(other.likeness)
     return different
 
 

@@ -23,6 +23,8 @@ from celebctl_runtime.pipeline import generate, redraw_faces, require_image_enco
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import AUTO, Region, layout_text, parse_layout
 from celebctl_runtime.prompting.prompt import Mention, split_prompt
+from celebctl_runtime.prompting.prompt_schedule import schedule_prompt
+from celebctl_runtime.prompting.weights import WEIGHTED
 from celebctl_runtime.request import Request, resolve
 
 if TYPE_CHECKING:
@@ -83,10 +85,10 @@ class DrawnFaces:
         """
         known = {*self.bundle.names, *(one.name for one in overrides)}
         for request in requests:
+            full = resolve(request, self.bundle.manifest)
             if request.refine_faces:
-                resolve(request, self.bundle.manifest)
                 require_image_encoder(self.bundle, self.backend)
-            if not _people(request.prompt, known if request.identities is None else request.identities):
+            if not _people(full, known if request.identities is None else request.identities):
                 raise UsageError(
                     f"the prompt names no person whose face could be found: {request.prompt[:60]!r}",
                     "name a learned person in the prompt",
@@ -95,7 +97,7 @@ class DrawnFaces:
 
     def find(self, image: GeneratedImage, overrides: Sequence[Identity] = ()) -> list[FoundPerson]:
         """The people of the image's prompt whose faces are in it, from left to right; each person once."""
-        names = _people(image.request.prompt, image.request.identities or ())
+        names = _people(image.request, image.request.identities or ())
         digests: Mapping[str, str] = image.record["identities"]
         references = {name: self._reference(name, digests[name], overrides) for name in names}
         faces = self.analyser.analyse(image.image)
@@ -130,8 +132,8 @@ class DrawnFaces:
 
     def likeness(self, image: GeneratedImage, overrides: Sequence[Identity] = ()) -> float:
         """Mean cosine between the faces of the prompt's people and their references; 0 for a person without a face."""
-        people = _people(image.request.prompt, image.request.identities or ())
-        return sum(one.cosine for one in self.find(image, overrides)) / len(people)
+        people = _people(image.request, image.request.identities or ())
+        return sum(one.cosine for one in self.find(image, overrides)) / max(1, len(people))
 
     def best(self, images: Sequence[GeneratedImage], overrides: Sequence[Identity] = ()) -> GeneratedImage:
         """The image with the greatest `likeness`, the first of equals; the record tells how it was chosen."""
@@ -222,9 +224,13 @@ def wants_faces(request: Request) -> bool:
     return request.refine_faces == AUTO
 
 
-def _people(prompt: str, names: Sequence[str] | set[str]) -> list[str]:
-    """The people that a prompt mentions, in order."""
-    return list(dict.fromkeys(part.name for part in split_prompt(prompt, names) if isinstance(part, Mention)))
+def _people(request: Request, names: Sequence[str] | set[str]) -> list[str]:
+    """The people in the prompt of a resolved request, at the steps that run, in order."""
+    texts = [request.prompt]
+    if request.syntax == WEIGHTED:
+        texts = [text for _, text in schedule_prompt(request.prompt, request.steps - request.skipped)]
+    parts = (part for text in texts for part in split_prompt(text, names))
+    return list(dict.fromkeys(part.name for part in parts if isinstance(part, Mention)))
 
 
 def _is_in(face: Face, region: Region | None, size: tuple[int, int]) -> bool:

@@ -41,12 +41,14 @@ from celebctl_runtime.pipeline import complete, generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import AUTO, normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness
-from celebctl_runtime.prompting.weights import PLAIN, WEIGHTED
+from celebctl_runtime.prompting.prompt_schedule import schedule_prompt
+from celebctl_runtime.prompting.weights import PLAIN, WEIGHTED, uses_syntax
 from celebctl_runtime.prompting.wildcards import expand_request
 from celebctl_runtime.request import (
     DEFAULT_HIRES_STRENGTH,
     DEFAULT_THRESHOLD,
     MAX_SEED,
+    MAX_STEPS,
     REFINE_STRENGTH,
     Request,
     batch,
@@ -87,7 +89,7 @@ class GenerationOptions(TypedDict, total=False):
         best_of: Draw so many images, 1 to 100, for each one that is returned: the one whose people are most like
             images of them alone. Image k of `num_images` is chosen from the seeds seed + k * best_of and following.
         plain_prompt: Brackets, BREAK and wildcards in the prompts are plain text, and long prompts are cut.
-        wildcards: Folder with the files of `__name__`; None: "wildcards" in the library.
+        wildcards: Folder with the files of `__name__`; None: that of the pipeline, "wildcards" in its library.
     """
 
     negative_prompt: str
@@ -272,6 +274,7 @@ class Pipeline:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), verify="quick")
         verify_once(self.library, self.bundle)
         self._face_models = face_models
+        self.wildcards = wildcard_folder(self.library)
         self.backend = choose_backend(
             self.bundle,
             device,
@@ -366,7 +369,8 @@ class Pipeline:
         )
 
     def _wildcards(self, options: GenerationOptions) -> Path:
-        return wildcard_folder(self.library, options.get("wildcards"))
+        folder = options.get("wildcards")
+        return self.wildcards if folder is None else wildcard_folder(self.library, folder)
 
     def edit(
         self,
@@ -570,7 +574,8 @@ class Pipeline:
         if self.add_people:
             self._add_mentioned(_prompts([request]))
         self.drawn_faces.check([request])
-        candidates = batch(replace(request, refine_faces=""), count)
+        faces = "" if wants_faces(request) else request.refine_faces
+        candidates = batch(replace(request, refine_faces=faces), count)
         images = self._generate(candidates, init_images, (), progress)
         best = self.drawn_faces.best(images)
         return self.drawn_faces.refine([best], progress)[0] if wants_faces(request) else best
@@ -705,8 +710,9 @@ def edit_request(
         except InvalidInputError:
             _log.info("%s has no recipe", image)
     was, seed, size = options.get("was"), options.get("seed"), (0, 0) if recipe is None else recipe.size
+    syntax = WEIGHTED
     if was is None:
-        was = "" if recipe is None else recipe.prompt
+        was, syntax = ("", WEIGHTED) if recipe is None else _shown(recipe)
     request = Request(
         prompt,
         options.get("negative_prompt", ""),
@@ -722,8 +728,16 @@ def edit_request(
         mask_blur=options.get("mask_blur"),
         was=was,
         threshold=_number(options.get("threshold"), DEFAULT_THRESHOLD),
+        syntax=syntax,
     )
     return request, source, record
+
+
+def _shown(recipe: Request) -> tuple[str, str]:
+    """The prompt of the last step of a recipe, and the syntax in which it means the same as there."""
+    if recipe.syntax == WEIGHTED:
+        return schedule_prompt(recipe.prompt, recipe.steps - recipe.skipped or MAX_STEPS)[-1][1], WEIGHTED
+    return recipe.prompt, PLAIN if uses_syntax(recipe.prompt) else WEIGHTED
 
 
 def _check_digests(request: Request, digests: Mapping[str, str]) -> None:

@@ -73,6 +73,7 @@ def test_easing_is_slow_at_the_prompts() -> None:
     [
         ({"frames": 1}, "frames_out_of_range"),
         ({"frames": 241}, "frames_out_of_range"),
+        ({"fps": 0.001}, "fps_out_of_range"),
         ({"fps": 0.0}, "fps_out_of_range"),
         ({"fps": float("nan")}, "fps_out_of_range"),
         ({"hold": -1.0}, "hold_out_of_range"),
@@ -109,6 +110,18 @@ def test_a_frame_is_the_image_of_its_request_and_key_frames_are_those_of_their_p
     total = np.abs(pixels(drawn.images[0].image) - pixels(drawn.images[4].image)).mean()
     steps = [np.abs(pixels(a.image) - pixels(b.image)).mean() for a, b in pairwise(drawn.images)]
     assert max(steps) < 0.6 * total and total > 1
+
+
+def test_a_likeness_by_name_goes_with_the_person(pipe: Pipeline, tmp_path: Path) -> None:
+    request = Request("", seed=3, steps=1, likeness=(("alice", 0.8), ("bob", 0.5)))
+    drawn = animate(pipe, request, ["alice chess", "bob beach", "chess"], Timing(5, route="once"))
+    likeness = [one.request.likeness for one in drawn.images]
+    assert likeness == [(("alice", 0.8),), request.likeness, (("bob", 0.5),), (("bob", 0.5),), 1.0]
+    (path,) = save_animation(drawn, tmp_path / "a.webp")
+    assert [read_frame(path, number).request() for number in range(1, 6)] == [one.request for one in drawn.images]
+    with pytest.raises(UsageError) as refusal:
+        animate(pipe, request, ["alice chess", "alice beach"], Timing(2))
+    assert refusal.value.reason == "not_in_prompt_likeness"
 
 
 def test_a_blend_mixes_the_encodings_of_both_prompts_in_every_region(pipe: Pipeline) -> None:

@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_fakes import make_identity, write_bundle
-from console_fakes import CommandLine, recipe, refused
+from console_fakes import MODEL, TABLE_HASH, CommandLine, recipe, refused
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_samplers import network
 
 from celebctl.library import Library
-from celebctl.pipeline import Pipeline, make_requests
+from celebctl.pipeline import Pipeline, edit_request, make_requests
 from celebctl_runtime.backends.base import Conditioning
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.diffedit import predict
 from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError, UsageError
+from celebctl_runtime.picture import GeneratedImage, save_image
 from celebctl_runtime.pipeline import generate
 from celebctl_runtime.progress import Progress
 from celebctl_runtime.request import SAMPLERS, Request, batch
@@ -354,12 +356,39 @@ def test_edit_takes_the_old_prompt_and_the_size_from_the_recipe(console: Command
     refused(console("edit", "nowhere.png", "a", *options), 4, "nowhere.png")
 
 
+def test_edit_draws_images_of_other_programs_with_the_default_model(console: CommandLine) -> None:
+    write_bundle(console.library.bundle_path(MODEL, TABLE_HASH), encodes=True)
+    info = PngInfo()
+    info.add_text("parameters", "a (beach:1.2)\nSteps: 4, Sampler: Euler a, Seed: 5, Size: 32x32, Model: elsewhere")
+    Image.new("RGB", (SIDE, SIDE), "red").save("webui.png", pnginfo=info)
+    words = ("edit", "webui.png", "a chess (beach:1.2)", "-s", "1", "--steps", "6")
+    assert (done := console(*words, "-o", "new.png")).code == 0, done.err
+    request = recipe(console.folder / "new.png")
+    assert (request.was, request.syntax) == ("a (beach:1.2)", "weighted")
+
+
 def test_edit_in_python_takes_an_image_and_its_prompt(bundle: Bundle, tmp_path: Path) -> None:
     pipe = Pipeline(bundle, device="cpu", library=Library(tmp_path / "home"))
     before = pipe("beach", seed=1, steps=4)
     after = pipe.edit(before.images[0], "chess", was="beach", seed=1, steps=4, threshold=0.6)
     assert (after.requests[0].was, after.requests[0].threshold) == ("beach", 0.6)
     assert after.masks[0] is not None and before.masks == [None]
+
+
+def test_an_edit_reads_both_prompts_as_they_were_drawn(tmp_path: Path) -> None:
+    image = Image.new("RGB", (SIDE, SIDE))
+
+    def shown(prompt: str, **more: Any) -> tuple[str | None, str]:
+        request = Request(prompt, steps=4, width=SIDE, height=SIDE, **more)
+        path = save_image(GeneratedImage(image, request, {}), tmp_path / "a.png", overwrite=True)
+        request, _, _ = edit_request(path, "chess", {})
+        return request.was, request.syntax
+
+    assert shown("(beach) [day:night:2]", syntax="weighted") == ("(beach) night", "weighted")
+    assert shown("[day:night:0.6]", syntax="weighted", source="0" * 64, strength=0.5) == ("night", "weighted")
+    assert shown("(beach)") == ("(beach)", "plain") and shown("beach") == ("beach", "weighted")
+    request, _, _ = edit_request(image, "(chess:1.2)", {"was": "(beach)"})
+    assert (request.was, request.syntax) == ("(beach)", "weighted")
 
 
 # Second passes
@@ -384,7 +413,8 @@ def test_a_second_pass_is_gen_and_gen_from(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(
     ("hires", "reason"),
-    [("big", "invalid_hires"), ("1x", "hires_too_small"), ("16x16", "hires_too_small"), ("66x66", "invalid_size"),
+    [("9" * 309 + "x", "invalid_hires"),
+     ("big", "invalid_hires"), ("1x", "hires_too_small"), ("16x16", "hires_too_small"), ("66x66", "invalid_size"),
      ("500x", "invalid_size"), ("99999x99999", "invalid_size")],
 )  # fmt: skip
 def test_sizes_of_a_second_pass_are_checked_before_the_first(bundle: Bundle, hires: str, reason: str) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,6 +155,20 @@ def test_lines_keep_their_seeds_when_others_are_inserted(pipe: Pipeline) -> None
     first = seeds("alice", "beach", "alice")
     assert len(set(first)) == 3 and seeds("chess", "alice", "beach", "alice")[1:] == first
     assert not set(first) & set(seeds("alice", "beach", "alice", seed=2))
+
+
+def test_prompts_mean_what_they_mean_in_gen(pipe: Pipeline) -> None:
+    pipe.wildcards.mkdir(parents=True)
+    (pipe.wildcards / "place.txt").write_text("beach\nsnow\n")
+    lines: list[Any] = [{"prompt": "(alice:1.2) {red|blue} __place__", "seed": 7, "count": 3, "negative": "{a|b}"}]
+    jobs, errors = check_jobs(pipe, jobs_of(lines), 1, "{slug}-{seed}")
+    options: Any = {"negative_prompt": "{a|b}", "steps": 1, "num_images": 3}
+    drawn = pipe(lines[0]["prompt"], seed=7, **options).requests
+    assert not errors and [replace(job.request, steps=1) for job in jobs] == drawn
+    assert {job.request.syntax for job in jobs} == {"weighted"} and len({job.request.prompt for job in jobs}) > 1
+    wrong = ["alice (a:1.2.3)", "alice __nowhere__", "alice (a:1000)"]
+    _, errors = check_jobs(pipe, jobs_of(wrong), 1, "{line}")
+    assert [(error.line, error.field) for error in errors] == [(1, "prompt"), (2, "prompt"), (3, "prompt")]
 
 
 # Names

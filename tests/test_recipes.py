@@ -279,8 +279,9 @@ def test_the_web_uis_text_is_read_from_png_jpeg_and_webp(tmp_path: Path) -> None
         recipe = read_recipe(path)
         assert recipe.format == "a1111" and recipe.record["model"] == "v1-5-pruned", path
         assert recipe.request() == Request(
-            "a red fox, (forest:1.2),\nin autumn", "blurry,\n text", 4294967295, 24, 6.5, "dpmpp_2m_karras", 640, 512
-        )
+            "a red fox, (forest:1.2),\nin autumn", "blurry,\n text", 4294967295, 24, 6.5, "dpmpp_2m_karras", 640, 512,
+            syntax="weighted",
+        )  # fmt: skip
         phrases = (
             "LoRA detail|hypernetwork old|VAE vae-ft.pt|Denoising strength 0.5|Clip skip 2|Hires prompt a fox: big, red"
         )
@@ -292,9 +293,15 @@ def test_our_own_text_is_enough_to_draw_the_image_again() -> None:
     recipe = parse_parameters(format_parameters(request, RECORD))
     assert recipe is not None and recipe.request() == request and not recipe.ignored
     assert recipe.record["model_hash"] == RECORD["table_hash"][:10]
-    request = replace(request, toward="alice, bob: smiling", blend=0.017037)
+    request = replace(request, toward="alice, bob: smiling", blend=0.017037, syntax="weighted")
     recipe = parse_parameters(format_parameters(request, RECORD))
     assert recipe is not None and recipe.request() == request and not recipe.ignored
+
+
+def test_an_unknown_syntax_is_no_recipe() -> None:
+    text = format_parameters(replace(REQUEST, syntax="weighted"), RECORD)
+    with pytest.raises(ValueError, match="Syntax is 'other'"):
+        parse_parameters(text.replace("Syntax: weighted", "Syntax: other"))
 
 
 INVOKE = {

@@ -24,12 +24,13 @@ from celebctl_models.faces.analysis import Face
 from celebctl_runtime.backends.ort import OrtBackend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import NotFoundError, SetupError, UsageError
-from celebctl_runtime.face_redrawing import blend_faces, crop_box
+from celebctl_runtime.face_redrawing import blend_faces, crop_box, crop_request
 from celebctl_runtime.picture import GeneratedImage
-from celebctl_runtime.pipeline import generate, redraw_faces
+from celebctl_runtime.pipeline import complete, generate, redraw_faces
 from celebctl_runtime.prompting.layout import parse_layout
 from celebctl_runtime.prompting.prompt import leave_out_others
 from celebctl_runtime.request import Request, resolve
+from celebctl_runtime.sampling.init_image import InitImage
 
 ALICE, BOB, NOBODY = np.eye(3, dtype=np.float32)
 LEFT, RIGHT = (2.0, 4.0, 12.0, 16.0), (20.0, 6.0, 30.0, 18.0)
@@ -177,6 +178,52 @@ def test_what_a_mask_keeps_is_not_drawn_again(bundle: Bundle, changes: dict[str,
     assert caught.value.reason == "refine_with_mask"
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"prompt": "[bob:alice:8] and bob"}, ("alice", "", 0.0)),
+        ({"prompt": "[alice:bob:8] smiling"}, ("alice smiling", "", 0.0)),
+        ({"prompt": "[<alice>:<carol>:3]"}, ("<alice>", "", 0.0)),
+        ({"prompt": "[alice:bob:8]", "syntax": "plain"}, ("[alice::8]", "", 0.0)),
+        ({"prompt": "alice", "toward": "alice and [bob:snow:8]", "blend": 0.4}, ("alice", "alice and snow", 0.4)),
+        ({"prompt": "alice", "toward": "bob", "blend": 0.4}, ("alice", "", 0.0)),
+    ],
+)
+def test_a_face_is_drawn_under_the_last_prompt_of_its_person(
+    changes: dict[str, object], expected: tuple[str, str, float]
+) -> None:
+    values = {"steps": 10, "identities": ["alice", "bob"], "syntax": "weighted", "seed": 1, **changes}
+    image = GeneratedImage(Image.new("RGB", (32, 32)), Request.from_json(values), {})
+    request, _ = crop_request(image, parse_layout("alice@0,0,0.5,0.5")[0], (32, 32))
+    assert (request.prompt, request.toward, request.blend) == expected
+
+
+def test_a_second_pass_keeps_the_people_of_the_first(bundle: Bundle, library: Library) -> None:
+    request = Request("[bob:alice:8]", steps=10, hires="2x", syntax="weighted", likeness=(("alice", 0.8),))
+    request = replace(request, layout="left:alice,right:bob")
+    image = draw(bundle, request)
+    assert image.request.identities == ("bob", "alice") and set(image.record["identities"]) == {"alice", "bob"}
+    faces = open_faces(bundle, library, *references(BOB, ALICE), [face(ALICE)])
+    assert [one.name for one in faces.find(image)] == ["alice"]
+
+
+def test_people_who_are_never_drawn_are_not_searched(bundle: Bundle, library: Library) -> None:
+    faces = open_faces(bundle, library, *references(BOB), [face(BOB)])
+    request = Request("[<alice>:<bob>:0.2]", steps=4, syntax="weighted")
+    faces.check([request])
+    assert faces.likeness(draw(bundle, request)) == pytest.approx(1.0)
+    with pytest.raises(UsageError) as caught:
+        faces.check([replace(request, prompt="[alice:a dog:0.2]")])
+    assert caught.value.reason == "no_people_to_find"
+
+
+def test_faces_to_be_found_are_refused_before_the_first_image(bundle: Bundle) -> None:
+    for changes in ({"hires": "2x"}, {"source": InitImage.of(Image.new("RGB", (32, 32))).digest}):
+        request = replace(Request("alice", steps=10, refine_faces="auto"), **changes)
+        (error,) = complete(bundle, OrtBackend(bundle, "cpu", 1), [request])
+        assert isinstance(error, UsageError) and error.reason == "faces_not_found_yet"
+
+
 def test_recipes_without_faces_leave_both_entries_out() -> None:
     assert not {"refine_faces", "refine_strength"} & Request("a").to_json().keys()
     for wrong in ({"refine_faces": 1}, {"refine_faces": FACES, "refine_strength": "0.3"}):
@@ -301,6 +348,18 @@ def test_the_best_of_several_images_is_kept(
     refused(console("gen", "alice", *options[:-1]), 2, "x-15.png", "--force")
 
 
+def test_a_preview_shows_the_chosen_image(
+    console: CommandLine, bundle: Bundle, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, library, *references(ALICE), [], [face(ALICE)])
+    words = ["gen", "alice", "--best-of", "2", "--steps", "2", "--seed", "1", "--scale", "4", "-o", "x.png"]
+    result = console(*words, "--preview", "p.png", "--bundle", bundle.path)
+    assert result.code == 0, result.err
+    with Image.open("x.png") as drawn, Image.open("p.png") as shown:
+        difference = np.asarray(drawn.convert("RGB"), int) - np.asarray(shown.convert("RGB"), int)
+    assert np.abs(difference).mean() < 4  # both are enlarged, by different filters
+
+
 def test_chosen_and_refined_images_keep_what_they_were_drawn_from(
     bundle: Bundle, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +379,16 @@ def test_a_chosen_image_is_refined(bundle: Bundle, library: Library, monkeypatch
     output = Pipeline(bundle, device="cpu", threads=1)("alice", seed=4, best_of=2, refine_faces=True)
     assert output.requests[0].seed == 5 and output.requests[0].refine_faces.startswith("alice@")
     assert output.records[0]["best_of"]["images"] == 2
+
+
+def test_listed_faces_are_drawn_again_in_a_chosen_image(
+    bundle: Bundle, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, library, *references(ALICE), [], [face(ALICE)])
+    request = Request("alice", seed=4, steps=10, refine_faces="alice@0.1,0.1,0.4,0.5")
+    best = Pipeline(bundle, device="cpu", threads=1).generate_best(request, 2)
+    assert best.request.seed == 5 and best.request.refine_faces == "alice@0.1,0.1,0.4,0.5"
+    assert same_pixels(best.image, draw(bundle, best.request).image)
 
 
 def test_candidates_have_seeds_of_their_own() -> None:

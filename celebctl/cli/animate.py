@@ -27,7 +27,7 @@ def animate(
         ),
     ],
     frames: Annotated[int, typer.Option("--frames", help="Number of frames, 2 to 240.")] = 24,
-    fps: Annotated[float, typer.Option("--fps", help="Frames per second, above 0 to 60.")] = 12.0,
+    fps: Annotated[float, typer.Option("--fps", help="Frames per second, 0.1 to 60.")] = 12.0,
     route: Annotated[
         Literal["loop", "boomerang", "once"],
         typer.Option(

@@ -107,7 +107,7 @@ def edit(
         if mask_out.suffix.lower() != ".png":
             raise UsageError(f"the mask's file {mask_out} must end in .png", "name it FILE.png")
         refuse_existing(mask_out, force)
-    if record and model is None and bundle is None:
+    if "bundle" in record and model is None and bundle is None:  # other programs name no bundle
         opened = find_source_bundle(library, record)
     else:
         opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)

@@ -169,7 +169,7 @@ def gen(
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None, face_models=face_models)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
     refused: list[dict[str, Any]] = []
-    images = draw_best(console, pipe, requests, init_images, best_of) if best_of > 1 else None
+    images = draw_best(console, pipe, requests, init_images, best_of, display) if best_of > 1 else None
     with suggest_continuing(console, requests) as until_saved:
         images = until_saved(images or draw(console, pipe, requests, init_images, display))
         written = save_images(console, target, screen(console, checker, images, refused), enlarge)
@@ -326,12 +326,12 @@ def open_pipeline(
     face_models: str | None = None,
 ) -> "Pipeline":
     """The pipeline with the device, threads and engine options of the command line and the settings."""
-    from celebctl.pipeline import Pipeline
+    from celebctl.pipeline import Pipeline, wildcard_folder
     from celebctl.settings import Settings
     from celebctl_runtime.backends.base import parse_options
 
     settings = Settings.read()
-    return Pipeline(
+    pipe = Pipeline(
         bundle,
         device=str(settings.text("device", device)),
         threads=settings.number("threads", threads) or None,
@@ -341,6 +341,8 @@ def open_pipeline(
         openvino_options=parse_options(settings.text("openvino_options") or ""),
         face_models=settings.text("face_models", face_models),
     )
+    pipe.wildcards = wildcard_folder(library, settings.text("wildcards"))
+    return pipe
 
 
 def draw(
@@ -368,12 +370,19 @@ def draw(
 
 
 def draw_best(
-    console: CliConsole, pipe: "Pipeline", requests: "Sequence[Request]", init_images: "Sequence[InitImage]", count: int
+    console: CliConsole,
+    pipe: "Pipeline",
+    requests: "Sequence[Request]",
+    init_images: "Sequence[InitImage]",
+    count: int,
+    display: "PreviewDisplay | None" = None,
 ) -> "Iterator[GeneratedImage]":
     """For each request the best of `count` images."""
     for done, request in enumerate(requests, 1):
-        with console.track(f"drawing {done} of {len(requests)}") as progress:
+        with (display or console).track(f"drawing {done} of {len(requests)}") as progress:
             image = pipe.generate_best(request, count, init_images, progress)
+        if display is not None:
+            display.finished(image.image)
         console.info(f"kept seed {image.request.seed} of {count} images")
         yield image
 

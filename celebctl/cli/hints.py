@@ -209,7 +209,7 @@ LIBRARY: dict[str, str] = {
     "model_mismatch": "choose the model with --model: these vectors fit {family}",
     "no_name_in_embedding": "name the person: celebctl import {path} --name alice",
     "frames_out_of_range": "use --frames {minimum} to {maximum}",
-    "fps_out_of_range": "use --fps above 0, up to 60",
+    "fps_out_of_range": "use --fps 0.1 to 60",
     "hold_out_of_range": "use --hold {minimum} to {maximum} seconds",
     "one_key_prompt": "name a person and a state: celebctl animate {person} smiling, or give two prompts",
     "too_few_frames": "use --frames {least} or more",

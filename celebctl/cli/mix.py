@@ -1,6 +1,7 @@
 """mix and interpolate: a person between learned people, and images on the way from one to another. Torch-free."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,6 +90,8 @@ def interpolate(
     from celebctl.library import Library
     from celebctl.pipeline import random_seed
     from celebctl.settings import Settings
+    from celebctl_runtime.prompting.weights import WEIGHTED
+    from celebctl_runtime.prompting.wildcards import expand_request
     from celebctl_runtime.request import Request
 
     from .gen import open_or_export, open_pipeline
@@ -103,10 +106,12 @@ def interpolate(
     timing = Timing(frames, route="once", easing="linear")
     weights = weights_of(keyframes(len(ends), timing), len(ends))
     seed, count = random_seed() if seed is None else seed, options.positive(steps, "--steps")
-    prompts = [prompt.replace(PLACEHOLDER, f"<{name}>") for name in ends]
     pipe = open_pipeline(library, opened, device, threads)
+    request = Request("", seed=seed, steps=count, syntax=WEIGHTED)
+    keys = [replace(request, prompt=prompt.replace(PLACEHOLDER, f"<{name}>")) for name in ends]
+    prompts = [expand_request(key, pipe.wildcards)[0].prompt for key in keys]
     with console.track(f"drawing {frames} images") as progress:
-        animation = animate(pipe, Request("", seed=seed, steps=count), prompts, timing, progress)
+        animation = animate(pipe, request, prompts, timing, progress)
     images = _enlarged([one.image for one in animation.images], pipe.bundle.manifest.size.display_scale)
     files = _write(images, labels(ends, weights), out, gif)
     console.info(f"{frames} images from {ends[0]} to {ends[-1]}, seed {seed}")

@@ -322,6 +322,7 @@ def _encodes(text: str) -> bool:
 def field_of(error: CelebctlError) -> str:
     """The entry of a line that an error of the runtime is about; "" where its reason does not say."""
     known = {
+        "invalid_weight": "prompt", "weight_out_of_range": "prompt", "too_many_brackets": "prompt",
         "unknown_person": "prompt", "not_in_bundle": "prompt", "bundle_full": "prompt", "invalid_size": "size",
         "unknown_sampler": "sampler", "invalid_likeness": "likeness", "no_average_embeddings": "likeness",
         "strength_without_image": "strength", "no_steps_left": "strength", "no_image_encoder": "from",

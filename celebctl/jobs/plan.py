@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.errors import CelebctlError
 from celebctl_runtime.prompting.layout import normalize_layout
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, Likeness, likeness_from_json, parse_likeness
+from celebctl_runtime.prompting.weights import WEIGHTED
+from celebctl_runtime.prompting.wildcards import expand_request
 from celebctl_runtime.recipes.reading import MAX_SCALE
 from celebctl_runtime.request import MAX_SEED, MAX_SIDE, MAX_STEPS, Request, batch
 from celebctl_runtime.sampling.init_image import DEFAULT_STRENGTH, InitImage
@@ -33,6 +36,7 @@ class Drawer(Protocol):
 
     bundle: Bundle
     backend: Backend
+    wildcards: Path
 
     def complete(self, requests: Sequence[Request]) -> list[Request | CelebctlError]:
         """For each request the complete one, or why it cannot be drawn."""
@@ -71,7 +75,7 @@ def check_jobs(drawer: Drawer, jobs: JobFile, seed: int, pattern: str) -> tuple[
     """
     found: list[Job] = []
     errors = list(jobs.errors)
-    reader = _LineReader(jobs.folder, pattern, drawer.bundle.manifest.size.display_scale)
+    reader = _LineReader(jobs.folder, pattern, drawer.bundle.manifest.size.display_scale, drawer.wildcards)
     for line, line_seed in zip(jobs.lines, _seeds(jobs.lines, seed), strict=True):
         try:
             made = reader.jobs(line, line_seed)
@@ -115,8 +119,8 @@ def _seeds(lines: Sequence[JobLine], seed: int) -> Iterator[int]:
 class _LineReader:
     """Makes jobs of the lines of one file; an init image that several lines name is read once."""
 
-    def __init__(self, folder: Path, pattern: str, scale: int) -> None:
-        self._folder, self._pattern, self._scale = folder, pattern, scale
+    def __init__(self, folder: Path, pattern: str, scale: int, wildcards: Path) -> None:
+        self._folder, self._pattern, self._scale, self._wildcards = folder, pattern, scale, wildcards
         self._digests: dict[Path, str] = {}
 
     def jobs(self, line: JobLine, seed: int) -> list[Job]:
@@ -131,8 +135,12 @@ class _LineReader:
         jobs: list[Job] = []
         for index, request in enumerate(batch(_request(values, seed, source), count), 1):
             name = _name(values, line.line, self._pattern, index, request)
-            jobs.append(Job(line.line, f"{name}{SUFFIX}", request, scale, init_image))
+            drawn = _translate("prompt", partial(self._expanded, request))
+            jobs.append(Job(line.line, f"{name}{SUFFIX}", drawn, scale, init_image))
         return jobs
+
+    def _expanded(self, request: Request) -> Request:
+        return expand_request(request, self._wildcards)[0]
 
     def _digest(self, path: Path) -> str:
         if path not in self._digests:
@@ -157,6 +165,7 @@ def _request(values: Mapping[str, Any], seed: int, source: str) -> Request:
         strength=float(values.get("strength", DEFAULT_STRENGTH if source else 1.0)),
         likeness=_translate("likeness", lambda: _likeness(values.get("likeness", FULL_LIKENESS))),
         layout=_translate("layout", lambda: normalize_layout(values.get("layout", ""))),
+        syntax=WEIGHTED,
     )
 
 

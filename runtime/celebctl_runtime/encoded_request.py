@@ -12,7 +12,7 @@ from .bundle.bundle import Bundle
 from .bundle.overrides import PromptPeople
 from .errors import UsageError
 from .prompting.layout import parse_layout, resolve_layout
-from .prompting.prompt import Mention, split_prompt
+from .prompting.prompt import Mention, mentioned, split_prompt
 from .prompting.prompt_schedule import schedule_prompt
 from .prompting.tokenizer import MAX_WINDOWS, PromptWindows
 from .prompting.weights import PLAIN, WEIGHTED, Section, WeightedPart, parse_weights, uses_syntax
@@ -124,11 +124,17 @@ class RequestPrompts:
         found = [*(part.prompt for part in parts), *(part.negative for part in parts)]
         found += [other for part in parts for other in (*part.toward[:1], *part.was)]
         people = tuple(dict.fromkeys(name for each in found for name in each.people))
-        _check_mentioned("layout", regions, people)
+        allowed = people
+        if (
+            request.identities is not None
+        ):  # of a first pass, which had other steps: not all may be in those of this one
+            raw = " ".join((request.prompt, request.negative, request.toward))
+            allowed = (*people, *mentioned(raw, ids))
+        _check_mentioned("layout", regions, allowed)
         drawn = [name for part in parts for name in part.prompt.people]
         _check_mentioned("refine_faces", [region.name for region in parse_layout(request.refine_faces)], drawn)
         if isinstance(request.likeness, tuple):
-            _check_mentioned("likeness", [name for name, _ in request.likeness], people)
+            _check_mentioned("likeness", [name for name, _ in request.likeness], allowed)
         is_guided = (request.guidance or 0.0) > 1.0 and not self._manifest.guidance_is_embedded
         used = [one for part in parts for one in (part.prompt, *part.regions, *part.toward, *part.was)]
         windows = max(len(one.ids) for one in used + [part.negative for part in parts] * is_guided)
@@ -198,12 +204,12 @@ def _check_edit(request: Request, parts: Sequence[StepPrompts]) -> None:
         )
 
 
-def _check_mentioned(field: str, names: Sequence[str], mentioned: Sequence[str]) -> None:
+def _check_mentioned(field: str, names: Sequence[str], people: Sequence[str]) -> None:
     """Raise UsageError when a layout or likeness names a person missing from the prompt."""
     for name in names:
-        if name not in mentioned:
+        if name not in people:
             raise UsageError(
-                f"the {field} names {name}, but the prompt names {', '.join(mentioned) or 'no known person'}",
+                f"the {field} names {name}, but the prompt names {', '.join(people) or 'no known person'}",
                 f"name {name} in the prompt, or remove {name} from the {field}",
                 reason=f"not_in_prompt_{field}",
                 name=name,

@@ -18,6 +18,8 @@ from .errors import UsageError
 from .prompting.layout import AUTO, NONE, Box, Region, parse_layout
 from .prompting.likeness import likeness_for
 from .prompting.prompt import leave_out_others
+from .prompting.prompt_schedule import last_mention
+from .prompting.weights import WEIGHTED
 from .request import Request
 from .sampling.init_image import InitImage
 
@@ -68,12 +70,22 @@ def crop_request(image: GeneratedImage, region: Region, native: tuple[int, int])
     crop = picture.crop(box).resize(native, Image.Resampling.LANCZOS)
     source = InitImage.of(crop)
     names = whole.identities or ()
+    prompt, toward = (_alone(whole, text, region.name) for text in (whole.prompt, whole.toward))
     request = Request(
-        leave_out_others(whole.prompt, names, region.name),
+        prompt,
         whole.negative, whole.seed, whole.steps, whole.guidance, whole.sampler, *native, names,
         source.digest, whole.refine_strength, likeness_for(whole.likeness, region.name), NONE, syntax=whole.syntax,
+        toward=toward, blend=whole.blend if toward else 0.0,
     )  # fmt: skip
     return request, source
+
+
+def _alone(whole: Request, prompt: str, name: str) -> str:
+    """A prompt of an image for one of its people alone: of one that changes, the last text with that person."""
+    names = whole.identities or ()
+    if whole.syntax == WEIGHTED:
+        prompt = last_mention(prompt, whole.steps - whole.skipped, names, name)
+    return leave_out_others(prompt, names, name)
 
 
 def blend_faces(picture: Image, regions: Sequence[Region], drawn: Sequence[Image]) -> Image:

@@ -124,7 +124,10 @@ def _second_passes(
     sources = [InitImage.of(image.image) for image in first]
     requests = [second_pass(image.request, source.digest) for image, source in zip(first, sources, strict=True)]
     again = iter(generate(bundle, backend, requests, progress, sources, overrides))
-    return [replace(next(again), request=image.request) if image.request.hires else image for image in images]
+    return [  # the record of the first pass names all people: fewer may be left in the steps of the second
+        replace(next(again), request=image.request, record=image.record) if image.request.hires else image
+        for image in images
+    ]
 
 
 def redraw_faces(
@@ -324,7 +327,7 @@ def _check_source(bundle: Bundle, backend: Backend, request: Request, sources: S
         image = _source_of(request, sources)
         if request.mask:
             _mask_weights(request, image)
-    if request.source or request.hires or regions_of(request):
+    if regions_of(request) or request.source or request.hires:
         require_image_encoder(bundle, backend)
 
 

@@ -312,7 +312,7 @@ def _resolve_hires(request: Request, manifest: Manifest) -> Request:
         problem = "an image with a mask has no second pass"
         raise UsageError(problem, "draw first, then enlarge", reason="hires_with_mask")
     multiple, text = manifest.size.multiple, request.hires.strip().lower()
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
+    if match := re.fullmatch(r"(\d{1,5}(?:\.\d{1,5})?)x", text):
         sides = (round(side * float(match[1]) / multiple) * multiple for side in (request.width, request.height))
         text = "x".join(map(str, sides))
     width, height = _hires_size(text)

@@ -62,6 +62,13 @@ def split_prompt(prompt: str, names: Collection[str]) -> list[PlainText | Mentio
     return [*parts, PlainText(plain)] if plain else parts
 
 
+def mentioned(prompt: str, names: Collection[str]) -> list[str]:
+    """The people that a prompt mentions, in order, each once; a ``<carol>`` who is not one of the names is ignored."""
+    mentions = (match["mention"] for match in _pattern(names).finditer(prompt))
+    found = (mention.strip("<>").casefold() for mention in mentions if mention)
+    return list(dict.fromkeys(name for name in found if name in names))
+
+
 def leave_out_others(prompt: str, names: Collection[str], name: str) -> str:
     """The prompt without all people but one, and without the words that join their names.
 

@@ -13,8 +13,10 @@ a | elsewhere is a plain character, and does not disable all changes of the prom
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from .prompt import mentioned
 from .weights import MAX_DEPTH, too_many_brackets
 
 _TOKEN = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.DOTALL)
@@ -95,6 +97,12 @@ def schedule_prompt(prompt: str, steps: int) -> tuple[tuple[int, str], ...]:
             parts.pop()
         parts.append((end, text))
     return tuple(parts)
+
+
+def last_mention(prompt: str, steps: int, names: Collection[str], name: str) -> str:
+    """The last prompt of a run that mentions a person; the last one if none does."""
+    texts = [text for _, text in schedule_prompt(prompt, steps)]
+    return next((text for text in reversed(texts) if name in mentioned(text, names)), texts[-1])
 
 
 def _parse(prompt: str) -> list[_Node]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from celebctl_runtime.prompting.likeness import FULL_LIKENESS, check_likeness, likeness_from_json, likeness_to_json
+from celebctl_runtime.prompting.weights import PLAIN, SYNTAXES, WEIGHTED
 from celebctl_runtime.strict_json import parse_json
 
 from .recipe import Recipe
@@ -36,7 +37,7 @@ _USED = {
     "Lora hashes", "RNG", "User", "Created Date",
 }  # fmt: skip
 _TABLE_HASH = "Token table hash"
-_OURS = {"Likeness", "Layout", "Toward", "Blend", "TI hashes", _TABLE_HASH}
+_OURS = {"Likeness", "Layout", "Toward", "Blend", "Syntax", "TI hashes", _TABLE_HASH}
 _MAX_IGNORED = 12
 
 
@@ -55,6 +56,7 @@ def format_parameters(request: Request, record: Mapping[str, Any]) -> str:
         "Layout": request.layout,
         "Toward": request.toward,
         "Blend": f"{request.blend:.6f}" if request.toward else "",
+        "Syntax": "" if request.syntax == PLAIN else request.syntax,
         "TI hashes": ", ".join(f"{name}: {digest[:12]}" for name, digest in people.items()),
         "Version": f"celebctl {record.get('celebctl', '')}",
     }
@@ -92,7 +94,7 @@ def parse_parameters(text: str) -> Recipe | None:
     if len(ignored) > _MAX_IGNORED:
         ignored[_MAX_IGNORED:] = [f"{len(ignored) - _MAX_IGNORED} more"]
     values: dict[str, Any] = {"prompt": _TAG.sub("", prompt).strip(), "negative": _TAG.sub("", negative).strip()}
-    values |= _numbers(pairs)
+    values |= {"syntax": WEIGHTED, **_numbers(pairs)}
     texts = {"Sampler": "sampler", "Schedule type": "schedule"}
     values |= {name: pairs[key] for key, name in texts.items() if key in pairs}
     if ours:
@@ -150,6 +152,9 @@ def _own_values(pairs: Mapping[str, str]) -> dict[str, Any]:
     """Values that only celebctl writes."""
     names = {"Layout": "layout", "Toward": "toward"}
     values: dict[str, Any] = {name: pairs[key] for key, name in names.items() if key in pairs}
+    values["syntax"] = pairs.get("Syntax", PLAIN)
+    if values["syntax"] not in SYNTAXES:
+        raise ValueError(f"Syntax is {pairs['Syntax'][:40]!r}")
     if "Blend" in pairs:
         if not _DECIMAL.fullmatch(pairs["Blend"]):
             raise ValueError(f"Blend is {pairs['Blend'][:40]!r}")

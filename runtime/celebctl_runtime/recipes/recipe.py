@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from celebctl_runtime.errors import IntegrityError, InvalidInputError
 from celebctl_runtime.prompting.likeness import likeness_from_json
+from celebctl_runtime.prompting.weights import PLAIN
 from celebctl_runtime.request import MAX_GUIDANCE, MAX_SEED, MAX_SIDE, MAX_STEPS, Request
 
 from .sampler_names import sampler_from
@@ -40,7 +41,7 @@ class Recipe:
     Attributes:
         format: "celebctl", "a1111" (the ``parameters`` text of the Stable Diffusion web UI), "invokeai" or "comfyui".
         values: Of "celebctl" the JSON form of the request. Else what was found of prompt, negative, seed, steps,
-            guidance, width and height; and sampler and schedule by the names of that program.
+            guidance, width, height and syntax; and sampler and schedule by the names of that program.
         record: Of "celebctl" the record (model, bundle, engine, versions, digests of the people). Else what was found
             of model, model_hash and version.
         ignored: What celebctl does not reproduce, a phrase each, such as "LoRA detail".
@@ -89,6 +90,7 @@ class Recipe:
             height=int(numbers.get("height", 0)),
             likeness=likeness_from_json(self.values.get("likeness", 1.0)),
             layout=str(self.values.get("layout", "")),
+            syntax=str(self.values.get("syntax", PLAIN)),
             toward=str(self.values.get("toward", "")),
             blend=float(numbers.get("blend", 0.0)),
         )
