@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Comparison:
 def marks_of(record: Mapping[str, Any], marks: Marks) -> Marks:
     """The marks of an image that is drawn again: a watermark if it had one, with the user's key if that was private."""
     keys = {"public": PUBLIC_KEY, "private": marks.watermark_key}
-    return Marks(keys.get(str(record.get("watermark"))), marks.signer)
+    return replace(marks, watermark_key=keys.get(str(record.get("watermark"))))
 
 
 def compare_with_file(file: ImageFile, recipe: Recipe, again: GeneratedImage, marks: Marks) -> Comparison:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
-from .errors import UsageError, out_of_range
+from .errors import SetupError, UsageError, out_of_range
 from .files import atomic_write, refuse_existing
 from .recipes.carriers import INVOKEAI, JPEG_LIMIT, OWN, PARAMETERS, exif_block, png_info
 from .recipes.infotext import format_parameters
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from .credentials import Ingredient, Signer
 
+_log = logging.getLogger(__name__)
 CHUNK = OWN
 MAX_QUALITY = 100
 DEFAULT_QUALITY = 90  # of JPEG and WebP
@@ -68,10 +70,12 @@ class Marks:
     Attributes:
         watermark_key: Key of the watermark; None for no watermark.
         signer: Signs content credentials; None for none. They are metadata, and left out with it.
+        unsigned_on_failure: Whether an image that cannot be signed is saved all the same, with a warning.
     """
 
     watermark_key: bytes | None = PUBLIC_KEY
     signer: Signer | None = None
+    unsigned_on_failure: bool = False
 
 
 WATERMARKED, UNMARKED = Marks(), Marks(None)
@@ -140,6 +144,7 @@ def encode_image(
 
     Raises:
         UsageError: ``scale`` or ``quality`` is out of range, or a PNG is given a quality ("quality_of_png").
+        SetupError: It cannot be signed (unless ``marks.unsigned_on_failure``).
     """
     if not 1 <= scale <= MAX_SCALE:
         raise out_of_range("scale", scale, 1, MAX_SCALE)
@@ -154,7 +159,13 @@ def encode_image(
     if marks.signer is None or not metadata:
         return content
     title = generated.request.prompt[:100]
-    return marks.signer.sign(content, image_format.upper(), title, generated.ingredients)
+    try:
+        return marks.signer.sign(content, image_format.upper(), title, generated.ingredients)
+    except SetupError as error:
+        if not marks.unsigned_on_failure:
+            raise
+        _log.warning("saved without content credentials: %s", error.problem)
+        return content
 
 
 def watermark_payload(request: Mapping[str, Any]) -> int:
