@@ -1,7 +1,7 @@
 """The safety checker: an image over the limit is not written, and never turned black."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -9,6 +9,8 @@ import pytest
 from console_fakes import CommandLine, refused, toy_bundle
 from PIL import Image
 
+from celebctl.cli.console import CliConsole
+from celebctl.cli.preview import choose_preview
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
 from celebctl_runtime.safety_checker import SafetyChecker
 
@@ -81,3 +83,11 @@ def test_refused_images_are_not_written(console: CommandLine, monkeypatch: pytes
     refused(console("gen", "alice"), 2, "safety_threshold")
     monkeypatch.setenv("CELEBCTL_SAFETY_THRESHOLD", "1")
     assert console("gen", "alice", "-s", "1", "-o", "one.png").code == 0
+
+
+@pytest.mark.parametrize("wanted", ["kitty", "shown.png"])
+def test_no_preview_before_the_checker_has_seen_an_image(console: CommandLine, wanted: str) -> None:
+    checker = write_checker(Path("checker.onnx"))
+    refused(console("gen", "alice", "--safety-checker", checker, "--preview", wanted), 2, "--preview", "off")
+    assert not list(Path().glob("*.png"))
+    assert choose_preview(cast("CliConsole", None), "auto", force=False, screened=True) is None
