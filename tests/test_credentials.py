@@ -119,7 +119,7 @@ def test_an_image_that_cannot_be_signed_is_saved_where_credentials_are_optional(
 
 def test_a_native_library_that_does_not_load_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c2pa.py").write_text("raise RuntimeError('libc2pa_c.so: wrong architecture')")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "c2pa")
     with pytest.raises(SetupError) as caught:
         load_c2pa()
