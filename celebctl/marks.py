@@ -28,7 +28,8 @@ def user_marks(
 
     Raises:
         UsageError: The certificate or its key cannot be used, or one of the two is missing.
-        SetupError: Credentials are asked for, and c2pa-python is missing (reason "missing_extra").
+        SetupError: Credentials are asked for, and c2pa-python is missing (reason
+            "missing_extra") or does not load ("extra_unusable").
 
     Example:
         >>> from celebctl.marks import user_marks
@@ -41,9 +42,10 @@ def user_marks(
     state = settings.text("credentials")
     if state == "off" or (state == "auto" and not can_sign()):
         return Marks(key)
-    load_c2pa()
     try:
-        return Marks(key, Signer(signing_key(Library() if library is None else library, settings)))
+        load_c2pa()
+        signer = Signer(signing_key(Library() if library is None else library, settings))
+        return Marks(key, signer, unsigned_on_failure=state == "auto")
     except SetupError as error:
         if state == "on":
             raise

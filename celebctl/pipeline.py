@@ -28,15 +28,24 @@ from celebctl.jobs.axes import Axis, parse_axis
 from celebctl.jobs.job_file import jobs_of, read_job_file
 from celebctl.jobs.run import JobResult, RunOptions, RunReport, run_jobs
 from celebctl.library import Library
-from celebctl.prompt_grid import PromptGrid, draw_grid
+from celebctl.prompt_grid import GridOptions, PromptGrid, draw_grid
 from celebctl_runtime.backends.select import choose_backend
 from celebctl_runtime.bundle.bundle import Bundle
 from celebctl_runtime.bundle.manifest import FILE_NAME
+from celebctl_runtime.credentials import Ingredient
 from celebctl_runtime.errors import CelebctlError, InvalidInputError, NotFoundError, UsageError
 from celebctl_runtime.explain import Explanation, explain
 from celebctl_runtime.identity import Identity
 from celebctl_runtime.paths import expanded
-from celebctl_runtime.picture import WATERMARKED, EncodingOptions, GeneratedImage, Marks, read_request, save_image
+from celebctl_runtime.picture import (
+    WATERMARKED,
+    EncodingOptions,
+    GeneratedImage,
+    Marks,
+    read_request,
+    save_image,
+    with_ingredients,
+)
 from celebctl_runtime.pipeline import complete, generate
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.prompting.layout import AUTO, normalize_layout
@@ -164,18 +173,21 @@ class PipelineOutput:
         requests: For each image the complete request, with every default filled in.
         records: For each image what drew it: model, bundle, engine, versions, digests of the people.
         masks: For each image where its init image was changed, mode "L", 255 is drawn; None without a mask.
+        ingredients: For each image the files that it was drawn from, for its content credentials.
     """
 
     images: list[Image.Image]
     requests: list[Request]
     records: list[Mapping[str, Any]]
     masks: list[Image.Image | None] = field(default_factory=list[Image.Image | None])
+    ingredients: list[Sequence[Ingredient]] = field(default_factory=list[Sequence[Ingredient]])
 
     @classmethod
     def of(cls, generated: Sequence[GeneratedImage]) -> "PipelineOutput":
         """Collect the images of the runtime."""
         images, masks = [g.image for g in generated], [g.mask for g in generated]
-        return cls(images, [g.request for g in generated], [g.record for g in generated], masks)
+        ingredients = [g.ingredients for g in generated]
+        return cls(images, [g.request for g in generated], [g.record for g in generated], masks, ingredients)
 
     def save(
         self,
@@ -207,9 +219,10 @@ class PipelineOutput:
         """
         path, many = Path(path), len(self.images) > 1
         files: list[Path] = []
-        for image, request, record in zip(self.images, self.requests, self.records, strict=True):
+        sources = self.ingredients or [()] * len(self.images)
+        for image, request, record, source in zip(self.images, self.requests, self.records, sources, strict=True):
             file = path.with_stem(f"{path.stem}-{request.seed}") if many else path
-            generated = GeneratedImage(image, request, record)
+            generated = GeneratedImage(image, request, record, source)
             options = EncodingOptions(metadata=metadata, scale=scale, quality=quality, marks=marks)
             files.append(save_image(generated, file, overwrite=overwrite, **options))
         return files
@@ -461,8 +474,7 @@ class Pipeline:
     ) -> list[GeneratedImage]:
         """`generate` for requests whose people are in the bundle and whose faces need not be found."""
         images = generate(self.bundle, self.backend, requests, progress, init_images=init_images, overrides=overrides)
-        files = {image.digest: (image.file,) for image in init_images if image.file is not None}
-        return [replace(image, ingredients=files.get(image.request.source, ())) for image in images]
+        return with_ingredients(images, init_images)
 
     def run(
         self,
@@ -526,7 +538,7 @@ class Pipeline:
             overwrite: Replace other images in `folder`.
             progress: As for `run`.
             settings: What all images have: keys of `celebctl.jobs.job_file.FIELDS`. Without a seed, that of the folder
-                or a random one.
+                or a random one. Besides, `marks` and `checker` as for `run`.
 
         Raises:
             UsageError: An axis or a value does not fit; nothing was drawn.
@@ -539,8 +551,10 @@ class Pipeline:
         """
         axes = [parse_axis(axis) if isinstance(axis, str) else axis for axis in (x, y) if axis is not None]
         place = None if folder is None else Path(folder)
+        saving: GridOptions = {"overwrite": overwrite, "marks": settings.pop("marks", WATERMARKED)}
+        saving["checker"] = settings.pop("checker", None)
         settings = {**settings, "prompt": prompt}
-        return draw_grid(self, settings, axes, folder=place, overwrite=overwrite, progress=progress)
+        return draw_grid(self, settings, axes, folder=place, progress=progress, **saving)
 
     def complete(self, requests: Sequence[Request]) -> list[Request | CelebctlError]:
         """For each request the complete one that `generate` would run, or the error that it would raise.

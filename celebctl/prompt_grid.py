@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -19,14 +19,23 @@ from celebctl.jobs.run import run_jobs, run_seed
 from celebctl_runtime.errors import CelebctlError
 from celebctl_runtime.files import atomic_write, refuse_existing
 from celebctl_runtime.image_files import read_image
-from celebctl_runtime.picture import read_request
+from celebctl_runtime.picture import Marks, read_request
 from celebctl_runtime.progress import ProgressCallback, ignore_progress
 from celebctl_runtime.request import Request
+from celebctl_runtime.safety_checker import SafetyChecker
 
 CHUNK = "celebctl_grid"  # the text chunk of a grid's PNG
 SCHEMA = 1
 CELL, MAX_IMAGES = 256, 1000
 _LABEL_LINES = 3
+
+
+class GridOptions(TypedDict, total=False):
+    """How the single images of a grid are written: as for `celebctl.jobs.run.RunOptions`."""
+
+    overwrite: bool
+    marks: Marks
+    checker: SafetyChecker | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +103,8 @@ def draw_grid(
     axes: Sequence[Axis],
     *,
     folder: Path | None = None,
-    overwrite: bool = False,
     progress: ProgressCallback = ignore_progress,
+    **options: Unpack[GridOptions],
 ) -> PromptGrid:
     """Draw the images of a grid.
 
@@ -105,8 +114,8 @@ def draw_grid(
             journal in `folder`, else a random one.
         axes: What varies along a row, and, if anything, from row to row.
         folder: Keeps the single images and their journal: those that are there are not drawn again.
-        overwrite: Replace other images in `folder`.
         progress: As for `run_jobs`.
+        options: See `GridOptions`.
 
     Raises:
         UsageError: An axis, a value or the number of cells does not fit.
@@ -118,7 +127,7 @@ def draw_grid(
         seed = run_seed(place, settings.get("seed"))
         settings = {**settings, "seed": seed}
         jobs = grid_jobs(settings, x, y)
-        report = run_jobs(drawer, jobs, place, progress=progress, seed=seed, overwrite=overwrite)
+        report = run_jobs(drawer, jobs, place, progress=progress, seed=seed, **options)
         for image in report.failed:
             raise image.error or AssertionError(image)
         images = [read_image(image.path).image for image in report.images]

@@ -2,10 +2,8 @@
 
 import io
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,10 +37,15 @@ class Comparison:
     psnr: float | None
 
 
-def marks_of(record: Mapping[str, Any], marks: Marks) -> Marks:
-    """The marks of an image that is drawn again: a watermark if it had one, with the user's key if that was private."""
+def marks_of(recipe: Recipe, marks: Marks) -> Marks:
+    """The marks of an image that is drawn again: a watermark if it had one, with the user's key if that was private.
+
+    The recipes of other programs do not say; then they are the user's, `marks`.
+    """
+    if recipe.format != "celebctl":
+        return marks
     keys = {"public": PUBLIC_KEY, "private": marks.watermark_key}
-    return Marks(keys.get(str(record.get("watermark"))), marks.signer)
+    return replace(marks, watermark_key=keys.get(str(recipe.record.get("watermark"))))
 
 
 def compare_with_file(file: ImageFile, recipe: Recipe, again: GeneratedImage, marks: Marks) -> Comparison:

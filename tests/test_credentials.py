@@ -2,15 +2,22 @@
 
 import io
 import stat
+import struct
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from celebctl.library import Library
+from celebctl.marks import user_marks
 from celebctl_runtime.certificate import local_key
-from celebctl_runtime.credentials import FORMATS, Ingredient, Signer, has_credentials, read_credentials
-from celebctl_runtime.errors import UsageError
+from celebctl_runtime.credentials import FORMATS, Ingredient, Signer, has_credentials, load_c2pa, read_credentials
+from celebctl_runtime.errors import SetupError, UsageError
+from celebctl_runtime.picture import GeneratedImage, Marks, encode_image
+from celebctl_runtime.request import Request
 
 pytest.importorskip("c2pa")
 
@@ -84,6 +91,45 @@ def test_what_a_picture_was_made_from_is_an_ingredient(signer: Signer) -> None:
     assert found is not None and found.state == "valid" and found.ingredients == ("photo.jpg", "mask.png")
     assert found.actions == ("c2pa.opened", "c2pa.edited", "c2pa.placed")
     assert found.source_type == "compositeWithTrainedAlgorithmicMedia" and found.generated
+
+
+def test_an_ingredient_with_damaged_credentials_is_left_out(signer: Signer, caplog: pytest.LogCaptureFixture) -> None:
+    store, picture = b"caBXjumb garbage c2pa", encoded("PNG", 1)
+    chunk = struct.pack(">I", len(store) - 4) + store + struct.pack(">I", zlib.crc32(store))
+    parts = [Ingredient(picture[:33] + chunk + picture[33:], "PNG", "photo.png")]
+    found = read_credentials(signer.sign(encoded("PNG"), "PNG", "alice", parts))
+    assert found is not None and (found.state, found.problems, found.ingredients) == ("valid", (), ())
+    assert found.actions == ("c2pa.created", "c2pa.edited") and "photo.png" in caplog.text
+    assert found.source_type == "compositeWithTrainedAlgorithmicMedia"
+
+
+def test_an_image_that_cannot_be_signed_is_saved_where_credentials_are_optional(
+    signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise SetupError("refused", "none", reason="signing_failed")
+
+    monkeypatch.setattr(signer, "sign", fail)
+    image = GeneratedImage(Image.new("RGB", (8, 8)), Request("alice"))
+    content = encode_image(image, marks=Marks(None, signer, unsigned_on_failure=True))
+    assert read_credentials(content) is None
+    with pytest.raises(SetupError):
+        encode_image(image, marks=Marks(None, signer))
+
+
+def test_a_native_library_that_does_not_load_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c2pa.py").write_text("raise RuntimeError('libc2pa_c.so: wrong architecture')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "c2pa")
+    with pytest.raises(SetupError) as caught:
+        load_c2pa()
+    assert caught.value.reason == "extra_unusable"
+    library = Library(tmp_path / "library")
+    monkeypatch.setenv("CELEBCTL_CREDENTIALS", "auto")
+    assert user_marks(library).signer is None
+    monkeypatch.setenv("CELEBCTL_CREDENTIALS", "on")
+    with pytest.raises(SetupError):
+        user_marks(library)
 
 
 def test_the_key_is_generated_once_and_private(tmp_path: Path) -> None:

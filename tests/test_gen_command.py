@@ -14,7 +14,8 @@ from PIL import Image
 from celebctl.cli.options import parse_size
 from celebctl.library import Library
 from celebctl_runtime.bundle.bundle import Bundle
-from celebctl_runtime.errors import UsageError
+from celebctl_runtime.errors import SetupError, UsageError
+from celebctl_runtime.files import atomic_write
 from celebctl_runtime.picture import read_request
 
 # export
@@ -235,6 +236,20 @@ def test_a_full_disk_is_code_6_and_leaves_no_half_picture(
     monkeypatch.setattr(os, "link", refuse)
     refused(console("gen", "beach", "-o", "beach.png"), 6, "beach.png", "disk is full")
     assert not list(console.folder.iterdir())
+
+
+def test_a_library_that_is_read_only_loses_no_image(console: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, content: bytes, **options: bool) -> None:
+        if path.name == "unsigned.noted":
+            raise SetupError(f"{path} cannot be written", reason="not_writable")
+        atomic_write(path, content, **options)
+
+    toy_bundle(console.library)
+    monkeypatch.setenv("CELEBCTL_CREDENTIALS", "auto")
+    monkeypatch.setattr("celebctl.marks.can_sign", lambda: False)
+    monkeypatch.setattr("celebctl_runtime.files.atomic_write", fail)
+    result = console("gen", "beach", "-o", "a.png")
+    assert (result.code, Path("a.png").is_file()) == (0, True) and "without content credentials" in result.err
 
 
 def test_cuda_without_cuda_is_code_6(console: CommandLine) -> None:

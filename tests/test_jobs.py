@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from bundle_fakes import make_identity, write_bundle
@@ -33,8 +33,9 @@ from celebctl.library import Library
 from celebctl.pipeline import Pipeline
 from celebctl.prompt_grid import CHUNK, contact_sheet
 from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.credentials import Ingredient, Signer
 from celebctl_runtime.errors import BusyError, CelebctlError, InvalidInputError, NotFoundError, SetupError, UsageError
-from celebctl_runtime.picture import read_request
+from celebctl_runtime.picture import Marks, read_request
 from celebctl_runtime.progress import Progress
 
 JOBS = [{"prompt": "alice", "seed": 5, "count": 2, "steps": 2}, {"prompt": "alice on the beach", "steps": 3}]
@@ -460,6 +461,23 @@ def test_a_grid_has_a_cell_for_each_pair_of_values(pipe: Pipeline) -> None:
     with pytest.raises(UsageError) as caught:
         drawn.save(Path("grid.png"))
     assert caught.value.reason == "file_exists"
+
+
+def test_cells_have_the_marks_asked_for_and_tell_their_source(pipe: Pipeline) -> None:
+    Image.new("RGB", (32, 32), "red").save("init.png")
+    signed: list[list[str]] = []
+
+    class Recorder:
+        def sign(self, content: bytes, format: str, title: str, ingredients: Sequence[Ingredient]) -> bytes:
+            signed.append([one.title for one in ingredients])
+            return content
+
+    marks = Marks(None, cast("Signer", Recorder()))
+    lines = ["alice", {"prompt": "alice", "from": "init.png", "steps": 2}]
+    assert statuses(pipe.run(lines, "out", marks=marks)) == ["drawn", "drawn"]
+    assert sorted(signed) == [[], ["init.png"]]
+    pipe.grid("alice", "seed=1,2", steps=1, folder="cells", marks=marks)
+    assert len(signed) == 4
 
 
 def test_a_grid_without_a_seed_has_the_same_in_all_cells(pipe: Pipeline) -> None:

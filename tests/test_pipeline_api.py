@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from PIL import Image
 from celebctl.library import Library
 from celebctl.pipeline import Pipeline, changed_since, find_source_bundle, make_requests, same_pixels
 from celebctl_runtime.bundle.bundle import Bundle
+from celebctl_runtime.credentials import Ingredient, Signer
 from celebctl_runtime.errors import NotFoundError, UsageError
-from celebctl_runtime.picture import read_request
+from celebctl_runtime.picture import Marks, read_request
 from celebctl_runtime.progress import Progress
 from celebctl_runtime.request import Request
 
@@ -82,6 +85,22 @@ def test_a_given_bundle_is_not_changed(library: Library, bundle: Bundle) -> None
 def test_invalid_values_are_usage_errors(bundle: Bundle, values: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         Pipeline(bundle, device="cpu")("alice", **values)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("library")
+def test_an_image_file_tells_what_it_was_made_from(tmp_path: Path) -> None:
+    titles: list[str] = []
+
+    class Recorder:
+        def sign(self, content: bytes, format: str, title: str, ingredients: Sequence[Ingredient]) -> bytes:
+            titles.extend(one.title for one in ingredients)
+            return content
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "init.png")
+    pipe = Pipeline(write_bundle(tmp_path / "encoding", encodes=True), device="cpu")
+    output = pipe("beach", init_image=tmp_path / "init.png", steps=2)
+    output.save(tmp_path / "a.png", marks=Marks(None, cast("Signer", Recorder())))
+    assert titles == ["init.png"]
 
 
 def test_an_init_image_has_one_digest_for_equal_pixels() -> None:

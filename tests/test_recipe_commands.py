@@ -13,6 +13,11 @@ from console_fakes import CommandLine, recipe, refused, toy_bundle
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from celebctl.reproduction import marks_of
+from celebctl_runtime.picture import Marks
+from celebctl_runtime.recipes.recipe import Recipe
+from celebctl_runtime.watermark import PUBLIC_KEY
+
 SETTINGS = "Steps: 4, Sampler: Euler a, CFG scale: 3, Seed: 9, Size: 32x32, Model: Toy"
 COMFY = {
     "3": {"inputs": {"positive": ["6", 0], "negative": ["7", 0]}},
@@ -118,6 +123,13 @@ def test_regen_draws_the_recipe_of_a_web_ui(console: CommandLine) -> None:
     drawn = recipe(Path("a-regen.png"))
     assert (drawn.prompt, drawn.negative, drawn.seed, drawn.sampler) == ("alice", "fog", 9, "euler_a")
     assert drawn.identities == ("alice",)
+
+
+def test_marks_are_those_of_the_recipe_or_else_the_users() -> None:
+    users = Marks(b"secret")
+    for record, key in (({"watermark": "private"}, b"secret"), ({"watermark": "public"}, PUBLIC_KEY), ({}, None)):
+        assert marks_of(Recipe("celebctl", {}, record), users).watermark_key == key
+    assert marks_of(Recipe("a1111", {}), users) == users
 
 
 def test_regen_asks_for_the_model_and_the_sampler_it_does_not_have(console: CommandLine) -> None:

@@ -1,14 +1,17 @@
 """The safety checker: an image over the limit is not written, and never turned black."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
-from console_fakes import CommandLine, refused, toy_bundle
+from bundle_fakes import write_bundle
+from console_fakes import MODEL, TABLE_HASH, CommandLine, refused, toy_bundle
 from PIL import Image
 
+from celebctl.cli.console import CliConsole
+from celebctl.cli.preview import choose_preview
 from celebctl_runtime.errors import IntegrityError, InvalidInputError, NotFoundError
 from celebctl_runtime.safety_checker import SafetyChecker
 
@@ -81,3 +84,29 @@ def test_refused_images_are_not_written(console: CommandLine, monkeypatch: pytes
     refused(console("gen", "alice"), 2, "safety_threshold")
     monkeypatch.setenv("CELEBCTL_SAFETY_THRESHOLD", "1")
     assert console("gen", "alice", "-s", "1", "-o", "one.png").code == 0
+
+
+def test_every_command_that_draws_images_uses_the_setting(
+    console: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console.add_people("alice")
+    write_bundle(console.library.bundle_path(MODEL, TABLE_HASH), encodes=True)
+    Image.new("RGB", (32, 32), "grey").save("source.png")
+    monkeypatch.setenv("CELEBCTL_SAFETY_CHECKER", str(write_checker(Path("checker.onnx"))))
+    monkeypatch.setenv("CELEBCTL_SAFETY_THRESHOLD", "0")
+    Path("jobs.txt").write_text("alice\nalice on the beach\n")
+    edit = ("edit", "source.png", "alice on the beach", "--was", "alice", "--steps", "4", "-o", "edited.png")
+    refused(console(*edit), 7, "no image was written")
+    refused(console("grid", "alice", "--x", "seed=1,2", "--steps", "1", "--separate", "cells"), 7, "score", "--seed")
+    refused(console("animate", "alice", "beach", "--frames", "2", "--steps", "1", "-o", "a.gif"), 7, "score")
+    result = console("run", "jobs.txt", "--json")
+    assert result.code == 8 and [one["error"]["reason"] for one in result.document["images"]] == ["unsafe_image"] * 2
+    assert {path.name for path in Path().rglob("*.[pg][ni][gf]")} == {"source.png"}
+
+
+@pytest.mark.parametrize("wanted", ["kitty", "shown.png"])
+def test_no_preview_before_the_checker_has_seen_an_image(console: CommandLine, wanted: str) -> None:
+    checker = write_checker(Path("checker.onnx"))
+    refused(console("gen", "alice", "--safety-checker", checker, "--preview", wanted), 2, "--preview", "off")
+    assert not list(Path().glob("*.png"))
+    assert choose_preview(cast("CliConsole", None), "auto", force=False, screened=True) is None

@@ -10,7 +10,11 @@ import pytest
 from console_fakes import CommandLine, toy_bundle
 from PIL import Image, PngImagePlugin
 
-from celebctl_runtime.picture import GeneratedImage, Marks, encode_image, watermark_payload
+from celebctl.cli.verify import SUMMARIES
+from celebctl.reproduction import compare_with_file, marks_of
+from celebctl_runtime.image_files import read_image
+from celebctl_runtime.picture import GeneratedImage, ImageFormat, Marks, encode_image, watermark_payload
+from celebctl_runtime.recipes.reading import read_recipe
 from celebctl_runtime.request import Request
 from celebctl_runtime.watermark import find_watermark
 
@@ -50,6 +54,13 @@ def test_what_is_left_out_is_not_found(console: CommandLine, drawn: Path) -> Non
     assert verdict(console, "bare.png", 3)["verdict"] == "unmarked"
 
 
+def test_a_recipe_alone_is_said_to_be_the_only_mark(console: CommandLine) -> None:
+    content = encode_image(GeneratedImage(Image.new("RGB", (32, 32)), Request("alice")), marks=Marks(None))
+    (console.folder / "a.png").write_bytes(content)
+    result = console("verify", "a.png")
+    assert result.code == 0 and SUMMARIES["recipe"] in result.out and SUMMARIES["generated"] not in result.out
+
+
 def test_saving_again_keeps_the_watermark_only(console: CommandLine, drawn: Path) -> None:
     with Image.open(drawn) as image:
         image.convert("RGB").save(console.folder / "again.jpg", quality=80)
@@ -86,6 +97,30 @@ def test_a_watermark_of_another_recipe_contradicts(console: CommandLine) -> None
     (console.folder / "a.png").write_bytes(content)
     found = verdict(console, "a.png", 5)
     assert len(found["contradictions"]) == 1  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("image_format", "quality", "marked"),
+    [("jpeg", 30, False), ("webp", 50, False), ("jpeg", 60, True), ("webp", 90, True), ("png", None, True)],
+)
+def test_a_file_claims_a_watermark_only_where_its_encoder_left_one(
+    console: CommandLine, image_format: ImageFormat, quality: int | None, marked: bool
+) -> None:
+    pixels = np.random.default_rng(0).integers(60, 190, (16, 16, 3), np.uint8)
+    drawn = GeneratedImage(Image.fromarray(pixels).resize((200, 200), Image.Resampling.BICUBIC), Request("a"))
+    path = console.folder / f"a.{image_format}"
+    path.write_bytes(encode_image(drawn, image_format, quality=quality))
+    found = verdict(console, path, 0)
+    assert found["contradictions"] == [] and (found["watermark"] is not None) is marked
+    recipe = read_recipe(path)
+    assert (recipe.record.get("watermark") == "public") is marked
+    marks = marks_of(recipe, Marks())
+    assert compare_with_file(read_image(path), recipe, drawn, marks).identical
+
+
+def test_numbers_written_as_integers_or_fractions_have_one_payload() -> None:
+    one, other = Request("alice", strength=1, guidance=3), Request("alice", strength=1.0, guidance=3.0)
+    assert watermark_payload(one.to_json()) == watermark_payload(other.to_json())
 
 
 def test_a_private_key_hides_the_watermark(console: CommandLine, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:

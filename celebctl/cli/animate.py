@@ -84,6 +84,7 @@ def animate(
 
     from .gen import open_or_export, open_pipeline
     from .naming import counted, free_path, slug_of
+    from .safety import choose_checker
 
     console = ctx.ensure_object(CliConsole)
     started, library = time.monotonic(), Library()
@@ -103,6 +104,7 @@ def animate(
         syntax=PLAIN if plain_prompt else WEIGHTED,
     )
     settings, marks = Settings.read(), user_marks(library)
+    checker = choose_checker(settings)
     folder = wildcard_folder(library, settings.text("wildcards", None if wildcards is None else str(wildcards)))
     target = out or free_path(Path(f"{slug_of(' '.join(words))}-{request.seed}.gif"))
     check_animation_path(target, force)
@@ -115,6 +117,9 @@ def animate(
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
     with console.track(f"drawing {frames} frames") as progress:
         animation = draw_animation(pipe, request, prompts, timing, progress)
+    if checker is not None:
+        for image in animation.images:
+            checker.check(image.image)
     files = [str(path) for path in save_animation(animation, target, scale=enlarge, overwrite=force, marks=marks)]
     images, seconds = len(animation.images), time.monotonic() - started
     console.info(f"{frames} frames from {counted(images, 'image')}, seed {request.seed}, {seconds:.1f} s")

@@ -10,6 +10,7 @@ import typer
 from . import options
 from .console import CliConsole
 from .gen import OutputTarget, SaveOptions, draw, open_or_export, open_pipeline, save_images
+from .safety import choose_checker, screen
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,7 +100,8 @@ def edit(
             "likeness": None if likeness is None else parse_likeness(likeness),
         },
     )
-    library = Library()
+    user, library = Settings.read(), Library()
+    checker = choose_checker(user)
     marks = user_marks(library, watermark=watermark)
     saving = SaveOptions.choose(out, image_format, quality, marks, metadata=metadata, force=force)
     target = OutputTarget.choose(out, prompt, [request.seed], console.json, saving)
@@ -110,11 +112,11 @@ def edit(
     if "bundle" in record and model is None and bundle is None:  # other programs name no bundle
         opened = find_source_bundle(library, record)
     else:
-        opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
+        opened = open_or_export(console, library, str(user.text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
     pipe.add_recorded_people(record)
     console.info(f"the image shows {request.was!r}" if request.was else "what the image shows is not known")
-    (edited,) = draw(console, pipe, [request], [source])
+    (edited,) = screen(console, checker, draw(console, pipe, [request], [source]), [])
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
     written = save_images(console, target, [edited], enlarge)
     if mask_out is not None and edited.mask is not None:

@@ -1,5 +1,6 @@
 """gen and regen: images from prompts, and images from the recipes in other images. Torch-free."""
 
+import contextlib
 import math
 import shlex
 import time
@@ -164,7 +165,8 @@ def gen(
     marks = user_marks(library, watermark=watermark)
     saving = SaveOptions.choose(out, image_format, quality, marks, metadata=metadata, force=force)
     target = OutputTarget.choose(out, prompt, seeds if count > 1 else seeds[:1], console.json, saving)
-    display = choose_preview(console, str(settings.text("preview", preview)), force)
+    shown = str(settings.text("preview", preview))
+    display = choose_preview(console, shown, force, screened=checker is not None)
     opened = open_or_export(console, library, str(settings.text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None, face_models=face_models)
     enlarge = options.positive(scale, "--scale") or pipe.bundle.manifest.size.display_scale
@@ -243,7 +245,7 @@ def regen(
     if frame is None:
         file = read_image(image)
         recipe, title = recipe_in(file, image), f"{image.stem}-regen"
-        marks = marks_of(recipe.record, marks)
+        marks = marks_of(recipe, marks)
     else:
         file, recipe, title = None, read_frame(image, frame), f"{image.stem}-frame-{frame}"
     request = recipe.request(sampler or "")
@@ -512,12 +514,14 @@ class OutputTarget:
 def note_unsigned(console: CliConsole, library: "Library", marks: "Marks") -> None:
     """Say, once on this machine, that images have no content credentials because c2pa-python is not installed."""
     from celebctl.marks import can_sign
+    from celebctl_runtime.errors import SetupError
     from celebctl_runtime.files import atomic_write
 
     noted = library.root / "cache" / "unsigned.noted"
     if marks.signer is None and not can_sign() and not noted.exists():
         console.info("saved without content credentials; for them: pip install 'celebctl[provenance]'")
-        atomic_write(noted, b"")
+        with contextlib.suppress(SetupError):  # a library that is read-only: said again the next time
+            atomic_write(noted, b"")
 
 
 def save_images(

@@ -55,11 +55,13 @@ def grid(
     from celebctl.grid import check_cells
     from celebctl.jobs.axes import MAX_CELLS, grid_jobs, parse_axis
     from celebctl.library import Library
-    from celebctl.prompt_grid import draw_grid
+    from celebctl.marks import user_marks
+    from celebctl.prompt_grid import GridOptions, draw_grid
     from celebctl.settings import Settings
 
     from .gen import open_or_export, open_pipeline
     from .run import track_pace
+    from .safety import choose_checker
 
     console = ctx.ensure_object(CliConsole)
     check_png(out, force)
@@ -71,11 +73,12 @@ def grid(
     settings = {key: value for key, value in given.items() if value is not None}
     axes = [parse_axis(axis) for axis in (x, y) if axis is not None]
     check_cells(len(grid_jobs(settings, *axes).lines), cell_size, MAX_CELLS)
-    library = Library()
-    opened = open_or_export(console, library, str(Settings.read().text("model", model)), bundle)
+    user, library = Settings.read(), Library()
+    saving: GridOptions = {"overwrite": force, "marks": user_marks(library), "checker": choose_checker(user)}
+    opened = open_or_export(console, library, str(user.text("model", model)), bundle)
     pipe = open_pipeline(library, opened, device, threads, add_people=bundle is None)
     with track_pace(console, "drawing") as progress:
-        drawn = draw_grid(pipe, settings, axes, folder=separate, overwrite=force, progress=progress)
+        drawn = draw_grid(pipe, settings, axes, folder=separate, progress=progress, **saving)
     drawn.save(out, cell=cell_size, overwrite=force)
     varies = any(axis.name == "seed" for axis in axes)
     console.info(f"{len(drawn.requests)} images" + ("" if varies else f", seed {drawn.settings['seed']}"))

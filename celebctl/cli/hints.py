@@ -23,6 +23,7 @@ RUNTIME: dict[str, str] = {
     "name_taken_in_bundle": "use another name, or remove the person first: celebctl rm {name}",
     "no_average_embeddings": "make a new bundle: celebctl export",
     "no_image_encoder": "make a new bundle: celebctl export",
+    "unsafe_image": "change the prompt, or use another --seed",
     "engine_without_init_images": "use --device cpu or --device cuda",
     "init_image_missing": "name the image with --from IMAGE",
     "mask_missing": "name the mask with --mask MASK",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from celebctl.terminal_images import TerminalProtocol
+    from celebctl_runtime.errors import UsageError
     from celebctl_runtime.preview import Preview
 
 AUTO, OFF = "auto", "off"
@@ -42,14 +43,21 @@ class PreviewDisplay(Protocol):
         ...
 
 
-def choose_preview(console: CliConsole, wanted: str, force: bool) -> PreviewDisplay | None:
-    """The display for a value of --preview; None for no preview. Raises UsageError."""
+def choose_preview(console: CliConsole, wanted: str, force: bool, *, screened: bool = False) -> PreviewDisplay | None:
+    """The display for a value of --preview; None for no preview.
+
+    screened: Whether a safety checker is to see the images first; "auto" then shows no preview.
+
+    Raises UsageError.
+    """
     from celebctl.terminal_images import PROTOCOLS, terminal_protocol
     from celebctl_runtime.errors import UsageError
 
-    if wanted == OFF:
+    if wanted == OFF or (screened and wanted == AUTO):
         return None
     if Path(wanted).suffix.lower() == ".png":
+        if screened:
+            raise _unscreened()
         path = Path(wanted)
         _refuse_foreign(path, force)
         return FilePreview(console, path)
@@ -58,6 +66,8 @@ def choose_preview(console: CliConsole, wanted: str, force: bool) -> PreviewDisp
         raise UsageError(
             f"invalid --preview {wanted!r}", f"use {AUTO}, {OFF}, {', '.join(PROTOCOLS)}, or a file ending in .png"
         )
+    if screened:
+        raise _unscreened()
     if not console.interactive:
         return None
     protocol = protocol or terminal_protocol(os.environ)
@@ -169,6 +179,16 @@ class TerminalPreview:
     def _emit(self, text: str) -> None:
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+def _unscreened() -> "UsageError":
+    from celebctl_runtime.errors import UsageError
+
+    return UsageError(
+        "--preview would show what the safety checker refuses",
+        f"use --preview {OFF}, or draw without a safety checker",
+        reason="preview_unscreened",
+    )
 
 
 def _refuse_foreign(path: Path, force: bool) -> None:

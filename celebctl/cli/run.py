@@ -92,6 +92,7 @@ def run(
     from celebctl_runtime.errors import UsageError
 
     from .gen import open_or_export, open_pipeline
+    from .safety import choose_checker
 
     console = ctx.ensure_object(CliConsole)
     if (file is None) == (watch is None):
@@ -101,7 +102,7 @@ def run(
         raise UsageError("--until-empty goes with --watch", "leave it out, or add --watch FOLDER")
     chosen: RunOptions = {
         "name": check_pattern(name or DEFAULT_PATTERN), "seed": seed, "overwrite": force, "keep_going": keep_going,
-        "marks": user_marks(),
+        "marks": user_marks(), "checker": choose_checker(Settings.read()),
     }  # fmt: skip
     jobs = None if file is None else read_jobs(file, check_format(file_format))
     library = Library()

@@ -1,4 +1,4 @@
-"""The safety checker of gen and regen: an image that it refuses is not written."""
+"""The safety checker of the commands that draw images: an image that it refuses is not written."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -21,10 +21,11 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from celebctl_runtime.errors import BusyError, CelebctlError, IntegrityError, InvalidInputError, SetupError, UsageError
 from celebctl_runtime.files import TEMPORARY
-from celebctl_runtime.picture import WATERMARKED, GeneratedImage, Marks, read_request, save_image
+from celebctl_runtime.picture import WATERMARKED, GeneratedImage, Marks, read_request, save_image, with_ingredients
 from celebctl_runtime.pipeline import batches, generate
 from celebctl_runtime.progress import Progress, ProgressCallback, ignore_progress
 from celebctl_runtime.request import MAX_SEED, Request
+from celebctl_runtime.safety_checker import SafetyChecker
 from celebctl_runtime.sampling.init_image import InitImage
 
 from .job_file import JobFile, LineError
@@ -48,6 +49,7 @@ class RunOptions(TypedDict, total=False):
         overwrite: Replace files that hold other images than the jobs describe.
         keep_going: Draw the valid lines when others are invalid.
         marks: Watermark and content credentials; default: a watermark.
+        checker: Images that it refuses fail with PolicyError (reason "unsafe_image"), and are not written.
     """
 
     name: str
@@ -55,6 +57,7 @@ class RunOptions(TypedDict, total=False):
     overwrite: bool
     keep_going: bool
     marks: Marks
+    checker: SafetyChecker | None
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,9 @@ def run_jobs(
             journal.begin(seed)
         marks = options.get("marks", WATERMARKED)
         save = partial(save_image, overwrite=options.get("overwrite", False), marks=marks)
+        checker = options.get("checker")
+        if checker is not None:
+            save = partial(_save_checked, checker, save)
         run = _Run(drawer, journal, folder, progress, finished, save)
         for job in good:
             if states[job.file] == "kept":
@@ -196,6 +202,14 @@ def run_jobs(
         run.draw([job for job in good if states[job.file] != "kept"])
     images = [run.results[job.file] for job in good if job.file in run.results]
     return RunReport(folder, seed, images, errors, len(good) - len(images), run.seconds)
+
+
+def _save_checked(
+    checker: SafetyChecker, save: Callable[..., Path], image: GeneratedImage, path: Path, *, scale: int
+) -> Path:
+    """Write an image that the checker does not refuse; else raise PolicyError."""
+    checker.check(image.image)
+    return save(image, path, scale=scale)
 
 
 def _taken_names(jobs: JobFile, folder: Path, states: Mapping[str, str], good: Sequence[Job]) -> list[LineError]:
@@ -261,7 +275,7 @@ class _Run:
             for job in jobs:
                 yield from self._images([job], pace)
             return
-        yield from zip(jobs, images, strict=True)
+        yield from zip(jobs, with_ingredients(images, init_images), strict=True)
 
     def _init_image(self, job: Job) -> InitImage:
         assert job.init_image is not None

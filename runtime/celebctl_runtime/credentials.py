@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from . import __version__
 from .certificate import SELF_SIGNED, SigningKey
 from .errors import SetupError
 
+_log = logging.getLogger(__name__)
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 GENERATED = _SOURCES + "trainedAlgorithmicMedia"
@@ -111,25 +113,48 @@ class Signer:
             content: The file.
             format: "PNG", "JPEG" or "WEBP".
             title: The name of the picture.
-            ingredients: What it was made from: the picture that drawing started from comes first.
+            ingredients: What it was made from: the picture that drawing started from comes first. Those whose own
+                credentials are damaged are left out, with a warning; the file still says that it is an edit.
 
         Raises:
             SetupError: It cannot be signed.
         """
-        c2pa, signed = load_c2pa(), io.BytesIO()
+        c2pa = load_c2pa()
+        known = [one for one in ingredients if one.format in FORMATS]
         try:
-            known = [one for one in ingredients if one.format in FORMATS]
-            builder = c2pa.Builder(_manifest(format, title, known), _context(()))
-            for number, one in enumerate(known):
-                facts = {
-                    "title": one.title,
-                    "relationship": "componentOf" if number else "parentOf",
-                    "label": str(number),
-                }
-                builder.add_ingredient(facts, FORMATS[one.format], io.BytesIO(one.content))
-            builder.sign(self._signer, FORMATS[format], io.BytesIO(content), signed)
+            return self._sign(content, format, title, known, edited=bool(ingredients))
+        except c2pa.C2paError as error:
+            usable = [one for one in known if self._can_use(one, content, format)]
+            if len(usable) == len(known):
+                raise _unsigned(error) from error
+        left_out = ", ".join(one.title for one in known if one not in usable)
+        _log.warning("the content credentials leave out %s: its own cannot be read", left_out)
+        try:
+            return self._sign(content, format, title, usable, edited=True)
         except c2pa.C2paError as error:
             raise _unsigned(error) from error
+
+    def _can_use(self, ingredient: Ingredient, content: bytes, format: str) -> bool:
+        """Whether a file can be signed with this ingredient alone: one with damaged credentials cannot."""
+        try:
+            self._sign(content, format, "", [ingredient], edited=True)
+        except load_c2pa().C2paError:
+            return False
+        return True
+
+    def _sign(
+        self, content: bytes, format: str, title: str, ingredients: Sequence[Ingredient], *, edited: bool
+    ) -> bytes:
+        signed = io.BytesIO()
+        builder = load_c2pa().Builder(_manifest(format, title, ingredients, edited), _context(()))
+        for number, one in enumerate(ingredients):
+            facts = {
+                "title": one.title,
+                "relationship": "componentOf" if number else "parentOf",
+                "label": str(number),
+            }
+            builder.add_ingredient(facts, FORMATS[one.format], io.BytesIO(one.content))
+        builder.sign(self._signer, FORMATS[format], io.BytesIO(content), signed)
         return signed.getvalue()
 
 
@@ -199,7 +224,8 @@ def _forbids(data: Mapping[str, Any]) -> bool:
     )
 
 
-def _manifest(format: str, title: str, ingredients: Sequence[Ingredient]) -> dict[str, Any]:
+def _manifest(format: str, title: str, ingredients: Sequence[Ingredient], edited: bool) -> dict[str, Any]:
+    """edited: Whether the picture was made from another one, which `ingredients` may lack."""
     program = {"name": "celebctl", "version": __version__}
     action: dict[str, Any] = {"action": "c2pa.created", "digitalSourceType": GENERATED, "softwareAgent": program}
     actions = [action]
@@ -209,6 +235,11 @@ def _manifest(format: str, title: str, ingredients: Sequence[Ingredient]) -> dic
         if len(ingredients) > 1:
             placed = {"ingredientIds": [str(number) for number in range(1, len(ingredients))]}
             actions.append({"action": "c2pa.placed", "parameters": placed})
+    elif edited:  # "opened" would need the ingredient
+        actions = [
+            {**action, "digitalSourceType": EDITED},
+            {**action, "action": "c2pa.edited", "digitalSourceType": EDITED},
+        ]
     return {
         "claim_generator_info": [program],
         "title": title,
@@ -238,7 +269,7 @@ def _format(content: bytes) -> str | None:
 
 
 def load_c2pa() -> Any:
-    """The module c2pa. Raises SetupError when it is not installed."""
+    """The module c2pa. Raises SetupError when it is not installed, or does not load (reason "extra_unusable")."""
     try:
         import c2pa
     except ImportError as error:
@@ -246,6 +277,14 @@ def load_c2pa() -> Any:
             "content credentials need c2pa-python",
             "install the extra: pip install 'celebctl[provenance]'",
             reason="missing_extra",
+            extra="provenance",
+            module="c2pa",
+        ) from error
+    except (OSError, RuntimeError) as error:  # its native library
+        raise SetupError(
+            f"c2pa-python does not load: {str(error)[:200]}",
+            "install it again: pip install --force-reinstall c2pa-python",
+            reason="extra_unusable",
             extra="provenance",
             module="c2pa",
         ) from error

@@ -10,32 +10,37 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
 from .dates import record_time
-from .errors import UsageError, out_of_range
+from .errors import SetupError, UsageError, out_of_range
 from .files import atomic_write, refuse_existing
 from .recipes.carriers import INVOKEAI, JPEG_LIMIT, OWN, PARAMETERS, exif_block, png_info
 from .recipes.infotext import format_parameters
 from .recipes.invokeai import format_metadata
 from .recipes.reading import MAX_SCALE, SCHEMA, read_recipe
 from .request import Request
-from .watermark import PUBLIC_KEY, SMALLEST, add_watermark
+from .watermark import PUBLIC_KEY, SMALLEST, add_watermark, find_watermark
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
     from .credentials import Ingredient, Signer
+    from .sampling.init_image import InitImage
 
+_log = logging.getLogger(__name__)
 CHUNK = OWN
 MAX_QUALITY = 100
 DEFAULT_QUALITY = 90  # of JPEG and WebP
+_PNG_LEVEL = 2  # of zlib: a third of the time of its default 6 for files that are a tenth to a fifth larger
+_SURE_SIDE, _SURE_QUALITY = 256, 75  # pixels of the shorter side, and JPEG: from these on a watermark is found
 ImageFormat = Literal["png", "jpeg", "webp"]
 #: The suffixes of files that can be written.
 SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -67,10 +72,12 @@ class Marks:
     Attributes:
         watermark_key: Key of the watermark; None for no watermark.
         signer: Signs content credentials; None for none. They are metadata, and left out with it.
+        unsigned_on_failure: Whether an image that cannot be signed is saved all the same, with a warning.
     """
 
     watermark_key: bytes | None = PUBLIC_KEY
     signer: Signer | None = None
+    unsigned_on_failure: bool = False
 
 
 WATERMARKED, UNMARKED = Marks(), Marks(None)
@@ -83,6 +90,12 @@ class EncodingOptions(TypedDict, total=False):
     scale: int
     quality: int | None
     marks: Marks
+
+
+def with_ingredients(images: Sequence[GeneratedImage], init_images: Sequence[InitImage]) -> list[GeneratedImage]:
+    """The images, each with the file of the init image that its request names, if it was read from one."""
+    files = {image.digest: (image.file,) for image in init_images if image.file is not None}
+    return [replace(image, ingredients=files.get(image.request.source, ())) for image in images]
 
 
 def to_image(values: NDArray[np.float32]) -> Image:
@@ -135,10 +148,12 @@ def encode_image(
         metadata: Whether to include the recipe.
         scale: Enlargement, 1 to 16.
         quality: Of JPEG and WebP, 1 to 100; at 100 a WebP is lossless. None: 90.
-        marks: Watermark and content credentials. A side under 128 pixels is too short for a watermark.
+        marks: Watermark and content credentials. A side under 128 pixels is too short for a watermark, and there is
+            none where the encoder would remove it: in a JPEG of quality 30, say.
 
     Raises:
         UsageError: ``scale`` or ``quality`` is out of range, or a PNG is given a quality ("quality_of_png").
+        SetupError: It cannot be signed (unless ``marks.unsigned_on_failure``).
     """
     if not 1 <= scale <= MAX_SCALE:
         raise out_of_range("scale", scale, 1, MAX_SCALE)
@@ -147,17 +162,44 @@ def encode_image(
     pixels, key = _enlarged(generated.image, scale), marks.watermark_key
     facts: dict[str, Any] = {"scale": scale} | ({} if lossy is None else {"quality": lossy})
     if key is not None and min(pixels.size) >= SMALLEST:
-        pixels = add_watermark(pixels, watermark_payload(generated.request.to_json()), key)
-        facts["watermark"] = "public" if key == PUBLIC_KEY else "private"
+        marked = add_watermark(pixels, watermark_payload(generated.request.to_json()), key)
+        if _keeps_watermark(marked, image_format, lossy, key):
+            pixels = marked
+            facts["watermark"] = "public" if key == PUBLIC_KEY else "private"
     content = _encoded(pixels, image_format, lossy, _texts(generated, facts) if metadata else {})
     if marks.signer is None or not metadata:
         return content
     title = generated.request.prompt[:100]
-    return marks.signer.sign(content, image_format.upper(), title, generated.ingredients)
+    try:
+        return marks.signer.sign(content, image_format.upper(), title, generated.ingredients)
+    except SetupError as error:
+        if not marks.unsigned_on_failure:
+            raise
+        _log.warning("saved without content credentials: %s", error.problem)
+        return content
+
+
+def _keeps_watermark(marked: Image, image_format: ImageFormat, quality: int | None, key: bytes) -> bool:
+    """Whether the watermark can be found in the file: encoders remove it at low quality, WebP from flat areas, too.
+
+    A PNG, a lossless WebP and a JPEG of good quality are not searched unless they are small: searching takes longer
+    than encoding.
+    """
+    from PIL import Image
+
+    sure = quality in (None, MAX_QUALITY) or (image_format == "jpeg" and quality >= _SURE_QUALITY)
+    if sure and min(marked.size) >= _SURE_SIDE:
+        return True
+    with Image.open(io.BytesIO(_encoded(marked, image_format, quality, {}))) as decoded:
+        return find_watermark(decoded, key) is not None
 
 
 def watermark_payload(request: Mapping[str, Any]) -> int:
-    """The number in the watermark: the first 32 bits of the SHA-256 of a request, as JSON with sorted keys."""
+    """The number in the watermark: the first 32 bits of the SHA-256 of a request, as JSON with sorted keys.
+
+    The request is read and written first, so that 1 and 1.0 have the same number.
+    """
+    request = Request.from_json(request).to_json()
     return int(hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8], 16)
 
 
@@ -212,7 +254,7 @@ def _enlarged(image: Image, scale: int) -> Image:
 def _encoded(image: Image, image_format: ImageFormat, quality: int | None, texts: dict[str, str]) -> bytes:
     buffer = io.BytesIO()
     if image_format == "png":
-        image.save(buffer, "PNG", pnginfo=png_info(texts))
+        image.save(buffer, "PNG", pnginfo=png_info(texts), compress_level=_PNG_LEVEL)
     elif image_format == "jpeg":  # colour at full resolution: faces are small
         exif = exif_block(texts, JPEG_LIMIT)
         image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True, exif=exif)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import IntegrityError, InvalidInputError, NotFoundError, SetupError
+from .errors import IntegrityError, InvalidInputError, NotFoundError, PolicyError, SetupError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,6 +67,16 @@ class SafetyChecker:
     def refuses(self, score: float) -> bool:
         """Whether an image of this score must not be shown."""
         return score > self.threshold
+
+    def check(self, image: Image) -> None:
+        """Raise PolicyError (reason "unsafe_image") for an image that must not be shown; else as `score`."""
+        score = self.score(image)
+        if self.refuses(score):
+            raise PolicyError(
+                f"the safety checker's score is {score:.2f}, the limit {self.threshold:g}",
+                "change the prompt, or use another seed",
+                reason="unsafe_image",
+            )
 
 
 def _open(path: Path) -> Any:
