@@ -190,18 +190,21 @@ def run_jobs(
             good = [job for job in good if states[job.file] != "foreign"]
         if journal.seed != seed:
             journal.begin(seed)
-        marks = options.get("marks", WATERMARKED)
-        save = partial(save_image, overwrite=options.get("overwrite", False), marks=marks)
-        checker = options.get("checker")
-        if checker is not None:
-            save = partial(_save_checked, checker, save)
-        run = _Run(drawer, journal, folder, progress, finished, save)
+        run = _Run(drawer, journal, folder, progress, finished, _saving(options))
         for job in good:
             if states[job.file] == "kept":
                 run.settle(job, "kept")
         run.draw([job for job in good if states[job.file] != "kept"])
     images = [run.results[job.file] for job in good if job.file in run.results]
     return RunReport(folder, seed, images, errors, len(good) - len(images), run.seconds)
+
+
+def _saving(options: RunOptions) -> Callable[..., Path]:
+    """The function that writes an image."""
+    marks = options.get("marks", WATERMARKED)
+    save = partial(save_image, overwrite=options.get("overwrite", False), marks=marks)
+    checker = options.get("checker")
+    return save if checker is None else partial(_save_checked, checker, save)
 
 
 def _save_checked(

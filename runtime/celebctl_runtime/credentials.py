@@ -283,7 +283,7 @@ def load_c2pa() -> Any:
     except (OSError, RuntimeError) as error:  # its native library
         raise SetupError(
             f"c2pa-python does not load: {str(error)[:200]}",
-            "install it again: pip install --force-reinstall c2pa-python",
+            "remove c2pa-python with pip, and install it again",
             reason="extra_unusable",
             extra="provenance",
             module="c2pa",
