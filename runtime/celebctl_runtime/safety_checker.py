@@ -40,7 +40,7 @@ class SafetyChecker:
             raise NotFoundError(f"there is no safety checker {path}", "check the path", reason="no_safety_checker")
         self._session: Any = _open(path)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        shape = inputs[0].shape if len(inputs) == 1 else []
+        shape: list[Any] = inputs[0].shape if len(inputs) == 1 else []
         if len(shape) != 4 or shape[1] != 3 or inputs[0].type != "tensor(float)" or len(outputs) != 1:
             raise _unusable(path, "it has not one input, float32 (N, 3, H, W), and one output")
         self._name = inputs[0].name
