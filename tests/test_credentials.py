@@ -101,6 +101,8 @@ def test_an_ingredient_with_damaged_credentials_is_left_out(signer: Signer, capl
     assert found is not None and (found.state, found.problems, found.ingredients) == ("valid", (), ())
     assert found.actions == ("c2pa.created", "c2pa.edited") and "photo.png" in caplog.text
     assert found.source_type == "compositeWithTrainedAlgorithmicMedia"
+    other = read_credentials(signer.sign(encoded("PNG"), "PNG", "alice", [Ingredient(b"GIF89a", "GIF", "a.gif")]))
+    assert other == found
 
 
 def test_an_image_that_cannot_be_signed_is_saved_where_credentials_are_optional(

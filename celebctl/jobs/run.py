@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -190,7 +190,7 @@ def run_jobs(
             good = [job for job in good if states[job.file] != "foreign"]
         if journal.seed != seed:
             journal.begin(seed)
-        run = _Run(drawer, journal, folder, progress, finished, _saving(options))
+        run = _Run(drawer, journal, folder, progress, finished, _saver(options))
         for job in good:
             if states[job.file] == "kept":
                 run.settle(job, "kept")
@@ -199,20 +199,16 @@ def run_jobs(
     return RunReport(folder, seed, images, errors, len(good) - len(images), run.seconds)
 
 
-def _saving(options: RunOptions) -> Callable[..., Path]:
-    """The function that writes an image."""
-    marks = options.get("marks", WATERMARKED)
-    save = partial(save_image, overwrite=options.get("overwrite", False), marks=marks)
-    checker = options.get("checker")
-    return save if checker is None else partial(_save_checked, checker, save)
+def _saver(options: RunOptions) -> Callable[..., Path]:
+    """Writes an image to a path at a scale. Raises PolicyError for one that the checker refuses."""
+    checker, marks = options.get("checker"), options.get("marks", WATERMARKED)
 
+    def save(image: GeneratedImage, path: Path, *, scale: int) -> Path:
+        if checker is not None:
+            checker.check(image.image)
+        return save_image(image, path, overwrite=options.get("overwrite", False), marks=marks, scale=scale)
 
-def _save_checked(
-    checker: SafetyChecker, save: Callable[..., Path], image: GeneratedImage, path: Path, *, scale: int
-) -> Path:
-    """Write an image that the checker does not refuse; else raise PolicyError."""
-    checker.check(image.image)
-    return save(image, path, scale=scale)
+    return save
 
 
 def _taken_names(jobs: JobFile, folder: Path, states: Mapping[str, str], good: Sequence[Job]) -> list[LineError]:

@@ -283,7 +283,7 @@ def load_c2pa() -> Any:
     except (OSError, RuntimeError) as error:  # its native library
         raise SetupError(
             f"c2pa-python does not load: {str(error)[:200]}",
-            "remove c2pa-python with pip, and install it again",
+            "install a c2pa-python that fits this machine",
             reason="extra_unusable",
             extra="provenance",
             module="c2pa",
