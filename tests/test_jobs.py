@@ -425,9 +425,9 @@ def test_a_file_that_still_grows_is_not_read(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_job_file_that_is_deleted_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
     monkeypatch.setattr("celebctl.jobs.watch.INTERVAL", 0.0)
     Path("in").mkdir()
-    for name in ("a.txt", "b.txt"):
+    for name, second in (("a.txt", 100), ("b.txt", 200)):
         Path("in", name).write_text("alice\n")
-        os.utime(Path("in", name), (100 if name == "a.txt" else 200,) * 2)
+        os.utime(Path("in", name), (second, second))
     results = list[WatchedFile]()
 
     def draw(jobs: JobFile, folder: Path) -> RunReport:
