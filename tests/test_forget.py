@@ -205,10 +205,10 @@ def test_a_file_that_cannot_be_read_is_reported(console: CommandLine, monkeypatc
     console.add_people("alice", "bob")
     path, opened = console.library.find("bob").path, cast("Any", Path.open)
 
-    def refuse(self: Path, *given: Any) -> Any:
+    def refuse(self: Path, *given: Any, **named: Any) -> Any:
         if self == path:
             raise PermissionError(errno.EACCES, "denied", str(self))
-        return opened(self, *given)
+        return opened(self, *given, **named)
 
     monkeypatch.setattr(Path, "open", refuse)
     result = console("forget", "alice", "--json")
