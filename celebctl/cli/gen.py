@@ -236,7 +236,7 @@ def regen(
     from celebctl_runtime.image_files import read_image
     from celebctl_runtime.recipes.reading import recipe_in
 
-    from .naming import printable
+    from .naming import one_line
     from .safety import choose_checker, screen
 
     console = ctx.ensure_object(CliConsole)
@@ -258,7 +258,7 @@ def regen(
     strength = request.strength if request.source else None
     requests, init_images = make_requests(request, 1, init_image, strength, mask)
     if recipe.ignored:
-        console.warn(printable(f"not reproduced: {', '.join(recipe.ignored)}"))
+        console.warn(one_line(f"not reproduced: {', '.join(recipe.ignored)}"))
     if "seed" not in recipe.values:
         console.warn("the recipe states no seed; 0 is used")
     (again,) = screen(console, checker, draw(console, pipe, requests, init_images), [])

@@ -120,7 +120,7 @@ def inspect_file(
     Reads the recipes of celebctl, Stable Diffusion web UIs and InvokeAI, and the prompts in those of ComfyUI.
     """
     from .extras import requires_extra
-    from .naming import printable
+    from .naming import one_line
 
     console = ctx.ensure_object(CliConsole)
     with requires_extra("learn", "reading a .pt file"):
@@ -139,7 +139,7 @@ def inspect_file(
     for facts in described:
         prefix = "" if len(files) == 1 else f"{facts['path']}: "
         for warning in cast("list[str]", facts.get("warnings", [])):
-            console.warn(prefix + printable(warning))
+            console.warn(prefix + one_line(warning))
 
 
 def name_for(given: str | None, contents: "EmbeddingFile", file: Path) -> str:
@@ -217,6 +217,6 @@ def _as_text(value: object) -> str:
         return ", ".join(f"{key} {_as_text(entry)}" for key, entry in cast("Mapping[str, object]", value).items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_as_text(entry) for entry in cast("Sequence[object]", value))
-    from .naming import printable
+    from .naming import one_line
 
-    return printable(str(value))
+    return one_line(str(value))

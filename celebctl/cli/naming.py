@@ -10,6 +10,8 @@ from celebctl.jobs.names import slug_of as slug_of
 from celebctl_runtime.errors import CelebctlError, UsageError
 from celebctl_runtime.identity import check_name
 
+from .console import printable
+
 # A person named like one of these words would change the meaning of nearly every prompt.
 _COMMON_WORDS = frozenset(
     "a an and the of in on at with by to for from is are as who person people man woman boy girl photo picture".split()
@@ -19,7 +21,6 @@ _GENERIC_STEM = re.compile(
     r"(img|image|pic|picture|photo|pxl|dsc[nf]?|mvimg|face|portrait|selfie|me|person|screenshot|untitled|download)"
     r"([-_]?\d.*)?"
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 #: Letters without a decomposition in Unicode, as they are written in names of passports.
 _LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i", "ħ": "h"})
 _MAX_NAME = 32  # as check_name
@@ -106,6 +107,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def printable(text: str) -> str:
-    """Text of unknown origin for one line: control characters and marks of writing direction are escaped."""
-    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+def one_line(text: str) -> str:
+    """Text of unknown origin for one line: what a terminal obeys is escaped, and so are line ends and tabs."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")

@@ -59,7 +59,7 @@ def summary(found: "Examination") -> str:
 
 
 def _lines(found: "Examination") -> list[str]:
-    from .naming import printable
+    from .naming import one_line
 
     lines = [f"{found.path}: {summary(found)}"]
     lines += [f"  contradiction  {sentence}" for sentence in found.contradictions]
@@ -70,7 +70,7 @@ def _lines(found: "Examination") -> list[str]:
     lines.append(f"  watermark      {number}{scaled}")
     recipe = found.recipe_error or ("none" if found.recipe is None else f"of {found.recipe.program}")
     lines.append(f"  recipe         {recipe}")
-    return [printable(line) for line in lines]
+    return [one_line(line) for line in lines]
 
 
 def _credentials(found: "Examination") -> str:
