@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -256,6 +258,23 @@ def test_a_long_weighted_prompt_equals_diffusers(
     assert picture.request.syntax == "weighted" and picture.record["dropped_text"] == ""
 
 
+@contextmanager
+def noise_of_celebctl(module: ModuleType) -> Generator[None]:
+    """In a pipeline of diffusers: our noise of seed 3, and the mean of encoded images instead of a sample."""
+    noise = torch.from_numpy(initial_noise(3, (4, 12, 16))[None])
+
+    def draw_noise(*_: object, **__: object) -> Any:
+        return noise
+
+    def mean_of(encoded: Any, **_: object) -> Any:
+        return encoded.latent_dist.mode()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "randn_tensor", draw_noise)
+        patch.setattr(module, "retrieve_latents", mean_of)
+        yield
+
+
 @pytest.mark.parametrize(("strength", "sampler"), [(0.6, "ddim"), (0.3, "dpmpp_2m"), (1.0, "euler")])
 def test_a_picture_from_a_picture_equals_that_of_diffusers(
     exported_path: Path, tiny_folder: Path, tmp_path: Path, strength: float, sampler: str
@@ -275,17 +294,7 @@ def test_a_picture_from_a_picture_equals_that_of_diffusers(
     name, options = SCHEDULERS[sampler]
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **options)
     pipe.set_progress_bar_config(disable=True)
-    noise = torch.from_numpy(initial_noise(3, (4, 12, 16))[None])
-
-    def draw_noise(*_: object, **__: object) -> Any:
-        return noise
-
-    def mean_of(encoded: Any, **_: object) -> Any:
-        return encoded.latent_dist.mode()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "randn_tensor", draw_noise)
-        patch.setattr(module, "retrieve_latents", mean_of)
+    with noise_of_celebctl(module):
         expected = pipe(
             request.prompt,
             negative_prompt=request.negative,
@@ -331,17 +340,7 @@ def test_inpainting_equals_that_of_diffusers(
     name, options = SCHEDULERS[sampler]
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **options)
     pipe.set_progress_bar_config(disable=True)
-    noise = torch.from_numpy(initial_noise(3, (4, 12, 16))[None])
-
-    def draw_noise(*_: object, **__: object) -> Any:
-        return noise
-
-    def mean_of(encoded: Any, **_: object) -> Any:
-        return encoded.latent_dist.mode()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "randn_tensor", draw_noise)
-        patch.setattr(module, "retrieve_latents", mean_of)
+    with noise_of_celebctl(module):
         expected = pipe(
             request.prompt,
             negative_prompt=request.negative,
